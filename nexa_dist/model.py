@@ -1,0 +1,73 @@
+"""The nouns that every layer shares. Frozen values; units are in the names."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Provider = Literal["aws", "local", "static"]
+RdzvBackend = Literal["static", "c10d"]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One machine of a cluster, as it is reached. `gpus` is the number of ranks it takes."""
+
+    name: str
+    address: str
+    gpus: int
+    port: int = 22
+    user: str = ""
+    price_usd_per_hour: float = 0.0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things lie on a node. All are absolute, or start with `~/` (the node's home)."""
+
+    python: str
+    """Interpreter of the training environment."""
+    scratch: str
+    """`$NEXA_SCRATCH`: fast, lost with the node."""
+    shared: str
+    """`$NEXA_SHARED`: caches (environments, prepared data, code archives)."""
+    durable: str
+    """`$NEXA_DURABLE`: what outlives the node; only rank 0 writes to it."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """`cluster.json`: what `nexa run` needs to know of a cluster. Node order is rank order."""
+
+    name: str
+    provider: Provider
+    nodes: tuple[Node, ...]
+    layout: Layout
+    ssh_config: str = ""
+    """ssh_config file to use; empty means the user's own."""
+    rdzv: str = ""
+    """`host:port` of the rendezvous, empty to choose a free port on the first node."""
+    rdzv_backend: RdzvBackend = "static"
+    env_hash: str = ""
+    created_unix: float = 0.0
+
+    @property
+    def world_size(self) -> int:
+        return sum(node.gpus for node in self.nodes)
+
+    @property
+    def usd_per_hour(self) -> float:
+        return sum(node.price_usd_per_hour for node in self.nodes)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Cluster:
+        nodes = tuple(Node(**node) for node in data["nodes"])
+        return cls(**{**data, "nodes": nodes, "layout": Layout(**data["layout"])})
+
+
+def absolute(path: str, home: str) -> str:
+    """A path of a Layout on a node: `~/x` below that node's `home`, anything else as it is."""
+    return f"{home}/{path[2:]}" if path.startswith("~/") else path
