@@ -1,0 +1,1 @@
+"""Strict schemas of cluster.yaml and train.yaml. `load` is the door; importing this package costs nothing."""

@@ -1,0 +1,291 @@
+"""Schema of cluster.yaml: your own hosts, or hosts to be provisioned. One model takes both forms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    ModelWrapValidatorHandler,
+    StringConstraints,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from nexa_dist.config.hosts import (
+    Endpoint,
+    HostName,
+    LocalPath,
+    Name,
+    NodePath,
+    Port,
+    Price,
+    Program,
+    User,
+    same_host,
+)
+from nexa_dist.model import Provider, RdzvBackend
+
+MAX_NODES = 64
+MAX_GPUS = 64
+
+_COMMON = frozenset(
+    {"name", "provider", "backend", "rdzv_backend", "rdzv_port"}
+    | {"scratch", "shared", "durable", "budget_usd", "max_hours"}
+)
+_MADE = frozenset({"nodes", "gpus_per_node", "price_usd_per_hour", "boot_timeout_s"})
+KEYS: Mapping[str, frozenset[str]] = {
+    "static": _COMMON | {"cluster", "rdzv", "python", "ssh_config", "mesh"},
+    "local": _COMMON | _MADE,
+    "aws": _COMMON | _MADE | {"market", "offers", "max_price_usd_per_hour", "mesh"},
+}
+"""The keys that mean something for a provider. Any other is refused: no setting is silently ignored."""
+
+REQUIRED: Mapping[str, tuple[str, ...]] = {
+    "static": ("cluster",),
+    "local": ("nodes", "gpus_per_node"),
+    "aws": ("nodes", "gpus_per_node"),
+}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Host(_Section):
+    """One machine of your own, reached by ssh."""
+
+    host: HostName = Field(description="Address or name that ssh can reach: IPv4, IPv6 or a host name.")
+    gpus: int = Field(
+        ge=1,
+        le=MAX_GPUS,
+        description="Ranks (processes) on this host, one a GPU; 1 to 64.",
+    )
+    name: Name | None = Field(
+        None,
+        description="Name of the node; n0, n1, … in list order if left out.",
+    )
+    user: User | None = Field(None, description="Login name; ssh's own default if left out.")
+    port: Port = Field(22, description="Port of sshd, 1 to 65535.")
+    price_usd_per_hour: Price = Field(0.0, description="What this host costs, in US dollars an hour.")
+
+
+class Offer(_Section):
+    """One thing that may be rented."""
+
+    type: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,30}\.[a-z0-9-]{1,30}$")] = Field(
+        description="Instance type, for example g6e.12xlarge."
+    )
+    zone: Annotated[str, StringConstraints(pattern=r"^[a-z]{2}(-[a-z]+)+-[0-9][a-z]$")] | None = Field(
+        None,
+        description="Availability zone, for example us-east-1a; any zone if left out.",
+    )
+
+
+def _offers_kind(value: Any) -> str:
+    return "cheapest" if isinstance(value, str) else "list"
+
+
+Offers = Annotated[
+    Annotated[Literal["cheapest"], Tag("cheapest")]
+    # strict=False: strict mode takes no list, which is what YAML gives, for a tuple.
+    | Annotated[
+        tuple[Offer, ...],
+        Field(strict=False, min_length=1, max_length=MAX_NODES),
+        Tag("list"),
+    ],
+    Discriminator(_offers_kind),
+]
+
+
+class ClusterConfig(_Section):
+    """A cluster: either your own hosts (`cluster`), or hosts that a provider makes (`provider`, `nodes`)."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["cluster"]},
+                {"required": ["name", "provider", "nodes", "gpus_per_node"]},
+            ]
+        }
+    )
+
+    name: Name = Field(
+        description="Name of the cluster: a-z, 0-9 and '-', at most 32. With `cluster`, the file's name if left out."
+    )
+    provider: Provider = Field(
+        "static",
+        description="Who makes the hosts: aws, local (this machine), or static (your own hosts).",
+    )
+    cluster: Annotated[tuple[Host, ...], Field(strict=False, min_length=1, max_length=MAX_NODES)] = Field(
+        (), description="Your own hosts, in rank order: rank 0 is on the first."
+    )
+    nodes: int | None = Field(None, ge=1, le=MAX_NODES, description="Number of nodes to make, 1 to 64.")
+    gpus_per_node: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_GPUS,
+        description="Ranks (processes) on each node, 1 to 64. With provider local they run on the CPU.",
+    )
+    backend: Literal["torch.distributed"] = Field("torch.distributed", description="What joins the ranks.")
+    rdzv: Endpoint | None = Field(
+        None,
+        description="Rendezvous host:port on the first host; a free port of it if left out. Own hosts only.",
+    )
+    rdzv_port: Port | None = Field(
+        None,
+        description="Rendezvous port on the first node, 1 to 65535; a free one if left out.",
+    )
+    rdzv_backend: RdzvBackend = Field(
+        "static",
+        description="How torchrun's agents meet. Ranks follow the order of the nodes with both.",
+    )
+    mesh: Literal["tailscale", "wireguard", "none"] = Field(
+        "none",
+        description="Overlay network of the nodes: tailscale, wireguard or none. Not with provider local.",
+    )
+    market: Literal["spot", "on_demand", "spot_then_on_demand"] = Field(
+        "spot", description="How instances are bought. Only with provider aws."
+    )
+    offers: Offers = Field(
+        "cheapest",
+        description="What may be rented, in order of preference, or cheapest. Only with provider aws.",
+    )
+    max_price_usd_per_hour: Price | None = Field(
+        None,
+        description="Most that one node may cost, in US dollars an hour. Only with provider aws.",
+    )
+    price_usd_per_hour: Price | None = Field(
+        None,
+        description="What one node costs, in US dollars an hour. For own hosts it stands with each host.",
+    )
+    budget_usd: Price | None = Field(None, description="Most that the cluster may cost in all, in US dollars.")
+    max_hours: float | None = Field(
+        None,
+        gt=0,
+        le=8760,
+        description="The nodes end by themselves after so many hours.",
+    )
+    boot_timeout_s: float = Field(
+        600.0,
+        gt=0,
+        le=86_400,
+        description="Longest wait for a node to answer after it was made, in seconds.",
+    )
+    python: Program = Field("python3", description="Python of the training on your own hosts: name or path.")
+    ssh_config: LocalPath | None = Field(
+        None,
+        description="ssh_config file for your own hosts; a relative path starts at this file's folder.",
+    )
+    scratch: NodePath | None = Field(None, description="NEXA_SCRATCH on the nodes: fast, lost with the node.")
+    shared: NodePath | None = Field(None, description="NEXA_SHARED on the nodes: caches.")
+    durable: NodePath | None = Field(None, description="NEXA_DURABLE on the nodes: what outlives them.")
+
+    @property
+    def gpus(self) -> tuple[int, ...]:
+        """Ranks on each node, in rank order."""
+        return tuple(host.gpus for host in self.cluster) or (self.gpus_per_node or 0,) * (self.nodes or 0)
+
+    @property
+    def node_names(self) -> tuple[str, ...]:
+        if not self.cluster:
+            return tuple(f"n{index}" for index in range(self.nodes or 0))
+        return tuple(host.name or f"n{index}" for index, host in enumerate(self.cluster))
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _all_at_once(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """What keys mean together is checked even when single keys are wrong: one reading shows all."""
+        faults = list(_together(data)) if isinstance(data, dict) else []
+        try:
+            config = handler(data)
+        except ValidationError as error:
+            fields = [
+                InitErrorDetails(type=e["type"], loc=e["loc"], input=e["input"], ctx=e.get("ctx", {}))
+                if e["type"] != "value_error"
+                else fault(e["loc"], str(e["ctx"]["error"]), "", e["input"])
+                for e in error.errors(include_url=False)
+            ]
+            faults = [*fields, *faults]
+        if faults:
+            raise ValidationError.from_exception_data("cluster", faults)
+        return config
+
+
+def fault(loc: tuple[str | int, ...], message: str, hint: str = "", value: object = None) -> InitErrorDetails:
+    """One validation error in our own words."""
+    kind = PydanticCustomError("nexa", "{message}", {"message": message, "hint": hint})
+    return InitErrorDetails(type=kind, loc=loc, input=value)
+
+
+def _together(data: dict[str, Any]) -> Iterator[InitErrorDetails]:
+    provider = data.get("provider", "static")
+    if "cluster" in data:
+        if provider != "static" and isinstance(provider, str) and provider in KEYS:
+            hint = "remove provider (or say static), or remove cluster"
+            yield fault(
+                ("provider",),
+                f"{provider} makes its own hosts, but `cluster` lists yours",
+                hint,
+            )
+        provider = "static"
+        yield from _same_twice(data["cluster"])
+    elif "provider" not in data:
+        yield fault(
+            (),
+            "neither `cluster` (your own hosts) nor `provider` is given",
+            "`nexa init` writes an example of both forms",
+        )
+        return
+    if not isinstance(provider, str) or provider not in KEYS:
+        return
+    for key in REQUIRED[provider]:
+        if key not in data:
+            yield InitErrorDetails(type="missing", loc=(key,), input=data)
+    for key in data:
+        if key in ClusterConfig.model_fields and key not in KEYS[provider]:
+            yield _meaningless(key, provider)
+    if data.get("rdzv") is not None and data.get("rdzv_port") is not None:
+        yield fault(("rdzv_port",), "`rdzv` already gives the port", "remove one of the two")
+
+
+def _meaningless(key: str, provider: str) -> InitErrorDetails:
+    what = "your own hosts (provider static)" if provider == "static" else f"provider {provider}"
+    hint = "remove it"
+    if key == "price_usd_per_hour":
+        hint = "give price_usd_per_hour to each host of `cluster`"
+    elif key == "cluster":
+        hint = "remove it, or say provider: static"
+    elif key == "rdzv":
+        hint = "use rdzv_port: the address is not known before the nodes are made"
+    return fault((key,), f"means nothing for {what}", hint)
+
+
+def _same_twice(hosts: object) -> Iterator[InitErrorDetails]:
+    places: dict[tuple[str, str], int] = {}
+    names: dict[str, int] = {}
+    for index, host in enumerate(hosts if isinstance(hosts, list | tuple) else ()):
+        if not isinstance(host, dict):
+            continue
+        if isinstance(where := host.get("host"), str):
+            first = places.setdefault((same_host(where), str(host.get("port", 22))), index)
+            if first != index:
+                yield fault(
+                    ("cluster", index, "host"),
+                    f"the same host and port as cluster[{first}]",
+                    "remove one",
+                )
+        name = host.get("name") or f"n{index}"
+        first = names.setdefault(name, index) if isinstance(name, str) else index
+        if first != index:
+            yield fault(
+                ("cluster", index),
+                f"the same name as cluster[{first}]: {name[:40]!r}",
+                "rename one",
+            )

@@ -1,0 +1,112 @@
+"""Text that names machines: hosts, users, endpoints, paths. A check returns the text or raises ValueError."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from nexa_dist.config.paths import bad_characters
+
+NAME_PATTERN = "^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$"
+USER_PATTERN = "^[a-z_][a-z0-9_-]{0,31}$"
+HOST_PATTERN = "^[A-Za-z0-9:][A-Za-z0-9:.-]{0,252}$"
+
+_NAME = re.compile(NAME_PATTERN[1:-1])
+_USER = re.compile(USER_PATTERN[1:-1])
+_PROGRAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+_NUMBER = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]*")
+_ENDPOINT = re.compile(r"(?:\[(?P<six>[^\[\]]*)\]|(?P<host>[^:]*)):(?P<port>[1-9][0-9]{0,4})")
+
+
+def check_name(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise ValueError("expected 1 to 32 of a-z, 0-9 and '-', with no '-' at either end")
+    return text
+
+
+def check_user(text: str) -> str:
+    if not _USER.fullmatch(text):
+        raise ValueError("expected a login name: a-z or '_', then up to 31 of a-z, 0-9, '_' and '-'")
+    return text
+
+
+def check_host(text: str) -> str:
+    """An IPv4 or IPv6 address without zone, or an RFC 1123 host name: never an option of ssh."""
+    try:
+        # isascii: Python takes other scripts' digits for digits in some versions.
+        address = ipaddress.ip_address(text) if text.isascii() and "%" not in text else None
+    except ValueError:
+        address = None
+    if address is not None:
+        if address.is_unspecified or address.is_multicast:
+            raise ValueError("expected the address of one machine")
+        return text
+    labels = text.split(".")
+    named = len(text) <= 253 and all(_LABEL.fullmatch(label) for label in labels)
+    # A last label of digits is an address to the resolver: 127.1 is 127.0.0.1.
+    if not named or _NUMBER.fullmatch(labels[-1]):
+        raise ValueError("expected an IPv4 or IPv6 address, or a host name (letters, digits, '-' and '.')")
+    return text
+
+
+def same_host(text: str) -> str:
+    """One spelling of a host, to compare with."""
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return text.lower()
+
+
+def check_endpoint(text: str) -> str:
+    """`host:port` or `[IPv6]:port`."""
+    found = _ENDPOINT.fullmatch(text)
+    if not found or int(found["port"]) > 65535 or (found["six"] is not None and ":" not in found["six"]):
+        raise ValueError("expected host:port (an IPv6 address in brackets: [::1]:29500)")
+    check_host(found["host"] if found["six"] is None else found["six"])
+    return text
+
+
+def check_local_path(text: str) -> str:
+    """A path on this machine."""
+    if not text or len(text) > 1024 or text.startswith("-"):
+        raise ValueError("expected a path of 1 to 1024 characters that does not begin with '-'")
+    if bad_characters(text):
+        raise ValueError('expected a path without control characters and without any of " \\ $ ` % { }')
+    if text.startswith("~") and not text.startswith("~/"):
+        raise ValueError("expected a path without another user's home (~name)")
+    return text
+
+
+def check_node_path(text: str) -> str:
+    """A path on a node: absolute or in the home folder, with nothing that leads back up."""
+    check_local_path(text)
+    below = text.removeprefix("~").split("/")
+    if not text.startswith(("/", "~/")) or ".." in below or not any(below):
+        raise ValueError("expected a folder below / or ~/, without '..'")
+    return text
+
+
+def check_program(text: str) -> str:
+    """A program name to be found on PATH, or a path on a node."""
+    if "/" not in text and not _PROGRAM.fullmatch(text):
+        raise ValueError("expected the name of a program, or a path that begins with / or ~/")
+    return check_node_path(text) if "/" in text else text
+
+
+def _shape(pattern: str) -> object:
+    return Field(json_schema_extra={"pattern": pattern})
+
+
+Name = Annotated[str, AfterValidator(check_name), _shape(NAME_PATTERN)]
+User = Annotated[str, AfterValidator(check_user), _shape(USER_PATTERN)]
+HostName = Annotated[str, AfterValidator(check_host), _shape(HOST_PATTERN)]
+Endpoint = Annotated[str, AfterValidator(check_endpoint), _shape("^[^ ]+:[1-9][0-9]{0,4}$")]
+LocalPath = Annotated[str, AfterValidator(check_local_path)]
+NodePath = Annotated[str, AfterValidator(check_node_path), _shape("^(/|~/)")]
+Program = Annotated[str, AfterValidator(check_program)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Price = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
