@@ -1,0 +1,126 @@
+"""host.py's decisions, without sshd."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+HOST_PY = Path(__file__).resolve().parents[3] / "terraform" / "modules" / "local_node" / "host.py"
+
+
+@pytest.fixture(scope="module")
+def host() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("local_node_host", HOST_PY)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("root", ["", "nodes", "~/nodes", "/", "/tmp/a\nb", "/tmp/a\x7f", "-o/x", "/tmp/../"])
+def test_roots_that_are_refused(host: ModuleType, root: str) -> None:
+    with pytest.raises(host.HostError):
+        host.checked_root(root)
+
+
+@pytest.mark.parametrize(
+    "root", ["/tmp/it's a root", '/tmp/a"b', "/tmp/$(id)", "/tmp/{{ x }}", "/tmp/-oProxyCommand=x"]
+)
+def test_odd_roots_are_only_paths(host: ModuleType, root: str) -> None:
+    assert str(host.checked_root(root)) == root
+
+
+def test_quotes_in_sshd_config(host: ModuleType) -> None:
+    assert host.quoted('a "b" \\c') == '"a \\"b\\" \\\\c"'
+
+
+def test_descendants(host: ModuleType) -> None:
+    table = {pid: host.Process(parent, 0, "S") for pid, parent in {2: 1, 3: 2, 4: 3, 5: 1, 6: 5}.items()}
+    assert host.descendants(table, 2) == {3, 4}
+    assert host.descendants(table, 9) == set()
+
+
+def test_n1_is_not_n10(host: ModuleType, tmp_path: Path) -> None:
+    env = {**os.environ, "NEXA_HOST": str(tmp_path / "n10")}
+    sleeper = subprocess.Popen(["sleep", "60"], env=env)
+    try:
+        assert sleeper.pid in host.members(tmp_path / "n10")
+        assert host.members(tmp_path / "n1") == set()
+        assert host.nodes_under(tmp_path) == ["n10"]  # its folder is gone, its process is not
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
+def test_a_reused_pid_is_not_the_daemon(host: ModuleType, tmp_path: Path) -> None:
+    ticks = host.processes()[os.getpid()].start_ticks
+    record = {"pid": os.getpid(), "start_ticks": ticks, "boot_id": host.boot_id()}
+    for change, expected in (({}, os.getpid()), ({"start_ticks": ticks - 1}, None), ({"boot_id": "x"}, None)):
+        (tmp_path / "daemon.json").write_text(json.dumps({**record, **change}))
+        assert host.daemon_pid(tmp_path) == expected
+    (tmp_path / "daemon.json").write_text("{half a file")
+    assert host.daemon_pid(tmp_path) is None
+
+
+@pytest.mark.parametrize("verb", ["down", "sweep"])
+def test_a_folder_that_is_not_ours_is_not_touched(host: ModuleType, tmp_path: Path, verb: str) -> None:
+    (tmp_path / "n0").mkdir()
+    (tmp_path / "n0" / "thesis.txt").write_text("mine")
+    with pytest.raises(host.HostError, match="not a folder of local nodes"):
+        host.down(tmp_path, "n0") if verb == "down" else host.sweep(tmp_path)
+    assert (tmp_path / "n0" / "thesis.txt").exists()
+
+
+def test_another_clusters_root_is_refused(host: ModuleType, tmp_path: Path) -> None:
+    def settings(cluster: str) -> object:
+        return host.Settings(cluster, "n0", tmp_path / "nodes", "127.0.0.2", 2200, tmp_path)
+
+    host.make_folder(settings("one"))
+    host.make_folder(settings("one"))
+    with pytest.raises(host.HostError, match="cluster one"):
+        host.make_folder(settings("two"))
+
+
+def test_removal_takes_closed_folders_and_follows_no_link(host: ModuleType, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir(mode=0o755)
+    root = tmp_path / "nodes"
+    host.make_folder(host.Settings("one", "n0", root, "127.0.0.2", 2200, tmp_path))
+    (root / "n0" / "home" / "link").symlink_to(outside)
+    closed = root / "n0" / "scratch" / "closed"
+    (closed / "deep").mkdir(parents=True)
+    closed.chmod(0)
+    host.remove_folder(root, "n0")
+    assert not root.exists()
+    assert outside.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_taken_port_names_its_owner(host: ModuleType) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(host.HostError, match=rf"127.0.0.1:{port} is taken by pid {os.getpid()} "):
+            host.check_port("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("NODE", "../n0"), ("NODE", "n01"), ("ADDRESS", "0.0.0.0"), ("PORT", "22; id"), ("ROOT", "x"), ("SSH_DIR", "")],
+)
+def test_settings_that_are_refused(tmp_path: Path, key: str, value: str) -> None:
+    good = {"CLUSTER": "c", "NODE": "n0", "ROOT": str(tmp_path / "r"), "ADDRESS": "127.0.0.2", "PORT": "2200"}
+    env = {f"NEXA_LOCAL_{name}": text for name, text in {**good, "SSH_DIR": str(tmp_path), key: value}.items()}
+    done = subprocess.run([sys.executable, "-I", str(HOST_PY), "up"], env=env, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert not (tmp_path / "r").exists()
