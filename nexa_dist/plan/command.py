@@ -1,0 +1,126 @@
+"""The exact torchrun command line and environment of each node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nexa_dist.config.train import TrainConfig
+from nexa_dist.plan.ranks import NodePlan, RankPlan
+
+DEFAULT_ENVIRONMENT = {
+    # Fewer out-of-memory ends from fragmentation; older and newer name of the same setting.
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    # A failed collective ends the rank instead of leaving it to wait.
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+    "NCCL_DEBUG": "WARN",
+    "PYTHONUNBUFFERED": "1",
+    "WANDB_SILENT": "true",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where things lie on one node, as absolute paths there."""
+
+    python: str
+    agent: str
+    scratch: str
+    shared: str
+    durable: str
+    run_dir: str
+    package: str
+    """Folder that holds the `nexa_dist` package."""
+    code: str
+    """The user's project as it was sent; copied to `work` before the first attempt."""
+
+    @property
+    def work(self) -> str:
+        return f"{self.run_dir}/work"
+
+
+@dataclass(frozen=True)
+class Program:
+    """What the interpreter of every rank gets; and a command line to run once per node before the ranks."""
+
+    argv: tuple[str, ...]
+    prepare: tuple[str, ...] = ()
+
+
+def program(config: TrainConfig, place: Place) -> Program:
+    """A user's script or module unchanged, or the trainer of a backend with its data prepared once per node."""
+    if config.script:
+        return Program(("-u", config.script, *config.args))
+    if config.module:
+        return Program(("-u", "-m", config.module, *config.args))
+    trainer = ("-m", "nexa_dist.train.launcher", "--backend", str(config.backend))
+    base = ("-u", *trainer, "--config", f"{place.run_dir}/train.json")
+    return Program(base, (place.python, *base, "--prepare"))
+
+
+def torchrun(plan: RankPlan, node: NodePlan, place: Place, what: Program, run_id: str, attempt: int) -> tuple[str, ...]:
+    """The command line of one node. Ranks are started through the agent's `rank`, which owns their end."""
+    if plan.rdzv_backend == "static":
+        rendezvous = [
+            "--rdzv_backend=static",
+            f"--node_rank={node.node_rank}",
+            f"--master_addr={plan.rdzv_host}",
+            f"--master_port={plan.rdzv_port}",
+        ]
+    else:
+        endpoint_host = f"[{plan.rdzv_host}]" if ":" in plan.rdzv_host else plan.rdzv_host
+        rendezvous = [
+            "--rdzv_backend=c10d",
+            f"--rdzv_endpoint={endpoint_host}:{plan.rdzv_port}",
+            f"--rdzv_id={run_id}-{attempt}",
+            f"--local_addr={node.node.address}",
+        ]
+    return (
+        *(place.python, "-m", "torch.distributed.run"),
+        *(f"--nnodes={len(plan.nodes)}", f"--nproc_per_node={node.nproc}", "--max_restarts=0"),
+        f"--log_dir={place.run_dir}/torchrun",  # torchrun makes one in /tmp otherwise, and leaves it
+        *rendezvous,
+        *("--no_python", place.python, "-S", "-E", place.agent, "rank", "--", place.python, *what.argv),
+    )
+
+
+def environment(
+    plan: RankPlan,
+    node: NodePlan,
+    place: Place,
+    *,
+    run_id: str,
+    attempt: int,
+    interface: str,
+    cpus: int,
+    user: Mapping[str, str],
+    resume: tuple[str, int] | None = None,
+) -> dict[str, str]:
+    """What torchrun and every rank of one node inherit. The user's values win over the defaults.
+
+    `interface` is the one on the route to the other nodes (empty: left to gloo and NCCL).
+    `resume` is (folder of a verified checkpoint on this node, its step).
+    """
+    threads = max(1, cpus // node.nproc)
+    made = {**DEFAULT_ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}
+    if interface:
+        made |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
+    made |= user
+    made |= {
+        "NEXA_RUN_ID": run_id,
+        "NEXA_ATTEMPT": str(attempt),
+        "NEXA_WORLD_SIZE": str(plan.world_size),
+        "NEXA_NODE": node.node.name,
+        "NEXA_NODE_RANK": str(node.node_rank),
+        "NEXA_FIRST_RANK": str(node.first_rank),
+        "NEXA_SCRATCH": place.scratch,
+        "NEXA_RUN_DIR": place.run_dir,
+        "NEXA_DURABLE": place.durable,
+        "NEXA_SHARED": place.shared,
+        "PYTHONPATH": ":".join(p for p in (place.package, place.work, user.get("PYTHONPATH", "")) if p),
+    }
+    if resume:
+        made |= {"NEXA_RESUME_FROM": resume[0], "NEXA_RESUME_STEP": str(resume[1])}
+    return made

@@ -1,0 +1,79 @@
+"""The local provider: every node is an sshd of its own on a loopback address of this machine."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from nexa_dist.config.cluster import ClusterConfig
+from nexa_dist.model import Cluster, Layout, Node
+from nexa_dist.plan.ranks import endpoint
+
+FIRST_HOST = 11
+"""127.0.0.11 and on: away from 127.0.0.1, which other programs use."""
+
+
+def node_names(count: int) -> list[str]:
+    """n0, n1, …: rank order."""
+    return [f"n{i}" for i in range(count)]
+
+
+def address_of(index: int) -> str:
+    """Loopback address of the node with this number."""
+    return f"127.0.0.{FIRST_HOST + index}"
+
+
+def tfvars(config: ClusterConfig, ports: Mapping[str, int], root: str, ssh_dir: str, python: str) -> dict[str, Any]:
+    """Variables of terraform/stacks/local. `ports` by node name."""
+    nodes = {
+        name: {"address": address_of(i), "port": ports[name], "gpus": config.gpus_per_node}
+        for i, name in enumerate(node_names(config.nodes or 0))
+    }
+    return {"cluster": config.name, "nodes": nodes, "root": root, "ssh_dir": ssh_dir, "python": python}
+
+
+def environment_hash(lock: bytes, torch: bytes, python: str, backend: str) -> str:
+    """Name of a training environment: what it is made of. `python` is major.minor."""
+    return hashlib.sha256(b"\0".join((lock, torch, python.encode(), backend.encode()))).hexdigest()[:16]
+
+
+def cluster(
+    config: ClusterConfig,
+    outputs: Mapping[str, Any],
+    *,
+    ssh_config: str,
+    shared: str,
+    durable: str,
+    env_hash: str,
+    created_unix: float,
+) -> Cluster:
+    """cluster.json from Terraform's outputs."""
+    nodes = tuple(
+        Node(
+            name=row["name"],
+            address=row["address"],
+            port=int(row["port"]),
+            user=row["user"],
+            gpus=int(row["gpus"]),
+            price_usd_per_hour=config.price_usd_per_hour or 0.0,
+        )
+        for row in outputs["nodes"]
+    )
+    layout = Layout(
+        python=f"{shared}/envs/{env_hash}/bin/python",
+        scratch=config.scratch or "~/scratch",
+        shared=shared,
+        durable=durable,
+    )
+    return Cluster(
+        name=config.name or "",
+        provider="local",
+        nodes=nodes,
+        layout=layout,
+        ssh_config=ssh_config,
+        rdzv=endpoint(nodes[0], config.rdzv_port),
+        rdzv_backend=config.rdzv_backend,
+        env_hash=env_hash,
+        created_unix=created_unix,
+    )

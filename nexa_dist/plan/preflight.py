@@ -1,0 +1,58 @@
+"""What the nodes said before a launch, and whether it may go on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nexa_dist.model import Cluster
+
+MIN_FREE_BYTES = 1 << 30
+MAX_SKEW_S = 30.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`faults` stop the launch; `warnings` are said. `interfaces` is the network interface by node name."""
+
+    faults: tuple[str, ...]
+    warnings: tuple[str, ...]
+    interfaces: Mapping[str, str]
+    port: int
+
+
+def judge(cluster: Cluster, answers: Mapping[str, Mapping[str, Any]], now_unix: float) -> Verdict:
+    """`answers` are the agents' probes by node name; the first node's has the rendezvous port."""
+    faults: list[str] = []
+    warnings: list[str] = []
+    interfaces: dict[str, str] = {}
+    for node in cluster.nodes:
+        answer = answers[node.name]
+        if answer.get("error"):
+            faults.append(f"{node.name}: the interpreter {cluster.layout.python} does not run: {answer['error']}")
+        elif not answer.get("torch"):
+            faults.append(f"{node.name}: torch is not installed for {cluster.layout.python}")
+        found = len(answer.get("gpus", []))
+        if 0 < found < node.gpus:
+            faults.append(f"{node.name}: {found} GPUs found, {node.gpus} promised")
+        if answer["free_bytes"] < MIN_FREE_BYTES:
+            faults.append(f"{node.name}: {answer['free_bytes'] >> 20} MiB free in scratch, 1 GiB is needed")
+        skew_s = answer["unix"] - now_unix
+        if abs(skew_s) > MAX_SKEW_S:
+            warnings.append(f"{node.name}: its clock is off by {skew_s:+.0f} s")
+        routes = answer.get("peers", {})
+        faults += [f"{node.name}: no route to {peer}: {r['error']}" for peer, r in routes.items() if r.get("error")]
+        names = {route["interface"] for route in routes.values() if route.get("interface")}
+        interfaces[node.name] = names.pop() if len(names) == 1 else ""
+    for what in ("torch", "python"):
+        versions = {node.name: answers[node.name].get(what) for node in cluster.nodes}
+        if what == "python":  # a patch release more or less is harmless
+            versions = {name: str(v).rsplit(".", 1)[0] for name, v in versions.items()}
+        if len(set(versions.values())) > 1:
+            listed = ", ".join(f"{name} {version}" for name, version in versions.items())
+            faults.append(f"{what} differs between nodes: {listed}")
+    first = answers[cluster.nodes[0].name]
+    if first.get("port_error"):
+        faults.append(f"{cluster.nodes[0].name}: the rendezvous cannot listen on {first['port_error']}")
+    return Verdict(tuple(faults), tuple(warnings), interfaces, int(first.get("port", 0)))

@@ -1,0 +1,96 @@
+"""Ansible on one cluster, through ansible-runner: progress by host and task, failures in plain words."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nexa_dist.errors import NexaError
+
+
+@dataclass(frozen=True)
+class Play:
+    """How a playbook ended: tasks changed by host."""
+
+    changed: dict[str, int]
+    ok: dict[str, int]
+
+
+def run_playbook(
+    playbook: Path, folder: Path, inventory: dict[str, Any], ssh_args: str, on_progress: Callable[[str], None]
+) -> Play:
+    """Runs `playbook` on every host of `inventory`. Raises NexaError naming host, task and its stderr.
+
+    `folder` takes ansible-runner's files; the user's ~/.ansible is left alone.
+    """
+    import ansible_runner
+
+    failures: list[str] = []
+    stats: dict[str, Any] = {}
+
+    def on_event(event: dict[str, Any]) -> bool:
+        if event["event"] == "playbook_on_stats":
+            stats.update(event["event_data"])
+        said = _describe(event)
+        if said:
+            on_progress(said)
+        if event["event"] in ("runner_on_failed", "runner_on_unreachable"):
+            if not event["event_data"].get("ignore_errors"):
+                failures.append(_failure(event))
+        return False  # not to disk: a result may be long, and the journal has the outcome
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, mode=0o700)
+    done = ansible_runner.run(
+        private_data_dir=str(folder),
+        playbook=str(playbook),
+        inventory=inventory,
+        quiet=True,
+        event_handler=on_event,
+        envvars={
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+            "ANSIBLE_CONFIG": str(playbook.parent.parent / "ansible" / "ansible.cfg"),
+            "ANSIBLE_ROLES_PATH": str(playbook.parent.parent / "ansible" / "roles"),
+            "ANSIBLE_HOME": str(folder / "home"),
+            "ANSIBLE_LOCAL_TEMP": str(folder / "tmp"),
+            "ANSIBLE_SSH_ARGS": ssh_args,
+            "ANSIBLE_NOCOLOR": "1",
+            "LC_ALL": "C.UTF-8",
+        },
+    )
+    if done.status == "canceled":  # ansible-runner takes SIGINT and SIGTERM for itself
+        raise KeyboardInterrupt
+    if done.status != "successful":
+        why = "\n".join(failures) or f"ansible ended with status {done.status} (exit {done.rc}): {_stdout(done)}"
+        raise NexaError(f"bootstrap failed: {why}", hint="mend the cause and run nexa provision again")
+    return Play(dict(stats.get("changed", {})), dict(stats.get("ok", {})))
+
+
+def _stdout(done: Any) -> str:
+    return "\n".join(done.stdout.read().strip().splitlines()[-8:])
+
+
+def _describe(event: dict[str, Any]) -> str:
+    data = event.get("event_data", {})
+    if event["event"] == "runner_on_ok" and data.get("res", {}).get("changed"):
+        return f"{data['host']}: {data['task']} (changed, {data.get('duration', 0):.1f} s)"
+    if event["event"] == "playbook_on_task_start":
+        return f"task: {data['task']}"
+    return ""
+
+
+def _failure(event: dict[str, Any]) -> str:
+    data = event["event_data"]
+    result = data.get("res", {})
+    said = [str(result[key]).strip() for key in ("msg", "stderr", "module_stderr") if result.get(key)]
+    if not result.get("stderr") and result.get("stdout"):
+        said.append(str(result["stdout"]).strip())
+    for item in result.get("results", []):
+        said += [str(item[key]).strip() for key in ("msg", "stderr") if item.get("failed") and item.get(key)]
+    tail = "\n".join("\n".join(said).splitlines()[-12:])
+    return f"host {data['host']}, task '{data.get('task', '?')}': {tail}"

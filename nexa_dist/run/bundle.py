@@ -1,0 +1,13 @@
+"""Where Terraform stacks, roles, playbooks, configs and locks lie: the repository, or inside the wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent
+
+
+def root() -> Path:
+    """Folder that holds terraform/, ansible/, playbooks/, configs/ and docker/."""
+    inside = PACKAGE / "_bundle"
+    return inside if inside.is_dir() else PACKAGE.parent

@@ -1,0 +1,80 @@
+"""Files that are whole or absent, and the lock of a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nexa_dist.errors import NexaError
+
+
+def write_text(path: Path, text: str, mode: int = 0o644) -> None:
+    """Temporary sibling, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, data: Any, mode: int = 0o644) -> None:
+    write_text(path, json.dumps(data, indent=2, sort_keys=False) + "\n", mode)
+
+
+def read_json(path: Path) -> Any:
+    """Parsed content. Raises NexaError when the file is missing or torn."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise NexaError(f"cannot read {path}: {error}") from error
+
+
+def append_json(path: Path, record: dict[str, Any]) -> None:
+    """One line, fsynced before we go on: a journal that is behind its acts is worth nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        os.write(fd, (json.dumps(record) + "\n").encode())
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Records of a .jsonl file; a torn last line (killed while writing) is passed over."""
+    records: list[dict[str, Any]] = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                records.append(json.loads(line))
+    return records
+
+
+@contextlib.contextmanager
+def locked(path: Path, verb: str) -> Iterator[None]:
+    """The kernel releases the lock when its holder dies, however it dies; the text only says who holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise NexaError(
+                f"{path.parent.name} is in use: {file.read().strip() or 'holder unknown'}",
+                hint="wait for it to end, or end that process; the lock goes with it",
+            ) from None
+        file.truncate(0)
+        who = f"{os.environ.get('USER') or os.getuid()}@{socket.gethostname()}"
+        file.write(f"{who} nexa {verb} pid {os.getpid()} since {time.strftime('%Y-%m-%dT%H:%M:%S%z')}")
+        file.flush()
+        yield

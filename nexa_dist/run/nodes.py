@@ -1,0 +1,188 @@
+"""The nodes of a cluster over the system's ssh: one connection each, reused, all nodes at once."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shlex
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from nexa_dist.errors import NexaError
+from nexa_dist.model import Cluster, Node, absolute
+from nexa_dist.run.runner import CommandFailed, Result, Runner
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+AGENT_SOURCE = Path(__file__).parent.parent / "node" / "agent.py"
+SSH_OPTIONS = (
+    "BatchMode=yes",
+    "StrictHostKeyChecking=yes",
+    "ConnectTimeout=10",
+    "ServerAliveInterval=5",
+    "ServerAliveCountMax=3",
+    "ControlMaster=auto",
+    "ControlPersist=60",
+)
+UNREACHABLE = 255
+"""ssh's own exit code when there is no connection."""
+
+
+class Unreachable(NexaError):
+    """A node does not answer over ssh."""
+
+
+def agent_hash() -> str:
+    """Names this version of the node agent."""
+    return hashlib.sha256(AGENT_SOURCE.read_bytes()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Ssh:
+    """How to run a command on the nodes of one cluster. `sockets` is a short folder for shared connections."""
+
+    runner: Runner
+    cluster: Cluster
+    sockets: str
+
+    def argv(self, node: Node, *options: str) -> tuple[str, ...]:
+        """ssh up to the host, which is never read as an option. The first value of an ssh option counts, so
+        `options` win over ours."""
+        config = ("-F", self.cluster.ssh_config) if self.cluster.ssh_config else ()
+        made = [f"-o{option}" for option in SSH_OPTIONS]
+        made.append(f"-oControlPath={self.sockets}/%C")
+        if self.cluster.provider == "static":
+            made += [f"-p{node.port}"] * (node.port != 22) + [f"-l{node.user}"] * bool(node.user)
+            return ("ssh", *config, *options, *made, "--", node.address)
+        return ("ssh", *config, *options, *made, "--", node.name)
+
+    def run(
+        self, node: Node, command: Sequence[str], stdin: bytes | IO[bytes] = b"", timeout_s: float = 60.0
+    ) -> Result:
+        """`command` as it is, word by word. Raises Unreachable when there is no connection."""
+        result = self.runner.run((*self.argv(node), shlex.join(command)), stdin=stdin, timeout_s=timeout_s)
+        if result.code == UNREACHABLE or (result.code == 124 and timeout_s):
+            raise Unreachable(f"node {node.name} ({node.address}): {result.tail(3)}", hint=ssh_hint(result))
+        return result
+
+
+def ssh_hint(result: Result) -> str:
+    text = result.err.decode(errors="replace")
+    if "REMOTE HOST IDENTIFICATION HAS CHANGED" in text or "verification failed" in text:
+        return "the host key is not the pinned one: do not connect until you know why"
+    if "Permission denied" in text:
+        return "check the user and the key in ssh_config, or load the key with ssh-add"
+    return "is the host up, and reachable from here?"
+
+
+@dataclass(frozen=True)
+class Link:
+    """One node with the agent in place. Paths are absolute there."""
+
+    ssh: Ssh
+    node: Node
+    home: str
+
+    def path(self, path: str) -> str:
+        """`~/x` as an absolute path on the node."""
+        return absolute(path, self.home)
+
+    @property
+    def agent(self) -> str:
+        return f"{self.path(self.ssh.cluster.layout.shared)}/agent/{agent_hash()}/agent.py"
+
+    @property
+    def python(self) -> str:
+        return self.path(self.ssh.cluster.layout.python)
+
+    def agent_argv(self, *arguments: str) -> tuple[str, ...]:
+        return (self.python, "-S", "-E", self.agent, *arguments)
+
+    def call(self, *arguments: str, message: Any = None, timeout_s: float = 60.0) -> dict[str, Any]:
+        """One command of the node agent, JSON in and out. Raises NexaError with the node's own words."""
+        stdin = b"" if message is None else json.dumps(message).encode()
+        return self._answer(arguments[0], self.ssh.run(self.node, self.agent_argv(*arguments), stdin, timeout_s))
+
+    def unpack(self, target: str, archive: bytes | IO[bytes], timeout_s: float = 600.0) -> None:
+        """Makes folder `target` on the node from a tar archive."""
+        self._answer("unpack", self.ssh.run(self.node, self.agent_argv("unpack", target), archive, timeout_s))
+
+    def _answer(self, verb: str, result: Result) -> dict[str, Any]:
+        try:
+            answer = json.loads(result.out or b"{}")
+        except ValueError:
+            raise CommandFailed(f"{self.node.name}: node agent {verb}", result) from None
+        if "error" in answer and result.code:
+            raise NexaError(f"{self.node.name}: {answer['error']}")
+        if result.code:
+            raise CommandFailed(f"{self.node.name}: node agent {verb}", result)
+        return dict(answer)
+
+    def exists(self, path: str) -> bool:
+        return self.ssh.run(self.node, ("test", "-e", path)).code == 0
+
+    def follow_argv(self, run_dir: str) -> tuple[str, ...]:
+        """A connection of its own: a stream of hours must not hold up the short commands."""
+        return (
+            *self.ssh.argv(self.node, "-oControlMaster=no", "-oControlPath=none"),
+            shlex.join(self.agent_argv("follow", run_dir)),
+        )
+
+
+def connect(ssh: Ssh, nodes: Sequence[Node] | None = None) -> list[Link]:
+    """A link to every node, with the agent there. Raises with every node that failed, not only the first."""
+    return on_all(ssh.cluster.nodes if nodes is None else nodes, lambda node: _link(ssh, node))
+
+
+def _link(ssh: Ssh, node: Node) -> Link:
+    home = ssh.run(node, ("printenv", "HOME"))
+    if home.code or not home.out.startswith(b"/"):
+        raise CommandFailed(f"{node.name}: finding the home folder", home)
+    link = Link(ssh, node, home.out.decode().rstrip("\n"))
+    if not link.exists(link.agent):
+        put = 'umask 077; mkdir -p "${1%/*}" && cat > "$1.$$" && chmod 755 "$1.$$" && mv "$1.$$" "$1"'
+        made = ssh.run(node, ("sh", "-c", put, "sh", link.agent), AGENT_SOURCE.read_bytes())
+        if made.code:
+            raise CommandFailed(f"{node.name}: sending the node agent", made)
+    return link
+
+
+@contextlib.contextmanager
+def session(runner: Runner, cluster: Cluster) -> Iterator[Ssh]:
+    """Shared connections for the length of one command; closed at its end, gone by themselves if we are killed."""
+    base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    # Unix socket names are limited to about 100 bytes, so not below the cluster's folder.
+    with tempfile.TemporaryDirectory(prefix="nexa-", dir=base, ignore_cleanup_errors=True) as sockets:
+        ssh = Ssh(runner, cluster, sockets)
+        try:
+            yield ssh
+        finally:
+            if os.listdir(sockets):
+                with ThreadPoolExecutor(16) as pool:
+                    list(pool.map(lambda n: runner.run((*ssh.argv(n, "-Oexit"),), timeout_s=5), cluster.nodes))
+
+
+def on_all(items: Sequence[T], act: Callable[[T], R]) -> list[R]:
+    """`act` on all items at once, answers in order. All failures are reported together."""
+    with ThreadPoolExecutor(max(1, min(64, len(items)))) as pool:
+        futures = [pool.submit(act, item) for item in items]
+        results: list[R] = []
+        errors: list[NexaError] = []
+        for future in futures:
+            try:
+                results.append(future.result())
+            except NexaError as error:
+                errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        kind = Unreachable if all(isinstance(e, Unreachable) for e in errors) else NexaError
+        raise kind("\n".join(str(e) for e in errors), hint=errors[0].hint)
+    return results

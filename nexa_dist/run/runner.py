@@ -1,0 +1,159 @@
+"""The one seam to the outside: local programs, and through them ssh."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Protocol
+
+from nexa_dist.errors import NexaError
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a program ended. `code` is negative for a signal, 127 when it could not be started."""
+
+    argv: tuple[str, ...]
+    code: int
+    out: bytes = b""
+    err: bytes = b""
+
+    def tail(self, lines: int = 12) -> str:
+        """The last words of the program, stderr first, for an error message."""
+        text = (self.err or self.out).decode(errors="replace").strip()
+        return "\n".join(text.splitlines()[-lines:])
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A running program: its standard output, and how to end it (safe to call twice, from any thread)."""
+
+    out: IO[bytes]
+    end: Callable[[], None]
+
+
+class CommandFailed(NexaError):
+    """A program ended badly; carries its result."""
+
+    def __init__(self, what: str, result: Result, hint: str = "") -> None:
+        super().__init__(f"{what} failed (exit {result.code}): {result.tail()}", hint=hint)
+        self.result = result
+
+
+class Runner(Protocol):
+    """How every other module starts a program. `argv` is never read by a local shell."""
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes | IO[bytes] = b"",
+        timeout_s: float = 60.0,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        on_line: Callable[[str], None] | None = None,
+        grace_s: float = 5.0,
+    ) -> Result:
+        """Runs to the end. `on_line` gets stdout and stderr as they come; `grace_s` lies between
+        SIGTERM and SIGKILL when the time is up or the controller is interrupted. Exit 124: time-out."""
+        ...
+
+    def stream(self, argv: Sequence[str], *, stdin: bytes = b"") -> Stream:
+        """Starts a program whose output is read while it runs. The caller calls `end`."""
+        ...
+
+
+class SystemRunner:
+    """Starts programs for real, each in its own session, so that Ctrl-C reaches only the controller."""
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes | IO[bytes] = b"",
+        timeout_s: float = 60.0,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        on_line: Callable[[str], None] | None = None,
+        grace_s: float = 5.0,
+    ) -> Result:
+        data = stdin if isinstance(stdin, bytes) else None
+        try:
+            child = subprocess.Popen(
+                list(argv),
+                stdin=subprocess.PIPE if isinstance(stdin, bytes) else stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT if on_line else subprocess.PIPE,
+                env=None if env is None else {**os.environ, **env},
+                cwd=cwd,
+                start_new_session=True,
+            )
+        except OSError as error:
+            return Result(tuple(argv), 127, err=str(error).encode())
+        try:
+            if on_line:
+                return self._by_line(child, argv, on_line, timeout_s, grace_s)
+            out, err = child.communicate(data, timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            end(child, grace_s)
+            return Result(tuple(argv), 124, err=f"no answer within {timeout_s:.0f} s".encode())
+        except BaseException:
+            end(child, grace_s)
+            raise
+        return Result(tuple(argv), child.returncode, out, err)
+
+    @staticmethod
+    def _by_line(
+        child: subprocess.Popen[bytes],
+        argv: Sequence[str],
+        on_line: Callable[[str], None],
+        timeout_s: float,
+        grace_s: float,
+    ) -> Result:
+        assert child.stdin and child.stdout
+        child.stdin.close()
+        late = threading.Event()
+
+        def out_of_time() -> None:
+            late.set()
+            end(child, grace_s)
+
+        timer = threading.Timer(timeout_s, out_of_time)
+        timer.start()
+        kept: deque[bytes] = deque(maxlen=200)
+        try:
+            for line in child.stdout:
+                kept.append(line)
+                on_line(line.decode(errors="replace").rstrip("\n"))
+            code = child.wait()
+        finally:
+            timer.cancel()
+        return Result(tuple(argv), 124 if late.is_set() else code, b"".join(kept))
+
+    def stream(self, argv: Sequence[str], *, stdin: bytes = b"") -> Stream:
+        child = subprocess.Popen(
+            list(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        assert child.stdin and child.stdout
+        with contextlib.suppress(BrokenPipeError):
+            child.stdin.write(stdin)
+            child.stdin.close()
+        return Stream(child.stdout, lambda: end(child))
+
+
+def end(child: subprocess.Popen[bytes], grace_s: float = 5.0) -> None:
+    """SIGTERM to the program itself, SIGKILL after the grace; always reaped."""
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGKILL)
+    child.wait()

@@ -1,0 +1,196 @@
+"""What the controller keeps on disk: clusters below .nexa/, runs below runs/."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from nexa_dist.errors import NexaError, UsageError
+from nexa_dist.model import Cluster
+from nexa_dist.run import files
+
+
+class _Attempt(BaseModel):
+    attempt: int
+    state: str
+    started_unix: float
+    world_size: int
+    rdzv: str
+
+
+class _Record(BaseModel):
+    """What every reader of run.json relies on; the rest is for the manifest."""
+
+    cluster: Cluster
+    config: dict[str, Any]
+    nodes: dict[str, dict[str, str]]
+    attempts: list[_Attempt]
+
+
+def _checked(path: Path, shape: TypeAdapter[Any], hint: str) -> dict[str, Any]:
+    """The JSON of `path`. Raises NexaError when it is torn, or when something that is read from it is missing."""
+    data = files.read_json(path)
+    try:
+        shape.validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "all of it"
+        raise NexaError(f"{path} is damaged: {where}: {first['msg']}", hint=hint) from None
+    return dict(data)
+
+
+@dataclass(frozen=True)
+class ClusterFolder:
+    """`.nexa/clusters/<name>/`. Terraform's state is the record of what exists; this points at it."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def json(self) -> Path:
+        return self.path / "cluster.json"
+
+    @property
+    def terraform(self) -> Path:
+        return self.path / "terraform"
+
+    @property
+    def ssh(self) -> Path:
+        return self.path / "ssh"
+
+    @property
+    def ssh_config(self) -> Path:
+        return self.ssh / "ssh_config"
+
+    def load(self) -> Cluster:
+        """The provisioned cluster. Raises NexaError when there is none."""
+        if not self.json.exists():
+            raise NexaError(
+                f"cluster {self.name} is not provisioned here", hint="nexa provision --cluster FILE makes it"
+            )
+        hint = "nexa teardown does without this file"
+        cluster = Cluster.from_json(_checked(self.json, TypeAdapter(Cluster), hint))
+        if not cluster.nodes:
+            raise NexaError(f"{self.json} is damaged: it names no node", hint=hint)
+        return cluster
+
+    @contextlib.contextmanager
+    def locked(self, verb: str) -> Iterator[None]:
+        with files.locked(self.path / "lock", verb):
+            yield
+
+    @contextlib.contextmanager
+    def journalled(self, step: str, **details: Any) -> Iterator[None]:
+        """Writes the intent before and the outcome after, so that a killed command shows where it was."""
+        journal, began = self.path / "journal.jsonl", time.time()
+        files.append_json(journal, {"at": began, "step": step, "state": "intent", **details})
+        try:
+            yield
+        except BaseException as error:
+            outcome = {"state": "failed", "error": f"{type(error).__name__}: {error}"}
+            files.append_json(journal, {"at": time.time(), "step": step, **outcome})
+            raise
+        files.append_json(
+            journal, {"at": time.time(), "step": step, "state": "done", "seconds": round(time.time() - began, 3)}
+        )
+
+    def ledger(self, event: str, **details: Any) -> None:
+        """One cost event: when the meter of which nodes started or stopped."""
+        files.append_json(self.path / "ledger.jsonl", {"at": time.time(), "event": event, **details})
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`runs/<run_id>/`: run.json (config, attempts, where it runs) and logs/<node>/ as they are on the nodes."""
+
+    path: Path
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @property
+    def json(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path.parent / "manifests" / f"{self.run_id}.json"
+
+    def load(self) -> dict[str, Any]:
+        """run.json. Raises NexaError when it is torn."""
+        return _checked(self.json, TypeAdapter(_Record), f"nexa goes on once {self.path} is moved away")
+
+    def save(self, record: dict[str, Any]) -> None:
+        files.write_json(self.json, record, 0o600)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folder nexa is called in (or NEXA_WORKSPACE)."""
+
+    root: Path
+
+    @classmethod
+    def here(cls) -> Workspace:
+        return cls(Path(os.environ.get("NEXA_WORKSPACE") or os.getcwd()).absolute())
+
+    def cluster(self, name: str) -> ClusterFolder:
+        return ClusterFolder(self.root / ".nexa" / "clusters" / name)
+
+    def clusters(self) -> list[ClusterFolder]:
+        folder = self.root / ".nexa" / "clusters"
+        return [ClusterFolder(p) for p in sorted(folder.iterdir()) if p.is_dir()] if folder.is_dir() else []
+
+    def only_cluster(self) -> ClusterFolder:
+        """The one known cluster. Raises UsageError when there is none or a choice."""
+        known = self.clusters()
+        if len(known) == 1:
+            return known[0]
+        if not known:
+            raise UsageError(f"no cluster is known in {self.root}", hint="nexa provision --cluster FILE makes one")
+        raise UsageError(f"which cluster? {', '.join(c.name for c in known)}", hint="name it with --cluster")
+
+    def runs(self) -> list[RunFolder]:
+        """Oldest first: run ids begin with their time."""
+        folder = self.root / "runs"
+        found = [RunFolder(p) for p in folder.iterdir() if (p / "run.json").exists()] if folder.is_dir() else []
+        return sorted(found, key=lambda run: run.run_id)
+
+    def run(self, run_id: str = "") -> RunFolder:
+        """A run by its id, by a unique part of it, or the newest. Raises UsageError."""
+        known = self.runs()
+        if not known:
+            raise UsageError(f"no run is known in {self.root}", hint="nexa run TRAIN.yaml starts one")
+        if not run_id:
+            return known[-1]
+        found = [r for r in known if r.run_id == run_id] or [r for r in known if run_id in r.run_id]
+        if len(found) != 1:
+            raise UsageError(
+                f"{'no' if not found else 'more than one'} run matches {run_id!r}", hint="nexa runs lists them"
+            )
+        return found[0]
+
+    def new_run(self, stage: str, name: str) -> RunFolder:
+        """`<stage>_YYYYMMDD_HHMMSS_<name>`; the folder is made, so two at once get two names."""
+        for tie in range(100):
+            stamp = time.strftime("%Y%m%d_%H%M%S", time.gmtime(time.time() + tie))
+            path = self.root / "runs" / f"{stage}_{stamp}_{name}"
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(parents=True)
+                return RunFolder(path)
+        raise NexaError(f"cannot make a run folder in {self.root / 'runs'}")

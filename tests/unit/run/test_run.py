@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import json
+import queue
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from nexa_dist.errors import NexaError, UsageError
+from nexa_dist.model import Cluster, Layout, Node
+from nexa_dist.run import archive, files
+from nexa_dist.run.follow import Ended, Follower, Item, Line, Mirror, marks
+from nexa_dist.run.keys import write_ssh_config
+from nexa_dist.run.nodes import Link, Ssh, Unreachable, on_all
+from nexa_dist.run.runner import Result, Stream, SystemRunner
+from nexa_dist.run.workspace import Workspace
+
+NODES = (Node("n0", "10.0.0.1", 2), Node("n1", "::1", 2, port=2201, user="ubuntu"))
+CLUSTER = Cluster("c", "static", NODES, Layout("python3", "~/s", "~/h", "~/d"))
+
+
+class FakeRunner:
+    """Answers what was planned, in order, and raises on anything else."""
+
+    def __init__(self, *planned: Result, streams: Sequence[bytes] = ()) -> None:
+        self.planned, self.streams = list(planned), list(streams)
+        self.calls: list[tuple[str, ...]] = []
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes | IO[bytes] = b"",
+        timeout_s: float = 60.0,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        on_line: Callable[[str], None] | None = None,
+        grace_s: float = 5.0,
+    ) -> Result:
+        self.calls.append(tuple(argv))
+        assert self.planned, f"unplanned: {argv}"
+        return self.planned.pop(0)
+
+    def stream(self, argv: Sequence[str], *, stdin: bytes = b"") -> Stream:
+        assert self.streams, f"unplanned: {argv}"
+        self.calls.append((*argv, stdin.decode()))
+        return Stream(BytesIO(self.streams.pop(0)), lambda: None)
+
+
+def test_a_remote_command_is_quoted_once_and_the_host_is_no_option() -> None:
+    runner = FakeRunner(Result((), 0))
+    Ssh(runner, CLUSTER, "/tmp/s").run(NODES[1], ("echo", "a b", "$(touch x)", "-oProxyCommand=x"))
+    argv = runner.calls[0]
+    assert argv[-3:] == ("--", "::1", "echo 'a b' '$(touch x)' -oProxyCommand=x")
+    assert "-p2201" in argv
+    assert "-lubuntu" in argv
+    assert "-oStrictHostKeyChecking=yes" in argv
+
+
+def test_a_changed_host_key_is_said_to_be_one() -> None:
+    runner = FakeRunner(Result((), 255, err=b"Host key verification failed."))
+    with pytest.raises(Unreachable, match="node n0") as caught:
+        Ssh(runner, CLUSTER, "/tmp/s").run(NODES[0], ("true",))
+    assert "not the pinned one" in caught.value.hint
+
+
+def test_on_all_reports_every_failure() -> None:
+    def act(node: Node) -> str:
+        raise NexaError(f"{node.name} is ill")
+
+    with pytest.raises(NexaError, match="n0 is ill\nn1 is ill"):
+        on_all(NODES, act)
+
+
+def test_ssh_config_pins_by_name(tmp_path: Path) -> None:
+    folder = tmp_path / "it's here"
+    (folder / "host_keys").mkdir(parents=True)
+    for node in NODES:
+        (folder / "host_keys" / f"{node.name}.pub").write_text(f"ssh-ed25519 AAAA{node.name} comment\n")
+    config = write_ssh_config(folder, NODES)
+    assert (folder / "known_hosts").read_text() == "n0 ssh-ed25519 AAAAn0\nn1 ssh-ed25519 AAAAn1\n"
+    shown = subprocess.run(("ssh", "-G", "-F", config, "n1"), capture_output=True, text=True, check=True).stdout
+    values = dict(line.split(" ", 1) for line in shown.splitlines() if " " in line)
+    assert values["hostname"] == "::1"
+    assert values["stricthostkeychecking"] == "true"
+    assert values["hostkeyalias"] == "n1"
+    assert str(folder / "known_hosts") in values["userknownhostsfile"]
+    assert config.stat().st_mode & 0o77 == 0
+
+
+def test_runner_says_how_a_program_ended() -> None:
+    run = SystemRunner().run
+    assert run(("/no/such",)).code == 127
+    assert run((sys.executable, "-c", "import sys; sys.exit(3)")).code == 3
+    assert run(("cat",), stdin=b"\xff\0").out == b"\xff\0"
+    began = time.monotonic()
+    assert run(("sleep", "30"), timeout_s=0.1).code == 124
+    assert run(("sh", "-c", "echo a; exec sleep 30"), timeout_s=0.2, on_line=lambda _: None).code == 124
+    assert time.monotonic() - began < 10
+
+
+def test_mirror_gives_whole_lines_and_cuts_endless_ones(tmp_path: Path) -> None:
+    mirror = Mirror(tmp_path, {})
+    assert mirror.write("rank_0/a.log", 0, b"one\ntw") == [b"one"]
+    assert mirror.write("rank_0/a.log", 6, b"o\n") == [b"two"]
+    pieces = mirror.write("rank_0/a.log", 8, b"x" * 200_000)
+    assert [len(p) for p in pieces] == [65536] * 3
+    assert mirror.flush() == [("rank_0/a.log", b"x" * (200_000 - 3 * 65536))]
+    assert mirror.seen == {"rank_0/a.log": 200_008}
+    (tmp_path / "b.log").write_bytes(b"whole\nhal")
+    assert marks(tmp_path) == {"rank_0/a.log": 200_008, "b.log": 6}
+
+
+def frame(source: str, offset: int, data: bytes) -> bytes:
+    return json.dumps({"src": source, "off": offset, "len": len(data)}).encode() + b"\n" + data
+
+
+def test_a_dropped_link_is_taken_up_where_it_broke(tmp_path: Path) -> None:
+    whole = frame("rank_1/attempt_1.log", 0, b"step 1\nst")
+    torn = frame("rank_1/attempt_1.log", 9, b"ep 2\nstep 3\n")[:-4]
+    rest = frame("rank_1/attempt_1.log", 9, b"ep 2\nstep 3\n") + b'{"end": {"state": "completed"}}\n'
+    runner = FakeRunner(streams=(whole + torn, rest))
+    out: queue.Queue[Item] = queue.Queue()
+    link = Link(Ssh(runner, CLUSTER, "/tmp/s"), NODES[0], "/home/u")
+    Follower(link, "/run", tmp_path, out).run()
+    items = [out.get_nowait() for _ in range(out.qsize())]
+    assert [i.text for i in items if isinstance(i, Line)] == [b"step 1", b"step 2", b"step 3"]
+    assert isinstance(items[-1], Ended)
+    assert json.loads(runner.calls[1][-1])["offsets"] == {"rank_1/attempt_1.log": 9}
+    assert {i.rank for i in items if isinstance(i, Line)} == {1}
+
+
+def test_archive_holds_what_git_would_commit_and_its_name_is_its_content(tmp_path: Path) -> None:
+    for name, text in {"a.py": "1", "sub/b c.py": "2", "skip.log": "3", ".gitignore": "*.log\n", "new.py": "4"}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    subprocess.run(("git", "init", "-q", tmp_path), check=True)
+    subprocess.run(("git", "-C", tmp_path, "add", "a.py"), check=True)
+    made = archive.project(SystemRunner(), tmp_path)
+    assert made.names == (".gitignore", "a.py", "new.py", "sub/b c.py")
+    with tarfile.open(fileobj=BytesIO(made.pack())) as tar:
+        assert tar.getnames() == list(made.names)
+    again = archive.project(SystemRunner(), tmp_path)
+    assert (again.hash, again.pack()) == (made.hash, made.pack())
+    (tmp_path / "a.py").write_text("changed")
+    assert archive.project(SystemRunner(), tmp_path).hash != made.hash
+
+
+def test_archive_refuses_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "LIMIT_BYTES", 1000)
+    (tmp_path / "data.bin").write_bytes(b"x" * 2000)
+    with pytest.raises(NexaError, match=r"largest so far: data\.bin"):
+        archive.project(SystemRunner(), tmp_path)
+
+
+def test_the_lock_says_who_holds_it_and_goes_with_its_holder(tmp_path: Path) -> None:
+    path = tmp_path / "demo" / "lock"
+    said = pytest.raises(NexaError, match=r"demo is in use: .* nexa provision pid \d+")
+    with files.locked(path, "provision"), said, files.locked(path, "teardown"):
+        pass
+    with files.locked(path, "teardown"):
+        pass
+
+
+def test_a_torn_journal_line_is_passed_over(tmp_path: Path) -> None:
+    files.append_json(tmp_path / "j", {"a": 1})
+    with (tmp_path / "j").open("a") as file:
+        file.write('{"b": ')
+    assert files.read_lines(tmp_path / "j") == [{"a": 1}]
+
+
+def test_runs_are_found_by_a_part_of_their_name(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    with pytest.raises(UsageError, match="no run is known"):
+        workspace.run()
+    first, second = workspace.new_run("train", "a"), workspace.new_run("train", "a")
+    for run in (first, second):
+        run.save({"attempts": []})
+    assert first.run_id != second.run_id
+    assert workspace.run().run_id == second.run_id
+    assert workspace.run(first.run_id) == first
+    with pytest.raises(UsageError, match="more than one run matches"):
+        workspace.run("train")
