@@ -1,0 +1,1 @@
+"""Training backends: one file each, and one row in `nexa_dist.train.launcher.BACKENDS`."""

@@ -1,0 +1,224 @@
+"""Checkpoint directories that are whole or absent. Standard library only.
+
+`<root>/step_00000040/` holds the files and `manifest.json`: `{"version": 1, "step": 40, "world_size": …,
+"run_id": …, "attempt": …, "files": {relpath: {"bytes", "sha256"}}, "sha256": …}`. The last key is the SHA-256 of
+the others in this same JSON form, so that a flipped byte in the manifest itself is found too. A directory is
+filled under a `.tmp-` name, its files are fsynced, the manifest is written last, then it is renamed and the
+parent is fsynced. One writer a root.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nexa_dist.errors import NexaError
+
+VERSION = 1
+MANIFEST = "manifest.json"
+_STEP_DIR = re.compile(r"^step_(\d{8,})\Z")
+
+
+def write(root: Path, step: int, fill: Callable[[Path], None], meta: Mapping[str, Any]) -> Path:
+    """Make `root/step_<step>`: `fill(dir)` writes the files, `meta` goes into the manifest. Returns its path.
+
+    A directory of the same step is replaced. Whatever `fill` raises is passed on, and nothing is left behind.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(root)
+    final = root / f"step_{step:08d}"
+    temp = root / f".tmp-{final.name}-{os.getpid()}"
+    temp.mkdir()
+    try:
+        fill(temp)
+        files = {name: _sync_and_hash(temp / name) for name in _files(temp)}
+        body = {"version": VERSION, "step": step, **meta, "files": files}
+        with open(temp / MANIFEST, "wb") as out:
+            out.write(_manifest_bytes(body))
+            out.flush()
+            os.fsync(out.fileno())
+        for folder in {temp, *(path for path in temp.rglob("*") if path.is_dir())}:
+            _sync_dir(folder)
+        if final.exists():
+            os.rename(final, root / f".tmp-old-{final.name}-{os.getpid()}")
+        os.rename(temp, final)
+        _sync_dir(root)
+    finally:
+        _remove_leftovers(root)
+    return final
+
+
+def verify(path: Path) -> list[str]:
+    """Every reason why the directory is not a whole checkpoint; empty when it is. Hashes all of it."""
+    try:
+        return _problems(path, (path / MANIFEST).read_bytes())
+    except OSError as err:
+        return [f"{err.filename or path}: {err.strerror}"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [f"{MANIFEST}: damaged (not a checkpoint manifest)"]
+
+
+def _problems(path: Path, raw: bytes) -> list[str]:
+    body = json.loads(raw)
+    claimed = body.pop("sha256")
+    if body["version"] != VERSION:
+        return [f"{MANIFEST}: version {body['version']}, expected {VERSION}"]
+    # Also byte for byte: a flip in the white space or in an escape would read the same.
+    if claimed != _digest(body) or raw != _manifest_bytes(body):
+        return [f"{MANIFEST}: damaged (its own SHA-256 does not fit)"]
+    problems = []
+    if path.name != f"step_{body['step']:08d}":
+        problems.append(f"{MANIFEST}: is of step {body['step']}, in directory {path.name}")
+    present = set(_files(path)) - {MANIFEST}
+    problems += [f"{name}: not in the manifest" for name in sorted(present - body["files"].keys())]
+    for name, want in body["files"].items():
+        if name not in present:
+            problems.append(f"{name}: missing")
+        elif reason := _compare(path / name, want):
+            problems.append(f"{name}: {reason}")
+    return problems
+
+
+def manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint that `verify` found whole."""
+    data: dict[str, Any] = json.loads((path / MANIFEST).read_bytes())
+    return data
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a whole checkpoint: its manifest's own, which covers the SHA-256 of every file."""
+    return str(manifest(path)["sha256"])
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def newest_whole(root: Path, report: Callable[[str], None] = _to_stderr) -> tuple[int, Path] | None:
+    """The whole checkpoint with the highest step. `report` gets a line for each newer one skipped."""
+    for step, path in _candidates(root):
+        problems = verify(path)
+        if not problems:
+            return step, path
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        report(f"skipped checkpoint {path}: {problems[0]}{more}")
+    return None
+
+
+def prune(root: Path, keep: int = 2) -> list[Path]:
+    """Remove what is older than the `keep` newest whole checkpoints; returns what was removed.
+
+    Broken ones are not counted, so a whole one never makes room for them; with fewer than `keep` whole ones
+    nothing is removed.
+    """
+    whole = 0
+    removed = []
+    for _, path in _candidates(root):
+        if whole < keep:
+            whole += not verify(path)
+            continue
+        doomed = root / f".tmp-old-{path.name}-{os.getpid()}"
+        os.rename(path, doomed)  # first out of sight, so that a kill leaves no half-removed checkpoint
+        shutil.rmtree(doomed)
+        removed.append(path)
+    return removed
+
+
+def copy(src: Path, dst_root: Path) -> Path:
+    """Copy a whole checkpoint into another root, whole or absent again. A broken source raises NexaError."""
+    problems = verify(src)
+    if problems:
+        raise NexaError(f"checkpoint {src} is damaged: {problems[0]}", hint="use an older one")
+    body = manifest(src)
+    target = dst_root / src.name
+    if target.exists() and not verify(target) and digest(target) == body["sha256"]:
+        return target
+
+    def fill(temp: Path) -> None:
+        for name in body["files"]:
+            (temp / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(src / name, temp / name)
+            if reason := _compare(temp / name, body["files"][name]):
+                raise NexaError(f"checkpoint copy {target}: {name}: {reason}", hint="check the disk")
+
+    meta = {key: value for key, value in body.items() if key not in ("version", "step", "files", "sha256")}
+    return write(dst_root, int(body["step"]), fill, meta)
+
+
+def _candidates(root: Path) -> list[tuple[int, Path]]:
+    """(step, path) of everything that has a checkpoint's name, newest first."""
+    if not root.is_dir():
+        return []
+    found = [(match, path) for path in root.iterdir() if (match := _STEP_DIR.match(path.name)) and path.is_dir()]
+    return sorted(((int(match[1]), path) for match, path in found), reverse=True)
+
+
+def _files(folder: Path) -> list[str]:
+    """Relative POSIX paths of everything in the folder that is not a directory."""
+    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
+
+
+def _compare(path: Path, want: Mapping[str, Any]) -> str:
+    """Why the file is not the one the manifest describes; empty when it is."""
+    if path.is_symlink() or not path.is_file():
+        return "not a regular file"
+    size = path.stat().st_size
+    if size != want["bytes"]:
+        return f"{size} bytes, expected {want['bytes']}"
+    with open(path, "rb") as data:
+        same = hashlib.file_digest(data, "sha256").hexdigest() == want["sha256"]
+    return "" if same else "its SHA-256 does not fit"
+
+
+def _sync_and_hash(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as data:
+        os.fsync(data.fileno())
+        sha256 = hashlib.file_digest(data, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": sha256}
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, indent=1).encode()).hexdigest()
+
+
+def _manifest_bytes(body: Mapping[str, Any]) -> bytes:
+    return json.dumps({**body, "sha256": _digest(body)}, indent=1).encode()
+
+
+def _sync_dir(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove_leftovers(root: Path) -> None:
+    """What a killed writer left. There is one writer a root, so nobody is still at it."""
+    for path in root.glob(".tmp-*"):
+        shutil.rmtree(path)
+
+
+def main(roots: list[str]) -> int:
+    """Prints, as JSON, every checkpoint below `roots`: the whole ones (newest first), and why others are not."""
+    whole: list[dict[str, Any]] = []
+    skipped: list[dict[str, Any]] = []
+    for step, path in [found for root in roots for found in _candidates(Path(root))]:
+        if problems := verify(path):
+            skipped.append({"path": str(path), "step": step, "why": problems[0]})
+        else:
+            whole.append({"path": str(path), "step": step})
+    print(json.dumps({"whole": whole, "skipped": skipped}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

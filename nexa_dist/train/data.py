@@ -1,0 +1,262 @@
+"""Text to tokens, once a node: `$NEXA_SHARED/data/<hash of sources and parameters>/`, which ranks only read.
+
+The directory holds `tokenizer.json`, `train.npy` and `held_out.npy` (one dimension, token ids as uint16 or
+uint32, documents joined by the end token) and `dataset.json`, written last. It is made under a lock, then renamed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nexa_dist.config.train import DatasetConfig, ModelConfig, TrainConfig
+from nexa_dist.errors import NexaError
+from nexa_dist.train import corpus
+from nexa_dist.train.env import RankEnv
+
+if TYPE_CHECKING:
+    import numpy as np
+    from tokenizers import Tokenizer
+
+FORMAT = 1
+END = "<|endoftext|>"
+INFO = "dataset.json"
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What `dataset.json` says. `sha256` covers the tokenizer and both token files."""
+
+    request: str
+    """Hash of what the config asked for; the sources are not part of it."""
+    path: str
+    sha256: str
+    bytes: int
+    """UTF-8 bytes of all the text."""
+    tokens: int
+    documents: int
+    train_tokens: int
+    held_out_tokens: int
+    vocab_size: int
+    end_id: int | None
+    unigram_entropy_nats: float
+    """`unigram_entropy_nats` of the held-out tokens: the score of the best model that ignores the context."""
+    files: dict[str, dict[str, Any]]
+    """Name to `bytes` and `sha256`."""
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.path)
+
+    def part(self, name: str) -> np.ndarray[Any, Any]:
+        """Token ids of `train` or `held_out`, a read-only memory map of shape (tokens,)."""
+        import numpy as np
+
+        found: np.ndarray[Any, Any] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
+        return found
+
+
+def prepare(config: TrainConfig, env: RankEnv) -> Dataset:
+    """Make the data unless the node has it, and note in the run folder where it is. Raises NexaError."""
+    started = time.monotonic()
+    assert config.dataset is not None and config.model is not None
+    root, files = corpus.sources(config.dataset)
+    size = sum(path.stat().st_size for path in files)
+    if size < config.dataset.min_mb * 1e6:
+        raise NexaError(
+            f"{root}: {size / 1e6:.1f} MB of text in {len(files)} files, dataset.min_mb is {config.dataset.min_mb:g}",
+            hint="choose another source or lower dataset.min_mb",
+        )
+    key = _content_key(config.dataset, config.model, root, files)
+    folder = env.shared / "data" / key
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.parent / f"{key}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = _read(folder / INFO)
+        verb = "reused"
+        if done is None or not _intact(done, hashes=True):
+            verb = "ready"
+            _build(config, root, files, folder)
+            done = _read(folder / INFO)
+            assert done is not None
+        done = replace(done, request=_request(config))
+        env.run_dir.mkdir(parents=True, exist_ok=True)
+        _write_json(env.run_dir / INFO, asdict(done))
+    if env.local_rank == 0:
+        print(
+            f"data {verb}: {done.bytes / 1e6:.1f} MB in {done.documents} documents, {done.tokens} tokens,"
+            f" held-out {done.held_out_tokens}, unigram entropy {done.unigram_entropy_nats:.4f} nats,"
+            f" {time.monotonic() - started:.1f} s",
+            flush=True,
+        )
+    return done
+
+
+def find(config: TrainConfig, env: RankEnv) -> Dataset:
+    """The data that `prepare` made for this run on this node; made now when nobody did."""
+    noted = _read(env.run_dir / INFO)
+    if noted is not None and noted.request == _request(config) and _intact(noted, hashes=False):
+        return noted
+    return prepare(config, env)
+
+
+def unigram_entropy_nats(tokens: np.ndarray[Any, Any]) -> float:
+    """H = -Σ p(t) · ln p(t) in nats a token, where p(t) is the share of token t among these very tokens.
+
+    It is the cross entropy of the tokens under their own unigram distribution, so no model that ignores the
+    context can score less on them.
+    """
+    import numpy as np
+
+    counts = np.bincount(tokens)
+    shares = counts[counts > 0] / len(tokens)
+    return float(-(shares * np.log(shares)).sum())
+
+
+def _build(config: TrainConfig, root: Path, files: list[Path], folder: Path) -> None:
+    """Write `folder`, whole or not at all. The caller holds the lock."""
+    import numpy as np
+
+    assert config.dataset is not None and config.model is not None
+    share = config.dataset.held_out
+    temp = folder.with_name(f".tmp-{folder.name}")
+    for leftover in (temp, folder):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temp.mkdir()
+    train_texts = (text for name, text in corpus.documents(root, files) if not corpus.is_held_out(name, share))
+    tokenizer, end_id = _tokenizer(config.model, train_texts)
+    tokenizer.save(str(temp / "tokenizer.json"))
+    vocab_size = max(tokenizer.get_vocab_size(), config.model.vocab_size or 0)
+    parts: dict[bool, list[np.ndarray[Any, Any]]] = {False: [], True: []}
+    kind = np.uint16 if vocab_size <= 2**16 else np.uint32
+    documents = size = 0
+    for held, text, ids in _encoded(tokenizer, corpus.documents(root, files), share):
+        parts[held].append(np.array(ids if end_id is None else [*ids, end_id], dtype=kind))
+        documents += 1
+        size += len(text.encode())
+    if not parts[True] or not parts[False]:
+        empty = "held-out" if not parts[True] else "training"
+        raise NexaError(
+            f"the {empty} part is empty: {documents} documents, dataset.held_out is {share:g}",
+            hint="give more text, or change dataset.held_out",
+        )
+    held_out, train = np.concatenate(parts[True]), np.concatenate(parts[False])
+    np.save(temp / "held_out.npy", held_out)
+    np.save(temp / "train.npy", train)
+    names = ("tokenizer.json", "train.npy", "held_out.npy")
+    info: dict[str, dict[str, Any]] = {
+        name: {"bytes": (temp / name).stat().st_size, "sha256": _sha256(temp / name)} for name in names
+    }
+    done = Dataset(
+        request="",
+        path=str(folder),
+        sha256=hashlib.sha256("".join(str(info[name]["sha256"]) for name in names).encode()).hexdigest(),
+        bytes=size,
+        tokens=len(train) + len(held_out),
+        documents=documents,
+        train_tokens=len(train),
+        held_out_tokens=len(held_out),
+        vocab_size=vocab_size,
+        end_id=end_id,
+        unigram_entropy_nats=unigram_entropy_nats(held_out),
+        files=info,
+    )
+    _write_json(temp / INFO, asdict(done))
+    os.rename(temp, folder)
+
+
+def _encoded(
+    tokenizer: Tokenizer, documents: Iterator[tuple[str, str]], share: float
+) -> Iterator[tuple[bool, str, list[int]]]:
+    """(held out?, text, token ids) of each document, in order; encoded in batches, so on all cores."""
+    while batch := [pair for _, pair in zip(range(_BATCH), documents, strict=False)]:
+        encodings = tokenizer.encode_batch([text for _, text in batch], add_special_tokens=False)
+        for (name, text), encoding in zip(batch, encodings, strict=True):
+            yield corpus.is_held_out(name, share), text, encoding.ids
+
+
+def _tokenizer(model: ModelConfig, texts: Iterator[str]) -> tuple[Tokenizer, int | None]:
+    """The pretrained model's tokenizer, or a byte-level BPE trained on `texts`; and the id of a document's end."""
+    tokenizers = import_module("tokenizers")
+    if model.path is not None:
+        tokenizer: Tokenizer = tokenizers.Tokenizer.from_file(str(_tokenizer_file(model)))
+        end = json.loads((Path(model.path) / "config.json").read_bytes()).get("eos_token_id")
+        return tokenizer, end[0] if isinstance(end, list) else end
+    byte_level = tokenizers.pre_tokenizers.ByteLevel
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = byte_level(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=model.vocab_size, special_tokens=[END], initial_alphabet=byte_level.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer=trainer)
+    return tokenizer, 0
+
+
+def _tokenizer_file(model: ModelConfig) -> Path:
+    folder = Path(model.path or "")
+    for name in ("config.json", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise NexaError(
+                f"model.path {folder}: {name} is not there",
+                hint="model.path is a directory that save_pretrained of model and tokenizer made",
+            )
+    return folder / "tokenizer.json"
+
+
+def _request(config: TrainConfig) -> str:
+    """Hash of the parts of the config that decide the data; window length and limits do not."""
+    assert config.dataset is not None and config.model is not None
+    asked: list[object] = [FORMAT, config.dataset.source, config.dataset.path, config.dataset.held_out]
+    asked += [config.model.path, config.model.vocab_size]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+
+def _content_key(dataset: DatasetConfig, model: ModelConfig, root: Path, files: list[Path]) -> str:
+    """Names the prepared data by everything it is made from: texts, their names, parameters, tokenizer."""
+    version: str = import_module("tokenizers").__version__
+    tokenizer = _sha256(_tokenizer_file(model)) if model.path else version
+    key = hashlib.sha256(json.dumps([FORMAT, dataset.held_out, model.vocab_size, tokenizer]).encode())
+    for path in files:
+        key.update(f"\0{path.relative_to(root).as_posix()}\0{_sha256(path)}".encode(errors="surrogateescape"))
+    return key.hexdigest()[:32]
+
+
+def _intact(done: Dataset, *, hashes: bool) -> bool:
+    """Whether the files are as long as noted and, with `hashes`, hold the same bytes."""
+    for name, want in done.files.items():
+        path = done.folder / name
+        if not path.is_file() or path.stat().st_size != want["bytes"]:
+            return False
+        if hashes and _sha256(path) != want["sha256"]:
+            return False
+    return True
+
+
+def _read(path: Path) -> Dataset | None:
+    """None when the note is absent, torn or of another version."""
+    try:
+        return Dataset(**json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    temp = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    temp.write_text(json.dumps(value, indent=1))
+    os.rename(temp, path)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()

@@ -1,0 +1,65 @@
+"""Where this process stands in the run: torchrun's variables and the node agent's, read once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from nexa_dist.errors import NexaError
+
+
+@dataclass(frozen=True)
+class RankEnv:
+    """One rank, or (without torchrun) the only one. Paths are absolute."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    run_id: str
+    attempt: int
+    """1-based."""
+    run_dir: Path
+    shared: Path
+    durable: Path | None
+    """Checkpoint root that outlives the node; None when there is no such place."""
+    resume_from: Path | None
+    resume_step: int | None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run_dir / "checkpoints"
+
+    @classmethod
+    def read(cls, name: str, environ: Mapping[str, str]) -> RankEnv:
+        """`name` is the training's: it names the run folder when no agent does. Raises NexaError."""
+        run_id = environ.get("NEXA_RUN_ID", name)
+        run_dir = Path(environ.get("NEXA_RUN_DIR", f"runs/{name}")).absolute()
+        durable = environ.get("NEXA_DURABLE")
+        resume = environ.get("NEXA_RESUME_FROM")
+        world_size = _number(environ, "WORLD_SIZE", 1)
+        planned = _number(environ, "NEXA_WORLD_SIZE", world_size)
+        if "WORLD_SIZE" in environ and world_size != planned:
+            raise NexaError(
+                f"WORLD_SIZE is {world_size}, the plan says {planned}: the ranks did not find each other",
+                hint="check the rendezvous address, and torchrun's --nnodes and --nproc_per_node",
+            )
+        return cls(
+            rank=_number(environ, "RANK", 0),
+            local_rank=_number(environ, "LOCAL_RANK", 0),
+            world_size=world_size,
+            run_id=run_id,
+            attempt=_number(environ, "NEXA_ATTEMPT", 1),
+            run_dir=run_dir,
+            shared=Path(environ.get("NEXA_SHARED", "runs/.shared")).absolute(),
+            durable=Path(durable).absolute() / run_id / "checkpoints" if durable else None,
+            resume_from=Path(resume).absolute() if resume else None,
+            resume_step=_number(environ, "NEXA_RESUME_STEP", 0) if "NEXA_RESUME_STEP" in environ else None,
+        )
+
+
+def _number(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(name, str(default))
+    if not text.isdecimal():
+        raise NexaError(f"{name} must be a whole number, found {text!r}")
+    return int(text)

@@ -1,0 +1,83 @@
+"""One rank: `python -m nexa_dist.train.launcher --backend hf --config X [--set a.b=c] [--prepare]`.
+
+torchrun starts it once a rank; `--prepare` runs once a node before that, and readies the data. It works alone
+too: without `NEXA_*` the run folder is `./runs/<name>`, and a second time it goes on from the newest checkpoint.
+Exit codes: 0 done, 1 failed, 2 bad usage or config, 143 stopped by SIGTERM after a checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nexa_dist.config.load import load_train
+from nexa_dist.config.train import TrainConfig
+from nexa_dist.errors import NexaError, UsageError
+from nexa_dist.train.env import RankEnv
+
+
+@dataclass(frozen=True)
+class Backend:
+    """`module:function` names: nothing heavy is imported before it is needed."""
+
+    prepare: str
+    """`(TrainConfig, RankEnv) -> object`, once a node."""
+    train: str
+    """`(TrainConfig, RankEnv) -> int`, once a rank; returns the exit code."""
+
+
+BACKENDS = {"hf": Backend(prepare="nexa_dist.train.data:prepare", train="nexa_dist.train.backends.hf:train")}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(argv)
+    try:
+        return _run(options)
+    except NexaError as err:
+        print(f"error: {err}", file=sys.stderr)
+        if err.hint:
+            print(f"hint: {err.hint}", file=sys.stderr)
+        return err.code
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = load_train(options.config, options.overrides)
+    if config.backend != options.backend:
+        raise UsageError(
+            f"{options.config}: backend is {config.backend or 'none'}, not {options.backend} as on the command line"
+        )
+    env = RankEnv.read(config.name, os.environ)
+    backend = BACKENDS[options.backend]
+    if options.prepare:
+        _resolve(backend.prepare)(config, env)
+        return 0
+    return int(_resolve(backend.train)(config, env))
+
+
+def _resolve(name: str) -> Callable[[TrainConfig, RankEnv], int]:
+    module, _, function = name.partition(":")
+    found: Callable[[TrainConfig, RankEnv], int] = getattr(importlib.import_module(module), function)
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nexa_dist.train.launcher", description="One rank of a training.")
+    parser.add_argument("--backend", required=True, choices=sorted(BACKENDS))
+    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="train.yaml")
+    parser.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="override, a.b=c"
+    )
+    parser.add_argument("--prepare", action="store_true", help="ready the data on this node, then exit")
+    return parser
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # torch's threads can abort an ordinary exit, and 143 would become 134

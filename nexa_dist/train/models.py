@@ -1,0 +1,64 @@
+"""The model and its tokenizer, as the config describes them; shared by the backends that use transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+
+from nexa_dist.config.train import TrainConfig
+from nexa_dist.errors import NexaError
+from nexa_dist.train import data
+
+MAX_PARAMETERS = 15_000_000_000
+_hf: Any = transformers  # half of its functions carry no types
+
+
+def build(config: TrainConfig, dataset: data.Dataset) -> Any:
+    """The model in float32 on the CPU. Its size is counted on the meta device before memory is taken."""
+    shape = config.model
+    assert shape is not None and config.dataset is not None
+    if shape.path is not None:
+        settings = _hf.AutoConfig.from_pretrained(shape.path, local_files_only=True)
+    else:
+        settings = _hf.LlamaConfig(
+            vocab_size=dataset.vocab_size,
+            hidden_size=shape.hidden_size,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.heads,
+            intermediate_size=shape.intermediate_size,
+            max_position_embeddings=config.dataset.sequence_length,
+            attention_dropout=shape.dropout,
+            tie_word_embeddings=True,
+            bos_token_id=dataset.end_id,
+            eos_token_id=dataset.end_id,
+        )
+    refuse_if_too_large(settings)
+    if shape.path is not None:
+        model = _hf.AutoModelForCausalLM.from_pretrained(shape.path, dtype=torch.float32, local_files_only=True)
+    else:
+        model = _hf.AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+    model.config.use_cache = False
+    return model
+
+
+def refuse_if_too_large(settings: Any) -> None:
+    """Raise NexaError for a model that DDP, a whole copy on every rank, is not made for."""
+    with torch.device("meta"):
+        parameters = _hf.AutoModelForCausalLM.from_config(settings).num_parameters()
+    if parameters > MAX_PARAMETERS:
+        raise NexaError(
+            f"the model has {parameters / 1e9:.1f} B parameters, backend hf takes at most"
+            f" {MAX_PARAMETERS / 1e9:.0f} B: DDP holds all of it on every rank",
+            hint="use a backend that shards the model, or a smaller one",
+        )
+
+
+def tokenizer(config: TrainConfig, dataset: data.Dataset) -> Any:
+    if config.model is not None and config.model.path is not None:
+        return _hf.AutoTokenizer.from_pretrained(config.model.path, local_files_only=True)
+    return _hf.PreTrainedTokenizerFast(
+        tokenizer_file=str(dataset.folder / "tokenizer.json"), eos_token=data.END, bos_token=data.END
+    )
