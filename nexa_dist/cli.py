@@ -1,0 +1,146 @@
+"""The door: parse, one call, exit code. Verbs are imported when they are called, so that --help is quick."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from nexa_dist import __version__
+from nexa_dist.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, NexaError
+
+RUN_VERBS = ("run", "attach", "stop", "logs", "runs")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="nexa",
+        description="Rent GPU nodes, train on all of them, give everything back.",
+        epilog="exit codes: 0 done, 1 failed, 2 bad usage or config, 3 over budget or time, "
+        "4 something may still be running",
+    )
+    top.add_argument("--version", action="version", version=f"nexa {__version__}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    init = verbs.add_parser("init", help="write a commented cluster.yaml and train.yaml to start from")
+    init.add_argument("folder", nargs="?", default=".", metavar="DIR")
+
+    config = verbs.add_parser("config", help="show a config file as resolved, or every error in it")
+    config.add_argument("file", nargs="?", metavar="FILE", help="a cluster or train file")
+    config.add_argument("--schema", choices=("cluster", "train", "manifest"), help="print the JSON Schema instead")
+    _set(config)
+    _json(config)
+
+    provision = verbs.add_parser("provision", help="make the nodes, bootstrap them, prove that they work")
+    provision.add_argument("--cluster", required=True, metavar="FILE")
+    _set(provision)
+    _json(provision)
+    provision.add_argument("--dry-run", action="store_true", help="print what would be made and do nothing")
+
+    run = verbs.add_parser("run", help="start a training on every node and follow it")
+    run.add_argument("train", nargs="?", metavar="TRAIN.yaml")
+    _cluster(run)
+    _set(run)
+    run.add_argument("--resume", metavar="RUN", help="go on with a run from its newest whole checkpoint")
+    run.add_argument("--detach", action="store_true", help="leave once every node runs")
+    run.add_argument("--rank", default="0", metavar="N,N|all", help="ranks whose lines are shown (default: 0)")
+    run.add_argument("--print", "--dry-run", action="store_true", dest="dry_run", help="show each node's command")
+    _json(run)
+
+    for name, text in (("attach", "follow a run that goes on without us"), ("stop", "end a run on every node")):
+        verb = verbs.add_parser(name, help=text)
+        verb.add_argument("run", nargs="?" if name == "attach" else None, default="", metavar="RUN")
+        if name == "attach":
+            verb.add_argument("--rank", default="0", metavar="N,N|all")
+        else:
+            verb.add_argument("--grace", type=_seconds, default=25.0, metavar="S", help="seconds for a checkpoint")
+        _json(verb)
+
+    logs = verbs.add_parser("logs", help="the lines of every rank")
+    logs.add_argument("run", nargs="?", default="", metavar="RUN")
+    logs.add_argument("--rank", default="", metavar="N,N|all", help="only these ranks")
+    logs.add_argument("--node", metavar="NODE", help="only this node")
+    logs.add_argument("--grep", metavar="REGEX", help="only lines that match")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on as lines come")
+    _json(logs)
+
+    status = verbs.add_parser("status", help="clusters, their nodes and active runs, as they are now")
+    _cluster(status)
+    _json(status)
+    _json(verbs.add_parser("runs", help="every run known here"))
+
+    ssh = verbs.add_parser("ssh", help="a shell (or a command) on a node")
+    ssh.add_argument("--cluster", metavar="NAME|FILE")
+    ssh.add_argument("node", metavar="NODE")
+    ssh.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
+
+    teardown = verbs.add_parser("teardown", help="destroy a cluster and prove that nothing is left")
+    _cluster(teardown)
+    teardown.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    teardown.add_argument("--dry-run", action="store_true", help="print what would go and do nothing")
+    _json(teardown)
+    return top
+
+
+def _cluster(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--cluster", metavar="NAME|FILE", help="may be left out when one cluster is known")
+
+
+def _json(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--json", action="store_true", help="machine-readable output on stdout")
+
+
+def _set(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a value of the file")
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 3600:
+        raise argparse.ArgumentTypeError("from 0 to 3600 seconds")
+    return value
+
+
+def interrupt(*_: object) -> None:
+    """SIGTERM is handled as Ctrl-C is."""
+    raise KeyboardInterrupt
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code of one command; the only place where an expected error becomes words."""
+    arguments = parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, interrupt)
+    return guarded(lambda: _call(arguments))
+
+
+def _call(arguments: argparse.Namespace) -> int:
+    import importlib
+
+    module = "run" if arguments.verb in RUN_VERBS else "cluster"
+    verb = getattr(importlib.import_module(f"nexa_dist.verbs.{module}"), arguments.verb)
+    return int(verb(arguments))
+
+
+def guarded(call: Callable[[], int]) -> int:
+    """Runs a door's work: an expected error is said with its hint, never with a traceback."""
+    from nexa_dist import ui
+
+    try:
+        return call()
+    except NexaError as error:
+        ui.error(str(error), error.hint)
+        return error.code
+    except KeyboardInterrupt:
+        ui.error("interrupted", "nexa status shows what is there; provision and teardown go on when repeated")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return EXIT_FAILED
+    except OSError as error:  # a full disk, a folder without permission, a file where a folder should be
+        ui.error(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+        return EXIT_FAILED
+    except UnicodeEncodeError as error:
+        ui.error(f"this terminal or argument cannot be encoded: {error}", "use a UTF-8 locale")
+        return EXIT_USAGE

@@ -1,0 +1,66 @@
+"""`python -m nexa_dist.launch --config CLUSTER.yaml -- script.py ARGS…`: any torchrun script, on every node."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nexa_dist.cli import guarded, interrupt
+from nexa_dist.errors import UsageError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code of the launch; a module is started with `-m package.module` in place of the script."""
+    parser = argparse.ArgumentParser(prog="python -m nexa_dist.launch", description=__doc__)
+    parser.add_argument("--config", required=True, metavar="CLUSTER.yaml", help="cluster file, or name of a known one")
+    parser.add_argument("--nproc-per-node", type=int, metavar="N", help="ranks on each node (default: its gpus)")
+    parser.add_argument("--rank", default="0", metavar="N,N|all", help="ranks whose lines are shown (default: 0)")
+    parser.add_argument("--detach", action="store_true", help="leave once every node runs")
+    parser.add_argument("--print", "--dry-run", action="store_true", dest="dry_run", help="show each node's command")
+    parser.add_argument("--json", action="store_true", help="machine-readable output on stdout")
+    parser.add_argument("program", nargs=argparse.REMAINDER, metavar="-- SCRIPT|-m MODULE ARGS…")
+    args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, interrupt)
+    return guarded(lambda: _launch(args))
+
+
+def _launch(args: argparse.Namespace) -> int:
+    from pydantic import ValidationError
+
+    from nexa_dist.config.train import TrainConfig
+    from nexa_dist.errors import ConfigError, Problem
+    from nexa_dist.verbs.common import context, find_cluster
+    from nexa_dist.verbs.run import launched, ranks
+
+    words = args.program[1:] if args.program[:1] == ["--"] else list(args.program)
+    target = "module" if words[:1] == ["-m"] else "script"
+    words = words[1:] if target == "module" else words
+    if not words:
+        raise UsageError("no script to run", hint="python -m nexa_dist.launch --config CLUSTER.yaml -- script.py ARGS…")
+    plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in Path(words[0]).stem.lower())
+    name = plain.strip("-")[:32] or "script"
+    ctx = context()
+    values = {"name": name, target: words[0], "args": words[1:], "nproc_per_node": args.nproc_per_node}
+    try:
+        config = TrainConfig.model_validate(values)
+    except ValidationError as error:
+        faults = [Problem("command line", 0, ".".join(map(str, e["loc"])), e["msg"]) for e in error.errors()]
+        raise ConfigError(faults) from None
+    cluster = find_cluster(ctx, args.config)
+    return launched(
+        ctx,
+        cluster,
+        config,
+        "",
+        dry_run=args.dry_run,
+        detach=args.detach,
+        shown=ranks(args.rank),
+        as_json=args.json,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""What every verb is handed: the workspace, the seam to the outside, and somebody to report to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from nexa_dist.run.runner import Runner
+from nexa_dist.run.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Context:
+    """`say` takes a line for people; `times` collects how many seconds each phase took."""
+
+    workspace: Workspace
+    runner: Runner
+    say: Callable[[str], None]
+    times: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, title: str) -> Iterator[None]:
+        """Says what begins and how long it took, also when it failed."""
+        began, outcome = time.monotonic(), "failed after"
+        self.say(f"▸ {title}")
+        try:
+            yield
+            outcome = "done in"
+        finally:
+            self.times[title] = time.monotonic() - began
+            self.say(f"  {outcome} {self.times[title]:.1f} s")
+
+    def detail(self, text: str) -> None:
+        """A line below the phase."""
+        self.say(f"  {text}")

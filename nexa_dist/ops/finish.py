@@ -1,0 +1,50 @@
+"""The end of an attempt: run.json, what rank 0 left, the manifest."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from nexa_dist.config.load import recorded_train, resolved
+from nexa_dist.errors import NexaError
+from nexa_dist.ops.context import Context
+from nexa_dist.ops.watch import Outcome
+from nexa_dist.plan.manifest import build_manifest
+from nexa_dist.run import files
+from nexa_dist.run.nodes import Link
+from nexa_dist.run.workspace import RunFolder
+
+
+def finish(ctx: Context, run: RunFolder, links: Sequence[Link], record: dict[str, Any], outcome: Outcome) -> None:
+    """Closes the newest attempt and writes the manifest. Safe to do again."""
+    attempt = record["attempts"][-1]
+    attempt |= {"state": outcome.state, "cause": outcome.cause, "ended_unix": attempt.get("ended_unix") or time.time()}
+    run.save(record)
+    result = read_result(ctx, links, record) if links else {}
+    config = resolved(recorded_train(record["config"], record["run_id"]))
+    logs = str(run.logs.relative_to(ctx.workspace.root))
+    manifest = build_manifest(record, result, config, logs)
+    files.write_json(run.manifest, manifest.model_dump(mode="json"))
+
+
+def read_result(ctx: Context, links: Sequence[Link], record: dict[str, Any]) -> dict[str, Any]:
+    """Rank 0's result.json from the first node; empty when it left none."""
+    first = links[0]
+    try:
+        got = first.ssh.run(first.node, ("cat", f"{record['nodes'][first.node.name]['run_dir']}/result.json"))
+        return dict(json.loads(got.out)) if got.code == 0 else {}
+    except (NexaError, ValueError) as error:
+        ctx.say(f"warning: what rank 0 left cannot be read: {error}")
+        return {}
+
+
+def tail(run: RunFolder, node: str, source: str, lines: int = 20) -> list[str]:
+    """The last lines of a mirrored log."""
+    path = run.logs / node / source
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 16384))
+        return file.read().decode(errors="replace").splitlines()[-lines:]

@@ -1,0 +1,29 @@
+"""nexa init: a commented cluster.yaml and train.yaml to start from, with the editor's schemas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from nexa_dist.config.load import json_schema
+from nexa_dist.errors import UsageError
+from nexa_dist.run import bundle, files
+
+KINDS: tuple[Literal["cluster", "train"], ...] = ("cluster", "train")
+
+
+def init(folder: Path) -> list[Path]:
+    """Writes the files; refuses to write over any. Returns what it made."""
+    there = [f"{kind}.yaml" for kind in KINDS if (folder / f"{kind}.yaml").exists()]
+    if there:
+        raise UsageError(
+            f"{', '.join(there)} already there in {folder}", hint="nothing was written; name another folder"
+        )
+    made: list[Path] = []
+    for kind in KINDS:
+        name = f"{kind}.yaml"
+        files.write_text(folder / name, (bundle.root() / "configs" / "templates" / name).read_text(encoding="utf-8"))
+        schema = folder / ".nexa" / "schema" / f"{kind}.schema.json"
+        files.write_json(schema, json_schema(kind))
+        made += [folder / name, schema]
+    return made

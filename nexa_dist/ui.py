@@ -1,0 +1,87 @@
+"""What people see: talk on stderr, data on stdout. Nothing else in the package prints."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+ESCAPES = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)
+
+
+def plain(text: str) -> str:
+    """Without escapes and control characters, which could rewrite the reader's terminal."""
+    return ESCAPES.sub("", text.expandtabs(8))
+
+
+def say(text: str = "") -> None:
+    """A line for people."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def error(message: str, hint: str = "") -> None:
+    say(f"error: {message}")
+    if hint:
+        say(f"hint: {hint}")
+
+
+def out(text: str) -> None:
+    """A line of data."""
+    print(text, flush=True)
+
+
+def out_bytes(text: bytes) -> None:
+    """A line of a log: as it is into a file or pipe, without escapes onto a terminal."""
+    if sys.stdout.isatty():
+        out(plain(text.decode(errors="replace")))
+    else:
+        sys.stdout.buffer.write(text + b"\n")
+        sys.stdout.buffer.flush()
+
+
+def emit(data: Any) -> None:
+    """Data as JSON."""
+    print(json.dumps(data, indent=2, default=str), flush=True)
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """A table of data on stdout; columns between tabs when it is not a terminal."""
+    cells = [[plain(str("-" if row.get(c) is None else row[c])) for c in columns] for row in rows]
+    if not sys.stdout.isatty():
+        out("\t".join(columns))
+        for row_cells in cells:
+            out("\t".join(row_cells))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row_cells in cells:
+        made.add_row(*(Text(cell, overflow="fold") for cell in row_cells))
+    Console().print(made)
+
+
+def interactive() -> bool:
+    """Whether there is somebody to ask."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def confirm(question: str) -> bool:
+    """Asks; no answer is no."""
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def choose(question: str, answers: Mapping[str, str], default: str) -> str:
+    """Asks once for one of the letters of `answers`; anything else is the default."""
+    sys.stderr.write(f"{question} " + ", ".join(f"[{key}] {text}" for key, text in answers.items()) + ": ")
+    sys.stderr.flush()
+    given = sys.stdin.readline().strip().lower()[:1]
+    return given if given in answers else default

@@ -1,0 +1,147 @@
+"""init, config, provision, status, ssh, teardown."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nexa_dist import ui
+from nexa_dist.config.load import json_schema, kind_of, load_cluster, load_train, resolved
+from nexa_dist.errors import EXIT_OK, UsageError
+from nexa_dist.ops import provision as provisioning
+from nexa_dist.ops import runs as running
+from nexa_dist.ops import teardown as destroying
+from nexa_dist.ops.init import init as initialise
+from nexa_dist.run.nodes import session
+from nexa_dist.verbs.common import context, find_cluster, find_folder, load_said
+
+Arguments = argparse.Namespace
+
+
+def init(args: Arguments) -> int:
+    for path in initialise(Path(args.folder)):
+        ui.say(f"made {path}")
+    ui.say("next: nexa provision --cluster cluster.yaml, then nexa run train.yaml, then nexa teardown")
+    return EXIT_OK
+
+
+def config(args: Arguments) -> int:
+    if args.schema:
+        ui.emit(json_schema(args.schema))
+        return EXIT_OK
+    if not args.file:
+        raise UsageError("nexa config needs a FILE, or --schema")
+    path = Path(args.file)
+    load: Callable[..., Any] = load_cluster if kind_of(path) == "cluster" else load_train
+    found = resolved(load(path, args.set))
+    if args.json:
+        ui.emit(found)
+    else:
+        import yaml
+
+        ui.out(yaml.safe_dump(found, sort_keys=False, allow_unicode=True).rstrip())
+    return EXIT_OK
+
+
+def provision(args: Arguments) -> int:
+    ctx = context()
+    config = load_said(Path(args.cluster), args.set)
+    if args.dry_run:
+        ui.say(
+            f"would make cluster {config.name}: {config.nodes} nodes, {config.gpus_per_node} ranks each, "
+            f"provider {config.provider}"
+        )
+        ui.say("would run: terraform init, terraform apply, playbooks/bootstrap.yml, a health check of every node")
+        return EXIT_OK
+    made = provisioning.provision(ctx, config)
+    price = f"{made.usd_per_hour:.2f} USD/h"
+    ui.say(f"✓ cluster {made.name} is up: {len(made.nodes)} nodes, {made.world_size} ranks, {price}")
+    ui.say(f"next: nexa run TRAIN.yaml; give it back with: nexa teardown --cluster {made.name}")
+    if args.json:
+        ui.emit({**made.to_json(), "seconds": ctx.times})
+    return EXIT_OK
+
+
+def status(args: Arguments) -> int:
+    ctx = context()
+    folders = [find_folder(ctx, args.cluster)] if args.cluster else ctx.workspace.clusters()
+    report: dict[str, Any] = {"clusters": [], "runs": []}
+    for folder in folders:
+        if not folder.json.exists():
+            report["clusters"].append({"cluster": folder.name, "state": "unfinished", "nodes": []})
+            continue
+        cluster = folder.load()
+        nodes = running.cluster_nodes(ctx, cluster)
+        report["clusters"].append(
+            {"cluster": cluster.name, "state": "up", "usd_per_hour": cluster.usd_per_hour, "nodes": nodes}
+        )
+    for found in ctx.workspace.runs():
+        if running.active(found):
+            report["runs"].append({**running.summary(found), "nodes": running.live(ctx, found)})
+    if args.json:
+        ui.emit(report)
+        return EXIT_OK
+    if not report["clusters"]:
+        ui.say(f"no cluster is known in {ctx.workspace.root}")
+    for entry in report["clusters"]:
+        rows = [{"cluster": entry["cluster"], **node} for node in entry["nodes"]] or [
+            {"cluster": entry["cluster"], "state": "unfinished: run nexa provision or nexa teardown"}
+        ]
+        ui.table(rows, ("cluster", "node", "address", "ranks", "state"))
+    for row in report["runs"]:
+        row["on nodes"] = ", ".join(f"{name} {answer['state']}" for name, answer in row["nodes"].items())
+    if report["runs"]:
+        ui.table(report["runs"], ("run", "on nodes", "minutes", "cost_usd"))
+    return EXIT_OK
+
+
+def ssh(args: Arguments) -> int:
+    ctx = context()
+    cluster = find_cluster(ctx, args.cluster)
+    node = provisioning.node_of(cluster, args.node)
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    with session(ctx.runner, cluster) as connection:
+        argv = connection.argv(
+            node,
+            "-oControlMaster=no",
+            "-oControlPath=none",
+            "-oBatchMode=no",
+            *(["-t"] if not command and sys.stdin.isatty() else []),
+        )
+    os.execvp(argv[0], [*argv, *([shlex.join(command)] if command else [])])
+
+
+def teardown(args: Arguments) -> int:
+    ctx = context()
+    if not args.cluster and not ctx.workspace.clusters():
+        ui.say(f"nothing to tear down in {ctx.workspace.root}")
+        return EXIT_OK
+    folder = find_folder(ctx, args.cluster)
+    if not folder.path.exists():
+        ui.say(f"cluster {folder.name} is not there: nothing to tear down")
+        return EXIT_OK
+    active = destroying.active_runs(ctx, folder)
+    doomed = f"cluster {folder.name}" + (
+        f" and the active runs {', '.join(r.run_id for r in active)}" if active else ""
+    )
+    if args.dry_run:
+        ui.say(f"would destroy {doomed}")
+        return EXIT_OK
+    if active and not args.yes and not (ui.interactive() and ui.confirm(f"destroy {doomed}?")):
+        raise UsageError(f"{doomed} would be ended", hint="-y says yes")
+    receipt = destroying.teardown(ctx, folder)
+    for row in receipt["nodes"]:
+        ui.say(f"  gone: {row['name']} {row['address']}:{row['port']}")
+    ui.say(
+        f"✓ cluster {folder.name} is gone: 0 resources, 0 processes, 0 listening ports left; "
+        f"{receipt['cost_usd']:.2f} USD"
+    )
+    ui.say(f"  receipt {receipt['receipt']}")
+    if args.json:
+        ui.emit(receipt)
+    return EXIT_OK

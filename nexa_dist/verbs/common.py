@@ -1,0 +1,54 @@
+"""What several verbs need: the context, and a cluster by its name or file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nexa_dist import ui
+from nexa_dist.config.cluster import ClusterConfig
+from nexa_dist.config.load import load_cluster
+from nexa_dist.errors import UsageError
+from nexa_dist.model import Cluster
+from nexa_dist.ops.context import Context
+from nexa_dist.plan.static import static_cluster
+from nexa_dist.run.runner import SystemRunner
+from nexa_dist.run.workspace import ClusterFolder, Workspace
+
+
+def context() -> Context:
+    return Context(Workspace.here(), SystemRunner(), ui.say)
+
+
+NOT_ENFORCED = ("budget_usd", "max_hours", "boot_timeout_s", "mesh")
+"""Keys of cluster.yaml that are valid and that nothing acts on yet: said, rather than passed over."""
+
+
+def load_said(path: Path, overrides: Sequence[str] = ()) -> ClusterConfig:
+    """load_cluster, and a warning for what it asks that is not built yet."""
+    config = load_cluster(path, overrides)
+    idle = [key for key in NOT_ENFORCED if key in config.model_fields_set and getattr(config, key) != "none"]
+    if idle:
+        ui.say(f"warning: {path}: {', '.join(idle)}: not enforced yet (max_hours of train.yaml is)")
+    return config
+
+
+def find_folder(ctx: Context, named: str | None) -> ClusterFolder:
+    """A cluster by name or file; the only one when it is not named."""
+    if not named:
+        return ctx.workspace.only_cluster()
+    if named.endswith((".yaml", ".yml")) or "/" in named:
+        return ctx.workspace.cluster(load_cluster(Path(named)).name or "")
+    if named not in [folder.name for folder in ctx.workspace.clusters()]:
+        known = ", ".join(folder.name for folder in ctx.workspace.clusters()) or "none"
+        raise UsageError(f"no cluster called {named!r} is known in {ctx.workspace.root}", hint=f"known: {known}")
+    return ctx.workspace.cluster(named)
+
+
+def find_cluster(ctx: Context, named: str | None) -> Cluster:
+    """A provisioned cluster, or the user's own hosts straight from their file."""
+    if named and (named.endswith((".yaml", ".yml")) or "/" in named):
+        config = load_said(Path(named))
+        if config.provider == "static":
+            return static_cluster(config, Path(named).absolute().parent)
+    return find_folder(ctx, named).load()

@@ -1,0 +1,152 @@
+"""One local cluster for all end-to-end tests of a worker: real Terraform, sshd, Ansible and torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPO = Path(__file__).parents[2]
+NEXA = (sys.executable, "-m", "nexa_dist")
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Of a user who has never used nexa here, but for the shared cache (environments take gigabytes)."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("NEXA_") or k == "NEXA_SHARED"}
+    return {**kept, "PYTHONPATH": str(REPO), "HF_HUB_OFFLINE": "1", **more}
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A workspace and the command line in it."""
+
+    root: Path
+
+    def nexa(self, *words: str, code: int = 0, timeout_s: float = 240, **env: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [*NEXA, *words],
+            cwd=self.root,
+            env=environment(**env),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            stdin=subprocess.DEVNULL,
+        )
+        assert "Traceback" not in done.stderr or "rank" in done.stderr, done.stderr
+        assert done.returncode == code, f"exit {done.returncode}, not {code}:\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def json(self, *words: str, **more: Any) -> Any:
+        return json.loads(self.nexa(*words, "--json", **more).stdout)
+
+    def begin(self, *words: str) -> subprocess.Popen[str]:
+        """A command that goes on while the test acts."""
+        return subprocess.Popen(
+            [*NEXA, *words],
+            cwd=self.root,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            stdin=subprocess.DEVNULL,
+        )
+
+    def write(self, name: str, text: str) -> str:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return name
+
+    def script(self, name: str, text: str, **more: Any) -> str:
+        """A torchrun script and the train.yaml that runs it; returns the latter."""
+        self.write(f"{name}.py", text)
+        return self.write(f"{name}.yaml", json.dumps({"name": name, "script": f"{name}.py", **more}))
+
+    def newest(self) -> Path:
+        return max((self.root / "runs").glob("train_*"), key=lambda p: p.name.split("_", 1)[1])
+
+    def record(self) -> dict[str, Any]:
+        return dict(json.loads((self.newest() / "run.json").read_text()))
+
+    def manifest(self) -> dict[str, Any]:
+        return dict(json.loads((self.root / "runs" / "manifests" / f"{self.newest().name}.json").read_text()))
+
+    def log(self, rank: int, node: str, attempt: int = 1) -> str:
+        path = self.newest() / "logs" / node / f"rank_{rank}" / f"attempt_{attempt}.log"
+        return path.read_text() if path.exists() else ""
+
+    def on_node(self, node: str) -> list[int]:
+        """Pids of this node that belong to a run: what its sshd and its own daemons do not explain."""
+        mark = f"NEXA_RUN_DIR={self.root}/.nexa/clusters/lab/nodes/{node}/".encode()
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if mark in path.read_bytes():
+                    found.append(int(path.parent.name))
+            except OSError:
+                continue
+        return found
+
+    def processes(self) -> list[int]:
+        return [*self.on_node("n0"), *self.on_node("n1")]
+
+
+def runs(lab: Lab) -> int:
+    """How many runs this workspace knows."""
+    return len(list((lab.root / "runs").glob("train_*")))
+
+
+def until(condition: Callable[[], Any], what: str, timeout_s: float = 90) -> Any:
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{what}: not within {timeout_s} s")
+
+
+def everything_of(root: Path) -> list[str]:
+    """Command lines of all processes that this workspace started and that still live."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (path / "cmdline").read_bytes() + (path / "environ").read_bytes()
+        except OSError:
+            continue
+        if f"{root}/.nexa".encode() in words and int(path.name) != os.getpid():
+            found.append((path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return found
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    root = tmp_path_factory.mktemp("it's a lab")
+    made = Lab(root)
+    subprocess.run(["git", "init", "-q", str(root)], check=True)
+    made.write("lab.yaml", "name: lab\nprovider: local\nnodes: 2\ngpus_per_node: 2\nprice_usd_per_hour: 3.6\n")
+    try:
+        made.nexa("provision", "--cluster", "lab.yaml", timeout_s=900)
+        yield made
+    finally:
+        made.nexa("teardown", "--cluster", "lab", "-y")
+    until(lambda: not everything_of(root), f"nothing of {root} is left", 15)
+
+
+@pytest.fixture
+def clean(lab: Lab) -> Iterator[Lab]:
+    """The lab, and the proof after the test that no process of a run is left on any node."""
+    yield lab
+    until(lambda: not lab.processes(), "no process of a run is left", 15)
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,91 @@
+"""The user's own hosts: a cluster.yaml that lists them, reached with the user's own ssh settings.
+
+The hosts are the lab's sshds under other names; their addresses sort the wrong way on purpose, and nothing of
+their folders is shared.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Lab
+
+pytestmark = pytest.mark.e2e
+
+WHO = """
+import os, torch.distributed as dist
+dist.init_process_group("gloo")
+rank, world = dist.get_rank(), dist.get_world_size()
+print("rank", rank, "of", world, "on", os.environ["NEXA_NODE"], os.environ["GLOO_SOCKET_IFNAME"])
+"""
+
+
+@pytest.fixture
+def hosts(clean: Lab) -> str:
+    """A cluster.yaml of two own hosts with 2 and 1 ranks; the second node of the lab comes first."""
+    ssh = clean.root / ".nexa" / "clusters" / "lab" / "ssh"
+    nodes = {n["name"]: n for n in json.loads((ssh.parent / "cluster.json").read_text())["nodes"]}
+    clean.write("own/ssh_config", (ssh / "ssh_config").read_text().replace("Host n", "Host 127.0.0.1? x"))
+    listed = [
+        {"host": nodes[name]["address"], "port": nodes[name]["port"], "gpus": gpus}
+        for name, gpus in (("n1", 2), ("n0", 1))
+    ]
+    config = [f"Host {nodes[n]['address']}\n    HostKeyAlias {n}\n" for n in nodes]
+    shared = (ssh / "ssh_config").read_text().split("Host *")[1]
+    clean.write("own/ssh_config", "".join(config) + "Host *" + shared)
+    cluster = {
+        "cluster": listed,
+        "backend": "torch.distributed",
+        "ssh_config": "ssh_config",
+        "python": sys.executable,
+        "shared": "~/my shared",
+    }
+    return clean.write("own/own-hosts.yaml", json.dumps(cluster))
+
+
+def test_ranks_follow_the_file_not_the_addresses(clean: Lab, hosts: str) -> None:
+    train = clean.script("who", WHO)
+    clean.nexa("run", train, "--cluster", hosts)
+    assert "rank 0 of 3 on n0 lo" in clean.log(0, "n0")
+    assert "rank 2 of 3 on n1 lo" in clean.log(2, "n1")
+    run_dirs = {n: e["run_dir"] for n, e in clean.record()["nodes"].items()}
+    assert "/nodes/n1/home/.nexa/scratch/" in run_dirs["n0"]
+    assert Path(run_dirs["n1"], "rank_2").is_dir()
+    printed = clean.nexa("run", train, "--cluster", hosts, "--print").stdout
+    assert "--node_rank=0 --master_addr=127.0.0.12" in printed
+    assert "# n1 (127.0.0.11): ranks 2 to 2 of 3" in printed
+
+
+def test_c10d_is_refused_for_that_order_and_right_for_the_other(clean: Lab, hosts: str) -> None:
+    config = json.loads((clean.root / hosts).read_text())
+    wrong = clean.write("own/c10d.yaml", json.dumps({**config, "rdzv_backend": "c10d"}))
+    train = clean.script("who", WHO)
+    said = clean.nexa("run", train, "--cluster", wrong, code=1).stderr
+    assert "c10d would order the nodes 127.0.0.11, 127.0.0.12" in said
+    right = {**config, "rdzv_backend": "c10d", "cluster": config["cluster"][::-1]}
+    clean.nexa("run", train, "--cluster", clean.write("own/c10d.yaml", json.dumps(right)))
+    assert "rank 0 of 3 on n0 lo" in clean.log(0, "n0")
+
+
+def test_provision_and_teardown_leave_own_hosts_alone(clean: Lab, hosts: str) -> None:
+    assert "its hosts are yours" in clean.nexa("provision", "--cluster", hosts, code=2).stderr
+    assert "nothing to tear down" in clean.nexa("teardown", "--cluster", hosts).stderr
+
+
+def test_a_host_that_is_down_or_unknown_is_named(clean: Lab, hosts: str) -> None:
+    config = json.loads((clean.root / hosts).read_text())
+    config["cluster"].append({"host": "127.0.0.99", "port": 9, "gpus": 1})
+    config["python"] = "/no/such/python"
+    said = clean.nexa(
+        "run", clean.script("who", WHO), "--cluster", clean.write("own/bad.yaml", json.dumps(config)), code=1
+    )
+    assert "node n2 (127.0.0.99)" in said.stderr
+    config["cluster"].pop()
+    said = clean.nexa(
+        "run", clean.script("who", WHO), "--cluster", clean.write("own/bad.yaml", json.dumps(config)), code=1
+    )
+    assert "/no/such/python" in said.stderr

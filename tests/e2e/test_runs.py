@@ -1,0 +1,235 @@
+"""nexa run on a real cluster: ranks, failures, stops, dropped links, and nothing left after any of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import pexpect
+import pytest
+
+from tests.e2e.conftest import REPO, Lab, environment, kill, runs, until
+
+pytestmark = pytest.mark.e2e
+
+REDUCE = """
+import os, sys, torch, torch.distributed as dist
+dist.init_process_group("gloo")
+total = torch.tensor([2.0 ** dist.get_rank()])
+dist.all_reduce(total)
+rank, world, node = dist.get_rank(), dist.get_world_size(), os.environ["NEXA_NODE"]
+print("rank", rank, "of", world, "on", node, "sum", total.item(), sys.argv[1:])
+open("left-by-rank-%d.txt" % rank, "w").write("relative paths work")
+dist.destroy_process_group()
+"""
+# Three ranks wait quietly, as in an NCCL kernel: only the launcher can end them.
+QUIET = """
+import os, time
+rank = int(os.environ["RANK"])
+print("ready", flush=True)
+while not os.path.exists(os.environ["NEXA_RUN_DIR"] + "/trigger"):
+    time.sleep(0.05)
+if rank == 2:
+    print("the reason, last line", flush=True)
+    raise SystemExit(9)
+time.sleep(600)
+"""
+COUNT = """
+import os, time
+for i in range(int(os.environ["LINES"])):
+    print("line", i, flush=True)
+    time.sleep(0.02)
+"""
+
+
+def ready(lab: Lab, before: int) -> bool:
+    if len(list((lab.root / "runs").glob("train_*"))) <= before:
+        return False
+    return all("ready" in lab.log(rank, f"n{rank // 2}") for rank in range(4))
+
+
+def trigger(lab: Lab, node: str = "n1") -> None:
+    Path(lab.record()["nodes"][node]["run_dir"], "trigger").touch()
+
+
+def test_ranks_are_where_the_plan_says_and_arguments_arrive_as_they_are(clean: Lab) -> None:
+    hostile = ["a b", "$(touch pwned)", "{{ 1 }}", "quote's \" `x`", "-oProxyCommand=x", "two\nlines", "ünï"]
+    train = clean.script("reduce", REDUCE, args=hostile, tags=["hello"])
+    clean.nexa("run", train, "--rank", "all")
+    for rank in range(4):
+        assert f"rank {rank} of 4 on n{rank // 2} sum 15.0 {hostile!r}" in clean.log(rank, f"n{rank // 2}")
+    assert not list(clean.root.rglob("pwned"))
+    manifest = clean.manifest()
+    jsonschema.validate(manifest, json.loads((REPO / "docs" / "manifest.schema.json").read_text()))
+    assert (manifest["status"], manifest["hardware"]["world_size"]) == ("completed", 4)
+    assert set(manifest["tags"]) == {"backend:script", "train", "hello"}
+    assert [node["ranks"] for node in manifest["nodes"]] == [[0, 1], [2, 3]]
+    attempt = manifest["attempts"][0]
+    hours = (attempt["ended_unix"] - attempt["started_unix"]) / 3600
+    assert manifest["gpu_hours"] == pytest.approx(4 * hours, rel=1e-3)
+    assert manifest["cost_usd"] == pytest.approx(2 * 3.6 * hours, rel=1e-2)
+
+
+def test_the_launch_module_with_fewer_ranks_a_node(clean: Lab) -> None:
+    clean.write("reduce.py", REDUCE)
+    words = ["--config", "lab", "--nproc-per-node", "1", "--", "reduce.py", "--flag"]
+    launch = [sys.executable, "-m", "nexa_dist.launch", *words]
+    done = subprocess.run(launch, cwd=clean.root, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "rank 1 of 2 on n1 sum 3.0 ['--flag']" in clean.log(1, "n1")
+
+
+def test_one_failing_rank_ends_all_and_is_named(clean: Lab) -> None:
+    before = runs(clean)
+    child = clean.begin("run", clean.script("quiet", QUIET))
+    until(lambda: ready(clean, before), "four ranks are ready")
+    began = time.monotonic()
+    trigger(clean)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 1, said
+    assert time.monotonic() - began < 30
+    assert "failed: rank 2 on n1: exit code 9" in said
+    assert "the reason, last line" in said
+    assert "processes left: n0 0, n1 0" in said
+    assert clean.manifest()["status"] == "failed"
+
+
+@pytest.mark.parametrize("victim", ["rank", "torchrun", "agent"])
+def test_a_killed_process_ends_the_run_everywhere(clean: Lab, victim: str) -> None:
+    before = runs(clean)
+    child = clean.begin("run", clean.script("quiet", QUIET))
+    until(lambda: ready(clean, before), "four ranks are ready")
+    run_dir = Path(clean.record()["nodes"]["n1"]["run_dir"])
+    if victim == "agent":
+        kill(json.loads((run_dir / "agent.pid").read_text())["pid"])
+    else:
+        events = [json.loads(line) for line in (run_dir / "agent.jsonl").read_text().splitlines()]
+        torchrun = next(e["pid"] for e in events if e["event"] == "torchrun")
+        ranks = [int(p) for p in Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split()]
+        inner = [int(p) for p in Path(f"/proc/{ranks[0]}/task/{ranks[0]}/children").read_text().split()]
+        kill(torchrun if victim == "torchrun" else inner[0])
+    _, said = child.communicate(timeout=90)
+    assert child.returncode == 1, said
+    assert "n1" in said.split("✗")[1]
+    assert "processes left: n0 0, n1 0" in said
+
+
+def test_at_a_terminal_an_interrupt_asks_once(clean: Lab) -> None:
+    before = runs(clean)
+    train = clean.script("quiet", QUIET)
+    words = [sys.executable, "-m", "nexa_dist", "run", train]
+    child = pexpect.spawn(words[0], words[1:], cwd=str(clean.root), env=environment(), timeout=60, encoding="utf-8")
+    until(lambda: ready(clean, before), "four ranks are ready")
+    child.sendintr()
+    child.expect(r"\[d\] detach .*, \[s\] stop it: ")
+    child.sendline("d")
+    child.expect("the run goes on")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+    assert len(clean.processes()) >= 8
+    assert "is busy with" in clean.nexa("run", train, code=2).stderr
+    clean.nexa("stop", clean.newest().name, "--grace", "1")
+
+
+def test_without_a_terminal_an_interrupt_stops_the_run(clean: Lab) -> None:
+    before = runs(clean)
+    child = clean.begin("run", clean.script("quiet", QUIET))
+    until(lambda: ready(clean, before), "four ranks are ready")
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 130, said
+    assert "processes left: n0 0, n1 0" in said
+    assert clean.manifest()["status"] == "stopped"
+
+
+def test_a_killed_controller_does_not_end_the_run_and_attach_takes_over(clean: Lab) -> None:
+    before = runs(clean)
+    child = clean.begin("run", clean.script("count", COUNT, env={"LINES": "400"}))
+    until(lambda: runs(clean) > before and "line 20\n" in clean.log(0, "n0"), "lines come")
+    child.kill()
+    child.communicate()
+    status = clean.json("status")
+    assert {n["state"] for n in status["runs"][0]["nodes"].values()} == {"running"}
+    reader = clean.begin("logs", "--follow", "--rank", "3")
+    clean.nexa("attach")
+    lines, _ = reader.communicate(timeout=30)
+    assert (reader.returncode, lines) == (0, "".join(f"[n1:3] line {i}\n" for i in range(400)))
+    for rank in range(4):
+        assert clean.log(rank, f"n{rank // 2}") == "".join(f"line {i}\n" for i in range(400))
+    assert clean.manifest()["status"] == "completed"
+
+
+def test_dropped_connections_lose_and_repeat_nothing(clean: Lab) -> None:
+    before = runs(clean)
+    child = clean.begin("run", clean.script("count", COUNT, env={"LINES": "300"}), "--rank", "0")
+    until(lambda: runs(clean) > before and "line 20\n" in clean.log(0, "n0"), "lines come")
+    dropped = 0
+    for path in Path("/proc").glob("[0-9]*/status"):
+        try:
+            words = (path.parent / "cmdline").read_bytes()
+            if f"PPid:\t{child.pid}\n" in path.read_text() and b"follow" in words:
+                os.kill(int(path.parent.name), signal.SIGKILL)
+                dropped += 1
+        except OSError:
+            continue
+    assert dropped == 2
+    _, said = child.communicate(timeout=90)
+    assert child.returncode == 0, said
+    assert [line for line in said.splitlines() if line.startswith("[n0:0]")] == [f"[n0:0] line {i}" for i in range(300)]
+
+
+def test_detach_logs_stop(clean: Lab) -> None:
+    before = runs(clean)
+    started = clean.json("run", clean.script("quiet", QUIET), "--detach")
+    until(lambda: len(clean.processes()) >= 8, "ranks run")
+    assert runs(clean) == before + 1
+    lines = [json.loads(line) for line in clean.nexa("logs", "--json", "--rank", "1,3").stdout.splitlines()]
+    assert {(line["rank"], line["node"]) for line in lines} <= {(1, "n0"), (3, "n1")}
+    assert clean.nexa("logs", "--grep", "no such line").stdout == ""
+    stopped = clean.json("stop", started["run"], "--grace", "1")
+    assert stopped["left"] == {"n0": [], "n1": []}
+    assert min(stopped["ended"].values()) >= 4
+    assert {row["run"]: row["state"] for row in clean.json("runs")}[started["run"]] == "stopped"
+    clean.nexa("attach", started["run"], code=2)
+
+
+def test_checks_come_before_anything_starts(clean: Lab) -> None:
+    before = runs(clean)
+    for text, expected in (
+        ('{"name": "x", "script": "missing.py"}', "script missing.py does not exist"),
+        ('{"name": "x", "script": "quiet.py", "nproc_per_node": 3}', "nproc_per_node is 3, but node n0 takes 2 ranks"),
+    ):
+        clean.script("quiet", QUIET)
+        assert expected in clean.nexa("run", clean.write("bad.yaml", text), code=1).stderr
+    assert runs(clean) == before
+
+
+def test_a_wrong_host_key_is_refused(clean: Lab) -> None:
+    known = clean.root / ".nexa" / "clusters" / "lab" / "ssh" / "known_hosts"
+    good = known.read_text()
+    first, second = good.splitlines()
+    try:
+        known.write_text(f"n0 {second.split(' ', 1)[1]}\nn1 {first.split(' ', 1)[1]}\n")
+        said = clean.nexa("run", clean.script("quiet", QUIET), code=1).stderr
+        assert "the host key is not the pinned one" in said
+    finally:
+        known.write_text(good)
+
+
+@pytest.mark.parametrize("module", ["test_ops", "test_sync"])
+def test_scripts_of_other_people_run_unchanged(clean: Lab, module: str) -> None:
+    """accelerate's own multi-process checks travel in its wheel; nobody here wrote them."""
+    text = {
+        "name": "foreign",
+        "module": f"accelerate.test_utils.scripts.{module}",
+        "env": {"ACCELERATE_USE_CPU": "true"},
+    }
+    clean.nexa("run", clean.write("foreign.yaml", json.dumps(text)))
+    assert clean.manifest()["status"] == "completed"

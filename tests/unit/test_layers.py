@@ -1,0 +1,74 @@
+"""The arrows of the design: a module may import only what lies below it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "nexa_dist"
+BELOW = {
+    "errors": set(),
+    "model": set(),
+    "config": {"model", "errors"},
+    "plan": {"config", "model", "errors"},
+    "run": {"model", "errors"},
+    "ops": {"plan", "run", "config", "model", "errors"},
+    "ui": set(),
+    "verbs": {"ops", "plan", "run", "config", "model", "errors", "ui"},
+    "cli": {"verbs", "ui", "errors"},
+    "launch": {"cli", "verbs", "config", "errors"},
+    "train": {"config", "model", "errors"},
+    "node": set(),
+    "__main__": {"cli"},
+    "__init__": set(),
+}
+
+
+def layer_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative imports hide the layer"
+            names = [node.module] if node.module != "nexa_dist" else [f"nexa_dist.{a.name}" for a in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("nexa_dist.")}
+    return found - {"__version__"}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    layer = layer_of(path)
+    assert layer in BELOW, f"{layer} has no place in the layers: add it, and docs/DECISIONS.md, first"
+    wrong = imports(path) - BELOW[layer] - {layer}
+    assert not wrong, f"{path.relative_to(PACKAGE)} ({layer}) imports {sorted(wrong)}"
+
+
+def test_the_agent_needs_only_the_standard_library() -> None:
+    tree = ast.parse((PACKAGE / "node" / "agent.py").read_text())
+    names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    names |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module}
+    assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom nexa_dist import cli\n"
+        "try: cli.main(['--help'])\nexcept SystemExit: pass\n"
+        "print(*sorted(sys.modules), sep='\\n', file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    loaded = {name.split(".")[0] for name in done.stderr.split()}
+    heavy = "pydantic yaml rich boto3 ansible ansible_runner fabric paramiko torch transformers python_terraform"
+    heavy += " subprocess asyncio json importlib.metadata concurrent"
+    assert not loaded & set(heavy.split())
+    assert "usage: nexa" in done.stdout
