@@ -61,7 +61,9 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        made.add_column(column, no_wrap=index == 0)  # the first is what the reader copies
     for row_cells in cells:
         made.add_row(*(Text(cell, overflow="fold") for cell in row_cells))
     Console().print(made)

@@ -29,6 +29,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from typing import Any, BinaryIO, NoReturn
 
@@ -147,6 +148,13 @@ def kill_run(run_dir: str, timeout_s: float = 10.0) -> tuple[int, list[int]]:
         time.sleep(0.05)
 
 
+def remove_tmp(run_dir: str) -> None:
+    """The temporary folder of the run, also when its agent was killed."""
+    path = read_json(os.path.join(run_dir, "tmp.json"))
+    if path and os.path.basename(path).startswith("nexa-run-"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 # -- the daemon -----------------------------------------------------------------------------------------------
 
 
@@ -155,7 +163,11 @@ class Attempt:
 
     def __init__(self, run_dir: str, spec: dict[str, Any], secrets: dict[str, str]) -> None:
         self.run_dir, self.spec = run_dir, spec
-        self.environment = {**base_environment(), **spec["env"], **secrets}
+        # Libraries leave files in the temporary folder when they are killed. This one goes with the attempt; its
+        # path is short, since Unix sockets in it may have about 100 bytes.
+        self.tmp = tempfile.mkdtemp(prefix="nexa-run-")
+        write_json(os.path.join(run_dir, "tmp.json"), self.tmp)
+        self.environment = {**base_environment(), "TMPDIR": self.tmp, **spec["env"], **secrets}
         self.stop_reason = ""
         self.deadline = boot_clock() + spec["deadline_in_s"] if spec.get("deadline_in_s") else None
         self.beat = 0.0
@@ -170,6 +182,7 @@ class Attempt:
         except OSError as error:
             why = "agent: %s" % error
         _, left = kill_run(self.run_dir)
+        remove_tmp(self.run_dir)
         event(self.run_dir, "ended", state=state, code=code, reason=why, left=left, attempt=self.spec["attempt"])
 
     def phases(self) -> tuple[str, int, str]:
@@ -283,6 +296,7 @@ def start(run_dir: str, message: dict[str, Any]) -> dict[str, Any]:
             return {"pid": holder["pid"], "already": True}
         fail("attempt %d of this run is still alive here (pid %d)" % (holder["attempt"], holder["pid"]))
     _, left = kill_run(run_dir)
+    remove_tmp(run_dir)
     if left:
         fail("processes of an earlier attempt cannot be ended: %s" % left)
     os.makedirs(spec["cwd"], exist_ok=True)
@@ -363,6 +377,7 @@ def stop(run_dir: str, message: dict[str, Any]) -> dict[str, Any]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(holder["pid"], signal.SIGKILL)
     _, left = kill_run(run_dir)
+    remove_tmp(run_dir)
     return {**status(run_dir), "ended": before, "left": left}
 
 

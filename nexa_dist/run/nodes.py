@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -157,9 +158,11 @@ def _link(ssh: Ssh, node: Node) -> Link:
 @contextlib.contextmanager
 def session(runner: Runner, cluster: Cluster) -> Iterator[Ssh]:
     """Shared connections for the length of one command; closed at its end, gone by themselves if we are killed."""
-    base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+    _remove_leftovers(base)
     # Unix socket names are limited to about 100 bytes, so not below the cluster's folder.
-    with tempfile.TemporaryDirectory(prefix="nexa-", dir=base, ignore_cleanup_errors=True) as sockets:
+    prefix = f"nexa-ssh-{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=base, ignore_cleanup_errors=True) as sockets:
         ssh = Ssh(runner, cluster, sockets)
         try:
             yield ssh
@@ -167,6 +170,14 @@ def session(runner: Runner, cluster: Cluster) -> Iterator[Ssh]:
             if os.listdir(sockets):
                 with ThreadPoolExecutor(16) as pool:
                     list(pool.map(lambda n: runner.run((*ssh.argv(n, "-Oexit"),), timeout_s=5), cluster.nodes))
+
+
+def _remove_leftovers(base: Path) -> None:
+    """Folders of commands that were killed; their connections ended by themselves a minute later."""
+    for folder in base.glob("nexa-ssh-*-*"):
+        pid = folder.name.split("-")[2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and folder.lstat().st_uid == os.getuid():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def on_all(items: Sequence[T], act: Callable[[T], R]) -> list[R]:

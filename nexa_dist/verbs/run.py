@@ -221,7 +221,7 @@ def runs(args: Arguments) -> int:
     if args.json:
         ui.emit(rows)
     elif rows:
-        ui.table(rows, ("run", "state", "cluster", "attempts", "minutes", "gpu_hours", "cost_usd", "cause"))
+        ui.table(rows, ("run", "state", "cluster", "minutes", "cost_usd", "cause"))
     else:
         ui.say("no run yet")
     return EXIT_OK

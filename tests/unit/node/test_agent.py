@@ -75,13 +75,15 @@ def ended(run_dir: Path) -> dict[str, Any]:
 
 
 def test_a_run_completes_and_leaves_logs_and_no_secret(run_dir: Path) -> None:
-    code = "from os import environ as e; print('rank', e['RANK'], e['HF_TOKEN'][:6], e['NEXA_RANK_DIR'][-6:])"
+    code = "import tempfile; from os import environ as e; tempfile.mkdtemp(); "
+    code += "print('rank', e['RANK'], e['HF_TOKEN'][:6], e['NEXA_RANK_DIR'][-6:])"
     start(run_dir, code)
     status = ended(run_dir)
     assert (status["state"], status["processes"], status["left"]) == ("completed", [], [])
     assert (run_dir / "rank_1" / "attempt_1.log").read_text() == "rank 1 canary rank_1\n"
     kept = [p for p in run_dir.rglob("*") if p.is_file() and b"canary-123" in p.read_bytes()]
     assert kept == []
+    assert not Path(json.loads((run_dir / "tmp.json").read_text())).exists()
 
 
 def test_start_again_is_the_same_attempt(run_dir: Path) -> None:
@@ -139,6 +141,10 @@ def test_a_killed_agent_leaves_no_rank(run_dir: Path) -> None:
     os.kill(json.loads((run_dir / "agent.pid").read_text())["pid"], signal.SIGKILL)
     until(lambda: agent.status(str(run_dir))["processes"] == [])
     assert agent.status(str(run_dir))["state"] == "lost"
+    tmp = Path(json.loads((run_dir / "tmp.json").read_text()))
+    assert tmp.is_dir()
+    call("stop", str(run_dir), message={"grace_s": 0})
+    assert not tmp.exists()
 
 
 def test_the_deadline_holds_without_a_controller(run_dir: Path) -> None:
