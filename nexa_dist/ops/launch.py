@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nexa_dist.config.train import TrainConfig
-from nexa_dist.errors import NexaError
+from nexa_dist.errors import NexaError, StillRunning
 from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
 from nexa_dist.plan import command, preflight
@@ -179,14 +179,20 @@ def start(run: RunFolder, prepared: Prepared, record: dict[str, Any], attempt: i
 
     try:
         on_all(prepared.links, begin)
-    except BaseException:
-        stop_all(prepared.links, record, "another node could not start", grace_s=0)
+    except BaseException as error:
+        unproven = ""
+        try:
+            stop_all(prepared.links, record, "another node could not start", grace_s=0)
+        except NexaError as fault:
+            unproven = str(fault)
         record["attempts"][-1] |= {
             "state": "failed",
             "ended_unix": time.time(),
             "cause": "an agent could not be started",
         }
         run.save(record)
+        if unproven:
+            raise StillRunning(f"{error}\nand not every node is proven clean: {unproven}") from error
         raise
     record["attempts"][-1]["state"] = "running"
     run.save(record)

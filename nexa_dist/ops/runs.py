@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from nexa_dist.errors import NexaError, StillRunning, UsageError
-from nexa_dist.model import Cluster
+from nexa_dist.model import Cluster, Node
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.finish import finish
 from nexa_dist.ops.launch import GRACE_S, stop_all
 from nexa_dist.ops.watch import Outcome
 from nexa_dist.plan.cost import cost_usd, gpu_hours
 from nexa_dist.run.follow import MAX_LINE_BYTES, Ended, Line, Marks, Quiet, follow, marks
-from nexa_dist.run.nodes import connect, on_all, session
+from nexa_dist.run.nodes import Link, Ssh, connect, on_all, session
 from nexa_dist.run.workspace import RunFolder
 
 ACTIVE = ("starting", "running")
@@ -45,53 +45,76 @@ def summary(run: RunFolder) -> dict[str, Any]:
     }
 
 
+def active_runs(ctx: Context, cluster: str) -> list[RunFolder]:
+    """Runs on this cluster that nobody has closed. A torn record is passed over: it must not keep nodes alive."""
+    found = []
+    for run in ctx.workspace.runs():
+        try:
+            if run.load()["cluster"]["name"] == cluster and active(run):
+                found.append(run)
+        except NexaError as error:
+            ctx.say(f"warning: passed over: {error}")
+    return found
+
+
+def reach(ssh: Ssh, nodes: Sequence[Node]) -> tuple[list[Link], dict[str, str]]:
+    """Links to the nodes that answer, and why the others do not, by name."""
+
+    def one(node: Node) -> Link | tuple[str, str]:
+        try:
+            return connect(ssh, [node])[0]
+        except NexaError as error:
+            return node.name, str(error)
+
+    answers = on_all(nodes, one)
+    return [a for a in answers if isinstance(a, Link)], dict(a for a in answers if not isinstance(a, Link))
+
+
 def live(ctx: Context, run: RunFolder) -> dict[str, Any]:
     """The agents' own answers, by node; `unreachable` where there is none."""
     record = run.load()
     cluster = Cluster.from_json(record["cluster"])
-    answers: dict[str, Any] = {}
     with session(ctx.runner, cluster) as ssh:
-        for node in cluster.nodes:
-            if node.name not in record["nodes"]:
-                continue
-            try:
-                link = connect(ssh, [node])[0]
-                answer = link.call("status", record["nodes"][node.name]["run_dir"])
-                answers[node.name] = {**answer, "processes": len(answer["processes"])}
-            except NexaError as error:
-                answers[node.name] = {"state": "unreachable", "reason": str(error)}
-    return answers
+        links, silent = reach(ssh, [node for node in cluster.nodes if node.name in record["nodes"]])
+        answers = on_all(links, lambda link: link.call("status", record["nodes"][link.node.name]["run_dir"]))
+    known = {
+        link.node.name: {**answer, "processes": len(answer["processes"])}
+        for link, answer in zip(links, answers, strict=True)
+    }
+    return {**known, **{name: {"state": "unreachable", "reason": why} for name, why in silent.items()}}
 
 
 def stop(ctx: Context, run: RunFolder, grace_s: float = GRACE_S) -> dict[str, Any]:
-    """Ends every process of the run on every node, with time for a checkpoint. Raises StillRunning."""
+    """Ends every process of the run on every node, with time for a checkpoint.
+
+    Raises StillRunning when a node does not answer or has processes left; the others are stopped all the same.
+    """
     record = run.load()
     cluster = Cluster.from_json(record["cluster"])
-    was_active = active(run)
     with session(ctx.runner, cluster) as ssh:
-        links = connect(ssh, [node for node in cluster.nodes if node.name in record["nodes"]])
+        links, silent = reach(ssh, [node for node in cluster.nodes if node.name in record["nodes"]])
         answers = stop_all(links, record, "stopped by the user", grace_s)
         _mirror(links, record, run)
         left = {link.node.name: answer["left"] for link, answer in zip(links, answers, strict=True)}
-        if was_active:
+        if active(run) and not silent:  # with a silent node the run stays open: it may still hold that node
             states = {answer["state"] for answer in answers}
             state = "completed" if states == {"completed"} else "failed" if "failed" in states else "stopped"
-            counts: dict[str, int | None] = {name: len(pids) for name, pids in left.items()}
-            finish(ctx, run, links, record, Outcome(state, "stopped by the user", counts))
-    if any(left.values()):
-        raise StillRunning(f"processes of {run.run_id} are left: {left}", hint="look at them with nexa ssh")
+            finish(ctx, run, links, record, Outcome(state, "stopped by the user", {}))
+    if silent or any(left.values()):
+        faults = [*silent.values(), *(f"{name}: processes left: {pids}" for name, pids in left.items() if pids)]
+        raise StillRunning(f"{run.run_id} may still run:\n" + "\n".join(faults), hint="stop it again when they answer")
     ended = {link.node.name: answer["ended"] for link, answer in zip(links, answers, strict=True)}
     return {"run": run.run_id, "state": run.load()["attempts"][-1]["state"], "ended": ended, "left": left}
 
 
-def _mirror(links: list[Any], record: dict[str, Any], run: RunFolder) -> None:
+def _mirror(links: list[Link], record: dict[str, Any], run: RunFolder) -> None:
     """Brings the logs on the controller up to date."""
     for item in _items(links, record, run, once=True):
         del item
 
 
 def _items(
-    links: list[Any], record: dict[str, Any], run: RunFolder, *, once: bool, seen: dict[str, Marks] | None = None
+    links: list[Link], record: dict[str, Any], run: RunFolder, *, once: bool, seen: dict[str, Marks] | None = None
 ) -> Iterator[Line]:
     run_dirs = {name: entry["run_dir"] for name, entry in record["nodes"].items()}
     stream = follow(links, run_dirs, run.logs, once=once, seen=seen)
@@ -155,9 +178,7 @@ def _mirrored(run: RunFolder, seen: dict[str, Marks] | None) -> Iterator[Line]:
 
 def refuse_busy(ctx: Context, cluster: Cluster) -> None:
     """Two runs on one cluster would take each other's GPUs. Raises UsageError when one is still alive there."""
-    for run in ctx.workspace.runs():
-        if not active(run) or run.load()["cluster"]["name"] != cluster.name:
-            continue
+    for run in active_runs(ctx, cluster.name):
         states = {answer["state"] for answer in live(ctx, run).values()}
         if states & {"preparing", "running", "stopping"}:
             raise UsageError(
@@ -169,7 +190,7 @@ def refuse_busy(ctx: Context, cluster: Cluster) -> None:
 def cluster_nodes(ctx: Context, cluster: Cluster) -> list[dict[str, Any]]:
     """One row per node of `nexa status`: whether it answers, over its pinned key."""
 
-    def ask(node: Any) -> dict[str, Any]:
+    def ask(node: Node) -> dict[str, Any]:
         row = {"node": node.name, "address": f"{node.address}:{node.port}", "ranks": node.gpus}
         try:
             got = ssh.run(node, ("true",), timeout_s=15)

@@ -13,24 +13,12 @@ from typing import Any
 from nexa_dist.errors import NexaError, StillRunning
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.provision import terraform_of
-from nexa_dist.ops.runs import active, stop
+from nexa_dist.ops.runs import active, active_runs, stop
 from nexa_dist.run import files
 from nexa_dist.run.bundle import root as bundle_root
 from nexa_dist.run.workspace import ClusterFolder, RunFolder
 
 TRIES = 3
-
-
-def active_runs(ctx: Context, folder: ClusterFolder) -> list[RunFolder]:
-    """Runs on this cluster that nobody has closed. A torn record is passed over: it must not keep nodes alive."""
-    found = []
-    for run in ctx.workspace.runs():
-        try:
-            if run.load()["cluster"]["name"] == folder.name and active(run):
-                found.append(run)
-        except NexaError as error:
-            ctx.say(f"warning: passed over: {error}")
-    return found
 
 
 def teardown(ctx: Context, folder: ClusterFolder) -> dict[str, Any]:
@@ -40,7 +28,7 @@ def teardown(ctx: Context, folder: ClusterFolder) -> dict[str, Any]:
     """
     began = time.time()
     with folder.locked("teardown"):
-        for run in active_runs(ctx, folder):
+        for run in active_runs(ctx, folder.name):
             with ctx.phase(f"stop {run.run_id}"), folder.journalled("stop", run=run.run_id):
                 _stop(ctx, run)
         destroyed = _destroy(ctx, folder)
@@ -71,6 +59,8 @@ def _stop(ctx: Context, run: RunFolder) -> None:
     except NexaError as error:  # the nodes are about to go anyway; their processes go with them
         ctx.detail(f"not stopped in order: {error}")
         record = run.load()
+        if not active(run):
+            return
         record["attempts"][-1] |= {"state": "stopped", "cause": "teardown", "ended_unix": time.time()}
         run.save(record)
 

@@ -125,7 +125,7 @@ def teardown(args: Arguments) -> int:
     if not folder.path.exists():
         ui.say(f"cluster {folder.name} is not there: nothing to tear down")
         return EXIT_OK
-    active = destroying.active_runs(ctx, folder)
+    active = running.active_runs(ctx, folder.name)
     doomed = f"cluster {folder.name}" + (
         f" and the active runs {', '.join(r.run_id for r in active)}" if active else ""
     )

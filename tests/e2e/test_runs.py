@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -198,6 +199,25 @@ def test_detach_logs_stop(clean: Lab) -> None:
     assert min(stopped["ended"].values()) >= 4
     assert {row["run"]: row["state"] for row in clean.json("runs")}[started["run"]] == "stopped"
     clean.nexa("attach", started["run"], code=2)
+
+
+def test_stop_ends_what_it_can_reach_and_names_what_it_cannot(clean: Lab) -> None:
+    before = runs(clean)
+    started = clean.json("run", clean.script("quiet", QUIET), "--detach")["run"]
+    until(lambda: runs(clean) > before and len(clean.processes()) >= 8, "ranks run")
+    config = clean.root / ".nexa" / "clusters" / "lab" / "ssh" / "ssh_config"
+    good = config.read_text()
+    first, second = sorted(set(re.findall(r"Port (\d+)", good)), key=good.index)
+    try:
+        config.write_text(good.replace(f"Port {second}", "Port 9"))
+        said = clean.nexa("stop", started, "--grace", "1", code=4).stderr
+        assert "node n1" in said
+        assert clean.on_node("n0") == []
+        assert len(clean.on_node("n1")) >= 4
+        assert first
+    finally:
+        config.write_text(good)
+    assert clean.json("stop", started, "--grace", "1")["left"] == {"n0": [], "n1": []}
 
 
 def test_checks_come_before_anything_starts(clean: Lab) -> None:
