@@ -256,6 +256,10 @@ class NexaTrainer(Trainer):
         decides the order of the sums, so the first step of a resume would round unlike the same step unbroken.
         """
         if not isinstance(self.model_wrapped, DistributedDataParallel):
+            if self.env.world_size > 1:  # the ranks would train apart, and nothing would say so
+                raise NexaError(
+                    f"{self.env.world_size} ranks, but the model is a bare {type(self.model_wrapped).__name__}"
+                )
             return
         wrapped: Any = self.model_wrapped
         tokens = torch.zeros(1, 8, dtype=torch.long, device=self.args.device)
