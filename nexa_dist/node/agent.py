@@ -211,6 +211,9 @@ class Attempt:
     def request(self) -> Any:
         return read_json(self.path("stop"), {})
 
+    def grace_s(self) -> float:
+        return float(self.request().get("grace_s", self.spec["grace_s"]))
+
     def ask_to_stop(self, reason: str) -> None:
         self.stop_reason = self.stop_reason or reason
 
@@ -240,14 +243,14 @@ class Attempt:
                 log.write(("%s: %s\n" % (argv[0], error)).encode())
                 return 127
         event(self.run_dir, name, pid=child.pid)
-        kill_at = None
+        asked_at = None
         while child.poll() is None:
-            if self.stop_reason and kill_at is None:
-                grace_s = self.request().get("grace_s", self.spec["grace_s"])
-                kill_at = boot_clock() + grace_s
-                event(self.run_dir, "stopping", reason=self.stop_reason, grace_s=grace_s)
+            if self.stop_reason and asked_at is None:
+                asked_at = boot_clock()
+                event(self.run_dir, "stopping", reason=self.stop_reason, grace_s=self.grace_s())
                 child.terminate()
-            if kill_at is not None and boot_clock() > kill_at:
+            # read again each time: a second, shorter request must not wait for the first one's grace
+            if asked_at is not None and boot_clock() > asked_at + self.grace_s():
                 kill_run(self.run_dir)
             self.tick()
             self.reap(child.pid)
@@ -300,8 +303,8 @@ def start(run_dir: str, message: dict[str, Any]) -> dict[str, Any]:
     if left:
         fail("processes of an earlier attempt cannot be ended: %s" % left)
     os.makedirs(spec["cwd"], exist_ok=True)
-    if spec.get("code") and not os.listdir(spec["cwd"]):
-        shutil.copytree(spec["code"], spec["cwd"], dirs_exist_ok=True, symlinks=True)
+    if spec.get("code"):
+        lay_over(spec["code"], spec["cwd"])
     if spec.get("config") is not None:
         write_json(os.path.join(run_dir, "train.json"), spec["config"])
     write_json(os.path.join(run_dir, "spec.json"), spec)
@@ -315,6 +318,17 @@ def start(run_dir: str, message: dict[str, Any]) -> dict[str, Any]:
     if not answer:
         fail("the agent ended at once; see %s/agent.err" % run_dir)
     return {"pid": int(answer), "already": False}
+
+
+def lay_over(code: str, work: str) -> None:
+    """The code as it is now over the working folder, which keeps what the scripts of earlier attempts wrote."""
+    for folder, folders, names in os.walk(code):
+        target = os.path.normpath(os.path.join(work, os.path.relpath(folder, code)))
+        os.makedirs(target, exist_ok=True)
+        for name in names + [n for n in folders if os.path.islink(os.path.join(folder, n))]:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(target, name))
+            shutil.copy2(os.path.join(folder, name), os.path.join(target, name), follow_symlinks=False)
 
 
 def daemonize(
@@ -396,7 +410,7 @@ def log_files(run_dir: str) -> list[str]:
 def follow(run_dir: str, message: dict[str, Any]) -> None:
     """Frames on stdout: a JSON header line {"src", "off", "len"}, then `len` bytes of that file.
 
-    `{"beat": t}` shows every 5 s that the link lives; `{"end": status}` is the last. Reading goes on from
+    `{"beat": t}` shows every second that the link lives; `{"end": status}` is the last. Reading goes on from
     the offsets that the reader has, so a dropped link loses and repeats nothing.
     """
     offsets, once, out, beat = (dict(message.get("offsets", {})), bool(message.get("once")), sys.stdout.buffer, 0.0)

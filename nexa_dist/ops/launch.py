@@ -155,6 +155,7 @@ def code_folder(link: Link, code: archive.Archive) -> str:
 
 def start(run: RunFolder, prepared: Prepared, record: dict[str, Any], attempt: int) -> None:
     """Writes down the attempt, then starts every agent. If one cannot be started, the others are stopped."""
+    record["code_hash"], record["package_hash"] = (code.hash for code in prepared.archives)
     record["nodes"] = {name: {"run_dir": place.run_dir} for name, place in prepared.places.items()}
     record["attempts"].append(
         {
@@ -222,8 +223,6 @@ def new_record(ctx: Context, run_id: str, cluster: Cluster, config: TrainConfig,
         "config": config.model_dump(mode="json"),
         "cluster": cluster.to_json(),
         "git_commit": commit.out.decode().strip() if commit.code == 0 else None,
-        "code_hash": archive.project(ctx.runner, ctx.workspace.root).hash,
-        "package_hash": archive.package().hash,
         "nodes": {},
         "attempts": [],
     }

@@ -45,6 +45,8 @@ def spread_checkpoint(ctx: Context, links: list[Link], record: dict[str, Any]) -
             return name, have[name]
         target = f"{scratch[name]}/{received}/{path.rsplit('/', 1)[1]}"
         ctx.detail(f"{name}: checkpoint of step {step} from {source.node.name}")
+        # an earlier try may have left a folder of this name that did not arrive whole
+        link.ssh.run(link.node, ("rm", "-rf", "--", f"{scratch[name]}/{received}"))
         stream = source.ssh.runner.stream(
             (*source.ssh.argv(source.node), shlex.join(("tar", "-C", path, "-cf", "-", ".")))
         )

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from nexa_dist.errors import NexaError
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.launch import GRACE_S, stop_all
-from nexa_dist.run.follow import AgentEvent, Ended, Item, Line, Quiet, follow
+from nexa_dist.run.follow import EVENTS, AgentEvent, Ended, Item, Line, Quiet, follow, marks
 from nexa_dist.run.nodes import Link, on_all
 from nexa_dist.run.workspace import RunFolder
 
@@ -28,6 +28,8 @@ class Watch:
     """State of one attempt as its nodes report it. `step` takes one item at a time and decides."""
 
     nodes: tuple[str, ...]
+    attempt: int = 1
+    started: set[str] = field(default_factory=set)
     prepared: set[str] = field(default_factory=set)
     running: set[str] = field(default_factory=set)
     ends: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -55,6 +57,10 @@ class Watch:
 
     def _event(self, node: str, record: dict[str, Any]) -> str:
         name = record["event"]
+        if name == "started" and record["attempt"] == self.attempt:
+            self.started.add(node)
+        if node not in self.started:  # of an earlier attempt: its failures are not ours
+            return ""
         if name == "prepared":
             self.prepared.add(node)
             return "go" if self.prepared == set(self.nodes) else ""
@@ -116,8 +122,10 @@ def watch(
 ) -> Outcome | None:
     """Follows the newest attempt to its end; None when the user lets it go on alone (or `detach`, once it runs)."""
     run_dirs = {name: entry["run_dir"] for name, entry in record["nodes"].items()}
-    state = Watch(tuple(link.node.name for link in links))
-    stream = follow(links, run_dirs, run.logs)
+    state = Watch(tuple(link.node.name for link in links), record["attempts"][-1]["attempt"])
+    # Events from their beginning, also those that an earlier reader has seen: an attach decides from all of them.
+    seen = {name: {k: v for k, v in marks(run.logs / name).items() if k != EVENTS} for name in run_dirs}
+    stream = follow(links, run_dirs, run.logs, seen=seen)
     stopper = _Stopper(links, record)
     try:
         while not state.done:
@@ -148,7 +156,7 @@ def watch(
     finally:
         stream.close()
     stopper.join()
-    return _outcome(ctx, state, links, run_dirs, record["attempts"][-1]["attempt"])
+    return _outcome(ctx, state, links, run_dirs)
 
 
 def _go(state: Watch, links: list[Link], run_dirs: dict[str, str]) -> str:
@@ -161,7 +169,7 @@ def _go(state: Watch, links: list[Link], run_dirs: dict[str, str]) -> str:
         return "stop"
 
 
-def _outcome(ctx: Context, state: Watch, links: list[Link], run_dirs: dict[str, str], attempt: int) -> Outcome:
+def _outcome(ctx: Context, state: Watch, links: list[Link], run_dirs: dict[str, str]) -> Outcome:
     """Asks every node once more what is left of the run; ends it where there is anything."""
 
     def sweep(link: Link) -> int | None:
@@ -179,8 +187,10 @@ def _outcome(ctx: Context, state: Watch, links: list[Link], run_dirs: dict[str, 
         return Outcome(state.state, ", ".join(reasons), left)
     _, node, rank, what = first
     if rank >= 0:
-        return Outcome("failed", f"rank {rank} on {node}: {what}", left, (node, f"rank_{rank}/attempt_{attempt}.log"))
-    log = f"{'prepare' if what == 'prepare' else 'torchrun'}.attempt_{attempt}.log"
+        return Outcome(
+            "failed", f"rank {rank} on {node}: {what}", left, (node, f"rank_{rank}/attempt_{state.attempt}.log")
+        )
+    log = f"{'prepare' if what == 'prepare' else 'torchrun'}.attempt_{state.attempt}.log"
     return Outcome("failed", f"node {node}: {what}", left, (node, log))
 
 

@@ -17,6 +17,7 @@ from nexa_dist.run import runner
 from nexa_dist.run.nodes import Link
 
 MAX_LINE_BYTES = 64 * 1024
+EVENTS = "agent.jsonl"
 BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -181,7 +182,7 @@ class Follower(threading.Thread):
 
     def _deliver(self, source: str, lines: Sequence[bytes]) -> None:
         for text in lines:
-            if source == "agent.jsonl":
+            if source == EVENTS:
                 with contextlib.suppress(ValueError):  # the tail of a line that an earlier reader began
                     self.out.put(AgentEvent(self.link.node.name, json.loads(text)))
             else:

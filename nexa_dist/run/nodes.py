@@ -176,8 +176,9 @@ def _remove_leftovers(base: Path) -> None:
     """Folders of commands that were killed; their connections ended by themselves a minute later."""
     for folder in base.glob("nexa-ssh-*-*"):
         pid = folder.name.split("-")[2]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and folder.lstat().st_uid == os.getuid():
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another nexa was quicker
+            if pid.isdigit() and not Path(f"/proc/{pid}").exists() and folder.lstat().st_uid == os.getuid():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def on_all(items: Sequence[T], act: Callable[[T], R]) -> list[R]:

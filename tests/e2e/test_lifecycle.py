@@ -80,6 +80,22 @@ def test_a_stopped_training_resumes_on_every_node_bit_for_bit(clean: Lab) -> Non
     assert clean.manifest()["eval_report"]["train_loss_last"] == losses["train_loss_last"]
 
 
+def test_attach_starts_ranks_that_a_killed_controller_left_prepared(clean: Lab) -> None:
+    before = runs(clean)
+    child = clean.begin("run", tiny(clean, steps=10, batch_size=3))
+    until(lambda: runs(clean) > before and (clean.newest() / "run.json").exists(), "the agents are about to start")
+    events = {n: Path(e["run_dir"], "agent.jsonl") for n, e in until(lambda: clean.record()["nodes"], "nodes").items()}
+    until(lambda: all(p.exists() and '"prepare"' in p.read_text() for p in events.values()), "both prepare")
+    child.kill()
+    child.communicate()
+    until(lambda: all('"prepared"' in p.read_text() for p in events.values()), "both are prepared")
+    assert not any('"torchrun"' in p.read_text() for p in events.values())
+    seen = clean.newest() / "logs" / "n0" / "agent.jsonl"  # as if the killed one had seen this much of n0
+    seen.write_bytes(events["n0"].read_bytes())
+    clean.nexa("attach")
+    assert clean.manifest()["status"] == "completed"
+
+
 def test_wandb_offline_and_no_secret_anywhere(clean: Lab) -> None:
     canaries = {"WANDB_API_KEY": "c0ffee" * 6 + "abcd", "HF_TOKEN": "hf_canaryCANARYcanaryCANARY"}
     train = tiny(clean, steps=10, save_every=10)

@@ -135,6 +135,39 @@ time.sleep(60)
     assert agent.status(str(run_dir))["processes"] == []
 
 
+def test_a_second_stop_does_not_wait_for_the_first_ones_grace(run_dir: Path) -> None:
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+    ignore = TORCHRUN.replace("sys.exit(max", "import signal\nsignal.signal(15, signal.SIG_IGN)\nsys.exit(max")
+    start(run_dir, code, argv=[sys.executable, "-c", ignore, agent.__file__, code])
+    until(lambda: len(list(run_dir.glob("rank_*/*.log"))) == 2)
+    first = subprocess.Popen([*AGENT, "stop", str(run_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert first.stdin
+    first.stdin.write(b'{"grace_s": 50, "reason": "first"}')
+    first.stdin.close()
+    until(lambda: agent.status(str(run_dir))["state"] == "stopping")
+    answer = call("stop", str(run_dir), message={"grace_s": 0, "reason": "second"})
+    assert (answer["state"], answer["reason"], answer["left"]) == ("stopped", "first", [])
+    assert first.wait(10) == 0
+    assert first.stdout
+    first.stdout.close()
+
+
+def test_a_new_attempt_runs_the_code_as_it_is_now_and_keeps_what_was_written(tmp_path: Path) -> None:
+    old, new, work = tmp_path / "old", tmp_path / "new", tmp_path / "work"
+    for folder, text in ((old, "1"), (new, "2")):
+        (folder / "sub").mkdir(parents=True)
+        (folder / "sub" / "a.py").write_text(text)
+        (folder / "sub" / "a.py").chmod(0o444)
+        (folder / "link.py").symlink_to("sub/a.py")
+        (folder / "linked").symlink_to("sub")
+    agent.lay_over(str(old), str(work))
+    (work / "sub" / "snapshot.pt").write_text("of the first attempt")
+    agent.lay_over(str(new), str(work))
+    assert (work / "link.py").read_text() == "2"
+    assert (work / "linked").is_symlink()
+    assert (work / "sub" / "snapshot.pt").read_text() == "of the first attempt"
+
+
 def test_a_killed_agent_leaves_no_rank(run_dir: Path) -> None:
     start(run_dir, "import time; print('ready', flush=True); time.sleep(60)")
     until(lambda: len(list(run_dir.glob("rank_*/*.log"))) == 2)
