@@ -21,6 +21,23 @@ use_checkout() {
 # terraform or tofu, whichever is there.
 terraform_program() { command -v terraform || command -v tofu; }
 
+# Terraform's providers come from where nexa takes them: the user's own settings, a mirror on this machine, else they
+# are downloaded once. Writes FILE and names it to Terraform; nothing is copied, a mirror is linked to.
+use_providers() { # FILE
+    local mirror host cache="${XDG_CACHE_HOME:-$HOME/.cache}/nexa/terraform-plugins"
+    if [ -f "${TF_CLI_CONFIG_FILE:-$HOME/.terraformrc}" ]; then return; fi
+    { read -r host && read -r mirror; } < <(python -c 'from nexa_dist.run.terraform import MIRROR_HOST, mirror
+print(MIRROR_HOST, mirror() or "none", sep="\n")')
+    if [ "$mirror" != none ]; then
+        printf 'provider_installation {\n  filesystem_mirror {\n    path    = "%s"\n    include = ["%s"]\n  }\n%s\n}\n' \
+            "$mirror" "$host/hashicorp/*" "  direct { exclude = [\"$host/hashicorp/*\"] }" >"$1"
+    else
+        mkdir -p "$cache"
+        printf 'plugin_cache_dir = "%s"\nplugin_cache_may_break_dependency_lock_file = true\n' "$cache" >"$1"
+    fi
+    export TF_CLI_CONFIG_FILE="$1"
+}
+
 # Where wheels and certificates come from: what pip is told holds for uv too.
 use_package_settings() {
     export UV_FIND_LINKS="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}"
