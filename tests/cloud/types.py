@@ -1,0 +1,55 @@
+"""What the API side of the emulated region and its hosts know of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+HostState = Literal["booting", "up", "failed", "off"]
+
+
+@dataclass(frozen=True)
+class HostSpec:
+    """One instance that the API started and that now has to boot."""
+
+    instance_id: str
+    region: str
+    zone: str
+    vpc_id: str
+    type: str
+    private_ip: str
+    public_ip: str | None
+    subnet_cidr: str
+    user_data: bytes
+    public_key: str
+    """OpenSSH public key of the instance's key pair; empty without one."""
+    spot: bool
+    tags: dict[str, str]
+    boots: bool = True
+    """False: the machine never comes up (a fault)."""
+
+
+class Hosts(Protocol):
+    """The machines behind the instances. Every call returns at once; what it began goes on by itself."""
+
+    on_off: Callable[[str, str], None]
+    """Called with (instance id, reason) when a machine ended by itself."""
+
+    def boot(self, spec: HostSpec) -> None: ...
+
+    def power_off(self, instance_id: str) -> None:
+        """Ends the machine with all its processes. Unknown ids are passed over."""
+        ...
+
+    def partition(self, instance_id: str, cut: bool) -> None:
+        """Takes the machine's network link down, or up again."""
+        ...
+
+    def notice(self, instance_id: str, at_unix: float | None) -> None:
+        """Shows a spot interruption notice in the instance's metadata, or takes it back (None)."""
+        ...
+
+    def states(self) -> dict[str, HostState]:
+        """State of every machine by instance id."""
+        ...
