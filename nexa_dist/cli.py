@@ -11,6 +11,7 @@ from nexa_dist import __version__
 from nexa_dist.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, NexaError
 
 RUN_VERBS = ("run", "attach", "stop", "logs", "runs")
+CLOUD_VERBS = ("plan", "sweep", "timeline")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,8 +34,16 @@ def parser() -> argparse.ArgumentParser:
     _set(config)
     _json(config)
 
+    plan = verbs.add_parser("plan", help="what would be made, where and for how much; changes nothing")
+    plan.add_argument("--cluster", required=True, metavar="FILE")
+    plan.add_argument("-o", "--out", metavar="PLAN", help="save it for nexa provision --plan")
+    _set(plan)
+    _json(plan)
+
     provision = verbs.add_parser("provision", help="make the nodes, bootstrap them, prove that they work")
-    provision.add_argument("--cluster", required=True, metavar="FILE")
+    provision.add_argument("--cluster", metavar="FILE")
+    provision.add_argument("--plan", metavar="PLAN", help="apply exactly what nexa plan -o saved")
+    provision.add_argument("-y", "--yes", action="store_true", help="do not ask")
     _set(provision)
     _json(provision)
     provision.add_argument("--dry-run", action="store_true", help="print what would be made and do nothing")
@@ -80,7 +89,18 @@ def parser() -> argparse.ArgumentParser:
     _cluster(teardown)
     teardown.add_argument("-y", "--yes", action="store_true", help="do not ask")
     teardown.add_argument("--dry-run", action="store_true", help="print what would go and do nothing")
+    teardown.add_argument("--delete-bucket", action="store_true", help="the durable bucket too, with all that is in it")
     _json(teardown)
+
+    sweep = verbs.add_parser("sweep", help="what is yours in every region of the cloud, orphans marked")
+    sweep.add_argument("--delete", action="store_true", help="end the orphans")
+    sweep.add_argument("--region", action="append", default=[], metavar="REGION", help="only there; may be repeated")
+    sweep.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    _json(sweep)
+
+    timeline = verbs.add_parser("timeline", help="where the minutes of a cluster went")
+    _cluster(timeline)
+    _json(timeline)
     return top
 
 
@@ -118,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _call(arguments: argparse.Namespace) -> int:
     import importlib
 
-    module = "run" if arguments.verb in RUN_VERBS else "cluster"
+    module = "run" if arguments.verb in RUN_VERBS else "cloud" if arguments.verb in CLOUD_VERBS else "cluster"
     verb = getattr(importlib.import_module(f"nexa_dist.verbs.{module}"), arguments.verb)
     return int(verb(arguments))
 

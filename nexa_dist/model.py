@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 Provider = Literal["aws", "local", "static"]
 RdzvBackend = Literal["static", "c10d"]
+Market = Literal["spot", "on_demand"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,16 @@ class Node:
     port: int = 22
     user: str = ""
     price_usd_per_hour: float = 0.0
+    private_address: str = ""
+    """Where the other nodes reach it, when that is not where we do."""
+    instance_id: str = ""
+    offer: str = ""
+    """What was rented: instance type, zone, market."""
+
+    @property
+    def peer_address(self) -> str:
+        """Address on the network that joins the nodes."""
+        return self.private_address or self.address
 
 
 @dataclass(frozen=True)

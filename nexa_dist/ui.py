@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 ESCAPES = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
@@ -50,12 +50,28 @@ def emit(data: Any) -> None:
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """A table of data on stdout; columns between tabs when it is not a terminal."""
-    cells = [[plain(str("-" if row.get(c) is None else row[c])) for c in columns] for row in rows]
-    if not sys.stdout.isatty():
-        out("\t".join(columns))
-        for row_cells in cells:
-            out("\t".join(row_cells))
+    if sys.stdout.isatty():
+        _drawn(rows, columns, sys.stdout)
         return
+    out("\t".join(columns))
+    for cells in _cells(rows, columns):
+        out("\t".join(cells))
+
+
+def talk_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """A table for people, on stderr."""
+    if sys.stderr.isatty():
+        _drawn(rows, columns, sys.stderr)
+        return
+    for cells in _cells(rows, columns):
+        say("  " + "  ".join(cells))
+
+
+def _cells(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[list[str]]:
+    return [[plain(str("-" if row.get(c) is None else row[c])) for c in columns] for row in rows]
+
+
+def _drawn(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], file: IO[str]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -64,9 +80,9 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         made.add_column(column, no_wrap=index == 0)  # the first is what the reader copies
-    for row_cells in cells:
-        made.add_row(*(Text(cell, overflow="fold") for cell in row_cells))
-    Console().print(made)
+    for cells in _cells(rows, columns):
+        made.add_row(*(Text(cell, overflow="fold") for cell in cells))
+    Console(file=file).print(made)
 
 
 def interactive() -> bool:

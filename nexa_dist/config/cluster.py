@@ -18,6 +18,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from nexa_dist.config.aws import ZONE_PATTERN, Ami, BucketName, Cidr, Owner, Region, StatePlace, VpcId, region_of
 from nexa_dist.config.hosts import (
     Endpoint,
     HostName,
@@ -34,6 +35,7 @@ from nexa_dist.model import Provider, RdzvBackend
 
 MAX_NODES = 64
 MAX_GPUS = 64
+MAX_AWS_HOURS = 720
 
 _COMMON = frozenset(
     {"name", "provider", "backend", "rdzv_backend", "rdzv_port"}
@@ -43,15 +45,41 @@ _MADE = frozenset({"nodes", "gpus_per_node", "price_usd_per_hour", "boot_timeout
 KEYS: Mapping[str, frozenset[str]] = {
     "static": _COMMON | {"cluster", "rdzv", "python", "ssh_config", "mesh"},
     "local": _COMMON | _MADE,
-    "aws": _COMMON | _MADE | {"market", "offers", "max_price_usd_per_hour", "mesh"},
+    "aws": _COMMON
+    | _MADE
+    | {
+        "market",
+        "offers",
+        "max_price_usd_per_hour",
+        "mesh",
+        "region",
+        "owner",
+        "ssh_from",
+        "user",
+        "ami",
+        "vpc",
+        "vpc_cidr",
+    }
+    | {"volume_gb", "efa", "bucket", "wait_for_capacity_minutes", "state"},
 }
 """The keys that mean something for a provider. Any other is refused: no setting is silently ignored."""
 
 REQUIRED: Mapping[str, tuple[str, ...]] = {
     "static": ("cluster",),
     "local": ("nodes", "gpus_per_node"),
-    "aws": ("nodes", "gpus_per_node"),
+    "aws": ("nodes", "gpus_per_node", "max_hours"),  # no node without a deadline of its own
 }
+
+
+_FORMS: list[Any] = [
+    {"required": ["cluster"]},
+    *(
+        {"required": ["name", "provider", *needed], "properties": {"provider": {"const": provider}}}
+        for provider, needed in REQUIRED.items()
+        if provider != "static"
+    ),
+]
+"""What the keys of a file may be together, for editors."""
 
 
 class _Section(BaseModel):
@@ -82,7 +110,7 @@ class Offer(_Section):
     type: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,30}\.[a-z0-9-]{1,30}$")] = Field(
         description="Instance type, for example g6e.12xlarge."
     )
-    zone: Annotated[str, StringConstraints(pattern=r"^[a-z]{2}(-[a-z]+)+-[0-9][a-z]$")] | None = Field(
+    zone: Annotated[str, StringConstraints(pattern=ZONE_PATTERN)] | None = Field(
         None,
         description="Availability zone, for example us-east-1a; any zone if left out.",
     )
@@ -107,14 +135,7 @@ Offers = Annotated[
 class ClusterConfig(_Section):
     """A cluster: either your own hosts (`cluster`), or hosts that a provider makes (`provider`, `nodes`)."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "oneOf": [
-                {"required": ["cluster"]},
-                {"required": ["name", "provider", "nodes", "gpus_per_node"]},
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"oneOf": _FORMS})
 
     name: Name = Field(
         description="Name of the cluster: a-z, 0-9 and '-', at most 32. With `cluster`, the file's name if left out."
@@ -160,6 +181,40 @@ class ClusterConfig(_Section):
     max_price_usd_per_hour: Price | None = Field(
         None,
         description="Most that one node may cost, in US dollars an hour. Only with provider aws.",
+    )
+    region: Region | None = Field(
+        None, description="AWS region; that of the offers' zones if left out, else AWS_REGION. One a cluster."
+    )
+    owner: Owner | None = Field(
+        None,
+        description="Value of the tag nexa:owner, by which what is yours is found; your AWS identity if left out.",
+    )
+    ssh_from: Annotated[tuple[Cidr, ...], Field(strict=False, min_length=1, max_length=16)] | None = Field(
+        None,
+        description="IPv4 networks that may reach sshd on the nodes, /8 at the widest; NEXA_SSH_FROM if left out.",
+    )
+    user: User = Field("ubuntu", description="Login name of the machine image. Only with provider aws.")
+    ami: Ami | None = Field(
+        None,
+        description="Machine image id, or the SSM parameter that holds it; the newest Deep Learning Base image "
+        "(Ubuntu 24.04) if left out, resolved once for the life of a cluster.",
+    )
+    vpc: VpcId | None = Field(None, description="An existing VPC to make subnets in; one of its own if left out.")
+    vpc_cidr: Cidr | None = Field(
+        None, description="IPv4 network of the nodes, /16 to /20; with vpc a free part of it, and then required."
+    )
+    volume_gb: int = Field(200, ge=50, le=16_384, description="Size of each node's root disk, in GB (gp3, encrypted).")
+    efa: bool = Field(False, description="Elastic Fabric Adapters, on the instance types that have them.")
+    bucket: BucketName | None = Field(
+        None,
+        description="S3 bucket for what outlives the nodes: made if it is not there, kept by teardown.",
+    )
+    wait_for_capacity_minutes: float = Field(
+        0.0, ge=0, le=10_080, description="How long to go on asking when every offer is refused, in minutes."
+    )
+    state: StatePlace | None = Field(
+        None,
+        description="s3://bucket/prefix for Terraform's state, locked, for teams; in the cluster's folder if left out.",
     )
     price_usd_per_hour: Price | None = Field(
         None,
@@ -251,6 +306,14 @@ def _together(data: dict[str, Any]) -> Iterator[InitErrorDetails]:
     for key in data:
         if key in ClusterConfig.model_fields and key not in KEYS[provider]:
             yield _meaningless(key, provider)
+    if provider == "aws":
+        yield from _one_region(data)
+        if isinstance(hours := data.get("max_hours"), int | float) and hours > MAX_AWS_HOURS:
+            yield fault(("max_hours",), f"expected at most {MAX_AWS_HOURS} with provider aws, found {hours}")
+        if data.get("user") == "root":
+            yield fault(("user",), "expected the image's own user, not root", "ubuntu, on Ubuntu images")
+        if data.get("vpc") is not None and data.get("vpc_cidr") is None:
+            yield fault(("vpc",), "a given VPC needs vpc_cidr, a free part of it", "add vpc_cidr, such as 10.0.64.0/20")
     if data.get("rdzv") is not None and data.get("rdzv_port") is not None:
         yield fault(("rdzv_port",), "`rdzv` already gives the port", "remove one of the two")
 
@@ -265,6 +328,18 @@ def _meaningless(key: str, provider: str) -> InitErrorDetails:
     elif key == "rdzv":
         hint = "use rdzv_port: the address is not known before the nodes are made"
     return fault((key,), f"means nothing for {what}", hint)
+
+
+def _one_region(data: dict[str, Any]) -> Iterator[InitErrorDetails]:
+    """A gang lives in one zone, and its network in one region."""
+    wanted = data.get("region")
+    offers = data.get("offers")
+    for index, offer in enumerate(offers if isinstance(offers, list | tuple) else ()):
+        zone = offer.get("zone") if isinstance(offer, dict) else None
+        if isinstance(zone, str) and (found := region_of(zone)):
+            wanted = wanted or found
+            if found != wanted:
+                yield fault(("offers", index, "zone"), f"zone {zone} is not in region {wanted}", "one region a cluster")
 
 
 def _same_twice(hosts: object) -> Iterator[InitErrorDetails]:

@@ -14,6 +14,8 @@ from nexa_dist.config.scalars import AmbiguousError, plain_value, shown
 from nexa_dist.config.yamltree import Document, PathKey, dotted
 from nexa_dist.errors import Problem
 
+MAX_WORDS = 40
+_ONE_OF = "one of: "
 MAX_PROBLEMS = 50
 """More are counted only: to look for the nearest key of thousands of wrong ones takes too long."""
 
@@ -92,7 +94,8 @@ def nearest(word: str, words: Sequence[str]) -> str:
     """`did you mean …`, or all the words when none is near."""
     if near := difflib.get_close_matches(word[:64].lower(), words, 1, 0.6):
         return f"did you mean {near[0]}?"
-    return f"one of: {', '.join(sorted(words))}" if words else ""
+    shown = sorted(words)[:MAX_WORDS]
+    return f"{_ONE_OF}{', '.join(shown)}{' …' if len(words) > MAX_WORDS else ''}" if words else ""
 
 
 def problems_of(
@@ -103,12 +106,14 @@ def problems_of(
 ) -> list[Problem]:
     """The first MAX_PROBLEMS errors as problems. `origins` maps the paths that `--set` gave to its text."""
     out = []
+    listed: set[str] = set()
     for details in error.errors(include_url=False)[:MAX_PROBLEMS]:
         path = _data_path(details, document.data)
         if path in document.suspect or _only_bad_items(details, value_at(document.data, path)):
             continue
         message, hint = _explain(details, model, path)
-        out.append(problem_at(path, message, hint, document, origins))
+        out.append(problem_at(path, message, "" if hint in listed else hint, document, origins))
+        listed |= {hint} if hint.startswith(_ONE_OF) else set()  # the same keys are listed once
     return out
 
 

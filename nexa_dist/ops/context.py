@@ -13,12 +13,14 @@ from nexa_dist.run.workspace import Workspace
 
 @dataclass(frozen=True)
 class Context:
-    """`say` takes a line for people; `times` collects how many seconds each phase took."""
+    """`say` takes a line for people; `times` collects how many seconds each phase took; tests pass a clock."""
 
     workspace: Workspace
     runner: Runner
     say: Callable[[str], None]
     times: dict[str, float] = field(default_factory=dict)
+    now: Callable[[], float] = time.time
+    sleep: Callable[[float], None] = time.sleep
 
     @contextmanager
     def phase(self, title: str) -> Iterator[None]:

@@ -48,10 +48,10 @@ def check(ctx: Context, ssh: Ssh) -> tuple[list[Link], dict[str, dict[str, Any]]
     first = cluster.nodes[0]
 
     def ask(link: Link) -> dict[str, Any]:
-        peers = [node.address for node in cluster.nodes if node.name != link.node.name]
+        peers = [node.peer_address for node in cluster.nodes if node.name != link.node.name]
         message: dict[str, Any] = {"python": link.python, "peers": peers, "scratch": link.path(cluster.layout.scratch)}
         if link.node.name == first.name:
-            message |= {"listen": host or first.address, "port": port}
+            message |= {"listen": host or first.peer_address, "port": port}
         return link.call("probe", message=message, timeout_s=90)
 
     answers = {link.node.name: answer for link, answer in zip(links, on_all(links, ask), strict=True)}

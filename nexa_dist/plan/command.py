@@ -75,7 +75,7 @@ def torchrun(plan: RankPlan, node: NodePlan, place: Place, what: Program, run_id
             "--rdzv_backend=c10d",
             f"--rdzv_endpoint={endpoint_host}:{plan.rdzv_port}",
             f"--rdzv_id={run_id}-{attempt}",
-            f"--local_addr={node.node.address}",
+            f"--local_addr={node.node.peer_address}",
         ]
     return (
         *(place.python, "-m", "torch.distributed.run"),

@@ -54,7 +54,7 @@ def assign_ranks(cluster: Cluster, port: int, nproc_per_node: int | None = None)
         plans.append(NodePlan(node, node_rank, first, nproc))
         first += nproc
     host, fixed_port = split_endpoint(cluster.rdzv)
-    plan = RankPlan(tuple(plans), host or cluster.nodes[0].address, fixed_port or port, cluster.rdzv_backend)
+    plan = RankPlan(tuple(plans), host or cluster.nodes[0].peer_address, fixed_port or port, cluster.rdzv_backend)
     if plan.rdzv_backend == "c10d":
         _check_c10d_order(cluster)
     return plan
@@ -62,7 +62,7 @@ def assign_ranks(cluster: Cluster, port: int, nproc_per_node: int | None = None)
 
 def _check_c10d_order(cluster: Cluster) -> None:
     """c10d ignores --node-rank and sorts the nodes by address *string* (torch 2.13, dynamic_rendezvous)."""
-    addresses = [node.address for node in cluster.nodes]
+    addresses = [node.peer_address for node in cluster.nodes]
     if addresses != sorted(addresses):
         raise NexaError(
             f"rdzv_backend c10d would order the nodes {', '.join(sorted(addresses))}, not as the cluster lists them",
@@ -72,7 +72,7 @@ def _check_c10d_order(cluster: Cluster) -> None:
 
 def endpoint(node: Node, port: int | None) -> str:
     """`host:port` on this node; empty without a port, so that a free one is chosen."""
-    host = f"[{node.address}]" if ":" in node.address else node.address
+    host = f"[{node.peer_address}]" if ":" in node.peer_address else node.peer_address
     return f"{host}:{port}" if port else ""
 
 

@@ -44,7 +44,9 @@ def append_json(path: Path, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
-        os.write(fd, (json.dumps(record) + "\n").encode())
+        line = memoryview((json.dumps(record) + "\n").encode())
+        while line:  # a write may take only a part
+            line = line[os.write(fd, line) :]
         os.fsync(fd)
     finally:
         os.close(fd)

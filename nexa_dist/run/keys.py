@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nexa_dist.model import Node
@@ -29,13 +30,41 @@ def ensure_cluster_keys(runner: Runner, folder: Path, cluster: str, nodes: Seque
         ensure_key(runner, folder / "host_keys" / node, f"nexa-{cluster}-{node}")
 
 
-def write_ssh_config(folder: Path, nodes: Sequence[Node]) -> Path:
-    """ssh_config and known_hosts. A node is known by its name, so a reused address is still checked."""
+def forget_host_key(folder: Path, node: str) -> None:
+    """The node gets another key the next time that keys are made."""
+    for name in (node, f"{node}.pub"):
+        (folder / "host_keys" / name).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Pin:
+    """The host key that an instance made for itself, `type base64`. Until it is proven, the first one counts too."""
+
+    key: str
+    proven: bool
+
+
+def read_pins(folder: Path) -> dict[str, Pin]:
+    """Pins by instance id: a new machine under an old name starts with no pin."""
+    path = folder / "pins.json"
+    return {ident: Pin(**pin) for ident, pin in files.read_json(path).items()} if path.exists() else {}
+
+
+def write_pins(folder: Path, pins: Mapping[str, Pin]) -> None:
+    files.write_json(folder / "pins.json", {ident: asdict(pin) for ident, pin in pins.items()}, 0o600)
+
+
+def write_ssh_config(folder: Path, nodes: Sequence[Node], pins: Mapping[str, Pin] | None = None) -> Path:
+    """ssh_config and known_hosts (by `pins`, else by the file's). A node is known by its name, so a reused address is
+    still checked."""
     known = folder / "known_hosts"
+    pins = read_pins(folder) if pins is None else pins
     lines, pinned = [], []
     for node in nodes:
-        key = (folder / "host_keys" / f"{node.name}.pub").read_text().split()[:2]
-        pinned.append(f"{node.name} {' '.join(key)}")
+        pin = pins.get(node.instance_id)
+        first = (folder / "host_keys" / f"{node.name}.pub").read_text().split()[:2]
+        keys = ([pin.key] if pin else []) + ([] if pin and pin.proven else [" ".join(first)])
+        pinned += [f"{node.name} {key}" for key in keys]
         user = [f"    User {node.user}"] if node.user else []
         lines += [
             f"Host {node.name}",

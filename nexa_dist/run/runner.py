@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,6 +65,25 @@ class Runner(Protocol):
     ) -> Result:
         """Runs to the end. `on_line` gets stdout and stderr as they come; `grace_s` lies between
         SIGTERM and SIGKILL when the time is up or the controller is interrupted. Exit 124: time-out."""
+        ...
+
+    def run_logged(
+        self,
+        argv: Sequence[str],
+        log: Path,
+        *,
+        on_line: Callable[[str], None],
+        hold: Path,
+        timeout_s: float,
+        env: Mapping[str, str] | None = None,
+        grace_s: float = 5.0,
+    ) -> Result:
+        """Runs to the end with all output in the file `log`, each line also to `on_line` as it comes.
+
+        For what must end in its own order even when we are killed: writing to the pipe of a dead reader would kill
+        it half way. The file `hold` stays locked (flock) as long as the program or a child of it lives, and
+        names its pid. Raises NexaError while another holds it.
+        """
         ...
 
     def stream(self, argv: Sequence[str], *, stdin: bytes = b"") -> Stream:
@@ -136,6 +157,65 @@ class SystemRunner:
         finally:
             timer.cancel()
         return Result(tuple(argv), 124 if late.is_set() else code, b"".join(kept))
+
+    def run_logged(
+        self,
+        argv: Sequence[str],
+        log: Path,
+        *,
+        on_line: Callable[[str], None],
+        hold: Path,
+        timeout_s: float,
+        env: Mapping[str, str] | None = None,
+        grace_s: float = 5.0,
+    ) -> Result:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        until = time.monotonic() + timeout_s
+        with contextlib.ExitStack() as opened:
+            held = opened.enter_context(open(hold, "a+"))
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise NexaError(
+                    f"a program of an earlier command is still at work in {hold.parent}", hint="wait for it to end"
+                ) from None
+            out, lines = opened.enter_context(open(log, "wb")), opened.enter_context(open(log, "rb"))
+            try:
+                child = subprocess.Popen(
+                    list(argv),
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    env=None if env is None else {**os.environ, **env},
+                    start_new_session=True,
+                    pass_fds=(held.fileno(),),
+                )
+            except OSError as error:
+                return Result(tuple(argv), 127, err=str(error).encode())
+            late = False
+            try:
+                held.truncate(0)
+                held.write(str(child.pid))
+                held.flush()
+                ended = False
+                while not ended:
+                    ended = child.poll() is not None  # before the read: what it wrote last is still read
+                    while line := lines.readline():
+                        if not line.endswith(b"\n") and not ended:
+                            lines.seek(-len(line), os.SEEK_CUR)  # half a line: the rest is on its way
+                            break
+                        on_line(line.decode(errors="replace").rstrip("\n"))
+                    if not ended and not late and time.monotonic() > until:
+                        late = True
+                        end(child, grace_s)
+                    elif not ended:
+                        time.sleep(0.1)
+            except BaseException:
+                end(child, grace_s)
+                raise
+        with open(log, "rb") as kept:
+            tail = b"".join(deque(kept, maxlen=200))
+        return Result(tuple(argv), 124 if late else child.returncode, tail)
 
     def stream(self, argv: Sequence[str], *, stdin: bytes = b"") -> Stream:
         child = subprocess.Popen(

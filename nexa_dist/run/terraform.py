@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pwd
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +25,9 @@ from nexa_dist.run.runner import CommandFailed, Result, Runner
 
 INTERRUPT_GRACE_S = 120.0
 """Terraform told to stop finishes what it began and writes its state; killing it would leak that."""
+LOCK_TIMEOUT = "5s"
+"""A Terraform of this folder is waited for before; what else holds a state works for longer than anybody waits."""
+MIRROR_HOST = "registry.terraform.io"
 
 
 def binary(workspace: Path) -> str:
@@ -33,17 +42,44 @@ def binary(workspace: Path) -> str:
     )
 
 
+def mirror() -> str | None:
+    """Folder with providers on this machine: NEXA_TF_MIRROR, or one below /opt. Terraform finds its own by itself."""
+    named = os.environ.get("NEXA_TF_MIRROR")
+    if named:
+        return str(Path(named).absolute())
+    return next((str(found.parent) for found in sorted(Path("/opt").glob(f"*/{MIRROR_HOST}"))), None)
+
+
+class TerraformFailed(NexaError):
+    """Terraform ended badly; the message holds the errors of its providers, the state what was made until then."""
+
+
+class Locked(NexaError):
+    """Somebody else holds the lock of the remote state."""
+
+
+@dataclass(frozen=True)
+class Lock:
+    """Who holds the lock of a remote state, as Terraform tells it."""
+
+    id: str
+    who: str
+    since: str
+
+
 @dataclass(frozen=True)
 class Terraform:
     """One stack in a cluster's own folder: a copy of its sources, its state, its data.
 
-    The copy makes the folder whole: it can be destroyed with plain Terraform, and by any later nexa.
+    The copy makes the folder whole: it can be destroyed with plain Terraform, and by any later nexa. With `backend`
+    (settings of Terraform's S3 backend) the state lies there, and not in the folder.
     """
 
     runner: Runner
     program: str
     folder: Path
     stack: str
+    backend: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def state(self) -> Path:
@@ -57,33 +93,149 @@ class Terraform:
     def variables(self) -> Path:
         return self.folder / "nexa.tfvars.json"
 
+    @property
+    def plan_file(self) -> Path:
+        return self.folder / "plan.bin"
+
+    @property
+    def _hold(self) -> Path:
+        return self.folder / "busy"
+
+    @property
+    def _has_state(self) -> bool:
+        """Whether there may be one: a file, or a backend that an init has found."""
+        return self.state.exists() or (bool(self.backend) and (self.folder / "data" / "terraform.tfstate").exists())
+
     def prepare(self, sources: Path, variables: dict[str, Any]) -> None:
         """Copies the stack, writes its variables, runs init."""
         shutil.copytree(sources, self.folder / "src", dirs_exist_ok=True, ignore=shutil.ignore_patterns(".terraform"))
-        files.write_json(self.variables, variables)
-        self._checked("init", self._run("init", input=False, no_color=IsFlagged))
+        # In the copy, so that plain Terraform in that folder finds the state too. The path is relative to it.
+        where = {"s3": dict(self.backend)} if self.backend else {"local": {"path": "../../../terraform.tfstate"}}
+        files.write_json(self.chdir / "backend_override.tf.json", {"terraform": {"backend": where}})
+        self.give(variables)
+        self._checked(
+            "init", self._run("init", input=False, no_color=IsFlagged, reconfigure=IsFlagged, timeout_s=900.0)
+        )
 
-    def apply(self, on_progress: Callable[[str], None], replace: list[str] | None = None) -> None:
+    def give(self, variables: dict[str, Any]) -> None:
+        """Writes the variables that the next apply takes."""
+        files.write_json(self.variables, variables)
+
+    def plan(self) -> dict[str, Any]:
+        """Plans into `plan_file`; answers it as Terraform's JSON. Breaks no lock: a plan needs no claim."""
+        options = {"out": str(self.plan_file), "var_file": str(self.variables)}
+        self._acted("plan", lambda _: None, timeout_s=600.0, mend=False, **options)
+        shown = self._checked("show", self._run("show", str(self.plan_file), json=IsFlagged))
+        return dict(json.loads(shown.out))
+
+    def apply(
+        self, on_progress: Callable[[str], None], replace: list[str] | None = None, timeout_s: float = 3600.0
+    ) -> None:
         """Makes what the variables say; `replace` names resource addresses to be made anew."""
-        extra = {"replace": replace} if replace else {}
-        self._acted("apply", on_progress, **extra)
+        extra: dict[str, Any] = {"replace": replace} if replace else {}
+        self._acted(
+            "apply", on_progress, timeout_s=timeout_s, auto_approve=IsFlagged, var_file=str(self.variables), **extra
+        )
+
+    def apply_plan(self, on_progress: Callable[[str], None], timeout_s: float = 3600.0) -> None:
+        """Makes exactly what `plan_file` holds; Terraform refuses it when the state is not the planned one's."""
+        self._acted("apply", on_progress, str(self.plan_file), timeout_s=timeout_s)
 
     def destroy(self, on_progress: Callable[[str], None]) -> None:
-        self._acted("destroy", on_progress)
+        self._acted("destroy", on_progress, timeout_s=1800.0, auto_approve=IsFlagged, var_file=str(self.variables))
 
     def outputs(self) -> dict[str, Any]:
         """Values of all outputs."""
-        result = self._checked("output", self._run("output", json=IsFlagged, state=str(self.state)))
+        result = self._checked("output", self._run("output", json=IsFlagged))
         return {name: entry["value"] for name, entry in json.loads(result.out).items()}
 
     def resources(self) -> list[str]:
-        """Addresses in the state; empty when there is no state."""
-        if not self.state.exists():
+        """Addresses of managed resources in the state; empty when there is no state."""
+        if not self._has_state:
             return []
-        result = self._checked("state list", self._run("state list", state=str(self.state)))
-        return result.out.decode().split()
+        result = self._run("state list")
+        if result.code and b"No state file was found" in result.err:
+            return []
+        return [a for a in self._checked("state list", result).out.decode().splitlines() if ".data." not in f".{a}"]
 
-    def _acted(self, verb: str, on_progress: Callable[[str], None], **extra: Any) -> None:
+    def ids(self) -> set[str]:
+        """The cloud's ids of everything that the state holds, as it is written (nothing is refreshed)."""
+        if not self._has_state:
+            return set()
+        pulled = json.loads(self._checked("state pull", self._run("state pull")).out or b"{}")
+        return {
+            instance["attributes"]["id"]
+            for resource in pulled.get("resources", [])
+            if resource["mode"] == "managed"
+            for instance in resource["instances"]
+            if (instance.get("attributes") or {}).get("id")
+        }
+
+    def busy(self) -> int | None:
+        """Pid of a Terraform that an earlier, killed command of this folder left at work; None when none is alive."""
+        if not self._hold.exists():
+            return None
+        with open(self._hold, "r+", encoding="ascii") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(held.read() or 0)
+            return None
+
+    def settle(self, say: Callable[[str], None], *, interrupt: bool) -> None:
+        """Waits until a Terraform of a killed command has ended, so that its state is written. Bounded.
+
+        Raises NexaError when it does not end.
+        """
+        pid = self.busy()
+        if pid is None:
+            return
+        say(
+            f"a Terraform of a killed command is still at work (pid {pid}): "
+            + ("stopping it" if interrupt else "waiting")
+        )
+        if interrupt and (pid, self.chdir) in _living():  # and not a number that was given away again
+            os.kill(pid, signal.SIGINT)
+        until = time.monotonic() + (INTERRUPT_GRACE_S if interrupt else 900.0)
+        while time.monotonic() < until:
+            if self.busy() is None:
+                return
+            time.sleep(0.2)
+        raise NexaError(
+            f"Terraform (pid {pid}) of an earlier command does not end",
+            hint=f"look at it, then: kill {pid}" if pid else f"fuser {self._hold} names it",
+        )
+
+    def _remote_lock(self, error: str) -> Lock | None:
+        """The lock that `error` (Terraform's words) names, None when it is about something else."""
+        found: dict[str, str] = {}
+        for line in error.splitlines():
+            key, colon, value = line.strip(" │").partition(":")
+            if colon and key.strip() in ("ID", "Who", "Created"):
+                found[key.strip()] = value.strip()
+        return Lock(found["ID"], found["Who"], found.get("Created", "?")) if {"ID", "Who"} <= set(found) else None
+
+    def _break_lock(self, lock: Lock) -> None:
+        """Removes a lock whose holder is proven dead: it was taken on this machine by this user, and no Terraform
+        lives here that works on this state, from this folder or another. Raises NexaError when that is not so."""
+        us = f"{_user()}@{socket.gethostname()}"
+        alive = self.busy() is not None or any(_backend(folder) == _backend(self.chdir) for _, folder in _living())
+        if lock.who != us or alive or not self.backend:  # the kernel takes away the lock of a local state itself
+            raise Locked(
+                f"the state is locked by {lock.who} since {lock.since}",
+                hint=f"if you know that it is dead: terraform -chdir={self.chdir} force-unlock {lock.id}",
+            )
+        self._checked("force-unlock", self._run("force-unlock", lock.id, force=IsFlagged))
+
+    def _acted(
+        self,
+        verb: str,
+        on_progress: Callable[[str], None],
+        *words: str,
+        timeout_s: float,
+        mend: bool = True,
+        **options: Any,
+    ) -> None:
         errors: list[str] = []
 
         def on_line(line: str) -> None:
@@ -91,47 +243,102 @@ class Terraform:
                 record = json.loads(line)
             except ValueError:
                 return
-            if record.get("type") in ("apply_start", "apply_complete", "apply_errored"):
+            acted = record.get("hook", {}).get("action") not in (None, "read")
+            if acted and record.get("type") in ("apply_start", "apply_progress", "apply_complete", "apply_errored"):
                 on_progress(record["@message"])
             if record.get("type") == "diagnostic" and record["@level"] == "error":
                 found = record["diagnostic"]
                 errors.append(f"{found['summary']}: {found.get('detail', '')}".strip())
 
-        result = self._run(
-            verb,
+        argv = self._argv(verb, *words, json=IsFlagged, input=False, lock_timeout=LOCK_TIMEOUT, **options)
+        result = self.runner.run_logged(
+            argv,
+            self.folder / f"{verb}.jsonl",
             on_line=on_line,
-            json=IsFlagged,
-            auto_approve=IsFlagged,
-            input=False,
-            state=str(self.state),
-            backup="-",
-            lock_timeout="60s",
-            var_file=str(self.variables),
-            **extra,
+            hold=self._hold,
+            env=self._environment(),
+            timeout_s=timeout_s,
+            grace_s=INTERRUPT_GRACE_S,
         )
-        if result.code:
-            raise NexaError(
-                f"terraform {verb} failed: " + ("\n".join(errors) or result.tail()),
-                hint="run the same command again: it goes on from what Terraform's state says exists",
-            )
+        if not result.code:
+            return
+        said = "\n".join(errors) or result.tail()
+        lock = self._remote_lock(said)
+        if lock and mend:
+            self._break_lock(lock)
+            self._acted(verb, on_progress, *words, timeout_s=timeout_s, mend=False, **options)
+            return
+        late = f"no end within {timeout_s:.0f} s; " if result.code == 124 else ""
+        raise TerraformFailed(
+            f"terraform {verb} failed: {late}{said}",
+            hint="run the same command again: it goes on from what exists",
+        )
 
-    def _run(self, *words: str, on_line: Callable[[str], None] | None = None, **options: Any) -> Result:
-        lines = CommandLines(terraform_bin_path=self.program)
-        argv = lines.generate_cmd_string(*words, **options)
+    def _argv(self, *words: str, **options: Any) -> list[str]:
+        argv = CommandLines(terraform_bin_path=self.program).generate_cmd_string(*words, **options)
         argv.insert(1, f"-chdir={self.chdir}")
+        return list(argv)
+
+    def _run(self, *words: str, timeout_s: float = 300.0, **options: Any) -> Result:
         return self.runner.run(
-            argv, env=self._environment(), timeout_s=3600, on_line=on_line, grace_s=INTERRUPT_GRACE_S
+            self._argv(*words, **options), env=self._environment(), timeout_s=timeout_s, grace_s=INTERRUPT_GRACE_S
         )
 
     def _environment(self) -> dict[str, str]:
         made = {"TF_IN_AUTOMATION": "1", "CHECKPOINT_DISABLE": "1", "TF_DATA_DIR": str(self.folder / "data")}
         configured = os.environ.get("TF_CLI_CONFIG_FILE")
-        if configured and not Path(configured).exists():
-            made["TF_CLI_CONFIG_FILE"] = os.devnull  # Terraform warns about a missing one on every call
+        own = Path(configured) if configured else Path.home() / ".terraformrc"
+        if not own.is_file():
+            made["TF_CLI_CONFIG_FILE"] = str(self._cli_config())
         return made
+
+    def _cli_config(self) -> Path:
+        """For a user who has none: providers from a mirror on this machine where there is one, else downloaded once."""
+        folder, path = mirror(), self.folder / "terraformrc"
+        if self.stack == "local":
+            return Path(os.devnull)  # needs no provider; Terraform warns about a missing file on every call
+        if folder:
+            quoted = json.dumps(folder).replace("${", "$${").replace("%{", "%%{")
+            text = (
+                f"provider_installation {{\n  filesystem_mirror {{\n    path    = {quoted}\n"
+                f'    include = ["{MIRROR_HOST}/hashicorp/*"]\n  }}\n'
+                f'  direct {{\n    exclude = ["{MIRROR_HOST}/hashicorp/*"]\n  }}\n}}\n'
+            )
+        else:
+            cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nexa" / "terraform-plugins"
+            cache.mkdir(parents=True, exist_ok=True)
+            text = f"plugin_cache_dir = {json.dumps(str(cache))}\nplugin_cache_may_break_dependency_lock_file = true\n"
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            files.write_text(path, text)
+        return path
 
     @staticmethod
     def _checked(what: str, result: Result) -> Result:
         if result.code:
             raise CommandFailed(f"terraform {what}", result)
         return result
+
+
+def _user() -> str:
+    """Our name as Terraform writes it into a lock, whatever $USER says."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return os.environ.get("USER", "")
+
+
+def _living() -> Iterator[tuple[int, Path]]:
+    """Every Terraform on this machine that we may look at: its pid, and the folder of its stack."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            named = [os.fsdecode(word.removeprefix(b"-chdir=")) for word in words if word.startswith(b"-chdir=")]
+            if named or Path(os.readlink(process / "exe")).name.startswith(("terraform", "tofu")):
+                yield int(process.name), Path(os.readlink(process / "cwd"), *named)
+
+
+def _backend(chdir: Path) -> Any:
+    """Where the state of a stack lies; None when no nexa has said it."""
+    with contextlib.suppress(NexaError):
+        return files.read_json(chdir / "backend_override.tf.json")
+    return None

@@ -12,13 +12,17 @@ from typing import Any
 
 from nexa_dist import ui
 from nexa_dist.config.load import json_schema, kind_of, load_cluster, load_train, resolved
-from nexa_dist.errors import EXIT_OK, UsageError
+from nexa_dist.errors import EXIT_OK, NexaError, StillRunning, UsageError
+from nexa_dist.ops import aws_end as ending
+from nexa_dist.ops import bucket as deleting
+from nexa_dist.ops import plan as planning
 from nexa_dist.ops import provision as provisioning
 from nexa_dist.ops import runs as running
 from nexa_dist.ops import teardown as destroying
 from nexa_dist.ops.init import init as initialise
 from nexa_dist.run.nodes import session
-from nexa_dist.verbs.common import context, find_cluster, find_folder, load_said
+from nexa_dist.verbs.cloud import show
+from nexa_dist.verbs.common import context, find_cluster, find_folder, is_file, load_said
 
 Arguments = argparse.Namespace
 
@@ -50,7 +54,13 @@ def config(args: Arguments) -> int:
 
 def provision(args: Arguments) -> int:
     ctx = context()
-    config = load_said(Path(args.cluster), args.set)
+    if bool(args.plan) == bool(args.cluster):
+        raise UsageError("nexa provision needs --cluster FILE, or --plan FILE", hint="nexa plan -o makes the latter")
+    saved = None
+    if args.plan:
+        config, saved = planning.load(ctx, Path(args.plan))
+    else:
+        config = load_said(Path(args.cluster), args.set)
     if args.dry_run:
         ui.say(
             f"would make cluster {config.name}: {config.nodes} nodes, {config.gpus_per_node} ranks each, "
@@ -58,9 +68,16 @@ def provision(args: Arguments) -> int:
         )
         ui.say("would run: terraform init, terraform apply, playbooks/bootstrap.yml, a health check of every node")
         return EXIT_OK
-    made = provisioning.provision(ctx, config)
+    seen = None if saved else planning.preview(ctx, config)
+    if seen:
+        show(seen)
+        if not args.yes and not (ui.interactive() and ui.confirm(f"rent {seen.nodes} nodes?")):
+            raise UsageError(f"{seen.nodes} nodes would be rented", hint="-y says yes")
+    made = provisioning.provision(ctx, config, saved)
     price = f"{made.usd_per_hour:.2f} USD/h"
     ui.say(f"✓ cluster {made.name} is up: {len(made.nodes)} nodes, {made.world_size} ranks, {price}")
+    for title, seconds in ctx.times.items():
+        ui.say(f"  {seconds:6.1f} s  {title}")
     ui.say(f"next: nexa run TRAIN.yaml; give it back with: nexa teardown --cluster {made.name}")
     if args.json:
         ui.emit({**made.to_json(), "seconds": ctx.times})
@@ -121,26 +138,46 @@ def teardown(args: Arguments) -> int:
     if not args.cluster and not ctx.workspace.clusters():
         ui.say(f"nothing to tear down in {ctx.workspace.root}")
         return EXIT_OK
-    folder = find_folder(ctx, args.cluster)
-    if not folder.path.exists():
-        ui.say(f"cluster {folder.name} is not there: nothing to tear down")
+    folder, config = find_folder(ctx, args.cluster), None
+    if args.cluster and is_file(args.cluster):
+        config = load_cluster(Path(args.cluster))
+    try:
+        site = ending.site_of(ctx, folder, config)
+        elsewhere = ending.holder_elsewhere(ctx, site) if site else ""
+    except UsageError:
+        raise
+    except NexaError as error:
+        raise StillRunning(f"what is left of {folder.name} cannot be told: {error}", hint=error.hint) from error
+    if not site and not destroying.may_exist(folder):
+        destroying.forget(folder)
+        ui.say(f"cluster {folder.name} was never made: nothing to tear down")
         return EXIT_OK
     active = running.active_runs(ctx, folder.name)
-    doomed = f"cluster {folder.name}" + (
-        f" and the active runs {', '.join(r.run_id for r in active)}" if active else ""
-    )
+    doomed = f"cluster {folder.name}"
+    doomed += f", held by {elsewhere}," if elsewhere else ""
+    doomed += f" and the active runs {', '.join(r.run_id for r in active)}" if active else ""
     if args.dry_run:
         ui.say(f"would destroy {doomed}")
         return EXIT_OK
-    if active and not args.yes and not (ui.interactive() and ui.confirm(f"destroy {doomed}?")):
+    if (active or elsewhere) and not args.yes and not (ui.interactive() and ui.confirm(f"destroy {doomed}?")):
         raise UsageError(f"{doomed} would be ended", hint="-y says yes")
-    receipt = destroying.teardown(ctx, folder)
+    receipt = destroying.teardown(ctx, folder, site)
     for row in receipt["nodes"]:
-        ui.say(f"  gone: {row['name']} {row['address']}:{row['port']}")
-    ui.say(
-        f"✓ cluster {folder.name} is gone: 0 resources, 0 processes, 0 listening ports left; "
-        f"{receipt['cost_usd']:.2f} USD"
+        where = f"{row['id']} {row['offer']}: {row['state']}" if site else f"{row['address']}:{row['port']}"
+        ui.say(f"  gone: {row['name']} {where}")
+    cost = "cost unknown here" if receipt["cost_usd"] is None else f"{receipt['cost_usd']:.2f} USD"
+    proof = (
+        f"{len(receipt['resources'])} resources confirmed gone"
+        if site
+        else "0 resources, 0 processes, 0 listening ports left"
     )
+    ui.say(f"✓ cluster {folder.name} is gone: {proof}; {cost}")
+    if site and args.delete_bucket and site.bucket:
+        deleting.delete(ctx, site.bucket)
+        ui.say(f"  bucket {site.bucket} is gone with all that was in it")
+    else:
+        for kept in receipt.get("kept", ()):
+            ui.say(f"  kept: {kept}")
     ui.say(f"  receipt {receipt['receipt']}")
     if args.json:
         ui.emit(receipt)

@@ -20,24 +20,37 @@ def context() -> Context:
     return Context(Workspace.here(), SystemRunner(), ui.say)
 
 
-NOT_ENFORCED = ("budget_usd", "max_hours", "boot_timeout_s", "mesh")
+NOT_ENFORCED = {
+    "static": ("budget_usd", "max_hours", "mesh"),
+    "local": ("budget_usd", "max_hours", "boot_timeout_s"),
+    "aws": ("budget_usd",),
+}
 """Keys of cluster.yaml that are valid and that nothing acts on yet: said, rather than passed over."""
 
 
 def load_said(path: Path, overrides: Sequence[str] = ()) -> ClusterConfig:
     """load_cluster, and a warning for what it asks that is not built yet."""
     config = load_cluster(path, overrides)
-    idle = [key for key in NOT_ENFORCED if key in config.model_fields_set and getattr(config, key) != "none"]
+    idle = [
+        key
+        for key in NOT_ENFORCED[config.provider]
+        if key in config.model_fields_set and getattr(config, key) != "none"
+    ]
     if idle:
         ui.say(f"warning: {path}: {', '.join(idle)}: not enforced yet (max_hours of train.yaml is)")
     return config
+
+
+def is_file(named: str) -> bool:
+    """Whether a cluster was named by its file."""
+    return named.endswith((".yaml", ".yml")) or "/" in named
 
 
 def find_folder(ctx: Context, named: str | None) -> ClusterFolder:
     """A cluster by name or file; the only one when it is not named."""
     if not named:
         return ctx.workspace.only_cluster()
-    if named.endswith((".yaml", ".yml")) or "/" in named:
+    if is_file(named):
         return ctx.workspace.cluster(load_cluster(Path(named)).name or "")
     if named not in [folder.name for folder in ctx.workspace.clusters()]:
         known = ", ".join(folder.name for folder in ctx.workspace.clusters()) or "none"
@@ -47,7 +60,7 @@ def find_folder(ctx: Context, named: str | None) -> ClusterFolder:
 
 def find_cluster(ctx: Context, named: str | None) -> Cluster:
     """A provisioned cluster, or the user's own hosts straight from their file."""
-    if named and (named.endswith((".yaml", ".yml")) or "/" in named):
+    if named and is_file(named):
         config = load_said(Path(named))
         if config.provider == "static":
             return static_cluster(config, Path(named).absolute().parent)

@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,18 @@ class Lab:
     """A workspace and the command line in it."""
 
     root: Path
+    prefix: tuple[str, ...] = ()
+    """Puts a command into an emulated region."""
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    def environment(self, **more: str) -> dict[str, str]:
+        return {**environment(), **self.env, **more}
 
     def nexa(self, *words: str, code: int = 0, timeout_s: float = 240, **env: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [*NEXA, *words],
+            [*self.prefix, *NEXA, *words],
             cwd=self.root,
-            env=environment(**env),
+            env=self.environment(**env),
             capture_output=True,
             text=True,
             timeout=timeout_s,
@@ -51,9 +57,9 @@ class Lab:
     def begin(self, *words: str) -> subprocess.Popen[str]:
         """A command that goes on while the test acts."""
         return subprocess.Popen(
-            [*NEXA, *words],
+            [*self.prefix, *NEXA, *words],
             cwd=self.root,
-            env=environment(),
+            env=self.environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

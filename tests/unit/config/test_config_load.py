@@ -186,7 +186,11 @@ def test_many_faults_are_counted(path: Path) -> None:
 
 
 def test_resolved_loads_again(path: Path) -> None:
-    for text in (LOCAL, "cluster: [{host: a, gpus: 1}]\nssh_config: x\n", LOCAL.replace("local", "aws")):
+    for text in (
+        LOCAL,
+        "cluster: [{host: a, gpus: 1}]\nssh_config: x\n",
+        LOCAL.replace("local", "aws") + "max_hours: 6\n",
+    ):
         path.write_text(text)
         config = load_cluster(path)
         again = path.with_name("again.json")

@@ -14,7 +14,10 @@ from nexa_dist.config.load import json_schema, kind_of, load_cluster, load_train
 from nexa_dist.config.schema import MODELS, Kind, main, schema_text
 
 ROOT = Path(__file__).parents[3]
-EXAMPLES = sorted(p.relative_to(ROOT) for p in (ROOT / "configs").glob("[dt]*/*.yaml"))
+EXAMPLES = sorted(p.relative_to(ROOT) for p in [*ROOT.glob("configs/[dt]*/*.yaml"), ROOT / "tests/cloud/cluster.yaml"])
+
+
+AWS = {"name": "x", "provider": "aws", "nodes": 1, "gpus_per_node": 1, "max_hours": 6}
 
 
 def valid(kind: Kind, data: Any) -> bool:
@@ -60,7 +63,11 @@ def test_examples(example: Path) -> None:
 
 def test_there_are_examples() -> None:
     assert {str(p) for p in EXAMPLES} >= {
-        f"configs/{name}.yaml" for name in ("dist/8gpu", "dist/local", "templates/cluster", "templates/train")
+        f"configs/{name}.yaml"
+        for name in (
+            *("dist/8gpu", "dist/cheapest", "dist/local", "dist/own-hosts"),
+            *("templates/cluster", "templates/train"),
+        )
     }
 
 
@@ -76,9 +83,13 @@ def test_there_are_examples() -> None:
         ({"name": "x", "provider": "local", "nodes": 1, "gpus_per_node": 1, "max_hours": None}, False),
         ({"name": "x", "provider": "local", "nodes": 65, "gpus_per_node": 1}, False),
         ({"name": "x", "provider": "local", "nodes": 1}, False),
-        ({"name": "x", "provider": "aws", "nodes": 1, "gpus_per_node": 1, "offers": "cheapest"}, True),
-        ({"name": "x", "provider": "aws", "nodes": 1, "gpus_per_node": 1, "offers": [{"type": "g5.large"}]}, True),
-        ({"name": "x", "provider": "aws", "nodes": 1, "gpus_per_node": 1, "offers": [{"kind": "g5.large"}]}, False),
+        ({**AWS, "offers": "cheapest"}, True),
+        ({**AWS, "offers": [{"type": "g5.large"}]}, True),
+        ({**AWS, "offers": [{"kind": "g5.large"}]}, False),
+        ({**AWS, "region": "us-east-1", "ssh_from": ["198.51.100.7/32"], "state": "s3://team/nexa"}, True),
+        ({**AWS, "region": "us-east-1a"}, False),
+        ({key: value for key, value in AWS.items() if key != "max_hours"}, False),
+        ({**AWS, "provider": "static"}, False),
     ],
 )
 def test_cluster_schema(data: dict[str, Any], good: bool) -> None:

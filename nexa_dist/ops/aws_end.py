@@ -1,0 +1,175 @@
+"""The end of an aws cluster: Terraform destroy if its state allows, a sweep by tag, twice, then the cloud's word."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from pathlib import Path
+from typing import Any
+
+from nexa_dist.config.cluster import ClusterConfig
+from nexa_dist.errors import NexaError, StillRunning
+from nexa_dist.ops.aws import interrupted, settle_s, terraform_of
+from nexa_dist.ops.context import Context
+from nexa_dist.ops.site import check_account, known_site, our_tag, owner_wanted, region_wanted
+from nexa_dist.plan.aws import Site
+from nexa_dist.run import aws, files, leftovers
+from nexa_dist.run.leftovers import Thing
+from nexa_dist.run.terraform import Locked
+from nexa_dist.run.workspace import ClusterFolder
+
+TRIES = 3
+CLAIM = "key pair"
+ROUNDS = 100
+
+
+def site_of(ctx: Context, folder: ClusterFolder, config: ClusterConfig | None) -> Site | None:
+    """Whose cluster it is: as written down here, else (lost, torn, another machine) from the cluster's file, else from
+    the journal.
+
+    None for a cluster that is not of provider aws. Raises NexaError when none of them tells.
+    """
+    try:
+        known = known_site(folder)
+    except NexaError:
+        if config is None:
+            raise
+        known = None
+    if known:
+        return known
+    if config is None:
+        return _journalled_site(ctx, folder)
+    if config.provider != "aws":
+        return None
+    region = region_wanted(config)
+    who = aws.identity(region)
+    return Site(
+        cluster=folder.name,
+        region=region,
+        account=who.account,
+        owner=owner_wanted(config, who),
+        workspace=our_tag(ctx),
+        created_unix=0,
+        expires_unix=0,
+        bucket=config.bucket or "",
+        state=config.state or "",
+    )
+
+
+def _journalled_site(ctx: Context, folder: ClusterFolder) -> Site | None:
+    """By the last claim. A folder of aws without one is never taken for a local cluster's: its receipt would lie."""
+    if claims := _claims(folder):
+        region, account, owner = (str(claims[-1][key]) for key in ("region", "account", "owner"))
+        return Site(folder.name, region, account, owner, our_tag(ctx), created_unix=0, expires_unix=0)
+    if "aws" in (_provider(folder.path / "config.json"), _provider(folder.json)):
+        raise StillRunning(
+            f"cluster {folder.name} is of provider aws, and where it was made is written nowhere here",
+            hint="nexa teardown --cluster FILE, with the cluster's file, finds everything by its tags",
+        )
+    return None
+
+
+def _provider(path: Path) -> str:
+    try:
+        return str(files.read_json(path)["provider"])
+    except (NexaError, TypeError, KeyError):
+        return ""
+
+
+def holder_elsewhere(ctx: Context, site: Site) -> str:
+    """Who has claimed the cluster, when it is another workspace; empty otherwise."""
+    tags = aws.Cloud(site.region).holder(site.name)
+    holder = (tags or {}).get(leftovers.WORKSPACE, "")
+    return "" if holder in ("", our_tag(ctx)) else holder
+
+
+def destroy(ctx: Context, folder: ClusterFolder, site: Site) -> dict[str, Any]:
+    """Ends everything with the exact owner and cluster tags, in every region that the journal names."""
+    check_account(site, aws.identity(site.region))
+    killed = interrupted(folder) or not folder.json.exists()
+    regions = sorted({site.region, *(str(record["region"]) for record in _claims(folder))})
+
+    def look() -> list[Thing]:
+        return [thing for region in regions for thing in leftovers.find(region, site.owner, site.cluster)]
+
+    seen = {thing.id: thing for thing in look()}
+    destroyed = _terraform_destroy(ctx, folder, site)
+    with ctx.phase("sweep"), folder.journalled("sweep", regions=regions, found=sorted(seen)):
+        swept, errors = leftovers.sweep(lambda: [t for t in look() if t.kind != CLAIM], ctx.detail, ctx.sleep, ROUNDS)
+        if not errors:
+            wait_s = settle_s() if killed else settle_s() / 6
+            ctx.detail(f"nothing is left in the cloud's answer; looking again in {wait_s:.0f} s")
+            ctx.sleep(wait_s)
+            more, errors = leftovers.sweep(look, ctx.detail, ctx.sleep, ROUNDS)  # the claim goes last
+            swept += more
+    after = {thing.id: thing for thing in look()}
+    seen |= {thing.id: thing for thing in swept}
+    rows = [after[i].to_json() if i in after else {**thing.to_json(), "state": "gone"} for i, thing in seen.items()]
+    machines = [thing for thing in seen.values() if thing.kind == "instance"]
+    return {
+        "region": site.region,
+        "account": site.account,
+        "owner": site.owner,
+        "nodes": [
+            {
+                "name": t.tags.get("nexa:node", "?"),
+                "id": t.id,
+                "offer": t.offer,
+                "state": after[t.id].state if t.id in after else "gone",
+            }
+            for t in machines
+        ],
+        "resources": rows,
+        "destroyed": destroyed,
+        "swept": [thing.to_json() for thing in swept],
+        "left": {"cloud": [t.to_json() for t in after.values() if t.alive], "errors": errors},
+        "kept": [f"bucket {site.bucket}"] if site.bucket else [],
+        "cost_usd": _bill(folder, machines, ctx.now()),
+    }
+
+
+def _terraform_destroy(ctx: Context, folder: ClusterFolder, site: Site) -> list[str]:
+    """Addresses that Terraform destroyed. What it cannot (no state, a lock, an error) is left to the sweep."""
+    terraform = terraform_of(ctx, folder, site)
+    if not terraform.chdir.exists():
+        return []
+    terraform.settle(ctx.detail, interrupt=True)
+    with ctx.phase("terraform: destroy"), folder.journalled("destroy"):
+        try:
+            resources = terraform.resources()
+            for attempt in range(TRIES if resources else 0):
+                try:
+                    terraform.destroy(ctx.detail)
+                    return resources
+                except Locked:
+                    raise
+                except NexaError as error:
+                    ctx.detail(f"try {attempt + 1} of {TRIES} failed: {error}")
+        except NexaError as error:
+            ctx.detail(f"the state cannot be used: {error}")
+    ctx.detail("sweeping by tag")
+    return []
+
+
+def _claims(folder: ClusterFolder) -> list[dict[str, Any]]:
+    """Every intent to claim: region, account, owner."""
+    journal = files.read_lines(folder.path / "journal.jsonl")
+    return [record for record in journal if record.get("step") == "claim" and "region" in record]
+
+
+_ENDED = re.compile(r"\((\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (?:GMT|UTC)\)")
+
+
+def _bill(folder: ClusterFolder, machines: list[Thing], now: float) -> float | None:
+    """USD of the instances, from launch to end (now, where the cloud does not tell) at the price when they were
+    chosen, 60 s at least; None when that price is not known here."""
+    try:
+        price = float(files.read_json(folder.path / "offer.json")["usd_per_hour"])
+    except (NexaError, KeyError, TypeError, ValueError):
+        return 0.0 if not machines else None
+    total = 0.0
+    for thing in machines:
+        told = _ENDED.search(thing.row.get("StateTransitionReason") or "")
+        ended = datetime.datetime.fromisoformat(f"{told[1]}+00:00").timestamp() if told else now
+        total += price * max(60.0, ended - (thing.since_unix or now)) / 3600
+    return round(total, 6)

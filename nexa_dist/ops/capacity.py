@@ -1,0 +1,123 @@
+"""Finds somebody who has the nodes: asks for prices, orders the offers, tries one gang after the other."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+
+from nexa_dist.config.cluster import ClusterConfig
+from nexa_dist.errors import NexaError
+from nexa_dist.ops.context import Context
+from nexa_dist.plan import offers, prices
+from nexa_dist.plan.aws import Site
+from nexa_dist.plan.offers import Candidate
+from nexa_dist.run import files
+from nexa_dist.run.aws import Cloud
+from nexa_dist.run.terraform import TerraformFailed
+
+FIRST_WAIT_S, LONGEST_WAIT_S = 15.0, 120.0
+BUSY_WAITS_S = (2.0, 5.0, 10.0, 20.0)
+
+
+def memory_file(ctx: Context) -> Path:
+    """Who refused or preempted lately: of the workspace, since a refusal holds for every cluster of it."""
+    return ctx.workspace.root / ".nexa" / "capacity.jsonl"
+
+
+def remember(ctx: Context, title: str, code: str) -> None:
+    kind, zone, market = title.split()
+    record = {"type": kind, "zone": zone, "market": market, "code": code, "at_unix": ctx.now()}
+    files.append_json(memory_file(ctx), record)
+
+
+def survey(ctx: Context, config: ClusterConfig, site: Site) -> tuple[list[tuple[Candidate, str]], list[str]]:
+    """Candidates in the order in which they are tried, each with its reason, and what was left out and why."""
+    cloud = Cloud(site.region)
+    named = sorted({o.type for o in config.offers if not isinstance(o, str)})
+    gpus = cloud.gpus(named)
+    if not named:
+        gpus = {kind: count for kind, count in gpus.items() if count == config.gpus_per_node}
+    spot = {}
+    if gpus and config.market != "on_demand":
+        spot = cloud.spot_prices(sorted(gpus), datetime.datetime.fromtimestamp(ctx.now(), datetime.UTC))
+    market = offers.RegionMarket(
+        gpus=gpus,
+        zones=cloud.zones(sorted(gpus)) if gpus else {},
+        spot=spot,
+        on_demand=lambda kind: prices.on_demand(kind, site.region),
+    )
+    found, dropped = offers.candidates(config, market)
+    past = [r for line in files.read_lines(memory_file(ctx)) if (r := offers.refusal_of(line))]
+    if not found:
+        raise NexaError(
+            "no offer is left: " + ("; ".join(dropped) or f"no type with {config.gpus_per_node} GPUs is offered"),
+            hint="widen offers, or raise max_price_usd_per_hour",
+        )
+    return offers.ordered(found, past, ctx.now()), dropped
+
+
+def patiently(ctx: Context, apply: Callable[[], None]) -> None:
+    """`apply`, again while the cloud only says that it is busy: what was made until then stays, and the rest follows.
+
+    The provider itself makes two attempts of each call for instances, so that a lack of capacity is told at once.
+    """
+    for wait_s in (*BUSY_WAITS_S, None):
+        try:
+            apply()
+            return
+        except TerraformFailed as error:
+            verdict = offers.verdict(str(error))
+            if not verdict.passing or wait_s is None:
+                raise
+            ctx.detail(f"the cloud is busy ({verdict.code}); again in {wait_s:.0f} s")
+            ctx.sleep(wait_s)
+
+
+def search(
+    ctx: Context,
+    config: ClusterConfig,
+    look: Callable[[], list[tuple[Candidate, str]]],
+    create: Callable[[Candidate], None],
+    release: Callable[[], None],
+) -> Candidate:
+    """Tries `create` with one candidate after the other until one gang is whole; `release` gives a part of one back.
+
+    A lack of capacity moves on, anything else stops. With wait_for_capacity_minutes it goes round again. Raises
+    NexaError with what each one said.
+    """
+    until = ctx.now() + config.wait_for_capacity_minutes * 60
+    wait_s, said = FIRST_WAIT_S, ""
+    while True:
+        refused: list[str] = []
+        full: set[tuple[str, str]] = set()
+        for candidate, why in look():
+            if (candidate.type, candidate.market) in full:
+                continue
+            price = f"{candidate.usd_per_hour:.2f} USD/h a node, {candidate.usd_per_gpu_hour:.2f} a GPU"
+            ctx.detail(f"trying {candidate.title}: {price}; {why}")
+            try:
+                create(candidate)
+                return candidate
+            except TerraformFailed as error:
+                release()
+                verdict = offers.verdict(str(error))
+                if not verdict.move_on:
+                    raise NexaError(
+                        f"{verdict.message}\n{error}" if verdict.message else str(error), hint=error.hint
+                    ) from error
+                remember(ctx, candidate.title, verdict.code)
+                ctx.detail(f"{candidate.title}: {verdict.code}, its part of the gang was given back")
+                refused.append(f"{candidate.title}: {verdict.code}")
+                if verdict.account_wide:
+                    full.add((candidate.type, candidate.market))
+        said = "; ".join(refused)
+        if ctx.now() + wait_s > until:
+            break
+        ctx.detail(f"nobody has {config.nodes} nodes now; asking again in {wait_s:.0f} s")
+        ctx.sleep(wait_s)
+        wait_s = min(wait_s * 2, LONGEST_WAIT_S)
+    raise NexaError(
+        f"no capacity for {config.nodes} nodes: {said}",
+        hint="nothing is left running; name more offers, or set wait_for_capacity_minutes",
+    )

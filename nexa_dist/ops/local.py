@@ -1,0 +1,174 @@
+"""The nodes of a local cluster, made and ended. Keys first, so that host keys are pinned before the first contact."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nexa_dist.config.cluster import ClusterConfig
+from nexa_dist.errors import NexaError, StillRunning
+from nexa_dist.model import Cluster
+from nexa_dist.ops.bootstrap import env_hash
+from nexa_dist.ops.context import Context
+from nexa_dist.plan import local
+from nexa_dist.run import bundle, files, keys
+from nexa_dist.run.terraform import Terraform, binary
+from nexa_dist.run.workspace import ClusterFolder
+
+TRIES = 3
+
+
+def shared_folder() -> str:
+    """`$NEXA_SHARED` of local nodes: caches that outlive clusters (environments, code, prepared data)."""
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return str(Path(os.environ.get("NEXA_SHARED") or Path(cache) / "nexa").absolute())
+
+
+def terraform_of(ctx: Context, folder: ClusterFolder) -> Terraform:
+    return Terraform(ctx.runner, binary(ctx.workspace.root), folder.terraform, "local")
+
+
+def make(ctx: Context, folder: ClusterFolder, config: ClusterConfig) -> tuple[Cluster, dict[str, str]]:
+    """The nodes, and their homes by name. A node that Terraform believes in and that is off is made anew."""
+    terraform = terraform_of(ctx, folder)
+    terraform.settle(ctx.detail, interrupt=False)
+    names = config.node_names
+    with ctx.phase(f"terraform: {len(names)} nodes"), folder.journalled("create", nodes=names):
+        prepare(ctx, folder, config, terraform)
+        terraform.apply(ctx.detail)
+        off = [row["name"] for row in terraform.outputs()["nodes"] if not _answers(row["address"], row["port"])]
+        if off:  # Terraform's state says they exist; a reboot of this machine says they do not
+            ctx.detail(f"not answering, made anew: {', '.join(off)}")
+            terraform.apply(ctx.detail, replace=[f'module.node["{name}"].terraform_data.node' for name in off])
+    outputs = terraform.outputs()
+    made = local.cluster(
+        config,
+        outputs,
+        ssh_config=str(folder.ssh_config),
+        shared=config.shared or shared_folder(),
+        durable=config.durable or str(ctx.workspace.root / ".nexa" / "durable"),
+        env_hash=env_hash(f"{sys.version_info[0]}.{sys.version_info[1]}"),
+        created_unix=folder.load().created_unix if folder.json.exists() else ctx.now(),
+    )
+    keys.write_ssh_config(folder.ssh, made.nodes)
+    return made, {row["name"]: row["home"] for row in outputs["nodes"]}
+
+
+def prepare(ctx: Context, folder: ClusterFolder, config: ClusterConfig, terraform: Terraform) -> None:
+    """Keys, variables and the stack, on this machine's disk."""
+    keys.ensure_cluster_keys(ctx.runner, folder.ssh, folder.name, config.node_names)
+    ports = _ports(terraform, config.node_names)
+    made = local.tfvars(config, ports, str(folder.path / "nodes"), str(folder.ssh), base_python())
+    terraform.prepare(bundle.root() / "terraform", made)
+
+
+def variables() -> dict[str, str]:
+    """Ansible variables: these nodes build on this machine's Python, wheels and cache."""
+    found = {
+        "nexa_python": base_python(),
+        "ansible_python_interpreter": base_python(),
+        "nexa_uv_find_links": os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS") or "",
+    }
+    if os.environ.get("UV_CACHE_DIR"):
+        found["nexa_uv_cache"] = os.environ["UV_CACHE_DIR"]
+    return found
+
+
+def base_python() -> str:
+    """The interpreter below our own virtual environment: what the nodes of this machine build on."""
+    return str(Path(getattr(sys, "_base_executable", sys.executable)).resolve())
+
+
+def _ports(terraform: Terraform, names: Sequence[str]) -> dict[str, int]:
+    """A port for each node: the one it has, else a free one (and with a damaged file, new ones: new nodes)."""
+    known: dict[str, int] = {}
+    if terraform.variables.exists():
+        with contextlib.suppress(NexaError, KeyError, TypeError, AttributeError, ValueError):
+            known = {name: int(row["port"]) for name, row in files.read_json(terraform.variables)["nodes"].items()}
+    return {name: known.get(name) or _free_port(local.address_of(i)) for i, name in enumerate(names)}
+
+
+def _free_port(address: str) -> int:
+    with socket.socket() as listener:
+        listener.bind((address, 0))
+        return int(listener.getsockname()[1])
+
+
+def _answers(address: str, port: int) -> bool:
+    try:
+        with socket.create_connection((address, port), timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def destroy(ctx: Context, folder: ClusterFolder) -> dict[str, Any]:
+    """Ends the nodes. Answers what was destroyed and swept, and what is left of resources, ports and processes."""
+    destroyed = _terraform_destroy(ctx, folder)
+    with ctx.phase("sweep"), folder.journalled("sweep"):
+        swept = _sweep(ctx, folder)
+    resources = terraform_of(ctx, folder).resources() if folder.terraform.exists() else []
+    left = {"resources": resources, "listening": _listening(folder), "processes": _sweep(ctx, folder)}
+    nodes = [{key: node[key] for key in ("name", "address", "port")} for node in made_nodes(folder)]
+    return {"nodes": nodes, "destroyed": destroyed, "swept": swept, "left": left}
+
+
+def _terraform_destroy(ctx: Context, folder: ClusterFolder) -> list[str]:
+    terraform = terraform_of(ctx, folder)
+    if not terraform.chdir.exists():
+        return []
+    terraform.settle(ctx.detail, interrupt=True)
+    with ctx.phase("terraform: destroy"), folder.journalled("terraform destroy"):
+        try:
+            resources = terraform.resources()
+        except NexaError as error:  # a torn state: the sweep does without
+            ctx.detail(f"the state cannot be read, sweeping instead: {error}")
+            terraform.state.rename(terraform.state.with_suffix(".torn"))
+            return []
+        for attempt in range(TRIES if resources else 0):
+            try:
+                terraform.destroy(ctx.detail)
+                break
+            except NexaError as error:
+                if attempt == TRIES - 1:
+                    raise StillRunning(str(error), hint=error.hint) from error
+                ctx.detail(f"try {attempt + 1} of {TRIES} failed, again: {error}")
+    return resources
+
+
+def _sweep(ctx: Context, folder: ClusterFolder) -> list[dict[str, Any]]:
+    """Ends what a lost state or a killed command left: found by its mark, never by name. Answers what it ended."""
+    nodes = folder.path / "nodes"
+    if not nodes.is_dir():
+        return []
+    host = bundle.root() / "terraform" / "modules" / "local_node" / "host.py"
+    swept = ctx.runner.run((sys.executable, "-I", str(host), "sweep", str(nodes)), timeout_s=120)
+    if swept.code:
+        raise StillRunning(f"the sweep failed: {swept.tail()}", hint="run nexa teardown again")
+    return list(json.loads(swept.out))
+
+
+def made_nodes(folder: ClusterFolder) -> list[dict[str, Any]]:
+    variables = folder.terraform / "nexa.tfvars.json"
+    if not variables.exists():
+        return []
+    try:
+        return [{"name": name, **node} for name, node in files.read_json(variables)["nodes"].items()]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise NexaError(f"{variables} is damaged: {error!r}", hint="nexa provision writes it anew") from error
+
+
+def _listening(folder: ClusterFolder) -> list[str]:
+    found = []
+    for node in made_nodes(folder):
+        with socket.socket() as probe:
+            probe.settimeout(2)
+            if probe.connect_ex((node["address"], node["port"])) == 0:
+                found.append(f"{node['address']}:{node['port']}")
+    return found

@@ -1,0 +1,163 @@
+"""nexa plan: what would be made, where and for how much. It changes nothing; a saved plan is applied as is."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from nexa_dist.config.cluster import ClusterConfig
+from nexa_dist.errors import NexaError, UsageError
+from nexa_dist.ops import aws, capacity, local
+from nexa_dist.ops.aws import Saved
+from nexa_dist.ops.context import Context
+from nexa_dist.ops.site import known_site, open_site, our_tag
+from nexa_dist.plan import policy
+from nexa_dist.plan.aws import Site
+from nexa_dist.plan.offers import Candidate
+from nexa_dist.run import bundle, files
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Offers in the order in which they are tried, with the reason for each place; and what was left out."""
+
+    offers: tuple[tuple[Candidate, str], ...]
+    dropped: tuple[str, ...]
+    nodes: int
+    max_hours: float
+
+    @property
+    def chosen(self) -> Candidate:
+        return self.offers[0][0]
+
+    @property
+    def usd_per_hour(self) -> float:
+        return self.nodes * self.chosen.usd_per_hour
+
+    @property
+    def worst_usd(self) -> float:
+        """Every node of the dearest offer until the deadline of the nodes. Disks and traffic come on top."""
+        return self.nodes * self.max_hours * max(candidate.usd_per_hour for candidate, _ in self.offers)
+
+    def to_json(self) -> dict[str, Any]:
+        rows = [{**asdict(c), "usd_per_gpu_hour": round(c.usd_per_gpu_hour, 6), "why": why} for c, why in self.offers]
+        return {
+            "offers": rows,
+            "left_out": list(self.dropped),
+            "nodes": self.nodes,
+            "usd_per_hour": round(self.usd_per_hour, 6),
+            "worst_usd": round(self.worst_usd, 6),
+        }
+
+
+def preview(ctx: Context, config: ClusterConfig) -> Preview | None:
+    """What provision would try; None for what costs nothing, and for a cluster that is there already."""
+    folder = ctx.workspace.cluster(config.name)
+    there = folder.json.exists() and aws.offer_file(folder).exists()  # a try that failed asks once more
+    if config.provider != "aws" or (known_site(folder) and there):
+        return None
+    site = open_site(ctx, folder, config)
+    ordered, dropped = capacity.survey(ctx, config, site)
+    return Preview(tuple(ordered), tuple(dropped), config.nodes or 0, config.max_hours or 0.0)
+
+
+def plan(ctx: Context, config: ClusterConfig, out: Path | None) -> dict[str, Any]:
+    """Terraform's plan of the cluster, judged by the named policies; saved to `out` when it is given.
+
+    Raises NexaError when a policy is violated: such a plan is not saved.
+    """
+    if config.provider == "static":
+        raise UsageError("provider static has nothing to plan: its hosts are yours")
+    if out and config.provider != "aws":
+        raise UsageError("only a plan of provider aws can be saved", hint="leave -o out")
+    folder = ctx.workspace.cluster(config.name)
+    with folder.locked("plan"):
+        report: dict[str, Any] = {"cluster": config.name, "provider": config.provider}
+        seen = preview(ctx, config)
+        chosen: tuple[Site, Candidate, dict[str, Any]] | None = None
+        if config.provider == "local":
+            terraform = local.terraform_of(ctx, folder)
+            terraform.settle(ctx.detail, interrupt=False)
+            local.prepare(ctx, folder, config, terraform)
+        else:
+            gang = aws.open_gang(ctx, folder, config)
+            terraform = gang.terraform
+            terraform.settle(ctx.detail, interrupt=False)
+            candidate = seen.chosen if seen else aws.known_offer(folder)
+            variables = gang.variables(candidate, [c.zone for c, _ in seen.offers] if seen else [])
+            terraform.prepare(bundle.root() / "terraform", variables)
+            chosen = (gang.site, candidate, variables)
+        with ctx.phase("terraform: plan"):
+            planned = terraform.plan()
+        report |= {**(seen.to_json() if seen else {}), "changes": changes(planned)}
+        report["violations"] = [asdict(finding) for finding in _judged(config, planned)]
+        if report["violations"]:
+            said = "; ".join(f"{v['policy']}: {v['address']}: {v['message']}" for v in report["violations"])
+            raise NexaError(f"the plan violates a policy: {said}", hint="this is a defect of the stack: report it")
+        if out and chosen:
+            save(out, config, *chosen, terraform.plan_file.read_bytes())
+            report["saved"] = str(out)
+    return report
+
+
+def _judged(config: ClusterConfig, planned: dict[str, Any]) -> list[policy.Finding]:
+    return policy.findings(planned) if config.provider == "aws" else []
+
+
+def changes(planned: dict[str, Any]) -> dict[str, list[str]]:
+    """Addresses by what happens to them: create, update, replace, delete. What stays is left out."""
+    found: dict[str, list[str]] = {}
+    for row in planned.get("resource_changes", ()):
+        actions = [action for action in row["change"]["actions"] if action not in ("no-op", "read")]
+        if actions:
+            found.setdefault("replace" if len(actions) > 1 else actions[0], []).append(row["address"])
+    return found
+
+
+def save(
+    out: Path, config: ClusterConfig, site: Site, candidate: Candidate, variables: dict[str, Any], plan: bytes
+) -> None:
+    """One file: the cluster's config, the offer, the variables and Terraform's own plan. It holds no secret."""
+    record = {
+        "nexa_plan": VERSION,
+        "config": config.model_dump(mode="json", exclude_none=True, exclude_defaults=True),
+        "site": site.to_json(),
+        "candidate": asdict(candidate),
+        "variables": variables,
+        "terraform_plan": base64.b64encode(plan).decode(),
+    }
+    files.write_text(out, json.dumps(record) + "\n", 0o600)
+
+
+def load(ctx: Context, path: Path) -> tuple[ClusterConfig, Saved]:
+    """A saved plan. Raises UsageError when it is torn, of another version or of another workspace."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["nexa_plan"] != VERSION:
+            raise ValueError(f"version {record['nexa_plan']!r}")
+        config = ClusterConfig.model_validate_json(json.dumps(record["config"]))
+        saved = Saved(
+            TypeAdapter(Site).validate_python(record["site"]),
+            TypeAdapter(Candidate).validate_python(record["candidate"]),
+            dict(record["variables"]),
+            base64.b64decode(record["terraform_plan"], validate=True),
+        )
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise UsageError(
+            f"{path} is no plan of this version of nexa", hint=f"nexa plan -o makes one ({error})"
+        ) from None
+    if saved.site.workspace != our_tag(ctx):
+        raise UsageError(
+            f"{path} was made in workspace {saved.site.workspace}, and its keys and state are there",
+            hint="apply it there, or plan again here",
+        )
+    return config, saved

@@ -1,0 +1,138 @@
+"""Where an aws cluster is and whose it is: asked once, written down before anything is made."""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from nexa_dist.config.aws import check_cidr, check_owner, region_of
+from nexa_dist.config.cluster import ClusterConfig
+from nexa_dist.errors import NexaError, UsageError
+from nexa_dist.ops.context import Context
+from nexa_dist.plan.aws import DEFAULT_IMAGE, Site, workspace_tag
+from nexa_dist.run import aws, files
+from nexa_dist.run.workspace import ClusterFolder
+
+
+def site_file(folder: ClusterFolder) -> Path:
+    return folder.path / "site.json"
+
+
+def known_site(folder: ClusterFolder) -> Site | None:
+    """What an earlier provision wrote down; None when there was none. Raises NexaError when it is torn."""
+    path = site_file(folder)
+    if not path.exists():
+        return None
+    try:
+        return TypeAdapter(Site).validate_python(files.read_json(path))
+    except ValidationError as error:
+        raise NexaError(
+            f"{path} is damaged: {error.errors()[0]['msg']}",
+            hint="nexa teardown --cluster FILE, with the cluster's file, finds everything by its tags",
+        ) from None
+
+
+def region_wanted(config: ClusterConfig) -> str:
+    """The file's region, that of its zones, or the environment's. Raises UsageError when there is none."""
+    zones = [o.zone for o in config.offers if not isinstance(o, str) and o.zone]
+    found = config.region or (region_of(zones[0]) if zones else "") or aws.default_region()
+    if not found:
+        raise UsageError("no AWS region is given", hint="set region in the cluster's file, or AWS_REGION")
+    return found
+
+
+def owner_wanted(config: ClusterConfig | None, who: aws.Identity) -> str:
+    """The file's owner, NEXA_OWNER, or the AWS identity."""
+    named = (config.owner if config else None) or os.environ.get("NEXA_OWNER")
+    try:
+        return check_owner(named or who.who)
+    except ValueError as error:
+        raise UsageError(f"owner {named or who.who!r}: {error}", hint="set owner in the cluster's file") from None
+
+
+def ssh_sources(config: ClusterConfig) -> tuple[str, ...]:
+    """Who may reach sshd. Raises UsageError when nobody is named: the world is no default."""
+    if config.ssh_from:
+        return config.ssh_from
+    named = [part.strip() for part in os.environ.get("NEXA_SSH_FROM", "").split(",") if part.strip()]
+    if not named:
+        raise UsageError(
+            "nobody may reach the nodes: neither ssh_from nor NEXA_SSH_FROM is set",
+            hint='export NEXA_SSH_FROM="$(curl -s https://checkip.amazonaws.com)/32" names this machine',
+        )
+    try:
+        return tuple(check_cidr(part) for part in named)
+    except ValueError as error:
+        raise UsageError(f"NEXA_SSH_FROM: {error}") from None
+
+
+def our_tag(ctx: Context) -> str:
+    """The name of this workspace, made at its first use and kept."""
+    path = ctx.workspace.root / ".nexa" / "workspace"
+    if not path.exists():
+        user = os.environ.get("USER") or str(os.getuid())
+        files.write_text(path, workspace_tag(user, socket.gethostname(), uuid.uuid4().hex[:8]) + "\n")
+    return path.read_text(encoding="ascii").strip()
+
+
+def open_site(ctx: Context, folder: ClusterFolder, config: ClusterConfig, planned: Site | None = None) -> Site:
+    """The known site, the planned one, or a new one; checked against the file and the account. Makes nothing."""
+    if config.mesh != "none":
+        raise UsageError(
+            f"mesh {config.mesh} is not built yet for provider aws", hint="say mesh: none, and name ssh_from"
+        )
+    ssh_sources(config)
+    known = known_site(folder) or planned
+    region = region_wanted(config)
+    who = aws.identity(region)
+    if known is None:
+        now = ctx.now()
+        return Site(
+            cluster=folder.name,
+            region=region,
+            account=who.account,
+            owner=owner_wanted(config, who),
+            workspace=our_tag(ctx),
+            created_unix=now,
+            expires_unix=int(now + (config.max_hours or 0) * 3600),
+            image=aws.Cloud(region).image(config.ami or DEFAULT_IMAGE),
+            bucket=config.bucket or "",
+            state=config.state or "",
+        )
+    _refuse_change(known, config, region, who)
+    if known.expires_unix <= ctx.now():
+        raise UsageError(
+            f"cluster {known.cluster} expired at {known.expires}: its nodes have switched themselves off",
+            hint="nexa teardown, then nexa provision",
+        )
+    return known
+
+
+def _refuse_change(known: Site, config: ClusterConfig, region: str, who: aws.Identity) -> None:
+    """What cannot change under a living cluster, and an account that is not the one it was made in."""
+    check_account(known, who)
+    wanted: dict[str, Any] = {"region": region, "bucket": config.bucket or "", "state": config.state or ""}
+    if config.owner:
+        wanted["owner"] = config.owner
+    if config.ami and config.ami.startswith("ami-"):
+        wanted["image"] = config.ami
+    for key, value in wanted.items():
+        if getattr(known, key) != value:
+            raise UsageError(
+                f"cluster {known.cluster} was made with {key} {getattr(known, key)!r}, and the file says {value!r}",
+                hint="nexa teardown first, or put the old value back",
+            )
+
+
+def check_account(known: Site, who: aws.Identity) -> None:
+    """Raises UsageError when the credentials are of another account than the cluster's."""
+    if known.account != who.account:
+        raise UsageError(
+            f"cluster {known.cluster} is in account {known.account}, and the credentials are of {who.account}",
+            hint="choose the right AWS_PROFILE",
+        )

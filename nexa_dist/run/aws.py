@@ -1,0 +1,210 @@
+"""AWS as the controller sees it: who we are, what is offered, what carries our tags. Terraform makes; this looks.
+
+Every answer is the cloud's own. An expected refusal becomes a NexaError; credentials come from boto3's usual places
+and are never read, passed on or printed here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nexa_dist.errors import NexaError, UsageError
+
+if TYPE_CHECKING:
+    from mypy_boto3_ec2.client import EC2Client
+
+RETRIES = 8
+LINUX = "Linux/UNIX"
+
+
+class Refused(NexaError):
+    """The cloud said no. `reason` is its error code."""
+
+    def __init__(self, what: str, reason: str, message: str, hint: str = "") -> None:
+        super().__init__(f"{what}: {reason}: {message}", hint=hint)
+        self.reason = reason
+
+
+@contextlib.contextmanager
+def spoken(what: str) -> Iterator[None]:
+    """boto3's exceptions in plain words."""
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+
+    try:
+        yield
+    except ClientError as error:
+        said = error.response["Error"]
+        code = said.get("Code", "Unknown")
+        hint = "repeat the command: it goes on from what exists"
+        if code in ("ExpiredToken", "RequestExpired", "ExpiredTokenException"):
+            hint = "the credentials have expired: log in again, then repeat the command (deadlines on the nodes hold)"
+        elif code in ("AuthFailure", "UnauthorizedOperation", "InvalidClientTokenId", "AccessDenied"):
+            hint = "the cloud refuses these credentials: check AWS_PROFILE or the keys, and their permissions"
+        raise Refused(what, code, said.get("Message", ""), hint) from error
+    except (NoCredentialsError, PartialCredentialsError) as error:
+        raise UsageError(f"{what}: {error}", hint="set AWS_PROFILE, or log in with the aws command") from error
+    except BotoCoreError as error:  # no route, time-out, unknown profile or region
+        raise NexaError(f"{what}: {error}", hint="check the network, AWS_PROFILE and the region") from error
+
+
+@functools.cache
+def session() -> Any:
+    """boto3's session of the environment. Imported late: boto3 takes longer to load than most verbs to run."""
+    import boto3
+
+    with spoken("AWS"):
+        return boto3.session.Session()
+
+
+def default_region() -> str:
+    """Region of the environment or the profile; empty when none is set. boto3 itself does not know AWS_REGION."""
+    return os.environ.get("AWS_REGION") or session().region_name or ""
+
+
+_making = threading.Lock()
+
+
+def client(service: str, region: str) -> Any:
+    """A client with bounded time and retries, made once. Threads may share it, but not make it at the same time."""
+    with _making:
+        return _client(service, region)
+
+
+@functools.cache
+def _client(service: str, region: str) -> Any:
+    from botocore.config import Config
+
+    retries: Any = {"total_max_attempts": RETRIES, "mode": "standard"}
+    with spoken("AWS"):
+        return session().client(
+            service, region_name=region, config=Config(retries=retries, connect_timeout=10, read_timeout=60)
+        )
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Whose account this is, and who we are in it."""
+
+    account: str
+    who: str
+    """`user/ann` or `assumed-role/Trainer`: without the name of the session, which changes."""
+
+
+def identity(region: str) -> Identity:
+    with spoken("asking AWS who we are"):
+        answer = client("sts", region).get_caller_identity()
+    parts = answer["Arn"].split(":", 5)[5].split("/")
+    return Identity(answer["Account"], "/".join(parts[:2] if parts[0] == "assumed-role" else parts))
+
+
+def rows(ec2: Any, operation: str, path: str, **arguments: Any) -> list[dict[str, Any]]:
+    """All pages of a describe call; `path` is the JMESPath of its rows."""
+    import jmespath
+
+    if ec2.can_paginate(operation):
+        pages = ec2.get_paginator(operation).paginate(**arguments)
+    else:
+        pages = [getattr(ec2, operation)(**arguments)]
+    return [row for page in pages for row in jmespath.search(path, page) or []]
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """One region."""
+
+    region: str
+
+    @property
+    def ec2(self) -> EC2Client:
+        made: EC2Client = client("ec2", self.region)
+        return made
+
+    def gpus(self, types: Sequence[str]) -> dict[str, int]:
+        """NVIDIA GPUs by instance type; of every type of the region when `types` is empty."""
+        arguments: dict[str, Any] = {"Filters": [{"Name": "instance-type", "Values": list(types)}]} if types else {}
+        with spoken("asking for instance types"):
+            found = rows(self.ec2, "describe_instance_types", "InstanceTypes[]", **arguments)
+        return {
+            row["InstanceType"]: sum(g["Count"] for g in row["GpuInfo"]["Gpus"] if g["Manufacturer"] == "NVIDIA")
+            for row in found
+            if row.get("GpuInfo") and "x86_64" in row["ProcessorInfo"]["SupportedArchitectures"]
+        }
+
+    def zones(self, types: Sequence[str]) -> dict[str, list[str]]:
+        """Zones of the region that offer each type."""
+        with spoken("asking for zones"):
+            found = rows(
+                self.ec2,
+                "describe_instance_type_offerings",
+                "InstanceTypeOfferings[]",
+                LocationType="availability-zone",
+                Filters=[{"Name": "instance-type", "Values": list(types)}],
+            )
+        made: dict[str, list[str]] = {}
+        for row in found:
+            made.setdefault(row["InstanceType"], []).append(row["Location"])
+        return made
+
+    def spot_prices(self, types: Sequence[str], at: Any) -> dict[tuple[str, str], float]:
+        """Newest USD/h by (type, zone) at the time `at`; what is not known is absent."""
+        with spoken("asking for spot prices"):
+            found = rows(
+                self.ec2,
+                "describe_spot_price_history",
+                "SpotPriceHistory[]",
+                InstanceTypes=list(types),
+                ProductDescriptions=[LINUX],
+                StartTime=at,
+            )
+        newest = sorted(found, key=lambda row: row["Timestamp"])
+        return {(r["InstanceType"], r["AvailabilityZone"]): p for r in newest if (p := float(r["SpotPrice"])) > 0}
+
+    def image(self, named: str) -> str:
+        """An image id: `named` itself, or what the SSM parameter of that name holds now."""
+        if named.startswith("ami-"):
+            return named
+        with spoken(f"reading the SSM parameter {named}"):
+            return str(client("ssm", self.region).get_parameter(Name=named)["Parameter"]["Value"])
+
+    def claim(self, name: str, public_key: str, tags: dict[str, str]) -> dict[str, str] | None:
+        """Imports the key pair `name`, whose name only one controller can have. Answers the holder's tags: ours when
+        it was free, None when it is taken and the cloud does not show it yet. EC2 refuses a second key pair of one
+        name at once, which makes it the lock of the cluster.
+        """
+        specification: Any = [{"ResourceType": "key-pair", "Tags": tag_list(tags)}]
+        try:
+            with spoken(f"claiming {name}"):
+                self.ec2.import_key_pair(
+                    KeyName=name, PublicKeyMaterial=public_key.encode(), TagSpecifications=specification
+                )
+            return tags
+        except Refused as error:
+            if error.reason != "InvalidKeyPair.Duplicate":
+                raise
+        return self.holder(name)
+
+    def holder(self, name: str) -> dict[str, str] | None:
+        """Tags of the key pair `name`; None when there is none."""
+        with spoken(f"reading the key pair {name}"):
+            found = rows(self.ec2, "describe_key_pairs", "KeyPairs[]", Filters=[{"Name": "key-name", "Values": [name]}])
+        return tags_of(found[0]) if found else None
+
+
+def regions(region: str) -> list[str]:
+    """Every region that the account can use."""
+    with spoken("asking for regions"):
+        return sorted(row["RegionName"] for row in client("ec2", region).describe_regions()["Regions"])
+
+
+def tag_list(tags: dict[str, str]) -> list[dict[str, str]]:
+    return [{"Key": key, "Value": value} for key, value in tags.items()]
+
+
+def tags_of(row: dict[str, Any]) -> dict[str, str]:
+    return {tag["Key"]: tag["Value"] for tag in row.get("Tags") or row.get("TagSet") or ()}

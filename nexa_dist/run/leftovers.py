@@ -1,0 +1,295 @@
+"""Everything in the cloud that carries the exact tags of one owner (and one cluster): listed and ended by tag alone.
+
+Terraform's state is a cache. What a killed apply left, what a lost state forgot and what another machine made is found
+here, by the cloud's own answers. Nothing is ever found by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from nexa_dist.run.aws import Refused, client, rows, spoken, tags_of
+
+if TYPE_CHECKING:
+    from mypy_boto3_ec2.client import EC2Client
+
+OWNER, CLUSTER, WORKSPACE, EXPIRES = "nexa:owner", "nexa:cluster", "nexa:workspace", "nexa:expires"
+ROUNDS = 60
+PAUSE_S = 3.0
+ENDING = frozenset({"shutting-down", "deleting"})
+
+Deleter = Callable[["EC2Client", str, dict[str, Any]], object]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of thing that can be left behind: how to list it, and how to end it."""
+
+    name: str
+    operation: str
+    path: str
+    id: str
+    end: Deleter
+    state: str = "State"
+    """JMESPath of the state that the cloud tells; what has none is `present`."""
+    gone: frozenset[str] = frozenset()
+    """States in which it costs nothing and ends by itself."""
+
+
+def _end_group(ec2: EC2Client, group: str, row: dict[str, Any]) -> None:
+    # A rule that names its own group holds nothing, but two groups that name each other hold both.
+    if row.get("IpPermissions"):
+        ec2.revoke_security_group_ingress(GroupId=group, IpPermissions=row["IpPermissions"])
+    ec2.delete_security_group(GroupId=group)
+
+
+def _end_gateway(ec2: EC2Client, gateway: str, row: dict[str, Any]) -> None:
+    for attachment in row.get("Attachments", ()):
+        ec2.detach_internet_gateway(InternetGatewayId=gateway, VpcId=attachment["VpcId"])
+    ec2.delete_internet_gateway(InternetGatewayId=gateway)
+
+
+def _end_routes(ec2: EC2Client, table: str, row: dict[str, Any]) -> None:
+    for association in row.get("Associations", ()):
+        if not association.get("Main"):
+            ec2.disassociate_route_table(AssociationId=association["RouteTableAssociationId"])
+    ec2.delete_route_table(RouteTableId=table)
+
+
+KINDS = (
+    Kind(
+        "instance",
+        "describe_instances",
+        "Reservations[].Instances[]",
+        "InstanceId",
+        lambda ec2, i, _: ec2.terminate_instances(InstanceIds=[i]),
+        "State.Name",
+        frozenset({"terminated"}),
+    ),
+    Kind(
+        "spot request",
+        "describe_spot_instance_requests",
+        "SpotInstanceRequests[]",
+        "SpotInstanceRequestId",
+        lambda ec2, i, _: ec2.cancel_spot_instance_requests(SpotInstanceRequestIds=[i]),
+        gone=frozenset({"cancelled", "closed", "completed", "failed"}),
+    ),
+    Kind(
+        "address",
+        "describe_addresses",
+        "Addresses[]",
+        "AllocationId",
+        lambda ec2, i, _: ec2.release_address(AllocationId=i),
+    ),
+    Kind(
+        "network interface",
+        "describe_network_interfaces",
+        "NetworkInterfaces[]",
+        "NetworkInterfaceId",
+        lambda ec2, i, _: ec2.delete_network_interface(NetworkInterfaceId=i),
+        "Status",
+    ),
+    Kind(
+        "volume", "describe_volumes", "Volumes[]", "VolumeId", lambda ec2, i, _: ec2.delete_volume(VolumeId=i), "State"
+    ),
+    Kind(
+        "launch template",
+        "describe_launch_templates",
+        "LaunchTemplates[]",
+        "LaunchTemplateId",
+        lambda ec2, i, _: ec2.delete_launch_template(LaunchTemplateId=i),
+    ),
+    Kind(
+        "placement group",
+        "describe_placement_groups",
+        "PlacementGroups[]",
+        "GroupName",
+        lambda ec2, i, _: ec2.delete_placement_group(GroupName=i),
+        gone=frozenset({"deleted"}),
+    ),
+    Kind("security group", "describe_security_groups", "SecurityGroups[]", "GroupId", _end_group),
+    Kind(
+        "vpc endpoint",
+        "describe_vpc_endpoints",
+        "VpcEndpoints[]",
+        "VpcEndpointId",
+        lambda ec2, i, _: ec2.delete_vpc_endpoints(VpcEndpointIds=[i]),
+        gone=frozenset({"deleted"}),
+    ),
+    Kind(
+        "subnet", "describe_subnets", "Subnets[]", "SubnetId", lambda ec2, i, _: ec2.delete_subnet(SubnetId=i), "State"
+    ),
+    Kind("route table", "describe_route_tables", "RouteTables[]", "RouteTableId", _end_routes),
+    Kind("internet gateway", "describe_internet_gateways", "InternetGateways[]", "InternetGatewayId", _end_gateway),
+    Kind("vpc", "describe_vpcs", "Vpcs[]", "VpcId", lambda ec2, i, _: ec2.delete_vpc(VpcId=i), "State"),
+    Kind(
+        "key pair",  # the claim on the cluster: the last to go
+        "describe_key_pairs",
+        "KeyPairs[]",
+        "KeyPairId",
+        lambda ec2, _, row: ec2.delete_key_pair(KeyName=row["KeyName"]),
+    ),
+)
+"""Everything that the stack makes, in the order in which it can be ended."""
+
+
+IAM_PATH = "/nexa/"
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One resource with our tags, as the cloud described it."""
+
+    kind: str
+    id: str
+    region: str
+    state: str
+    alive: bool
+    tags: dict[str, str] = field(default_factory=dict)
+    row: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def cluster(self) -> str:
+        return self.tags.get(CLUSTER, "")
+
+    @property
+    def since_unix(self) -> float | None:
+        """When an instance was launched."""
+        launched = self.row.get("LaunchTime")
+        return launched.timestamp() if launched else None
+
+    @property
+    def offer(self) -> str:
+        """Instance type, zone and market of an instance."""
+        if self.kind != "instance":
+            return ""
+        market = "spot" if self.row.get("InstanceLifecycle") == "spot" else "on_demand"
+        return f"{self.row['InstanceType']} {self.row['Placement']['AvailabilityZone']} {market}"
+
+    def to_json(self) -> dict[str, str]:
+        return {"kind": self.kind, "id": self.id, "region": self.region, "state": self.state}
+
+
+def find(region: str, owner: str, cluster: str | None = None) -> list[Thing]:
+    """All that carries `owner` and `cluster` (any cluster if None) in their tags, dead instances included."""
+    wanted = [{"Name": f"tag:{OWNER}", "Values": [owner]}]
+    wanted.append(
+        {"Name": f"tag:{CLUSTER}", "Values": [cluster]} if cluster else {"Name": "tag-key", "Values": [CLUSTER]}
+    )
+    ec2 = client("ec2", region)
+
+    def of(kind: Kind) -> list[Thing]:
+        import jmespath
+
+        with spoken(f"listing {kind.name}s in {region}"):
+            found = rows(ec2, kind.operation, kind.path, Filters=wanted)
+        things = []
+        for row in found:
+            if row.get("GroupName") == "default" and kind.name == "security group":
+                continue  # a VPC's own: it cannot be deleted, and goes with the VPC
+            state = str(jmespath.search(kind.state, row) or "present")
+            thing = Thing(kind.name, row[kind.id], region, state, state not in kind.gone, tags_of(row), row)
+            # Filters are the cloud's work; the exact pair is checked here once more, since what follows may delete.
+            if _exact(thing, owner, cluster):
+                things.append(thing)
+        return things
+
+    with ThreadPoolExecutor(8) as pool:
+        found = [thing for things in pool.map(of, KINDS) for thing in things]
+    return found + _profiles(region, owner, cluster)
+
+
+def _profiles(region: str, owner: str, cluster: str | None) -> list[Thing]:
+    """Instance profiles and roles below our path. They cost nothing, but are not ours to leave behind."""
+    iam = client("iam", region)
+    prefix = f"{IAM_PATH}{cluster}/" if cluster else IAM_PATH
+    found = []
+    with spoken("listing instance profiles and roles"):
+        profiles = rows(iam, "list_instance_profiles", "InstanceProfiles[]", PathPrefix=prefix)
+        roles = rows(iam, "list_roles", "Roles[]", PathPrefix=prefix)
+        for row in profiles:
+            name = row["InstanceProfileName"]
+            tags = tags_of(iam.list_instance_profile_tags(InstanceProfileName=name))
+            found.append(Thing("instance profile", name, region, "present", True, tags, row))
+        for row in roles:
+            tags = tags_of(iam.list_role_tags(RoleName=row["RoleName"]))
+            found.append(Thing("role", row["RoleName"], region, "present", True, tags, row))
+    return [thing for thing in found if _exact(thing, owner, cluster)]
+
+
+def _exact(thing: Thing, owner: str, cluster: str | None) -> bool:
+    """Both tags, and no other value in either. Any cluster is still one: half of the pair is not the pair."""
+    return thing.tags.get(OWNER) == owner and thing.cluster != "" and cluster in (None, thing.cluster)
+
+
+def _end_profile(iam: Any, thing: Thing) -> None:
+    if thing.kind == "instance profile":
+        for role in thing.row.get("Roles", ()):
+            iam.remove_role_from_instance_profile(InstanceProfileName=thing.id, RoleName=role["RoleName"])
+        iam.delete_instance_profile(InstanceProfileName=thing.id)
+        return
+    for name in iam.list_role_policies(RoleName=thing.id)["PolicyNames"]:
+        iam.delete_role_policy(RoleName=thing.id, PolicyName=name)
+    for policy in iam.list_attached_role_policies(RoleName=thing.id)["AttachedPolicies"]:
+        iam.detach_role_policy(RoleName=thing.id, PolicyArn=policy["PolicyArn"])
+    iam.delete_role(RoleName=thing.id)
+
+
+def end(thing: Thing) -> str:
+    """Ends one thing. Answers why not, in the cloud's words; empty when it is gone or going."""
+    service = "iam" if thing.kind in ("instance profile", "role") else "ec2"
+    made = client(service, thing.region)
+    try:
+        with spoken(f"ending {thing.kind} {thing.id}"):
+            if service == "iam":
+                _end_profile(made, thing)
+            else:
+                next(kind for kind in KINDS if kind.name == thing.kind).end(made, thing.id, thing.row)
+    except Refused as error:
+        if "NotFound" in error.reason or error.reason in ("InvalidPlacementGroup.Unknown", "NoSuchEntity"):
+            return ""
+        return str(error)
+    return ""
+
+
+def sweep(
+    look: Callable[[], list[Thing]], say: Callable[[str], None], sleep: Callable[[float], None], rounds: int = ROUNDS
+) -> tuple[list[Thing], list[str]]:
+    """Ends all that `look` finds, in the order of dependence, and looks again until nothing is alive.
+
+    Answers what it ended, and why the rest (if any) could not be. Bounded by `rounds`.
+    """
+    ended: dict[str, Thing] = {}
+    errors: dict[str, str] = {}
+    for count in range(rounds):
+        alive = [thing for thing in look() if thing.alive]
+        if not alive:
+            return list(ended.values()), []
+        if count:
+            sleep(PAUSE_S)
+        errors = {}
+        # While an instance lives, what it uses cannot go.
+        machines = [thing for thing in alive if thing.kind in ("instance", "spot request")]
+        for thing in machines or alive:
+            if thing.state not in ENDING:
+                why = end(thing)
+                if why:
+                    errors[thing.id] = why
+                if thing.id not in ended:
+                    say(f"{thing.kind} {thing.id} {thing.offer}: " + (why or "ending"))
+                ended[thing.id] = thing
+        if len(errors) == len(machines or alive) and all(_denied(why) for why in errors.values()):
+            break  # asking again does not give a permission
+    return list(ended.values()), [errors.get(t.id, f"{t.kind} {t.id} is still {t.state}") for t in look() if t.alive]
+
+
+def _denied(why: str) -> bool:
+    return any(code in why for code in ("UnauthorizedOperation", "AccessDenied", "AuthFailure"))
+
+
+def instances(things: Iterable[Thing]) -> list[Thing]:
+    """The instances that may be billed."""
+    return [thing for thing in things if thing.kind == "instance" and thing.alive]

@@ -1,0 +1,117 @@
+"""plan, sweep, timeline: what is asked before, after and about a cluster."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from nexa_dist import ui
+from nexa_dist.config.load import load_cluster
+from nexa_dist.errors import EXIT_OK, NexaError, StillRunning, UsageError
+from nexa_dist.ops import plan as planning
+from nexa_dist.ops import sweep as sweeping
+from nexa_dist.ops.context import Context
+from nexa_dist.ops.plan import Preview
+from nexa_dist.ops.timeline import timeline as steps_of
+from nexa_dist.plan import prices
+from nexa_dist.run import files
+from nexa_dist.verbs.common import context, is_file, load_said
+
+Arguments = argparse.Namespace
+SHOWN = 8
+
+
+def show(seen: Preview) -> None:
+    """The offers in the order in which they are tried, and what the first of them costs."""
+    rows = [
+        {
+            "#": str(place),
+            "offer": candidate.title,
+            "USD/h a node": f"{candidate.usd_per_hour:.2f}",
+            "a GPU": f"{candidate.usd_per_gpu_hour:.3f}",
+            "why": why,
+        }
+        for place, (candidate, why) in enumerate(seen.offers[:SHOWN], 1)
+    ]
+    ui.talk_table(rows, ("#", "offer", "USD/h a node", "a GPU", "why"))
+    if len(seen.offers) > SHOWN:
+        ui.say(f"  and {len(seen.offers) - SHOWN} more")
+    for line in seen.dropped[:SHOWN]:
+        ui.say(f"  left out: {line}")
+    ui.say(
+        f"{seen.nodes} nodes: {seen.usd_per_hour:.2f} USD/h with the first, at most {seen.worst_usd:.2f} USD for "
+        f"instances by their own deadline ({seen.max_hours:g} h), whatever happens here"
+    )
+    ui.say(f"  on-demand prices of {prices.book().as_of}, spot prices of now; disks and traffic not counted")
+
+
+def plan(args: Arguments) -> int:
+    ctx = context()
+    config = load_said(Path(args.cluster), args.set)
+    seen = planning.preview(ctx, config)
+    if seen:
+        show(seen)
+    report = planning.plan(ctx, config, Path(args.out) if args.out else None)
+    for what, addresses in report["changes"].items():
+        ui.say(f"  {what}: {len(addresses)} resources")
+    if not report["changes"]:
+        ui.say("  no changes")
+    if args.out:
+        ui.say(f"saved {args.out}; nexa provision --plan {args.out} applies exactly that")
+    if args.json:
+        ui.emit(report)
+    return EXIT_OK
+
+
+def sweep(args: Arguments) -> int:
+    ctx = context()
+    owner, found, silent = sweeping.survey(ctx, args.region)
+    orphans = [entry for entry in found if entry.orphan]
+    if args.json:
+        ui.emit({"owner": owner, "found": [entry.to_json() for entry in found], "not_answered": silent})
+    elif found:
+        columns = ("cluster", "kind", "id", "region", "age_hours", "usd", "holder", "orphan")
+        ui.table([entry.to_json() for entry in found], columns)
+    ui.say(f"owner {owner}: {len(found)} resources, {len(orphans)} of them orphans")
+    if orphans and args.delete:
+        _end(ctx, orphans, args.yes)
+    elif orphans:
+        ui.say("nexa sweep --delete ends the orphans; what another workspace holds is left alone")
+    if silent:
+        raise StillRunning(
+            "regions that did not answer: " + "; ".join(silent), hint="--region asks only those that you can use"
+        )
+    return EXIT_OK
+
+
+def _end(ctx: Context, orphans: list[sweeping.Found], yes: bool) -> None:
+    if not yes and not (ui.interactive() and ui.confirm(f"end {len(orphans)} orphans?")):
+        raise UsageError(f"{len(orphans)} orphans would be ended", hint="-y says yes")
+    errors = sweeping.end(ctx, orphans)
+    if errors:
+        raise StillRunning("not everything is gone: " + "; ".join(errors), hint="run nexa sweep --delete again")
+    ui.say(f"✓ {len(orphans)} orphans are gone")
+
+
+def timeline(args: Arguments) -> int:
+    ctx = context()
+    folder = _folder(ctx.workspace.root, args.cluster)
+    rows: list[dict[str, Any]] = steps_of(files.read_lines(folder / "journal.jsonl"))
+    if args.json:
+        ui.emit(rows)
+    else:
+        ui.table(rows, ("step", "at_s", "seconds", "state", "what"))
+    return EXIT_OK
+
+
+def _folder(root: Path, named: str | None) -> Path:
+    """Of a cluster that is there, else of the newest one of that name that was torn down."""
+    stem = named or ""
+    if is_file(stem):
+        stem = load_cluster(Path(stem)).name
+    there = sorted((root / ".nexa" / "clusters").glob(f"{stem or '*'}/journal.jsonl"))
+    gone = sorted((root / ".nexa" / "history").glob(f"{stem or '*'}_*/journal.jsonl"), key=lambda p: p.stat().st_mtime)
+    if not there and not gone:
+        raise NexaError(f"no cluster {stem} is known in {root}".replace("  ", " "), hint="nexa status lists them")
+    return (there or gone)[-1].parent

@@ -1,0 +1,165 @@
+"""What provision and teardown conclude from a claim, a state and a cloud that do not answer as they should."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nexa_dist.errors import NexaError, StillRunning, UsageError
+from nexa_dist.ops import aws_end, teardown
+from nexa_dist.ops.aws import Gang, Held, claim, reconcile, still_ours
+from nexa_dist.run import leftovers
+from nexa_dist.run.aws import Cloud, Refused
+from nexa_dist.run.leftovers import Thing
+from nexa_dist.run.runner import CommandFailed, Result
+from nexa_dist.run.terraform import Terraform
+from tests.unit.cloud_server import HOME, Desk, config, site
+
+OURS = {"nexa:workspace": "ann@desk/1", "nexa:cluster": "c", "nexa:owner": "ann"}
+THEIRS = {**OURS, "nexa:workspace": "bob@desk/2"}
+Tags = dict[str, str]
+
+
+def thing(ident: str, tags: Tags | None = None, **how: Any) -> Thing:
+    kind = {"i": "instance", "vo": "volume", "ke": "key pair"}.get(ident.split("-")[0], "vpc")
+    row = {"InstanceType": "g5.xlarge", "Placement": {"AvailabilityZone": "us-east-1a"}, **how.pop("row", {})}
+    return Thing(kind, ident, HOME, "running", how.pop("alive", True), OURS if tags is None else tags, row)
+
+
+class Lab:
+    """A gang whose cloud and Terraform say what they are told to say."""
+
+    def __init__(self, desk: Desk, patch: pytest.MonkeyPatch) -> None:
+        self.desk, self.patch = desk, patch
+        self.things: list[Thing] = []
+        self.ended: list[str] = []
+        folder = desk.ctx.workspace.cluster("c")
+        folder.ssh.mkdir(parents=True)
+        (folder.ssh / "client.pub").write_text("ssh-ed25519 AAAA")
+        self.terraform = Terraform(desk.ctx.runner, "terraform", folder.terraform, "aws")
+        self.gang = Gang(desk.ctx, folder, config(), site(), self.terraform)
+        patch.setenv("NEXA_SETTLE_S", "10")
+        patch.setattr(leftovers, "find", lambda *_: [t for t in self.things if t.id not in self.ended])
+        patch.setattr(leftovers, "end", self.end)
+
+    def end(self, gone: Thing) -> str:
+        self.ended.append(gone.id)
+        return ""
+
+    def holders(self, *answers: Tags | None) -> None:
+        left = list(answers)
+        self.patch.setattr(Cloud, "holder", lambda *_: left.pop(0) if len(left) > 1 else left[0])
+
+    def state(self, *ids: str, error: str = "") -> None:
+        def told(terraform: Terraform) -> set[str]:
+            if error:
+                raise CommandFailed("terraform state pull", Result((), 1, err=error.encode()))
+            return set(ids)
+
+        self.patch.setattr(Terraform, "ids", told)
+
+
+@pytest.fixture
+def lab(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    return Lab(desk, monkeypatch)
+
+
+@pytest.mark.parametrize("answer", [OURS, None])
+def test_our_own_claim_is_ours_also_while_the_cloud_hides_it(lab: Lab, answer: Tags | None) -> None:
+    lab.patch.setattr(Cloud, "claim", lambda *_: answer)
+    lab.holders(None, None, OURS)
+    claim(lab.gang)
+    assert lab.desk.slept == ([2, 2] if answer is None else [])
+
+
+@pytest.mark.parametrize(("answer", "said"), [(THEIRS, "held by bob@desk/2"), ({}, "no tags of nexa")])
+def test_the_claim_of_another_stops_us(lab: Lab, answer: Tags, said: str) -> None:
+    lab.patch.setattr(Cloud, "claim", lambda *_: answer)
+    with pytest.raises(Held, match=said):
+        claim(lab.gang)
+    assert lab.ended == []
+
+
+def test_a_claim_that_is_hidden_for_a_while_is_still_ours(lab: Lab) -> None:
+    lab.things = [thing("i-0")]
+    lab.holders(None, OURS)
+    still_ours(lab.gang)
+    assert lab.ended == []
+
+
+@pytest.mark.parametrize("holder", [None, THEIRS])
+def test_a_claim_that_was_taken_away_takes_our_part_with_it(lab: Lab, holder: Tags | None) -> None:
+    lab.things = [thing("i-0"), thing("i-1", THEIRS)]
+    lab.holders(holder)
+    with pytest.raises(Held, match="torn down from elsewhere"):
+        still_ours(lab.gang)
+    assert lab.ended == ["i-0"]
+
+
+def test_reconcile_keeps_what_the_state_knows_and_ends_the_rest(lab: Lab) -> None:
+    lab.things = [thing("i-0"), thing("i-1"), thing("i-9", alive=False), thing("vpc-0"), thing("vpc-1"), thing("vo-1")]
+    lab.state("i-0", "vpc-0", "i-9")
+    assert reconcile(lab.gang, killed=False) == {"i-0"}
+    assert lab.ended == ["i-1", "vpc-1"]  # the volume goes with its instance
+
+
+def test_after_a_kill_it_waits_for_what_may_not_be_seen_yet(lab: Lab) -> None:
+    lab.state()
+    assert reconcile(lab.gang, killed=True) == set()
+    assert lab.desk.slept == [10]
+
+
+def test_what_another_workspace_made_is_not_touched(lab: Lab) -> None:
+    lab.things = [thing("i-0"), thing("i-1", THEIRS)]
+    lab.state()
+    with pytest.raises(Held, match="bob@desk/2 made"):
+        reconcile(lab.gang, killed=False)
+    assert lab.ended == []
+
+
+def test_a_torn_state_is_put_aside_and_all_is_made_anew(lab: Lab) -> None:
+    lab.terraform.folder.mkdir(parents=True)
+    lab.terraform.state.write_text("{")
+    lab.things = [thing("i-0")]
+    lab.state(error="unexpected end of JSON")
+    assert reconcile(lab.gang, killed=False) == set()
+    assert lab.ended == ["i-0"] and lab.terraform.state.with_suffix(".torn").exists()
+
+
+def test_a_remote_state_out_of_reach_ends_nothing(lab: Lab) -> None:
+    remote = Terraform(lab.desk.ctx.runner, "terraform", lab.terraform.folder, "aws", {"bucket": "b"})
+    lab.things = [thing("i-0")]
+    lab.state(error="api error AccessDenied")
+    with pytest.raises(CommandFailed, match="AccessDenied"):
+        reconcile(Gang(lab.desk.ctx, lab.gang.folder, config(), site(), remote), killed=False)
+    assert lab.ended == []
+
+
+def test_a_preemption_is_remembered(lab: Lab) -> None:
+    row = {"StateReason": {"Code": "Server.SpotInstanceTermination"}, "InstanceLifecycle": "spot"}
+    lab.things = [thing("i-0", alive=False, row=row)]
+    lab.state("i-0")
+    reconcile(lab.gang, killed=False)
+    assert '"code": "Preempted"' in (lab.desk.root / ".nexa" / "capacity.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "wanted"),
+    [
+        (Refused("listing instances", "RequestExpired", "old", "log in"), StillRunning),
+        (NexaError("no route to host"), StillRunning),
+        (UsageError("another account"), UsageError),
+    ],
+)
+def test_a_teardown_that_cannot_ask_the_cloud_has_proven_nothing(
+    lab: Lab, error: NexaError, wanted: type[NexaError]
+) -> None:
+    def destroy(*_: object) -> None:
+        raise error
+
+    lab.patch.setattr(aws_end, "destroy", destroy)
+    with pytest.raises(wanted) as caught:
+        teardown.teardown(lab.desk.ctx, lab.gang.folder, site())
+    assert type(caught.value) is wanted and caught.value.hint == error.hint
+    assert lab.gang.folder.path.exists()

@@ -1,0 +1,123 @@
+"""A saved plan: what goes in comes out, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nexa_dist.errors import UsageError
+from nexa_dist.ops import aws, capacity, plan
+from nexa_dist.ops.plan import Preview, changes, load, preview, save
+from nexa_dist.ops.site import our_tag, site_file
+from nexa_dist.plan.offers import Candidate
+from nexa_dist.run import files
+from tests.unit.cloud_server import Desk, config, site
+
+CHOSEN = Candidate("g6e.12xlarge", "us-east-1b", "spot", 4, 4.0, "offer 1 of the file")
+OTHER = Candidate("g5.12xlarge", "us-east-1a", "on_demand", 4, 9.0)
+KEYS: dict[str, Any] = {
+    "owner": "ann",
+    "offers": [{"type": "g6e.12xlarge", "zone": "us-east-1b"}, {"type": "g5.12xlarge"}],
+    "market": "spot_then_on_demand",
+    "wait_for_capacity_minutes": 30.0,
+}
+
+
+def saved(desk: Desk, **where: Any) -> Path:
+    path = desk.root / "plan.bin"
+    made = site(**{"workspace": our_tag(desk.ctx), **where})
+    save(path, config(**KEYS), made, CHOSEN, {"zones": ["us-east-1b"]}, b"\x00PK\xff")
+    return path
+
+
+def test_round_trip(desk: Desk) -> None:
+    path = saved(desk)
+    told, made = load(desk.ctx, path)
+    assert told == config(**KEYS)
+    assert made.site == site(workspace=our_tag(desk.ctx))
+    assert (made.candidate, made.variables, made.plan) == (CHOSEN, {"zones": ["us-east-1b"]}, b"\x00PK\xff")
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_of_another_workspace(desk: Desk) -> None:
+    with pytest.raises(UsageError, match="made in workspace bob@desk/2") as caught:
+        load(desk.ctx, saved(desk, workspace="bob@desk/2"))
+    assert "plan again here" in caught.value.hint
+
+
+def test_every_torn_plan_is_refused(desk: Desk) -> None:
+    path = saved(desk)
+    text = path.read_text()
+    for length in range(0, len(text) - 1, 97):
+        path.write_text(text[:length])
+        with pytest.raises(UsageError, match="no plan of this version"):
+            load(desk.ctx, path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"nexa_plan": 2},
+        {"nexa_plan": None},
+        {"site": {}},
+        {"site": {**asdict(site()), "expires_unix": "soon"}},
+        {"candidate": {**asdict(CHOSEN), "market": "auction"}},
+        {"config": {"name": "c"}},
+        {"variables": 1},
+        {"terraform_plan": "not base64!"},
+    ],
+)
+def test_a_changed_plan_is_refused(desk: Desk, change: dict[str, Any]) -> None:
+    path = saved(desk)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UsageError, match="no plan of this version"):
+        load(desk.ctx, path)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"3", b"PK\x03\x04\xff", b"\xff\xfe"])
+def test_another_file_is_no_plan(desk: Desk, content: bytes) -> None:
+    path = desk.root / "plan.bin"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match="no plan of this version"):
+        load(desk.ctx, path)
+    with pytest.raises(UsageError, match="No such file"):
+        load(desk.ctx, desk.root / "none")
+
+
+def test_changes_are_named_by_what_happens() -> None:
+    actions = {
+        "a": ["create"],
+        "b": ["delete", "create"],
+        "c": ["no-op"],
+        "d": ["read"],
+        "e": ["update"],
+        "f": ["delete"],
+    }
+    planned = {"resource_changes": [{"address": key, "change": {"actions": told}} for key, told in actions.items()]}
+    assert changes(planned) == {"create": ["a"], "replace": ["b"], "update": ["e"], "delete": ["f"]}
+    assert changes({}) == {}
+
+
+def test_a_preview_says_the_first_price_and_the_worst() -> None:
+    seen = Preview(((CHOSEN, "why"), (OTHER, "")), ("left",), 2, 6.0)
+    assert seen.chosen == CHOSEN
+    assert (seen.usd_per_hour, seen.worst_usd) == (8.0, 2 * 6 * 9.0)
+    told = json.loads(json.dumps(seen.to_json()))
+    assert told["offers"][0]["usd_per_gpu_hour"] == 1.0 and told["left_out"] == ["left"]
+
+
+def test_who_rents_is_asked_until_the_cluster_is_up(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A try that failed leaves an offer behind; the next one may cost something else."""
+    monkeypatch.setattr(plan, "open_site", lambda *_: site())
+    monkeypatch.setattr(capacity, "survey", lambda *_: ([(CHOSEN, "why")], []))
+    folder = desk.ctx.workspace.cluster("c")
+    assert preview(desk.ctx, config()) is not None
+    files.write_json(site_file(folder), site().to_json())
+    files.write_json(aws.offer_file(folder), asdict(OTHER))
+    assert preview(desk.ctx, config()) is not None
+    files.write_json(folder.json, {})
+    assert preview(desk.ctx, config()) is None

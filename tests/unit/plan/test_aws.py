@@ -1,0 +1,78 @@
+"""Names, tags and Terraform's variables of an aws cluster."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from nexa_dist.plan.aws import cluster, tfvars, workspace_tag
+from nexa_dist.plan.offers import Candidate
+from tests.unit.cloud_server import config, site
+
+VARIABLES = Path(__file__).parents[3] / "terraform" / "stacks" / "aws" / "variables.tf"
+CHOSEN = Candidate("g6e.12xlarge", "us-east-1b", "spot", 4, 4.0)
+
+
+def test_two_owners_share_no_name_and_no_state() -> None:
+    ann, bob = site(owner="ann", state="s3://team/nexa"), site(owner="bob", state="s3://team/nexa")
+    assert re.fullmatch(r"nexa-c-[0-9a-f]{8}", ann.name)
+    assert ann.name != bob.name and ann.backend["key"] != bob.backend["key"]
+    assert ann.tags == {
+        "nexa:cluster": "c",
+        "nexa:owner": "ann",
+        "nexa:workspace": "ann@desk/1",
+        "nexa:expires": "2027-01-15T14:00:00Z",
+        "Name": ann.name,
+    }
+
+
+@pytest.mark.parametrize(
+    ("state", "bucket", "key"),
+    [("s3://team", "team", "{}/terraform.tfstate"), ("s3://team/a/b", "team", "a/b/{}/terraform.tfstate")],
+)
+def test_backend(state: str, bucket: str, key: str) -> None:
+    made = site(state=state)
+    wanted = {"bucket": bucket, "key": key.format(made.name), "region": "us-east-1"}
+    assert made.backend == {**wanted, "use_lockfile": "true", "encrypt": "true"}
+    assert site().backend == {}
+
+
+def test_the_stack_knows_every_variable_and_gets_all_that_have_no_default() -> None:
+    text = VARIABLES.read_text(encoding="utf-8")
+    known = dict(re.findall(r'^variable "(\w+)" \{\n(.*?)^\}', text, re.M | re.S))
+    made = tfvars(
+        config(bucket="b0b", vpc_cidr="10.1.0.0/16"), site(bucket="b0b"), CHOSEN, [], "/s", ["198.51.100.7/32"]
+    )
+    assert set(made) <= set(known)
+    assert {name for name, body in known.items() if not re.search(r"^  default\s*=", body, re.M)} <= set(made)
+    json.dumps(made)
+
+
+def test_variables() -> None:
+    made = tfvars(config(), site(), CHOSEN, ["us-east-1a", "us-east-1a"], "/s", ["2.0.0.0/8", "1.0.0.0/8"])
+    assert made["node_names"] == ["n0", "n1"]
+    assert made["zones"] == ["us-east-1a", "us-east-1b"]  # the chosen one too
+    assert made["ssh_from"] == ["1.0.0.0/8", "2.0.0.0/8"]  # their order changes no plan
+    assert made["placement_group"] is True and made["bucket_prefix"] == ""
+    alone = tfvars(config(nodes=1), site(bucket="b0b"), CHOSEN, [], "/s", [])
+    assert alone["placement_group"] is False and alone["bucket_prefix"] == "c/"
+
+
+def test_workspace_tag_holds_only_what_a_tag_takes() -> None:
+    assert workspace_tag("ann", "desk.lan", "1f") == "ann@desk.lan/1f"
+    tag = workspace_tag("${x}\n", "h" * 300, "1f")
+    assert re.fullmatch(r"[A-Za-z0-9@._/-]{1,110}", tag) and tag.endswith("/1f")
+
+
+def test_cluster_of_the_outputs() -> None:
+    row = {"id": "i-0", "address": "203.0.113.1", "private_address": "10.77.0.4", "port": 22, "user": "ubuntu"}
+    offer = {"type": "g6e.12xlarge", "zone": "us-east-1b", "market": "spot", "gpus": 4}
+    outputs = {"nodes": [{"name": name, **row, **offer} for name in ("n0", "n1")]}
+    made = cluster(config(rdzv_port=29500), site(), outputs, usd_per_hour=4.0, ssh_config="/s/c", env_hash="e")
+    assert made.world_size == 8 and made.usd_per_hour == 8.0
+    assert made.rdzv == "10.77.0.4:29500"
+    assert made.nodes[0].offer == "g6e.12xlarge us-east-1b spot"
+    assert made.layout.python.endswith("/envs/e/bin/python")
