@@ -1,0 +1,199 @@
+"""AWS clusters in an emulated region: the real Terraform provider, hosts that boot, real ssh, Ansible and torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chaos.kill_loop import Loop
+from tests.cloud.region import Running, Unable, region
+from tests.e2e.conftest import REPO, Lab, until
+
+pytestmark = pytest.mark.e2e
+
+CLUSTER = """\
+name: cloud
+provider: aws
+nodes: 2
+gpus_per_node: 2
+max_hours: 2
+boot_timeout_s: 20
+offers: [{type: g5.12xlarge, zone: us-east-1a}, {type: g5.12xlarge, zone: us-east-1b}]
+"""
+CANARIES = {"WANDB_API_KEY": "c0ffee" * 6 + "abcd", "HF_TOKEN": "hf_canaryCANARYcanaryCANARY"}
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[Running]:
+    try:
+        with region(f"e2e-{os.getpid()}") as running:
+            yield running
+    except Unable as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def cloud(here: Running, tmp_path: Path) -> Iterator[Lab]:
+    """A workspace whose commands run in the region; nothing of it is left there."""
+    env = {**here.env, "NEXA_SETTLE_S": "3"}
+    made = Lab(tmp_path, here.prefix, env)
+    made.write("cloud.yaml", CLUSTER)
+    yield made
+    here.client.clear()
+    made.nexa("teardown", "--cluster", "cloud.yaml", "-y")
+    assert ours(here) == {}
+
+
+def ours(here: Running) -> dict[str, list[str]]:
+    """What the region itself says exists of the cluster, by kind."""
+    found: dict[str, list[str]] = {}
+    for kind, things in here.client.state()["resources"].items():
+        for ident, tags in things.items():
+            if tags.get("nexa:cluster") == "cloud":
+                found.setdefault(kind, []).append(ident)
+    return found
+
+
+def running(here: Running) -> dict[str, dict[str, Any]]:
+    """Instances that are billed, by node name."""
+    found = here.client.state()["instances"]
+    rows = found.values() if isinstance(found, dict) else found
+    live = [
+        row for row in rows if row["state"] in ("pending", "running") and row["tags"].get("nexa:cluster") == "cloud"
+    ]
+    by_name = {row["tags"]["nexa:node"]: row for row in live}
+    assert len(by_name) == len(live), f"a node was made twice: {live}"
+    return by_name
+
+
+def cluster_json(cloud: Lab) -> dict[str, Any]:
+    return dict(json.loads((cloud.root / ".nexa/clusters/cloud/cluster.json").read_text()))
+
+
+def test_provision_train_lose_a_node_and_tear_down(cloud: Lab, here: Running) -> None:
+    cloud.nexa("provision", "--cluster", "cloud.yaml", "-y", timeout_s=400, **CANARIES)
+    first = running(here)
+    assert set(first) == {"n0", "n1"}
+    nodes = cluster_json(cloud)["nodes"]
+    assert [node["private_address"][:6] for node in nodes] == ["10.77."] * 2
+    assert nodes[0]["offer"] == "g5.12xlarge us-east-1a spot"
+
+    again = cloud.nexa("provision", "--cluster", "cloud.yaml", "-y").stderr
+    assert "0 tasks changed" in again
+    assert "no changes" in cloud.nexa("plan", "--cluster", "cloud.yaml").stderr
+    assert set(running(here)) == set(first)
+
+    shutil.copy(REPO / "configs/train/quickstart.yaml", cloud.root)
+    cloud.nexa("run", "quickstart.yaml", "--set", "trainer.steps=30", timeout_s=400, **CANARIES)
+    manifest = cloud.manifest()
+    assert manifest["status"] == "completed"
+    report = manifest["eval_report"]
+    assert report["train_loss_last"] < report["train_loss_first"] - 0.5
+    assert manifest["cost_usd"] > 0
+    assert " 10.77." in f" {cloud.record()['attempts'][0]['rdzv']}"  # the ranks meet on the private network
+
+    here.client.reclaim(first["n1"]["id"])
+    until(lambda: set(running(here)) == {"n0"}, "the cloud took n1 back")
+    cloud.nexa("provision", "--cluster", "cloud.yaml", "-y", timeout_s=400)
+    second = running(here)
+    assert second["n0"]["id"] == first["n0"]["id"]
+    assert second["n1"]["id"] != first["n1"]["id"]
+    no_secret_anywhere(cloud)
+
+    receipt = cloud.json("teardown", "-y", timeout_s=400)
+    assert receipt["left"] == {"cloud": [], "errors": []}
+    states = {row["id"]: row["state"] for row in receipt["resources"]}
+    assert {states[row["id"]] for row in (first["n0"], second["n1"])} == {"terminated"}
+    assert {"vpc", "subnet", "security group", "launch template", "key pair"} <= {
+        r["kind"] for r in receipt["resources"]
+    }
+    assert receipt["cost_usd"] > 0
+    assert ours(here) == {}
+    steps = [row["step"] for row in cloud.json("timeline", "--cluster", "cloud")]
+    assert [s for s in steps if s in ("capacity", "create", "boot", "ssh", "bootstrap", "check")][:6] == [
+        "capacity", "create", "boot", "ssh", "bootstrap", "check",
+    ]  # fmt: skip
+
+
+def no_secret_anywhere(cloud: Lab) -> None:
+    """No private key outside the folder of keys, and no secret of the user's, in anything that was written here."""
+    folder = cloud.root / ".nexa" / "clusters" / "cloud"
+    bodies = [
+        line.encode()
+        for key in (folder / "ssh").rglob("*")
+        if key.is_file() and "PRIVATE KEY" in key.read_text()
+        for line in key.read_text().splitlines()[2:-2]
+    ]
+    assert len(bodies) > 3
+    leaked = [
+        (path.name, mark)
+        for path in cloud.root.rglob("*")
+        if path.is_file() and path.parent.name not in ("ssh", "host_keys")
+        for mark in [*bodies, *(canary.encode() for canary in CANARIES.values())]
+        if mark in path.read_bytes()
+    ]
+    assert leaked == []
+
+
+def test_a_full_zone_a_lost_reply_and_a_busy_api(cloud: Lab, here: Running) -> None:
+    here.client.fault("capacity", zone="us-east-1a", after=1)  # n0 is made there, n1 is refused: a part of a gang
+    here.client.fault("throttle", call="Describe*", rate=0.1)
+    here.client.fault("lost_reply", call="RunInstances", times=2)
+    here.client.fault("hidden", seconds=2)
+    said = cloud.nexa("provision", "--cluster", "cloud.yaml", "-y", timeout_s=500).stderr
+    assert "us-east-1a spot: InsufficientInstanceCapacity, its part of the gang was given back" in said
+    assert {node["offer"] for node in cluster_json(cloud)["nodes"]} == {"g5.12xlarge us-east-1b spot"}
+    assert set(running(here)) == {"n0", "n1"}
+    here.client.clear()
+
+    # Another workspace, on another machine: it may not touch the cluster, but may be told to end it.
+    other = Lab(cloud.root / "elsewhere", cloud.prefix, cloud.env)
+    other.root.mkdir()
+    other.write("cloud.yaml", CLUSTER)
+    assert "is held by" in other.nexa("provision", "--cluster", "cloud.yaml", "-y", code=1).stderr
+    assert set(running(here)) == {"n0", "n1"}
+    assert "-y says yes" in other.nexa("teardown", "--cluster", "cloud.yaml", code=2).stderr
+    receipt = other.json("teardown", "--cluster", "cloud.yaml", "-y", timeout_s=400)
+    assert receipt["left"] == {"cloud": [], "errors": []}
+    assert ours(here) == {}
+    assert "gone" in cloud.nexa("teardown", "-y", timeout_s=400).stderr  # the first workspace learns it
+
+
+def test_no_capacity_anywhere_then_a_host_that_never_boots(cloud: Lab, here: Running) -> None:
+    here.client.fault("capacity", after=1)
+    said = cloud.nexa("provision", "--cluster", "cloud.yaml", "-y", code=1, timeout_s=500).stderr
+    assert "no capacity for 2 nodes: g5.12xlarge us-east-1a spot: InsufficientInstanceCapacity" in said
+    assert running(here) == {}
+    here.client.clear()
+    here.client.fault("no_boot", nth=1)
+    said = cloud.nexa("provision", "--cluster", "cloud.yaml", "-y", timeout_s=500).stderr
+    assert "InsufficientInstanceCapacity 0 min ago, so tried last" in said or "1 min ago, so tried last" in said
+    assert re.search(r"made anew, since they do not answer: n[01]$", said, re.M), said
+    assert set(running(here)) == {"n0", "n1"}
+
+
+def test_a_saved_plan_is_applied_as_it_is_and_killed_terraform_is_waited_for(cloud: Lab, here: Running) -> None:
+    cloud.nexa("plan", "--cluster", "cloud.yaml", "-o", "plan.bin")
+    assert ours(here) == {}
+    child = cloud.begin("provision", "--plan", "plan.bin", "-y")
+    until(lambda: running(here), "the first instance exists", 120)
+    child.kill()  # the controller alone: Terraform goes on
+    child.communicate()
+    said = cloud.nexa("provision", "--cluster", "cloud.yaml", "-y", timeout_s=400).stderr
+    assert "a Terraform of a killed command is still at work" in said
+    assert set(running(here)) == {"n0", "n1"}
+    assert "n0: ending" not in said
+
+
+def test_killed_anywhere_it_recovers(here: Running, tmp_path: Path) -> None:
+    loop = Loop(here, tmp_path, seed=3)
+    books = loop.run(8)
+    assert books.faults == [], (tmp_path / "log.txt").read_text(errors="replace")[-8000:]
+    assert sum(books.kills.values()) == 8
