@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nexa_dist.config.cluster import ClusterConfig
@@ -17,6 +17,7 @@ from nexa_dist.run.aws import Cloud
 from nexa_dist.run.terraform import TerraformFailed
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 15.0, 120.0
+SHOWN = 8
 BUSY_WAITS_S = (2.0, 5.0, 10.0, 20.0)
 
 
@@ -51,10 +52,15 @@ def survey(ctx: Context, config: ClusterConfig, site: Site) -> tuple[list[tuple[
     past = [r for line in files.read_lines(memory_file(ctx)) if (r := offers.refusal_of(line))]
     if not found:
         raise NexaError(
-            "no offer is left: " + ("; ".join(dropped) or f"no type with {config.gpus_per_node} GPUs is offered"),
+            "no offer is left: " + (_some(dropped) or f"no type with {config.gpus_per_node} GPUs is offered"),
             hint="widen offers, or raise max_price_usd_per_hour",
         )
     return offers.ordered(found, past, ctx.now()), dropped
+
+
+def _some(reasons: Sequence[str]) -> str:
+    rest = f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
+    return "; ".join(reasons[:SHOWN]) + rest
 
 
 def patiently(ctx: Context, apply: Callable[[], None]) -> None:

@@ -123,10 +123,10 @@ class SystemRunner:
                 return self._by_line(child, argv, on_line, timeout_s, grace_s)
             out, err = child.communicate(data, timeout=timeout_s)
         except subprocess.TimeoutExpired:
-            end(child, grace_s)
+            _end_draining(child, grace_s)
             return Result(tuple(argv), 124, err=f"no answer within {timeout_s:.0f} s".encode())
         except BaseException:
-            end(child, grace_s)
+            _end_draining(child, grace_s)
             raise
         return Result(tuple(argv), child.returncode, out, err)
 
@@ -237,3 +237,12 @@ def end(child: subprocess.Popen[bytes], grace_s: float = 5.0) -> None:
         except subprocess.TimeoutExpired:
             child.send_signal(signal.SIGKILL)
     child.wait()
+
+
+def _end_draining(child: subprocess.Popen[bytes], grace_s: float) -> None:
+    """As `end`, for a program whose pipes nobody reads any more: a full one would keep it from ending in order."""
+    child.terminate()
+    try:
+        child.communicate(timeout=grace_s)
+    except subprocess.TimeoutExpired:
+        end(child, 0)

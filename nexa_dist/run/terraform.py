@@ -285,7 +285,12 @@ class Terraform:
         )
 
     def _environment(self) -> dict[str, str]:
-        made = {"TF_IN_AUTOMATION": "1", "CHECKPOINT_DISABLE": "1", "TF_DATA_DIR": str(self.folder / "data")}
+        made = {
+            "TF_IN_AUTOMATION": "1",
+            "CHECKPOINT_DISABLE": "1",
+            "GOGC": os.environ.get("GOGC", "400"),
+            "TF_DATA_DIR": str(self.folder / "data"),
+        }
         configured = os.environ.get("TF_CLI_CONFIG_FILE")
         own = Path(configured) if configured else Path.home() / ".terraformrc"
         if not own.is_file():

@@ -140,9 +140,9 @@ def test_bad_input_is_a_plain_error(
 ) -> None:
     for name in [key for key in os.environ if key.startswith("AWS_")]:
         monkeypatch.delenv(name)  # whatever account the caller has
-    lab = Lab(tmp_path, env={"AWS_ENDPOINT_URL": api.url, **ENV})
+    lab = Lab(tmp_path, env={"AWS_ENDPOINT_URL": api.url, **ENV, **env})
     lab.write("bad.yaml", json.dumps({**CLUSTER, **cluster}))
-    done = lab.nexa("plan", "--cluster", "bad.yaml", "-o", "plan.bin", code=code, **env)
+    done = lab.nexa("plan", "--cluster", "bad.yaml", "-o", "plan.bin", code=code)
     assert "error: " in done.stderr and said in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and not done.stdout
     assert not (tmp_path / "plan.bin").exists()

@@ -168,3 +168,16 @@ def test_a_hold_without_a_pid_names_none(killed: Terraform, tmp_path: Path) -> N
         fcntl.flock(held, fcntl.LOCK_EX)
         assert killed.busy() == 0
     assert killed.busy() is None
+
+
+def test_a_program_with_a_full_pipe_still_ends_in_order() -> None:
+    """It writes more than a pipe holds on its way out, and nobody reads: it must not be killed for that."""
+    script = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (sys.stdout.write('x' * 1_000_000), sys.stdout.flush(), sys.exit(0)))\n"
+        "time.sleep(60)\n"
+    )
+    began = time.monotonic()
+    result = SystemRunner().run((sys.executable, "-c", script), timeout_s=0.5, grace_s=20)
+    assert result.code == 124
+    assert time.monotonic() - began < 10
