@@ -194,8 +194,9 @@ class Terraform:
             f"a Terraform of a killed command is still at work (pid {pid}): "
             + ("stopping it" if interrupt else "waiting")
         )
-        if interrupt and (pid, self.chdir) in _living():  # and not a number that was given away again
-            os.kill(pid, signal.SIGINT)
+        for living, folder in _living() if interrupt else ():
+            if folder == self.chdir:  # and not a number that was given away again
+                os.kill(living, signal.SIGINT)
         until = time.monotonic() + (INTERRUPT_GRACE_S if interrupt else 900.0)
         while time.monotonic() < until:
             if self.busy() is None:

@@ -116,6 +116,8 @@ def kill_controller(terraform: Terraform, script: str) -> int:
         [sys.executable, "-c", CONTROLLER, str(terraform.folder), *argv], cwd=ROOT, stdout=subprocess.DEVNULL
     )
     eventually(terraform.folder / "apply.jsonl", "begun")
+    while not (terraform.folder / "busy").read_text():  # the controller writes the pid after it started the program
+        time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
     child.wait()
     pid = terraform.busy()
@@ -174,8 +176,8 @@ def test_a_program_with_a_full_pipe_still_ends_in_order() -> None:
     """It writes more than a pipe holds on its way out, and nobody reads: it must not be killed for that."""
     script = (
         "import signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: (sys.stdout.write('x' * 1_000_000), sys.stdout.flush(), sys.exit(0)))\n"
-        "time.sleep(60)\n"
+        "def last_words(*_):\n    sys.stdout.write('x' * 1_000_000)\n    sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, last_words)\ntime.sleep(60)\n"
     )
     began = time.monotonic()
     result = SystemRunner().run((sys.executable, "-c", script), timeout_s=0.5, grace_s=20)
