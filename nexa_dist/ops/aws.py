@@ -192,10 +192,23 @@ def reconcile(gang: Gang, killed: bool) -> set[str]:
             gang.ctx.detail(f"{thing.id} ({thing.offer}) was taken back by the cloud")
             capacity.remember(gang.ctx, thing.offer, PREEMPTED)
     stray = {t.id for t in found if t.alive and t.kind not in ATTACHED and t.id not in known}
+    _spare_the_whole(gang, stray)
     if stray:
         with gang.folder.journalled("reconcile", ended=sorted(stray)):
             gang.end(lambda thing: thing.id in stray)
     return {t.id for t in leftovers.instances(found) if t.id in known}
+
+
+def _spare_the_whole(gang: Gang, stray: set[str]) -> None:
+    """A gang that was proven whole may be training: a state that was lost since is no reason to end it unasked."""
+    if not gang.folder.json.exists():
+        return
+    living = sorted({node.instance_id for node in gang.folder.load().nodes} & stray)
+    if living:
+        raise NexaError(
+            f"{', '.join(living)} of cluster {gang.site.cluster} are alive, and Terraform's state does not know them",
+            hint=f"put the state back ({gang.terraform.state}), or end the cluster: nexa teardown",
+        )
 
 
 def create(gang: Gang, kept: set[str], saved: Saved | None = None) -> Candidate:

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from nexa_dist.errors import NexaError, StillRunning, UsageError
+from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops import aws_end, teardown
 from nexa_dist.ops.aws import Gang, Held, claim, reconcile, still_ours
-from nexa_dist.run import leftovers
+from nexa_dist.run import files, leftovers
 from nexa_dist.run.aws import Cloud, Refused
 from nexa_dist.run.leftovers import Thing
 from nexa_dist.run.runner import CommandFailed, Result
@@ -163,3 +164,19 @@ def test_a_teardown_that_cannot_ask_the_cloud_has_proven_nothing(
         teardown.teardown(lab.desk.ctx, lab.gang.folder, site())
     assert type(caught.value) is wanted and caught.value.hint == error.hint
     assert lab.gang.folder.path.exists()
+
+
+def test_a_whole_gang_that_no_state_knows_is_spared(lab: Lab) -> None:
+    """Its state was lost or torn after it was proven whole: it may be training."""
+    nodes = (Node("n0", "203.0.113.1", 2, instance_id="i-1"),)
+    made = Cluster("c", "aws", nodes, Layout("python3", "/s", "/h", "/d"))
+    files.write_json(lab.gang.folder.json, made.to_json())
+    lab.state()
+    lab.things = [thing("i-1"), thing("vpc-1")]
+    with pytest.raises(NexaError, match="i-1 of cluster c are alive") as caught:
+        reconcile(lab.gang, killed=False)
+    assert lab.ended == []
+    assert "nexa teardown" in caught.value.hint
+    lab.things = [thing("i-1", alive=False), thing("i-2")]  # the gang is gone, and i-2 is what a killed apply left
+    assert reconcile(lab.gang, killed=False) == set()
+    assert lab.ended == ["i-2"]
