@@ -13,6 +13,7 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs import active, active_runs, stop
 from nexa_dist.plan.aws import Site
 from nexa_dist.run import files
+from nexa_dist.run.ansible import end_left_over
 from nexa_dist.run.workspace import ClusterFolder, RunFolder
 
 
@@ -23,6 +24,7 @@ def teardown(ctx: Context, folder: ClusterFolder, site: Site | None = None) -> d
     """
     began = time.time()
     with folder.locked("teardown"):
+        end_left_over(folder.path / "ansible")
         for run in active_runs(ctx, folder.name):
             with ctx.phase(f"stop {run.run_id}"), folder.journalled("stop", run=run.run_id):
                 _stop(ctx, run)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +47,7 @@ def run_playbook(
                 failures.append(_failure(event))
         return False  # not to disk: a result may be long, and the journal has the outcome
 
+    end_left_over(folder)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, mode=0o700)
     done = ansible_runner.run(
@@ -69,6 +73,28 @@ def run_playbook(
         why = "\n".join(failures) or f"ansible ended with status {done.status} (exit {done.rc}): {_stdout(done)}"
         raise NexaError(f"bootstrap failed: {why}", hint="mend the cause and run nexa provision again")
     return Play(dict(stats.get("changed", {})), dict(stats.get("ok", {})))
+
+
+def end_left_over(folder: Path) -> None:
+    """Ends the Ansible of a killed command of this cluster, and the ssh connections that it left: two plays at once
+    would undo each other's work. They are known by `ANSIBLE_HOME`. The caller holds the cluster's lock.
+    """
+    mark = os.fsencode(f"ANSIBLE_HOME={folder / 'home'}") + b"\0"
+    for _ in range(50):
+        left = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/environ") if mark in _bytes(path)]
+        for pid in left:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        if not left:
+            return
+        time.sleep(0.1)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes() + b"\0"
+    except OSError:  # gone, or somebody else's
+        return b""
 
 
 def _stdout(done: Any) -> str:

@@ -18,6 +18,10 @@ import pytest
 REPO = Path(__file__).parents[2]
 NEXA = (sys.executable, "-m", "nexa_dist")
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what runs in its background so, and every program below would ignore Ctrl-C too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def environment(**more: str) -> dict[str, str]:
     """Of a user who has never used nexa here, but for the shared cache (environments take gigabytes)."""
