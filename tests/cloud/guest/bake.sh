@@ -4,6 +4,10 @@
 set -eu
 export DEBIAN_FRONTEND=noninteractive PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 HOME=/root
 say() { echo "bake: $*"; }
+# It removes users and replaces init: on a machine's own root it would ruin that machine.
+for file in bake.sh make_env.py lock.txt torch.txt; do
+    [ -f "/mnt/$file" ] || { say "this runs only inside the image (scripts/region up), and /mnt/$file is not there"; exit 2; }
+done
 request=$1
 shift
 
@@ -60,6 +64,6 @@ pathlib.Path("/opt/python-version").write_text(version)
 PYTHON
 chown -R 1000:1000 /opt/nexa/shared
 
-rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/* /var/tmp/* /tmp/* /root/.cache
+rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/* /var/tmp/* /tmp/* "$HOME/.cache"
 : >/etc/resolv.conf
 : >/etc/machine-id
