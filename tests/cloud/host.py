@@ -148,8 +148,7 @@ class Machines:
             self._links.plug(name, machine.namespace, spec.vpc_id, spec.subnet_cidr, spec.private_ip, spec.public_ip)
             with net.inside(machine.namespace):
                 door = net.listen(net.METADATA, 80)
-                mac = _mac_address()
-            machine.imds = Imds(door, spec, mac, lambda: self._notices.get(name))
+            machine.imds = Imds(door, spec, net.mac(spec.private_ip), lambda: self._notices.get(name))
             self._power_on(machine)
         except (net.NetError, OSError) as error:
             with open(self.console(name), "a") as console:
@@ -213,9 +212,3 @@ def _furnish(machine: Machine) -> None:
     name, address = host_name(machine.spec.private_ip), machine.spec.private_ip
     (etc / "hostname").write_text(f"{name}\n")
     (etc / "hosts").write_text(f"127.0.0.1 localhost\n{address} {name}.ec2.internal {name}\n")
-
-
-def _mac_address() -> str:
-    """Of this thread's eth0. /sys shows the interfaces of the namespace that mounted it, so it does not know."""
-    said = subprocess.run(["ip", "-brief", "link", "show", "eth0"], capture_output=True, text=True, check=True).stdout
-    return said.split()[2]
