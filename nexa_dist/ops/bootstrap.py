@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from nexa_dist.errors import NexaError
@@ -11,7 +12,7 @@ from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
 from nexa_dist.plan.inventory import inventory
 from nexa_dist.plan.local import environment_hash
-from nexa_dist.run import bundle, nodes
+from nexa_dist.run import agentfile, bundle, files, nodes
 from nexa_dist.run.ansible import run_playbook
 from nexa_dist.run.workspace import ClusterFolder
 
@@ -27,18 +28,25 @@ def env_hash(python: str) -> str:
 
 
 def bootstrap(
-    ctx: Context, folder: ClusterFolder, made: Cluster, homes: Mapping[str, str], own: Mapping[str, str]
+    ctx: Context,
+    folder: ClusterFolder,
+    made: Cluster,
+    homes: Mapping[str, str],
+    own: Mapping[str, str],
+    only: Sequence[str] = (),
 ) -> None:
-    """Folders, environment, agent on every node. `own` are the provider's Ansible variables."""
+    """Folders, environment, agent on every node, or on those in `only` (none: all). `own`: the provider's variables."""
     root = bundle.root()
     variables = {
         "nexa_lock_file": str(root / LOCK),
         "nexa_torch_file": str(root / TORCH),
-        "nexa_agent_file": str(nodes.AGENT_SOURCE),
+        "nexa_agent_file": str(_agent_file(folder)),
+        "nexa_agent_sha256": agentfile.sha256(),
         "nexa_torch_backend": BACKEND,
         **own,
     }
-    hosts = inventory(made, homes, variables)
+    nodes_wanted = tuple(node for node in made.nodes if not only or node.name in only)
+    hosts = inventory(replace(made, nodes=nodes_wanted), homes, variables)
     with ctx.phase("ansible: bootstrap"), folder.journalled("bootstrap"), nodes.session(ctx.runner, made) as ssh:
         # Ansible cannot work in a home whose path has a space or a quote, and a local node's may.
         if made.provider == "local":
@@ -46,6 +54,13 @@ def bootstrap(
         args = shlex.join(f"-o{option}" for option in (*nodes.SSH_OPTIONS, f"ControlPath={ssh.sockets}/%C"))
         play = run_playbook(root / "playbooks" / "bootstrap.yml", folder.path / "ansible", hosts, args, ctx.detail)
         ctx.detail(f"{sum(play.changed.values())} tasks changed")
+
+
+def _agent_file(folder: ClusterFolder) -> Path:
+    """The agent on the disk, where Ansible can take it from."""
+    path = folder.path / agentfile.NAME
+    files.write_bytes(path, agentfile.content())
+    return path
 
 
 def prove(ctx: Context, made: Cluster) -> list[str]:

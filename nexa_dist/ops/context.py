@@ -13,7 +13,8 @@ from nexa_dist.run.workspace import Workspace
 
 @dataclass(frozen=True)
 class Context:
-    """`say` takes a line for people; `times` collects how many seconds each phase took; tests pass a clock."""
+    """`say` takes a line for people; `times` collects how many seconds each phase took; tests pass a clock.
+    When `brief`, the lines below a phase are not said."""
 
     workspace: Workspace
     runner: Runner
@@ -21,6 +22,7 @@ class Context:
     times: dict[str, float] = field(default_factory=dict)
     now: Callable[[], float] = time.time
     sleep: Callable[[float], None] = time.sleep
+    brief: bool = False
 
     @contextmanager
     def phase(self, title: str) -> Iterator[None]:
@@ -36,4 +38,5 @@ class Context:
 
     def detail(self, text: str) -> None:
         """A line below the phase."""
-        self.say(f"  {text}")
+        if not self.brief:
+            self.say(f"  {text}")

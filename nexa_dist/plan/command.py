@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nexa_dist.config.train import TrainConfig
+from nexa_dist.model import Cluster
 from nexa_dist.plan.ranks import NodePlan, RankPlan
 
 DEFAULT_ENVIRONMENT = {
@@ -16,6 +17,8 @@ DEFAULT_ENVIRONMENT = {
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
     "NCCL_DEBUG": "WARN",
     "PYTHONUNBUFFERED": "1",
+    # The stacks of a rank that hangs are had by ending it with SIGABRT.
+    "PYTHONFAULTHANDLER": "1",
     "WANDB_SILENT": "true",
     "TOKENIZERS_PARALLELISM": "false",
 }
@@ -86,6 +89,22 @@ def torchrun(plan: RankPlan, node: NodePlan, place: Place, what: Program, run_id
     )
 
 
+def ranks_argv(
+    plan: RankPlan, node: NodePlan, place: Place, what: Program, run_id: str, attempt: int, launcher: str
+) -> tuple[str, ...]:
+    """What the agent of one node starts: torchrun, or (launcher direct) the same command for every rank."""
+    if launcher == "direct":
+        return (place.python, *what.argv)
+    return torchrun(plan, node, place, what, run_id, attempt)
+
+
+def bucket_environment(cluster: Cluster, script: str) -> dict[str, str]:
+    """How a node finds the bucket that outlives it; `script` is run_sync.sh there. Empty without a bucket."""
+    if not cluster.bucket:
+        return {}
+    return {"NEXA_BUCKET": cluster.bucket, "NEXA_SYNC": script, "AWS_DEFAULT_REGION": cluster.region}
+
+
 def environment(
     plan: RankPlan,
     node: NodePlan,
@@ -97,11 +116,12 @@ def environment(
     cpus: int,
     user: Mapping[str, str],
     resume: tuple[str, int] | None = None,
+    bucket: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """What torchrun and every rank of one node inherit. The user's values win over the defaults.
 
     `interface` is the one on the route to the other nodes (empty: left to gloo and NCCL).
-    `resume` is (folder of a verified checkpoint on this node, its step).
+    `resume` is (folder of a verified checkpoint on this node, its step). `bucket` is what `bucket_environment` says.
     """
     threads = max(1, cpus // node.nproc)
     made = {**DEFAULT_ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}
@@ -121,6 +141,7 @@ def environment(
         "NEXA_SHARED": place.shared,
         "PYTHONPATH": ":".join(p for p in (place.package, place.work, user.get("PYTHONPATH", "")) if p),
     }
+    made |= bucket or {}
     if resume:
         made |= {"NEXA_RESUME_FROM": resume[0], "NEXA_RESUME_STEP": str(resume[1])}
     return made

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shlex
@@ -17,12 +16,12 @@ from typing import IO, Any, TypeVar
 
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster, Node, absolute
+from nexa_dist.run import agentfile
 from nexa_dist.run.runner import CommandFailed, Result, Runner
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-AGENT_SOURCE = Path(__file__).parent.parent / "node" / "agent.py"
 SSH_OPTIONS = (
     "BatchMode=yes",
     "StrictHostKeyChecking=yes",
@@ -38,11 +37,6 @@ UNREACHABLE = 255
 
 class Unreachable(NexaError):
     """A node does not answer over ssh."""
-
-
-def agent_hash() -> str:
-    """Names this version of the node agent."""
-    return hashlib.sha256(AGENT_SOURCE.read_bytes()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -97,7 +91,7 @@ class Link:
 
     @property
     def agent(self) -> str:
-        return f"{self.path(self.ssh.cluster.layout.shared)}/agent/{agent_hash()}/agent.py"
+        return f"{self.path(self.ssh.cluster.layout.shared)}/agent/{agentfile.digest()}/{agentfile.NAME}"
 
     @property
     def python(self) -> str:
@@ -149,7 +143,7 @@ def _link(ssh: Ssh, node: Node) -> Link:
     link = Link(ssh, node, home.out.decode().rstrip("\n"))
     if not link.exists(link.agent):
         put = 'umask 077; mkdir -p "${1%/*}" && cat > "$1.$$" && chmod 755 "$1.$$" && mv "$1.$$" "$1"'
-        made = ssh.run(node, ("sh", "-c", put, "sh", link.agent), AGENT_SOURCE.read_bytes())
+        made = ssh.run(node, ("sh", "-c", put, "sh", link.agent), agentfile.content())
         if made.code:
             raise CommandFailed(f"{node.name}: sending the node agent", made)
     return link

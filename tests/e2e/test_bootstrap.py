@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 
 from nexa_dist.errors import NexaError
+from nexa_dist.run import agentfile
 from nexa_dist.run.ansible import run_playbook
 from tests.e2e.local_cluster import ROOT, LocalCluster, clean_env, marked_pids
 
@@ -37,7 +37,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     try:
         for name in made.nodes:
             assert made.host(name, "up").returncode == 0
-        shutil.copy(ROOT / "nexa_dist" / "node" / "agent.py", folder)
+        (folder / agentfile.NAME).write_bytes(agentfile.content())
         yield made
     finally:
         made.sweep()
@@ -50,7 +50,8 @@ def inventory(cluster: LocalCluster, **changes: str) -> dict[str, Any]:
         "nexa_shared": str(SHARED),
         "nexa_lock_file": str(ROOT / "docker" / "lock" / "train.txt"),
         "nexa_torch_file": str(ROOT / "docker" / "cuda_torch.txt"),
-        "nexa_agent_file": str(cluster.folder / "agent.py"),
+        "nexa_agent_file": str(cluster.folder / agentfile.NAME),
+        "nexa_agent_sha256": agentfile.sha256(),
         "nexa_python": BASE_PYTHON,
         "nexa_torch_backend": BACKEND,
         "nexa_uv_find_links": FIND_LINKS,

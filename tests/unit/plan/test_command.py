@@ -7,7 +7,7 @@ from nexa_dist.model import Cluster, Layout, Node, RdzvBackend
 from nexa_dist.plan.command import Place, environment, program, torchrun
 from nexa_dist.plan.ranks import RankPlan, assign_ranks
 
-PLACE = Place("/env/bin/python", "/a/agent.py", "/s", "/sh", "/d", "/s/run1", "/sh/code/p", "/sh/code/c")
+PLACE = Place("/env/bin/python", "/a/agent.pyz", "/s", "/sh", "/d", "/s/run1", "/sh/code/p", "/sh/code/c")
 
 
 def plan(backend: RdzvBackend = "static") -> RankPlan:
@@ -22,7 +22,7 @@ def test_static_rendezvous_states_the_node_rank() -> None:
         "/env/bin/python", "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=2", "--max_restarts=0",
         "--log_dir=/s/run1/torchrun", "--rdzv_backend=static", "--node_rank=1",
         "--master_addr=10.0.0.1", "--master_port=29500",
-        "--no_python", "/env/bin/python", "-S", "-E", "/a/agent.py", "rank", "--",
+        "--no_python", "/env/bin/python", "-S", "-E", "/a/agent.pyz", "rank", "--",
         "/env/bin/python", "-u", "train.py", "--lr", "1e-3", "a b", "$(touch x)",
     )  # fmt: skip
 

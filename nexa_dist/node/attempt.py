@@ -1,0 +1,228 @@
+"""The daemon: one attempt on this node, from `started` to `ended`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from . import cgroup, watcher
+from .base import (
+    POLL_S,
+    ROOM,
+    boot_clock,
+    children_of,
+    die_with_parent,
+    event,
+    read_json,
+    set_subreaper,
+    start_time,
+    write_json,
+)
+from .processes import kill_run, remove_tmp
+
+HEARTBEAT_S = 10.0
+GO_TIMEOUT_S = 3600.0
+GO_POLL_S = 0.01
+"""The ranks of all nodes begin at once: here a delay is a delay of the launch."""
+STACKS_S = 3.0
+RESERVE_BYTES = 65536
+KEPT = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "LD_LIBRARY_PATH", "TMPDIR", "NEXA_HOST", "NEXA_IMDS")
+
+
+class Attempt:
+    """Starts the preparation and the ranks, and ends them when asked, late, alone, or given notice."""
+
+    def __init__(self, run_dir: str, spec: dict[str, Any], secrets: dict[str, str]) -> None:
+        self.run_dir, self.spec = run_dir, spec
+        # Libraries leave files in the temporary folder when they are killed. This one goes with the attempt; its
+        # path is short, since Unix sockets in it may have about 100 bytes.
+        self.tmp = tempfile.mkdtemp(prefix="nexa-run-")
+        write_json(os.path.join(run_dir, "tmp.json"), self.tmp)
+        kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+        self.environment = {**kept, "TMPDIR": self.tmp, **spec["env"], **secrets}
+        self.group = cgroup.make(run_dir)
+        self.stop_reason = ""
+        self.deadline = boot_clock() + spec["deadline_in_s"] if spec.get("deadline_in_s") else None
+        self.beat = 0.0
+        self.watcher = watcher.Watcher(run_dir, spec, self.environment)
+        self.hung_until: float | None = None
+        self.child: Any = None
+
+    def main(self) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: self.ask_to_stop(self.request().get("reason", "stopped by the user")))
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        set_subreaper()
+        self.hold_room()
+        state, code, why = "failed", 1, ""
+        try:
+            state, code, why = self.phases()
+        except Exception as error:  # whatever it is: the processes of the run must not be left alone
+            traceback.print_exc()
+            why = "agent: %s" % (error or type(error).__name__)
+        keep = self.keeps_warm(state)
+        if not keep:
+            watcher.release_warm(self.run_dir)
+        _, left = kill_run(self.run_dir, warm=not keep)
+        remove_tmp(self.run_dir)
+        self.watcher.finish()
+        self.hold_room(False)
+        end = {"state": state, "code": code, "reason": why, "left": left, "attempt": self.spec["attempt"]}
+        while not self.event("ended", **end) and os.path.isdir(self.run_dir):
+            time.sleep(1)  # without room for this line the attempt would look lost; `stop` ends the wait
+
+    def keeps_warm(self, state: str) -> bool:
+        """Whether another attempt is to be expected, for which the warm interpreter stays."""
+        request = self.request()
+        return bool(self.spec.get("keep_warm")) and (not request.get("release", True) if request else state == "failed")
+
+    def hold_room(self, hold: bool = True) -> None:
+        """Some bytes on the disk for the last event of an attempt that fills it."""
+        path = os.path.join(self.run_dir, ROOM)
+        with contextlib.suppress(OSError):
+            if hold:
+                with open(path, "wb") as file:
+                    file.write(b"\0" * RESERVE_BYTES)
+            else:
+                os.unlink(path)
+
+    def event(self, name: str, **fields: Any) -> bool:
+        return event(self.run_dir, name, **fields)
+
+    def phases(self) -> tuple[str, int, str]:
+        """(state, exit code, reason) of the attempt."""
+        if self.spec.get("prepare"):
+            code = self.run_child("prepare", lambda log: self.popen(self.spec["prepare"], log))
+            if self.stop_reason:
+                return "stopped", code, self.stop_reason
+            if code:
+                return "failed", code, "prepare"
+        self.event("prepared")
+        waited_until = boot_clock() + GO_TIMEOUT_S
+        while not os.path.exists(self.path("go")) and not self.stop_reason:
+            if boot_clock() > waited_until:
+                return "failed", 1, "no node sent 'go' within %d s" % GO_TIMEOUT_S
+            self.tick(GO_POLL_S)
+        if self.stop_reason:
+            return "stopped", 143, self.stop_reason
+        code = self.run_child("torchrun", self.start_ranks)
+        if self.hung_until is not None:
+            return "failed", code or 1, "hang"
+        if self.stop_reason:
+            return "stopped", code, self.stop_reason
+        return ("completed", 0, "") if code == 0 else ("failed", code, "torchrun")
+
+    def path(self, name: str) -> str:
+        return os.path.join(self.run_dir, "%s.attempt_%d" % (name, self.spec["attempt"]))
+
+    def request(self) -> dict[str, Any]:
+        return dict(read_json(self.path("stop"), {}))
+
+    def grace_s(self) -> float:
+        """Read again each time: a second, shorter request must not wait for the first one's grace."""
+        noticed = self.watcher.grace_s
+        asked = self.request().get("grace_s", self.spec["grace_s"] if noticed is None else noticed)
+        return float(asked) if noticed is None else min(float(asked), noticed)
+
+    def ask_to_stop(self, reason: str) -> None:
+        self.stop_reason = self.stop_reason or reason
+
+    def tick(self, rest_s: float = POLL_S) -> None:
+        """What has to be seen to about twenty times a second, children aside; then a rest."""
+        now = boot_clock()
+        if now - self.beat >= HEARTBEAT_S:
+            self.beat = now
+            self.event("heartbeat")
+        if self.deadline is not None and now > self.deadline:
+            self.ask_to_stop("deadline")
+        reason = self.watcher.look(now)
+        if reason == "hang":
+            if self.hung_until is None and not self.stop_reason:
+                self.hung_until = now + STACKS_S
+                self.hold_launcher()
+                self.watcher.tell_hang()
+        elif reason:
+            self.ask_to_stop(reason)
+        time.sleep(rest_s)
+
+    def hold_launcher(self) -> None:
+        """What ends the other ranks when one ends would do so before they have written their stacks."""
+        if self.child is not None:
+            self.child.stopping = True  # Direct, which is in this process
+            if isinstance(self.child, subprocess.Popen):
+                self.child.send_signal(signal.SIGSTOP)
+
+    def popen(self, argv: list[str], log: BinaryIO) -> subprocess.Popen[bytes]:
+        def begin() -> None:
+            die_with_parent()
+            cgroup.enter(self.group)
+
+        return subprocess.Popen(
+            argv,
+            cwd=self.spec["cwd"],
+            env=self.environment,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            preexec_fn=begin,
+        )
+
+    def start_ranks(self, log: BinaryIO) -> Any:
+        """torchrun, or the ranks themselves behind an object that looks like one child."""
+        if self.spec.get("launcher", "torchrun") == "torchrun":
+            return self.popen(self.spec["argv"], log)
+        from .direct import Direct
+
+        child = Direct(self.spec, self.environment, self.run_dir, log)
+        for pid in child.pids:
+            cgroup.enter(self.group, pid)
+        return child
+
+    def run_child(self, name: str, start: Callable[[BinaryIO], Any]) -> int:
+        """Runs what `start` makes to its end, or ends it when asked. Its exit code, 128+n for signal n."""
+        with open(self.path(name) + ".log", "ab") as log:
+            try:
+                child = start(log)
+            except OSError as error:
+                log.write(("%s\n" % error).encode())
+                return 127
+            self.child = child
+            self.event(name, pid=child.pid)
+            self.watcher.running = name == "torchrun"
+            asked_at = None
+            while child.poll() is None:
+                now = boot_clock()
+                if self.stop_reason and asked_at is None and self.hung_until is None:
+                    asked_at = now
+                    self.event("stopping", reason=self.stop_reason, grace_s=self.grace_s())
+                    self.terminate(child)
+                if asked_at is not None and now > asked_at + self.grace_s():
+                    kill_run(self.run_dir)
+                if self.hung_until is not None and (now > self.hung_until or self.watcher.all_exited()):
+                    kill_run(self.run_dir)
+                self.tick()
+                self.reap(child)
+        return int(child.returncode if child.returncode >= 0 else 128 - child.returncode)
+
+    def terminate(self, child: Any) -> None:
+        """SIGTERM to the ranks themselves: torchrun would kill them 30 s after its own, however long the grace is."""
+        ranks = self.watcher.living() if isinstance(child, subprocess.Popen) else []
+        for pid in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        if not ranks:
+            child.terminate()
+
+    def reap(self, child: Any) -> None:
+        """Orphans of the run come to us (subreaper); a zombie of theirs must not pile up."""
+        own = getattr(child, "pids", [child.pid])
+        for pid in children_of(os.getpid()):
+            if pid not in own and start_time(pid) is None:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)

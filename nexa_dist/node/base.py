@@ -1,0 +1,120 @@
+"""Small things that the other modules share: files, events, clocks, the identity of a process."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from typing import Any, NoReturn
+
+POLL_S = 0.05
+ROOM = ".room"
+"""Some bytes in the run folder that are given up when the disk is full and something has to be written."""
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+_PRCTL = ctypes.CDLL(None, use_errno=True).prctl
+"""Looked up once: between fork and exec as little as possible may run."""
+
+
+def set_subreaper() -> None:
+    """Orphans among our descendants become our children."""
+    _PRCTL(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def die_with_parent() -> None:
+    """Linux sends us SIGKILL when the parent ends, so that a killed torchrun leaves no rank behind."""
+    _PRCTL(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def boot_clock() -> float:
+    """Seconds that also pass while the machine sleeps; not moved by a clock that is set."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def fail(message: str) -> NoReturn:
+    """The answer of a command that cannot do what it was asked for."""
+    print(json.dumps({"error": message}))
+    sys.exit(1)
+
+
+def write_json(path: str, data: Any) -> None:
+    """Whole or not at all, also when the machine loses power."""
+    temporary = "%s.%d.tmp" % (path, os.getpid())
+    try:
+        with open(temporary, "w") as file:
+            json.dump(data, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise
+
+
+def read_json(path: str, default: Any = None) -> Any:
+    """What is in the file; `default` where there is none, or nothing whole."""
+    try:
+        with open(path) as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return default
+
+
+def event(run_dir: str, name: str, **fields: Any) -> bool:
+    """One line in agent.jsonl; a single O_APPEND write, so that ranks and agent may write at once.
+
+    False where it could not be written (disk full): that must not end a run.
+    """
+    line = (json.dumps({"event": name, "at": time.time(), **fields}) + "\n").encode()
+    try:
+        fd = os.open(os.path.join(run_dir, "agent.jsonl"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    except OSError:
+        return False
+    try:
+        return os.write(fd, line) == len(line)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def start_time(pid: int) -> int | None:
+    """Clock ticks since boot at which `pid` started: with the pid it names a process for good."""
+    found = stat(pid)
+    return None if found is None or found[0] in "ZX" else found[2]
+
+
+def stat(pid: int) -> tuple[str, int, int] | None:
+    """State letter, parent, start time in clock ticks; None when there is no such process."""
+    try:
+        with open("/proc/%d/stat" % pid) as file:
+            fields = file.read().rsplit(")", 1)[1].split()
+        return fields[0], int(fields[1]), int(fields[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def holder_of(pid: int, **fields: Any) -> dict[str, Any]:
+    """What a pid file holds, so that `alive` is not taken in by a pid that was given away again."""
+    return {"pid": pid, "start_time": start_time(pid), **fields}
+
+
+def alive(holder: Any) -> bool:
+    return bool(holder) and start_time(holder["pid"]) == holder["start_time"]
+
+
+def children_of(pid: int) -> list[int]:
+    try:
+        with open("/proc/%d/task/%d/children" % (pid, pid)) as file:
+            return [int(word) for word in file.read().split()]
+    except OSError:
+        return []
+
+
+def newest_attempt(run_dir: str) -> int:
+    """Number of the newest attempt that was ever started here; 0 without one."""
+    number = int(read_json(os.path.join(run_dir, "spec.json"), {}).get("attempt", 0))
+    return max(number, int(read_json(os.path.join(run_dir, "generation"), 0)))

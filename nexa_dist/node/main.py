@@ -1,0 +1,86 @@
+"""The node agent: starts one attempt of a run on this node, owns its processes, keeps its logs.
+
+Sent over SSH as one file. The daemon lives in a session of its own, so training survives a dropped connection; every
+other command is short and answers with JSON. Each imports only what it needs.
+
+    agent.pyz probe            < {"python", "peers", "port"}         what this node can do
+    agent.pyz unpack DIR       < tar.gz                              make DIR from an archive, whole or not at all
+    agent.pyz start RUN_DIR    < {"spec": {...}, "secrets": {...}}   start the attempt (again: the same one)
+    agent.pyz go RUN_DIR                                             every node is prepared: start the ranks
+    agent.pyz status RUN_DIR                                         state of the newest attempt
+    agent.pyz follow RUN_DIR   < {"offsets": {...}, "once": bool}    logs and events, framed, from byte offsets;
+                                                                     then lines as signs of life
+    agent.pyz stop RUN_DIR     < {"grace_s", "reason", "release"}    SIGTERM, grace for a checkpoint, SIGKILL
+    agent.pyz rank -- ARGV     (started by torchrun)                 one rank: its log, its exit code, its end
+    agent.pyz warm RUN_DIR KEY MODULE…  (started by the daemon)      an interpreter that forks the next ranks
+
+Secrets arrive on standard input and live in the memory and the environment of the run alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from . import VERSION
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command; its answer is on stdout, `{"error": …}` and exit code 1 where it could not be done."""
+    if argv == ["--version"]:
+        print(VERSION)
+        return 0
+    name, rest = (argv[0], argv[1:]) if argv else ("", [])
+    if name == "rank":
+        from . import rank
+
+        return rank.main(rest[1:])
+    if name == "warm":
+        from . import warm
+
+        return warm.serve(rest[0], rest[1], rest[2:])
+    target = os.path.abspath(os.path.expanduser(rest[0])) if rest else ""
+    if name == "follow":
+        from .follow import follow
+
+        try:
+            follow(target)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would flush once more at its end
+        return 0
+    act = command(name)
+    if act is None:
+        print("usage: agent.pyz probe|unpack|start|go|status|follow|stop|rank …", file=sys.stderr)
+        return 2
+    try:
+        answer = act(target)
+    except OSError as error:
+        answer = {"error": "%s on this node: %s" % (name, error)}
+    print(json.dumps(answer))
+    return 1 if set(answer) == {"error"} else 0
+
+
+def command(name: str) -> Callable[[str], dict[str, Any]] | None:
+    """What a short command does with its folder and its standard input."""
+    if name == "probe":
+        from .probe import probe
+
+        return lambda _: probe(json.load(sys.stdin))
+    if name == "unpack":
+        from .unpack import unpack
+
+        return unpack
+    if name == "start":
+        from .start import start
+
+        return lambda folder: start(folder, json.load(sys.stdin))
+    if name in ("go", "status", "stop"):
+        from . import control
+
+        if name == "stop":
+            return lambda folder: control.stop(folder, json.load(sys.stdin))
+        return control.go if name == "go" else control.status
+    return None

@@ -1,0 +1,120 @@
+"""One rank under torchrun: its own log, its exit code as an event, dead when torchrun is."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from typing import Any, NoReturn
+
+from . import oom
+from .base import die_with_parent, event, read_json
+
+EXIT_WRONG_WORLD = 78
+OOM_LOOK_S = 5.0
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def prepare_folder(run_dir: str, number: int, attempt: int) -> tuple[str, str]:
+    """(folder, log file) of a rank; the folder is made."""
+    folder = os.path.join(run_dir, "rank_%d" % number)
+    os.makedirs(folder, exist_ok=True)
+    return folder, os.path.join(folder, "attempt_%d.log" % attempt)
+
+
+def rank_environment(folder: str) -> dict[str, str]:
+    """What a rank is told beyond the environment of its node."""
+    return {"NEXA_RANK_DIR": folder, "NEXA_PROGRESS": os.path.join(folder, "progress.json")}
+
+
+def report_exit(run_dir: str, number: int, status: int, oom_killed: bool = False) -> None:
+    """`status` is the exit code, or minus the number of the signal, as in Popen.returncode."""
+    event(
+        run_dir, "rank_exit",
+        rank=number, code=max(status, 0), signal=max(-status, 0), step=last_step(run_dir, number), oom=oom_killed,
+    )  # fmt: skip
+
+
+def last_step(run_dir: str, number: int) -> int | None:
+    """The step that the rank reported last, in this attempt."""
+    found = read_progress(run_dir, number)
+    return None if found is None else found["step"]
+
+
+def read_progress(run_dir: str, number: int) -> dict[str, Any] | None:
+    """A rank's progress.json; None when it has none yet, or was caught while it was written."""
+    try:
+        with open(os.path.join(run_dir, "rank_%d" % number, "progress.json"), "rb") as file:
+            found = json.loads(file.read(4096))
+        return dict(found) if isinstance(found["step"], int) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def main(argv: list[str]) -> int:
+    """Runs `argv` as the rank that torchrun's environment names. Returns its exit code."""
+    die_with_parent()
+    run_dir, number, attempt = (os.environ["NEXA_RUN_DIR"], int(os.environ["RANK"]), int(os.environ["NEXA_ATTEMPT"]))
+    folder, log_path = prepare_folder(run_dir, number, attempt)
+    log = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    wrong = wrong_world(number) or wrong_generation(run_dir, attempt)
+    if wrong:
+        print("nexa: " + wrong, file=sys.stderr, flush=True)
+        report_exit(run_dir, number, EXIT_WRONG_WORLD)
+        return EXIT_WRONG_WORLD
+    environment = {**os.environ, **rank_environment(folder)}
+    memory = oom.Watch()
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # until there is somebody to pass them on to
+    try:
+        child = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, preexec_fn=_begin)
+    except OSError as error:
+        print("nexa: %s: %s" % (argv[0], error), file=sys.stderr, flush=True)
+        report_exit(run_dir, number, 127)
+        return 127
+    event(run_dir, "rank_start", rank=number, pid=child.pid)
+    for name in PASSED_ON:
+        signal.signal(name, lambda number, _: child.send_signal(number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
+    signal.signal(signal.SIGALRM, lambda *_: memory.look())
+    signal.setitimer(signal.ITIMER_REAL, OOM_LOOK_S, OOM_LOOK_S)
+    status = child.wait()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    report_exit(run_dir, number, status, memory.killed(-status))
+    if status < 0:
+        end_by_signal(-status)
+    return status
+
+
+def _begin() -> None:
+    die_with_parent()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
+
+
+def wrong_world(number: int) -> str:
+    """What torchrun made of this rank, when that is not what the plan says."""
+    world, planned = (os.environ["WORLD_SIZE"], os.environ["NEXA_WORLD_SIZE"])
+    first, size = (int(os.environ["NEXA_FIRST_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
+    if world == planned and first <= number < first + size:
+        return ""
+    return "torchrun made rank %d of world size %s on node %s, the plan says ranks %d to %d of %s" % (
+        number, world, os.environ["NEXA_NODE"], first, first + size - 1, planned,
+    )  # fmt: skip
+
+
+def wrong_generation(run_dir: str, attempt: int) -> str:
+    newest = read_json(os.path.join(run_dir, "generation"), attempt)
+    return "" if newest == attempt else "attempt %d is over: attempt %s has taken its place" % (attempt, newest)
+
+
+def end_by_signal(number: int) -> NoReturn:
+    """Ends us as the rank was ended, so that torchrun reports it; without a core file of our own."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    if number not in (signal.SIGKILL, signal.SIGSTOP):
+        signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)

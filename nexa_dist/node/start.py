@@ -1,0 +1,155 @@
+"""The command `start`: makes the node ready for an attempt, and leaves a daemon that sees to it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from .base import POLL_S, alive, event, fail, holder_of, newest_attempt, read_json, write_json
+from .processes import kill_run, remove_tmp
+from .record import Record
+
+LOCK_TIMEOUT_S = 60.0
+SUPERSEDE_S = 10.0
+
+
+def start(run_dir: str, message: dict[str, Any]) -> dict[str, Any]:
+    """`message` is {"spec", "secrets"}. Answers {"pid", "already"}; an attempt begins at most once."""
+    spec = message["spec"]
+    os.makedirs(run_dir, mode=0o700, exist_ok=True)
+    with lock(run_dir) as door:
+        pid = _begun(run_dir, spec["attempt"])
+        if pid:
+            return {"pid": pid, "already": True}
+        write_json(os.path.join(run_dir, "generation"), spec["attempt"])  # from here on the ranks before it are fenced
+        _end_older(run_dir)
+        os.makedirs(spec["cwd"], exist_ok=True)
+        if spec.get("code"):
+            lay_over(spec["code"], spec["cwd"])
+        if spec.get("config") is not None:
+            write_json(os.path.join(run_dir, "train.json"), spec["config"])
+        write_json(os.path.join(run_dir, "spec.json"), spec)
+        return {"pid": _daemon(run_dir, spec, message.get("secrets", {}), door), "already": False}
+
+
+@contextlib.contextmanager
+def lock(run_dir: str) -> Iterator[int]:
+    """One `start` at a time; its file descriptor. Freed by the kernel when we are killed."""
+    door = os.open(os.path.join(run_dir, "start.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    end = time.monotonic() + LOCK_TIMEOUT_S
+    try:
+        while True:
+            try:
+                fcntl.flock(door, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    fail("another start of this run is under way here for over %d s" % LOCK_TIMEOUT_S)
+                time.sleep(POLL_S)
+        yield door
+    finally:
+        os.close(door)
+
+
+def _begun(run_dir: str, attempt: int) -> int:
+    """The pid of this attempt's agent if it was started before, else 0. Refuses what is over."""
+    newest = newest_attempt(run_dir)
+    if attempt < newest:
+        fail(
+            "attempt %d of this run has taken the place of attempt %d, which may not start any more" % (newest, attempt)
+        )
+    holder = read_json(os.path.join(run_dir, "agent.pid")) or {}
+    if holder.get("attempt") == attempt and (alive(holder) or "started" in Record(run_dir, attempt).read().names):
+        return int(holder["pid"])
+    if os.path.exists(os.path.join(run_dir, "stop.attempt_%d" % attempt)):
+        fail("attempt %d of this run was stopped before it could start" % attempt)
+    return 0
+
+
+def _end_older(run_dir: str) -> None:
+    """Ends what there is of attempts before this one; nothing of theirs may run beside it."""
+    holder = read_json(os.path.join(run_dir, "agent.pid"))
+    if alive(holder):
+        order = {"grace_s": 0, "reason": "superseded", "release": False}
+        write_json(os.path.join(run_dir, "stop.attempt_%d" % holder["attempt"]), order)
+        end_agent(holder, SUPERSEDE_S)
+    _, left = kill_run(run_dir)
+    remove_tmp(run_dir)
+    if holder and not Record(run_dir, holder["attempt"]).read().end:
+        event(
+            run_dir, "ended", state="stopped", code=143, reason="superseded", left=left, attempt=holder["attempt"]
+        )  # fmt: skip
+    if left:
+        fail("processes of an earlier attempt cannot be ended: %s" % left)
+
+
+def end_agent(holder: Any, timeout_s: float) -> None:
+    """SIGTERM to an agent that knows why from its stop file; SIGKILL after the time."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(holder["pid"], signal.SIGTERM)
+        os.kill(holder["pid"], signal.SIGCONT)
+    end = time.monotonic() + timeout_s
+    while alive(holder) and time.monotonic() < end:
+        time.sleep(POLL_S / 2)
+    if alive(holder):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(holder["pid"], signal.SIGKILL)
+        while alive(holder) and time.monotonic() < end + 1:
+            time.sleep(POLL_S / 2)
+
+
+def lay_over(code: str, work: str) -> None:
+    """The code as it is now over the working folder, which keeps what the scripts of earlier attempts wrote."""
+    for folder, folders, names in os.walk(code):
+        target = os.path.normpath(os.path.join(work, os.path.relpath(folder, code)))
+        os.makedirs(target, exist_ok=True)
+        for name in names + [n for n in folders if os.path.islink(os.path.join(folder, n))]:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(target, name))
+            shutil.copy2(os.path.join(folder, name), os.path.join(target, name), follow_symlinks=False)
+
+
+def _daemon(run_dir: str, spec: dict[str, Any], secrets: dict[str, str], door: int) -> int:
+    """Pid of the daemon, which has written its first event."""
+    read_end, write_end = os.pipe()
+    if os.fork() == 0:
+        os.close(read_end)
+        os.close(door)  # or our lock would last as long as the attempt
+        _daemonize(run_dir, spec, secrets, write_end)
+    os.close(write_end)
+    with os.fdopen(read_end) as pipe:
+        answer = pipe.read()
+    if not answer:
+        fail("the agent ended at once; see %s/agent.err" % run_dir)
+    return int(answer)
+
+
+def _daemonize(run_dir: str, spec: dict[str, Any], secrets: dict[str, str], write_end: int) -> NoReturn:
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    null = os.open(os.devnull, os.O_RDWR)
+    log = os.open(os.path.join(run_dir, "agent.err"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    for source, target in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    code = 1
+    try:
+        from .attempt import Attempt
+
+        write_json(os.path.join(run_dir, "agent.pid"), holder_of(os.getpid(), attempt=spec["attempt"]))
+        event(run_dir, "started", pid=os.getpid(), attempt=spec["attempt"], node=spec["node"])
+        os.write(write_end, str(os.getpid()).encode())
+        os.close(write_end)
+        Attempt(run_dir, spec, secrets).main()
+        code = 0
+    except Exception:
+        traceback.print_exc()
+    finally:
+        os._exit(code)

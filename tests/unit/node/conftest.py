@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nexa_dist.run import agentfile
+from tests.unit.node.rig import Rig
+
+
+@pytest.fixture(scope="session")
+def agent_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("agent") / agentfile.NAME
+    path.write_bytes(agentfile.content())
+    return path
+
+
+@pytest.fixture
+def rig(tmp_path: Path, agent_file: Path) -> Iterator[Rig]:
+    made = Rig(tmp_path / "a run's dir", agent_file)
+    yield made
+    assert made.stop()["left"] == []
+    assert made.groups() == []
