@@ -4,7 +4,7 @@
 "run_id": …, "attempt": …, "files": {relpath: {"bytes", "sha256"}}, "sha256": …}`. The last key is the SHA-256 of
 the others in this same JSON form, so that a flipped byte in the manifest itself is found too. A directory is
 filled under a `.tmp-` name, its files are fsynced, the manifest is written last, then it is renamed and the
-parent is fsynced. One writer a root.
+parent is fsynced. One writer a root and attempt; `fence` keeps those of older attempts out.
 """
 
 from __future__ import annotations
@@ -13,28 +13,31 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 from nexa_dist.errors import NexaError
+from nexa_dist.train.fence import OPEN, Fence
 
 VERSION = 1
 MANIFEST = "manifest.json"
 _STEP_DIR = re.compile(r"^step_(\d{8,})\Z")
 
 
-def write(root: Path, step: int, fill: Callable[[Path], None], meta: Mapping[str, Any]) -> Path:
+def write(root: Path, step: int, fill: Callable[[Path], None], meta: Mapping[str, Any], fence: Fence = OPEN) -> Path:
     """Make `root/step_<step>`: `fill(dir)` writes the files, `meta` goes into the manifest. Returns its path.
 
     A directory of the same step is replaced. Whatever `fill` raises is passed on, and nothing is left behind.
+    Raises fence.Superseded, before and after the work, when a newer attempt has begun.
     """
+    fence.check()
     root.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(root)
+    fence.sweep(root)
     final = root / f"step_{step:08d}"
-    temp = root / f".tmp-{final.name}-{os.getpid()}"
+    temp = fence.temp(root, final.name)
     temp.mkdir()
     try:
         fill(temp)
@@ -46,12 +49,13 @@ def write(root: Path, step: int, fill: Callable[[Path], None], meta: Mapping[str
             os.fsync(out.fileno())
         for folder in {temp, *(path for path in temp.rglob("*") if path.is_dir())}:
             _sync_dir(folder)
+        fence.check()
         if final.exists():
-            os.rename(final, root / f".tmp-old-{final.name}-{os.getpid()}")
+            os.rename(final, fence.temp(root, f"old-{final.name}"))
         os.rename(temp, final)
         _sync_dir(root)
     finally:
-        _remove_leftovers(root)
+        fence.sweep(root)
     return final
 
 
@@ -112,7 +116,19 @@ def newest_whole(root: Path, report: Callable[[str], None] = _to_stderr) -> tupl
     return None
 
 
-def prune(root: Path, keep: int = 2) -> list[Path]:
+def newest_named(root: Path) -> int | None:
+    """The highest step with a manifest and files of the right sizes. Nothing is hashed: to show, not to load."""
+    for step, path in _candidates(root):
+        try:
+            files = json.loads((path / MANIFEST).read_bytes())["files"]
+            if all((path / name).stat().st_size == want["bytes"] for name, want in files.items()):
+                return step
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return None
+
+
+def prune(root: Path, keep: int = 2, fence: Fence = OPEN) -> list[Path]:
     """Remove what is older than the `keep` newest whole checkpoints; returns what was removed.
 
     Broken ones are not counted, so a whole one never makes room for them; with fewer than `keep` whole ones
@@ -124,14 +140,12 @@ def prune(root: Path, keep: int = 2) -> list[Path]:
         if whole < keep:
             whole += not verify(path)
             continue
-        doomed = root / f".tmp-old-{path.name}-{os.getpid()}"
-        os.rename(path, doomed)  # first out of sight, so that a kill leaves no half-removed checkpoint
-        shutil.rmtree(doomed)
+        fence.discard(path)
         removed.append(path)
     return removed
 
 
-def copy(src: Path, dst_root: Path) -> Path:
+def copy(src: Path, dst_root: Path, fence: Fence = OPEN) -> Path:
     """Copy a whole checkpoint into another root, whole or absent again. A broken source raises NexaError."""
     problems = verify(src)
     if problems:
@@ -144,12 +158,12 @@ def copy(src: Path, dst_root: Path) -> Path:
     def fill(temp: Path) -> None:
         for name in body["files"]:
             (temp / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(src / name, temp / name)
+            copyfile(src / name, temp / name)
             if reason := _compare(temp / name, body["files"][name]):
                 raise NexaError(f"checkpoint copy {target}: {name}: {reason}", hint="check the disk")
 
     meta = {key: value for key, value in body.items() if key not in ("version", "step", "files", "sha256")}
-    return write(dst_root, int(body["step"]), fill, meta)
+    return write(dst_root, int(body["step"]), fill, meta, fence)
 
 
 def _candidates(root: Path) -> list[tuple[int, Path]]:
@@ -201,17 +215,19 @@ def _sync_dir(folder: Path) -> None:
         os.close(handle)
 
 
-def _remove_leftovers(root: Path) -> None:
-    """What a killed writer left. There is one writer a root, so nobody is still at it."""
-    for path in root.glob(".tmp-*"):
-        shutil.rmtree(path)
+def main(words: list[str]) -> int:
+    """`ROOT…` prints, as JSON, every checkpoint below: the whole ones (newest first), and why others are not.
 
-
-def main(roots: list[str]) -> int:
-    """Prints, as JSON, every checkpoint below `roots`: the whole ones (newest first), and why others are not."""
+    `--verify DIR` says on stderr what is wrong with one checkpoint; exit code 1 when anything is.
+    """
+    if words[:1] == ["--verify"]:
+        problems = [problem for word in words[1:] for problem in verify(Path(word))]
+        for problem in problems:
+            _to_stderr(f"error: {problem}")
+        return 1 if problems else 0
     whole: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
-    for step, path in [found for root in roots for found in _candidates(Path(root))]:
+    for step, path in [found for root in words for found in _candidates(Path(root))]:
         if problems := verify(path):
             skipped.append({"path": str(path), "step": step, "why": problems[0]})
         else:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
+from nexa_dist.errors import NexaError
 from nexa_dist.train.env import RankEnv
 
+T = TypeVar("T")
 EXIT_STOPPED = 128 + signal.SIGTERM
 
 
@@ -57,6 +60,23 @@ def from_zero(value: Any) -> Any:
     return box[0]
 
 
+def on_zero(action: Callable[[], T]) -> T:
+    """What `action` returned on rank 0, on every rank; or the NexaError that it raised, on every rank."""
+    error: NexaError | None = None
+    result: T | None = None
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            result = action()
+        except NexaError as raised:
+            error = raised
+    result, told = from_zero((result, error and (str(error), error.hint)))
+    if error is not None:
+        raise error
+    if told is not None:
+        raise NexaError(f"rank 0: {told[0]}", hint=told[1])
+    return cast(T, result)
+
+
 def total(values: Sequence[float]) -> list[float]:
     """Sums over the ranks, in float64."""
     sums = torch.tensor(values, dtype=torch.float64)
@@ -65,21 +85,36 @@ def total(values: Sequence[float]) -> list[float]:
     return [float(value) for value in sums]
 
 
+def settle_buckets(model: torch.nn.Module, loss: Callable[[], Any]) -> None:
+    """One forward and backward pass for nothing, before step 1. `loss` makes the pass and returns a scalar tensor.
+
+    DDP lays its gradient buckets out anew after the first backward pass. From three ranks on the layout decides the
+    order of the sums, so the first step of a resume would round unlike the same step unbroken.
+    """
+    loss().backward()
+    model.zero_grad(set_to_none=True)
+
+
 class StopSignal:
     """SIGTERM as a wish: the step in progress is finished first. All ranks see it at the same step."""
 
     def __init__(self) -> None:
-        self.wanted = False
         self.agreed = False
+        self.at: float | None = None
+        """time.monotonic() of the signal: of this rank's own, once agreed of the first that any rank got."""
         signal.signal(signal.SIGTERM, self._note)
 
     def _note(self, _signal: int, _frame: FrameType | None) -> None:
-        self.wanted = True
+        if self.at is None:
+            self.at = time.monotonic()
 
     def agree(self) -> bool:
         """Whether any rank got the signal. A collective: every rank calls it after every step."""
-        flag = torch.tensor(float(self.wanted))
+        now, at = time.monotonic(), self.at
+        age_s = torch.tensor(-1.0 if at is None else now - at)
         if dist.is_initialized():
-            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        self.agreed = bool(flag)
+            dist.all_reduce(age_s, op=dist.ReduceOp.MAX)
+        self.agreed = float(age_s) >= 0
+        if self.agreed:
+            self.at = now - float(age_s)
         return self.agreed

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nexa_dist.errors import NexaError
+from nexa_dist.train import fence
+from nexa_dist.train.fence import Fence
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,22 @@ class RankEnv:
     """Checkpoint root that outlives the node; None when there is no such place."""
     resume_from: Path | None
     resume_step: int | None
+    bucket: str | None = None
+    """s3://bucket/prefix; checkpoints go to <prefix>/<run_id>/checkpoints."""
+    sync: Path | None = None
+    """run_sync.sh on this node."""
+    durable_wait_s: float = 60.0
+    """How long the end of a training waits for the durable copy."""
 
     @property
     def checkpoints(self) -> Path:
         return self.run_dir / "checkpoints"
+
+    @property
+    def fence(self) -> Fence:
+        """The generation files that this rank's checkpoints must not be older than."""
+        beside = () if self.durable is None else (self.durable.parent / fence.NAME,)
+        return Fence(self.attempt, (self.run_dir / fence.NAME, *beside))
 
     @classmethod
     def read(cls, name: str, environ: Mapping[str, str]) -> RankEnv:
@@ -55,6 +69,9 @@ class RankEnv:
             durable=Path(durable).absolute() / run_id / "checkpoints" if durable else None,
             resume_from=Path(resume).absolute() if resume else None,
             resume_step=_number(environ, "NEXA_RESUME_STEP", 0) if "NEXA_RESUME_STEP" in environ else None,
+            bucket=environ.get("NEXA_BUCKET", "").rstrip("/") or None,
+            sync=Path(environ["NEXA_SYNC"]).absolute() if environ.get("NEXA_SYNC") else None,
+            durable_wait_s=_number(environ, "NEXA_DURABLE_WAIT_S", 60),
         )
 
 

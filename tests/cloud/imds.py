@@ -18,6 +18,7 @@ Tree = dict[str, Any]
 TOKEN_TTL = "X-aws-ec2-metadata-token-ttl-seconds"
 TOKEN = "X-aws-ec2-metadata-token"
 MAX_TTL_S = 21600
+KEYS_TTL_S = 6 * 3600
 
 
 def utc(at_unix: float) -> str:
@@ -30,6 +31,7 @@ def tree(spec: HostSpec, mac: str, notice_at_unix: float | None) -> Tree:
     meta: Tree = {
         "ami-id": "ami-emulated",
         "hostname": name,
+        "iam": _iam(spec),
         "instance-action": "none",
         "instance-id": spec.instance_id,
         "instance-life-cycle": "spot" if spec.spot else "on-demand",
@@ -66,6 +68,28 @@ def tree(spec: HostSpec, mac: str, notice_at_unix: float | None) -> Tree:
     if spec.user_data:
         found["user-data"] = spec.user_data
     return found
+
+
+def _iam(spec: HostSpec) -> Tree:
+    """What an instance profile gives: keys of its role. The emulated API asks nobody who he is."""
+    role = spec.tags.get("Name", "nexa-node")
+    now = time.time()
+    keys = {
+        "Code": "Success",
+        "LastUpdated": utc(now),
+        "Type": "AWS-HMAC",
+        "AccessKeyId": "ASIAEMULATEDEMULATED",
+        "SecretAccessKey": "of-no-use-elsewhere",
+        "Token": "emulated",
+        "Expiration": utc(now + KEYS_TTL_S),
+    }
+    profile = {
+        "Code": "Success",
+        "LastUpdated": utc(now),
+        "InstanceProfileArn": f"arn:aws:iam::123456789012:instance-profile/nexa/{role}",
+        "InstanceProfileId": "AIPAEMULATEDEMULATED",
+    }
+    return {"info": json.dumps(profile), "security-credentials": {role: json.dumps(keys)}}
 
 
 def _interface(spec: HostSpec, mac: str) -> Tree:

@@ -6,28 +6,24 @@ A stopped and resumed training ends with the bits of an unbroken one on CPU, wit
 
 from __future__ import annotations
 
-import json
-import random
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError
-from torch.nn.parallel import DistributedDataParallel
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError
-from nexa_dist.train import agree, control, data, models
+from nexa_dist.train import agree, control, data, models, progress
+from nexa_dist.train.backends import hf_setup, hf_state
 from nexa_dist.train.env import RankEnv
+from nexa_dist.train.fence import Superseded
 from nexa_dist.train.keeper import Keeper
 from nexa_dist.train.tracking import Tracker
 
-_RANKS = "nexa_ranks.json"
 _NOT_SAVED = (NexaError, OSError, RuntimeError, SafetensorError)  # torch calls a full disk a RuntimeError
 _hf: Any = transformers  # half of its functions carry no types
 
@@ -45,32 +41,16 @@ def train(config: TrainConfig, env: RankEnv) -> int:
         "the nodes prepared different text: check that they run the same Python",
     )
     point = agree.start(env, control.gather(agree.local_step(env)))
+    keeper = Keeper(env)
+    control.on_zero(lambda: keeper.begin(point[0] if point else 0))
     tracker = Tracker(config, env)
-    trainer = NexaTrainer(config, env, dataset, stop, tracker)
+    trainer = NexaTrainer(config, env, dataset, stop, tracker, keeper)
     try:
         code = trainer.run(point)
     finally:
         tracker.close()
     control.leave()
     return code
-
-
-class Windows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Tokens cut into windows of `length`; the last, shorter one is left out."""
-
-    def __init__(self, tokens: np.ndarray[Any, Any], length: int) -> None:
-        self._tokens, self._length = tokens, length
-
-    def __len__(self) -> int:
-        return len(self._tokens) // self._length
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """`input_ids`, `labels`: int64, shape (length,). The first label has no context: -100, not counted."""
-        start = index * self._length
-        ids = torch.from_numpy(self._tokens[start : start + self._length].astype(np.int64))
-        labels = ids.clone()
-        labels[0] = -100
-        return {"input_ids": ids, "labels": labels}
 
 
 class NexaTrainer(Trainer):
@@ -80,14 +60,20 @@ class NexaTrainer(Trainer):
     processing_class: Any
 
     def __init__(
-        self, config: TrainConfig, env: RankEnv, dataset: data.Dataset, stop: control.StopSignal, tracker: Tracker
+        self,
+        config: TrainConfig,
+        env: RankEnv,
+        dataset: data.Dataset,
+        stop: control.StopSignal,
+        tracker: Tracker,
+        keeper: Keeper,
     ) -> None:
         assert config.dataset is not None and config.trainer is not None
         self.cfg, self.env, self.dataset, self.stop = config.trainer, env, dataset, stop
-        self.keeper, self.tracker = Keeper(env), tracker
+        self.keeper, self.tracker, self.snapshot = keeper, tracker, hf_state.Snapshot(self)
         length = config.dataset.sequence_length
-        windows = Windows(dataset.part("train"), length)
-        self.held_out = Windows(dataset.part("held_out"), length)
+        windows = hf_setup.Windows(dataset.part("train"), length)
+        self.held_out = hf_setup.Windows(dataset.part("held_out"), length)
         self.step_tokens = self.cfg.batch_size * length * env.world_size
         if len(windows) < self.cfg.batch_size * env.world_size or not len(self.held_out):
             raise NexaError(
@@ -101,7 +87,7 @@ class NexaTrainer(Trainer):
             print(f"model {model.num_parameters()} parameters, {env.world_size} ranks", flush=True)
         super().__init__(
             model=model,
-            args=_arguments(config, env),
+            args=hf_setup.arguments(config, env),
             train_dataset=windows,
             eval_dataset=self.held_out,
             data_collator=_hf.default_data_collator,
@@ -120,11 +106,12 @@ class NexaTrainer(Trainer):
         if self.resumed_from is not None and step >= self.cfg.steps:
             self._load_from_checkpoint(str(self.resumed_from))
             self.state = TrainerState.load_from_json(str(self.resumed_from / "trainer_state.json"))
+            progress.report(step, self.cfg.steps)
         else:
             self.train(resume_from_checkpoint=str(self.resumed_from) if self.resumed_from else None)
         if self.state.global_step < self.cfg.steps:
             if self.env.rank == 0:
-                print(f"stopped by SIGTERM at step {self.state.global_step}, checkpoint saved", flush=True)
+                print(self.keeper.stopped(self.state.global_step, self.stop.at or started), flush=True)
             return control.EXIT_STOPPED
         self._finish(step, time.monotonic() - started)
         return 0
@@ -136,6 +123,7 @@ class NexaTrainer(Trainer):
         done, size = self.dataset, self.model.num_parameters()
         if first_step >= self.cfg.steps and self.resumed_from is not None:
             self.keeper.adopt(self.resumed_from)  # nothing was left to train, so nothing was saved here
+        print(self.keeper.finish(), flush=True)
         self.keeper.write_result(
             {
                 "model": self.model.config.name_or_path or f"llama-{size}",
@@ -190,82 +178,37 @@ class NexaTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Rank 0 saves for all. A full disk ends the training only when this was the last chance to save."""
         self.store_flos()
-        ranks = control.gather_on_zero(self._rank_state())
-        problem = ""
-        if self.env.rank == 0:
-            try:
-                self.keeper.save(self.state.global_step, lambda path: self._fill(path, ranks))
-            except _NOT_SAVED as err:
-                problem = f"checkpoint at step {self.state.global_step} was not saved: {err}"
-        problem = control.from_zero(problem)
-        if problem and (self.stop.agreed or self.state.global_step >= self.cfg.steps):
+        ranks = control.gather_on_zero(hf_state.of_rank(self))
+        last = self.stop.agreed or self.state.global_step >= self.cfg.steps
+        problem = control.on_zero(lambda: self._store(ranks, last))
+        if problem and last:
             raise NexaError(problem, hint="look at the disk of rank 0's node, then resume")
-        if problem and self.env.rank == 0:
-            print(f"warning: {problem}; training goes on", flush=True)
 
-    def _fill(self, path: Path, ranks: list[dict[str, Any]]) -> None:
-        """Every file that a resume reads, under the names that transformers gives them."""
-        self.model.save_pretrained(path)
-        self.processing_class.save_pretrained(path)
-        self._save_optimizer_and_scheduler(str(path))
-        self._save_scaler(str(path))
-        self.state.save_to_json(str(path / "trainer_state.json"))
-        for rank, state in enumerate(ranks):
-            name = "rng_state.pth" if len(ranks) == 1 else f"rng_state_{rank}.pth"
-            (path / name).write_bytes(state.pop("rng"))
-        (path / _RANKS).write_text(json.dumps(ranks))
-
-    def _rank_state(self) -> dict[str, Any]:
-        """This rank's random state, and the loss that was added up since the last log line."""
-        with tempfile.TemporaryDirectory() as folder:
-            self._save_rng_state(folder)
-            (file,) = Path(folder).iterdir()
-            rng = file.read_bytes()
-        return {
-            "rng": rng,
-            "loss_sum": self._tr_loss.item(),
-            "loss_total": self._total_loss_scalar,
-            "logged_step": self._globalstep_last_logged,
-        }
+    def _store(self, ranks: list[dict[str, Any]], last: bool) -> str:
+        """Rank 0: what is not saved of this step, in words; empty when all is well, or well under way."""
+        step, earlier = self.state.global_step, self.keeper.pending
+        try:
+            self.keeper.settle()
+        except Superseded:
+            raise
+        except _NOT_SAVED as err:
+            print(f"warning: checkpoint at step {earlier} was not saved: {err}; training goes on", flush=True)
+        in_background = self.cfg.async_save and not last
+        try:
+            fill = self.snapshot.take(ranks, copy=in_background)
+            (self.keeper.save_later if in_background else self.keeper.save)(step, fill)
+        except Superseded:
+            raise
+        except _NOT_SAVED as err:
+            problem = f"checkpoint at step {step} was not saved: {err}"
+            if not last:
+                print(f"warning: {problem}; training goes on", flush=True)
+            return problem
+        return ""
 
     def begin(self) -> None:
-        """Before the first step of this process: settle DDP, then take up what a resume needs."""
-        self._settle_buckets()
-        seed = self.cfg.seed + 1_000_003 * (self.env.rank + 1)  # else all ranks drop the same units
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
-        if self.resumed_from is None:
-            return
-        state: Any = self.state
-        state.compute_steps(self.args, state.max_steps)  # the intervals of this config, not the saved ones
-        ranks = json.loads((self.resumed_from / _RANKS).read_text())
-        if len(ranks) != self.env.world_size:
-            if self.env.rank == 0:
-                print(f"note: saved by {len(ranks)} ranks, so this is no bit-exact continuation", flush=True)
-            return
-        mine = ranks[self.env.rank]
-        self._tr_loss += mine["loss_sum"]
-        self._total_loss_scalar = mine["loss_total"]
-        self._globalstep_last_logged = mine["logged_step"]
-
-    def _settle_buckets(self) -> None:
-        """One forward and backward pass for nothing.
-
-        DDP lays its gradient buckets out anew after the first backward pass. From three ranks on the layout
-        decides the order of the sums, so the first step of a resume would round unlike the same step unbroken.
-        """
-        if not isinstance(self.model_wrapped, DistributedDataParallel):
-            if self.env.world_size > 1:  # the ranks would train apart, and nothing would say so
-                raise NexaError(
-                    f"{self.env.world_size} ranks, but the model is a bare {type(self.model_wrapped).__name__}"
-                )
-            return
-        wrapped: Any = self.model_wrapped
-        tokens = torch.zeros(1, 8, dtype=torch.long, device=self.args.device)
-        wrapped.train()
-        wrapped(input_ids=tokens, labels=tokens).loss.backward()
-        wrapped.zero_grad(set_to_none=True)
+        hf_state.begin(self, self.resumed_from, self.cfg.seed)
+        progress.report(self.state.global_step, self.state.max_steps)
 
 
 class _Steps(TrainerCallback):
@@ -280,58 +223,25 @@ class _Steps(TrainerCallback):
         self._since, self._from_step = time.monotonic(), state.global_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        progress.report(state.global_step, state.max_steps)
         if self._trainer.stop.agree() and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        trainer = self._trainer
-        if trainer.env.rank != 0:
-            return
+        trainer, first = self._trainer, self._trainer.env.rank == 0
         trainer.tracker.log(state.global_step, logs)
-        if "eval_loss" in logs and state.global_step < state.max_steps:
+        if first and "eval_loss" in logs and state.global_step < state.max_steps:
             print(f"step {state.global_step}/{state.max_steps} held-out loss {logs['eval_loss']:.4f}", flush=True)
         if "loss" not in logs:
             return
         now = time.monotonic()
         speed = (state.global_step - self._from_step) * trainer.step_tokens / (now - self._since)
         self._since, self._from_step = now, state.global_step
-        print(
-            f"step {state.global_step}/{state.max_steps} loss {logs['loss']:.4f}"
-            f" lr {logs['learning_rate']:.1e} tok/s {speed:.0f}",
-            flush=True,
-        )
-
-
-def _arguments(config: TrainConfig, env: RankEnv) -> TrainingArguments:
-    cfg = config.trainer
-    assert cfg is not None
-    cuda = torch.cuda.is_available()
-    return TrainingArguments(
-        output_dir=str(env.run_dir),
-        max_steps=cfg.steps,
-        per_device_train_batch_size=cfg.batch_size,
-        learning_rate=cfg.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=cfg.warmup_steps,
-        weight_decay=cfg.weight_decay,
-        bf16=cfg.precision == "bf16",
-        seed=cfg.seed,
-        data_seed=cfg.seed,
-        logging_steps=cfg.log_every,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,  # a loss of nan must be seen
-        save_strategy="steps",
-        save_steps=cfg.save_every,
-        eval_strategy="steps" if cfg.eval_every else "no",
-        eval_steps=cfg.eval_every,
-        use_cpu=not cuda,
-        ddp_find_unused_parameters=False,
-        average_tokens_across_devices=False,  # every window counts the same number of tokens
-        dataloader_drop_last=True,
-        dataloader_pin_memory=cuda,
-        disable_tqdm=True,
-        log_level="error",
-        log_level_replica="error",
-        report_to="none",
-    )
+        progress.report(state.global_step, state.max_steps, logs["loss"], speed)
+        if first:
+            print(
+                f"step {state.global_step}/{state.max_steps} loss {logs['loss']:.4f}"
+                f" lr {logs['learning_rate']:.1e} tok/s {speed:.0f}",
+                flush=True,
+            )

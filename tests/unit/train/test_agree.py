@@ -16,7 +16,10 @@ def env(folder: Path, **extra: str) -> RankEnv:
 
 
 def save(root: Path, step: int) -> Path:
-    return checkpoint.write(root, step, lambda path: (path / "w").write_bytes(b"weights") and None, {})
+    def fill(path: Path) -> None:
+        (path / "w").write_bytes(b"weights")
+
+    return checkpoint.write(root, step, fill, {})
 
 
 def test_the_ranks_that_differ_are_named() -> None:
@@ -41,6 +44,22 @@ def test_the_newest_whole_checkpoint_of_the_run_folder(tmp_path: Path) -> None:
     (save(here.checkpoints, 40) / "w").write_bytes(b"weightz")
     assert agree.local_step(here) == 20
     assert agree.start(here, [20, None]) == (20, here.checkpoints / "step_00000020")
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "cut by a byte", "cut in half", "zero tail"])
+def test_a_damaged_newest_one_is_passed_over(tmp_path: Path, damage: str) -> None:
+    here = env(tmp_path)
+    save(here.checkpoints, 20)
+    file = save(here.checkpoints, 40) / "w"
+    good = file.read_bytes()
+    bad = {
+        "flipped bit": bytes([good[0] ^ 4]) + good[1:],
+        "cut by a byte": good[:-1],
+        "cut in half": good[: len(good) // 2],
+        "zero tail": good[:4] + bytes(len(good) - 4),
+    }[damage]
+    file.write_bytes(bad)
+    assert agree.start(here, [agree.local_step(here)]) == (20, here.checkpoints / "step_00000020")
 
 
 def test_a_given_checkpoint_is_verified(tmp_path: Path) -> None:

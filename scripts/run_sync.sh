@@ -1,0 +1,194 @@
+#!/usr/bin/env bash
+# Checkpoints of a run to and from the durable bucket; nothing else of NexaCompute talks to it about them.
+#
+#   run_sync.sh fence RUN_ID GENERATION       lock older attempts out; prints {"step": newest whole one, or null}
+#   run_sync.sh push  RUN_ID STEP_DIR         upload a checkpoint, files first, manifest last
+#   run_sync.sh pull  RUN_ID DEST_DIR [STEP]  the newest whole one (or STEP) into DEST_DIR, verified; prints its folder
+#   run_sync.sh list  RUN_ID [--json]         the whole ones, newest first
+#   run_sync.sh prune RUN_ID KEEP             remove what is older than the KEEP newest; not for nodes, which may not
+#
+# NEXA_BUCKET is s3://bucket/prefix. Below it: RUN_ID/generation/<attempt>, an empty object for every attempt that
+# began, and RUN_ID/checkpoints/step_<step>/g<attempt>/, so that no attempt writes where another does; without its
+# manifest.json such a folder is no checkpoint. push takes its attempt from NEXA_ATTEMPT. Credentials, region and
+# endpoint are what the aws command finds. Exit codes: 0, 1 failed, 2 usage, 3 a newer attempt has begun.
+set -euo pipefail
+
+say() { printf '%s\n' "$*" >&2; }
+die() { # CODE MESSAGE
+    say "error: $2"
+    exit "$1"
+}
+usage() {
+    sed -n '4,8s/^# *//p' "${BASH_SOURCE[0]}" >&2
+    exit 2
+}
+
+python=${NEXA_PYTHON:-python3}
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$here/.." AWS_PAGER='' AWS_EC2_METADATA_SERVICE_NUM_ATTEMPTS=3
+export AWS_RETRY_MODE=standard AWS_MAX_ATTEMPTS="${AWS_MAX_ATTEMPTS:-4}"
+
+find_aws() {
+    local beside
+    beside=$(dirname "$(command -v "$python" || echo /nowhere/python)")/aws
+    if [ -x "$beside" ]; then aws=$beside; else aws=$(command -v aws) || die 1 "the aws command is not on this node"; fi
+}
+run_aws() { nice -n 5 "$aws" --cli-connect-timeout 10 --cli-read-timeout 60 "$@"; }
+
+# Everything of the run, "bytes<TAB>key below RUN_ID/" a line. One request for a thousand keys.
+look() {
+    run_aws s3api list-objects-v2 --bucket "$bucket" --prefix "$base/" --output text \
+        --query 'Contents[].[Size,Key]' >"$scratch/raw" || die 1 "s3://$bucket/$base/ cannot be listed"
+    # A page without keys says None; what is not below the prefix is not ours.
+    awk -F'\t' -v base="$base/" 'NF == 2 && index($2, base) == 1 { print $1 "\t" substr($2, length(base) + 1) }' \
+        "$scratch/raw" >"$scratch/keys"
+}
+
+# "step generation" of every folder with a manifest, newest first. From the last look.
+whole() {
+    sed -nE 's|^[0-9]+\tcheckpoints/step_0*([0-9]+)/g0*([0-9]+)/manifest\.json$|\1 \2|p' "$scratch/keys" |
+        sort -k1,1nr -k2,2nr
+}
+
+folder_of() { printf 'checkpoints/step_%08d/g%06d' "$1" "$2"; } # STEP GENERATION
+
+# After a look: is an attempt later than ours known?
+check_fence() { # GENERATION
+    local newest
+    newest=$(sed -nE 's|^[0-9]+\tgeneration/0*([0-9]+)$|\1|p' "$scratch/keys" | sort -nr | head -n 1)
+    [ "${newest:-0}" -le "$1" ] || die 3 "attempt $1 may write no checkpoint any more: $url says attempt $newest"
+}
+
+verified() { "$python" -m nexa_dist.train.checkpoint --verify "$1"; } # STEP_DIR
+
+do_fence() { # GENERATION
+    local step
+    : >"$scratch/empty"
+    run_aws s3 cp --only-show-errors "$scratch/empty" "$url/generation/$(printf %06d "$1")" ||
+        die 1 "$url/generation cannot be written"
+    look
+    check_fence "$1"
+    step=$(whole | awk 'NR == 1 { print $1 }')
+    printf '{"step": %s}\n' "${step:-null}"
+}
+
+# "bytes<TAB>name" of every file that the manifest names.
+named() { # MANIFEST
+    "$python" -c 'import json, sys
+for name, about in json.load(open(sys.argv[1]))["files"].items(): print(about["bytes"], name, sep="\t")' "$1"
+}
+
+do_push() { # STEP_DIR
+    local step_dir=${1%/} generation=${NEXA_ATTEMPT:?is not set} name step into missing
+    verified "$step_dir" || die 1 "$step_dir is no whole checkpoint"
+    name=$(basename "$step_dir")
+    step=$((10#${name#step_}))
+    into=$(folder_of "$step" "$generation")
+    look
+    check_fence "$generation"
+    if grep -qF "	$into/manifest.json" "$scratch/keys"; then
+        run_aws s3 cp --only-show-errors "$url/$into/manifest.json" "$scratch/manifest" || die 1 "$url/$into: not read"
+        cmp -s "$scratch/manifest" "$step_dir/manifest.json" || die 1 "$url/$into holds another checkpoint"
+        return
+    fi
+    run_aws s3 cp --recursive --only-show-errors --exclude manifest.json "$step_dir/" "$url/$into/" ||
+        die 1 "step $step was not uploaded to $url"
+    look
+    check_fence "$generation"
+    missing=$(named "$step_dir/manifest.json" | awk -F'\t' -v into="$into" '
+        NR == FNR { there[$1 "\t" $2] = 1; next } !(($1 "\t" into "/" $2) in there) { print $2; exit }' "$scratch/keys" -)
+    [ -z "$missing" ] || die 1 "$url/$into/$missing is not what was uploaded"
+    run_aws s3 cp --only-show-errors "$step_dir/manifest.json" "$url/$into/manifest.json" ||
+        die 1 "the manifest of step $step was not uploaded to $url"
+}
+
+do_pull() { # DEST_DIR [STEP]
+    local destination=$1 wanted=${2:-} step generation from name
+    look
+    mkdir -p "$destination"
+    while read -r step generation; do
+        if [ -n "$wanted" ] && [ "$step" != "$wanted" ]; then continue; fi
+        from=$(folder_of "$step" "$generation")
+        name=$(basename "$(dirname "$from")")
+        if ! run_aws s3 cp --recursive --only-show-errors "$url/$from/" "$scratch/$name/" </dev/null; then
+            die 1 "step $step could not be downloaded from $url"
+        fi
+        if verified "$scratch/$name"; then
+            if [ -e "$destination/$name" ]; then mv -T "$destination/$name" "$scratch/replaced"; fi
+            mv -T "$scratch/$name" "$destination/$name"
+            printf '%s\n' "$destination/$name"
+            return
+        fi
+        say "warning: $url/$from is passed over: it is damaged"
+        rm -rf "${scratch:?}/$name"
+    done < <(whole)
+    die 1 "no whole checkpoint${wanted:+ of step $wanted} in $url"
+}
+
+do_list() { # [--json]
+    local step generation first=1
+    look
+    if [ "${1:-}" != --json ]; then
+        whole | while read -r step generation; do printf 'step %s (attempt %s)\n' "$step" "$generation"; done
+        return
+    fi
+    printf '['
+    while read -r step generation; do
+        [ -n "$first" ] || printf ', '
+        first=''
+        printf '{"step": %s, "generation": %s, "uri": "%s"}' "$step" "$generation" \
+            "$url/$(folder_of "$step" "$generation")"
+    done < <(whole)
+    printf ']\n'
+}
+
+# The manifest goes first, so that a half removed one is no checkpoint. Uploads without a manifest that are older than
+# what is kept go too.
+do_prune() { # KEEP
+    local oldest name
+    look
+    oldest=$(whole | awk '{ print $1 }' | uniq | sed -n "$1p")
+    [ -n "$oldest" ] || return 0
+    sed -nE 's|^[0-9]+\tcheckpoints/(step_0*([0-9]+))/.*|\2 \1|p' "$scratch/keys" | sort -u |
+        awk -v oldest="$oldest" '$1 + 0 < oldest + 0 { print $2 }' >"$scratch/doomed"
+    while read -r name; do
+        run_aws s3 rm --recursive --only-show-errors --exclude '*' --include '*/manifest.json' \
+            "$url/checkpoints/$name/" </dev/null || die 1 "$name was not removed: nodes may not, use credentials of yours"
+        run_aws s3 rm --recursive --only-show-errors "$url/checkpoints/$name/" </dev/null ||
+            die 1 "$name was not wholly removed: run it again"
+        printf '%s\n' "$name"
+    done <"$scratch/doomed"
+}
+
+number() { case "$1" in '' | *[!0-9]*) usage ;; esac }
+
+[ $# -ge 2 ] || usage
+verb=$1 run_id=$2
+shift 2
+case "$run_id" in '' | *[!A-Za-z0-9._-]* | .*) die 2 "not a run id: $run_id" ;; esac
+case "${NEXA_BUCKET:-}" in s3://[a-z0-9]*) ;; *) die 2 "NEXA_BUCKET must be s3://bucket/prefix" ;; esac
+place=${NEXA_BUCKET#s3://}
+place=${place%/}/$run_id
+bucket=${place%%/*} base=${place#*/} url=s3://$place
+find_aws
+parent=${TMPDIR:-/tmp}
+if [ "$verb" = pull ] && [ $# -ge 1 ]; then # beside its destination, so that the last step is a rename
+    mkdir -p "$1"
+    parent=$1
+fi
+scratch=$(mktemp -d "$parent/.tmp-sync-XXXXXX")
+trap 'rm -rf "$scratch"' EXIT
+trap 'exit 143' TERM INT HUP
+case "$verb:$#" in
+fence:1) number "$1" && do_fence "$((10#$1))" ;;
+push:1) do_push "$1" ;;
+pull:1) do_pull "$1" ;;
+pull:2) number "$2" && do_pull "$1" "$((10#$2))" ;;
+list:0 | list:1) do_list "$@" ;;
+prune:1)
+    number "$1"
+    [ "$((10#$1))" -ge 1 ] || usage
+    do_prune "$((10#$1))"
+    ;;
+*) usage ;;
+esac

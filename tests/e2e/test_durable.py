@@ -1,0 +1,202 @@
+"""Checkpoints through real S3 calls (the AWS CLI against moto on this machine), and damage at a real resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from nexa_dist.train import checkpoint
+from nexa_dist.train.env import RankEnv
+from nexa_dist.train.keeper import Keeper
+from tests.cloud.imds import Imds
+from tests.cloud.types import HostSpec
+from tests.e2e.conftest import REPO
+
+SYNC = REPO / "scripts" / "run_sync.sh"
+AWS = shutil.which("aws", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+pytestmark = pytest.mark.e2e
+needs_aws = pytest.mark.skipif(AWS is None, reason="the aws command is not here")
+SPEC = HostSpec("i-1", "us-east-1", "us-east-1a", "vpc-1", "g5", "10.0.0.4", None, "10.0.0.0/20", b"", "", True, {})
+SHARD_BYTES = 9 << 20
+"""More than a part of a multipart upload."""
+
+
+@pytest.fixture(scope="module")
+def s3_url() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def metadata_url() -> Iterator[str]:
+    door = socket.create_server(("127.0.0.1", 0))
+    service = Imds(door, SPEC, "02:00:00:00:00:01", lambda: None)
+    yield f"http://127.0.0.1:{door.getsockname()[1]}"
+    service.close()
+
+
+class Bucket:
+    """A bucket of its own for each test, as a node reaches it: with the keys of its instance profile alone."""
+
+    def __init__(self, name: str, s3_url: str, metadata_url: str, folder: Path) -> None:
+        self.name, self.folder = name, folder
+        self.s3: Any = boto3.client(
+            "s3", endpoint_url=s3_url, region_name="us-east-1", aws_access_key_id="a", aws_secret_access_key="b"
+        )
+        self.s3.create_bucket(Bucket=name)
+        self.env = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "NEXA_"))}
+        self.env |= {
+            "AWS_CONFIG_FILE": "/dev/null",
+            "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+            "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata_url,
+            "AWS_ENDPOINT_URL_S3": s3_url,
+            "NEXA_BUCKET": f"s3://{name}/c1",
+            "NEXA_PYTHON": sys.executable,
+            "PYTHONPATH": str(REPO),
+            "PATH": f"{Path(str(AWS)).parent}:{os.environ['PATH']}",
+        }
+
+    def begin(self, *words: str, attempt: int = 1) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["bash", str(SYNC), words[0], "r1", *words[1:]],
+            env={**self.env, "NEXA_ATTEMPT": str(attempt)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            process_group=0,
+        )
+
+    def sync(self, *words: str, attempt: int = 1, code: int = 0) -> tuple[str, str]:
+        child = self.begin(*words, attempt=attempt)
+        said = child.communicate(timeout=150)
+        assert child.returncode == code, said
+        return said
+
+    def names(self) -> list[str]:
+        return [row["Key"] for row in self.s3.list_objects_v2(Bucket=self.name).get("Contents", [])]
+
+    def checkpoint(self, step: int) -> Path:
+        def fill(path: Path) -> None:
+            (path / "w").write_bytes(os.urandom(SHARD_BYTES))
+            (path / "a b").mkdir()
+            (path / "a b" / "c").write_text("c")
+
+        return checkpoint.write(self.folder / "mine", step, fill, {"attempt": 1})
+
+
+@pytest.fixture
+def bucket(s3_url: str, metadata_url: str, tmp_path: Path) -> Bucket:
+    return Bucket(f"b{os.urandom(6).hex()}", s3_url, metadata_url, tmp_path)
+
+
+def until(holds: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + 90
+    while not holds():
+        assert time.monotonic() < end, what
+        time.sleep(0.01)
+
+
+@needs_aws
+def test_a_killed_upload_leaves_no_checkpoint_and_damage_is_passed_over(bucket: Bucket) -> None:
+    first, second = bucket.checkpoint(20), bucket.checkpoint(40)
+    bucket.sync("push", str(first))
+    child = bucket.begin("push", str(second))
+    until(lambda: any("step_00000040" in key for key in bucket.names()), "the upload has begun")
+    os.killpg(child.pid, signal.SIGKILL)
+    child.communicate(timeout=10)
+    assert not any(key.endswith("step_00000040/g000001/manifest.json") for key in bucket.names())
+    out, _ = bucket.sync("pull", str(bucket.folder / "one"))
+    assert out.strip() == str(bucket.folder / "one" / "step_00000020")
+    assert checkpoint.verify(Path(out.strip())) == []
+
+    bucket.sync("push", str(second))
+    shard = "c1/r1/checkpoints/step_00000040/g000001/w"
+    body = bytearray((second / "w").read_bytes())
+    body[1 << 20] ^= 1
+    bucket.s3.put_object(Bucket=bucket.name, Key=shard, Body=bytes(body))
+    out, err = bucket.sync("pull", str(bucket.folder / "two"))
+    assert out.strip() == str(bucket.folder / "two" / "step_00000020")
+    assert "w: its SHA-256 does not fit" in err and "step_00000040/g000001 is passed over" in err
+    assert os.listdir(bucket.folder / "two") == ["step_00000020"]
+
+
+@needs_aws
+def test_an_older_generation_is_refused_and_old_ones_are_pruned(bucket: Bucket) -> None:
+    bucket.sync("push", str(bucket.checkpoint(20)))
+    whole = json.loads(bucket.sync("list", "--json")[0])
+    assert [(row["step"], row["generation"]) for row in whole] == [(20, 1)]
+    assert json.loads(bucket.sync("fence", "10")[0]) == {"step": 20}
+    later = bucket.checkpoint(40)
+    for words in (("push", str(later)), ("fence", "1")):
+        _, err = bucket.sync(*words, attempt=1, code=3)
+        assert "attempt 1 may write no checkpoint any more" in err
+    assert not any("step_00000040" in key for key in bucket.names())
+    bucket.sync("push", str(later), attempt=10)
+    assert bucket.sync("list")[0] == "step 40 (attempt 10)\nstep 20 (attempt 1)\n"
+    assert bucket.sync("prune", "1")[0] == "step_00000020\n"
+    assert not any("step_00000020" in name for name in bucket.names())
+
+
+@needs_aws
+def test_rank_0_brings_its_checkpoints_to_the_bucket(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in bucket.env.items():
+        monkeypatch.setenv(name, value)
+    names = {"NEXA_RUN_DIR": str(bucket.folder / "run"), "NEXA_RUN_ID": "r1", "NEXA_SYNC": str(SYNC)}
+    keeper = Keeper(RankEnv.read("t", {**names, "NEXA_BUCKET": bucket.env["NEXA_BUCKET"], "NEXA_ATTEMPT": "3"}))
+    keeper.begin()
+
+    def fill(path: Path) -> None:
+        (path / "w").write_bytes(b"weights")
+
+    keeper.save(7, fill)
+    assert keeper.finish().startswith("step 7 is durable")
+    folder = "c1/r1/checkpoints/step_00000007/g000003"
+    assert bucket.names() == [f"{folder}/manifest.json", f"{folder}/w", "c1/r1/generation/000003"]
+
+
+def test_a_resume_walks_back_over_damage_to_the_same_weights(tmp_path: Path) -> None:
+    script = REPO / "configs" / "train" / "own_script.py"
+
+    def train(run: str, steps: int) -> str:
+        env = {key: value for key, value in os.environ.items() if not key.startswith(("NEXA_", "RANK", "WORLD_SIZE"))}
+        env |= {"PYTHONPATH": str(REPO), "NEXA_RUN_DIR": str(tmp_path / run), "OMP_NUM_THREADS": "1"}
+        argv = [sys.executable, str(script), "--steps", str(steps), "--save-every", "10"]
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    whole = train("whole", 30)
+    train("broken", 20)
+    file = tmp_path / "broken" / "checkpoints" / "step_00000020" / "state.pt"
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    file.write_bytes(raw)
+    said = train("broken", 30)
+    assert "skipped checkpoint" in said and "state.pt: its SHA-256 does not fit" in said
+    assert "resuming from step 10" in said
+    assert weights(said) == weights(whole)
+    os.truncate(tmp_path / "broken" / "checkpoints" / "step_00000030" / "state.pt", 1000)
+    said = train("broken", 30)
+    assert "state.pt: 1000 bytes, expected" in said and "resuming from step 20" in said
+    assert weights(said) == weights(whole)
+
+
+def weights(said: str) -> str:
+    (line,) = [line for line in said.splitlines() if line.startswith("weights ")]
+    return line

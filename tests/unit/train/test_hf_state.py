@@ -1,0 +1,61 @@
+"""A checkpoint written while training goes on holds the same bytes as one that training waited for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers: Any = pytest.importorskip("transformers")
+
+from nexa_dist.train.backends.hf_state import Snapshot  # noqa: E402
+
+RANKS = [{"rng": b"0", "loss_sum": 0.5}, {"rng": b"1", "loss_sum": 0.25}]
+
+
+@pytest.fixture
+def trainer() -> Any:
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=64, tie_word_embeddings=True, **shape))
+    optimizer = torch.optim.AdamW(model.parameters())
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 1))
+    made = SimpleNamespace(model=model, optimizer=optimizer, lr_scheduler=schedule, accelerator=SimpleNamespace())
+    made.state = transformers.TrainerState(global_step=1)
+    made.processing_class = SimpleNamespace(save_pretrained=lambda path: None)
+    step(made)
+    return made
+
+
+def step(trainer: Any) -> None:
+    tokens = torch.arange(32).reshape(2, 16)
+    trainer.model(input_ids=tokens, labels=tokens).loss.backward()
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad()
+    trainer.lr_scheduler.step()
+    trainer.state.global_step += 1
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_copy_is_of_its_moment(trainer: Any, tmp_path: Path) -> None:
+    for name in ("waited", "later", "again"):
+        (tmp_path / name).mkdir()
+    snapshot = Snapshot(trainer)
+    snapshot.take(RANKS, copy=False)(tmp_path / "waited")
+    write = snapshot.take(RANKS, copy=True)
+    step(trainer)
+    write(tmp_path / "later")
+    waited = files(tmp_path / "waited")
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state_1.pth"} <= set(waited)
+    assert files(tmp_path / "later") == waited
+    snapshot.take(RANKS, copy=True)(tmp_path / "again")  # in the same memory
+    again = files(tmp_path / "again")
+    assert {name for name in waited if again[name] != waited[name]} == {
+        *("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+    }
