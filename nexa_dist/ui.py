@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 ESCAPES = re.compile(
-    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])"
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 )
+"""Also what turns the direction of writing, by which a line can be made to read as another."""
 
 
 def plain(text: str) -> str:
@@ -34,18 +36,28 @@ def out(text: str) -> None:
     print(text, flush=True)
 
 
-def out_bytes(text: bytes) -> None:
-    """A line of a log: as it is into a file or pipe, without escapes onto a terminal."""
+def out_bytes(data: bytes) -> None:
+    """Lines of logs: as they are into a file or pipe (after `flush`), without escapes onto a terminal."""
     if sys.stdout.isatty():
-        out(plain(text.decode(errors="replace")))
+        text = "\n".join(plain(line) for line in data.decode(errors="replace").split("\n"))
+        sys.stdout.buffer.write(text.encode(sys.stdout.encoding, "replace"))
     else:
-        sys.stdout.buffer.write(text + b"\n")
-        sys.stdout.buffer.flush()
+        sys.stdout.buffer.write(data)
+
+
+def flush() -> None:
+    """Hands over what was written by `out_bytes`."""
+    sys.stdout.flush()
 
 
 def emit(data: Any) -> None:
     """Data as JSON."""
     print(json.dumps(data, indent=2, default=str), flush=True)
+
+
+def emit_line(data: Any) -> None:
+    """Data as one line of JSON, for a reader that takes them as they come."""
+    print(json.dumps(data, default=str), flush=True)
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:

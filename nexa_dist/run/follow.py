@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import queue
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from nexa_dist.run import runner
+from nexa_dist.run.mirror import EVENTS, INDEX, PER_MACHINE, Mirror, is_name, marks
 from nexa_dist.run.nodes import Link
 
-MAX_LINE_BYTES = 64 * 1024
-EVENTS = "agent.jsonl"
 BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+FRAME_BYTES = 1 << 20
+"""No frame is larger; what says so is no agent of ours."""
+PULSE_S = 2.0
+"""How often a node learns that we are there."""
+SILENT_S = 4.0
+"""Agents say something every second; after so long their silence is told."""
+DEAD_S = 15.0
+"""A connection that is silent for so long is given up and made anew, whatever ssh thinks of it."""
+PATIENCE_S = 20.0
+"""With a silent node where all of its logs are wanted at once."""
+LINES_BYTES = 4 << 20
+"""Lines that wait for their reader. What comes beyond is not shown; the mirror has it."""
+WAITING_BYTES = 8 << 20
+"""All that waits; beyond it even events make their sender wait."""
 
 
 @dataclass(frozen=True)
@@ -60,81 +73,80 @@ class Quiet:
     seconds: float
 
 
-Item = Line | AgentEvent | Ended | Quiet
+@dataclass(frozen=True)
+class Note:
+    """What people should know about the stream of `node`; nothing is decided by it."""
+
+    node: str
+    text: str
 
 
-Marks = dict[str, int]
-"""By log file: the byte offset behind its last whole line."""
+Item = Line | AgentEvent | Ended | Quiet | Note
 
 
-def marks(folder: Path) -> Marks:
-    """Where to go on reading the files of a mirror: behind the last newline, so that a line comes whole."""
-    found: Marks = {}
-    for path in folder.rglob("*"):
-        if not path.is_file():
-            continue
-        with path.open("rb") as file:
-            start = max(0, path.stat().st_size - MAX_LINE_BYTES)
-            file.seek(start)
-            tail = file.read()
-        cut = tail.rfind(b"\n") + 1
-        found[str(path.relative_to(folder))] = start + (cut or (len(tail) if start else 0))
-    return found
+class Items(queue.Queue[Item]):
+    """What waits for its reader, counted by bytes: 5 GB of lines must not wait in memory."""
+
+    def __init__(self) -> None:
+        super().__init__(WAITING_BYTES)
+
+    def _init(self, maxsize: int) -> None:
+        super()._init(maxsize)
+        self.waiting_bytes = 0
+
+    def _qsize(self) -> int:
+        return self.waiting_bytes
+
+    def _put(self, item: Item) -> None:
+        super()._put(item)
+        self.waiting_bytes += weight(item)
+
+    def _get(self) -> Item:
+        item = super()._get()
+        self.waiting_bytes -= weight(item)
+        return item
+
+    def offer(self, line: Line) -> bool:
+        """Takes the line when there is room; never waits."""
+        if self.waiting_bytes + len(line.text) > LINES_BYTES:
+            return False
+        self.put(line)
+        return True
 
 
-@dataclass
-class Mirror:
-    """The copy of one node's logs on the controller, and how far this reader has come. Bytes are written at
-    their own offsets, so two readers of the same run do no harm."""
-
-    folder: Path
-    seen: Marks
-    partial: dict[str, bytes] = field(default_factory=dict)
-
-    def write(self, source: str, offset: int, data: bytes) -> list[bytes]:
-        """Stores the bytes and returns the lines that they complete. A line over 64 KiB comes in pieces."""
-        self.seen[source] = offset + len(data)
-        path = self.folder / source
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
-        try:
-            os.pwrite(fd, data, offset)
-        finally:
-            os.close(fd)
-        lines = (self.partial.get(source, b"") + data).split(b"\n")
-        rest = lines.pop()
-        while len(rest) > MAX_LINE_BYTES:
-            lines.append(rest[:MAX_LINE_BYTES])
-            rest = rest[MAX_LINE_BYTES:]
-        self.partial[source] = rest
-        return lines
-
-    def flush(self) -> list[tuple[str, bytes]]:
-        """What is left of files that do not end in a newline."""
-        left = [(source, text) for source, text in self.partial.items() if text]
-        self.partial.clear()
-        return left
+def weight(item: Item) -> int:
+    """About what it takes in memory."""
+    return 1000 + (len(item.text) if isinstance(item, Line) else 0)
 
 
 class Follower(threading.Thread):
-    """Reads one node into a queue that all followers share. A full queue slows the reader, not the run."""
+    """Reads one node: its bytes into the mirror, its events and (with `lines`) its lines into a queue that all
+    followers share. A slow reader of the queue misses lines, never events, and slows nobody."""
 
     def __init__(
         self,
         link: Link,
         run_dir: str,
         folder: Path,
-        out: queue.Queue[Item],
+        out: Items,
         *,
         once: bool = False,
-        seen: Marks | None = None,
+        lines: bool = True,
+        replay: bool = False,
+        contact: bool = True,
     ) -> None:
         super().__init__(daemon=True, name=f"follow-{link.node.name}")
-        self.link, self.run_dir, self.out, self.once = link, run_dir, out, once
+        self.link, self.run_dir, self.out = link, run_dir, out
+        self.once, self.lines, self.contact = once, lines, contact
         folder.mkdir(parents=True, exist_ok=True)
-        self.mirror = Mirror(folder, marks(folder) if seen is None else seen)
+        seen = {name: mark for name, mark in marks(folder).items() if not (replay and name in PER_MACHINE)}
+        self.mirror = Mirror(folder, seen)
         self.leave = threading.Event()
-        self.last_word = time.monotonic()
+        self.last_word = self.begun = time.monotonic()
+        """When the node last said something, and when this connection was asked for."""
+        self.reading = False
+        """Whether we wait for the node, and not for the reader of the queue."""
+        self.missed = 0
         self.stream: runner.Stream | None = None
 
     def close(self) -> None:
@@ -142,16 +154,30 @@ class Follower(threading.Thread):
         if self.stream:
             self.stream.end()
 
+    def pulse(self) -> None:
+        """Called every PULSE_S from another thread: tells the node of us, and the reader of the node's silence."""
+        stream, silent_s = self.stream, time.monotonic() - self.last_word
+        if not stream:
+            return
+        if self.contact:
+            stream.send(b"\n")
+        if self.reading and silent_s >= SILENT_S:
+            with contextlib.suppress(queue.Full):  # the others' pulse must not wait for this reader
+                self.out.put_nowait(Quiet(self.link.node.name, silent_s))
+            if min(silent_s, time.monotonic() - self.begun) >= DEAD_S:
+                stream.end()
+
     def run(self) -> None:
         tries = 0
         while not self.leave.is_set():
-            before = self.last_word
-            message = {"offsets": self.mirror.seen, "once": self.once}
+            before, done, self.begun = self.last_word, False, time.monotonic()
+            message = {"offsets": self.mirror.seen, "once": self.once, "contact": self.contact}
             argv = self.link.follow_argv(self.run_dir)
-            self.stream = self.link.ssh.runner.stream(argv, stdin=json.dumps(message).encode() + b"\n")
-            done = self._read(self.stream.out)
-            self.stream.end()
-            if done:
+            with contextlib.suppress(OSError):  # no process or file can be had: tried again as a dropped link is
+                self.stream = self.link.ssh.runner.stream(argv, stdin=json.dumps(message).encode() + b"\n")
+                done = not self.leave.is_set() and self._read(self.stream.out)
+                self.stream.end()
+            if done or self.leave.is_set():
                 return
             tries = 0 if self.last_word > before else tries + 1
             self.out.put(Quiet(self.link.node.name, time.monotonic() - self.last_word))
@@ -161,32 +187,69 @@ class Follower(threading.Thread):
         """Frames until the link drops; true at the agent's last one."""
         name = self.link.node.name
         while not self.leave.is_set():
-            try:
-                header = json.loads(stream.readline(1 << 20) or b"null")
-                if header is None:
-                    return False
-                data = stream.read(header["len"]) if "len" in header else b""
-            except (ValueError, OSError):
+            got = self._frame(stream)
+            if got is None:
                 return False
+            header, data = got
             self.last_word = time.monotonic()
             if "end" in header:
-                for source, text in self.mirror.flush():
-                    self.out.put(Line(name, source, text))
+                for source, rest in self.mirror.flush():
+                    self._line(source, rest)
+                self._tell_missed()
                 self.out.put(Ended(name, header["end"]))
                 return True
             if "len" in header:
-                if len(data) < header["len"]:
-                    return False
-                self._deliver(header["src"], self.mirror.write(header["src"], header["off"], data))
+                self._take(header["src"], header["off"], data)
         return True
 
-    def _deliver(self, source: str, lines: Sequence[bytes]) -> None:
-        for text in lines:
-            if source == EVENTS:
-                with contextlib.suppress(ValueError):  # the tail of a line that an earlier reader began
-                    self.out.put(AgentEvent(self.link.node.name, json.loads(text)))
-            else:
-                self.out.put(Line(self.link.node.name, source, text))
+    def _frame(self, stream: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:
+        """A header and its bytes; None when the link dropped, also in the middle of it, or makes no sense."""
+        self.reading = True
+        try:
+            header = json.loads(stream.readline(FRAME_BYTES) or b"null")
+            if not isinstance(header, dict):
+                return None
+            if "len" not in header:
+                return header, b""
+            if not (0 <= header["len"] <= FRAME_BYTES and header["off"] >= 0 and is_name(header["src"])):
+                return None
+            data = stream.read(header["len"])
+            return (header, data) if len(data) == header["len"] else None
+        except (ValueError, OSError, KeyError, TypeError):
+            return None
+        finally:
+            self.reading = False
+
+    def _take(self, source: str, offset: int, data: bytes) -> None:
+        if trouble := self.mirror.store(source, offset, data):
+            text = f"its logs cannot be kept here: {trouble}. They stay on the node; nexa logs fetches them later"
+            self.out.put(Note(self.link.node.name, text))
+        if not self.lines or source.endswith(INDEX):
+            return
+        if source != EVENTS and self.out.waiting_bytes > LINES_BYTES:
+            self.missed += self.mirror.pass_over(source, data)
+            return
+        take = self._event if source == EVENTS else partial(self._line, source)
+        for line in self.mirror.split(source, data):
+            take(line)
+
+    def _event(self, text: bytes) -> None:
+        with contextlib.suppress(ValueError):  # the tail of a line that an earlier reader began
+            record = json.loads(text)
+            if isinstance(record, dict) and "event" in record:
+                self.out.put(AgentEvent(self.link.node.name, record))
+
+    def _line(self, source: str, text: bytes) -> None:
+        if self.out.offer(Line(self.link.node.name, source, text)):
+            if self.missed:
+                self._tell_missed()
+        else:
+            self.missed += 1
+
+    def _tell_missed(self) -> None:
+        if self.missed:
+            self.out.put(Note(self.link.node.name, f"{self.missed} lines came too fast to show; nexa logs has them"))
+            self.missed = 0
 
 
 def follow(
@@ -195,12 +258,16 @@ def follow(
     logs: Path,
     *,
     once: bool = False,
-    seen: dict[str, Marks] | None = None,
+    lines: bool = True,
+    replay: bool = False,
+    contact: bool = True,
 ) -> Stream:
-    """Starts a follower for every node. `seen` is, by node, from where on (default: what `logs` holds)."""
-    out: queue.Queue[Item] = queue.Queue(maxsize=2000)
+    """Starts a follower for every node, which goes on where the mirror `logs` ends. With `replay` events come from
+    their beginning. Without `lines` only the mirror is written: the stream has no Line and no AgentEvent. Without
+    `contact` the nodes do not take us for their controller, which they may be told not to live without."""
+    out = Items()
     followers = [
-        Follower(link, run_dirs[name], logs / name, out, once=once, seen=None if seen is None else seen.get(name, {}))
+        Follower(link, run_dirs[name], logs / name, out, once=once, lines=lines, replay=replay, contact=contact)
         for link, name in ((link, link.node.name) for link in links)
     ]
     for follower in followers:
@@ -208,23 +275,52 @@ def follow(
     return Stream(out, followers)
 
 
-@dataclass
+def fetch(links: Sequence[Link], run_dirs: dict[str, str], logs: Path) -> list[str]:
+    """Brings the mirror up to date; answers the nodes that fell silent before they were through."""
+    stream = follow(links, run_dirs, logs, once=True, lines=False, contact=False)
+    waited, silent = {link.node.name for link in links}, list[str]()
+    try:
+        while waited:
+            item = stream.next()
+            if isinstance(item, Ended):
+                waited.discard(item.node)
+            elif isinstance(item, Quiet) and item.seconds > PATIENCE_S and item.node in waited:
+                waited.discard(item.node)
+                silent.append(item.node)
+    finally:
+        stream.close()
+    return silent
+
+
 class Stream:
     """Items of all nodes as they come."""
 
-    queue: queue.Queue[Item]
-    followers: Sequence[Follower]
+    def __init__(self, items: Items, followers: Sequence[Follower]) -> None:
+        self.items, self.followers = items, followers
+        self.closed = threading.Event()
+        self.pulse = threading.Thread(target=self._pulse, daemon=True, name="pulse")
+        self.pulse.start()
+
+    def _pulse(self) -> None:
+        last = time.monotonic()
+        while not self.closed.wait(PULSE_S):
+            now = time.monotonic()
+            asleep, last = now - last > 2 * PULSE_S, now
+            if not asleep:  # we were stopped for a while: first hear what the nodes said meanwhile
+                for follower in self.followers:
+                    follower.pulse()
 
     def next(self, timeout_s: float = 1.0) -> Item | None:
         """The next item, or None when nothing came in time."""
         try:
-            return self.queue.get(timeout=timeout_s)
+            return self.items.get(timeout=timeout_s)
         except queue.Empty:
             return None
 
     def close(self) -> None:
         """Ends the followers and their ssh."""
+        self.closed.set()
         for follower in self.followers:
             follower.close()
-        while any(follower.is_alive() for follower in self.followers):
+        while any(thread.is_alive() for thread in (*self.followers, self.pulse)):
             self.next(0.1)  # one that waits for room in the queue must get it

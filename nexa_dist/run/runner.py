@@ -35,10 +35,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Stream:
-    """A running program: its standard output, and how to end it (safe to call twice, from any thread)."""
+    """A running program: its standard output, how to end it (safe to call twice, from any thread), and how to send
+    it more (what it no longer reads is dropped). Its standard input is open until the end, its own or ours: when we
+    are killed the kernel closes it, so the program learns of that."""
 
     out: IO[bytes]
     end: Callable[[], None]
+    send: Callable[[bytes], None]
 
 
 class CommandFailed(NexaError):
@@ -87,7 +90,8 @@ class Runner(Protocol):
         ...
 
     def stream(self, argv: Sequence[str], *, stdin: bytes = b"") -> Stream:
-        """Starts a program whose output is read while it runs. The caller calls `end`."""
+        """Starts a program whose output is read while it runs, with `stdin` as its first input. The caller calls
+        `end`. Raises OSError when it cannot be started."""
         ...
 
 
@@ -221,11 +225,21 @@ class SystemRunner:
         child = subprocess.Popen(
             list(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        assert child.stdin and child.stdout
-        with contextlib.suppress(BrokenPipeError):
-            child.stdin.write(stdin)
-            child.stdin.close()
-        return Stream(child.stdout, lambda: end(child))
+        source, sink = child.stdout, child.stdin
+        assert source and sink
+
+        def send(data: bytes) -> None:
+            with contextlib.suppress(OSError, ValueError):  # it ended, or `leave` was here before us
+                sink.write(data)
+                sink.flush()
+
+        def leave() -> None:
+            end(child)
+            with contextlib.suppress(OSError):
+                sink.close()
+
+        send(stdin)
+        return Stream(source, leave, send)
 
 
 def end(child: subprocess.Popen[bytes], grace_s: float = 5.0) -> None:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-import queue
 import subprocess
 import sys
 import tarfile
@@ -16,9 +14,8 @@ import pytest
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.run import archive, files
-from nexa_dist.run.follow import Ended, Follower, Item, Line, Mirror, marks
 from nexa_dist.run.keys import write_ssh_config
-from nexa_dist.run.nodes import Link, Ssh, Unreachable, on_all
+from nexa_dist.run.nodes import Ssh, Unreachable, on_all
 from nexa_dist.run.runner import Result, Stream, SystemRunner
 from nexa_dist.run.workspace import Workspace
 
@@ -29,8 +26,8 @@ CLUSTER = Cluster("c", "static", NODES, Layout("python3", "~/s", "~/h", "~/d"))
 class FakeRunner:
     """Answers what was planned, in order, and raises on anything else."""
 
-    def __init__(self, *planned: Result, streams: Sequence[bytes] = ()) -> None:
-        self.planned, self.streams = list(planned), list(streams)
+    def __init__(self, *planned: Result) -> None:
+        self.planned = list(planned)
         self.calls: list[tuple[str, ...]] = []
 
     def run(
@@ -49,9 +46,7 @@ class FakeRunner:
         return self.planned.pop(0)
 
     def stream(self, argv: Sequence[str], *, stdin: bytes = b"") -> Stream:
-        assert self.streams, f"unplanned: {argv}"
-        self.calls.append((*argv, stdin.decode()))
-        return Stream(BytesIO(self.streams.pop(0)), lambda: None)
+        raise AssertionError(f"unplanned: {argv}")
 
 
 def test_a_remote_command_is_quoted_once_and_the_host_is_no_option() -> None:
@@ -104,37 +99,6 @@ def test_runner_says_how_a_program_ended() -> None:
     assert run(("sleep", "30"), timeout_s=0.1).code == 124
     assert run(("sh", "-c", "echo a; exec sleep 30"), timeout_s=0.2, on_line=lambda _: None).code == 124
     assert time.monotonic() - began < 10
-
-
-def test_mirror_gives_whole_lines_and_cuts_endless_ones(tmp_path: Path) -> None:
-    mirror = Mirror(tmp_path, {})
-    assert mirror.write("rank_0/a.log", 0, b"one\ntw") == [b"one"]
-    assert mirror.write("rank_0/a.log", 6, b"o\n") == [b"two"]
-    pieces = mirror.write("rank_0/a.log", 8, b"x" * 200_000)
-    assert [len(p) for p in pieces] == [65536] * 3
-    assert mirror.flush() == [("rank_0/a.log", b"x" * (200_000 - 3 * 65536))]
-    assert mirror.seen == {"rank_0/a.log": 200_008}
-    (tmp_path / "b.log").write_bytes(b"whole\nhal")
-    assert marks(tmp_path) == {"rank_0/a.log": 200_008, "b.log": 6}
-
-
-def frame(source: str, offset: int, data: bytes) -> bytes:
-    return json.dumps({"src": source, "off": offset, "len": len(data)}).encode() + b"\n" + data
-
-
-def test_a_dropped_link_is_taken_up_where_it_broke(tmp_path: Path) -> None:
-    whole = frame("rank_1/attempt_1.log", 0, b"step 1\nst")
-    torn = frame("rank_1/attempt_1.log", 9, b"ep 2\nstep 3\n")[:-4]
-    rest = frame("rank_1/attempt_1.log", 9, b"ep 2\nstep 3\n") + b'{"end": {"state": "completed"}}\n'
-    runner = FakeRunner(streams=(whole + torn, rest))
-    out: queue.Queue[Item] = queue.Queue()
-    link = Link(Ssh(runner, CLUSTER, "/tmp/s"), NODES[0], "/home/u")
-    Follower(link, "/run", tmp_path, out).run()
-    items = [out.get_nowait() for _ in range(out.qsize())]
-    assert [i.text for i in items if isinstance(i, Line)] == [b"step 1", b"step 2", b"step 3"]
-    assert isinstance(items[-1], Ended)
-    assert json.loads(runner.calls[1][-1])["offsets"] == {"rank_1/attempt_1.log": 9}
-    assert {i.rank for i in items if isinstance(i, Line)} == {1}
 
 
 def test_archive_holds_what_git_would_commit_and_its_name_is_its_content(tmp_path: Path) -> None:

@@ -1,0 +1,115 @@
+"""The copy of the nodes' logs on the controller: `logs/<node>/<file of the run folder>`, byte for byte."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MAX_LINE_BYTES = 64 * 1024
+INDEX = ".times"
+"""Ends the name of a log's time index: lines `<unix seconds> <bytes that were there>`."""
+
+EVENTS = "agent.jsonl"
+PER_MACHINE = (EVENTS, "agent.err")
+"""Files that all attempts write to: a machine that replaces another begins them anew."""
+
+Marks = dict[str, int]
+"""By log file: the byte offset behind its last whole line."""
+
+
+def marks(folder: Path) -> Marks:
+    """Where to go on reading the files of a mirror: behind the last newline, so that a line comes whole."""
+    found: Marks = {}
+    for path in folder.rglob("*"):
+        if not path.is_file():
+            continue
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            start = max(0, size - MAX_LINE_BYTES)
+            file.seek(start)
+            tail = file.read(MAX_LINE_BYTES)
+        cut = tail.rfind(b"\n") + 1
+        found[str(path.relative_to(folder))] = start + (cut or (len(tail) if start else 0))
+    return found
+
+
+def is_name(source: object) -> bool:
+    """Whether a node may call a file so: nothing that leaves its folder of the mirror."""
+    return isinstance(source, str) and all(part not in ("", ".", "..") for part in source.split("/"))
+
+
+def put_aside(path: Path, data: bytes) -> None:
+    """Gives the file another name (`agent.1.err`) when it does not begin as `data` does: another machine wrote it."""
+    with contextlib.suppress(FileNotFoundError):
+        with path.open("rb") as file:
+            head = file.read(len(data))
+        if head and not (data.startswith(head) or head.startswith(data)):
+            names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in range(1, 10000))
+            path.rename(next(name for name in names if not name.exists()))
+
+
+@dataclass
+class Mirror:
+    """The copy of one node's logs, and how far this reader has come. Bytes are written at their own offsets, so two
+    readers of the same run do no harm, and a file here is always the beginning of the one on the node."""
+
+    folder: Path
+    seen: Marks
+    partial: dict[str, bytes] = field(default_factory=dict)
+    broken: set[str] = field(default_factory=set)
+    """Files of which a write failed. What comes behind the gap is not written, so that a later reader fills it."""
+    had: Marks = field(init=False)
+    """The sizes that we found: the tail behind the last newline is read again, and is nothing new."""
+
+    def __post_init__(self) -> None:
+        found = ((name, self.folder / name) for name in self.seen)
+        self.had = {name: path.stat().st_size for name, path in found if path.exists()}
+
+    def store(self, source: str, offset: int, data: bytes) -> str:
+        """Writes the bytes; answers what went wrong, the first time that something did."""
+        self.seen[source] = offset + len(data)
+        if source in self.broken or self.seen[source] <= self.had.get(source, 0):
+            return ""
+        path = self.folder / source
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if offset == 0 and source in PER_MACHINE:
+                put_aside(path, data)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                rest = memoryview(data)
+                while rest:
+                    done = os.pwrite(fd, rest, offset)
+                    offset, rest = offset + done, rest[done:]
+            finally:
+                os.close(fd)
+        except (OSError, ValueError) as error:
+            first = not self.broken
+            self.broken.add(source)
+            return str(error) if first else ""
+        return ""
+
+    def split(self, source: str, data: bytes) -> list[bytes]:
+        """The lines that the bytes complete. A line over 64 KiB comes in pieces."""
+        lines = (self.partial.get(source, b"") + data).split(b"\n")
+        rest = lines.pop()
+        while len(rest) > MAX_LINE_BYTES:
+            lines.append(rest[:MAX_LINE_BYTES])
+            rest = rest[MAX_LINE_BYTES:]
+        self.partial[source] = rest
+        return lines
+
+    def pass_over(self, source: str, data: bytes) -> int:
+        """As `split` for lines that nobody will see; answers how many they are."""
+        before = b"" if b"\n" in data else self.partial.get(source, b"")
+        self.partial[source] = (before + data[data.rfind(b"\n") + 1 :])[-MAX_LINE_BYTES:]
+        return data.count(b"\n")
+
+    def flush(self) -> list[tuple[str, bytes]]:
+        """What is left of files that do not end in a newline."""
+        new = {source for source, size in self.seen.items() if size > self.had.get(source, 0)}
+        left = [(source, text) for source, text in self.partial.items() if text and source in new]
+        self.partial.clear()
+        return left

@@ -1,0 +1,328 @@
+"""The stream of logs and events: no ssh, frames from memory; and the pipe to a real program."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, BinaryIO, cast
+
+import pytest
+
+from nexa_dist.model import Cluster, Layout, Node
+from nexa_dist.run import follow as module
+from nexa_dist.run.follow import AgentEvent, Ended, Follower, Item, Items, Line, Note, Quiet, follow
+from nexa_dist.run.mirror import Mirror, is_name, marks
+from nexa_dist.run.nodes import Link, Ssh
+from nexa_dist.run.runner import Result, Runner, Stream, SystemRunner
+
+ROOT = Path(__file__).parents[3]
+NODE = Node("n0", "10.0.0.1", 2)
+CLUSTER = Cluster("c", "static", (NODE,), Layout("python3", "~/s", "~/h", "~/d"))
+END = b'{"end": {"state": "completed"}}\n'
+LOG = "rank_1/attempt_1.log"
+
+
+class Streams:
+    """A runner whose streams are made by `make` from the message that begins them."""
+
+    def __init__(self, make: Callable[[dict[str, Any]], BinaryIO]) -> None:
+        self.make = make
+        self.messages: list[dict[str, Any]] = []
+        self.sent: list[bytes] = []
+        self.ended = 0
+
+    def run(self, argv: Sequence[str], **more: Any) -> Result:
+        raise AssertionError(f"unplanned: {argv}")
+
+    def stream(self, argv: Sequence[str], *, stdin: bytes = b"") -> Stream:
+        self.messages.append(json.loads(stdin))
+        return Stream(self.make(self.messages[-1]), self._end, self.sent.append)
+
+    def _end(self) -> None:
+        self.ended += 1
+
+
+def link_over(runner: Streams) -> Link:
+    return Link(Ssh(cast(Runner, runner), CLUSTER, "/s"), NODE, "/home/u")
+
+
+def frame(source: str, offset: int, data: bytes) -> bytes:
+    return json.dumps({"src": source, "off": offset, "len": len(data)}).encode() + b"\n" + data
+
+
+def served(files: dict[str, bytes], offsets: dict[str, int], sizes: Callable[[], int]) -> bytes:
+    """What an agent sends to a reader that has `offsets`, in frames of any size."""
+    out = b'{"beat": 1, "state": "running"}\n'
+    for name, data in files.items():
+        at = offsets.get(name, 0)
+        while at < len(data):
+            size = sizes()
+            out += frame(name, at, data[at : at + size])
+            at += size
+    return out + END
+
+
+def serving(files: dict[str, bytes]) -> Streams:
+    return Streams(lambda message: BytesIO(served(files, message["offsets"], lambda: 5)))
+
+
+def all_of(out: Items) -> list[Item]:
+    found = []
+    while not out.empty():
+        found.append(out.get_nowait())
+    return found
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BACKOFF_S", (0.0,))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_link_that_is_cut_at_any_byte_loses_and_doubles_nothing(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    texts = [chance.randbytes(chance.randrange(60)).replace(b"\n", b"\r") for _ in range(200)]
+    events = [{"event": "heartbeat", "at": float(i)} for i in range(40)]
+    files = {
+        LOG: b"".join(text + b"\n" for text in texts) + b"no newline",
+        "agent.jsonl": b"".join(json.dumps(event).encode() + b"\n" for event in events),
+        LOG + ".times": b"1.0 5\n",
+    }
+    cuts = 30
+
+    def make(message: dict[str, Any]) -> BinaryIO:
+        nonlocal cuts
+        data = served(files, message["offsets"], lambda: chance.randrange(1, 400))
+        cuts -= 1
+        return BytesIO(data[: chance.randrange(len(data))] if cuts > 0 else data)
+
+    runner, out = Streams(make), Items()
+    Follower(link_over(runner), "/run", tmp_path, out).run()
+    items = all_of(out)
+    assert len(runner.messages) == runner.ended >= 2
+    assert [item.text for item in items if isinstance(item, Line)] == [*texts, b"no newline"]
+    assert [item.record for item in items if isinstance(item, AgentEvent)] == events
+    assert isinstance(items[-1], Ended)
+    assert {name: (tmp_path / name).read_bytes() for name in files} == files
+
+
+def test_what_makes_no_sense_is_a_dropped_link(tmp_path: Path) -> None:
+    wrong = [
+        b"[]\n",
+        b'{"src": "../../evil", "off": 0, "len": 1}\nx',
+        b'{"src": "/evil", "off": 0, "len": 1}\nx',
+        b'{"src": "a.log", "off": -1, "len": 1}\nx',
+        b'{"src": "a.log", "off": 0, "len": 99999999999}\nx',
+        b'{"src": 5, "off": 0, "len": 1}\nx',
+        b'{"src": "a.log", "off": "0", "len": 1}\nx',
+        b"\xff\xfe{\n",
+        b"",
+    ]
+    answers = [*wrong, frame("agent.jsonl", 0, b'5\n{"no": "event"}\n') + END]
+    runner, out = Streams(lambda _: BytesIO(answers.pop(0))), Items()
+    Follower(link_over(runner), "/run", tmp_path / "mirror", out).run()
+    assert len(runner.messages) == len(wrong) + 1
+    assert {type(item) for item in all_of(out)} == {Quiet, Ended}
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()] == ["mirror/agent.jsonl"]
+    assert not is_name("a//b") and not is_name("") and not is_name("a/../b") and is_name("rank_0/attempt_1.log.times")
+
+
+def test_a_slow_reader_misses_lines_but_no_event_and_holds_nobody_up(tmp_path: Path) -> None:
+    """40 MB of lines while nobody takes any: all are in the mirror, few wait, and the events come through."""
+    piece = b"".join(b"%07d %s\n" % (i, b"x" * 3000) for i in range(20))
+    count = 40_000_000 // len(piece)
+    event = b'{"event": "rank_exit", "rank": 1, "code": 1}\n'
+
+    class Endless(BytesIO):
+        """Makes its frames when they are read: the test must not hold what the follower may not hold."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.at = 0
+
+        def readline(self, size: int | None = -1, /) -> bytes:
+            self.at += 1
+            if self.at > count + 1:
+                return END
+            if self.at > count:
+                return json.dumps({"src": "agent.jsonl", "off": 0, "len": len(event)}).encode() + b"\n"
+            return json.dumps({"src": LOG, "off": (self.at - 1) * len(piece), "len": len(piece)}).encode() + b"\n"
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            return piece if self.at <= count else event
+
+    out = Items()
+    tracemalloc.start()
+    Follower(link_over(Streams(lambda _: Endless())), "/run", tmp_path, out).run()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16_000_000
+    items = all_of(out)
+    shown = sum(isinstance(item, Line) for item in items)
+    assert (tmp_path / LOG).stat().st_size == count * len(piece)
+    assert [item.record["rank"] for item in items if isinstance(item, AgentEvent)] == [1]
+    assert 0 < shown < count * 20
+    assert [item.text for item in items if isinstance(item, Note)] == [
+        f"{count * 20 - shown} lines came too fast to show; nexa logs has them"
+    ]
+
+
+def test_a_line_without_end_comes_in_pieces_and_is_not_held(tmp_path: Path) -> None:
+    mirror, pieces = Mirror(tmp_path, {}), 0
+    tracemalloc.start()
+    for at in range(0, 30_000_000, 60_000):
+        mirror.store(LOG, at, b"x" * 60_000)
+        pieces += len(mirror.split(LOG, b"x" * 60_000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
+    assert pieces == 30_000_000 // 65536
+    assert mirror.flush() == [(LOG, b"x" * (30_000_000 % 65536))]
+
+
+def test_the_mirror_goes_on_behind_the_last_whole_line(tmp_path: Path) -> None:
+    (tmp_path / "b.log").write_bytes(b"whole\nhal")
+    (tmp_path / "long.log").write_bytes(b"x" * 100_000)
+    assert marks(tmp_path) == {"b.log": 6, "long.log": 100_000}
+    mirror = Mirror(tmp_path, marks(tmp_path))
+    assert mirror.store("b.log", 6, b"half\n") == ""
+    assert mirror.split("b.log", b"half\n") == [b"half"]
+    assert (tmp_path / "b.log").read_bytes() == b"whole\nhalf\n"
+    assert mirror.seen["b.log"] == 11
+
+
+def test_a_tail_that_is_known_is_neither_shown_nor_written_again(tmp_path: Path) -> None:
+    data = b"whole\nno newline"
+    for text, shown in ((data, [b"whole", b"no newline"]), (data, []), (data + b"!", [b"no newline!"])):
+        out = Items()
+        Follower(link_over(serving({LOG: text})), "/run", tmp_path, out).run()
+        assert [item.text for item in all_of(out) if isinstance(item, Line)] == shown
+        assert (tmp_path / LOG).read_bytes() == text
+        if not shown:
+            assert (tmp_path / LOG).stat().st_mtime == 1000.0
+        os.utime(tmp_path / LOG, (1000.0, 1000.0))
+
+
+def test_without_room_the_mirror_stays_a_beginning_and_says_so_once(tmp_path: Path) -> None:
+    (tmp_path / "rank_1").write_text("a file where a folder should be")
+    answers = [frame(LOG, 0, b"one\n") + frame(LOG, 4, b"two\n") + frame("a.log", 0, b"three\n") + END]
+    out = Items()
+    Follower(link_over(Streams(lambda _: BytesIO(answers.pop()))), "/run", tmp_path, out).run()
+    items = all_of(out)
+    assert [item.text for item in items if isinstance(item, Line)] == [b"one", b"two", b"three"]
+    assert sum("cannot be kept here" in item.text for item in items if isinstance(item, Note)) == 1
+    mirror = Mirror(tmp_path, {})
+    (tmp_path / "rank_1").unlink()
+    mirror.broken.add(LOG)
+    mirror.store(LOG, 4, b"two\n")
+    assert not (tmp_path / LOG).exists()  # behind a gap: the next reader brings both
+
+
+def test_a_machine_that_replaced_another_begins_its_own_files(tmp_path: Path) -> None:
+    for name, text in (("agent.jsonl", b'{"event": "old"}\n'), ("agent.err", b"old words\n"), ("rank_0.log", b"1\n")):
+        (tmp_path / name).write_bytes(text)
+    answers = [frame("agent.jsonl", 0, b'{"event": "new"}\n') + frame("agent.err", 0, b"new\n") + END]
+    runner, out = Streams(lambda _: BytesIO(answers.pop())), Items()
+    Follower(link_over(runner), "/run", tmp_path, out, replay=True).run()
+    assert runner.messages[0]["offsets"]["rank_0.log"] == 2
+    assert "agent.err" not in runner.messages[0]["offsets"]
+    assert [item.record for item in all_of(out) if isinstance(item, AgentEvent)] == [{"event": "new"}]
+    kept = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    assert kept["agent.err"] == b"new\n" and kept["agent.1.err"] == b"old words\n"
+    assert kept["agent.1.jsonl"] == b'{"event": "old"}\n' and kept["rank_0.log"] == b"1\n"
+    answers.append(frame("agent.err", 0, b"new\nmore\n") + END)
+    Follower(link_over(runner), "/run", tmp_path, out, replay=True).run()
+    assert sorted(p.name for p in tmp_path.glob("agent*err")) == ["agent.1.err", "agent.err"]
+
+
+class Silent(BytesIO):
+    """A connection that says nothing until it is ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.over = threading.Event(), threading.Event()
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        self.asked.set()
+        self.over.wait(10)
+        return b""
+
+
+@pytest.mark.parametrize("contact", [True, False])
+def test_a_silent_node_is_told_of_and_its_connection_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contact: bool
+) -> None:
+    now, silent = [100.0], Silent()
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    answers: list[BinaryIO] = [silent, BytesIO(END)]
+
+    class Ending(Streams):
+        def _end(self) -> None:
+            super()._end()
+            silent.over.set()
+
+    runner, out = Ending(lambda _: answers.pop(0)), Items()
+    follower = Follower(link_over(runner), "/run", tmp_path, out, contact=contact)
+    follower.pulse()  # nothing is there yet
+    follower.start()
+    assert silent.asked.wait(10)
+    for now[0] in (103.0, 105.0, 116.0):
+        follower.pulse()
+    follower.join(10)
+    items = all_of(out)
+    assert {item.seconds for item in items if isinstance(item, Quiet)} == {5.0, 16.0}
+    assert isinstance(items[-1], Ended)
+    assert runner.sent == [b"\n"] * 3 * contact  # who only reads is no controller
+    assert {message["contact"] for message in runner.messages} == {contact}
+
+
+def test_the_end_of_the_reader_ends_a_follower_that_waits_for_room(tmp_path: Path) -> None:
+    many = b"".join(b'{"event": "heartbeat", "at": %d}\n' % i for i in range(20_000))
+    frames = b"".join(frame("agent.jsonl", at, many[at : at + 60_000]) for at in range(0, len(many), 60_000))
+    stream = follow([link_over(Streams(lambda _: BytesIO(frames + END)))], {"n0": "/run"}, tmp_path)
+    assert isinstance(stream.next(5), AgentEvent)
+    until = time.monotonic() + 10
+    while stream.items.waiting_bytes < module.WAITING_BYTES and time.monotonic() < until:
+        time.sleep(0.005)
+    assert stream.items.waiting_bytes <= module.WAITING_BYTES + 1000
+    stream.close()
+    assert not any(follower.is_alive() for follower in stream.followers)
+
+
+def test_more_can_be_sent_to_a_running_program_and_its_input_ends_with_it() -> None:
+    stream = SystemRunner().stream(("cat",), stdin=b"first\n")
+    assert stream.out.readline() == b"first\n"
+    stream.send(b"second\n")
+    assert stream.out.readline() == b"second\n"
+    stream.end()
+    stream.end()
+    stream.send(b"nobody reads this")
+    assert stream.out.read() == b""
+
+
+def test_when_we_are_killed_the_program_learns_of_it(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom nexa_dist.run.runner import SystemRunner\n"
+        "s = SystemRunner().stream(('sh', '-c', 'cat; touch ' + sys.argv[1]), stdin=b'here\\n')\n"
+        "print(s.out.readline().decode(), end='', flush=True)\ntime.sleep(60)\n"
+    )
+    argv = [sys.executable, "-c", code, str(tmp_path / "learnt")]
+    child = subprocess.Popen(argv, stdout=subprocess.PIPE, cwd=ROOT)
+    assert child.stdout and child.stdout.readline() == b"here\n"
+    os.kill(child.pid, signal.SIGKILL)
+    child.communicate()
+    until = time.monotonic() + 10
+    while not (tmp_path / "learnt").exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)
