@@ -1,0 +1,35 @@
+"""The table of known ways to fail, and the page that shows it."""
+
+from __future__ import annotations
+
+import re
+
+from nexa_dist.plan.known_ends import ENDS
+from nexa_dist.plan.known_network import CUDA, NETWORK
+from nexa_dist.plan.known_program import MACHINE, PROGRAM
+from nexa_dist.plan.signature import Signature
+
+TABLE: tuple[Signature, ...] = (*CUDA, *NETWORK, *MACHINE, *PROGRAM, *ENDS)
+"""In the order of the search within one log: what is special comes before what is general."""
+BY_NAME = {signature.name: signature for signature in TABLE}
+TITLES = (
+    ("GPUs", CUDA),
+    ("Network and rendezvous", NETWORK),
+    ("Memory, disk, files", MACHINE),
+    ("The program", PROGRAM),
+    ("Ends from outside", ENDS),
+)
+
+
+def as_markdown() -> str:
+    """The tables of docs/WHY.md."""
+    parts = []
+    for title, signatures in TITLES:
+        rows = [
+            (f"`{s.name}`", s.sees, re.sub(r":? ?\(?\{\w+\}( ms\))?", "", s.words) or "an exception", s.fix)
+            for s in signatures
+        ]
+        lines = ["| name | what you see | cause | what to do |", "|---|---|---|---|"]
+        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+        parts.append(f"## {title}\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(parts)

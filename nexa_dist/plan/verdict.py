@@ -1,0 +1,123 @@
+"""Which rank failed first, and why: from what was collected of one attempt. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from nexa_dist.plan import logtail
+from nexa_dist.plan.findings import ACTIVE, Evidence, Finding, NodeEvidence, collected, finding, read
+from nexa_dist.plan.signature import Exit, Tier
+from nexa_dist.plan.signatures import BY_NAME, TABLE
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`first`: (node, rank) that failed first, rank None for the node itself; None when nothing is known of it.
+    `others`: what the other ranks died of, one line for each way."""
+
+    first: tuple[str, int | None] | None
+    name: str
+    words: str
+    fix: str
+    lines: tuple[bytes, ...] = ()
+    others: tuple[str, ...] = ()
+    exit: Exit | None = None
+
+    @property
+    def who(self) -> str:
+        if self.first is None:
+            return ""
+        node, rank = self.first
+        return f"rank {rank} on {node}" if rank is not None else f"node {node}"
+
+
+RUNNING = Verdict(None, "running", "nothing has failed so far", "")
+COMPLETED = Verdict(None, "completed", "it completed", "")
+
+
+def judge(evidence: Evidence) -> Verdict:
+    """The strongest finding; among equals the earliest."""
+    if evidence.state == "completed":
+        return COMPLETED
+    findings = collected(evidence)
+    best = min(findings, key=_strength, default=None)
+    if best is not None and best.tier >= Tier.LATE and (early := _left_early(evidence, best)):
+        findings.append(best := early)
+    if best is None:
+        return RUNNING if evidence.state in ACTIVE else _without(evidence)
+    others = _others(evidence, findings, best)
+    signature = best.signature
+    return Verdict((best.node, best.rank), signature.name, best.words, signature.fix, best.lines, others, best.exit)
+
+
+def _strength(found: Finding) -> tuple[int, float, int]:
+    return found.tier, found.at, -1 if found.rank is None else found.rank
+
+
+def _left_early(evidence: Evidence, best: Finding) -> Finding | None:
+    nodes = {node.node: node for node in evidence.nodes}
+    through = [r for r in evidence.ranks if r.exit and not r.exit.bad and r.exit.at <= best.at]
+    if best.rank is None or not through:
+        return None
+    rank = min(through, key=lambda r: r.exit.at if r.exit else math.inf)
+    assert rank.exit is not None
+    found = finding("left_early", nodes.get(rank.node, NodeEvidence(rank.node)), rank.exit.at)
+    lines = logtail.last_lines(logtail.clean(rank.tail), 3)
+    return replace(found, rank=rank.rank, node=rank.node, lines=lines, exit=rank.exit)
+
+
+def _without(evidence: Evidence) -> Verdict:
+    """No node told of a failure: what the supervisor wrote down is all there is."""
+    text = evidence.cause
+    name = next((s.name for s in TABLE if text in s.reasons), "")
+    found = read(text.encode(), None) if text else None
+    if found:
+        return Verdict(None, found.signature.name, found.words, found.signature.fix)
+    if name:
+        return Verdict(None, name, BY_NAME[name].words, BY_NAME[name].fix)
+    if "budget" in text:
+        return Verdict(None, "budget", BY_NAME["budget"].words, BY_NAME["budget"].fix)
+    if "could not be started" in text:
+        return Verdict(None, "not_started", text, BY_NAME["not_started"].fix)
+    return Verdict(None, "unknown", text or "nothing is known of it: no event and no line came", BY_NAME["unknown"].fix)
+
+
+def _others(evidence: Evidence, findings: Sequence[Finding], best: Finding) -> tuple[str, ...]:
+    groups: dict[str, list[Finding]] = {}
+    for found in sorted(findings, key=_strength):
+        if found is not best and not _told(found) and (found.node, found.rank) != (best.node, best.rank):
+            said = found.signature.words == "{detail}"
+            brief = replace(found, place="") if said else replace(found, place="", detail="")
+            groups.setdefault(brief.words, []).append(found)
+    lines = [f"{_span(group)}: {words}" for words, group in groups.items()]
+    if best.tier == Tier.LATE:
+        heard = {(f.node, f.rank) for f in findings if not _told(f)}
+        silent = [r for r in evidence.ranks if (r.node, r.rank) not in heard and not (r.exit and not r.exit.bad)]
+        if silent and len(silent) < len(evidence.ranks):
+            lines.append(f"{_ranks_in_words([r.rank for r in silent])}: no error of their own; look there first")
+    return tuple(lines)
+
+
+def _told(found: Finding) -> bool:
+    """Whether a rank only did what it was told."""
+    return found.signature.name in ("terminated", "killed", "aborted") and found.tier == Tier.FOLLOWS
+
+
+def _span(group: Sequence[Finding]) -> str:
+    ranks = [f.rank for f in group if f.rank is not None]
+    nodes = sorted({f.node for f in group if f.rank is None})
+    return ", ".join([*([_ranks_in_words(ranks)] if ranks else []), *(f"node {name}" for name in nodes)])
+
+
+def _ranks_in_words(ranks: Sequence[int]) -> str:
+    """`rank 3`, `ranks 0, 2-7`."""
+    spans: list[list[int]] = []
+    for rank in sorted(ranks):
+        if spans and rank == spans[-1][1] + 1:
+            spans[-1][1] = rank
+        else:
+            spans.append([rank, rank])
+    text = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+    return f"rank {text}" if len(ranks) == 1 else f"ranks {text}"

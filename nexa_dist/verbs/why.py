@@ -1,0 +1,70 @@
+"""nexa why: which rank failed first, its last lines, the known cause and what to do."""
+
+from __future__ import annotations
+
+from argparse import Namespace as Arguments
+from typing import Any
+
+from nexa_dist import ui
+from nexa_dist.errors import EXIT_OK
+from nexa_dist.ops import why as asking
+from nexa_dist.verbs.common import context
+
+
+def why(args: Arguments) -> int:
+    folder = context().workspace.run(args.run)
+    record = folder.load()
+    story, others = asking.why(folder, record, args.attempt)
+    if args.json:
+        entries = [{"attempt": s.attempt, "state": s.state, "words": ui.plain(s.line)} for s in others]
+        ui.emit({"run": folder.run_id, **_told(story), "others": entries})
+        return EXIT_OK
+    count = len(record["attempts"])
+    ui.out(f"{folder.run_id}: attempt {story.attempt} of {count} {story.state}{_at(story)}")
+    ui.out(ui.plain(_first(story)))
+    for line in story.verdict.lines:
+        ui.out(f"  | {_text(line)}")
+    for also in story.verdict.others:
+        ui.out(f"also {ui.plain(also)}")
+    if story.verdict.fix:
+        ui.out(f"do: {story.verdict.fix}")
+    for other in others:
+        ui.out(f"attempt {other.attempt} {other.state}{_at(other)}: {ui.plain(other.line)}")
+    return EXIT_OK
+
+
+def _first(story: asking.Story) -> str:
+    verdict = story.verdict
+    if verdict.first is None:
+        return verdict.words
+    end = verdict.exit
+    how = "" if end is None else f" (signal {end.signal})" if end.signal else f" (exit code {end.code})"
+    return f"{verdict.who} failed first{how}: {verdict.words}"
+
+
+def _at(story: asking.Story) -> str:
+    return "" if story.step is None else f" at step {story.step}"
+
+
+def _text(line: bytes) -> str:
+    return ui.plain(line.decode(errors="replace"))
+
+
+def _told(story: asking.Story) -> dict[str, Any]:
+    verdict = story.verdict
+    node, rank = verdict.first or (None, None)
+    end = verdict.exit
+    return {
+        "attempt": story.attempt,
+        "state": story.state,
+        "step": story.step,
+        "name": verdict.name,
+        "node": node,
+        "rank": rank,
+        "exit": None if end is None else {"code": end.code, "signal": end.signal, "oom": end.oom},
+        "words": ui.plain(verdict.words),
+        "fix": verdict.fix,
+        "lines": [_text(line) for line in verdict.lines],
+        "also": [ui.plain(line) for line in verdict.others],
+        "cause": story.cause,
+    }
