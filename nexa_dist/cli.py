@@ -10,8 +10,13 @@ from collections.abc import Callable, Sequence
 from nexa_dist import __version__
 from nexa_dist.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, NexaError
 
-RUN_VERBS = ("run", "attach", "stop", "logs", "runs")
-CLOUD_VERBS = ("plan", "sweep", "timeline")
+MODULES = {
+    **dict.fromkeys(("run", "attach", "stop", "runs"), "run"),
+    **dict.fromkeys(("plan", "sweep", "timeline"), "cloud"),
+    "logs": "logs",
+    "why": "why",
+}
+"""Module below verbs/ of each verb that is not in `cluster`."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("train", nargs="?", metavar="TRAIN.yaml")
     _cluster(run)
     _set(run)
-    run.add_argument("--resume", metavar="RUN", help="go on with a run from its newest whole checkpoint")
+    run.add_argument("--resume", metavar="RUN", help="go on with a run: take it over, or start it again")
     run.add_argument("--detach", action="store_true", help="leave once every node runs")
     run.add_argument("--rank", default="0", metavar="N,N|all", help="ranks whose lines are shown (default: 0)")
     run.add_argument("--print", "--dry-run", action="store_true", dest="dry_run", help="show each node's command")
@@ -71,9 +76,17 @@ def parser() -> argparse.ArgumentParser:
     logs.add_argument("run", nargs="?", default="", metavar="RUN")
     logs.add_argument("--rank", default="", metavar="N,N|all", help="only these ranks")
     logs.add_argument("--node", metavar="NODE", help="only this node")
+    logs.add_argument("--attempt", type=int, metavar="N", help="only this attempt (default: all)")
     logs.add_argument("--grep", metavar="REGEX", help="only lines that match")
+    logs.add_argument("--since", metavar="5m|TIME", help="only lines of the last 30s, 5m, 2h, or since an ISO time")
+    logs.add_argument("--tail", type=int, metavar="N", help="only the last N lines of each log")
     logs.add_argument("-f", "--follow", action="store_true", help="go on as lines come")
     _json(logs)
+
+    why = verbs.add_parser("why", help="which rank failed first, of what, and what mends it")
+    why.add_argument("run", nargs="?", default="", metavar="RUN")
+    why.add_argument("--attempt", type=int, metavar="N", help="this attempt (default: the newest that failed)")
+    _json(why)
 
     status = verbs.add_parser("status", help="clusters, their nodes and active runs, as they are now")
     _cluster(status)
@@ -138,8 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _call(arguments: argparse.Namespace) -> int:
     import importlib
 
-    module = "run" if arguments.verb in RUN_VERBS else "cloud" if arguments.verb in CLOUD_VERBS else "cluster"
-    verb = getattr(importlib.import_module(f"nexa_dist.verbs.{module}"), arguments.verb)
+    module = importlib.import_module(f"nexa_dist.verbs.{MODULES.get(arguments.verb, 'cluster')}")
+    verb = getattr(module, arguments.verb)
     return int(verb(arguments))
 
 

@@ -61,6 +61,10 @@ class Cluster:
     rdzv_backend: RdzvBackend = "static"
     env_hash: str = ""
     created_unix: float = 0.0
+    bucket: str = ""
+    """`s3://bucket/prefix` that outlives the nodes; empty when there is none."""
+    region: str = ""
+    """Of the cloud; empty for hosts that are in none."""
 
     @property
     def world_size(self) -> int:

@@ -14,13 +14,22 @@ class _Part(BaseModel):
 class ManifestAttempt(_Part):
     """One start of the run on its nodes."""
 
-    attempt: int = Field(ge=1, description="1 for the first start, one more for each resume.")
+    attempt: int = Field(ge=1, description="1 for the first start, one more for each start after it.")
     state: str = Field(description="completed, failed or stopped.")
     cause: str = Field(description="Why it ended; empty when it completed.")
     started_unix: float = Field(description="Start, in seconds since 1970 (UTC).")
     ended_unix: float = Field(description="End, in seconds since 1970 (UTC).")
     rdzv: str = Field(description="Rendezvous endpoint, host:port.")
     resume_step: int | None = Field(description="Step of the checkpoint it went on from.")
+    last_step: int | None = Field(None, description="Highest step that a rank reported; null when none was.")
+    kind: str | None = Field(None, description="What kind of end it was: completed, stopped, rank, node, notice, hang…")
+    why: str | None = Field(None, description="Which rank failed first and the known cause, in one line.")
+    next: str | None = Field(None, description="What was decided then: done, stop, restart, replace, shrink or wait.")
+    replaced: tuple[str, ...] = Field((), description="Nodes that were made anew for this attempt.")
+    notices: dict[str, dict[str, float | None]] = Field(
+        default_factory=dict,
+        description="Spot notices by node, in unix seconds: seen by the node, when the cloud acts, checkpoint saved.",
+    )
 
 
 class ManifestNode(_Part):

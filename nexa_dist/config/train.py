@@ -124,6 +124,10 @@ class TrainerConfig(_Section):
     save_every: int = Field(
         100, ge=1, description="A checkpoint every so many steps, and one at the end. At most this much work is lost."
     )
+    async_save: bool = Field(
+        False,
+        description="Copy the state to memory, go on training, and write the checkpoint meanwhile. Costs that memory.",
+    )
     eval_every: int | None = Field(
         None, ge=1, description="Held-out loss every so many steps; without it, at the end only."
     )
@@ -165,6 +169,44 @@ class TrainConfig(_Section):
     max_hours: float | None = Field(
         None, gt=0.0, le=8760.0, allow_inf_nan=False, description="Deadline of the run, in hours."
     )
+    launcher: Literal["torchrun", "direct"] = Field(
+        "torchrun",
+        description="Who starts the ranks of a node: torchrun, or the node agent itself (torch is then imported once, "
+        "and a relaunch comes from an interpreter that has it already). The environment of a rank is the same.",
+    )
+    hang_timeout_s: float | None = Field(
+        600.0,
+        ge=1.0,
+        le=86_400.0,
+        allow_inf_nan=False,
+        description="A rank that has reported a step and then reports none for so long, in seconds, is taken to hang: "
+        "the stacks of all ranks go into their logs, and the run is started again. null: never. A script that reports "
+        "no step (nexa_dist.train.progress) is never taken to hang.",
+    )
+    on_disconnect: Literal["keep", "kill"] = Field(
+        "keep",
+        description="When the controller is gone: keep training (under the deadline), or end the run on the nodes.",
+    )
+    restarts_per_hour: int = Field(
+        10,
+        ge=0,
+        le=1000,
+        description="Restarts within an hour that made no progress before the run is given up; 0: never start again.",
+    )
+    min_nodes: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Go on with so few nodes when a lost one cannot be replaced. The world size and so the batch "
+        "change, hence nothing shrinks without this key.",
+    )
+    wait_for_nodes_minutes: float = Field(
+        10.0,
+        ge=0.0,
+        le=10_080.0,
+        allow_inf_nan=False,
+        description="How long to wait for a lost node that cannot be replaced, or for capacity to replace it.",
+    )
     wandb: Literal["off", "offline", "online"] = Field(
         "off", description="Weights & Biases: off, offline (files in the run folder, no network) or online."
     )
@@ -195,6 +237,8 @@ class TrainConfig(_Section):
             found = f"found {' and '.join(programs)}" if programs else "found none"
             raise ValueError(f"exactly one of backend, script, module is needed: {found}")
         given = [name for name in HF_SECTIONS if getattr(self, name) is not None]
+        if self.min_nodes is not None and self.restarts_per_hour == 0:
+            raise ValueError("min_nodes has no effect with restarts_per_hour: 0, which starts nothing again")
         if self.backend is None and given:
             raise ValueError(f"{', '.join(given)} belong to backend: hf, not to {programs[0]}; give args instead")
         if self.backend is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -104,22 +104,30 @@ class Saved:
 
 
 def make(
-    ctx: Context, folder: ClusterFolder, config: ClusterConfig, saved: Saved | None = None
+    ctx: Context,
+    folder: ClusterFolder,
+    config: ClusterConfig,
+    saved: Saved | None = None,
+    lost: Sequence[str] = (),
 ) -> tuple[Cluster, dict[str, str]]:
-    """The nodes, answering over ssh with their pinned keys; and their homes by name."""
+    """The nodes, answering over ssh with their pinned keys; and their homes by name. Those in `lost` are ended first:
+    an instance that cannot be reached may live, cost, and write."""
     gang = open_gang(ctx, folder, config, saved.site if saved else None)
-    files.write_json(folder.path / "config.json", config.model_dump(mode="json"))
+    files.write_json(folder.path / "config.json", config.model_dump(mode="json", exclude_unset=True))
     files.write_json(site_file(folder), gang.site.to_json())  # before the first call that makes something
     gang.terraform.settle(ctx.detail, interrupt=False)
     with ctx.phase("claim"):
         killed = interrupted(folder)
         claim(gang)
+        if lost:
+            with folder.journalled("fence", nodes=list(lost)):
+                gang.end(lambda t: t.kind == "instance" and t.tags.get(leftovers.NODE) in lost)
         kept = reconcile(gang, killed)
         bucket.ensure(ctx, gang.site)
     with ctx.phase(f"terraform: {config.nodes} nodes"):
         chosen = create(gang, kept, saved)
     still_ours(gang)
-    return boot(gang, chosen)
+    return boot(gang, chosen, kept)
 
 
 def interrupted(folder: ClusterFolder) -> bool:
@@ -260,8 +268,9 @@ def known_offer(folder: ClusterFolder) -> Candidate:
         ) from None
 
 
-def boot(gang: Gang, chosen: Candidate) -> tuple[Cluster, dict[str, str]]:
-    """Waits until every node has booted. One that does not come is replaced once, then the gang is given back."""
+def boot(gang: Gang, chosen: Candidate, kept: set[str]) -> tuple[Cluster, dict[str, str]]:
+    """Waits until every node has booted. One that does not come is replaced once, then all but `kept` are given
+    back: what lived before may hold the only checkpoint of a run."""
     ctx, folder = gang.ctx, gang.folder
     made = _cluster(gang, chosen)
     with ctx.phase("boot"), folder.journalled("boot"):
@@ -278,16 +287,16 @@ def boot(gang: Gang, chosen: Candidate) -> tuple[Cluster, dict[str, str]]:
                         ctx, lambda: gang.terraform.apply(ctx.detail, replace=gone, timeout_s=CREATE_LIMIT_S)
                     )
             except TerraformFailed:
-                ctx.detail("they cannot be made anew, so every node is given back")
-                gang.end_all_but(set())
+                ctx.detail("they cannot be made anew, so what was made is given back")
+                gang.end_all_but(kept)
                 raise
             made = _cluster(gang, chosen)
             silent = await_ssh(gang, made)
         if silent:
-            gang.end_all_but(set())
+            gang.end_all_but(kept)
             raise NexaError(
                 f"{', '.join(silent)} did not answer over ssh within {gang.config.boot_timeout_s:.0f} s, twice",
-                hint="every node was given back; check ssh_from, and the image's console output",
+                hint="what was made was given back; check ssh_from, and the image's console output",
             )
     with ctx.phase("ssh"), folder.journalled("ssh"):
         homes, python = _settled(gang, made)

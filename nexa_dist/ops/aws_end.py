@@ -112,7 +112,7 @@ def destroy(ctx: Context, folder: ClusterFolder, site: Site) -> dict[str, Any]:
         "owner": site.owner,
         "nodes": [
             {
-                "name": t.tags.get("nexa:node", "?"),
+                "name": t.tags.get(leftovers.NODE, "?"),
                 "id": t.id,
                 "offer": t.offer,
                 "state": after[t.id].state if t.id in after else "gone",

@@ -3,24 +3,50 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from nexa_dist.config.load import recorded_train, resolved
 from nexa_dist.errors import NexaError
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.watch import Outcome
+from nexa_dist.ops.why import explain
 from nexa_dist.plan.manifest import build_manifest
 from nexa_dist.run import files
 from nexa_dist.run.nodes import Link
 from nexa_dist.run.workspace import RunFolder
 
 
+def close(run: RunFolder, record: dict[str, Any], outcome: Outcome) -> None:
+    """Writes down how the newest attempt ended: before anything is decided from it."""
+    attempt, end = record["attempts"][-1], outcome.end
+    attempt |= {
+        "state": outcome.state,
+        "cause": outcome.cause,
+        "ended_unix": attempt.get("ended_unix") or end.ended_unix,
+        "end": asdict(end),
+    }
+    if outcome.state == "failed":
+        attempt["why"] = explain(run, record)
+    if outcome.leaving:
+        attempt["notices"] = {
+            name: {
+                "seen_unix": notice.get("seen_unix", notice["at"]),
+                "acts_unix": notice.get("at_unix"),
+                "saved_unix": outcome.saved_unix,
+            }
+            for name, notice in outcome.leaving.items()
+        }
+    run.save(record)
+
+
 def finish(ctx: Context, run: RunFolder, links: Sequence[Link], record: dict[str, Any], outcome: Outcome) -> None:
-    """Closes the newest attempt and writes the manifest. Safe to do again."""
+    """Closes the run and writes its manifest. Safe to do again."""
     attempt = record["attempts"][-1]
-    attempt |= {"state": outcome.state, "cause": outcome.cause, "ended_unix": attempt.get("ended_unix") or time.time()}
+    if "end" not in attempt:
+        close(run, record, outcome)
+    attempt |= {"state": outcome.state, "cause": outcome.cause}
     run.save(record)
     result = read_result(ctx, links, record) if links else {}
     config = resolved(recorded_train(record["config"], record["run_id"]))

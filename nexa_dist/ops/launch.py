@@ -21,8 +21,11 @@ from nexa_dist.run.nodes import Link, Ssh, connect, on_all
 from nexa_dist.run.workspace import RunFolder
 
 SECRETS = ("WANDB_API_KEY", "HF_TOKEN")
+ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 GRACE_S = 25.0
 """For a checkpoint after SIGTERM; torchrun itself kills its workers after 30 s."""
+NOTICE_GRACE_S = 90.0
+"""For a checkpoint and its way to the durable store, of the 120 s of a spot notice."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,12 @@ class Prepared:
     plan: RankPlan
     specs: dict[str, dict[str, Any]]
     places: dict[str, Place]
-    archives: tuple[archive.Archive, ...]
+    archives: tuple[archive.Code, ...]
     """The project and our package."""
     hardware: dict[str, Any]
     """By node: CPUs, GPUs by name, torch."""
+    skew_s: dict[str, float]
+    """By node: how far its clock is ahead of ours."""
     resume_step: int | None = None
 
 
@@ -64,12 +69,30 @@ def check(ctx: Context, ssh: Ssh) -> tuple[list[Link], dict[str, dict[str, Any]]
 
 
 def prepare(
-    ctx: Context, ssh: Ssh, config: TrainConfig, run_id: str, attempt: int, resume: tuple[int, dict[str, str]] | None
+    ctx: Context,
+    ssh: Ssh,
+    config: TrainConfig,
+    run_id: str,
+    attempt: int,
+    resume: tuple[int, dict[str, str]] | None,
+    *,
+    codes: tuple[archive.Code, archive.Code] | None = None,
+    seconds_left: float | None = None,
 ) -> Prepared:
-    """The plan of one attempt. `resume` is the step and, by node name, its verified checkpoint there."""
-    project, package = (archive.project(ctx.runner, ctx.workspace.root), archive.package())
-    _check_script(config, ctx.workspace.root, project)
+    """The plan of one attempt. `resume` is the step and, by node name, its verified checkpoint there.
+
+    `codes` are the project and our package as an earlier attempt had them, instead of those of this moment.
+    `seconds_left` of the run's max_hours; without it all of them are.
+    """
+    if codes is None:
+        found = archive.project(ctx.runner, ctx.workspace.root)
+        _check_script(config, ctx.workspace.root, found)
+        codes = found, archive.package()
+    project, package = codes
+    asked = time.time()
     links, answers, verdict = check(ctx, ssh)
+    if seconds_left is None and config.max_hours:
+        seconds_left = config.max_hours * 3600
     plan = assign_ranks(ssh.cluster, verdict.port, config.nproc_per_node)
     places = {link.node.name: _place(link, run_id, project, package) for link in links}
     specs: dict[str, dict[str, Any]] = {}
@@ -78,11 +101,12 @@ def prepare(
         place = places[name]
         what = command.program(config, place)
         specs[name] = {
-            "version": 1,
+            "version": 2,
             "run_id": run_id,
             "attempt": attempt,
             "node": name,
-            "argv": command.torchrun(plan, node_plan, place, what, run_id, attempt),
+            "launcher": config.launcher,
+            "argv": command.ranks_argv(plan, node_plan, place, what, run_id, attempt, config.launcher),
             "prepare": what.prepare or None,
             "env": command.environment(
                 plan,
@@ -94,19 +118,44 @@ def prepare(
                 cpus=answers[name]["cpus"] or 1,
                 user=_user_environment(config),
                 resume=(resume[1][name], resume[0]) if resume else None,
+                bucket=bucket_environment(ssh.cluster, place.package),
             ),
             "cwd": place.work,
             "code": place.code,
             "config": config.model_dump(mode="json") if config.backend else None,
             "grace_s": GRACE_S,
-            "deadline_in_s": config.max_hours * 3600 if config.max_hours else None,
+            "notice_grace_s": NOTICE_GRACE_S,
+            "deadline_in_s": seconds_left,
+            "hang_timeout_s": config.hang_timeout_s,
+            "on_disconnect": config.on_disconnect,
+            "spot": node_plan.node.offer.endswith(" spot"),
+            "keep_warm": config.launcher == "direct" and config.restarts_per_hour > 0,
+            "first_rank": node_plan.first_rank,
+            "nproc": node_plan.nproc,
+            "world_size": plan.world_size,
+            "node_rank": node_plan.node_rank,
+            "nnodes": len(plan.nodes),
+            "master_addr": plan.rdzv_host,
+            "master_port": plan.rdzv_port,
         }
     hardware = {name: {key: answer[key] for key in ("cpus", "gpus", "torch")} for name, answer in answers.items()}
-    return Prepared(tuple(links), plan, specs, places, (project, package), hardware, resume[0] if resume else None)
+    skew_s = {name: round(answer["unix"] - asked, 2) for name, answer in answers.items()}
+    step = resume[0] if resume else None
+    return Prepared(tuple(links), plan, specs, places, (project, package), hardware, skew_s, step)
+
+
+DURABLE_WAIT_S = NOTICE_GRACE_S - 20
+"""How long a rank that stops waits for the durable store; the rest of a notice's grace is for the checkpoint."""
+
+
+def bucket_environment(cluster: Cluster, package: str) -> dict[str, str]:
+    """What run_sync.sh of the package on a node needs; an endpoint that we were given holds there too."""
+    made = command.bucket_environment(cluster, f"{package}/{archive.SYNC}")
+    return made | {name: os.environ[name] for name in ENDPOINTS if made and os.environ.get(name)}
 
 
 def _user_environment(config: TrainConfig) -> dict[str, str]:
-    return {"WANDB_MODE": "disabled" if config.wandb == "off" else config.wandb, **config.env}
+    return {"NEXA_DURABLE_WAIT_S": str(DURABLE_WAIT_S), "WANDB_MODE": "disabled" if config.wandb == "off" else config.wandb, **config.env}
 
 
 def _check_script(config: TrainConfig, root: Path, project: archive.Archive) -> None:
@@ -116,7 +165,7 @@ def _check_script(config: TrainConfig, root: Path, project: archive.Archive) -> 
             raise NexaError(f"script {config.script} {there} (in {root})", hint="paths are relative to this folder")
 
 
-def _place(link: Link, run_id: str, project: archive.Archive, package: archive.Archive) -> Place:
+def _place(link: Link, run_id: str, project: archive.Code, package: archive.Code) -> Place:
     layout = link.ssh.cluster.layout
     scratch, shared = link.path(layout.scratch), link.path(layout.shared)
     return Place(
@@ -131,7 +180,7 @@ def _place(link: Link, run_id: str, project: archive.Archive, package: archive.A
     )
 
 
-def send(ctx: Context, links: Sequence[Link], archives: Sequence[archive.Archive]) -> None:
+def send(ctx: Context, links: Sequence[Link], archives: Sequence[archive.Code]) -> None:
     """Code to every node at once. What a node has already is not sent again; what is sent is packed once."""
     packed: dict[str, bytes] = {}
 
@@ -148,27 +197,34 @@ def send(ctx: Context, links: Sequence[Link], archives: Sequence[archive.Archive
     on_all(links, to_node)
 
 
-def code_folder(link: Link, code: archive.Archive) -> str:
+def code_folder(link: Link, code: archive.Code) -> str:
     """Where this code lies on the node, by its hash."""
     return f"{link.path(link.ssh.cluster.layout.shared)}/code/{code.hash}"
 
 
+def attempt_row(number: int, state: str, **more: Any) -> dict[str, Any]:
+    """What run.json holds of one attempt from its beginning."""
+    return {"attempt": number, "state": state, "started_unix": time.time(), **more}
+
+
 def start(run: RunFolder, prepared: Prepared, record: dict[str, Any], attempt: int) -> None:
     """Writes down the attempt, then starts every agent. If one cannot be started, the others are stopped."""
+    for code in prepared.archives:
+        archive.keep(run.code, code)
     record["code_hash"], record["package_hash"] = (code.hash for code in prepared.archives)
-    record["nodes"] = {name: {"run_dir": place.run_dir} for name, place in prepared.places.items()}
+    record["nodes"] |= {name: {"run_dir": place.run_dir} for name, place in prepared.places.items()}
     record["attempts"].append(
-        {
-            "attempt": attempt,
-            "state": "starting",
-            "started_unix": time.time(),
-            "world_size": prepared.plan.world_size,
-            "rdzv": f"{prepared.plan.rdzv_host}:{prepared.plan.rdzv_port}",
-            "resume_step": prepared.resume_step,
-            "ranks": {p.node.name: [p.first_rank, p.first_rank + p.nproc - 1] for p in prepared.plan.nodes},
-            "hardware": prepared.hardware,
-            "commands": {name: list(spec["argv"]) for name, spec in prepared.specs.items()},
-        }
+        attempt_row(
+            attempt,
+            "starting",
+            world_size=prepared.plan.world_size,
+            rdzv=f"{prepared.plan.rdzv_host}:{prepared.plan.rdzv_port}",
+            resume_step=prepared.resume_step,
+            ranks={p.node.name: [p.first_rank, p.first_rank + p.nproc - 1] for p in prepared.plan.nodes},
+            hardware=prepared.hardware,
+            skew_s=prepared.skew_s,
+            commands={name: list(spec["argv"]) for name, spec in prepared.specs.items()},
+        )
     )
     run.save(record)
     secrets = {name: os.environ[name] for name in SECRETS if os.environ.get(name)}
@@ -189,7 +245,7 @@ def start(run: RunFolder, prepared: Prepared, record: dict[str, Any], attempt: i
         record["attempts"][-1] |= {
             "state": "failed",
             "ended_unix": time.time(),
-            "cause": "an agent could not be started",
+            "cause": f"an agent could not be started: {error}",
         }
         run.save(record)
         if unproven:
@@ -200,10 +256,12 @@ def start(run: RunFolder, prepared: Prepared, record: dict[str, Any], attempt: i
 
 
 def stop_all(
-    links: tuple[Link, ...] | list[Link], record: dict[str, Any], reason: str, grace_s: float
+    links: Sequence[Link], record: dict[str, Any], reason: str, grace_s: float, *, release: bool = True
 ) -> list[dict[str, Any]]:
-    """Stops the run on every node at once; answers what each agent proved."""
-    message = {"grace_s": grace_s, "reason": reason}
+    """Stops the run on every node at once; answers what each agent proved. With `release` what waits there for
+    another attempt ends too."""
+    number = record["attempts"][-1]["attempt"] if record["attempts"] else 0
+    message = {"grace_s": grace_s, "reason": reason, "release": release, "attempt": number}
     return on_all(
         links,
         lambda link: link.call(

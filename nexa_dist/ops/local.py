@@ -34,15 +34,19 @@ def terraform_of(ctx: Context, folder: ClusterFolder) -> Terraform:
     return Terraform(ctx.runner, binary(ctx.workspace.root), folder.terraform, "local")
 
 
-def make(ctx: Context, folder: ClusterFolder, config: ClusterConfig) -> tuple[Cluster, dict[str, str]]:
-    """The nodes, and their homes by name. A node that Terraform believes in and that is off is made anew."""
+def make(
+    ctx: Context, folder: ClusterFolder, config: ClusterConfig, lost: Sequence[str] = ()
+) -> tuple[Cluster, dict[str, str]]:
+    """The nodes, and their homes by name. One that is `lost`, or that Terraform believes in and that is off, is made
+    anew."""
     terraform = terraform_of(ctx, folder)
     terraform.settle(ctx.detail, interrupt=False)
     names = config.node_names
     with ctx.phase(f"terraform: {len(names)} nodes"), folder.journalled("create", nodes=names):
         prepare(ctx, folder, config, terraform)
         terraform.apply(ctx.detail)
-        off = [row["name"] for row in terraform.outputs()["nodes"] if not _answers(row["address"], row["port"])]
+        rows = terraform.outputs()["nodes"]
+        off = [row["name"] for row in rows if row["name"] in lost or not answers(row["address"], row["port"])]
         if off:  # Terraform's state says they exist; a reboot of this machine says they do not
             ctx.detail(f"not answering, made anew: {', '.join(off)}")
             terraform.apply(ctx.detail, replace=[f'module.node["{name}"].terraform_data.node' for name in off])
@@ -100,7 +104,8 @@ def _free_port(address: str) -> int:
         return int(listener.getsockname()[1])
 
 
-def _answers(address: str, port: int) -> bool:
+def answers(address: str, port: int) -> bool:
+    """Whether somebody listens there."""
     try:
         with socket.create_connection((address, port), timeout=5):
             return True

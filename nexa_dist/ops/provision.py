@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from nexa_dist.config.cluster import ClusterConfig
@@ -15,15 +16,17 @@ from nexa_dist.ops.bootstrap import bootstrap, prove
 from nexa_dist.ops.context import Context
 from nexa_dist.plan.aws import NODE_PYTHON
 from nexa_dist.run import bundle, files
+from nexa_dist.run.workspace import ClusterFolder
 
 PASSED_ON = ("UV_FIND_LINKS", "PIP_FIND_LINKS", "UV_CACHE_DIR")
 """Settings of the user's environment that become Ansible variables."""
 
 
-def provision(ctx: Context, config: ClusterConfig, saved: aws.Saved | None = None) -> Cluster:
+def provision(ctx: Context, config: ClusterConfig, saved: aws.Saved | None = None, lost: Sequence[str] = ()) -> Cluster:
     """Makes the cluster, or brings it back to what the file says. Safe to run again, at any time.
 
-    With `saved` Terraform applies exactly that plan.
+    With `saved` Terraform applies exactly that plan. The nodes in `lost` are ended and made anew; the others stay
+    as they are.
     """
     if config.provider == "static":
         raise UsageError(
@@ -34,13 +37,13 @@ def provision(ctx: Context, config: ClusterConfig, saved: aws.Saved | None = Non
     folder = ctx.workspace.cluster(config.name)
     with folder.locked("provision"):
         if config.provider == "local":
-            files.write_json(folder.path / "config.json", config.model_dump(mode="json"))
-            made, homes = local.make(ctx, folder, config)
+            files.write_json(folder.path / "config.json", config.model_dump(mode="json", exclude_unset=True))
+            made, homes = local.make(ctx, folder, config, lost)
             own = local.variables()
         else:
-            made, homes = aws.make(ctx, folder, config, saved)
+            made, homes = aws.make(ctx, folder, config, saved, lost)
             own = {"nexa_python": NODE_PYTHON, "ansible_python_interpreter": "/usr/bin/python3"}
-        bootstrap(ctx, folder, made, homes, own)
+        bootstrap(ctx, folder, made, homes, own, _made_anew(folder, made) if lost else ())
         with ctx.phase("health"), folder.journalled("check"):
             for line in prove(ctx, made):
                 ctx.detail(line)
@@ -48,6 +51,12 @@ def provision(ctx: Context, config: ClusterConfig, saved: aws.Saved | None = Non
             folder.ledger("up", nodes=len(made.nodes), usd_per_hour=made.usd_per_hour)
         files.write_json(folder.json, made.to_json())
     return made
+
+
+def _made_anew(folder: ClusterFolder, made: Cluster) -> list[str]:
+    """Nodes on other machines than cluster.json names; none for a provider whose machines have no id."""
+    before = {node.name: node.instance_id for node in folder.load().nodes}
+    return [node.name for node in made.nodes if node.instance_id != before.get(node.name)]
 
 
 def _refuse_what_is_expanded(ctx: Context) -> None:

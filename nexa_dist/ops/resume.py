@@ -4,67 +4,129 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from nexa_dist.errors import NexaError
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.launch import code_folder, send
+from nexa_dist.ops.launch import bucket_environment, code_folder, send
 from nexa_dist.run import archive
 from nexa_dist.run.nodes import Link, on_all
 from nexa_dist.run.runner import CommandFailed
 
+KEEP = 2
+"""Whole checkpoints on a node that only receives them, as on rank 0's."""
 VERIFY_TIMEOUT_S = 1800.0
 """Every byte of every checkpoint is read."""
 
 
-def spread_checkpoint(ctx: Context, links: list[Link], record: dict[str, Any]) -> tuple[int, dict[str, str]] | None:
-    """The newest whole checkpoint of a run, verified, on every node: its step and its folder by node name.
+def spread_checkpoint(
+    ctx: Context, links: Sequence[Link], record: dict[str, Any], to: Sequence[Link] | None = None
+) -> tuple[int, dict[str, str]] | None:
+    """The newest whole checkpoint of a run, verified, on every node (or on those of `to`): its step and its folder by
+    node name.
 
     Only rank 0 saves and no shared disk is assumed, so the other nodes have none of it. None when no
     checkpoint was written yet (the run then starts from the beginning).
     """
     send(ctx, links, [archive.package()])
     run_id = record["run_id"]
-    scratch = {link.node.name: f"{link.path(link.ssh.cluster.layout.scratch)}/{run_id}" for link in links}
-    received = f"resume_{len(record['attempts']) + 1}"
+    answers = on_all(links, lambda link: _verified(link, _root(link, run_id), _durable(link, run_id)))
     found: list[tuple[int, Link, str]] = []
-    answers = on_all(links, lambda link: _look(link, scratch[link.node.name], run_id))
     for link, answer in zip(links, answers, strict=True):
         for bad in answer["skipped"]:
             ctx.say(f"warning: {link.node.name}: {bad['path']} is passed over: {bad['why']}")
         found += [(whole["step"], link, whole["path"]) for whole in answer["whole"]]
-    if not found:
+    step, source, path = max(found, key=lambda row: row[0], default=(0, None, ""))
+    if (pulled := _from_bucket(ctx, links[0], run_id, step)) is not None:
+        step, source, path = pulled
+    if source is None:
         return None
-    step, source, path = max(found, key=lambda row: row[0])
     have = {link.node.name: p for s, link, p in found if s == step}
     have[source.node.name] = path
 
     def to_node(link: Link) -> tuple[str, str]:
         name = link.node.name
-        if name in have:
-            return name, have[name]
-        target = f"{scratch[name]}/{received}/{path.rsplit('/', 1)[1]}"
-        ctx.detail(f"{name}: checkpoint of step {step} from {source.node.name}")
-        # an earlier try may have left a folder of this name that did not arrive whole
-        link.ssh.run(link.node, ("rm", "-rf", "--", f"{scratch[name]}/{received}"))
-        stream = source.ssh.runner.stream(
-            (*source.ssh.argv(source.node), shlex.join(("tar", "-C", path, "-cf", "-", ".")))
-        )
+        if name not in have:
+            ctx.detail(f"{name}: checkpoint of step {step} from {source.node.name}")
+            have[name] = _copy(source, path, link, _root(link, run_id), step)
+        return name, have[name]
+
+    return step, dict(on_all(links if to is None else to, to_node))
+
+
+def rescue(ctx: Context, links: Sequence[Link], record: dict[str, Any], leaving: Sequence[str]) -> None:
+    """The newest checkpoint from nodes that are about to go to those that stay, while they can still be asked.
+
+    What cannot be had is said and no error: an older checkpoint, or the durable one, is then the newest.
+    """
+    staying = [link for link in links if link.node.name not in leaving]
+    reachable = []
+    for link in links:
         try:
-            link.unpack(target, stream.out)
-        finally:
-            stream.end()
-        whole = _verified(link, f"{scratch[name]}/{received}")["whole"]
-        if step not in [w["step"] for w in whole]:
-            raise NexaError(f"{name}: the checkpoint of step {step} did not arrive whole", hint="run it again")
-        return name, target
+            link.ssh.run(link.node, ("true",), timeout_s=10)
+            reachable.append(link)
+        except NexaError:
+            continue
+    if not staying or not any(link.node.name in leaving for link in reachable):
+        return
+    try:
+        with ctx.phase("newest checkpoint to the nodes that stay"):
+            spread_checkpoint(ctx, reachable, record, [link for link in staying if link in reachable])
+    except NexaError as error:
+        ctx.say(f"warning: not everything could be rescued from {', '.join(leaving)}: {error}")
 
-    return step, dict(on_all(links, to_node))
+
+def _root(link: Link, run_id: str) -> str:
+    """Where rank 0 saves, and where the other nodes get its checkpoints."""
+    return f"{link.path(link.ssh.cluster.layout.scratch)}/{run_id}/checkpoints"
 
 
-def _look(link: Link, scratch: str, run_id: str) -> dict[str, Any]:
-    durable = f"{link.path(link.ssh.cluster.layout.durable)}/{run_id}/checkpoints"
-    return _verified(link, f"{scratch}/checkpoints", durable)
+def _durable(link: Link, run_id: str) -> str:
+    return f"{link.path(link.ssh.cluster.layout.durable)}/{run_id}/checkpoints"
+
+
+def _from_bucket(ctx: Context, link: Link, run_id: str, step: int) -> tuple[int, Link, str] | None:
+    """The bucket's newest whole checkpoint on this node, when there is one that is newer than `step`."""
+    cluster = link.ssh.cluster
+    if not cluster.bucket:
+        return None
+    code = code_folder(link, archive.package())
+    settings = {"PYTHONPATH": code, "NEXA_PYTHON": link.python, **bucket_environment(cluster, code)}
+    script = ("env", *(f"{name}={value}" for name, value in settings.items()), "bash", settings["NEXA_SYNC"])
+    listed = link.ssh.run(link.node, (*script, "list", run_id, "--json"), timeout_s=120)
+    if listed.code:
+        ctx.say(f"warning: the bucket cannot be read, so it is passed over: {listed.tail(2)}")
+        return None
+    newest = max((int(row["step"]) for row in json.loads(listed.out)), default=0)
+    if newest <= step:
+        return None
+    ctx.detail(f"{link.node.name}: checkpoint of step {newest} from {cluster.bucket}")
+    # Without a step, so that a damaged one is passed over for the one before it.
+    pulled = link.ssh.run(link.node, (*script, "pull", run_id, _root(link, run_id)), timeout_s=VERIFY_TIMEOUT_S)
+    if pulled.code:
+        ctx.say(f"warning: nothing can be had from the bucket: {pulled.tail(2)}")
+        return None
+    path = pulled.out.decode().strip().splitlines()[-1]
+    got = int(path.rsplit("_", 1)[1])
+    return (got, link, path) if got > step else None
+
+
+def _copy(source: Link, path: str, link: Link, root: str, step: int) -> str:
+    """A checkpoint from one node to another, verified there. Returns its path."""
+    target = f"{root}/{path.rsplit('/', 1)[1]}"
+    link.ssh.run(link.node, ("rm", "-rf", "--", target))  # one that did not arrive whole, or was damaged since
+    stream = source.ssh.runner.stream((*source.ssh.argv(source.node), shlex.join(("tar", "-C", path, "-cf", "-", "."))))
+    try:
+        link.unpack(target, stream.out)
+    finally:
+        stream.end()
+    whole = _verified(link, root)["whole"]
+    if step not in [row["step"] for row in whole]:
+        raise NexaError(f"{link.node.name}: the checkpoint of step {step} did not arrive whole", hint="run it again")
+    if old := [row["path"] for row in whole[KEEP:]]:
+        link.ssh.run(link.node, ("rm", "-rf", "--", *old))
+    return target
 
 
 def _verified(link: Link, *roots: str) -> dict[str, Any]:

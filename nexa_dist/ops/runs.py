@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from nexa_dist.errors import NexaError, StillRunning, UsageError
@@ -14,17 +14,28 @@ from nexa_dist.ops.finish import finish
 from nexa_dist.ops.launch import GRACE_S, stop_all
 from nexa_dist.ops.watch import Outcome
 from nexa_dist.plan.cost import cost_usd, gpu_hours
-from nexa_dist.run.follow import MAX_LINE_BYTES, Ended, Line, Marks, Quiet, follow, marks
+from nexa_dist.plan.recovery import Decision, End, Kind
+from nexa_dist.run import files
+from nexa_dist.run.follow import fetch
 from nexa_dist.run.nodes import Link, Ssh, connect, on_all, session
 from nexa_dist.run.workspace import RunFolder
 
 ACTIVE = ("starting", "running")
+STOPPED = "stopped by the user"
+PENDING = ("restart", "replace", "shrink", "wait")
+"""Decisions after which a run goes on."""
 
 
 def active(run: RunFolder) -> bool:
     """Whether the newest attempt has not been closed."""
     attempts = run.load()["attempts"]
     return bool(attempts) and attempts[-1]["state"] in ACTIVE
+
+
+def pending(record: dict[str, Any]) -> bool:
+    """Whether the newest attempt has ended and another one was decided, but not begun."""
+    attempts = record["attempts"]
+    return bool(attempts) and (attempts[-1].get("next") or {}).get("action") in PENDING
 
 
 def summary(run: RunFolder) -> dict[str, Any]:
@@ -35,7 +46,7 @@ def summary(run: RunFolder) -> dict[str, Any]:
     last = record["attempts"][-1] if record["attempts"] else {}
     return {
         "run": run.run_id,
-        "state": last.get("state", "not started"),
+        "state": "recovering" if pending(record) else last.get("state", "not started"),
         "cluster": cluster.name,
         "attempts": len(record["attempts"]),
         "minutes": round(seconds / 60, 1),
@@ -50,7 +61,8 @@ def active_runs(ctx: Context, cluster: str) -> list[RunFolder]:
     found = []
     for run in ctx.workspace.runs():
         try:
-            if run.load()["cluster"]["name"] == cluster and active(run):
+            record = run.load()
+            if record["cluster"]["name"] == cluster and (active(run) or pending(record)):
                 found.append(run)
         except NexaError as error:
             ctx.say(f"warning: passed over: {error}")
@@ -85,21 +97,21 @@ def live(ctx: Context, run: RunFolder) -> dict[str, Any]:
 
 
 def stop(ctx: Context, run: RunFolder, grace_s: float = GRACE_S) -> dict[str, Any]:
-    """Ends every process of the run on every node, with time for a checkpoint.
+    """Ends every process of the run on every node, with time for a checkpoint, and keeps it from starting again.
 
     Raises StillRunning when a node does not answer or has processes left; the others are stopped all the same.
     """
+    files.write_text(run.stop_wish, STOPPED + "\n")
     record = run.load()
     cluster = Cluster.from_json(record["cluster"])
     with session(ctx.runner, cluster) as ssh:
         links, silent = reach(ssh, [node for node in cluster.nodes if node.name in record["nodes"]])
-        answers = stop_all(links, record, "stopped by the user", grace_s)
-        _mirror(links, record, run)
+        answers = stop_all(links, record, STOPPED, grace_s)
+        fetch(links, {name: entry["run_dir"] for name, entry in record["nodes"].items()}, run.logs)
         left = {link.node.name: answer["left"] for link, answer in zip(links, answers, strict=True)}
-        if active(run) and not silent:  # with a silent node the run stays open: it may still hold that node
-            states = {answer["state"] for answer in answers}
-            state = "completed" if states == {"completed"} else "failed" if "failed" in states else "stopped"
-            finish(ctx, run, links, record, Outcome(state, "stopped by the user", {}))
+        # With a silent node the run stays open: it may still hold that node. A supervisor writes the end itself.
+        if not silent and not run.supervised and (active(run) or pending(record)):
+            _close(ctx, run, links, record, {answer["state"] for answer in answers})
     if silent or any(left.values()):
         faults = [*silent.values(), *(f"{name}: processes left: {pids}" for name, pids in left.items() if pids)]
         raise StillRunning(f"{run.run_id} may still run:\n" + "\n".join(faults), hint="stop it again when they answer")
@@ -107,80 +119,39 @@ def stop(ctx: Context, run: RunFolder, grace_s: float = GRACE_S) -> dict[str, An
     return {"run": run.run_id, "state": run.load()["attempts"][-1]["state"], "ended": ended, "left": left}
 
 
-def _mirror(links: list[Link], record: dict[str, Any], run: RunFolder) -> None:
-    """Brings the logs on the controller up to date."""
-    for item in _items(links, record, run, once=True):
-        del item
+def _close(ctx: Context, run: RunFolder, links: list[Link], record: dict[str, Any], states: set[str]) -> None:
+    """The end of a run that nobody else will write."""
+    state = "completed" if states == {"completed"} else "failed" if "failed" in states else "stopped"
+    attempt = record["attempts"][-1]
+    attempt["next"] = asdict(Decision("stop", STOPPED))
+    kind: Kind = "completed" if state == "completed" else "stopped"
+    span = {
+        "first_step": attempt.get("resume_step"),
+        "started_unix": attempt["started_unix"],
+        "ended_unix": time.time(),
+    }
+    finish(ctx, run, links, record, Outcome(state, STOPPED, {}, End(kind, STOPPED, **span)))
 
 
-def _items(
-    links: list[Link], record: dict[str, Any], run: RunFolder, *, once: bool, seen: dict[str, Marks] | None = None
-) -> Iterator[Line]:
-    run_dirs = {name: entry["run_dir"] for name, entry in record["nodes"].items()}
-    stream = follow(links, run_dirs, run.logs, once=once, seen=seen)
-    open_nodes = {link.node.name for link in links}
-    try:
-        while open_nodes:
-            item = stream.next()
-            if isinstance(item, Line):
-                yield item
-            elif isinstance(item, Ended) or (isinstance(item, Quiet) and once and item.seconds > 20):
-                open_nodes.discard(item.node)
-    finally:
-        stream.close()
-
-
-def wanted(ranks: set[int] | None, node: str | None, grep: str | None) -> Callable[[Line], bool]:
-    """The filter of `nexa logs`. Raises NexaError for a pattern that is none."""
-    try:
-        pattern = re.compile(grep.encode()) if grep else None
-    except re.error as error:
-        raise NexaError(f"--grep {grep!r} is no regular expression: {error}", code=2) from error
-
-    def keep(line: Line) -> bool:
-        return (
-            (ranks is None or line.rank in ranks)
-            and (node is None or line.node == node)
-            and (pattern is None or pattern.search(line.text) is not None)
-        )
-
-    return keep
-
-
-def logs(ctx: Context, run: RunFolder, *, follow_on: bool) -> Iterator[Line]:
-    """Every line of every log, first what is on the controller, then what comes from the nodes."""
-    record = run.load()
-    is_active = active(run)
-    folders = sorted(run.logs.iterdir()) if run.logs.is_dir() else []
-    seen = {folder.name: marks(folder) for folder in folders} if is_active else None
-    yield from _mirrored(run, seen)
-    if not is_active:
-        return
-    cluster = Cluster.from_json(record["cluster"])
-    with session(ctx.runner, cluster) as ssh:
-        try:
-            links = connect(ssh)
-        except NexaError as error:
-            ctx.say(f"warning: only what was fetched before is shown: {error}")
-            return
-        yield from _items(links, record, run, once=not follow_on, seen=seen)
-
-
-def _mirrored(run: RunFolder, seen: dict[str, Marks] | None) -> Iterator[Line]:
-    """Lines on the controller, up to `seen` where it is given: what comes behind it is about to be followed."""
-    for path in sorted(run.logs.rglob("*.log")):
-        node, source = path.relative_to(run.logs).as_posix().split("/", 1)
-        end = path.stat().st_size if seen is None else seen.get(node, {}).get(source, 0)
-        with path.open("rb") as file:
-            while file.tell() < end and (text := file.readline(MAX_LINE_BYTES)):
-                yield Line(node, source, text.rstrip(b"\n"))
+def progress_of(answers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """One row of progress from the agents' `status` answers, by node: the step that every rank has done, and what
+    rank 0 tells. `lag_steps`: how far the durable store is behind the newest checkpoint. None where nobody knows."""
+    told = [found for answer in answers.values() if isinstance(found := answer.get("progress"), dict)]
+    steps = {rank: step for found in told for rank, step in (found.get("steps") or {}).items() if step is not None}
+    first = next((found for found in told if "0" in (found.get("steps") or {})), told[0] if told else {})
+    saved, durable = first.get("saved"), first.get("durable")
+    return {
+        "step": min(steps.values(), default=None),
+        **{key: first.get(key) for key in ("of", "loss", "saved", "durable")},
+        "lag_steps": None if saved is None or durable is None else saved - durable,
+    }
 
 
 def refuse_busy(ctx: Context, cluster: Cluster) -> None:
     """Two runs on one cluster would take each other's GPUs. Raises UsageError when one is still alive there."""
     for run in active_runs(ctx, cluster.name):
         states = {answer["state"] for answer in live(ctx, run).values()}
-        if states & {"preparing", "running", "stopping"}:
+        if states & {"preparing", "running", "stopping"} or run.supervised:
             raise UsageError(
                 f"cluster {cluster.name} is busy with {run.run_id}", hint=f"nexa attach {run.run_id}, or nexa stop it"
             )

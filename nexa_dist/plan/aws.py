@@ -150,4 +150,6 @@ def cluster(
         rdzv_backend=config.rdzv_backend,
         env_hash=env_hash,
         created_unix=site.created_unix,
+        bucket=f"s3://{site.bucket}/{site.cluster}" if site.bucket else "",
+        region=site.region,
     )

@@ -53,8 +53,12 @@ def build_manifest(record: Mapping[str, Any], result: Mapping[str, Any], config:
             for node in cluster.nodes
             if node.name in ranks
         ),
-        attempts=tuple(
-            ManifestAttempt(**{name: attempt.get(name) for name in ManifestAttempt.model_fields})
-            for attempt in attempts
-        ),
+        attempts=tuple(_attempt(row) for row in attempts),
     )
+
+
+def _attempt(row: Mapping[str, Any]) -> ManifestAttempt:
+    end, decision = row.get("end") or {}, row.get("next") or {}
+    known = {name: row[name] for name in ManifestAttempt.model_fields if name in row}
+    derived = {"last_step": end.get("last_step"), "kind": end.get("kind"), "next": decision.get("action")}
+    return ManifestAttempt(**{**known, **derived})

@@ -10,12 +10,50 @@ import stat
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from nexa_dist.errors import NexaError
+from nexa_dist.run import bundle
+from nexa_dist.run.files import write_bytes
 from nexa_dist.run.runner import Runner
 
 LIMIT_BYTES = 200 * 1024 * 1024
 SKIPPED = {".git", ".venv", ".nexa", "runs", "__pycache__", "node_modules", ".mypy_cache", ".pytest_cache"}
+
+
+class Code(Protocol):
+    """Files under one hash, which can be sent."""
+
+    @property
+    def hash(self) -> str: ...
+    def pack(self) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An archive as it was packed for an earlier attempt of a run."""
+
+    path: Path
+
+    @property
+    def hash(self) -> str:
+        return self.path.name.removesuffix(".tar.gz")
+
+    def pack(self) -> bytes:
+        try:
+            return self.path.read_bytes()
+        except FileNotFoundError:
+            raise NexaError(
+                f"{self.path} is gone: the code that this run was started with",
+                hint="nexa run --resume takes the code as it is now",
+            ) from None
+
+
+def keep(folder: Path, code: Code) -> None:
+    """Stores the packed files, so that a later attempt runs the same code whatever was edited meanwhile."""
+    kept = Kept(folder / f"{code.hash}.tar.gz")
+    if not kept.path.exists():
+        write_bytes(kept.path, code.pack())
 
 
 @dataclass(frozen=True)
@@ -57,11 +95,15 @@ def project(runner: Runner, root: Path) -> Archive:
     return build(root, [n for n in names if not set(Path(n).parts) & {".nexa", "runs"}])
 
 
+PARENT = Path(__file__).parent.parent.parent
+SYNC = (bundle.root() / "scripts" / "run_sync.sh").relative_to(PARENT).as_posix()
+"""The script that talks to the bucket, as it lies in the package."""
+
+
 def package() -> Archive:
     """The nexa_dist package itself: what `python -m nexa_dist.train.launcher` needs on the node."""
-    parent = Path(__file__).parent.parent.parent
-    names = [str(p.relative_to(parent)) for p in (parent / "nexa_dist").rglob("*.py") if "_bundle" not in p.parts]
-    return build(parent, sorted(names))
+    names = [str(p.relative_to(PARENT)) for p in (PARENT / "nexa_dist").rglob("*.py") if "_bundle" not in p.parts]
+    return build(PARENT, sorted([*names, SYNC]))
 
 
 def build(root: Path, names: list[str]) -> Archive:

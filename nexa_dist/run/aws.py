@@ -172,6 +172,13 @@ class Cloud:
         with spoken(f"reading the SSM parameter {named}"):
             return str(client("ssm", self.region).get_parameter(Name=named)["Parameter"]["Value"])
 
+    def state(self, instance_id: str) -> str:
+        """State of an instance, such as running or terminated; `unknown` for one that the cloud has forgotten."""
+        wanted: Any = [{"Name": "instance-id", "Values": [instance_id]}]  # an unknown id as a filter is no error
+        with spoken(f"asking for {instance_id}"):
+            found = rows(self.ec2, "describe_instances", "Reservations[].Instances[]", Filters=wanted)
+        return str(found[0]["State"]["Name"]) if found else "unknown"
+
     def claim(self, name: str, public_key: str, tags: dict[str, str]) -> dict[str, str] | None:
         """Imports the key pair `name`, whose name only one controller can have. Answers the holder's tags: ours when
         it was free, None when it is taken and the cloud does not show it yet. EC2 refuses a second key pair of one

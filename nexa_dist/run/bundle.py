@@ -8,6 +8,6 @@ PACKAGE = Path(__file__).parent.parent
 
 
 def root() -> Path:
-    """Folder that holds terraform/, ansible/, playbooks/, configs/ and docker/."""
+    """Folder that holds terraform/, ansible/, playbooks/, configs/, docker/ and scripts/run_sync.sh."""
     inside = PACKAGE / "_bundle"
     return inside if inside.is_dir() else PACKAGE.parent

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mypy_boto3_ec2.client import EC2Client
 
 OWNER, CLUSTER, WORKSPACE, EXPIRES = "nexa:owner", "nexa:cluster", "nexa:workspace", "nexa:expires"
+NODE = "nexa:node"
 ROUNDS = 60
 PAUSE_S = 3.0
 ENDING = frozenset({"shutting-down", "deleting"})

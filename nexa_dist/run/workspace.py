@@ -128,6 +128,16 @@ class RunFolder:
         return self.path / "logs"
 
     @property
+    def code(self) -> Path:
+        """The packed code of its attempts, by hash."""
+        return self.path / "code"
+
+    @property
+    def stop_wish(self) -> Path:
+        """Why somebody wants the run to end; read by its supervisor where no agent is there to be told."""
+        return self.path / "stop"
+
+    @property
     def manifest(self) -> Path:
         return self.path.parent / "manifests" / f"{self.run_id}.json"
 
@@ -137,6 +147,17 @@ class RunFolder:
 
     def save(self, record: dict[str, Any]) -> None:
         files.write_json(self.json, record, 0o600)
+
+    @contextlib.contextmanager
+    def locked(self, verb: str) -> Iterator[None]:
+        """Held by the one command that supervises the run; the kernel releases it when that dies."""
+        with files.locked(self.path / "lock", verb):
+            yield
+
+    @property
+    def supervised(self) -> bool:
+        """Whether a living command decides about the run."""
+        return files.held(self.path / "lock")
 
 
 @dataclass(frozen=True)

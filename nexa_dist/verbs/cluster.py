@@ -93,13 +93,14 @@ def status(args: Arguments) -> int:
             report["clusters"].append({"cluster": folder.name, "state": "unfinished", "nodes": []})
             continue
         cluster = folder.load()
-        nodes = running.cluster_nodes(ctx, cluster)
+        rows = running.cluster_nodes(ctx, cluster)
         report["clusters"].append(
-            {"cluster": cluster.name, "state": "up", "usd_per_hour": cluster.usd_per_hour, "nodes": nodes}
+            {"cluster": cluster.name, "state": "up", "usd_per_hour": cluster.usd_per_hour, "nodes": rows}
         )
     for found in ctx.workspace.runs():
-        if running.active(found):
-            report["runs"].append({**running.summary(found), "nodes": running.live(ctx, found)})
+        if running.active(found) or running.pending(found.load()):
+            nodes = running.live(ctx, found)
+            report["runs"].append({**running.summary(found), **running.progress_of(nodes), "nodes": nodes})
     if args.json:
         ui.emit(report)
         return EXIT_OK
@@ -113,7 +114,20 @@ def status(args: Arguments) -> int:
     for row in report["runs"]:
         row["on nodes"] = ", ".join(f"{name} {answer['state']}" for name, answer in row["nodes"].items())
     if report["runs"]:
-        ui.table(report["runs"], ("run", "on nodes", "minutes", "cost_usd"))
+        columns = (
+            "run",
+            "state",
+            "attempts",
+            "on nodes",
+            "step",
+            "of",
+            "loss",
+            "saved",
+            "durable",
+            "minutes",
+            "cost_usd",
+        )
+        ui.table(report["runs"], columns)
     return EXIT_OK
 
 

@@ -65,3 +65,12 @@ def find_cluster(ctx: Context, named: str | None) -> Cluster:
         if config.provider == "static":
             return static_cluster(config, Path(named).absolute().parent)
     return find_folder(ctx, named).load()
+
+
+def ranks(text: str) -> set[int] | None:
+    """`0,3` as a set, `all` or nothing as None. Raises UsageError."""
+    if text in ("", "all"):
+        return None
+    if not all(part.isascii() and part.isdigit() and len(part) < 7 for part in text.split(",")):
+        raise UsageError(f"--rank {text!r} is neither 'all' nor ranks such as 0,3")
+    return {int(part) for part in text.split(",")}

@@ -1,25 +1,36 @@
-"""run, attach, stop, logs, runs."""
+"""run, attach, stop, runs."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
 import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nexa_dist import ui
+from nexa_dist import live, ui
 from nexa_dist.config.load import load_train, recorded_train
 from nexa_dist.config.train import TrainConfig
-from nexa_dist.errors import EXIT_BUDGET, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STILL_RUNNING, UsageError
-from nexa_dist.model import Cluster
+from nexa_dist.errors import (
+    EXIT_BUDGET,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_STILL_RUNNING,
+    NexaError,
+    UsageError,
+)
+from nexa_dist.model import Cluster, Node
 from nexa_dist.ops import finish, launch, resume, watch
+from nexa_dist.ops import logs as logging
 from nexa_dist.ops import runs as running
 from nexa_dist.ops.context import Context
-from nexa_dist.run.follow import Line
-from nexa_dist.run.nodes import connect, session
+from nexa_dist.ops.runs import pending
+from nexa_dist.ops.supervise import Supervisor, alone
+from nexa_dist.run.nodes import Link, Ssh, connect, session
 from nexa_dist.run.workspace import RunFolder
-from nexa_dist.verbs.common import context, find_cluster
+from nexa_dist.verbs.common import context, find_cluster, ranks
 
 Arguments = argparse.Namespace
 
@@ -49,6 +60,8 @@ def launched(
     as_json: bool = False,
 ) -> int:
     """A new run, followed to its end."""
+    if config.on_disconnect == "kill" and detach:
+        raise UsageError("--detach leaves the nodes without a controller, and on_disconnect is kill")
     if not dry_run:
         running.refuse_busy(ctx, cluster)
     with session(ctx.runner, cluster) as ssh:
@@ -62,25 +75,32 @@ def launched(
             except BaseException:
                 folder.path.rmdir()  # nothing was started, so there is no run
                 raise
+        if cluster.provider == "aws" and not cluster.bucket:
+            first = cluster.nodes[0].name
+            ctx.say(
+                f"warning: checkpoints lie on {first} alone and are lost with it: name a bucket in the cluster's file"
+            )
         record = launch.new_record(ctx, folder.run_id, cluster, config, config_file)
-        launch.start(folder, prepared, record, 1)
-        return follow_to_end(ctx, folder, list(prepared.links), record, shown, detach, as_json)
+        with alone(folder, "run"):
+            launch.start(folder, prepared, record, 1)
+            shower = Shower(ctx, folder, record, shown, detach, as_json)
+            return shower.follow(ssh, list(prepared.links))
 
 
 def resumed(ctx: Context, folder: RunFolder, args: Arguments, shown: set[int] | None) -> int:
-    """A new attempt of a run, from its newest whole checkpoint."""
+    """Takes over a run that nobody supervises, or begins a new attempt of one that is over."""
     record = folder.load()
-    if running.active(folder):
-        raise UsageError(
-            f"{folder.run_id} has not ended", hint=f"nexa attach {folder.run_id}, or nexa stop {folder.run_id}"
-        )
+    if running.active(folder) or pending(record):
+        return taken_over(ctx, folder, shown, args.json, args.detach)
     attempt = len(record["attempts"]) + 1
     config = recorded_train(record["config"], folder.run_id)
     cluster = Cluster.from_json(record["cluster"])
     if cluster.provider != "static":
         cluster = ctx.workspace.cluster(cluster.name).load()
     running.refuse_busy(ctx, cluster)
-    with session(ctx.runner, cluster) as ssh:
+    with session(ctx.runner, cluster) as ssh, alone(folder, "run --resume") as ours:
+        if not ours:
+            raise UsageError(f"{folder.run_id} is in the hands of another nexa", hint=f"nexa attach {folder.run_id}")
         with ctx.phase("newest whole checkpoint"):
             links = connect(ssh)
             found = resume.spread_checkpoint(ctx, links, record)
@@ -89,9 +109,26 @@ def resumed(ctx: Context, folder: RunFolder, args: Arguments, shown: set[int] | 
         if args.dry_run:
             return printed(prepared, args.json)
         launch.send(ctx, prepared.links, prepared.archives)
-        record["cluster"] = cluster.to_json()
+        record["cluster"], record["by_hand"] = cluster.to_json(), attempt
+        folder.stop_wish.unlink(missing_ok=True)
         launch.start(folder, prepared, record, attempt)
-        return follow_to_end(ctx, folder, list(prepared.links), record, shown, args.detach, args.json)
+        return Shower(ctx, folder, record, shown, args.detach, args.json).follow(ssh, list(prepared.links))
+
+
+def taken_over(ctx: Context, folder: RunFolder, shown: set[int] | None, as_json: bool, detach: bool = False) -> int:
+    """Goes on with a run where another controller left it; looks on while that one lives."""
+    with alone(folder, "attach") as ours:
+        record = folder.load()  # only now: the other one may have written until it died
+        shower = Shower(ctx, folder, record, shown, detach, as_json)
+        if not ours:
+            ctx.say(f"{folder.run_id} is supervised by another nexa: looking on")
+            return shower.look_on()
+        cluster = Cluster.from_json(record["cluster"])
+        with session(ctx.runner, cluster) as ssh:
+            if running.active(folder):
+                nodes = [node for node in cluster.nodes if node.name in record["attempts"][-1]["ranks"]]
+                return shower.follow(ssh, links_to(ssh, nodes))
+            return shower.recover(ssh)
 
 
 def printed(prepared: launch.Prepared, as_json: bool) -> int:
@@ -109,40 +146,74 @@ def printed(prepared: launch.Prepared, as_json: bool) -> int:
     return EXIT_OK
 
 
-def follow_to_end(
-    ctx: Context,
-    folder: RunFolder,
-    links: list[Any],
-    record: dict[str, Any],
-    shown: set[int] | None,
-    detach: bool,
-    as_json: bool,
-) -> int:
-    """Shows the run, then says how it ended; the exit code says it too."""
-    world = record["attempts"][-1]["world_size"]
-    ctx.say(f"▸ run {folder.run_id}: {world} ranks on {len(links)} nodes, rendezvous {record['attempts'][-1]['rdzv']}")
+class Shower:
+    """Shows a run, and says how it ended; the exit code says it too."""
 
-    def on_line(line: Line) -> None:
-        if (line.rank is None and line.source.startswith("prepare")) or (
-            line.rank is not None and (shown is None or line.rank in shown)
-        ):
-            where = f"{line.node}:{line.rank}" if line.rank is not None else f"{line.node}:prepare"
-            ctx.say(f"[{where}] {ui.plain(line.text.decode(errors='replace'))}")
+    def __init__(
+        self,
+        ctx: Context,
+        folder: RunFolder,
+        record: dict[str, Any],
+        shown: set[int] | None,
+        detach: bool,
+        as_json: bool,
+    ) -> None:
+        self.folder, self.record, self.detach, self.as_json = folder, record, detach, as_json
+        cluster = Cluster.from_json(record["cluster"])
+        self.view = live.view(
+            # A program that only starts a run wants one answer, not what happens until then.
+            "none" if as_json and detach else "json" if as_json else "auto",
+            run_id=folder.run_id,
+            usd_per_hour=cluster.usd_per_hour,
+            started_unix=record["attempts"][0]["started_unix"] if record["attempts"] else ctx.now(),
+            shown=shown,
+        )
+        self.ctx = dataclasses.replace(ctx, say=self.view.note)
+        self.supervisor = Supervisor(self.ctx, folder, record, cluster, self.view, self._interrupted)
 
-    def on_interrupt() -> watch.Choice:
+    def follow(self, ssh: Ssh, links: list[Link]) -> int:
+        return self._told(lambda: self.supervisor.follow(ssh, links, self.detach))
+
+    def recover(self, ssh: Ssh) -> int:
+        return self._told(lambda: self.supervisor.resume(ssh))
+
+    def look_on(self) -> int:
+        """Only the lines; another command decides."""
+        try:
+            logging.look_on(self.ctx, self.folder, self.view)
+        finally:
+            self.view.close()
+        return EXIT_OK
+
+    def _told(self, work: Callable[[], watch.Outcome | None]) -> int:
+        try:
+            outcome = work()
+        finally:
+            self.view.close()
+        if outcome is None:
+            ui.say(
+                f"the run goes on. Follow it: nexa attach {self.folder.run_id}; end it: nexa stop {self.folder.run_id}"
+            )
+            if self.as_json:
+                ui.emit_line({"run": self.folder.run_id, "state": "running"})
+            return EXIT_OK
+        return told(dataclasses.replace(self.ctx, say=ui.say), self.folder, outcome, self.as_json)
+
+    def _interrupted(self) -> watch.Choice:
         if not ui.interactive():
             return "stop"
-        answer = ui.choose("interrupted.", {"d": "detach (the run goes on)", "s": "stop it"}, "s")
+        with self.view.paused():
+            answer = ui.choose("interrupted.", {"d": "detach (the run goes on)", "s": "stop it"}, "s")
         return "detach" if answer == "d" else "stop"
 
-    outcome = watch.watch(ctx, folder, links, record, on_line=on_line, on_interrupt=on_interrupt, detach=detach)
-    if outcome is None:
-        ctx.say(f"the run goes on. Follow it: nexa attach {folder.run_id}; end it: nexa stop {folder.run_id}")
-        if as_json:
-            ui.emit({"run": folder.run_id, "state": "running"})
-        return EXIT_OK
-    finish.finish(ctx, folder, links, record, outcome)
-    return told(ctx, folder, outcome, as_json)
+
+def links_to(ssh: Ssh, nodes: Sequence[Node]) -> list[Link]:
+    """Links to the nodes of an attempt. One that does not answer is followed all the same: it may come back."""
+    links, silent = running.reach(ssh, nodes)
+    if not links:
+        raise NexaError("no node answers: " + "; ".join(silent.values()), hint="try again, or nexa teardown")
+    known = {link.node.name: link for link in links}
+    return [known.get(node.name) or Link(ssh, node, links[0].home) for node in nodes]
 
 
 def told(ctx: Context, folder: RunFolder, outcome: watch.Outcome, as_json: bool) -> int:
@@ -155,6 +226,8 @@ def told(ctx: Context, folder: RunFolder, outcome: watch.Outcome, as_json: bool)
     sign = "✓" if outcome.state == "completed" else "✗"
     why = f": {outcome.cause}" if outcome.cause else ""
     ctx.say(f"{sign} {folder.run_id} {outcome.state}{why}")
+    if known := folder.load()["attempts"][-1].get("why"):
+        ctx.say(f"  why: {ui.plain(known)} (nexa why {folder.run_id})")
     ctx.say(f"  {row['minutes']} min, {row['gpu_hours']} GPU-hours, {row['cost_usd']:.2f} USD")
     here = ctx.workspace.root
     ctx.say(f"  manifest {folder.manifest.relative_to(here)}, logs {folder.logs.relative_to(here)}")
@@ -165,7 +238,7 @@ def told(ctx: Context, folder: RunFolder, outcome: watch.Outcome, as_json: bool)
         + ", ".join(f"{name} {count if count is not None else 'unknown'}" for name, count in outcome.left.items())
     )
     if as_json:
-        ui.emit({**row, "cause": outcome.cause, "left": outcome.left, "manifest": str(folder.manifest)})
+        ui.emit_line({**row, "cause": outcome.cause, "left": outcome.left, "manifest": str(folder.manifest)})
     if unknown or left:
         ui.error(
             f"not proven clean: {', '.join([*unknown, *left])}", f"nexa stop {folder.run_id} once they answer again"
@@ -179,11 +252,9 @@ def told(ctx: Context, folder: RunFolder, outcome: watch.Outcome, as_json: bool)
 def attach(args: Arguments) -> int:
     ctx = context()
     folder = ctx.workspace.run(args.run)
-    record = folder.load()
-    if not running.active(folder):
+    if not running.active(folder) and not pending(folder.load()):
         raise UsageError(f"{folder.run_id} has ended", hint=f"nexa logs {folder.run_id} shows its lines")
-    with session(ctx.runner, Cluster.from_json(record["cluster"])) as ssh:
-        return follow_to_end(ctx, folder, connect(ssh), record, ranks(args.rank), False, args.json)
+    return taken_over(ctx, folder, ranks(args.rank), args.json)
 
 
 def stop(args: Arguments) -> int:
@@ -198,24 +269,6 @@ def stop(args: Arguments) -> int:
     return EXIT_OK
 
 
-def logs(args: Arguments) -> int:
-    ctx = context()
-    folder = ctx.workspace.run(args.run)
-    keep = running.wanted(ranks(args.rank), args.node, args.grep)
-    if args.node is not None and args.node not in (known := folder.load()["nodes"]):
-        raise UsageError(f"{folder.run_id} has no node {args.node!r}", hint=f"nodes: {', '.join(known)}")
-    for line in running.logs(ctx, folder, follow_on=args.follow):
-        if not keep(line):
-            continue
-        if args.json:
-            text = line.text.decode(errors="replace")
-            ui.out(json.dumps({"node": line.node, "rank": line.rank, "source": line.source, "line": text}))
-        else:
-            where = f"{line.node}:{line.rank if line.rank is not None else line.source.split('.')[0]}"
-            ui.out_bytes(f"[{where}] ".encode() + line.text)
-    return EXIT_OK
-
-
 def runs(args: Arguments) -> int:
     rows = [running.summary(found) for found in context().workspace.runs()]
     if args.json:
@@ -225,12 +278,3 @@ def runs(args: Arguments) -> int:
     else:
         ui.say("no run yet")
     return EXIT_OK
-
-
-def ranks(text: str) -> set[int] | None:
-    """`0,3` as a set, `all` or nothing as None. Raises UsageError."""
-    if text in ("", "all"):
-        return None
-    if not all(part.isascii() and part.isdigit() and len(part) < 7 for part in text.split(",")):
-        raise UsageError(f"--rank {text!r} is neither 'all' nor ranks such as 0,3")
-    return {int(part) for part in text.split(",")}

@@ -77,9 +77,10 @@ class Lab:
         return name
 
     def script(self, name: str, text: str, **more: Any) -> str:
-        """A torchrun script and the train.yaml that runs it; returns the latter."""
+        """A torchrun script and the train.yaml that runs it, once unless `more` says otherwise; returns the latter."""
         self.write(f"{name}.py", text)
-        return self.write(f"{name}.yaml", json.dumps({"name": name, "script": f"{name}.py", **more}))
+        train = {"name": name, "script": f"{name}.py", "restarts_per_hour": 0, **more}
+        return self.write(f"{name}.yaml", json.dumps(train))
 
     def newest(self) -> Path:
         return max((self.root / "runs").glob("train_*"), key=lambda p: p.name.split("_", 1)[1])

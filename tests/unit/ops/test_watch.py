@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from nexa_dist.ops.watch import FAILURE, LOST_AFTER_S, Watch
+import pytest
+
+from nexa_dist.ops.watch import FAILURE, LOST_AFTER_S, NOTICE, Watch
+from nexa_dist.plan.recovery import End
 from nexa_dist.run.follow import AgentEvent, Ended, Quiet
 
 
@@ -14,6 +17,10 @@ def event(node: str, name: str, **fields: Any) -> AgentEvent:
 
 def end(node: str, state: str, **more: Any) -> Ended:
     return Ended(node, {"state": state, "ranks": [], **more})
+
+
+def ended(watch: Watch, *lost: str) -> End:
+    return watch.end(lost, 0, 0.0, 100.0)
 
 
 def begun(*nodes: str, attempt: int = 1) -> Watch:
@@ -41,7 +48,7 @@ def test_go_only_when_every_node_is_prepared() -> None:
 
 def test_the_first_rank_that_failed_is_named_and_the_others_are_stopped_once() -> None:
     watch = begun("n0", "n1")
-    assert watch.step(event("n1", "rank_exit", rank=3, code=1, signal=0, at=20.5)) == "stop"
+    assert watch.step(event("n1", "rank_exit", rank=3, code=1, signal=0, at=20.5)) == FAILURE
     watch.stopping = FAILURE
     assert watch.step(event("n0", "rank_exit", rank=1, code=0, signal=9, at=20.1)) == ""
     assert watch.step(event("n0", "rank_exit", rank=0, code=0, signal=15, at=21.0)) == ""
@@ -49,7 +56,8 @@ def test_the_first_rank_that_failed_is_named_and_the_others_are_stopped_once() -
     assert not watch.done
     watch.step(end("n1", "failed", reason="torchrun"))
     assert (watch.done, watch.state) == (True, "failed")
-    assert watch.first_failure == (20.1, "n0", 1, "signal 9")
+    first = ended(watch)
+    assert (first.kind, first.node, first.rank, first.words) == ("killed", "n0", 1, "rank 1 on n0: signal 9")
 
 
 def test_all_completed() -> None:
@@ -71,14 +79,71 @@ def test_a_deadline_on_the_node_is_a_stop_and_no_failure() -> None:
 def test_a_silent_node_is_given_up_after_a_while_only() -> None:
     watch = begun("n0", "n1")
     assert watch.step(Quiet("n1", LOST_AFTER_S - 1)) == ""
-    assert watch.step(Quiet("n1", LOST_AFTER_S + 1)) == "stop"
+    assert watch.step(Quiet("n1", LOST_AFTER_S + 1)) == FAILURE
     assert watch.ends["n1"]["state"] == "unreachable"
     assert watch.first_failure is not None
-    assert watch.first_failure[1] == "n1"
+    assert watch.first_failure.node == "n1"
 
 
 def test_an_attach_after_the_failure_still_learns_which_rank_it_was() -> None:
     watch = begun("n0")
     ranks = [{"rank": 1, "code": 7, "signal": 0, "at": 3.0}, {"rank": 0, "code": 0, "signal": 15, "at": 4.0}]
-    assert watch.step(end("n0", "failed", reason="torchrun", ranks=ranks)) == "stop"
-    assert watch.first_failure == (3.0, "n0", 1, "exit code 7")
+    assert watch.step(end("n0", "failed", reason="torchrun", ranks=ranks)) == FAILURE
+    assert (ended(watch).kind, ended(watch).words) == ("rank", "rank 1 on n0: exit code 7")
+
+
+def test_a_lost_node_explains_what_its_peers_died_of() -> None:
+    watch = begun("n0", "n1")
+    assert watch.step(event("n0", "rank_exit", rank=0, code=1, signal=0)) == FAILURE
+    watch.stopping = FAILURE
+    watch.step(end("n0", "failed", reason="torchrun"))
+    watch.lost("n1", "its instance i-1 is terminated")
+    assert watch.done
+    assert (ended(watch, "n1").kind, ended(watch, "n1").words) == ("node", "node n1: its instance i-1 is terminated")
+    assert ended(watch).kind == "rank"
+
+
+def test_a_spot_notice_stops_every_node_and_is_no_failure_of_a_rank() -> None:
+    watch = begun("n0", "n1")
+    assert watch.step(event("n1", "notice", action="terminate", at_unix=120.0)) == NOTICE
+    watch.stopping = NOTICE
+    for node, rank in (("n0", 0), ("n1", 2)):
+        assert watch.step(event(node, "rank_exit", rank=rank, code=143, signal=0, step=41)) == ""
+        watch.step(end(node, "stopped", reason=NOTICE))
+    found = ended(watch)
+    assert (found.kind, found.node, found.last_step) == ("notice", "n1", 41)
+
+
+def test_a_hang_is_the_cause_and_what_ends_after_it_is_not() -> None:
+    watch = begun("n0", "n1")
+    watch.step(event("n0", "progress", steps={"0": 40, "1": 41}, saved=40, at=7.0))
+    assert watch.step(event("n0", "hang", ranks=[1], stalled_s=30.0, steps={"0": 41, "1": 40}, at=50.0)) == "hang"
+    watch.stopping = "hang"
+    watch.step(event("n0", "rank_exit", rank=0, code=0, signal=6, at=49.0))
+    watch.step(end("n0", "failed", reason="hang"))
+    watch.step(end("n1", "stopped", reason="hang"))
+    found = ended(watch)
+    assert (found.kind, found.last_step, watch.saved, watch.state) == ("hang", 41, 40, "failed")
+    assert found.words == "node n0: rank 1 did no step for 30 s"
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        ({"state": "lost"}, "agent"),
+        ({"state": "failed", "reason": "prepare", "code": 1}, "prepare"),
+        ({"state": "failed", "reason": "prepare", "code": 2}, "config"),
+        ({"state": "failed", "reason": "torchrun"}, "launcher"),
+        ({"state": "failed", "reason": "agent: no space left"}, "start"),
+        ({"state": "failed", "ranks": [{"rank": 0, "code": 78, "signal": 0, "at": 1.0}]}, "config"),
+        ({"state": "failed", "ranks": [{"rank": 0, "code": 0, "signal": 9, "oom": True, "at": 1.0}]}, "oom"),
+        ({"state": "stopped", "reason": "deadline"}, "deadline"),
+        ({"state": "stopped", "reason": "disconnected"}, "disconnected"),
+        ({"state": "stopped", "reason": "stopped by the user"}, "stopped"),
+        ({"state": "completed"}, "completed"),
+    ],
+)
+def test_kinds_of_ends(status: dict[str, Any], kind: str) -> None:
+    watch = begun("n0")
+    watch.step(Ended("n0", {"ranks": [], **status}))
+    assert ended(watch).kind == kind

@@ -1,0 +1,246 @@
+"""A run to its end: its attempts one after the other, and what happens between them.
+
+Everything decided is in run.json before it is done, so another `nexa attach` goes on where a killed one was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nexa_dist.config.load import recorded_train
+from nexa_dist.errors import NexaError
+from nexa_dist.model import Cluster
+from nexa_dist.ops import launch, replace, resume, watch
+from nexa_dist.ops.context import Context
+from nexa_dist.ops.finish import close, finish
+from nexa_dist.ops.runs import reach
+from nexa_dist.ops.watch import Choice, Outcome, View
+from nexa_dist.plan.recovery import Decision, End, Nodes, Policy, decide
+from nexa_dist.run import archive
+from nexa_dist.run.nodes import Link, Ssh, connect, session
+from nexa_dist.run.workspace import RunFolder
+
+
+@dataclass
+class Supervisor:
+    """One run in the hands of one controller. `ssh` and `links` are those of the nodes that take part now."""
+
+    ctx: Context
+    run: RunFolder
+    record: dict[str, Any]
+    cluster: Cluster
+    view: View
+    on_interrupt: Callable[[], Choice]
+
+    def follow(self, ssh: Ssh, links: list[Link], detach: bool = False) -> Outcome | None:
+        """From an attempt that was started to the end of the run; None when the user left it alone."""
+        with contextlib.ExitStack() as connections:
+            return self._on(connections, ssh, links, detach)
+
+    def resume(self, ssh: Ssh) -> Outcome | None:
+        """From where a controller died between two attempts to the end of the run."""
+        last = ends(self.record)[-1]
+        links, silent = reach(ssh, self.cluster.nodes)
+        doomed = self.record["attempts"][-1]["next"]
+        lost = {*silent, *(doomed["nodes"] if doomed["action"] == "replace" else ())}
+        left = {node.name: None if node.name in lost else 0 for node in self.cluster.nodes}
+        with contextlib.ExitStack() as connections:
+            relaunched = self.recover(connections, ssh, links, Outcome("failed", last.words, left, last))
+            return relaunched if isinstance(relaunched, Outcome) else self._on(connections, *relaunched)
+
+    def _on(
+        self, connections: contextlib.ExitStack, ssh: Ssh, links: list[Link], detach: bool = False
+    ) -> Outcome | None:
+        while True:
+            self._show()
+            outcome = watch.watch(
+                self.ctx,
+                self.run,
+                links,
+                self.record,
+                view=self.view,
+                on_interrupt=self.on_interrupt,
+                gone=replace.teller(self.ctx, self.cluster),
+                detach=detach,
+            )
+            if outcome is None:
+                return None
+            close(self.run, self.record, outcome)
+            relaunched = self.recover(connections, ssh, links, outcome)
+            if isinstance(relaunched, Outcome):
+                return relaunched
+            ssh, links = relaunched
+
+    def _show(self) -> None:
+        attempt = self.record["attempts"][-1]
+        self.view.attempt(
+            attempt["attempt"],
+            list(attempt["ranks"]),
+            attempt["world_size"],
+            attempt["resume_step"],
+            attempt.get("replaced", ()),
+        )
+
+    def recover(
+        self, connections: contextlib.ExitStack, ssh: Ssh, links: list[Link], outcome: Outcome
+    ) -> Outcome | tuple[Ssh, list[Link]]:
+        """Until another attempt runs, or the run is over."""
+        ctx, config = self.ctx, recorded_train(self.record["config"], self.run.run_id)
+        policy = Policy(config.restarts_per_hour, config.min_nodes, config.wait_for_nodes_minutes * 60)
+        whole = self.cluster
+        lost = sorted({*(name for name, left in outcome.left.items() if left is None), *outcome.leaving})
+        missing_since, refused, replaced = ctx.now(), "", list[str]()
+        first_look = True
+        while True:
+            fit = tuple(node.name for node in self.cluster.nodes if node.name not in lost)
+            nodes = Nodes(fit, tuple(lost), replace.possible(ctx, whole), refused, ctx.now() - missing_since)
+            decision = self._wish() or decide(ends(self.record), nodes, policy, self.seconds_left(config.max_hours))
+            self._write(decision)
+            if decision.action in ("done", "stop"):
+                return self._over(links, outcome, decision)
+            if first_look or decision.action != "wait":
+                more = f" ({decision.why})" if decision.why != outcome.end.words else ""
+                self.view.note(f"attempt {self.number} ended: {outcome.end.words}; next: {decision.action}{more}")
+            first_look = False
+            try:
+                if decision.action == "wait":
+                    self._pause(decision.after_s)
+                    lost, refused = self._look(ssh, lost), ""
+                elif decision.action == "replace":
+                    ssh, links = self._replace(connections, ssh, links, decision.nodes)
+                    replaced += decision.nodes
+                    lost = []
+                else:
+                    self._pause(decision.after_s)
+                    if decision.action == "shrink":
+                        self.cluster, lost = replace.without(self.cluster, lost), []
+                    return self._relaunch(connections, ssh, replaced)
+            except NexaError as error:
+                ctx.say(f"warning: {error}")
+                if decision.action == "replace":
+                    refused = str(error)
+                    continue
+                before, lost = lost, self._look(ssh, [node.name for node in self.cluster.nodes])
+                if not lost or before == lost:
+                    self._failed_start(error)
+                    outcome = Outcome("failed", str(error), outcome.left, ends(self.record)[-1])
+
+    @property
+    def number(self) -> int:
+        return int(self.record["attempts"][-1]["attempt"])
+
+    def seconds_left(self, max_hours: float | None) -> float | None:
+        """Of the run's own deadline, which all attempts share."""
+        if max_hours is None:
+            return None
+        return float(self.record["attempts"][0]["started_unix"] + max_hours * 3600 - self.ctx.now())
+
+    def _write(self, decision: Decision) -> None:
+        self.record["attempts"][-1]["next"] = asdict(decision)
+        self.run.save(self.record)
+
+    def _wish(self) -> Decision | None:
+        """Somebody asked the run to end while no agent was there to be told."""
+        if not self.run.stop_wish.exists():
+            return None
+        return Decision("stop", self.run.stop_wish.read_text(encoding="utf-8").strip() or "stopped by the user")
+
+    def _pause(self, seconds: float) -> None:
+        until = self.ctx.now() + seconds
+        while self.ctx.now() < until and not self.run.stop_wish.exists():
+            self.view.tick()
+            self.ctx.sleep(min(0.5, max(0.0, until - self.ctx.now())))
+
+    def _look(self, ssh: Ssh, names: list[str]) -> list[str]:
+        """Those of the nodes that do not answer now."""
+        silent = []
+        for node in self.cluster.nodes:
+            if node.name in names:
+                try:
+                    connect(ssh, [node])
+                except NexaError:
+                    silent.append(node.name)
+        return silent
+
+    def _replace(
+        self, connections: contextlib.ExitStack, ssh: Ssh, links: list[Link], names: tuple[str, ...]
+    ) -> tuple[Ssh, list[Link]]:
+        """What a leaving node has goes to one that stays, then the lost ones are made anew."""
+        resume.rescue(self.ctx, links, self.record, names)
+        self.cluster = replace.make_anew(self.ctx, self.cluster, names)
+        self.record["cluster"] = self.cluster.to_json()
+        self.run.save(self.record)
+        ssh = connections.enter_context(session(self.ctx.runner, self.cluster))
+        return ssh, [link for link in links if link.node.name not in names]
+
+    def _relaunch(self, connections: contextlib.ExitStack, ssh: Ssh, replaced: list[str]) -> tuple[Ssh, list[Link]]:
+        """The next attempt on the cluster as it is, with the code of the last one, from the newest whole checkpoint."""
+        if ssh.cluster != self.cluster:
+            ssh = connections.enter_context(session(self.ctx.runner, self.cluster))
+        config = recorded_train(self.record["config"], self.run.run_id)
+        found = resume.spread_checkpoint(self.ctx, connect(ssh), self.record)
+        codes = tuple(
+            archive.Kept(self.run.code / f"{self.record[key]}.tar.gz") for key in ("code_hash", "package_hash")
+        )
+        prepared = launch.prepare(
+            self.ctx,
+            ssh,
+            config,
+            self.run.run_id,
+            self.number + 1,
+            found,
+            codes=(codes[0], codes[1]),
+            seconds_left=self.seconds_left(config.max_hours),
+        )
+        launch.send(self.ctx, prepared.links, prepared.archives)
+        launch.start(self.run, prepared, self.record, self.number + 1)
+        self.record["attempts"][-1]["replaced"] = replaced
+        self.run.save(self.record)
+        return ssh, list(prepared.links)
+
+    def _failed_start(self, error: NexaError) -> None:
+        """An attempt that did not get as far as its ranks counts as one, so that it is not tried for ever."""
+        attempts = self.record["attempts"]
+        if "end" in attempts[-1]:
+            fresh = launch.attempt_row(
+                self.number + 1, "failed", world_size=attempts[-1]["world_size"], rdzv="", resume_step=None,
+                ranks=attempts[-1]["ranks"], hardware=attempts[-1]["hardware"], commands={},
+            )  # fmt: skip
+            attempts.append(fresh)
+        row, now = attempts[-1], time.time()
+        end = End("start", f"could not be started: {error}", started_unix=row["started_unix"], ended_unix=now)
+        row |= {"state": "failed", "cause": end.words, "ended_unix": now, "end": asdict(end)}
+        self.run.save(self.record)
+
+    def _over(self, links: list[Link], outcome: Outcome, decision: Decision) -> Outcome:
+        """Ends what waited for another attempt, and writes the manifest."""
+        left = dict(outcome.left)
+        if outcome.state == "failed":
+            left |= watch.sweep(self.ctx, [k for k in links if left.get(k.node.name) is not None], self.record,
+                                release=True)  # fmt: skip
+        cause = outcome.cause if decision.action == "done" or not decision.why else decision.why
+        ended = Outcome(outcome.state, cause, left, outcome.end, outcome.failed_source)
+        finish(self.ctx, self.run, links, self.record, ended)
+        return ended
+
+
+def ends(record: dict[str, Any]) -> list[End]:
+    """How each attempt ended, oldest first, since somebody last started the run by hand."""
+    since = record.get("by_hand", 1)
+    return [End(**row["end"]) for row in record["attempts"] if "end" in row and row["attempt"] >= since]
+
+
+@contextlib.contextmanager
+def alone(run: RunFolder, verb: str) -> Iterator[bool]:
+    """True when we supervise the run; false when another living command does, and we may only look on."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(run.locked(verb))
+        except NexaError:
+            yield False
+            return
+        yield True

@@ -1,0 +1,150 @@
+"""Runs that go on after a fault, on a local cluster: attempts, a lost node, a lost controller."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import Lab, kill, runs, until
+
+pytestmark = pytest.mark.e2e
+
+STEPS = """
+import os, sys, time
+import torch.distributed as dist
+from nexa_dist.train import progress
+dist.init_process_group("gloo")
+rank, attempt = int(os.environ["RANK"]), int(os.environ["NEXA_ATTEMPT"])
+print("attempt", attempt, "rank", rank, flush=True)
+fail_at, fail_until, steps = map(int, sys.argv[1:4])
+hold = sys.argv[4] if len(sys.argv) > 4 else ""
+for step in range(1, steps + 1):
+    time.sleep(0.1)
+    while step == 10 and hold and not os.path.exists(hold):
+        time.sleep(0.1)
+    dist.barrier()
+    progress.report(step, of=steps)
+    if step == fail_at and rank == 3 and attempt <= fail_until:
+        raise RuntimeError("fell over")
+dist.destroy_process_group()
+"""
+
+
+def again(lab: Lab, fail_at: int, fail_until: int, steps: int = 12, hold: Path | None = None, **more: Any) -> str:
+    """train.yaml of a script whose rank 3 raises at a step in its first attempts, and that may start again. At
+    step 10 it waits for the file `hold`."""
+    args = [str(value) for value in (fail_at, fail_until, steps, *([hold] if hold else []))]
+    return lab.script("steps", STEPS, args=args, restarts_per_hour=10, **more)
+
+
+def begun(lab: Lab, train: str) -> subprocess.Popen[str]:
+    """A run whose ranks have begun."""
+    before = runs(lab)
+    child = lab.begin("run", train)
+    until(lambda: runs(lab) > before and "attempt 1" in lab.log(3, "n1"), "the ranks began")
+    return child
+
+
+def ends(lab: Lab) -> list[tuple[str, str | None]]:
+    return [(row["kind"], row["next"]) for row in lab.manifest()["attempts"]]
+
+
+def test_a_rank_that_raises_once_costs_one_attempt(clean: Lab) -> None:
+    said = clean.nexa("run", again(clean, 6, 1), "--rank", "3").stderr
+    assert "attempt 1 ended: rank 3 on n1: exit code 1; next: restart" in said
+    assert ends(clean) == [("rank", "restart"), ("completed", "done")]
+    assert clean.manifest()["status"] == "completed"
+    assert clean.manifest()["attempts"][0]["last_step"] == 6
+    assert "attempt 2 rank 3" in clean.log(3, "n1", 2)
+
+
+def test_what_falls_over_before_its_first_step_is_given_up_at_the_second_time(clean: Lab) -> None:
+    raising = clean.script("raising", "raise SystemExit(3)", restarts_per_hour=10)
+    said = clean.nexa("run", raising, code=1).stderr
+    assert "2 times in a row before its first step" in said
+    assert [kind for kind, _ in ends(clean)] == ["rank", "rank"]
+    usage = clean.script("usage", "raise SystemExit(2)", restarts_per_hour=10)
+    clean.nexa("run", usage, code=1)
+    assert [kind for kind, _ in ends(clean)] == ["config"]
+
+
+def test_an_attach_takes_over_from_a_killed_supervisor(clean: Lab) -> None:
+    hold = clean.root / "killed"
+    child = begun(clean, again(clean, 11, 1, hold=hold))
+    kill(child.pid)
+    child.wait()
+    hold.touch()
+    said = clean.nexa("attach", "--rank", "3").stderr
+    assert "next: restart" in said
+    assert ends(clean) == [("rank", "restart"), ("completed", "done")]
+
+
+def test_a_killed_supervisor_between_two_attempts_is_followed_by_another(clean: Lab) -> None:
+    child = begun(clean, again(clean, 20, 1, steps=25))
+    record = until(
+        lambda: (found := clean.record())["attempts"] and (found["attempts"][0].get("next") or {}) and found,
+        "the decision is written",
+    )
+    kill(child.pid)
+    child.wait()
+    assert record["attempts"][0]["next"]["action"] == "restart"
+    clean.nexa("run", "--resume", clean.newest().name)
+    assert ends(clean)[-1] == ("completed", "done")
+    assert {number for number, _ in enumerate(ends(clean), 1)} <= {1, 2, 3}
+
+
+def test_two_controllers_do_not_both_decide(clean: Lab) -> None:
+    hold = clean.root / "go-on"
+    child = begun(clean, again(clean, 0, 0, hold=hold))
+    other = clean.begin("attach")
+    assert other.stderr
+    assert "supervised by another nexa: looking on" in other.stderr.readline()
+    hold.touch()
+    for command in (child, other):
+        said = command.communicate(timeout=90)[1]
+        assert command.returncode == 0, said
+    assert len(clean.record()["attempts"]) == 1
+
+
+def machine(lab: Lab, node: str) -> set[int]:
+    """Pids of a node's machine: its sshd, sessions and everything in them."""
+    mark, conf = f"NEXA_HOST={lab.root}/.nexa/clusters/lab/nodes/{node}".encode(), f"/nodes/{node}/".encode()
+    parents: dict[int, int] = {}
+    found: set[int] = set()
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(path.name)] = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            command = (path / "cmdline").read_bytes()
+            if mark in (path / "environ").read_bytes() or (b"sshd" in command and conf in command):
+                found.add(int(path.name))
+        except OSError:
+            continue
+    more = found
+    while more:
+        more = {pid for pid, parent in parents.items() if parent in found} - found
+        found |= more
+    return found - {os.getpid()}
+
+
+def test_a_lost_node_is_made_anew_alone(clean: Lab) -> None:
+    hold = clean.root / "lost"
+    child = begun(clean, again(clean, 0, 0, hold=hold))
+    before = machine(clean, "n0")
+    while left := machine(clean, "n1"):
+        for pid in left:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+    hold.touch()
+    _, said = child.communicate(timeout=200)
+    assert child.returncode == 0, said
+    assert "node n1: its sshd is gone; next: replace (n1 made anew)" in said
+    assert ends(clean) == [("node", "restart"), ("completed", "done")]
+    assert clean.manifest()["attempts"][1]["replaced"] == ["n1"]
+    assert before & machine(clean, "n0"), "n0 was made anew too"
