@@ -103,7 +103,8 @@ def become(run_dir: str, task: dict[str, Any]) -> int:
     words = split(request["argv"])
     assert words is not None
     _clean_modules()
-    sys.orig_argv = list(request["argv"])
+    if hasattr(sys, "orig_argv"):  # Python 3.10
+        sys.orig_argv = list(request["argv"])
     sys.path[0] = _first_path(words[1], request["cwd"])
     _run(words[1])
     return 0

@@ -155,7 +155,8 @@ def bucket_environment(cluster: Cluster, package: str) -> dict[str, str]:
 
 
 def _user_environment(config: TrainConfig) -> dict[str, str]:
-    return {"NEXA_DURABLE_WAIT_S": str(DURABLE_WAIT_S), "WANDB_MODE": "disabled" if config.wandb == "off" else config.wandb, **config.env}
+    wandb = "disabled" if config.wandb == "off" else config.wandb
+    return {"NEXA_DURABLE_WAIT_S": f"{DURABLE_WAIT_S:.0f}", "WANDB_MODE": wandb, **config.env}
 
 
 def _check_script(config: TrainConfig, root: Path, project: archive.Archive) -> None:

@@ -28,6 +28,7 @@ HANG_WAIT_S = 2.0
 FAILURE = "another rank or node failed"
 NOTICE = "spot notice"
 EXIT_STOPPED = 143
+ENDED = "signal 15"
 NEVER_AGAIN = (2, 78)
 """Exit codes of a rank that name bad usage or config, and ranks that did not find each other as planned."""
 BY_REASON: Mapping[str, Kind] = {"deadline": "deadline", "disconnected": "disconnected", NOTICE: "notice"}
@@ -165,16 +166,18 @@ class Watch:
             self._fail(record["at"], node, record["rank"], what, kind)
 
     def _fail(self, at: float, node: str, rank: int, what: str, kind: Kind) -> None:
-        # What follows a hang or a stop is its consequence, but a rank that failed just before it is told of late.
-        if not self.stopping or rank >= 0:
+        # What follows a stop is its consequence; but what failed just before it, and began it, may be told of late.
+        if not self.stopping or rank >= 0 or (self.stopping == FAILURE and kind in ("agent", "hang")):
             self.failures.append(Failure(at, node, rank, what, kind))
 
     @property
     def first_failure(self) -> Failure | None:
-        """The hang, or the rank that failed first; without one, the node."""
-        hangs = [f for f in self.failures if f.kind == "hang"]
+        """A hang or a lost agent, which no rank brings about; else the rank that failed first, and of these one that
+        was not ended by SIGTERM, as torchrun ends its ranks when another one failed; else the node."""
+        causes = [f for f in self.failures if f.kind in ("hang", "agent")]
         ranks = [f for f in self.failures if f.rank >= 0]
-        return min(hangs or ranks or self.failures, key=lambda f: f.at, default=None)
+        own = [f for f in ranks if f.what != ENDED]
+        return min(causes or own or ranks or self.failures, key=lambda f: f.at, default=None)
 
     @property
     def done(self) -> bool:

@@ -92,6 +92,8 @@ class Lab:
         return dict(json.loads((self.root / "runs" / "manifests" / f"{self.newest().name}.json").read_text()))
 
     def log(self, rank: int, node: str, attempt: int = 1) -> str:
+        if not runs(self):
+            return ""
         path = self.newest() / "logs" / node / f"rank_{rank}" / f"attempt_{attempt}.log"
         return path.read_text() if path.exists() else ""
 

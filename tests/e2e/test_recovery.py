@@ -63,6 +63,19 @@ def test_a_rank_that_raises_once_costs_one_attempt(clean: Lab) -> None:
     assert "attempt 2 rank 3" in clean.log(3, "n1", 2)
 
 
+def test_ranks_without_torchrun_start_again_from_a_warm_interpreter(clean: Lab) -> None:
+    hold = clean.root / "warm"
+    child = begun(clean, again(clean, 11, 1, hold=hold, launcher="direct"))
+    events = [clean.newest() / "logs" / node / "agent.jsonl" for node in ("n0", "n1")]
+    until(lambda: all('"warm"' in path.read_text() for path in events), "an interpreter waits on each node")
+    hold.touch()
+    said = child.communicate(timeout=90)[1]
+    assert child.returncode == 0, said
+    assert ends(clean) == [("rank", "restart"), ("completed", "done")]
+    assert "torch.distributed.run" not in str(clean.record()["attempts"][0]["commands"])
+    assert "attempt 2 rank 3" in clean.log(3, "n1", 2)
+
+
 def test_what_falls_over_before_its_first_step_is_given_up_at_the_second_time(clean: Lab) -> None:
     raising = clean.script("raising", "raise SystemExit(3)", restarts_per_hour=10)
     said = clean.nexa("run", raising, code=1).stderr

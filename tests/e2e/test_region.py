@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,6 +142,43 @@ def no_secret_anywhere(cloud: Lab) -> None:
         if mark in path.read_bytes()
     ]
     assert leaked == []
+
+
+def test_rank_0s_node_goes_with_notice_and_then_without(cloud: Lab, here: Running) -> None:
+    """The run outlives the machine that holds its checkpoints, twice: nothing is lost after a notice; without one an
+    interval, and another one when the newest checkpoint was still on its way to the bucket. The other machine stays."""
+    make = "import boto3; boto3.client('s3', region_name='us-east-1').create_bucket(Bucket='nexa-e2e')"
+    subprocess.run([*cloud.prefix, sys.executable, "-c", make], env=cloud.environment(), check=True)
+    cloud.write("cloud.yaml", CLUSTER + "bucket: nexa-e2e\n")
+    cloud.nexa("provision", "--cluster", "cloud.yaml", "-y", timeout_s=400)
+    before = running(here)
+    shutil.copytree(REPO / "configs/train", cloud.root / "configs/train")
+    args = ["--steps", "70", "--save-every", "10", "--step-seconds", "0.4"]
+    train = cloud.write("own.yaml", json.dumps({"name": "own", "script": "configs/train/own_script.py", "args": args}))
+    child = cloud.begin("run", train)
+    try:
+        until(lambda: "step 15/" in cloud.log(0, "n0"), "step 15", 240)
+        here.client.notice(before["n0"]["id"], seconds=120, reclaim=False)
+        until(lambda: len(cloud.record()["attempts"]) == 2, "a second attempt", 240)
+        second = until(lambda: "n0" in (now := running(here)) and now, "another n0")
+        assert second["n0"]["id"] != before["n0"]["id"]
+        resumed = cloud.record()["attempts"][1]["resume_step"]
+        until(lambda: f"step {resumed + 23}/" in cloud.log(0, "n0", 2), "23 steps more", 240)
+        here.client.reclaim(second["n0"]["id"])
+        said = child.communicate(timeout=400)[1]
+    finally:
+        child.kill()
+        child.wait()
+    assert child.returncode == 0, said
+    first, other, last = cloud.manifest()["attempts"]
+    assert [row["kind"] for row in (first, other, last)] == ["notice", "node", "completed"]
+    assert other["resume_step"] == first["last_step"]
+    assert other["last_step"] - 21 <= last["resume_step"] <= other["last_step"]
+    [margin] = first["notices"].values()
+    assert 0 <= margin["saved_unix"] - margin["seen_unix"] < 60
+    assert margin["acts_unix"] - margin["saved_unix"] > 60
+    assert [row["replaced"] for row in (first, other, last)] == [[], ["n0"], ["n0"]]
+    assert running(here)["n1"]["id"] == before["n1"]["id"]
 
 
 def test_a_full_zone_a_lost_reply_and_a_busy_api(cloud: Lab, here: Running) -> None:

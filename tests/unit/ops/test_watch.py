@@ -103,6 +103,17 @@ def test_a_lost_node_explains_what_its_peers_died_of() -> None:
     assert ended(watch).kind == "rank"
 
 
+def test_a_lost_agent_is_the_cause_of_what_the_other_nodes_ranks_died_of() -> None:
+    watch = begun("n0", "n1")
+    watch.step(event("n1", "rank_exit", rank=2, code=0, signal=15, at=1.0))
+    watch.stopping = FAILURE
+    watch.step(event("n1", "rank_exit", rank=3, code=1, signal=0, at=2.0))
+    watch.step(end("n1", "failed", reason="torchrun"))
+    assert ended(watch).words == "rank 3 on n1: exit code 1"
+    watch.step(end("n0", "lost", reason="the node agent is gone without a word"))
+    assert (ended(watch).kind, ended(watch).node) == ("agent", "n0")
+
+
 def test_a_spot_notice_stops_every_node_and_is_no_failure_of_a_rank() -> None:
     watch = begun("n0", "n1")
     assert watch.step(event("n1", "notice", action="terminate", at_unix=120.0)) == NOTICE
