@@ -49,6 +49,8 @@ def finish(ctx: Context, run: RunFolder, links: Sequence[Link], record: dict[str
     attempt |= {"state": outcome.state, "cause": outcome.cause}
     run.save(record)
     result = read_result(ctx, links, record) if links else {}
+    if links and outcome.saved is not None and not result.get("checkpoint"):  # it did not get to its own end
+        result["checkpoint"] = _saved(links[0], record, outcome.saved)
     config = resolved(recorded_train(record["config"], record["run_id"]))
     logs = str(run.logs.relative_to(ctx.workspace.root))
     manifest = build_manifest(record, result, config, logs)
@@ -64,6 +66,16 @@ def read_result(ctx: Context, links: Sequence[Link], record: dict[str, Any]) -> 
     except (NexaError, ValueError) as error:
         ctx.say(f"warning: what rank 0 left cannot be read: {error}")
         return {}
+
+
+def _saved(link: Link, record: dict[str, Any], step: int) -> dict[str, Any] | None:
+    """path, step and sha256 of a checkpoint on rank 0's node; None when it cannot be read."""
+    path = f"{record['nodes'][link.node.name]['run_dir']}/checkpoints/step_{step:08d}"
+    try:
+        got = link.ssh.run(link.node, ("cat", f"{path}/manifest.json"))
+        return {"path": path, "step": step, "sha256": json.loads(got.out)["sha256"]} if got.code == 0 else None
+    except (NexaError, ValueError, KeyError):
+        return None
 
 
 def tail(run: RunFolder, node: str, source: str, lines: int = 20) -> list[str]:

@@ -6,6 +6,7 @@ Everything decided is in run.json before it is done, so another `nexa attach` go
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -93,7 +94,7 @@ class Supervisor:
         policy = Policy(config.restarts_per_hour, config.min_nodes, config.wait_for_nodes_minutes * 60)
         whole = self.cluster
         lost = sorted({*(name for name, left in outcome.left.items() if left is None), *outcome.leaving})
-        missing_since, refused, replaced = ctx.now(), "", list[str]()
+        missing_since, refused, anew = ctx.now(), "", list[str]()
         first_look = True
         while True:
             fit = tuple(node.name for node in self.cluster.nodes if node.name not in lost)
@@ -112,13 +113,13 @@ class Supervisor:
                     lost, refused = self._look(ssh, lost), ""
                 elif decision.action == "replace":
                     ssh, links = self._replace(connections, ssh, links, decision.nodes)
-                    replaced += decision.nodes
+                    anew += decision.nodes
                     lost = []
                 else:
                     self._pause(decision.after_s)
                     if decision.action == "shrink":
                         self.cluster, lost = replace.without(self.cluster, lost), []
-                    return self._relaunch(connections, ssh, replaced)
+                    return self._relaunch(connections, ssh, anew)
             except NexaError as error:
                 ctx.say(f"warning: {error}")
                 if decision.action == "replace":
@@ -177,7 +178,7 @@ class Supervisor:
         ssh = connections.enter_context(session(self.ctx.runner, self.cluster))
         return ssh, [link for link in links if link.node.name not in names]
 
-    def _relaunch(self, connections: contextlib.ExitStack, ssh: Ssh, replaced: list[str]) -> tuple[Ssh, list[Link]]:
+    def _relaunch(self, connections: contextlib.ExitStack, ssh: Ssh, anew: list[str]) -> tuple[Ssh, list[Link]]:
         """The next attempt on the cluster as it is, with the code of the last one, from the newest whole checkpoint."""
         if ssh.cluster != self.cluster:
             ssh = connections.enter_context(session(self.ctx.runner, self.cluster))
@@ -198,7 +199,7 @@ class Supervisor:
         )
         launch.send(self.ctx, prepared.links, prepared.archives)
         launch.start(self.run, prepared, self.record, self.number + 1)
-        self.record["attempts"][-1]["replaced"] = replaced
+        self.record["attempts"][-1]["replaced"] = anew
         self.run.save(self.record)
         return ssh, list(prepared.links)
 
@@ -223,7 +224,7 @@ class Supervisor:
             left |= watch.sweep(self.ctx, [k for k in links if left.get(k.node.name) is not None], self.record,
                                 release=True)  # fmt: skip
         cause = outcome.cause if decision.action == "done" or not decision.why else decision.why
-        ended = Outcome(outcome.state, cause, left, outcome.end, outcome.failed_source)
+        ended = dataclasses.replace(outcome, cause=cause, left=left)
         finish(self.ctx, self.run, links, self.record, ended)
         return ended
 

@@ -28,6 +28,7 @@ HANG_WAIT_S = 2.0
 FAILURE = "another rank or node failed"
 NOTICE = "spot notice"
 EXIT_STOPPED = 143
+SWEEP_TRIES = 3
 ENDED = "signal 15"
 NEVER_AGAIN = (2, 78)
 """Exit codes of a rank that name bad usage or config, and ranks that did not find each other as planned."""
@@ -221,6 +222,8 @@ class Outcome:
     failed_source: tuple[str, str] | None = None
     """(node, log file) whose last lines explain a failure."""
     leaving: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    saved: int | None = None
+    """Step of the newest whole checkpoint that rank 0 told of."""
     saved_unix: float | None = None
 
 
@@ -335,7 +338,7 @@ def _outcome(ctx: Context, state: Watch, links: list[Link], record: dict[str, An
             log = f"{'prepare' if end.kind in ('prepare', 'config') else 'torchrun'}.attempt_{state.attempt}.log"
         source = (end.node, log)
     outcome = "failed" if end.kind == "notice" else state.state
-    return Outcome(outcome, end.words, left, end, source, dict(state.leaving), state.saved_unix)
+    return Outcome(outcome, end.words, left, end, source, dict(state.leaving), state.saved, state.saved_unix)
 
 
 def sweep(ctx: Context, links: Sequence[Link], record: dict[str, Any], *, release: bool) -> dict[str, int | None]:
@@ -344,13 +347,18 @@ def sweep(ctx: Context, links: Sequence[Link], record: dict[str, Any], *, releas
     With `release` what waits there for another attempt ends too.
     """
 
+    message = {"grace_s": 0, "reason": "sweep", "release": release, "attempt": record["attempts"][-1]["attempt"]}
+
     def one(link: Link) -> int | None:
-        message = {"grace_s": 0, "reason": "sweep", "release": release, "attempt": record["attempts"][-1]["attempt"]}
-        try:
-            return len(link.call("stop", record["nodes"][link.node.name]["run_dir"], message=message)["left"])
-        except NexaError as error:
-            ctx.say(f"warning: {link.node.name}: cannot be proven clean: {error}")
-            return None
+        why = ""
+        for again in range(SWEEP_TRIES):  # a shared connection that died while we slept is made anew by the next call
+            try:
+                return len(link.call("stop", record["nodes"][link.node.name]["run_dir"], message=message)["left"])
+            except NexaError as error:
+                why = str(error)
+                ctx.sleep(float(again))
+        ctx.say(f"warning: {link.node.name}: cannot be proven clean: {why}")
+        return None
 
     return dict(zip((link.node.name for link in links), on_all(links, one), strict=True))
 
