@@ -127,7 +127,8 @@ def test_the_whole_life_cycle_from_the_wheel_in_an_empty_folder(venv: Path, tmp_
     try:
         nexa("provision", "--cluster", "cluster.yaml")
         assert (root / ".nexa/clusters/first/terraform/src/stacks/local/main.tf").exists()
-        result = json.loads(nexa("run", "train.yaml", "--json", *(w for s in SMALL for w in ("--set", s))).stdout)
+        said = nexa("run", "train.yaml", "--json", *(w for s in SMALL for w in ("--set", s))).stdout
+        result = json.loads(said.splitlines()[-1])
         manifest = json.loads(Path(result["manifest"]).read_text())
         assert (manifest["status"], manifest["checkpoint"]["step"], manifest["hardware"]["world_size"]) == (
             "completed",
