@@ -103,7 +103,7 @@ def find(run: RunFolder, wanted: Wanted) -> list[Log]:
     """The logs of the mirror that are wanted, in the order in which they are shown."""
     found = []
     for path in run.logs.rglob("*") if run.logs.is_dir() else ():
-        if path.name.endswith(ENDINGS) and path.is_file():
+        if path.name.endswith(ENDINGS):
             node, _, source = path.relative_to(run.logs).as_posix().partition("/")
             found.append(Log(node, source, path))
     return sorted((log for log in found if wanted.takes(log)), key=lambda log: log.order)

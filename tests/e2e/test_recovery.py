@@ -126,7 +126,8 @@ def test_two_controllers_do_not_both_decide(clean: Lab) -> None:
 
 def machine(lab: Lab, node: str) -> set[int]:
     """Pids of a node's machine: its sshd, sessions and everything in them."""
-    mark, conf = f"NEXA_HOST={lab.root}/.nexa/clusters/lab/nodes/{node}".encode(), f"/nodes/{node}/".encode()
+    folder = f"{lab.root}/.nexa/clusters/lab/nodes/{node}"
+    mark, conf = f"NEXA_HOST={folder}".encode(), f"{folder}/".encode()
     parents: dict[int, int] = {}
     found: set[int] = set()
     for path in Path("/proc").glob("[0-9]*"):
