@@ -24,7 +24,7 @@ from nexa_dist.ops.timeline import timeline
 from nexa_dist.plan import aws as planned
 from nexa_dist.plan.aws import Site
 from nexa_dist.plan.offers import PREEMPTED, Candidate
-from nexa_dist.run import bundle, files, keys, leftovers, nodes
+from nexa_dist.run import attached, bundle, files, keys, leftovers, nodes
 from nexa_dist.run.aws import Cloud
 from nexa_dist.run.leftovers import Thing
 from nexa_dist.run.runner import CommandFailed
@@ -204,6 +204,8 @@ def reconcile(gang: Gang, killed: bool) -> set[str]:
     if stray:
         with gang.folder.journalled("reconcile", ended=sorted(stray)):
             gang.end(lambda thing: thing.id in stray)
+    for line in attached.take_off(found, known):
+        gang.ctx.detail(f"{line}: taken off, since no state knows it")
     return {t.id for t in leftovers.instances(found) if t.id in known}
 
 

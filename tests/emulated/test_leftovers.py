@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nexa_dist.run import leftovers
+from nexa_dist.run import attached, leftovers
 from nexa_dist.run.leftovers import KINDS, Thing, find, instances, sweep
 from tests.unit.cloud_server import HOME, Emulated
 
@@ -233,3 +233,26 @@ def test_a_thing_says_what_it_is(state: str, alive: bool) -> None:
     assert (thing.offer, thing.cluster, thing.since_unix) == ("g5.xlarge us-east-1a spot", "c", None)
     assert instances([thing]) == ([thing] if alive else [])
     assert thing.to_json() == {"kind": "instance", "id": "i-1", "region": HOME, "state": state}
+
+
+def test_only_what_no_state_knows_is_taken_off_what_it_knows(emulated_region: Emulated) -> None:
+    ours, ec2 = emulated_region.name(), emulated_region.ec2
+    mine = Maker(emulated_region, tags(ours))
+    mine.network()
+
+    def there() -> tuple[set[str], set[str]]:
+        groups = [{"Name": "group-id", "Values": sorted(mine.made["security group"])}]
+        found = ec2.describe_security_group_rules(Filters=groups)["SecurityGroupRules"]
+        tables = ec2.describe_route_tables(RouteTableIds=sorted(mine.made["route table"]))["RouteTables"]
+        associations = {row["RouteTableAssociationId"] for table in tables for row in table["Associations"]}
+        return {row["SecurityGroupRuleId"] for row in found}, associations
+
+    rules, [association] = there()
+    spared = sorted(rules)[0]
+    assert list(attached.take_off(find(HOME, "ann", ours), {spared})) == []  # on what itself goes as a whole
+    assert there() == (rules, {association})
+    known = mine.made["security group"] | mine.made["route table"] | {spared}
+    said = list(attached.take_off(find(HOME, "ann", ours), known))
+    assert there() == ({spared}, set())
+    assert len(said) == len(rules) and any("subnet-" in line for line in said)
+    assert list(attached.take_off(find(HOME, "ann", ours), known)) == []

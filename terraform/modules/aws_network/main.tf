@@ -53,12 +53,12 @@ resource "aws_subnet" "zone" {
 resource "aws_route_table" "public" {
   vpc_id = local.vpc_id
   tags   = merge(var.tags, { Name = var.name })
-}
 
-resource "aws_route" "internet" {
-  route_table_id         = aws_route_table.public.id
-  destination_cidr_block = "0.0.0.0/0"
-  gateway_id             = local.gateway_id
+  # Within the table, not beside it: what a killed apply left of it goes as one, and nothing has to be made twice.
+  route {
+    cidr_block = "0.0.0.0/0"
+    gateway_id = local.gateway_id
+  }
 }
 
 resource "aws_route_table_association" "zone" {

@@ -80,7 +80,7 @@ run "given_vpc" {
   }
 
   assert {
-    condition     = aws_route.internet.gateway_id == "igw-0123456789abcdef0" && aws_subnet.zone["us-east-1a"].vpc_id == "vpc-0123456789abcdef0"
+    condition     = one(aws_route_table.public.route).gateway_id == "igw-0123456789abcdef0" && aws_subnet.zone["us-east-1a"].vpc_id == "vpc-0123456789abcdef0"
     error_message = "subnets are made in the given VPC and use its gateway"
   }
 }
