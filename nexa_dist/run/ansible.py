@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import sys
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from nexa_dist.errors import NexaError
+
+SECRET = re.compile(r"(?<!HOST_)KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
+"""Names of variables of the user's that Ansible has no use for, and that must not come to any file."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,11 @@ def run_playbook(
                 failures.append(_failure(event))
         return False  # not to disk: a result may be long, and the journal has the outcome
 
+    def on_status(data: dict[str, Any], runner_config: Any) -> None:
+        if data["status"] == "starting":  # the environment that it gives the child, and writes to a file of `folder`
+            for name in [name for name in runner_config.env if SECRET.search(name)]:
+                del runner_config.env[name]
+
     end_left_over(folder)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, mode=0o700)
@@ -56,6 +65,7 @@ def run_playbook(
         inventory=inventory,
         quiet=True,
         event_handler=on_event,
+        status_handler=on_status,
         envvars={
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
             "ANSIBLE_CONFIG": str(playbook.parent.parent / "ansible" / "ansible.cfg"),
@@ -63,6 +73,7 @@ def run_playbook(
             "ANSIBLE_HOME": str(folder / "home"),
             "ANSIBLE_LOCAL_TEMP": str(folder / "tmp"),
             "ANSIBLE_SSH_ARGS": ssh_args,
+            "ANSIBLE_HOST_KEY_CHECKING": "True",  # ansible-runner turns it off where nobody says so
             "ANSIBLE_NOCOLOR": "1",
             "LC_ALL": "C.UTF-8",
         },

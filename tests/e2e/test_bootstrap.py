@@ -110,7 +110,11 @@ def test_check_mode_on_a_fresh_node(cluster: LocalCluster, tmp_path: Path) -> No
     assert not (tmp_path / "fresh").exists()
 
 
-def test_failure_names_host_task_and_cause(cluster: LocalCluster, tmp_path: Path) -> None:
+def test_failure_names_host_task_and_cause_and_no_secret_is_written(
+    cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_API_KEY"):
+        monkeypatch.setenv(name, "canaryOfAnsible")
     said: list[str] = []
     hosts = inventory(cluster)
     del hosts["all"]["hosts"]["n0"]
@@ -122,3 +126,7 @@ def test_failure_names_host_task_and_cause(cluster: LocalCluster, tmp_path: Path
     assert "Ask the interpreter for its version" in str(caught.value)
     assert "/no/such/python3 is not on this node" in str(caught.value)
     assert "{" not in str(caught.value)
+    written = [path for path in (tmp_path / "runner").rglob("*") if path.is_file()]
+    assert [path.name for path in written if b"canaryOfAnsible" in path.read_bytes()] == []
+    [command] = [path.read_text() for path in written if path.name == "command"]
+    assert json.loads(command)["env"]["ANSIBLE_HOST_KEY_CHECKING"] == "True"
