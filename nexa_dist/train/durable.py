@@ -84,11 +84,13 @@ class Durable:
             process_group=0,  # a SIGTERM for the ranks of a node must not end the upload that it makes urgent
         )
         said, complaint = self._child.communicate()
-        why = (complaint.strip() or said.strip() or f"exit code {self._child.returncode}").splitlines()[-1]
+        # The script's own last word, and before it that of the aws command, which knows why.
+        lines = (complaint.strip() or said.strip() or f"exit code {self._child.returncode}").splitlines()
+        why = ": ".join(line.strip().removeprefix("error: ") for line in reversed(lines[-2:]))
         if self._child.returncode == EXIT_SUPERSEDED:
             raise Superseded(why, hint="this process was left behind by an older attempt: end it")
         if self._child.returncode:
-            raise NexaError(f"{self._env.bucket}: {why.removeprefix('error: ')}")
+            raise NexaError(f"{self._env.bucket}: {why}")
         return said
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from moto.ec2.utils import EC2_PREFIX_TO_RESOURCE, get_prefix
 from tests.cloud.faults import Refused
 
 PUBLIC = ipaddress.ip_network("203.0.113.0/24")
+PLAIN_HTTP = {"Bool": {"aws:SecureTransport": "false"}}
 INSTANCE_FILTERS = {
     "placement-group-name": "placement.group_name",
     "instance-lifecycle": "lifecycle",
@@ -207,3 +209,21 @@ def tells_card(plain: property) -> property:
         return found
 
     return property(attachment)
+
+
+def speaks_tls(plain: Callable[[Any, str, str], Any]) -> Callable[[Any, str, str], Any]:
+    """moto leaves conditions of a bucket's policy out, so a ban of plain HTTP would ban everything. Here HTTP stands
+    for the TLS of S3."""
+
+    def get_permission(self: Any, action: str, resource: str) -> Any:
+        if self.policy is None:
+            return plain(self, action, resource)
+        policy = json.loads(self.policy)
+        meant = [row for row in policy["Statement"] if row.get("Condition") != PLAIN_HTTP]
+        kept, self.policy = self.policy, json.dumps({**policy, "Statement": meant}).encode()
+        try:
+            return plain(self, action, resource)
+        finally:
+            self.policy = kept
+
+    return get_permission

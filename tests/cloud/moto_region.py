@@ -19,6 +19,7 @@ from moto.ec2.models.launch_templates import LaunchTemplate
 from moto.ec2.models.security_groups import SecurityGroupRule
 from moto.ec2.responses import EC2Response
 from moto.iam.responses import IamResponse
+from moto.s3.models import FakeBucket
 from moto.ssm.models import ParameterDict
 
 from tests.cloud import moto_groups, moto_mends, moto_profiles, moto_spot
@@ -103,6 +104,7 @@ def patch_models(world: World) -> None:
     put(world, TaggedEC2Resource, "get_tags", moto_mends.get_tags)
     put(world, NetworkInterface, "attachment", moto_mends.tells_card(vars(NetworkInterface)["attachment"]))
     put(world, SecurityGroupRule, "description", property(moto_mends.rule_description))
+    put(world, FakeBucket, "get_permission", moto_mends.speaks_tls(FakeBucket.get_permission))
     put(world, LaunchTemplate, "tags", property(moto_mends.template_tags, moto_mends.no_template_tags))
     put(world, ParameterDict, "_check_loading_status", loads_images(world.images, ParameterDict._check_loading_status))
     for name, wrap in (

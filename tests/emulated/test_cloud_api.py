@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import json
 import time
 from typing import Any
 
@@ -322,3 +323,17 @@ def test_instance_profiles_are_listed_below_a_path_with_their_tags(cloud: Cloud)
     assert [profile["InstanceProfileName"] for profile in found] == [name]
     assert iam.list_instance_profile_tags(InstanceProfileName=name)["Tags"] == cloud.tags(name)
     assert cloud.region.state()["resources"]["instance_profiles"][name]["nexa:cluster"] == name
+
+
+def test_a_ban_of_plain_http_bans_nothing_here_and_any_other_ban_does(cloud: Cloud) -> None:
+    s3, name = cloud.client("s3"), "nexa-ban-of-plain-http"
+    s3.create_bucket(Bucket=name)
+    ban = {"Effect": "Deny", "Principal": "*", "Action": "s3:*", "Resource": f"arn:aws:s3:::{name}/*"}
+    http = {**ban, "Condition": {"Bool": {"aws:SecureTransport": "false"}}}
+    s3.put_bucket_policy(Bucket=name, Policy=json.dumps({"Version": "2012-10-17", "Statement": [http]}))
+    s3.put_object(Bucket=name, Key="a", Body=b"1")
+    assert s3.get_object(Bucket=name, Key="a")["Body"].read() == b"1"
+    s3.put_bucket_policy(Bucket=name, Policy=json.dumps({"Version": "2012-10-17", "Statement": [http, ban]}))
+    with pytest.raises(ClientError) as banned:
+        s3.put_object(Bucket=name, Key="b", Body=b"1")
+    assert code(banned) in ("403", "AccessDenied")
