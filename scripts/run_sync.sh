@@ -5,6 +5,7 @@
 #   run_sync.sh push  RUN_ID STEP_DIR         upload a checkpoint, files first, manifest last
 #   run_sync.sh pull  RUN_ID DEST_DIR [STEP]  the newest whole one (or STEP) into DEST_DIR, verified; prints its folder
 #   run_sync.sh list  RUN_ID [--json]         the whole ones, newest first
+#   run_sync.sh show  RUN_ID                  {"step", "uri", "sha256"} of the newest whole one, or null
 #   run_sync.sh prune RUN_ID KEEP             remove what is older than the KEEP newest; not for nodes, which may not
 #
 # NEXA_BUCKET is s3://bucket/prefix. Below it: RUN_ID/generation/<attempt>, an empty object for every attempt that
@@ -19,7 +20,7 @@ die() { # CODE MESSAGE
     exit "$1"
 }
 usage() {
-    sed -n '4,8s/^# *//p' "${BASH_SOURCE[0]}" >&2
+    sed -n '4,9s/^# *//p' "${BASH_SOURCE[0]}" >&2
     exit 2
 }
 
@@ -142,6 +143,20 @@ do_list() { # [--json]
     printf ']\n'
 }
 
+do_show() {
+    local step generation into
+    look
+    read -r step generation < <(whole) || {
+        printf 'null\n'
+        return
+    }
+    into=$(folder_of "$step" "$generation")
+    run_aws s3 cp --only-show-errors "$url/$into/manifest.json" "$scratch/manifest" || die 1 "$url/$into: not read"
+    "$python" -c 'import json, sys
+print(json.dumps({"step": int(sys.argv[1]), "uri": sys.argv[2], "sha256": json.load(open(sys.argv[3]))["sha256"]}))' \
+        "$step" "$url/$into" "$scratch/manifest"
+}
+
 # The manifest goes first, so that a half removed one is no checkpoint. Uploads without a manifest that are older than
 # what is kept go too.
 do_prune() { # KEEP
@@ -185,6 +200,7 @@ push:1) do_push "$1" ;;
 pull:1) do_pull "$1" ;;
 pull:2) number "$2" && do_pull "$1" "$((10#$2))" ;;
 list:0 | list:1) do_list "$@" ;;
+show:0) do_show ;;
 prune:1)
     number "$1"
     [ "$((10#$1))" -ge 1 ] || usage

@@ -49,7 +49,9 @@ class Manifest(_Part):
     status: Literal["completed", "failed", "retry", "stopped"] = Field(description="How the last attempt ended.")
     model: str | None = Field(description="What was trained, in one line.")
     dataset: dict[str, Any] | None = Field(description="path, sha256, bytes and tokens of the data.")
-    checkpoint: dict[str, Any] | None = Field(description="path, step and sha256 of the last whole checkpoint.")
+    checkpoint: dict[str, Any] | None = Field(
+        description="path, step and sha256 of the last whole checkpoint; uri where a bucket has it."
+    )
     logs: str = Field(description="Folder of all logs on the controller, relative to the workspace.")
     eval_report: dict[str, Any] | None = Field(description="Figures of the evaluation; losses in nats.")
     hardware: dict[str, Any] = Field(description="Provider, number of nodes, world size, GPUs found, USD per hour.")

@@ -63,6 +63,11 @@ class Durable:
         if self._in_bucket:
             self._sync("push", self._env.run_id, str(path))
 
+    def uri(self, step: int) -> str | None:
+        """Where run_sync.sh puts our checkpoint of a step; None without a bucket."""
+        place = f"{self._env.run_id}/checkpoints/step_{step:08d}/g{self._env.attempt:06d}"
+        return f"{str(self._env.bucket).rstrip('/')}/{place}" if self._in_bucket else None
+
     def abort(self) -> None:
         """End a transfer that is under way, with its children."""
         child = self._child

@@ -136,11 +136,13 @@ class Keeper:
         return f"{line}; {said}"
 
     def describe(self, step: int) -> dict[str, Any]:
-        """path, step and sha256 of a saved checkpoint: the durable copy where there is one."""
+        """path, step and sha256 of a saved checkpoint: the durable copy where there is one; `uri` in a bucket."""
         roots = [root for root in (self._env.durable, self._env.checkpoints) if root is not None]
         paths = [root / f"step_{step:08d}" for root in roots]
         path = next((path for path in paths if path.is_dir()), paths[-1])
-        return {"path": str(path), "step": step, "sha256": checkpoint.digest(path)}
+        uri = self._durable.uri(step) if self._uploader.done_step == step else None
+        found = {"path": str(path), "step": step, "sha256": checkpoint.digest(path)}
+        return {**found, "uri": uri} if uri else found
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """`result.json` of the run folder, for the manifest."""

@@ -138,8 +138,13 @@ def test_a_killed_upload_leaves_no_checkpoint_and_damage_is_passed_over(bucket: 
 
 @needs_aws
 def test_an_older_generation_is_refused_and_old_ones_are_pruned(bucket: Bucket) -> None:
-    bucket.sync("push", str(bucket.checkpoint(20)))
+    first = bucket.checkpoint(20)
+    assert bucket.sync("show")[0] == "null\n"
+    bucket.sync("push", str(first))
     whole = json.loads(bucket.sync("list", "--json")[0])
+    shown = {"step": 20, "uri": whole[0]["uri"], "sha256": checkpoint.digest(first)}
+    assert json.loads(bucket.sync("show")[0]) == shown
+    assert shown["uri"] == f"{bucket.env['NEXA_BUCKET']}/r1/checkpoints/step_00000020/g000001"
     assert [(row["step"], row["generation"]) for row in whole] == [(20, 1)]
     assert json.loads(bucket.sync("fence", "10")[0]) == {"step": 20}
     later = bucket.checkpoint(40)

@@ -98,3 +98,12 @@ def test_an_upload_that_does_not_end_is_ended(make: Make, tmp_path: Path) -> Non
     while alive(int(pid.read_text())):
         assert time.monotonic() < end, "the upload goes on"
         time.sleep(0.005)
+
+
+def test_a_checkpoint_in_the_bucket_is_described_where_it_is(make: Make) -> None:
+    for push, uri in ((":", "s3://b/c1/r1/checkpoints/step_00000010/g000003"), ("exit 1", None)):
+        keeper = Keeper(make(push=push, NEXA_DURABLE_WAIT_S="5"))
+        keeper.begin()
+        keeper.save(10, fill)
+        keeper.finish()
+        assert keeper.describe(10).get("uri") == uri
