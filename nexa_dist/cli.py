@@ -11,7 +11,8 @@ from nexa_dist import __version__
 from nexa_dist.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, NexaError
 
 MODULES = {
-    **dict.fromkeys(("run", "attach", "stop", "runs"), "run"),
+    "run": "begin",
+    **dict.fromkeys(("attach", "stop", "runs"), "run"),
     **dict.fromkeys(("plan", "sweep", "timeline"), "cloud"),
     "logs": "logs",
     "why": "why",

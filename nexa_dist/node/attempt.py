@@ -20,6 +20,7 @@ from .base import (
     children_of,
     die_with_parent,
     event,
+    inherited,
     read_json,
     set_subreaper,
     start_time,
@@ -33,7 +34,6 @@ GO_POLL_S = 0.01
 """The ranks of all nodes begin at once: here a delay is a delay of the launch."""
 STACKS_S = 3.0
 RESERVE_BYTES = 65536
-KEPT = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "LD_LIBRARY_PATH", "TMPDIR", "NEXA_HOST", "NEXA_IMDS")
 
 
 class Attempt:
@@ -45,8 +45,7 @@ class Attempt:
         # path is short, since Unix sockets in it may have about 100 bytes.
         self.tmp = tempfile.mkdtemp(prefix="nexa-run-")
         write_json(os.path.join(run_dir, "tmp.json"), self.tmp)
-        kept = {name: os.environ[name] for name in KEPT if name in os.environ}
-        self.environment = {**kept, "TMPDIR": self.tmp, **spec["env"], **secrets}
+        self.environment = {**inherited(), "TMPDIR": self.tmp, **spec["env"], **secrets}
         self.group = cgroup.make(run_dir)
         self.stop_reason = ""
         self.deadline = boot_clock() + spec["deadline_in_s"] if spec.get("deadline_in_s") else None
@@ -103,7 +102,7 @@ class Attempt:
                 return "stopped", code, self.stop_reason
             if code:
                 return "failed", code, "prepare"
-        self.event("prepared")
+        self.event("prepared", go=os.path.exists(self.path("go")))
         waited_until = boot_clock() + GO_TIMEOUT_S
         while not os.path.exists(self.path("go")) and not self.stop_reason:
             if boot_clock() > waited_until:

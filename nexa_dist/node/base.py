@@ -11,6 +11,8 @@ import time
 from typing import Any, NoReturn
 
 POLL_S = 0.05
+KEPT = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "LD_LIBRARY_PATH", "TMPDIR", "NEXA_HOST", "NEXA_IMDS")
+"""Variables of this machine that a run sees."""
 ROOM = ".room"
 """Some bytes in the run folder that are given up when the disk is full and something has to be written."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -31,6 +33,11 @@ def die_with_parent() -> None:
 def boot_clock() -> float:
     """Seconds that also pass while the machine sleeps; not moved by a clock that is set."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def inherited() -> dict[str, str]:
+    """What a run gets of our own environment."""
+    return {name: os.environ[name] for name in KEPT if name in os.environ}
 
 
 def fail(message: str) -> NoReturn:

@@ -3,16 +3,17 @@
 Sent over SSH as one file. The daemon lives in a session of its own, so training survives a dropped connection; every
 other command is short and answers with JSON. Each imports only what it needs.
 
-    agent.pyz probe            < {"python", "peers", "port"}         what this node can do
+    agent.pyz probe            < {"python", "peers", "port", …}      what this node can do
+    agent.pyz forget RUN_DIR                                         the launch was refused: what probe began ends
     agent.pyz unpack DIR       < tar.gz                              make DIR from an archive, whole or not at all
-    agent.pyz start RUN_DIR    < {"spec": {...}, "secrets": {...}}   start the attempt (again: the same one)
+    agent.pyz start RUN_DIR    < {"spec", "secrets", "go"}           start the attempt (again: the same one)
     agent.pyz go RUN_DIR                                             every node is prepared: start the ranks
     agent.pyz status RUN_DIR                                         state of the newest attempt
     agent.pyz follow RUN_DIR   < {"offsets": {...}, "once": bool}    logs and events, framed, from byte offsets;
                                                                      then lines as signs of life
     agent.pyz stop RUN_DIR     < {"grace_s", "reason", "release"}    SIGTERM, grace for a checkpoint, SIGKILL
     agent.pyz rank -- ARGV     (started by torchrun)                 one rank: its log, its exit code, its end
-    agent.pyz warm RUN_DIR KEY MODULE…  (started by the daemon)      an interpreter that forks the next ranks
+    agent.pyz warm RUN_DIR KEY MODULE…  (by probe or the daemon)     an interpreter that ranks are forked from
 
 Secrets arrive on standard input and live in the memory and the environment of the run alone.
 """
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> int:
         return 0
     act = command(name)
     if act is None:
-        print("usage: agent.pyz probe|unpack|start|go|status|follow|stop|rank …", file=sys.stderr)
+        print("usage: agent.pyz probe|forget|unpack|start|go|status|follow|stop|rank …", file=sys.stderr)
         return 2
     try:
         answer = act(target)
@@ -65,10 +66,10 @@ def main(argv: list[str]) -> int:
 
 def command(name: str) -> Callable[[str], dict[str, Any]] | None:
     """What a short command does with its folder and its standard input."""
-    if name == "probe":
-        from .probe import probe
+    if name in ("probe", "forget"):
+        from .probe import forget, probe
 
-        return lambda _: probe(json.load(sys.stdin))
+        return forget if name == "forget" else lambda _: probe(json.load(sys.stdin))
     if name == "unpack":
         from .unpack import unpack
 

@@ -1,4 +1,4 @@
-"""The command `probe`: what a node can do, which way it reaches the others."""
+"""The commands `probe` (what a node can do, which way it reaches the others) and `forget`, when nothing came of it."""
 
 from __future__ import annotations
 
@@ -14,37 +14,108 @@ import time
 from typing import Any
 
 from . import VERSION
+from .base import alive, inherited, newest_attempt, read_json
+
+VERSIONS = """\
+import json, os, sys
+def names(folder):
+    try: return os.listdir(folder or ".")
+    except OSError: return []
+def version(name):
+    for folder in sys.path:
+        for found in names(folder):
+            if found.startswith(name + "-") and found.endswith(".dist-info"):
+                return found[len(name) + 1 : -len(".dist-info")]
+    import importlib.metadata
+    try: return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError: return None
+print(json.dumps({"python": ".".join(map(str, sys.version_info[:3])), "torch": version("torch")}))
+"""
+"""The name of the folder says it at a third of the time that importlib.metadata takes."""
 
 
 def probe(message: dict[str, Any]) -> dict[str, Any]:
-    """What the launch wants to know before anything starts. Each answer maps to a check of the controller."""
-    python = message.get("python") or sys.executable
-    script = (
-        "import json,sys,importlib.metadata as m\n"
-        "def v(n):\n try: return m.version(n)\n except m.PackageNotFoundError: return None\n"
-        "print(json.dumps({'python':'.'.join(map(str,sys.version_info[:3])),'torch':v('torch')}))"
-    )
-    try:
-        made = subprocess.run([python, "-c", script], capture_output=True, text=True, timeout=60)
-        found = json.loads(made.stdout) if made.returncode == 0 else {"error": made.stderr.strip()[-400:]}
-    except (OSError, subprocess.TimeoutExpired) as error:
-        found = {"error": str(error)}
+    """What the launch wants to know before anything starts. Each answer maps to a check of the controller.
+
+    `message`: {"python", "scratch", "peers", "have": paths that may be there, "listen" and "port" on the first node,
+    "warm": see `preload`}.
+    """
     scratch = message["scratch"]
     os.makedirs(scratch, mode=0o700, exist_ok=True)
+    if "warm" in message:
+        preload(**message["warm"])
+    asked = ask(message.get("python") or sys.executable)
     answer = {
-        **found,
+        "gpus": gpus(),  # the driver may take its time, and so may the interpreter
+        **answer_of(asked),
         "agent": VERSION,
         "hostname": socket.gethostname(),
         "cpus": os.cpu_count(),
-        "gpus": gpus(),
         "home": os.path.expanduser("~"),
         "free_bytes": shutil.disk_usage(scratch).free,
         "unix": time.time(),
+        "have": [path for path in message.get("have", []) if os.path.exists(path)],
         "peers": {peer: route_to(peer) for peer in message.get("peers", [])},
     }
     if "listen" in message:
         answer["port"], answer["port_error"] = free_port(message["listen"], message.get("port", 0))
     return answer
+
+
+def preload(run_dir: str, spec: dict[str, Any], secrets: dict[str, str]) -> None:
+    """The interpreter that the ranks will be forked from is loaded while the launch goes on.
+
+    `spec` has what is known of it: "argv", "cwd", "env", "nproc", "preload". What cannot be had only costs time: the
+    ranks then get interpreters of their own.
+    """
+    from . import warm
+
+    if alive(read_json(os.path.join(run_dir, "agent.pid"))):
+        return
+    environment = {**inherited(), **spec["env"], **secrets}
+    # As the controller will say when it knows how many CPUs there are: with another number this one does not fit.
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // spec["nproc"])))
+    try:
+        os.makedirs(run_dir, mode=0o700, exist_ok=True)
+        os.makedirs(spec["cwd"], exist_ok=True)
+        warm.ensure(spec, environment, run_dir)
+    except OSError as error:
+        print("warm interpreter: %s" % error, file=sys.stderr)
+
+
+def forget(run_dir: str) -> dict[str, Any]:
+    """The launch was refused: the interpreter ends, and a run that has no attempt leaves no folder."""
+    from . import warm
+
+    left = warm.release(run_dir)
+    if os.path.isdir(run_dir) and not newest_attempt(run_dir):
+        for name in ("warm.json", "warm.log", "agent.jsonl"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(run_dir, name))
+        with contextlib.suppress(OSError):  # whatever else is there is not ours
+            os.rmdir(os.path.join(run_dir, "work"))
+            os.rmdir(run_dir)
+    return {"left": left}
+
+
+def ask(python: str) -> subprocess.Popen[str] | OSError:
+    """The interpreter of the training, asked for its version and torch's; or why it cannot be started."""
+    try:
+        return subprocess.Popen([python, "-c", VERSIONS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    except OSError as error:
+        return error
+
+
+def answer_of(asked: subprocess.Popen[str] | OSError) -> dict[str, Any]:
+    if isinstance(asked, OSError):
+        return {"error": str(asked)}
+    try:
+        out, err = asked.communicate(timeout=60)
+        return dict(json.loads(out)) if asked.returncode == 0 else {"error": err.strip()[-400:]}
+    except subprocess.TimeoutExpired as error:
+        asked.kill()
+        asked.wait()
+        return {"error": str(error)}
 
 
 def gpus() -> list[str]:

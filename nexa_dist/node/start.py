@@ -21,7 +21,10 @@ SUPERSEDE_S = 10.0
 
 
 def start(run_dir: str, message: dict[str, Any]) -> dict[str, Any]:
-    """`message` is {"spec", "secrets"}. Answers {"pid", "already"}; an attempt begins at most once."""
+    """`message` is {"spec", "secrets", "go"}. Answers {"pid", "already"}; an attempt begins at most once.
+
+    With `go` the ranks begin as soon as they can; without it when the command `go` comes.
+    """
     spec = message["spec"]
     os.makedirs(run_dir, mode=0o700, exist_ok=True)
     with lock(run_dir) as door:
@@ -36,6 +39,8 @@ def start(run_dir: str, message: dict[str, Any]) -> dict[str, Any]:
         if spec.get("config") is not None:
             write_json(os.path.join(run_dir, "train.json"), spec["config"])
         write_json(os.path.join(run_dir, "spec.json"), spec)
+        if message.get("go"):
+            write_json(os.path.join(run_dir, "go.attempt_%d" % spec["attempt"]), {"at": time.time()})
         return {"pid": _daemon(run_dir, spec, message.get("secrets", {}), door), "already": False}
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from nexa_dist.config.load import recorded_train, resolved
 from nexa_dist.errors import NexaError
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.resume import newest_in_bucket
 from nexa_dist.ops.watch import Outcome
-from nexa_dist.ops.why import explain
 from nexa_dist.plan.manifest import build_manifest
 from nexa_dist.run import files
 from nexa_dist.run.nodes import Link
@@ -28,6 +28,8 @@ def close(run: RunFolder, record: dict[str, Any], outcome: Outcome) -> None:
         "end": asdict(end),
     }
     if outcome.state == "failed":
+        from nexa_dist.ops.why import explain  # its table of causes is of no use to a run that goes well
+
         attempt["why"] = explain(run, record)
     if outcome.leaving:
         attempt["notices"] = {
@@ -50,7 +52,7 @@ def finish(ctx: Context, run: RunFolder, links: Sequence[Link], record: dict[str
     run.save(record)
     result = read_result(ctx, links, record) if links else {}
     if links and outcome.saved is not None and not result.get("checkpoint"):  # it did not get to its own end
-        result["checkpoint"] = _saved(links[0], record, outcome.saved)
+        result["checkpoint"] = _saved(links[0], record, outcome.saved) or newest_in_bucket(links, record["run_id"])
     config = resolved(recorded_train(record["config"], record["run_id"]))
     logs = str(run.logs.relative_to(ctx.workspace.root))
     manifest = build_manifest(record, result, config, logs)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +16,17 @@ from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError, StillRunning
 from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
-from nexa_dist.plan import command, preflight
+from nexa_dist.ops.spec import Job, code_folder, secrets
+from nexa_dist.plan import preflight
 from nexa_dist.plan.command import Place
 from nexa_dist.plan.ranks import RankPlan, assign_ranks, split_endpoint
 from nexa_dist.run import archive
-from nexa_dist.run.nodes import Link, Ssh, connect, on_all
+from nexa_dist.run.follow import fetch
+from nexa_dist.run.nodes import Connecting, Link, Ssh, on_all
 from nexa_dist.run.workspace import RunFolder
 
-SECRETS = ("WANDB_API_KEY", "HF_TOKEN")
-ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
-GRACE_S = 25.0
-"""For a checkpoint after SIGTERM; torchrun itself kills its workers after 30 s."""
-NOTICE_GRACE_S = 90.0
-"""For a checkpoint and its way to the durable store, of the 120 s of a spot notice."""
+FORGET_S = 10.0
+"""With a node that falls silent while a launch is refused; what was begun there ends by itself after 120 s."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Prepared:
     places: dict[str, Place]
     archives: tuple[archive.Code, ...]
     """The project and our package."""
+    have: dict[str, tuple[str, ...]]
+    """By node: the folders of code that are there."""
     hardware: dict[str, Any]
     """By node: CPUs, GPUs by name, torch."""
     skew_s: dict[str, float]
@@ -45,16 +48,18 @@ class Prepared:
     resume_step: int | None = None
 
 
-def check(ctx: Context, ssh: Ssh) -> tuple[list[Link], dict[str, dict[str, Any]], preflight.Verdict]:
-    """Every node is asked, all at once. Raises NexaError with all that is wrong."""
-    cluster = ssh.cluster
-    links = connect(ssh)
+def check(
+    ctx: Context, cluster: Cluster, links: Sequence[Link], more: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, dict[str, Any]], preflight.Verdict]:
+    """Every node is asked, all at once. `more` is what `probe` is told beside the usual, by node name. Raises
+    NexaError with all that is wrong."""
     host, port = split_endpoint(cluster.rdzv)
     first = cluster.nodes[0]
 
     def ask(link: Link) -> dict[str, Any]:
         peers = [node.peer_address for node in cluster.nodes if node.name != link.node.name]
         message: dict[str, Any] = {"python": link.python, "peers": peers, "scratch": link.path(cluster.layout.scratch)}
+        message |= more[link.node.name]
         if link.node.name == first.name:
             message |= {"listen": host or first.peer_address, "port": port}
         return link.call("probe", message=message, timeout_s=90)
@@ -65,7 +70,7 @@ def check(ctx: Context, ssh: Ssh) -> tuple[list[Link], dict[str, dict[str, Any]]
         ctx.say(f"warning: {warning}")
     if verdict.faults:
         raise NexaError("the nodes are not ready:\n" + "\n".join(verdict.faults), hint="nothing was started")
-    return links, answers, verdict
+    return answers, verdict
 
 
 def prepare(
@@ -78,85 +83,60 @@ def prepare(
     *,
     codes: tuple[archive.Code, archive.Code] | None = None,
     seconds_left: float | None = None,
+    links: Connecting,
+    dry_run: bool = False,
 ) -> Prepared:
     """The plan of one attempt. `resume` is the step and, by node name, its verified checkpoint there.
 
     `codes` are the project and our package as an earlier attempt had them, instead of those of this moment.
-    `seconds_left` of the run's max_hours; without it all of them are.
+    `seconds_left` of the run's max_hours; without it all of them are. `links` are asked for when everything else is
+    known. A `dry_run` begins nothing on the nodes.
     """
+    draft = assign_ranks(ssh.cluster, 0, config.nproc_per_node)
     if codes is None:
         found = archive.project(ctx.runner, ctx.workspace.root)
         _check_script(config, ctx.workspace.root, found)
         codes = found, archive.package()
-    project, package = codes
+    linked = links()
+    job = Job(config, run_id, attempt, *codes, resume)
     asked = time.time()
-    links, answers, verdict = check(ctx, ssh)
+    more: dict[str, dict[str, Any]] = {}
+    for link, node in zip(linked, draft.nodes, strict=True):
+        more[link.node.name] = {"have": [code_folder(link, code) for code in codes]}
+        if config.launcher == "direct" and not dry_run:
+            more[link.node.name]["warm"] = job.preloading(draft, node, link)
+    places = {link.node.name: job.place(link) for link in linked}
+    with _forgotten_if_refused([link for link in linked if "warm" in more[link.node.name]], places):
+        answers, verdict = check(ctx, ssh.cluster, linked, more)
     if seconds_left is None and config.max_hours:
         seconds_left = config.max_hours * 3600
-    plan = assign_ranks(ssh.cluster, verdict.port, config.nproc_per_node)
-    places = {link.node.name: _place(link, run_id, project, package) for link in links}
+    plan = dataclasses.replace(draft, rdzv_port=draft.rdzv_port or verdict.port)
     specs: dict[str, dict[str, Any]] = {}
-    for node_plan in plan.nodes:
-        name = node_plan.node.name
-        place = places[name]
-        what = command.program(config, place)
-        specs[name] = {
-            "version": 2,
-            "run_id": run_id,
-            "attempt": attempt,
-            "node": name,
-            "launcher": config.launcher,
-            "argv": command.ranks_argv(plan, node_plan, place, what, run_id, attempt, config.launcher),
-            "prepare": what.prepare or None,
-            "env": command.environment(
-                plan,
-                node_plan,
-                place,
-                run_id=run_id,
-                attempt=attempt,
-                interface=verdict.interfaces[name],
-                cpus=answers[name]["cpus"] or 1,
-                user=_user_environment(config),
-                resume=(resume[1][name], resume[0]) if resume else None,
-                bucket=bucket_environment(ssh.cluster, place.package),
-            ),
-            "cwd": place.work,
-            "code": place.code,
-            "config": config.model_dump(mode="json") if config.backend else None,
-            "grace_s": GRACE_S,
-            "notice_grace_s": NOTICE_GRACE_S,
-            "deadline_in_s": seconds_left,
-            "hang_timeout_s": config.hang_timeout_s,
-            "on_disconnect": config.on_disconnect,
-            "spot": node_plan.node.offer.endswith(" spot"),
-            "keep_warm": config.launcher == "direct" and config.restarts_per_hour > 0,
-            "first_rank": node_plan.first_rank,
-            "nproc": node_plan.nproc,
-            "world_size": plan.world_size,
-            "node_rank": node_plan.node_rank,
-            "nnodes": len(plan.nodes),
-            "master_addr": plan.rdzv_host,
-            "master_port": plan.rdzv_port,
-        }
-    hardware = {name: {key: answer[key] for key in ("cpus", "gpus", "torch")} for name, answer in answers.items()}
-    skew_s = {name: round(answer["unix"] - asked, 2) for name, answer in answers.items()}
-    step = resume[0] if resume else None
-    return Prepared(tuple(links), plan, specs, places, (project, package), hardware, skew_s, step)
+    for link, node in zip(linked, plan.nodes, strict=True):
+        name = link.node.name
+        specs[name] = job.spec(plan, node, link, verdict.interfaces[name], answers[name]["cpus"] or 1, seconds_left)
+    return Prepared(
+        links=tuple(linked),
+        plan=plan,
+        specs=specs,
+        places=places,
+        archives=codes,
+        have={name: tuple(answer["have"]) for name, answer in answers.items()},
+        hardware={name: {key: answer[key] for key in ("cpus", "gpus", "torch")} for name, answer in answers.items()},
+        skew_s={name: round(answer["unix"] - asked, 2) for name, answer in answers.items()},
+        resume_step=resume[0] if resume else None,
+    )
 
 
-DURABLE_WAIT_S = NOTICE_GRACE_S - 20
-"""How long a rank that stops waits for the durable store; the rest of a notice's grace is for the checkpoint."""
-
-
-def bucket_environment(cluster: Cluster, package: str) -> dict[str, str]:
-    """What run_sync.sh of the package on a node needs; an endpoint that we were given holds there too."""
-    made = command.bucket_environment(cluster, f"{package}/{archive.SYNC}")
-    return made | {name: os.environ[name] for name in ENDPOINTS if made and os.environ.get(name)}
-
-
-def _user_environment(config: TrainConfig) -> dict[str, str]:
-    wandb = "disabled" if config.wandb == "off" else config.wandb
-    return {"NEXA_DURABLE_WAIT_S": f"{DURABLE_WAIT_S:.0f}", "WANDB_MODE": wandb, **config.env}
+@contextlib.contextmanager
+def _forgotten_if_refused(links: Sequence[Link], places: Mapping[str, Place]) -> Iterator[None]:
+    """Nothing that was begun on these nodes outlives a launch that does not take place."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(NexaError):
+            on_all(links, lambda link: link.call("forget", places[link.node.name].run_dir, timeout_s=FORGET_S))
+        raise
 
 
 def _check_script(config: TrainConfig, root: Path, project: archive.Archive) -> None:
@@ -166,29 +146,29 @@ def _check_script(config: TrainConfig, root: Path, project: archive.Archive) -> 
             raise NexaError(f"script {config.script} {there} (in {root})", hint="paths are relative to this folder")
 
 
-def _place(link: Link, run_id: str, project: archive.Code, package: archive.Code) -> Place:
-    layout = link.ssh.cluster.layout
-    scratch, shared = link.path(layout.scratch), link.path(layout.shared)
-    return Place(
-        python=link.python,
-        agent=link.agent,
-        scratch=scratch,
-        shared=shared,
-        durable=link.path(layout.durable),
-        run_dir=f"{scratch}/{run_id}",
-        package=code_folder(link, package),
-        code=code_folder(link, project),
-    )
+def deliver(ctx: Context, prepared: Prepared) -> None:
+    """The code of an attempt to every node. If that cannot be done, the launch is refused."""
+    begun = [link for link in prepared.links if prepared.specs[link.node.name]["keep_warm"]]
+    with _forgotten_if_refused(begun, prepared.places):
+        send(ctx, prepared.links, prepared.archives, prepared.have)
 
 
-def send(ctx: Context, links: Sequence[Link], archives: Sequence[archive.Code]) -> None:
-    """Code to every node at once. What a node has already is not sent again; what is sent is packed once."""
+def send(
+    ctx: Context,
+    links: Sequence[Link],
+    archives: Sequence[archive.Code],
+    have: Mapping[str, Collection[str]] | None = None,
+) -> None:
+    """Code to every node at once. What a node has already is not sent again; what is sent is packed once.
+
+    `have` by node name are the folders that are there; without it the nodes are asked.
+    """
     packed: dict[str, bytes] = {}
 
     def to_node(link: Link) -> None:
         for code in archives:
             target = code_folder(link, code)
-            if link.exists(target):
+            if link.exists(target) if have is None else target in have[link.node.name]:
                 continue
             if code.hash not in packed:
                 packed[code.hash] = code.pack()
@@ -198,20 +178,14 @@ def send(ctx: Context, links: Sequence[Link], archives: Sequence[archive.Code]) 
     on_all(links, to_node)
 
 
-def code_folder(link: Link, code: archive.Code) -> str:
-    """Where this code lies on the node, by its hash."""
-    return f"{link.path(link.ssh.cluster.layout.shared)}/code/{code.hash}"
-
-
 def attempt_row(number: int, state: str, **more: Any) -> dict[str, Any]:
     """What run.json holds of one attempt from its beginning."""
     return {"attempt": number, "state": state, "started_unix": time.time(), **more}
 
 
 def start(run: RunFolder, prepared: Prepared, record: dict[str, Any], attempt: int) -> None:
-    """Writes down the attempt, then starts every agent. If one cannot be started, the others are stopped."""
-    for code in prepared.archives:
-        archive.keep(run.code, code)
+    """Writes down the attempt, then starts every agent; its ranks begin at once unless something has to be prepared
+    on all nodes before. If one cannot be started, the others are stopped."""
     record["code_hash"], record["package_hash"] = (code.hash for code in prepared.archives)
     record["nodes"] |= {name: {"run_dir": place.run_dir} for name, place in prepared.places.items()}
     record["attempts"].append(
@@ -228,21 +202,28 @@ def start(run: RunFolder, prepared: Prepared, record: dict[str, Any], attempt: i
         )
     )
     run.save(record)
-    secrets = {name: os.environ[name] for name in SECRETS if os.environ.get(name)}
+    begun: list[Link] = []
 
     def begin(link: Link) -> None:
         name = link.node.name
-        message = {"spec": prepared.specs[name], "secrets": secrets}
+        spec = prepared.specs[name]
+        message = {"spec": spec, "secrets": secrets(), "go": not spec["prepare"]}
         link.call("start", prepared.places[name].run_dir, message=message)
+        begun.append(link)
 
     try:
-        on_all(prepared.links, begin)
+        with ThreadPoolExecutor(1) as pool:
+            keeping = pool.submit(_keep, run, prepared.archives)
+            on_all(prepared.links, begin)
+            keeping.result()
     except BaseException as error:
         unproven = ""
         try:
             stop_all(prepared.links, record, "another node could not start", grace_s=0)
         except NexaError as fault:
             unproven = str(fault)
+        with contextlib.suppress(OSError):  # their ranks may have said something already
+            fetch(begun, {name: place.run_dir for name, place in prepared.places.items()}, run.logs)
         record["attempts"][-1] |= {
             "state": "failed",
             "ended_unix": time.time(),
@@ -254,6 +235,11 @@ def start(run: RunFolder, prepared: Prepared, record: dict[str, Any], attempt: i
         raise
     record["attempts"][-1]["state"] = "running"
     run.save(record)
+
+
+def _keep(run: RunFolder, archives: Sequence[archive.Code]) -> None:
+    for code in archives:
+        archive.keep(run.code, code)
 
 
 def stop_all(

@@ -1,4 +1,7 @@
-"""Nodes that are lost: whether the provider knows, and others in their place."""
+"""Nodes that are lost: whether the provider knows, and others in their place.
+
+What makes nodes is imported when one is lost: that takes as long as the rest of a launch's own work.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,9 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
-from nexa_dist.config.load import load_cluster
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster, Node
-from nexa_dist.ops import local
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.provision import provision
-from nexa_dist.ops.site import known_site
-from nexa_dist.run.aws import Cloud
 
 ASK_EVERY_S = 4.0
 
@@ -41,10 +39,25 @@ def teller(ctx: Context, cluster: Cluster) -> Callable[[str], str]:
     return gone
 
 
+def is_off(ctx: Context, cluster: Cluster, node: Node) -> bool:
+    """Whether the cloud says that the machine is off: nothing of a run is left on it then."""
+    try:
+        return cluster.provider == "aws" and bool(_dead(ctx, cluster, node))
+    except NexaError:
+        return False
+
+
 def _dead(ctx: Context, cluster: Cluster, node: Node) -> str:
     if cluster.provider == "local":
+        from nexa_dist.ops import local
+
         return "" if local.answers(node.address, node.port) else "its sshd is gone"
-    site = known_site(ctx.workspace.cluster(cluster.name)) if cluster.provider == "aws" else None
+    if cluster.provider != "aws":
+        return ""
+    from nexa_dist.ops.site import known_site
+    from nexa_dist.run.aws import Cloud
+
+    site = known_site(ctx.workspace.cluster(cluster.name))
     if not site or not node.instance_id:
         return ""
     state = Cloud(site.region).state(node.instance_id)
@@ -55,6 +68,9 @@ def make_anew(ctx: Context, cluster: Cluster, names: Sequence[str]) -> Cluster:
     """The cluster with other machines in the place of the named nodes. The old ones are ended first: what cannot be
     reached may still run, and must neither cost nor write. Raises NexaError, also when there is no capacity.
     """
+    from nexa_dist.config.load import load_cluster
+    from nexa_dist.ops.provision import provision
+
     folder = ctx.workspace.cluster(cluster.name)
     config = load_cluster(folder.path / "config.json")
     return provision(dataclasses.replace(ctx, brief=True), config, lost=names)

@@ -9,10 +9,11 @@ from typing import Any
 
 from nexa_dist.errors import NexaError
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.launch import bucket_environment, code_folder, send
+from nexa_dist.ops.launch import send
+from nexa_dist.ops.spec import bucket_environment, code_folder
 from nexa_dist.run import archive
 from nexa_dist.run.nodes import Link, on_all
-from nexa_dist.run.runner import CommandFailed
+from nexa_dist.run.runner import CommandFailed, Result
 
 KEEP = 2
 """Whole checkpoints on a node that only receives them, as on rank 0's."""
@@ -88,28 +89,46 @@ def _durable(link: Link, run_id: str) -> str:
 
 def _from_bucket(ctx: Context, link: Link, run_id: str, step: int) -> tuple[int, Link, str] | None:
     """The bucket's newest whole checkpoint on this node, when there is one that is newer than `step`."""
-    cluster = link.ssh.cluster
-    if not cluster.bucket:
+    if not link.ssh.cluster.bucket:
         return None
-    code = code_folder(link, archive.package())
-    settings = {"PYTHONPATH": code, "NEXA_PYTHON": link.python, **bucket_environment(cluster, code)}
-    script = ("env", *(f"{name}={value}" for name, value in settings.items()), "bash", settings["NEXA_SYNC"])
-    listed = link.ssh.run(link.node, (*script, "list", run_id, "--json"), timeout_s=120)
+    listed = _sync(link, run_id, "list", "--json")
     if listed.code:
         ctx.say(f"warning: the bucket cannot be read, so it is passed over: {listed.tail(2)}")
         return None
     newest = max((int(row["step"]) for row in json.loads(listed.out)), default=0)
     if newest <= step:
         return None
-    ctx.detail(f"{link.node.name}: checkpoint of step {newest} from {cluster.bucket}")
+    ctx.detail(f"{link.node.name}: checkpoint of step {newest} from {link.ssh.cluster.bucket}")
     # Without a step, so that a damaged one is passed over for the one before it.
-    pulled = link.ssh.run(link.node, (*script, "pull", run_id, _root(link, run_id)), timeout_s=VERIFY_TIMEOUT_S)
+    pulled = _sync(link, run_id, "pull", _root(link, run_id), timeout_s=VERIFY_TIMEOUT_S)
     if pulled.code:
         ctx.say(f"warning: nothing can be had from the bucket: {pulled.tail(2)}")
         return None
     path = pulled.out.decode().strip().splitlines()[-1]
     got = int(path.rsplit("_", 1)[1])
     return (got, link, path) if got > step else None
+
+
+def newest_in_bucket(links: Sequence[Link], run_id: str) -> dict[str, Any] | None:
+    """step, uri and sha256 of the bucket's newest whole checkpoint, asked through the first node that can; None when
+    there is none, or nobody can."""
+    for link in links if links[0].ssh.cluster.bucket else ():
+        try:
+            shown = _sync(link, run_id, "show")
+        except NexaError:  # this node is gone; another one may answer
+            continue
+        if shown.code == 0:
+            found: dict[str, Any] | None = json.loads(shown.out)
+            return found
+    return None
+
+
+def _sync(link: Link, run_id: str, verb: str, *words: str, timeout_s: float = 120) -> Result:
+    """What run_sync.sh answers on a node."""
+    code = code_folder(link, archive.package())
+    settings = {"PYTHONPATH": code, "NEXA_PYTHON": link.python, **bucket_environment(link.ssh.cluster, code)}
+    script = ("env", *(f"{name}={value}" for name, value in settings.items()), "bash", settings["NEXA_SYNC"])
+    return link.ssh.run(link.node, (*script, verb, run_id, *words), timeout_s=timeout_s)
 
 
 def _copy(source: Link, path: str, link: Link, root: str, step: int) -> str:

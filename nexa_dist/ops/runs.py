@@ -11,7 +11,8 @@ from nexa_dist.errors import NexaError, StillRunning, UsageError
 from nexa_dist.model import Cluster, Node
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.finish import finish
-from nexa_dist.ops.launch import GRACE_S, stop_all
+from nexa_dist.ops.launch import stop_all
+from nexa_dist.ops.spec import GRACE_S
 from nexa_dist.ops.watch import Outcome
 from nexa_dist.plan.cost import cost_usd, gpu_hours
 from nexa_dist.plan.recovery import Decision, End, Kind

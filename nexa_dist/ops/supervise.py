@@ -22,7 +22,7 @@ from nexa_dist.ops.runs import reach
 from nexa_dist.ops.watch import Choice, Outcome, View
 from nexa_dist.plan.recovery import Decision, End, Nodes, Policy, decide
 from nexa_dist.run import archive
-from nexa_dist.run.nodes import Link, Ssh, connect, session
+from nexa_dist.run.nodes import Link, Ssh, connect, on_all, session
 from nexa_dist.run.workspace import RunFolder
 
 
@@ -95,6 +95,8 @@ class Supervisor:
         whole = self.cluster
         lost = sorted({*(name for name, left in outcome.left.items() if left is None), *outcome.leaving})
         missing_since, refused, anew = ctx.now(), "", list[str]()
+        # Nodes whose agent has just proven them clean: what is known of them still holds.
+        sound = [link for link in links if outcome.left.get(link.node.name) is not None]
         first_look = True
         while True:
             fit = tuple(node.name for node in self.cluster.nodes if node.name not in lost)
@@ -113,15 +115,17 @@ class Supervisor:
                     lost, refused = self._look(ssh, lost), ""
                 elif decision.action == "replace":
                     ssh, links = self._replace(connections, ssh, links, decision.nodes)
+                    sound = [link for link in sound if link.node.name not in decision.nodes]
                     anew += decision.nodes
                     lost = []
                 else:
                     self._pause(decision.after_s)
                     if decision.action == "shrink":
                         self.cluster, lost = replace.without(self.cluster, lost), []
-                    return self._relaunch(connections, ssh, anew)
+                    return self._relaunch(connections, ssh, sound, anew)
             except NexaError as error:
                 ctx.say(f"warning: {error}")
+                sound = []
                 if decision.action == "replace":
                     refused = str(error)
                     continue
@@ -178,12 +182,19 @@ class Supervisor:
         ssh = connections.enter_context(session(self.ctx.runner, self.cluster))
         return ssh, [link for link in links if link.node.name not in names]
 
-    def _relaunch(self, connections: contextlib.ExitStack, ssh: Ssh, anew: list[str]) -> tuple[Ssh, list[Link]]:
-        """The next attempt on the cluster as it is, with the code of the last one, from the newest whole checkpoint."""
+    def _relaunch(
+        self, connections: contextlib.ExitStack, ssh: Ssh, sound: list[Link], anew: list[str]
+    ) -> tuple[Ssh, list[Link]]:
+        """The next attempt on the cluster as it is, with the code of the last one, from the newest whole checkpoint.
+
+        `sound` are links that can be used again.
+        """
         if ssh.cluster != self.cluster:
             ssh = connections.enter_context(session(self.ctx.runner, self.cluster))
         config = recorded_train(self.record["config"], self.run.run_id)
-        found = resume.spread_checkpoint(self.ctx, connect(ssh), self.record)
+        known = {link.node: link for link in sound}
+        links = on_all(self.cluster.nodes, lambda node: known.get(node) or connect(ssh, [node])[0])
+        found = resume.spread_checkpoint(self.ctx, links, self.record)
         codes = tuple(
             archive.Kept(self.run.code / f"{self.record[key]}.tar.gz") for key in ("code_hash", "package_hash")
         )
@@ -196,8 +207,9 @@ class Supervisor:
             found,
             codes=(codes[0], codes[1]),
             seconds_left=self.seconds_left(config.max_hours),
+            links=lambda: links,
         )
-        launch.send(self.ctx, prepared.links, prepared.archives)
+        launch.deliver(self.ctx, prepared)
         launch.start(self.run, prepared, self.record, self.number + 1)
         self.record["attempts"][-1]["replaced"] = anew
         self.run.save(self.record)
@@ -223,6 +235,10 @@ class Supervisor:
         if outcome.state == "failed":
             left |= watch.sweep(self.ctx, [k for k in links if left.get(k.node.name) is not None], self.record,
                                 release=True)  # fmt: skip
+        for node in self.cluster.nodes:
+            if node.name in left and left[node.name] is None and replace.is_off(self.ctx, self.cluster, node):
+                self.ctx.detail(f"{node.name}: its machine is off, so nothing is left there")
+                left[node.name] = 0
         cause = outcome.cause if decision.action == "done" or not decision.why else decision.why
         ended = dataclasses.replace(outcome, cause=cause, left=left)
         finish(self.ctx, self.run, links, self.record, ended)

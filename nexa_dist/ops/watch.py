@@ -10,7 +10,8 @@ from typing import Any, Literal, Protocol
 
 from nexa_dist.errors import NexaError
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.launch import GRACE_S, NOTICE_GRACE_S, stop_all
+from nexa_dist.ops.launch import stop_all
+from nexa_dist.ops.spec import GRACE_S, NOTICE_GRACE_S
 from nexa_dist.plan.recovery import End, Kind
 from nexa_dist.run.follow import AgentEvent, Ended, Item, Line, Note, Quiet, follow
 from nexa_dist.run.nodes import Link, on_all
@@ -131,7 +132,7 @@ class Watch:
             return ""
         if name == "prepared":
             self.prepared.add(node)
-            return "go" if self.prepared == set(self.nodes) else ""
+            return "go" if self.prepared == set(self.nodes) and not record.get("go") else ""
         if name == "torchrun":
             self.running.add(node)
         elif name == "progress":

@@ -1,4 +1,4 @@
-"""run, attach, stop, runs."""
+"""attach, stop, runs, and what a run shows from its first attempt to its end."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import argparse
 import dataclasses
 import shlex
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from nexa_dist import live, ui
-from nexa_dist.config.load import load_train, recorded_train
+from nexa_dist.config.load import recorded_train
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import (
     EXIT_BUDGET,
@@ -28,63 +27,48 @@ from nexa_dist.ops import runs as running
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs import pending
 from nexa_dist.ops.supervise import Supervisor, alone
-from nexa_dist.run.nodes import Link, Ssh, connect, session
+from nexa_dist.run.nodes import Connecting, Link, Ssh, connect, session
 from nexa_dist.run.workspace import RunFolder
-from nexa_dist.verbs.common import context, find_cluster, ranks
+from nexa_dist.verbs.common import context, ranks
 
 Arguments = argparse.Namespace
 
 
-def run(args: Arguments) -> int:
-    ctx, shown = context(), ranks(args.rank)
-    if bool(args.train) == bool(args.resume):
-        raise UsageError("nexa run takes TRAIN.yaml or --resume RUN", hint="nexa runs lists what can be resumed")
-    if args.resume:
-        return resumed(ctx, ctx.workspace.run(args.resume), args, shown)
-    config = load_train(Path(args.train), args.set)
-    cluster = find_cluster(ctx, args.cluster)
-    return launched(
-        ctx, cluster, config, args.train, dry_run=args.dry_run, detach=args.detach, shown=shown, as_json=args.json
-    )
+def dry(ctx: Context, ssh: Ssh, links: Connecting, config: TrainConfig, as_json: bool) -> int:
+    """What a new run would be."""
+    return printed(launch.prepare(ctx, ssh, config, "train_dry_run", 1, None, links=links, dry_run=True), as_json)
 
 
-def launched(
+def fresh(
     ctx: Context,
-    cluster: Cluster,
+    ssh: Ssh,
+    links: Connecting,
     config: TrainConfig,
     config_file: str,
     *,
-    dry_run: bool = False,
-    detach: bool = False,
-    shown: set[int] | None = None,
-    as_json: bool = False,
+    detach: bool,
+    shown: set[int] | None,
+    as_json: bool,
 ) -> int:
     """A new run, followed to its end."""
-    if config.on_disconnect == "kill" and detach:
-        raise UsageError("--detach leaves the nodes without a controller, and on_disconnect is kill")
-    if not dry_run:
-        running.refuse_busy(ctx, cluster)
-    with session(ctx.runner, cluster) as ssh:
-        if dry_run:
-            return printed(launch.prepare(ctx, ssh, config, "train_dry_run", 1, None), as_json)
-        with ctx.phase(f"checks on {len(cluster.nodes)} nodes"):
-            folder = ctx.workspace.new_run(config.stage, config.name)
-            try:
-                prepared = launch.prepare(ctx, ssh, config, folder.run_id, 1, None)
-                launch.send(ctx, prepared.links, prepared.archives)
-            except BaseException:
-                folder.path.rmdir()  # nothing was started, so there is no run
-                raise
-        if cluster.provider == "aws" and not cluster.bucket:
-            first = cluster.nodes[0].name
-            ctx.say(
-                f"warning: checkpoints lie on {first} alone and are lost with it: name a bucket in the cluster's file"
-            )
-        record = launch.new_record(ctx, folder.run_id, cluster, config, config_file)
-        with alone(folder, "run"):
-            launch.start(folder, prepared, record, 1)
-            shower = Shower(ctx, folder, record, shown, detach, as_json)
-            return shower.follow(ssh, list(prepared.links))
+    cluster = ssh.cluster
+    running.refuse_busy(ctx, cluster)
+    with ctx.phase(f"checks on {len(cluster.nodes)} nodes"):
+        folder = ctx.workspace.new_run(config.stage, config.name)
+        try:
+            prepared = launch.prepare(ctx, ssh, config, folder.run_id, 1, None, links=links)
+            launch.deliver(ctx, prepared)
+        except BaseException:
+            folder.path.rmdir()  # nothing was started, so there is no run
+            raise
+    if cluster.provider == "aws" and not cluster.bucket:
+        first = cluster.nodes[0].name
+        ctx.say(f"warning: checkpoints lie on {first} alone and are lost with it: name a bucket in the cluster's file")
+    record = launch.new_record(ctx, folder.run_id, cluster, config, config_file)
+    with alone(folder, "run"):
+        launch.start(folder, prepared, record, 1)
+        shower = Shower(ctx, folder, record, shown, detach, as_json)
+        return shower.follow(ssh, list(prepared.links))
 
 
 def resumed(ctx: Context, folder: RunFolder, args: Arguments, shown: set[int] | None) -> int:
@@ -105,10 +89,12 @@ def resumed(ctx: Context, folder: RunFolder, args: Arguments, shown: set[int] | 
             links = connect(ssh)
             found = resume.spread_checkpoint(ctx, links, record)
             ctx.detail(f"step {found[0]}, verified on every node" if found else "none yet: from the beginning")
-        prepared = launch.prepare(ctx, ssh, config, folder.run_id, attempt, found)
+        prepared = launch.prepare(
+            ctx, ssh, config, folder.run_id, attempt, found, links=lambda: links, dry_run=args.dry_run
+        )
         if args.dry_run:
             return printed(prepared, args.json)
-        launch.send(ctx, prepared.links, prepared.archives)
+        launch.deliver(ctx, prepared)
         record["cluster"], record["by_hand"] = cluster.to_json(), attempt
         folder.stop_wish.unlink(missing_ok=True)
         launch.start(folder, prepared, record, attempt)

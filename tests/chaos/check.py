@@ -112,6 +112,7 @@ def attempts_explained(seen: Seen) -> Iterator[str]:
     for act in seen.acts:
         if (
             act.applied
+            and act.step < seen.steps  # at the last one the training may be over, and nobody was hurt
             and act.fault.kind in ENDS
             and not any(
                 float(attempt["started_unix"]) <= act.until_unix + LINGERS_S
@@ -149,7 +150,14 @@ def manifest_true(seen: Seen) -> Iterator[str]:
         yield f"the manifest's checkpoint is {checkpoint.get('sha256')}, on the disk is {seen.checkpoint.get('sha256')}"
 
 
+def taken_at_the_end(seen: Seen) -> set[str]:
+    """Nodes that were taken once the last step was done: nobody needs them, so none comes in their place."""
+    return {act.fault.node for act in seen.acts if act.fault.kind in DISK_LOST and act.step >= seen.steps}
+
+
 def checkpoint_whole(seen: Seen) -> Iterator[str]:
+    if "n0" in taken_at_the_end(seen):
+        return  # the manifest's is the bucket's then
     if seen.checkpoint is None:
         yield "rank 0's host has no checkpoint"
     elif seen.checkpoint["problems"] or seen.checkpoint["step"] != seen.steps:
@@ -178,7 +186,7 @@ def cloud_books(seen: Seen) -> Iterator[str]:
     if not seen.instances and not seen.nodes:
         return
     found = sorted(node for node, _ in seen.instances)
-    if found != sorted(seen.nodes):
+    if found != sorted(seen.nodes) and found != sorted(set(seen.nodes) - taken_at_the_end(seen)):
         yield f"the cloud bills {list(seen.instances)}, the cluster is {list(seen.nodes)}"
 
 

@@ -46,6 +46,12 @@ def test_go_only_when_every_node_is_prepared() -> None:
     assert watch.step(event("n0", "prepared")) == "go"
 
 
+def test_no_go_for_ranks_that_went_with_start() -> None:
+    watch = begun("n0", "n1")
+    assert watch.step(event("n1", "prepared", go=True)) == ""
+    assert watch.step(event("n0", "prepared", go=True)) == ""
+
+
 def test_the_first_rank_that_failed_is_named_and_the_others_are_stopped_once() -> None:
     watch = begun("n0", "n1")
     assert watch.step(event("n1", "rank_exit", rank=3, code=1, signal=0, at=20.5)) == FAILURE

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -15,7 +16,7 @@ from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.run import archive, files
 from nexa_dist.run.keys import write_ssh_config
-from nexa_dist.run.nodes import Ssh, Unreachable, on_all
+from nexa_dist.run.nodes import LOOK, Ssh, Unreachable, connect, connecting, on_all
 from nexa_dist.run.runner import Result, Stream, SystemRunner
 from nexa_dist.run.workspace import Workspace
 
@@ -57,6 +58,37 @@ def test_a_remote_command_is_quoted_once_and_the_host_is_no_option() -> None:
     assert "-p2201" in argv
     assert "-lubuntu" in argv
     assert "-oStrictHostKeyChecking=yes" in argv
+    assert "-oKexAlgorithms=^curve25519-sha256" in argv
+
+
+def test_a_link_is_made_in_one_trip_where_the_agent_is_there() -> None:
+    runner = FakeRunner(Result((), 0, b"0\n/home/a b\n"))
+    (link,) = connect(Ssh(runner, CLUSTER, "/tmp/s"), NODES[:1])
+    assert link.home == "/home/a b"
+    assert link.agent.startswith("/home/a b/h/agent/")
+    assert len(runner.calls) == 1
+
+
+def test_a_missing_agent_is_sent() -> None:
+    runner = FakeRunner(Result((), 0, b"1\n/home/u\n"), Result((), 0))
+    (link,) = connect(Ssh(runner, CLUSTER, "/tmp/s"), NODES[:1])
+    assert shlex.split(runner.calls[1][-1])[-1] == link.agent
+
+
+@pytest.mark.parametrize(("folder", "there"), [("~/a b", "0"), ("~/none", "1"), ("/tmp", "0")])
+def test_the_question_for_the_agent_expands_the_home(tmp_path: Path, folder: str, there: str) -> None:
+    (tmp_path / "a b").mkdir()
+    asked = subprocess.run(
+        ("sh", "-c", LOOK, "sh", folder), env={"HOME": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert asked.stdout == f"{there}\n{tmp_path}\n"
+
+
+def test_links_are_made_meanwhile_and_their_faults_come_when_they_are_asked_for() -> None:
+    runner = FakeRunner(Result((), 255, err=b"no route to host"))
+    one = Cluster("c", "static", NODES[:1], CLUSTER.layout)
+    with connecting(Ssh(runner, one, "/tmp/s")) as links, pytest.raises(Unreachable, match="no route"):
+        links()
 
 
 def test_a_changed_host_key_is_said_to_be_one() -> None:

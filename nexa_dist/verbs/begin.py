@@ -1,0 +1,54 @@
+"""run: a new run, or an old one again.
+
+The first that a launch needs is a connection to every node, so they are made while the rest of us is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from nexa_dist.config.load import load_train
+from nexa_dist.config.train import TrainConfig
+from nexa_dist.errors import UsageError
+from nexa_dist.model import Cluster
+from nexa_dist.ops.context import Context
+from nexa_dist.run.nodes import connecting, session
+from nexa_dist.verbs.common import context, find_cluster, ranks
+
+
+def run(args: argparse.Namespace) -> int:
+    ctx, shown = context(), ranks(args.rank)
+    if bool(args.train) == bool(args.resume):
+        raise UsageError("nexa run takes TRAIN.yaml or --resume RUN", hint="nexa runs lists what can be resumed")
+    if args.resume:
+        from nexa_dist.verbs.run import resumed
+
+        return resumed(ctx, ctx.workspace.run(args.resume), args, shown)
+    config = load_train(Path(args.train), args.set)
+    cluster = find_cluster(ctx, args.cluster)
+    return launched(
+        ctx, cluster, config, args.train, dry_run=args.dry_run, detach=args.detach, shown=shown, as_json=args.json
+    )
+
+
+def launched(
+    ctx: Context,
+    cluster: Cluster,
+    config: TrainConfig,
+    config_file: str,
+    *,
+    dry_run: bool = False,
+    detach: bool = False,
+    shown: set[int] | None = None,
+    as_json: bool = False,
+) -> int:
+    """A new run, followed to its end."""
+    if config.on_disconnect == "kill" and detach:
+        raise UsageError("--detach leaves the nodes without a controller, and on_disconnect is kill")
+    with session(ctx.runner, cluster) as ssh, connecting(ssh) as links:
+        from nexa_dist.verbs import run
+
+        if dry_run:
+            return run.dry(ctx, ssh, links, config, as_json)
+        return run.fresh(ctx, ssh, links, config, config_file, detach=detach, shown=shown, as_json=as_json)

@@ -1,0 +1,110 @@
+"""What `probe` says and begins, and that nothing of it stays when nothing comes of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from nexa_dist.node.base import start_time
+from tests.unit.node.rig import Rig, until
+
+
+def probe(rig: Rig, **more: Any) -> dict[str, Any]:
+    return rig.call("probe", message={"python": sys.executable, "scratch": str(rig.folder.parent), **more})
+
+
+def direct(rig: Rig, code: str = "print('ran')") -> dict[str, Any]:
+    """The spec of a run with one rank, started by the agent itself."""
+    script = rig.folder.parent / "train.py"
+    script.write_text(code)
+    return rig.spec(
+        "", world=1, launcher="direct", argv=[sys.executable, "-u", str(script)], first_rank=0, nproc=1, world_size=1,
+        node_rank=0, nnodes=1, master_addr="127.0.0.1", master_port=9, preload=["json"], keep_warm=True,
+        env={"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def early(rig: Rig, spec: dict[str, Any]) -> dict[str, Any]:
+    """What is known of the spec before the nodes have answered."""
+    known = {key: spec[key] for key in ("argv", "cwd", "env", "nproc", "preload")}
+    return {"run_dir": str(rig.folder), "spec": known, "secrets": {}}
+
+
+def test_what_is_there_and_which_versions(rig: Rig, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    answer = probe(rig, have=[str(tmp_path / "there"), str(tmp_path / "missing")])
+    assert answer["have"] == [str(tmp_path / "there")]
+    assert answer["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert not rig.folder.exists()
+
+
+def test_an_interpreter_that_does_not_run_is_said(rig: Rig, tmp_path: Path) -> None:
+    assert "No such file" in probe(rig, python=str(tmp_path / "none"))["error"]
+
+
+def test_the_ranks_come_from_the_interpreter_that_probe_loaded(rig: Rig) -> None:
+    spec = direct(rig)
+    answer = probe(rig, warm=early(rig, spec))
+    assert "error" not in answer
+    rig.call("start", str(rig.folder), message={"spec": spec, "secrets": {}, "go": True})
+    assert rig.ended()["state"] == "completed"
+    assert [e["warm"] for e in rig.events("rank_start")] == [True]
+    assert rig.log().read_text() == "ran\n"
+    assert rig.status()["warm"] is None
+
+
+def test_without_a_word_on_threads_there_are_as_many_as_the_controller_will_say(rig: Rig) -> None:
+    spec = direct(rig, "import os; print(os.environ['OMP_NUM_THREADS'])")
+    del spec["env"]["OMP_NUM_THREADS"]
+    probe(rig, warm=early(rig, spec))
+    spec["env"]["OMP_NUM_THREADS"] = str(os.cpu_count() or 1)
+    rig.call("start", str(rig.folder), message={"spec": spec, "secrets": {}, "go": True})
+    assert rig.ended()["state"] == "completed"
+    assert [e["warm"] for e in rig.events("rank_start")] == [True]
+
+
+def test_a_refused_launch_leaves_nothing(rig: Rig) -> None:
+    probe(rig, warm=early(rig, direct(rig)))
+    pid = rig.status()["warm"]
+    assert start_time(pid)
+    assert rig.call("forget", str(rig.folder)) == {"left": []}
+    assert start_time(pid) is None
+    assert not rig.folder.exists()
+    assert rig.call("forget", str(rig.folder)) == {"left": []}
+
+
+def test_a_refused_relaunch_keeps_what_the_run_has(rig: Rig) -> None:
+    rig.start("print('ran')", world=1)
+    rig.ended()
+    probe(rig, warm=early(rig, direct(rig)))
+    pid = rig.status()["warm"]
+    rig.call("forget", str(rig.folder))
+    assert start_time(pid) is None
+    assert rig.log().read_text() == "ran\n"
+    assert rig.status()["state"] == "completed"
+
+
+def test_probe_leaves_an_attempt_that_is_under_way_alone(rig: Rig) -> None:
+    rig.start("import time; print('ready', flush=True); time.sleep(60)", world=1)
+    rig.ready(0)
+    probe(rig, warm=early(rig, direct(rig)))
+    assert rig.status()["warm"] is None
+    assert len(rig.status()["processes"]) >= 1
+
+
+def test_start_that_carries_go_waits_for_nobody(rig: Rig) -> None:
+    spec = rig.spec("print('ran')", world=1)
+    rig.call("start", str(rig.folder), message={"spec": spec, "secrets": {}, "go": True})
+    assert rig.ended()["state"] == "completed"
+    assert [e["go"] for e in rig.events("prepared")] == [True]
+
+
+def test_without_go_the_ranks_wait(rig: Rig) -> None:
+    rig.start("print('ran')", world=1, go=False)
+    until(lambda: rig.events("prepared"))
+    assert rig.events("prepared")[0]["go"] is False
+    assert rig.events("torchrun") == []
+    rig.call("go", str(rig.folder))
+    assert rig.ended()["state"] == "completed"

@@ -1,0 +1,170 @@
+"""What a launch says to the nodes, and what becomes of it when one of them fails: no ssh, no node."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from nexa_dist.config.train import TrainConfig
+from nexa_dist.errors import NexaError
+from nexa_dist.model import Cluster, Layout, Node
+from nexa_dist.ops import launch
+from nexa_dist.ops.context import Context
+from nexa_dist.run import archive
+from nexa_dist.run.nodes import Link, Ssh
+from nexa_dist.run.runner import Result, Stream
+from nexa_dist.run.workspace import RunFolder, Workspace
+
+NODES = (Node("n0", "10.0.0.1", 1), Node("n1", "10.0.0.2", 1))
+CLUSTER = Cluster("c", "static", NODES, Layout("python3", "~/s", "~/h", "~/d"))
+
+
+PREPARED: dict[str, Any] = {
+    "model": {"vocab_size": 2048, "hidden_size": 128, "layers": 2, "heads": 4, "intermediate_size": 384},
+    "dataset": {"source": "python-stdlib", "sequence_length": 128},
+    "trainer": {"steps": 10, "batch_size": 8},
+}
+
+
+class Nodes:
+    """Answers the agents' commands. `failing` are (node, command) that answer with an error."""
+
+    def __init__(self, *failing: tuple[str, str], have: bool = True) -> None:
+        self.failing, self.have = failing, have
+        self.calls: list[tuple[str, str, Any]] = []
+        """(node, command, message)."""
+        self.lock = threading.Lock()
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes | IO[bytes] = b"",
+        timeout_s: float = 60.0,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        on_line: Callable[[str], None] | None = None,
+        grace_s: float = 5.0,
+    ) -> Result:
+        node = next(node.name for node in NODES if node.address == argv[-2])
+        verb = shlex.split(argv[-1])[4]
+        message: Any = json.loads(stdin) if isinstance(stdin, bytes) and stdin and verb != "unpack" else None
+        with self.lock:
+            self.calls.append((node, verb, message))
+        if (node, verb) in self.failing:
+            return Result((), 1, json.dumps({"error": "it is ill"}).encode())
+        answer: dict[str, Any] = {}
+        if verb == "probe":
+            answer = {"python": "3.11.1", "torch": "2.13.0", "cpus": 8, "gpus": [], "free_bytes": 1 << 40, "unix": 0.0}
+            answer |= {"peers": {}, "port": 4711, "have": message["have"] if self.have else []}
+        return Result((), 0, json.dumps(answer).encode())
+
+    def stream(self, argv: Sequence[str], *, stdin: bytes = b"") -> Stream:
+        raise AssertionError(f"unplanned: {argv}")
+
+    def told(self, verb: str) -> dict[str, Any]:
+        """The messages of this command by node."""
+        return {node: message for node, name, message in self.calls if name == verb}
+
+
+class Trial:
+    def __init__(self, folder: Path, nodes: Nodes, **config: Any) -> None:
+        (folder / "train.py").write_text("pass\n")
+        self.nodes = nodes
+        self.ctx = Context(Workspace(folder), nodes, lambda text: None)  # type: ignore[arg-type]
+        self.ssh = Ssh(nodes, CLUSTER, "/nonexistent")  # type: ignore[arg-type]
+        self.links = [Link(self.ssh, node, "/home/u") for node in NODES]
+        self.config = TrainConfig.model_validate({"name": "t", "script": "train.py", **config})
+        self.code = archive.build(folder, ["train.py"])
+        self.run = RunFolder(folder / "runs" / "r")
+
+    def prepare(self, **more: Any) -> launch.Prepared:
+        codes = (self.code, self.code)
+        return launch.prepare(
+            self.ctx, self.ssh, self.config, "r", 1, None, codes=codes, links=lambda: self.links, **more
+        )
+
+    def start(self) -> dict[str, Any]:
+        record: dict[str, Any] = {"nodes": {}, "attempts": []}
+        self.run.path.mkdir(parents=True)
+        launch.start(self.run, self.prepare(), record, 1)
+        return record
+
+
+def test_ranks_begin_with_start_when_nothing_has_to_be_prepared(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, Nodes())
+    record = trial.start()
+    assert {name: message["go"] for name, message in trial.nodes.told("start").items()} == {"n0": True, "n1": True}
+    assert record["attempts"][0]["state"] == "running"
+    assert (trial.run.code / f"{trial.code.hash}.tar.gz").exists()
+
+
+def test_ranks_wait_for_all_nodes_when_something_has_to_be_prepared(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, Nodes(), script=None, backend="hf", **PREPARED)
+    trial.start()
+    specs = {name: message["spec"] for name, message in trial.nodes.told("start").items()}
+    assert all(spec["prepare"] for spec in specs.values())
+    assert {message["go"] for message in trial.nodes.told("start").values()} == {False}
+    assert {tuple(spec["preload"]) for spec in specs.values()} == {("torch", "transformers.trainer")}
+
+
+def test_a_node_that_cannot_start_stops_those_that_run_and_their_lines_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+    monkeypatch.setattr(launch, "fetch", lambda links, run_dirs, logs: fetched.extend(k.node.name for k in links))
+    trial = Trial(tmp_path, Nodes(("n1", "start")))
+    with pytest.raises(NexaError, match="n1: it is ill"):
+        trial.start()
+    assert set(trial.nodes.told("stop")) == {"n0", "n1"}
+    assert {message["attempt"] for message in trial.nodes.told("stop").values()} == {1}
+    assert fetched == ["n0"]
+
+
+def test_the_interpreter_of_the_ranks_is_loaded_while_the_nodes_are_asked(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, Nodes(), launcher="direct", env={"A": "b"})
+    prepared = trial.prepare()
+    for name, message in trial.nodes.told("probe").items():
+        early, spec = message["warm"]["spec"], prepared.specs[name]
+        assert message["warm"]["run_dir"] == "/home/u/s/r"
+        assert (early["argv"], early["cwd"], early["nproc"]) == (list(spec["argv"]), spec["cwd"], spec["nproc"])
+        assert list(spec["preload"]) == early["preload"] == ["torch"]
+        # What differs is not read by an import: names of an attempt, its interface, and the threads that it counts.
+        differs = {key for key in {*early["env"], *spec["env"]} if early["env"].get(key) != spec["env"].get(key)}
+        assert differs == {"OMP_NUM_THREADS"}
+        assert spec["keep_warm"] is True
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "direct"])
+def test_a_dry_run_begins_nothing(tmp_path: Path, launcher: str) -> None:
+    trial = Trial(tmp_path, Nodes(), launcher=launcher)
+    trial.prepare(dry_run=True)
+    assert all("warm" not in message for message in trial.nodes.told("probe").values())
+    assert {verb for _, verb, _ in trial.nodes.calls} == {"probe"}
+
+
+def test_a_launch_that_is_refused_leaves_no_interpreter(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, Nodes(("n1", "probe")), launcher="direct")
+    with pytest.raises(NexaError, match="n1: it is ill"):
+        trial.prepare()
+    assert set(trial.nodes.told("forget")) == {"n0", "n1"}
+
+
+def test_code_that_cannot_be_sent_refuses_the_launch(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, Nodes(("n0", "unpack"), have=False), launcher="direct")
+    prepared = trial.prepare()
+    with pytest.raises(NexaError, match="n0: it is ill"):
+        launch.deliver(trial.ctx, prepared)
+    assert set(trial.nodes.told("forget")) == {"n0", "n1"}
+
+
+def test_code_that_is_there_is_neither_asked_for_nor_sent(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, Nodes())
+    launch.deliver(trial.ctx, trial.prepare())
+    assert {verb for _, verb, _ in trial.nodes.calls} == {"probe"}
