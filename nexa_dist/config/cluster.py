@@ -41,7 +41,10 @@ _COMMON = frozenset(
     {"name", "provider", "backend", "rdzv_backend", "rdzv_port"}
     | {"scratch", "shared", "durable", "budget_usd", "max_hours"}
 )
-_MADE = frozenset({"nodes", "gpus_per_node", "price_usd_per_hour", "boot_timeout_s"})
+_MADE = frozenset(
+    {"nodes", "gpus_per_node", "price_usd_per_hour", "boot_timeout_s"}
+    | {"idle_minutes", "lease_minutes", "on_budget", "on_failure"}
+)
 KEYS: Mapping[str, frozenset[str]] = {
     "static": _COMMON | {"cluster", "rdzv", "python", "ssh_config", "mesh"},
     "local": _COMMON | _MADE,
@@ -220,7 +223,26 @@ class ClusterConfig(_Section):
         None,
         description="What one node costs, in US dollars an hour. For own hosts it stands with each host.",
     )
-    budget_usd: Price | None = Field(None, description="Most that the cluster may cost in all, in US dollars.")
+    budget_usd: Annotated[float, Field(gt=0, le=10_000_000)] | None = Field(
+        None,
+        description="Most that the cluster may cost in all, in US dollars. Before it is reached the run is stopped "
+        "with a checkpoint; every node has it as a deadline of its own too.",
+    )
+    on_budget: Literal["teardown", "stop"] = Field(
+        "teardown", description="When the budget is used up: give the nodes back, or leave them to their deadline."
+    )
+    on_failure: Annotated[str, StringConstraints(pattern=r"^(keep|teardown|keep [1-9][0-9]{0,3}m)$")] = Field(
+        "keep",
+        description="When a run has failed: keep the nodes, give them back (teardown), or keep them for so many "
+        "minutes (keep 20m), after which they end by themselves.",
+    )
+    idle_minutes: Annotated[float, Field(ge=1, le=10_080)] | None = Field(
+        None, description="A node on which nothing trains for so long ends by itself."
+    )
+    lease_minutes: Annotated[float, Field(ge=2, le=10_080)] | None = Field(
+        None,
+        description="Nodes end by themselves when no controller (nexa run, attach) has been heard of for so long.",
+    )
     max_hours: float | None = Field(
         None,
         gt=0,

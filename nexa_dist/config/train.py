@@ -169,6 +169,18 @@ class TrainConfig(_Section):
     max_hours: float | None = Field(
         None, gt=0.0, le=8760.0, allow_inf_nan=False, description="Deadline of the run, in hours."
     )
+    budget_usd: float | None = Field(
+        None,
+        gt=0.0,
+        le=10_000_000.0,
+        allow_inf_nan=False,
+        description="Most that the run may cost, in US dollars; it is stopped with a checkpoint before.",
+    )
+    max_tokens: int | None = Field(
+        None,
+        gt=0,
+        description="backend hf: as many steps as fit into so many tokens of training, trainer.steps at most.",
+    )
     launcher: Literal["torchrun", "direct"] = Field(
         "torchrun",
         description="Who starts the ranks of a node: torchrun, or the node agent itself (torch is then imported once, "
@@ -239,6 +251,10 @@ class TrainConfig(_Section):
         given = [name for name in HF_SECTIONS if getattr(self, name) is not None]
         if self.min_nodes is not None and self.restarts_per_hour == 0:
             raise ValueError("min_nodes has no effect with restarts_per_hour: 0, which starts nothing again")
+        if self.max_tokens is not None and self.backend is None:
+            raise ValueError(
+                "max_tokens is for backend: hf, which counts them; budget_usd and max_hours end any program"
+            )
         if self.backend is None and given:
             raise ValueError(f"{', '.join(given)} belong to backend: hf, not to {programs[0]}; give args instead")
         if self.backend is not None:

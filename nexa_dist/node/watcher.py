@@ -1,4 +1,4 @@
-"""What the agent looks at twice a second while an attempt goes on: progress, hangs, the controller, the cloud."""
+"""What the agent looks at while an attempt goes on: progress, hangs, the controller, the cloud, the machine's clock."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from . import stacks, stall
 from .base import event
 from .contact import Contact
+from .due import Due
 from .rank import prepare_folder
 from .record import Record
 from .times import EVERY_S, Times
@@ -30,8 +31,9 @@ class Watcher:
         self.contact = Contact(run_dir) if spec.get("on_disconnect") == "kill" else None
         self.stall = stall.Stall(spec.get("hang_timeout_s"))
         self.poller = self._poller() if spec.get("spot") else None
+        self.due = Due()
         self.grace_s: float | None = None
-        """Once a notice has come: what is left of it for a checkpoint."""
+        """Once the cloud or the machine has given notice: what is left of it for a checkpoint."""
         self.running = False
         """The ranks have been started."""
         self.reports: dict[int, dict[str, Any]] = {}
@@ -49,7 +51,7 @@ class Watcher:
 
     def look(self, now: float) -> str:
         """`now` is boot_clock(). "hang", another reason to stop, or ""."""
-        reason = self._cloud()
+        reason = self._cloud() or self._machine(now)
         if now < self.next_look:
             return reason
         self.next_look = now + LOOK_S
@@ -70,10 +72,21 @@ class Watcher:
             name, fields = self.poller.news.popleft()
             event(self.run_dir, name, **fields)
             if name == "notice":
-                left_s = fields["at_unix"] - time.time() - NOTICE_MARGIN_S
-                self.grace_s = max(0.0, min(float(self.spec.get("notice_grace_s", self.spec["grace_s"])), left_s))
+                self._leave_by(fields["at_unix"])
                 return "spot notice"
         return ""
+
+    def _machine(self, now: float) -> str:
+        fields = self.due.look(now)
+        if fields is None:
+            return ""
+        event(self.run_dir, "due", **fields)
+        self._leave_by(fields["acts_unix"])
+        return "deadline"
+
+    def _leave_by(self, acts_unix: float) -> None:
+        left_s = acts_unix - time.time() - NOTICE_MARGIN_S
+        self.grace_s = max(0.0, min(float(self.spec.get("notice_grace_s", self.spec["grace_s"])), left_s))
 
     def _ranks(self, now: float) -> bool:
         self.reports = stall.read_all(self.run_dir, self.reports)

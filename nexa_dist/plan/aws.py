@@ -89,6 +89,8 @@ def tfvars(
         "expires": site.expires,
         "expires_unix": site.expires_unix,
         "max_hours": config.max_hours,
+        "lease_s": round((config.lease_minutes or 0) * 60),
+        "idle_s": round((config.idle_minutes or 0) * 60),
         "node_names": names,
         "instance_type": chosen.type,
         "zone": chosen.zone,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,7 +31,16 @@ def tfvars(config: ClusterConfig, ports: Mapping[str, int], root: str, ssh_dir: 
         name: {"address": address_of(i), "port": ports[name], "gpus": config.gpus_per_node}
         for i, name in enumerate(node_names(config.nodes or 0))
     }
-    return {"cluster": config.name, "nodes": nodes, "root": root, "ssh_dir": ssh_dir, "python": python}
+    return {
+        "cluster": config.name,
+        "nodes": nodes,
+        "root": root,
+        "ssh_dir": ssh_dir,
+        "python": python,
+        "max_s": math.ceil((config.max_hours or 0) * 3600),  # 0 is never
+        "lease_s": round((config.lease_minutes or 0) * 60),
+        "idle_s": round((config.idle_minutes or 0) * 60),
+    }
 
 
 def environment_hash(lock: bytes, torch: bytes, python: str, backend: str) -> str:

@@ -103,7 +103,7 @@ Host *
         argv = ["ssh", "-F", str(self.ssh_config), *options, node, command]
         return subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
 
-    def host(self, node: str, verb: str) -> subprocess.CompletedProcess[str]:
+    def host(self, node: str, verb: str, **more: str) -> subprocess.CompletedProcess[str]:
         settings = {
             "NEXA_LOCAL_CLUSTER": "e2e",
             "NEXA_LOCAL_NODE": node,
@@ -111,6 +111,7 @@ Host *
             "NEXA_LOCAL_ADDRESS": str(self.nodes[node]["address"]),
             "NEXA_LOCAL_PORT": str(self.nodes[node]["port"]),
             "NEXA_LOCAL_SSH_DIR": str(self.folder / "ssh"),
+            **more,
         }
         argv = [sys.executable, "-I", str(HOST_PY), verb]
         return subprocess.run(argv, env=clean_env(**settings), capture_output=True, text=True, timeout=60)

@@ -81,6 +81,9 @@ class NexaTrainer(Trainer):
                 f" few for {env.world_size} ranks × batch_size {self.cfg.batch_size}",
                 hint="give more text, or lower dataset.sequence_length or trainer.batch_size",
             )
+        if config.max_tokens is not None:
+            self.cfg = self.cfg.model_copy(update={"steps": hf_setup.steps_within(config, self.step_tokens)})
+            config = config.model_copy(update={"trainer": self.cfg})
         _hf.set_seed(self.cfg.seed)  # the same first weights on every rank
         model = models.build(config, dataset)
         if env.rank == 0:

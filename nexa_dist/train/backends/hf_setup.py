@@ -9,6 +9,7 @@ import torch
 from transformers import TrainingArguments
 
 from nexa_dist.config.train import TrainConfig
+from nexa_dist.errors import NexaError
 from nexa_dist.train.env import RankEnv
 
 
@@ -28,6 +29,18 @@ class Windows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         labels = ids.clone()
         labels[0] = -100
         return {"input_ids": ids, "labels": labels}
+
+
+def steps_within(config: TrainConfig, step_tokens: int) -> int:
+    """Optimizer steps until max_tokens; trainer.steps at most. Raises NexaError when not one fits."""
+    assert config.trainer is not None and config.max_tokens is not None
+    steps = min(config.trainer.steps, config.max_tokens // step_tokens)
+    if steps < 1:
+        raise NexaError(
+            f"max_tokens {config.max_tokens} is less than the {step_tokens} tokens of one step",
+            hint="raise max_tokens, or lower trainer.batch_size or dataset.sequence_length",
+        )
+    return steps
 
 
 def arguments(config: TrainConfig, env: RankEnv) -> TrainingArguments:

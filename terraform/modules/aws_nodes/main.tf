@@ -10,6 +10,8 @@ locals {
       deadline_sh  = file("${path.module}/deadline.sh")
       expires_unix = var.expires_unix
       max_s        = floor(var.max_hours * 3600)
+      lease_s      = var.lease_s
+      idle_s       = var.idle_s
       user         = var.user
       # timestamp() is not known before apply. A saved plan holds what is known of user_data in clear, beside its hash.
       # A missing key must not keep a cluster from being destroyed, so its absence is judged below.

@@ -162,3 +162,25 @@ variable "max_hours" {
     error_message = "max_hours must be more than 0 and at most 720."
   }
 }
+
+variable "lease_s" {
+  description = "Seconds after the controller's last sign of life at which a node powers itself off; 0 for never."
+  type        = number
+  default     = 0
+
+  validation {
+    condition     = var.lease_s == 0 || (var.lease_s >= 60 && var.lease_s <= 2592000 && floor(var.lease_s) == var.lease_s)
+    error_message = "lease_s must be 0, or a whole number of seconds from 60 to 2592000."
+  }
+}
+
+variable "idle_s" {
+  description = "Seconds without a run after which a node powers itself off; 0 for never."
+  type        = number
+  default     = 0
+
+  validation {
+    condition     = var.idle_s == 0 || (var.idle_s >= 60 && var.idle_s <= 2592000 && floor(var.idle_s) == var.idle_s)
+    error_message = "idle_s must be 0, or a whole number of seconds from 60 to 2592000."
+  }
+}

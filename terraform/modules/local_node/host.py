@@ -40,6 +40,11 @@ GRACE_S = 2.0
 """Between TERM and KILL."""
 KILL_TIMEOUT_S = 10.0
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+DEADLINE_SH = Path(__file__).resolve().parent.parent / "aws_nodes" / "deadline.sh"
+LIMITS = ("MAX_S", "LEASE_S", "IDLE_S")
+"""When the node switches itself off, in seconds: after it was switched on, after the last sign of life of a controller,
+after the last one of a run. 0 is never."""
+NEVER_S = 315_360_000
 SFTP_SERVERS = ("/usr/lib/openssh", "/usr/libexec/openssh", "/usr/lib/ssh", "/usr/libexec")
 
 # Every session starts in the node's home, not in the home that the password file gives.
@@ -61,6 +66,7 @@ class Settings:
     address: str
     port: int
     ssh_dir: Path
+    limits: tuple[int, ...] = (0, 0, 0)
 
     @property
     def folder(self) -> Path:
@@ -70,10 +76,13 @@ class Settings:
     def from_environment(cls) -> Settings:
         env = {key: os.environ.get("NEXA_LOCAL_" + key, "") for key in
                ("CLUSTER", "NODE", "ROOT", "ADDRESS", "PORT", "SSH_DIR")}  # fmt: skip
+        limits = [os.environ.get("NEXA_LOCAL_" + key, "0") for key in LIMITS]
         if not NODE_NAME.fullmatch(env["NODE"]):
             raise HostError(f"not a node name: {env['NODE']!r}")
         if not re.fullmatch(r"127(\.\d{1,3}){3}", env["ADDRESS"]) or not env["PORT"].isdecimal():
             raise HostError(f"not a loopback address and port: {env['ADDRESS']!r} {env['PORT']!r}")
+        if not all(re.fullmatch(r"[0-9]{1,10}", limit) for limit in limits):
+            raise HostError(f"not whole numbers of seconds: {', '.join(limits)}")
         return cls(
             cluster=env["CLUSTER"],
             node=env["NODE"],
@@ -81,6 +90,7 @@ class Settings:
             address=env["ADDRESS"],
             port=int(env["PORT"]),
             ssh_dir=checked_root(env["SSH_DIR"]),
+            limits=tuple(map(int, limits)),
         )
 
 
@@ -301,7 +311,8 @@ def sshd_config(settings: Settings, sshd: str) -> str:
         "AllowAgentForwarding no",
         "MaxStartups 200",
         "MaxSessions 200",
-        f"SetEnv {quoted(f'HOME={folder}/home')} {quoted(f'NEXA_HOST={folder}')}",
+        f"SetEnv {quoted(f'HOME={folder}/home')} {quoted(f'NEXA_HOST={folder}')} "
+        + quoted(f"NEXA_DEADLINE_DIR={folder}/due"),
         f"Subsystem sftp {sftp_server()}",
         f"ForceCommand {FORCE_COMMAND}",
     ]
@@ -398,6 +409,7 @@ def up(settings: Settings) -> str:
     end(lambda: members(folder, pid))
     check_port(settings.address, settings.port)
     (folder / "sshd_config").write_text(config)
+    arm(settings)
     record = {key: value for key, value in asdict(settings).items() if key in ("cluster", "address", "port")}
     write_json(folder / "node.json", {**record, "sshd": sshd, "settings_sha256": settings_sha256})
     try:
@@ -405,6 +417,40 @@ def up(settings: Settings) -> str:
     except BaseException:  # Terraform runs no destroy step for a node whose start failed or was interrupted
         end(lambda: members(folder))
         raise
+
+
+def arm(settings: Settings) -> None:
+    """The files of the clock that every cloud node has too; without a limit there is none."""
+    folder, (max_s, lease_s, idle_s) = settings.folder / "due", settings.limits
+    shutil.rmtree(folder, ignore_errors=True)
+    if not any(settings.limits):
+        return
+    (folder / "bin").mkdir(parents=True)
+    # The only programs it finds: it must never come to the real machine's poweroff.
+    for name in ("date", "stat", "sleep", "mv"):
+        found = shutil.which(name)
+        if not found:
+            raise HostError(f"{name} is not on PATH")
+        (folder / "bin" / name).symlink_to(os.path.abspath(found))
+    shutil.copy(DEADLINE_SH, folder / "deadline")
+    (folder / "deadline").chmod(0o700)
+    now = int(time.time())
+    for name in ("lease", "busy"):
+        (folder / name).touch()
+    (folder / "limits").write_text(f"{max_s or NEVER_S} {lease_s} {idle_s} {now}\n")
+    (folder / "due_unix").write_text(f"{now + (max_s or NEVER_S)}\n")
+
+
+def watch(folder: Path, preexec: Callable[[], None]) -> int | None:
+    """Starts the node's clock, if it has one, whose poweroff ends this process. Returns its pid."""
+    due = folder / "due"
+    if not (due / "due_unix").exists():
+        return None
+    (due / "bin" / "poweroff").write_text(f"#!/bin/sh\nkill -TERM {os.getpid()}\n")
+    (due / "bin" / "poweroff").chmod(0o700)
+    environment = {**os.environ, "PATH": "./bin", "NEXA_DEADLINE_DIR": str(due), "NEXA_DEADLINE_TICK_S": "5"}
+    argv = ["/bin/sh", str(due / "deadline"), "watch"]
+    return subprocess.Popen(argv, stdin=subprocess.DEVNULL, env=environment, cwd=due, preexec_fn=preexec).pid
 
 
 def start(settings: Settings) -> int:
@@ -437,7 +483,7 @@ def start(settings: Settings) -> int:
 
 
 def run(root: Path, node: str) -> None:
-    """The machine: ends when sshd ends or on TERM, and leaves no descendant."""
+    """The machine: ends when sshd ends, when its time is up, or on TERM, and leaves no descendant."""
     folder = root / node
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # one daemon a node
@@ -459,9 +505,14 @@ def run(root: Path, node: str) -> None:
 
     argv = [record["sshd"], "-D", "-e", "-f", str(folder / "sshd_config")]
     sshd = subprocess.Popen(argv, stdin=subprocess.DEVNULL, preexec_fn=child)
+    clock = watch(folder, child)
     while signal.sigwait(signals) == signal.SIGCHLD:
-        if sshd.pid in reap():
+        gone = reap()
+        if sshd.pid in gone:
             break
+        if clock in gone:
+            time.sleep(1)
+            clock = watch(folder, child)
     end(lambda: descendants(processes(), os.getpid()))
 
 

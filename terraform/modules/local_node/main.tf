@@ -9,9 +9,12 @@ resource "terraform_data" "node" {
     NEXA_LOCAL_ADDRESS = var.address
     NEXA_LOCAL_PORT    = tostring(var.port)
     NEXA_LOCAL_SSH_DIR = var.ssh_dir
+    NEXA_LOCAL_MAX_S   = tostring(var.max_s)
+    NEXA_LOCAL_LEASE_S = tostring(var.lease_s)
+    NEXA_LOCAL_IDLE_S  = tostring(var.idle_s)
   }
 
-  # What another value of would need another machine. The interpreter and the number of ranks do not.
+  # What another value of would need another machine. The interpreter, the number of ranks and the limits do not.
   triggers_replace = [var.cluster, var.name, var.root, var.address, var.port, var.ssh_dir]
 
   provisioner "local-exec" {

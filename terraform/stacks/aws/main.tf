@@ -115,4 +115,6 @@ module "nodes" {
   ssh_dir                 = var.ssh_dir
   expires_unix            = var.expires_unix
   max_hours               = var.max_hours
+  lease_s                 = var.lease_s
+  idle_s                  = var.idle_s
 }

@@ -12,6 +12,9 @@ module "node" {
   root    = var.root
   ssh_dir = var.ssh_dir
   python  = var.python
+  max_s   = var.max_s
+  lease_s = var.lease_s
+  idle_s  = var.idle_s
 }
 
 locals {

@@ -88,3 +88,36 @@ variable "python" {
     error_message = "python must be a program name or path."
   }
 }
+
+variable "max_s" {
+  description = "Seconds after it was switched on at which a node switches itself off; 0 for never."
+  type        = number
+  default     = 0
+
+  validation {
+    condition     = var.max_s >= 0 && var.max_s <= 315360000 && floor(var.max_s) == var.max_s
+    error_message = "max_s must be a whole number of seconds from 0 to 315360000."
+  }
+}
+
+variable "lease_s" {
+  description = "Seconds after the controller's last sign of life at which a node switches itself off; 0 for never."
+  type        = number
+  default     = 0
+
+  validation {
+    condition     = var.lease_s >= 0 && var.lease_s <= 315360000 && floor(var.lease_s) == var.lease_s
+    error_message = "lease_s must be a whole number of seconds from 0 to 315360000."
+  }
+}
+
+variable "idle_s" {
+  description = "Seconds without a run after which a node switches itself off; 0 for never."
+  type        = number
+  default     = 0
+
+  validation {
+    condition     = var.idle_s >= 0 && var.idle_s <= 315360000 && floor(var.idle_s) == var.idle_s
+    error_message = "idle_s must be a whole number of seconds from 0 to 315360000."
+  }
+}

@@ -57,6 +57,9 @@ def test_variables() -> None:
     assert made["zones"] == ["us-east-1a", "us-east-1b"]  # the chosen one too
     assert made["ssh_from"] == ["1.0.0.0/8", "2.0.0.0/8"]  # their order changes no plan
     assert made["placement_group"] is True and made["bucket_prefix"] == ""
+    assert (made["lease_s"], made["idle_s"]) == (0, 0)
+    clocks = tfvars(config(lease_minutes=2.51, idle_minutes=1.0), site(), CHOSEN, [], "/s", [])
+    assert (clocks["lease_s"], clocks["idle_s"]) == (151, 60)  # whole seconds, which Terraform insists on
     alone = tfvars(config(nodes=1), site(bucket="b0b"), CHOSEN, [], "/s", [])
     assert alone["placement_group"] is False and alone["bucket_prefix"] == "c/"
 

@@ -19,6 +19,13 @@ def test_tfvars_give_each_node_an_address_of_its_own() -> None:
     assert len({(n["address"], n["port"]) for n in nodes.values()}) == 11
 
 
+def test_tfvars_have_the_limits_of_a_node_in_seconds() -> None:
+    assert [made()[name] for name in ("max_s", "lease_s", "idle_s")] == [0, 0, 0]
+    config = CONFIG.model_copy(update={"max_hours": 0.001, "lease_minutes": 2.5, "idle_minutes": 10.0})
+    told = local.tfvars(config, PORTS, "/w/nodes", "/w/ssh", "python3")
+    assert [told[name] for name in ("max_s", "lease_s", "idle_s")] == [4, 150, 600]
+
+
 def test_cluster_and_inventory_from_terraforms_outputs() -> None:
     rows = [
         {"name": n, "address": local.address_of(i), "port": 4000 + i, "user": "u", "gpus": 2}

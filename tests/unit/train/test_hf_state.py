@@ -11,6 +11,8 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers: Any = pytest.importorskip("transformers")
 
+from nexa_dist.errors import NexaError  # noqa: E402
+from nexa_dist.train.backends.hf_setup import steps_within  # noqa: E402
 from nexa_dist.train.backends.hf_state import Snapshot  # noqa: E402
 
 RANKS = [{"rng": b"0", "loss_sum": 0.5}, {"rng": b"1", "loss_sum": 0.25}]
@@ -59,3 +61,14 @@ def test_a_copy_is_of_its_moment(trainer: Any, tmp_path: Path) -> None:
     assert {name for name in waited if again[name] != waited[name]} == {
         *("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
     }
+
+
+@pytest.mark.parametrize(("max_tokens", "steps"), [(10_000, 60), (640, 10), (703, 10), (64, 1)])
+def test_as_many_steps_as_fit_into_max_tokens(max_tokens: int, steps: int) -> None:
+    made = SimpleNamespace(max_tokens=max_tokens, trainer=SimpleNamespace(steps=60))
+    assert steps_within(made, 64) == steps  # type: ignore[arg-type]
+
+
+def test_less_than_a_step_is_refused() -> None:
+    with pytest.raises(NexaError, match="max_tokens 63 is less than the 64 tokens of one step"):
+        steps_within(SimpleNamespace(max_tokens=63, trainer=SimpleNamespace(steps=60)), 64)  # type: ignore[arg-type]

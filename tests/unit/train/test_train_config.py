@@ -96,6 +96,7 @@ def test_hostile_programs_are_refused(value: dict[str, Any]) -> None:
 
 
 def test_hf_sections_do_not_go_with_a_script() -> None:
+    assert "max_tokens is for backend: hf" in refused({"name": "t", "script": "a.py", "max_tokens": 5})
     assert "model belong to backend: hf, not to script" in refused({"name": "t", "script": "a.py", "model": MODEL})
 
 

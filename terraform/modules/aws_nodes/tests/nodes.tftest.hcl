@@ -65,6 +65,7 @@ run "spot" {
 
 run "user_data" {
   command = apply # it is kept out of the plan
+  variables { lease_s = 600 }
 
   assert {
     condition     = can(regex("(?s)^#cloud-config\n#[^\n]*\nbootcmd:", nonsensitive(local.user_data["n0"])))
@@ -72,8 +73,13 @@ run "user_data" {
   }
 
   assert {
-    condition     = endswith(trimspace(yamldecode(nonsensitive(local.user_data["n0"])).bootcmd[0]), "/var/lib/nexa/deadline arm 1800000000 21600 \"$${INSTANCE_ID:-}\" || poweroff")
+    condition     = endswith(trimspace(yamldecode(nonsensitive(local.user_data["n0"])).bootcmd[0]), "/var/lib/nexa/deadline arm 1800000000 21600 \"$${INSTANCE_ID:-}\" 600 0 || poweroff")
     error_message = "the deadline is the cluster's"
+  }
+
+  assert {
+    condition     = join(" ", yamldecode(nonsensitive(local.user_data["n0"])).runcmd[0]) == "chown -h ubuntu /var/lib/nexa/lease /var/lib/nexa/busy"
+    error_message = "the login user may show signs of life"
   }
 
   assert {
@@ -138,6 +144,8 @@ run "refused_1" {
     ssh_dir        = "ssh"
     expires_unix   = 0
     max_hours      = 0
+    lease_s        = 1
+    idle_s         = 2592001
   }
 
   expect_failures = [
@@ -153,6 +161,8 @@ run "refused_1" {
     var.ssh_dir,
     var.expires_unix,
     var.max_hours,
+    var.lease_s,
+    var.idle_s,
   ]
 }
 

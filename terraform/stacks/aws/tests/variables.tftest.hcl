@@ -46,6 +46,8 @@ run "refused_1" {
     workspace     = "a\nb"
     expires       = "2027-01-15T08:00:00+01:00"
     max_hours     = 721
+    lease_s       = -60
+    idle_s        = 90.5
     node_names    = ["n01"]
     instance_type = "g6"
     zones         = ["us-east-1a", "eu-west-1a"]
@@ -68,6 +70,8 @@ run "refused_1" {
     var.workspace,
     var.expires,
     var.max_hours,
+    var.lease_s,
+    var.idle_s,
     var.node_names,
     var.instance_type,
     var.zones,

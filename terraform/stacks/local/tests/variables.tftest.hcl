@@ -111,3 +111,13 @@ run "python_as_option" {
   variables { python = "-c" }
   expect_failures = [var.python]
 }
+
+run "limits" {
+  command = plan
+  variables {
+    max_s   = 1.5
+    lease_s = -1
+    idle_s  = 1e10
+  }
+  expect_failures = [var.max_s, var.lease_s, var.idle_s]
+}

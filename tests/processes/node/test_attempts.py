@@ -13,7 +13,7 @@ from typing import Any
 from nexa_dist.node import cgroup, oom, record, start
 from nexa_dist.node.base import start_time
 from nexa_dist.node.processes import run_processes
-from tests.unit.node.rig import IGNORE, Rig, until
+from tests.processes.node.rig import IGNORE, Rig, until
 
 STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
 SLEEP = "import time; print('ready', flush=True); time.sleep(60)"

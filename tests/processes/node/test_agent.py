@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nexa_dist.node import start
 from nexa_dist.node.rank import EXIT_WRONG_WORLD
-from tests.unit.node.rig import IGNORE, PASS_ON, Rig, until
+from tests.processes.node.rig import IGNORE, PASS_ON, Rig, until
 
 
 def test_a_run_completes_and_leaves_logs_and_no_secret(rig: Rig) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nexa_dist.node import direct
-from tests.unit.node.ranks import Node, build_agent, until
+from tests.processes.node.ranks import Node, build_agent, until
 
 
 @pytest.fixture(scope="module")

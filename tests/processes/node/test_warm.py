@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from nexa_dist.node import base, processes, warm
-from tests.unit.node.ranks import Node, build_agent, until
+from tests.processes.node.ranks import Node, build_agent, until
 
 
 @pytest.fixture(scope="module")

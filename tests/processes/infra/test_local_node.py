@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -115,7 +117,17 @@ def test_a_taken_port_names_its_owner(host: ModuleType) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("NODE", "../n0"), ("NODE", "n01"), ("ADDRESS", "0.0.0.0"), ("PORT", "22; id"), ("ROOT", "x"), ("SSH_DIR", "")],
+    [
+        ("MAX_S", "-1"),
+        ("LEASE_S", "1.5"),
+        ("IDLE_S", "x"),
+        ("NODE", "../n0"),
+        ("NODE", "n01"),
+        ("ADDRESS", "0.0.0.0"),
+        ("PORT", "22; id"),
+        ("ROOT", "x"),
+        ("SSH_DIR", ""),
+    ],
 )
 def test_settings_that_are_refused(tmp_path: Path, key: str, value: str) -> None:
     good = {"CLUSTER": "c", "NODE": "n0", "ROOT": str(tmp_path / "r"), "ADDRESS": "127.0.0.2", "PORT": "2200"}
@@ -124,3 +136,39 @@ def test_settings_that_are_refused(tmp_path: Path, key: str, value: str) -> None
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert not (tmp_path / "r").exists()
+
+
+def test_a_node_without_a_limit_has_no_clock(host: ModuleType, tmp_path: Path) -> None:
+    settings = host.Settings("one", "n0", tmp_path, "127.0.0.2", 2200, tmp_path)
+    (tmp_path / "n0" / "due").mkdir(parents=True)
+    (tmp_path / "n0" / "due" / "due_unix").write_text("1")  # of a time when it had one
+    host.arm(settings)
+    assert host.watch(tmp_path / "n0", lambda: None) is None
+
+
+@pytest.mark.parametrize(("limits", "within_s"), [((2, 0, 0), 8), ((0, 2, 0), 8), ((0, 0, 2), 8), ((60, 60, 60), 0)])
+def test_a_node_ends_itself_and_never_the_machine(
+    host: ModuleType, tmp_path: Path, limits: tuple[int, int, int], within_s: int
+) -> None:
+    """Its clock has none of the machine's own programs but four: of the poweroff that it finds only ours."""
+    root = tmp_path / "it's: a root"  # a colon in PATH would split it
+    settings = host.Settings("one", "n0", root, "127.0.0.2", 2200, tmp_path, limits)
+    host.arm(settings)
+    code = "import importlib.util as u, pathlib, signal, sys; spec = u.spec_from_file_location('host', sys.argv[1]); "
+    code += "m = u.module_from_spec(spec); sys.modules['host'] = m; spec.loader.exec_module(m); "
+    code += "m.watch(pathlib.Path(sys.argv[2]), lambda: None); signal.pause()"
+    machine = subprocess.Popen([sys.executable, "-c", code, str(HOST_PY), str(root / "n0")], start_new_session=True)
+    try:
+        if within_s:
+            assert machine.wait(within_s) == -signal.SIGTERM
+        else:
+            give_up = time.monotonic() + 10
+            while not (root / "n0/due/acts_unix").exists() and time.monotonic() < give_up:
+                time.sleep(0.02)
+            assert 50 < int((root / "n0/due/acts_unix").read_text()) - time.time() < 62
+            assert machine.poll() is None
+        names = ["date", "mv", "poweroff", "sleep", "stat"]
+        assert sorted(path.name for path in (root / "n0/due/bin").iterdir()) == names
+    finally:
+        os.killpg(machine.pid, signal.SIGKILL)
+        machine.wait()

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from nexa_dist.node.base import start_time
-from tests.unit.node.rig import REPORT, Rig, until
+from tests.processes.node.rig import REPORT, Rig, until
 
 
 def direct(rig: Rig, code: str, *, world: int = 2, **more: Any) -> None:

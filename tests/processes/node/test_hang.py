@@ -10,7 +10,7 @@ import pytest
 
 from nexa_dist.node import stall
 from nexa_dist.node.base import stat
-from tests.unit.node.rig import PASS_ON, REPORT, Rig, until
+from tests.processes.node.rig import PASS_ON, REPORT, Rig, until
 
 STUCK = (
     REPORT

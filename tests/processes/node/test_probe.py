@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nexa_dist.node.base import start_time
-from tests.unit.node.rig import Rig, until
+from tests.processes.node.rig import Rig, until
 
 
 def probe(rig: Rig, **more: Any) -> dict[str, Any]:

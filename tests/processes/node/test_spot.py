@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from nexa_dist.node import spot
-from tests.unit.node.rig import Rig
+from tests.processes.node.rig import Rig
 
 SAVING = """
 import signal, sys, time

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nexa_dist.run import agentfile
-from tests.unit.node.rig import Rig
+from tests.processes.node.rig import Rig
 
 
 @pytest.fixture(scope="session")

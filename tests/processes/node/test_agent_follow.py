@@ -16,7 +16,7 @@ import pytest
 
 from nexa_dist.node import contact
 from nexa_dist.node.times import Times
-from tests.unit.node.rig import Rig, until
+from tests.processes.node.rig import Rig, until
 
 SLEEP = "import time; print('ready', flush=True); time.sleep(60)"
 

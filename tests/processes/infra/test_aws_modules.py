@@ -1,0 +1,47 @@
+"""What every module of the AWS stacks says of itself."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+TERRAFORM = Path(__file__).resolve().parents[3] / "terraform"
+NODES = TERRAFORM / "modules" / "aws_nodes"
+FOLDERS = sorted([*TERRAFORM.glob("modules/aws_*"), *TERRAFORM.glob("stacks/aws*")])
+
+
+def test_user_data_fits() -> None:
+    size = len((NODES / "user_data.yaml.tftpl").read_bytes()) + len((NODES / "deadline.sh").read_bytes())
+    assert size < 12_000, "EC2 takes 16 KiB, and two keys come to it"
+
+
+def blocks(text: str, kind: str) -> list[tuple[str, str]]:
+    """Name and body of a file's top-level blocks of a kind."""
+    return re.findall(rf'^{kind} "(\w+)" {{\n(.*?)^}}', text, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_variables_and_outputs_are_described(folder: Path) -> None:
+    variables = blocks((folder / "variables.tf").read_text(), "variable")
+    assert variables
+    for name, body in variables:
+        assert re.search(r'^  description = ".+\.', body, re.MULTILINE), f"{name} has no description"
+        assert re.search(r"^  type *= ", body, re.MULTILINE), f"{name} has no type"
+    for name, body in blocks((folder / "outputs.tf").read_text(), "output"):
+        assert re.search(r'^  description = ".+\.', body, re.MULTILINE), f"output {name} has no description"
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_every_validation_has_a_case_that_it_refuses(folder: Path) -> None:
+    validated = {n for n, body in blocks((folder / "variables.tf").read_text(), "variable") if "validation {" in body}
+    tests = "".join(path.read_text() for path in folder.glob("tests/*.tftest.hcl"))
+    refused = set(re.findall(r"var\.(\w+)", " ".join(re.findall(r"expect_failures = \[([^]]*)\]", tests))))
+    assert refused == validated
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_provider_is_pinned(folder: Path) -> None:
+    text = (folder / "versions.tf").read_text()
+    assert 'version = "~> 5.100"' in text and "required_version" in text
