@@ -95,8 +95,9 @@ class App:
             status, headers, body = self._control.reply(environ)
         else:
             status, headers, body = self._aws(environ)
-        headers = {k: v for k, v in headers.items() if k.lower() not in ("content-length", "connection")}
-        if environ["REQUEST_METHOD"] != "HEAD":
+        headers = {k: v for k, v in headers.items() if k.lower() != "connection"}
+        if environ["REQUEST_METHOD"] != "HEAD":  # there it is the length of what a GET would have
+            headers = {k: v for k, v in headers.items() if k.lower() != "content-length"}
             headers["Content-Length"] = str(len(body))
         start_response(f"{status} {'OK' if status < 400 else 'Error'}", list(headers.items()))
         return [body]

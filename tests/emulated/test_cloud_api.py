@@ -333,6 +333,7 @@ def test_a_ban_of_plain_http_bans_nothing_here_and_any_other_ban_does(cloud: Clo
     s3.put_bucket_policy(Bucket=name, Policy=json.dumps({"Version": "2012-10-17", "Statement": [http]}))
     s3.put_object(Bucket=name, Key="a", Body=b"1")
     assert s3.get_object(Bucket=name, Key="a")["Body"].read() == b"1"
+    assert s3.head_object(Bucket=name, Key="a")["ContentLength"] == 1
     s3.put_bucket_policy(Bucket=name, Policy=json.dumps({"Version": "2012-10-17", "Statement": [http, ban]}))
     with pytest.raises(ClientError) as banned:
         s3.put_object(Bucket=name, Key="b", Body=b"1")
