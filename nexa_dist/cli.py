@@ -16,6 +16,8 @@ MODULES = {
     **dict.fromkeys(("plan", "sweep", "timeline"), "cloud"),
     "logs": "logs",
     "why": "why",
+    "cost": "cost",
+    "budget": "budget",
 }
 """Module below verbs/ of each verb that is not in `cluster`."""
 
@@ -89,6 +91,11 @@ def parser() -> argparse.ArgumentParser:
     why.add_argument("--attempt", type=int, metavar="N", help="this attempt (default: the newest that failed)")
     _json(why)
 
+    cost = verbs.add_parser("cost", help="what a cluster or a run has cost, and where that went")
+    cost.add_argument("what", nargs="?", default="", metavar="CLUSTER|RUN", help="also one that is gone")
+    cost.add_argument("--waste", action="store_true", help="what did not train, and what would have saved most")
+    _json(cost)
+
     status = verbs.add_parser("status", help="clusters, their nodes and active runs, as they are now")
     _cluster(status)
     _json(status)
@@ -111,6 +118,12 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--region", action="append", default=[], metavar="REGION", help="only there; may be repeated")
     sweep.add_argument("-y", "--yes", action="store_true", help="do not ask")
     _json(sweep)
+
+    budget = verbs.add_parser("budget", help="what may be spent on a cluster and what is; more of it with extend")
+    budget.add_argument("action", nargs="?", choices=("extend",), help="add USD to it")
+    budget.add_argument("usd", nargs="?", type=float, metavar="USD")
+    _cluster(budget)
+    _json(budget)
 
     timeline = verbs.add_parser("timeline", help="where the minutes of a cluster went")
     _cluster(timeline)

@@ -16,7 +16,7 @@ from typing import Any
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster, Node
-from nexa_dist.ops import bucket, capacity, hostkeys
+from nexa_dist.ops import bucket, capacity, hostkeys, purse
 from nexa_dist.ops.bootstrap import env_hash
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.site import open_site, site_file, ssh_sources
@@ -66,7 +66,11 @@ class Gang:
         """Terraform's variables for one candidate. A zone once given a subnet keeps it."""
         before = files.read_json(self.terraform.variables)["zones"] if self.terraform.variables.exists() else []
         sources = ssh_sources(self.config)
-        return planned.tfvars(self.config, self.site, candidate, {*before, *zones}, str(self.folder.ssh), sources)
+        made = planned.tfvars(self.config, self.site, candidate, {*before, *zones}, str(self.folder.ssh), sources)
+        # New nodes live for as long as the money does, also when nobody is there to tell them.
+        rate = (self.config.nodes or 0) * candidate.usd_per_hour
+        hours = purse.hours_allowed(self.folder, self.ctx.now(), rate, self.config.budget_usd)
+        return {**made, "max_hours": min(made["max_hours"], round(hours, 4))}
 
     def end(self, what: Callable[[Thing], bool]) -> None:
         """Ends everything of the cluster that `what` picks. Raises NexaError with what did not go."""
@@ -236,6 +240,8 @@ def create(gang: Gang, kept: set[str], saved: Saved | None = None) -> Candidate:
         for line in dropped:
             ctx.detail(f"left out: {line}")
         zones[:] = [candidate.zone for candidate, _ in ordered]
+        cheapest = min((candidate for candidate, _ in ordered), key=lambda candidate: candidate.usd_per_hour)
+        folder.ledger("offered", at=ctx.now(), offer=cheapest.title, usd_per_hour=cheapest.usd_per_hour)
         return ordered
 
     def attempt(candidate: Candidate) -> None:

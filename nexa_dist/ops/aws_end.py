@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
-import re
 from pathlib import Path
 from typing import Any
 
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import NexaError, StillRunning
+from nexa_dist.ops import cloudmeter
 from nexa_dist.ops.aws import interrupted, settle_s, terraform_of
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.site import check_account, known_site, our_tag, owner_wanted, region_wanted
@@ -106,6 +105,12 @@ def destroy(ctx: Context, folder: ClusterFolder, site: Site) -> dict[str, Any]:
     seen |= {thing.id: thing for thing in swept}
     rows = [after[i].to_json() if i in after else {**thing.to_json(), "state": "gone"} for i, thing in seen.items()]
     machines = [thing for thing in seen.values() if thing.kind == "instance"]
+    left = [thing.to_json() for thing in after.values() if thing.alive]
+    told = [thing for thing in after.values() if thing.kind == "instance"]
+    try:
+        cloudmeter.record(ctx, folder, site, told, ctx.now(), final=not left and not errors)
+    except NexaError as error:  # what it cost must not hide that it is gone
+        ctx.say(f"warning: the ledger is behind: {error}")
     return {
         "region": site.region,
         "account": site.account,
@@ -122,9 +127,8 @@ def destroy(ctx: Context, folder: ClusterFolder, site: Site) -> dict[str, Any]:
         "resources": rows,
         "destroyed": destroyed,
         "swept": [thing.to_json() for thing in swept],
-        "left": {"cloud": [t.to_json() for t in after.values() if t.alive], "errors": errors},
+        "left": {"cloud": left, "errors": errors},
         "kept": [f"bucket {site.bucket}"] if site.bucket else [],
-        "cost_usd": _bill(folder, machines, ctx.now()),
     }
 
 
@@ -155,21 +159,3 @@ def _claims(folder: ClusterFolder) -> list[dict[str, Any]]:
     """Every intent to claim: region, account, owner."""
     journal = files.read_lines(folder.path / "journal.jsonl")
     return [record for record in journal if record.get("step") == "claim" and "region" in record]
-
-
-_ENDED = re.compile(r"\((\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (?:GMT|UTC)\)")
-
-
-def _bill(folder: ClusterFolder, machines: list[Thing], now: float) -> float | None:
-    """USD of the instances, from launch to end (now, where the cloud does not tell) at the price when they were
-    chosen, 60 s at least; None when that price is not known here."""
-    try:
-        price = float(files.read_json(folder.path / "offer.json")["usd_per_hour"])
-    except (NexaError, KeyError, TypeError, ValueError):
-        return 0.0 if not machines else None
-    total = 0.0
-    for thing in machines:
-        told = _ENDED.search(thing.row.get("StateTransitionReason") or "")
-        ended = datetime.datetime.fromisoformat(f"{told[1]}+00:00").timestamp() if told else now
-        total += price * max(60.0, ended - (thing.since_unix or now)) / 3600
-    return round(total, 6)

@@ -11,13 +11,16 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from nexa_dist.config.cluster import ClusterConfig
-from nexa_dist.errors import NexaError, UsageError
+from nexa_dist.errors import EXIT_BUDGET, NexaError, UsageError
 from nexa_dist.ops import aws, capacity, local
 from nexa_dist.ops.aws import Saved
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.site import known_site, open_site, our_tag
-from nexa_dist.plan import policy
+from nexa_dist.plan import policy, prices
 from nexa_dist.plan.aws import Site
+from nexa_dist.plan.budget import too_small
+from nexa_dist.plan.estimate import MOVED_MOST, Estimate, Rates, estimate, moved
+from nexa_dist.plan.ledger import MONTH_H
 from nexa_dist.plan.offers import Candidate
 from nexa_dist.run import bundle, files
 
@@ -32,6 +35,11 @@ class Preview:
     dropped: tuple[str, ...]
     nodes: int
     max_hours: float
+    bill: Estimate
+    rates: Rates
+    budget_usd: float | None = None
+    unknown: tuple[str, ...] = ()
+    """What costs something and has no price in the book for this region."""
 
     @property
     def chosen(self) -> Candidate:
@@ -41,11 +49,6 @@ class Preview:
     def usd_per_hour(self) -> float:
         return self.nodes * self.chosen.usd_per_hour
 
-    @property
-    def worst_usd(self) -> float:
-        """Every node of the dearest offer until the deadline of the nodes. Disks and traffic come on top."""
-        return self.nodes * self.max_hours * max(candidate.usd_per_hour for candidate, _ in self.offers)
-
     def to_json(self) -> dict[str, Any]:
         rows = [{**asdict(c), "usd_per_gpu_hour": round(c.usd_per_gpu_hour, 6), "why": why} for c, why in self.offers]
         return {
@@ -53,7 +56,10 @@ class Preview:
             "left_out": list(self.dropped),
             "nodes": self.nodes,
             "usd_per_hour": round(self.usd_per_hour, 6),
-            "worst_usd": round(self.worst_usd, 6),
+            "around_usd_per_hour": round(self.rates.around, 6),
+            "budget_usd": self.budget_usd,
+            "price_unknown": list(self.unknown),
+            **self.bill.to_json(),
         }
 
 
@@ -65,7 +71,45 @@ def preview(ctx: Context, config: ClusterConfig) -> Preview | None:
         return None
     site = open_site(ctx, folder, config)
     ordered, dropped = capacity.survey(ctx, config, site)
-    return Preview(tuple(ordered), tuple(dropped), config.nodes or 0, config.max_hours or 0.0)
+    chosen, nodes, hours = ordered[0][0], config.nodes or 0, config.max_hours or 0.0
+    if config.budget_usd and (why := too_small(config.budget_usd, nodes * chosen.usd_per_hour)):
+        raise NexaError(why, hint="raise budget_usd", code=EXIT_BUDGET)
+    rates, unknown = rates_of(config, site.region, chosen, max(c.usd_per_hour for c, _ in ordered))
+    bill = estimate(rates, nodes, hours, config.budget_usd)
+    return Preview(tuple(ordered), tuple(dropped), nodes, hours, bill, rates, config.budget_usd, unknown)
+
+
+def rates_of(
+    config: ClusterConfig, region: str, chosen: Candidate, dearest_usd_per_hour: float
+) -> tuple[Rates, tuple[str, ...]]:
+    """What the cluster costs an hour, and what of it has no known price."""
+    nodes = config.nodes or 0
+    disk, address = prices.disk_usd_per_gb_month(region), prices.address_usd_per_hour(region)
+    unknown = tuple(what for what, price in (("disks", disk), ("public addresses", address)) if price is None)
+    rates = Rates(
+        instances=nodes * chosen.usd_per_hour,
+        dearest=nodes * dearest_usd_per_hour,
+        disks=nodes * config.volume_gb * (disk or 0.0) / MONTH_H,
+        addresses=nodes * (address or 0.0),
+        spot=chosen.market == "spot",
+    )
+    return rates, unknown
+
+
+def refuse_moved_price(ctx: Context, config: ClusterConfig, saved: Saved) -> None:
+    """Raises NexaError when the price of a saved plan is not what it was."""
+    then = saved.candidate
+    ordered, dropped = capacity.survey(ctx, config, saved.site)
+    now = next((candidate for candidate, _ in ordered if candidate.title == then.title), None)
+    again = f"nexa plan --cluster FILE -o PLAN, then look at it once more (prices may move by {MOVED_MOST:.0%})"
+    if now is None:
+        why = next((line for line in dropped if line.startswith(then.title)), "it is offered no more")
+        raise NexaError(f"the plan's offer {then.title} cannot be had: {why}", hint=again)
+    if moved(then.usd_per_hour, now.usd_per_hour) > MOVED_MOST:
+        raise NexaError(
+            f"{then.title} was {then.usd_per_hour:.4f} USD/h when the plan was saved, now {now.usd_per_hour:.4f}",
+            hint=again,
+        )
 
 
 def plan(ctx: Context, config: ClusterConfig, out: Path | None) -> dict[str, Any]:

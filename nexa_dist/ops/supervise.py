@@ -10,7 +10,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nexa_dist.config.load import recorded_train
 from nexa_dist.errors import NexaError
@@ -20,10 +20,14 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.finish import close, finish
 from nexa_dist.ops.runs import reach
 from nexa_dist.ops.watch import Choice, Outcome, View
+from nexa_dist.plan.budget import OF_CLUSTER, OF_RUN
 from nexa_dist.plan.recovery import Decision, End, Nodes, Policy, decide
 from nexa_dist.run import archive
 from nexa_dist.run.nodes import Link, Ssh, connect, on_all, session
 from nexa_dist.run.workspace import RunFolder
+
+if TYPE_CHECKING:
+    from nexa_dist.ops.purse import Meter
 
 
 @dataclass
@@ -36,6 +40,8 @@ class Supervisor:
     cluster: Cluster
     view: View
     on_interrupt: Callable[[], Choice]
+    meter: Meter | None = None
+    """From the first attempt that is watched."""
 
     def follow(self, ssh: Ssh, links: list[Link], detach: bool = False) -> Outcome | None:
         """From an attempt that was started to the end of the run; None when the user left it alone."""
@@ -56,8 +62,17 @@ class Supervisor:
     def _on(
         self, connections: contextlib.ExitStack, ssh: Ssh, links: list[Link], detach: bool = False
     ) -> Outcome | None:
+        from nexa_dist.ops.purse import Meter  # the ranks start meanwhile
+
+        config = recorded_train(self.record["config"], self.run.run_id)
+        since = self.record["attempts"][0]["started_unix"]
+        self.meter = Meter(self.ctx, self.cluster, config.budget_usd, since, self.view.note)
+        self.meter.links = links
+        self.meter.start()
+        connections.callback(self.meter.close)
         while True:
             self._show()
+            self.meter.cluster, self.meter.links = self.cluster, links
             outcome = watch.watch(
                 self.ctx,
                 self.run,
@@ -66,6 +81,7 @@ class Supervisor:
                 view=self.view,
                 on_interrupt=self.on_interrupt,
                 gone=replace.teller(self.ctx, self.cluster),
+                spent=self.meter.look,
                 detach=detach,
             )
             if outcome is None:
@@ -101,7 +117,8 @@ class Supervisor:
         while True:
             fit = tuple(node.name for node in self.cluster.nodes if node.name not in lost)
             nodes = Nodes(fit, tuple(lost), replace.possible(ctx, whole), refused, ctx.now() - missing_since)
-            decision = self._wish() or decide(ends(self.record), nodes, policy, self.seconds_left(config.max_hours))
+            left_s = self.seconds_left(config.max_hours)
+            decision = self._out_of_money() or self._wish() or decide(ends(self.record), nodes, policy, left_s)
             self._write(decision)
             if decision.action in ("done", "stop"):
                 return self._over(links, outcome, decision)
@@ -153,6 +170,11 @@ class Supervisor:
         if not self.run.stop_wish.exists():
             return None
         return Decision("stop", self.run.stop_wish.read_text(encoding="utf-8").strip() or "stopped by the user")
+
+    def _out_of_money(self) -> Decision | None:
+        """Another attempt is not worth its start."""
+        why = self.meter.out() if self.meter else ""
+        return Decision("stop", why) if why and self.record["attempts"][-1]["state"] != "completed" else None
 
     def _pause(self, seconds: float) -> None:
         until = self.ctx.now() + seconds
@@ -241,6 +263,10 @@ class Supervisor:
                 left[node.name] = 0
         cause = outcome.cause if decision.action == "done" or not decision.why else decision.why
         ended = dataclasses.replace(outcome, cause=cause, left=left)
+        if cause.startswith((OF_CLUSTER, OF_RUN)):
+            ended = dataclasses.replace(
+                ended, state="stopped", end=dataclasses.replace(outcome.end, kind="budget", words=cause)
+            )
         finish(self.ctx, self.run, links, self.record, ended)
         return ended
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nexa_dist.errors import EXIT_FAILED, NexaError, StillRunning
-from nexa_dist.ops import aws_end, local
+from nexa_dist.ops import aws_end, cost, local, meter
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs import active, active_runs, stop
 from nexa_dist.plan.aws import Site
@@ -33,7 +33,6 @@ def teardown(ctx: Context, folder: ClusterFolder, site: Site | None = None) -> d
             "cluster": folder.name,
             "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(time.time() - began, 2),
-            "cost_usd": _cost(folder, time.time()),
             **ended,
         }
         if any(receipt["left"].values()):
@@ -42,6 +41,8 @@ def teardown(ctx: Context, folder: ClusterFolder, site: Site | None = None) -> d
             raise StillRunning(
                 f"not everything is gone: {left}", hint=f"run again: nexa teardown --cluster {folder.name}"
             )
+        meter.end_all(ctx, folder, "teardown")
+        receipt |= _costs(ctx, folder)
         folder.ledger("down", cost_usd=receipt["cost_usd"])
         return _archive(ctx, folder, receipt)
 
@@ -81,9 +82,12 @@ def _stop(ctx: Context, run: RunFolder) -> None:
         run.save(record)
 
 
-def _cost(folder: ClusterFolder, now: float) -> float:
-    ups = [e for e in files.read_lines(folder.path / "ledger.jsonl") if e["event"] == "up"]
-    return round(ups[-1]["usd_per_hour"] * (now - ups[-1]["at"]) / 3600, 6) if ups else 0.0
+def _costs(ctx: Context, folder: ClusterFolder) -> dict[str, Any]:
+    """What it cost in all: `cost_usd` is None where an instance has no known price."""
+    ledger = cost.of_cluster(ctx, folder.path, meter.known(ctx, folder))
+    made = ledger.bill
+    usd = None if made.cost_usd is None else round(made.cost_usd, 6)
+    return {"cost_usd": usd, "cost": made.to_json(), "waste": {**ledger.waste.to_json(), "lines": ledger.waste.lines()}}
 
 
 def _archive(ctx: Context, folder: ClusterFolder, receipt: dict[str, Any]) -> dict[str, Any]:

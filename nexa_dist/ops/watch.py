@@ -11,14 +11,13 @@ from typing import Any, Literal, Protocol
 from nexa_dist.errors import NexaError
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.launch import stop_all
+from nexa_dist.ops.reports import BUDGET, FAILURE, NOTICE, Failure, Watch
 from nexa_dist.ops.spec import GRACE_S, NOTICE_GRACE_S
-from nexa_dist.plan.recovery import End, Kind
-from nexa_dist.run.follow import AgentEvent, Ended, Item, Line, Note, Quiet, follow
+from nexa_dist.plan.recovery import End
+from nexa_dist.run.follow import AgentEvent, Line, Note, Quiet, follow
 from nexa_dist.run.nodes import Link, on_all
 from nexa_dist.run.workspace import RunFolder
 
-LOST_AFTER_S = 30.0
-"""A node that says nothing for so long is given up, and the others are stopped. A partition of 20 s heals."""
 ASK_CLOUD_AFTER_S = 4.0
 WOKE_AFTER_S = 5.0
 """A turn of our own loop that took so long: this machine slept, or we were stopped. No node is to blame for that."""
@@ -26,14 +25,7 @@ FAILED_GRACE_S = 5.0
 HANG_GRACE_S = 5.0
 HANG_WAIT_S = 2.0
 """For the other nodes' own agents to see the hang too, and to write their ranks' stacks."""
-FAILURE = "another rank or node failed"
-NOTICE = "spot notice"
-EXIT_STOPPED = 143
 SWEEP_TRIES = 3
-ENDED = "signal 15"
-NEVER_AGAIN = (2, 78)
-"""Exit codes of a rank that name bad usage or config, and ranks that did not find each other as planned."""
-BY_REASON: Mapping[str, Kind] = {"deadline": "deadline", "disconnected": "disconnected", NOTICE: "notice"}
 
 Choice = Literal["detach", "stop"]
 
@@ -54,162 +46,6 @@ class View(Protocol):
         resume_step: int | None,
         replaced: Sequence[str] = (),
     ) -> None: ...
-
-
-@dataclass(frozen=True)
-class Failure:
-    """One thing that went wrong. `rank` is -1 for a node."""
-
-    at: float
-    node: str
-    rank: int
-    what: str
-    kind: Kind
-
-
-@dataclass
-class Watch:
-    """State of one attempt as its nodes report it. `step` takes one item at a time and decides."""
-
-    nodes: tuple[str, ...]
-    attempt: int = 1
-    started: set[str] = field(default_factory=set)
-    prepared: set[str] = field(default_factory=set)
-    running: set[str] = field(default_factory=set)
-    ends: dict[str, dict[str, Any]] = field(default_factory=dict)
-    failures: list[Failure] = field(default_factory=list)
-    stopping: str = ""
-    """Why the run is being stopped; what ends after that is no failure of its own."""
-    leaving: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Spot notices by node."""
-    steps: dict[int, int] = field(default_factory=dict)
-    """Newest step by rank."""
-    saved: int | None = None
-    """Step of the newest whole checkpoint, as rank 0 told it."""
-    saved_unix: float | None = None
-
-    def step(self, item: Item) -> str:
-        """Takes an item; answers what to do: "", "go" or why to stop."""
-        if isinstance(item, AgentEvent):
-            return self._event(item.node, item.record)
-        if isinstance(item, Ended):
-            self._ended(item.node, item.status)
-        elif isinstance(item, Quiet) and item.seconds > LOST_AFTER_S:
-            self.lost(item.node, f"no word for {item.seconds:.0f} s")
-        return self._failed()
-
-    def lost(self, node: str, why: str) -> str:
-        """The node is gone; answers as `step`."""
-        if node not in self.ends:
-            self.ends[node] = {"state": "unreachable", "code": 1, "left": None, "reason": why}
-            self._fail(time.time(), node, -1, why, "node")
-        return self._failed()
-
-    def _failed(self) -> str:
-        if not self.failures or self.stopping:
-            return ""
-        return "hang" if any(f.kind == "hang" for f in self.failures) else FAILURE
-
-    def _ended(self, node: str, status: dict[str, Any]) -> None:
-        self.ends[node] = status
-        reason = str(status.get("reason") or "")
-        if status["state"] == "stopped":
-            self.stopping = self.stopping or reason
-        for record in status.get("ranks", []):  # an attach comes too late for the events
-            self._rank_exit(node, record)
-        if status["state"] in ("failed", "lost", "absent"):
-            kinds: dict[str, Kind] = {"hang": "hang", "prepare": "prepare", "torchrun": "launcher"}
-            kind = "agent" if status["state"] != "failed" else kinds.get(reason, "start")
-            if kind == "prepare" and status.get("code") in NEVER_AGAIN:
-                kind = "config"
-            self._fail(time.time(), node, -1, reason or status["state"], kind)
-
-    def _event(self, node: str, record: dict[str, Any]) -> str:
-        name = record["event"]
-        if name == "started" and record["attempt"] == self.attempt:
-            self.started.add(node)
-        if node not in self.started:  # of an earlier attempt: its failures are not ours
-            return ""
-        if name == "prepared":
-            self.prepared.add(node)
-            return "go" if self.prepared == set(self.nodes) and not record.get("go") else ""
-        if name == "torchrun":
-            self.running.add(node)
-        elif name == "progress":
-            self._progress(record)
-        elif name == "notice":
-            self.leaving[node] = record
-            return "" if self.stopping else NOTICE
-        elif name == "stopping":  # by its deadline, a spot notice, or somebody else's `nexa stop`
-            self.stopping = self.stopping or str(record["reason"])
-        elif name == "hang":
-            stuck = ", ".join(map(str, record["ranks"]))
-            self._fail(record["at"], node, -1, f"rank {stuck} did no step for {record['stalled_s']:.0f} s", "hang")
-            return self._failed()
-        elif name == "rank_exit":
-            self._rank_exit(node, record)
-            return self._failed()
-        return ""
-
-    def _progress(self, record: dict[str, Any]) -> None:
-        self.steps |= {int(rank): step for rank, step in record["steps"].items() if step is not None}
-        saved = record.get("saved")
-        if saved is not None and saved != self.saved:
-            self.saved, self.saved_unix = saved, record["at"]
-
-    def _rank_exit(self, node: str, record: dict[str, Any]) -> None:
-        if record.get("step") is not None:
-            self.steps[record["rank"]] = max(record["step"], self.steps.get(record["rank"], 0))
-        if record["code"] or record["signal"]:
-            kind: Kind = "killed" if record["signal"] else "config" if record["code"] in NEVER_AGAIN else "rank"
-            what = f"signal {record['signal']}" if record["signal"] else f"exit code {record['code']}"
-            if record.get("oom"):
-                kind, what = "oom", f"{what}, out of memory"
-            self._fail(record["at"], node, record["rank"], what, kind)
-
-    def _fail(self, at: float, node: str, rank: int, what: str, kind: Kind) -> None:
-        # What follows a stop is its consequence; but what failed just before it, and began it, may be told of late.
-        if not self.stopping or rank >= 0 or (self.stopping == FAILURE and kind in ("agent", "hang")):
-            self.failures.append(Failure(at, node, rank, what, kind))
-
-    @property
-    def first_failure(self) -> Failure | None:
-        """A hang or a lost agent, which no rank brings about; else the rank that failed first, and of these one that
-        was not ended by SIGTERM, as torchrun ends its ranks when another one failed; else the node."""
-        causes = [f for f in self.failures if f.kind in ("hang", "agent")]
-        ranks = [f for f in self.failures if f.rank >= 0]
-        own = [f for f in ranks if f.what != ENDED]
-        return min(causes or own or ranks or self.failures, key=lambda f: f.at, default=None)
-
-    @property
-    def done(self) -> bool:
-        return set(self.ends) == set(self.nodes)
-
-    @property
-    def state(self) -> str:
-        if {end["state"] for end in self.ends.values()} == {"completed"}:
-            return "completed"
-        return "stopped" if self.stopping not in ("", FAILURE, "hang") else "failed"
-
-    def end(self, lost: Sequence[str], first_step: int | None, started_unix: float, ended_unix: float) -> End:
-        """How the attempt ended. A node that is `lost` explains what its peers died of."""
-        span: dict[str, Any] = {"first_step": first_step, "last_step": max(self.steps.values(), default=None)}
-        span |= {"started_unix": started_unix, "ended_unix": ended_unix}
-        state, first = self.state, self.first_failure
-        if state == "completed":
-            return End("completed", "", **span)
-        if self.leaving:
-            node = min(self.leaving)
-            return End("notice", f"{node} was given notice: {self.leaving[node].get('action', 'stop')}", node, **span)
-        if state == "stopped":
-            return End(BY_REASON.get(self.stopping, "stopped"), self.stopping, **span)
-        if lost:
-            why = next((str(self.ends[n].get("reason")) for n in lost if n in self.ends), "it does not answer")
-            return End("node", f"node {lost[0]}: {why}", lost[0], **span)
-        if first is None:
-            return End("start", "ended without a word", **span)
-        where = f"rank {first.rank} on {first.node}" if first.rank >= 0 else f"node {first.node}"
-        return End(first.kind, f"{where}: {first.what}", first.node, first.rank, **span)
 
 
 @dataclass(frozen=True)
@@ -237,11 +73,13 @@ def watch(
     view: View,
     on_interrupt: Callable[[], Choice],
     gone: Callable[[str], str],
+    spent: Callable[[], str] = lambda: "",
     detach: bool = False,
 ) -> Outcome | None:
     """Follows the newest attempt to its end; None when the user lets it go on alone (or `detach`, once it runs).
 
-    `gone` tells why the provider knows a silent node to be dead; empty when it does not.
+    `gone` tells why the provider knows a silent node to be dead; empty when it does not. `spent` tells which budget
+    is used up; it is asked all the time.
     """
     run_dirs = {name: record["nodes"][name]["run_dir"] for name in (link.node.name for link in links)}
     state = Watch(tuple(run_dirs), record["attempts"][-1]["attempt"])
@@ -254,6 +92,10 @@ def watch(
                 item = stream.next()
                 awake.turn()
                 view.tick()
+                if not state.stopping and (words := spent()):
+                    state.spent, state.stopping = words, BUDGET
+                    view.note(f"{words}: stopping with a checkpoint")
+                    stopper.start(BUDGET, NOTICE_GRACE_S)
                 if item is None:
                     continue
                 if isinstance(item, Line):

@@ -30,8 +30,8 @@ ENDS = (
     Signature(
         "deadline",
         "reason deadline",
-        "max_hours was over",
-        "nexa run --resume RUN goes on from the checkpoint; raise max_hours in train.yaml",
+        "time was up: max_hours, or a node's own clock (deadline, budget, or a lease that nobody renewed)",
+        "nexa run --resume RUN goes on from the checkpoint; raise max_hours or the budget, or renew the lease",
         reasons=("deadline",),
     ),
     Signature(

@@ -30,12 +30,26 @@ class GpuType:
 
 
 @dataclass(frozen=True)
+class Extra:
+    """What comes on top of instances: one price by region. A region that is absent is unknown."""
+
+    as_of: date
+    source: str
+    usd: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Book:
-    """`types` by name. No figure is older than `as_of`; `source` says where the figures come from."""
+    """`types` by name. No price of a type is older than `as_of`; `source` says where they come from. The extras have
+    a date and a source each: gp3 disks in USD per GB and month, public IPv4 addresses in USD/h, traffic to the
+    internet in USD per GB."""
 
     as_of: date
     source: str
     types: Mapping[str, GpuType]
+    disk: Extra
+    address: Extra
+    egress: Extra
 
 
 @functools.cache
@@ -43,7 +57,14 @@ def book() -> Book:
     """The book that the package ships."""
     raw = json.loads(resources.files("nexa_dist.plan").joinpath("prices.json").read_text(encoding="utf-8"))
     types = {name: _gpu_type(name, facts) for name, facts in raw["types"].items()}
-    return Book(date.fromisoformat(raw["as_of"]), raw["source"], MappingProxyType(types))
+    return Book(
+        as_of=date.fromisoformat(raw["as_of"]),
+        source=raw["source"],
+        types=MappingProxyType(types),
+        disk=_extra(raw["disk_usd_per_gb_month"]),
+        address=_extra(raw["address_usd_per_hour"]),
+        egress=_extra(raw["egress_usd_per_gb"]),
+    )
 
 
 def on_demand(instance_type: str, region: str) -> float | None:
@@ -52,9 +73,29 @@ def on_demand(instance_type: str, region: str) -> float | None:
     return known.on_demand_usd_per_hour.get(region) if known else None
 
 
+def disk_usd_per_gb_month(region: str) -> float | None:
+    """Of a gp3 disk; None where the book does not know it."""
+    return book().disk.usd.get(region)
+
+
+def address_usd_per_hour(region: str) -> float | None:
+    """Of one public IPv4 address; None where the book does not know it."""
+    return book().address.usd.get(region)
+
+
+def egress_usd_per_gb(region: str) -> float | None:
+    """Of traffic to the internet; None where the book does not know it."""
+    return book().egress.usd.get(region)
+
+
 def age_days(today: date) -> int:
     """Days since the book's `as_of`."""
     return (today - book().as_of).days
+
+
+def _extra(facts: Mapping[str, Any]) -> Extra:
+    usd = {region: float(price) for region, price in facts["usd"].items()}
+    return Extra(date.fromisoformat(facts["as_of"]), facts["source"], MappingProxyType(usd))
 
 
 def _gpu_type(name: str, facts: Mapping[str, Any]) -> GpuType:

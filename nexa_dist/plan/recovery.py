@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal[
-    "completed", "stopped", "deadline", "disconnected",
+    "completed", "stopped", "deadline", "budget", "disconnected",
     "config", "prepare", "start", "rank", "killed", "oom", "launcher", "agent", "hang",
     "node", "notice",
 ]  # fmt: skip
@@ -85,7 +85,7 @@ def decide(ends: Sequence[End], nodes: Nodes, policy: Policy, seconds_left: floa
     last = ends[-1]
     if last.kind == "completed":
         return Decision("done", "")
-    if last.kind in ("stopped", "deadline", "disconnected"):
+    if last.kind in ("stopped", "deadline", "budget", "disconnected"):
         return Decision("stop", last.words)
     if last.kind == "config":
         return Decision("stop", f"{last.words}: another try would end the same way")

@@ -7,6 +7,7 @@ and are never read, passed on or printed here.
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import functools
 import os
 import threading
@@ -105,13 +106,26 @@ def identity(region: str) -> Identity:
 
 def rows(ec2: Any, operation: str, path: str, **arguments: Any) -> list[dict[str, Any]]:
     """All pages of a describe call; `path` is the JMESPath of its rows."""
+    return answered(ec2, operation, path, **arguments)[0]
+
+
+def answered(ec2: Any, operation: str, path: str, **arguments: Any) -> tuple[list[dict[str, Any]], float | None]:
+    """`rows`, and what time it was for the cloud when it answered; None when it does not say."""
     import jmespath
 
     if ec2.can_paginate(operation):
         pages = ec2.get_paginator(operation).paginate(**arguments)
     else:
         pages = [getattr(ec2, operation)(**arguments)]
-    return [row for page in pages for row in jmespath.search(path, page) or []]
+    found: list[dict[str, Any]] = []
+    told = ""
+    for page in pages:
+        found += jmespath.search(path, page) or []
+        told = page.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
+    try:
+        return found, email.utils.parsedate_to_datetime(told).timestamp()
+    except (TypeError, ValueError):
+        return found, None
 
 
 @dataclass(frozen=True)
@@ -164,6 +178,35 @@ class Cloud:
             )
         newest = sorted(found, key=lambda row: row["Timestamp"])
         return {(r["InstanceType"], r["AvailabilityZone"]): p for r in newest if (p := float(r["SpotPrice"])) > 0}
+
+    def spot_moves(self, kind: str, zone: str, since: Any, until: Any) -> list[tuple[float, float]]:
+        """(since unix, USD/h), oldest first, of one type in one zone: the price in force at `since` and all moves."""
+        with spoken("asking for spot prices"):
+            found = rows(
+                self.ec2,
+                "describe_spot_price_history",
+                "SpotPriceHistory[]",
+                InstanceTypes=[kind],
+                AvailabilityZone=zone,
+                ProductDescriptions=[LINUX],
+                StartTime=since,
+                EndTime=until,
+            )
+        told = {(row["Timestamp"].timestamp(), float(row["SpotPrice"])) for row in found}
+        return sorted((at, usd) for at, usd in told if usd > 0)
+
+    def spot_ends(self, requests: Sequence[str]) -> dict[str, float]:
+        """When the instance of each of the spot requests ended, by request; those that live or are forgotten lack."""
+        wanted: Any = [{"Name": "spot-instance-request-id", "Values": list(requests)}]
+        with spoken("asking for spot requests"):
+            found = rows(self.ec2, "describe_spot_instance_requests", "SpotInstanceRequests[]", Filters=wanted)
+        ended = [row for row in found if row.get("State") not in ("open", "active")]
+        told = {row["SpotInstanceRequestId"]: row.get("Status") or {} for row in ended}
+        return {
+            ident: status["UpdateTime"].timestamp()
+            for ident, status in told.items()
+            if status.get("UpdateTime") and status.get("Code") != "request-canceled-and-instance-running"
+        }
 
     def image(self, named: str) -> str:
         """An image id: `named` itself, or what the SSM parameter of that name holds now."""

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nexa_dist.run.aws import Refused, client, rows, spoken, tags_of
+from nexa_dist.run.aws import Refused, answered, client, rows, spoken, tags_of
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2.client import EC2Client
@@ -176,31 +176,36 @@ class Thing:
 
 def find(region: str, owner: str, cluster: str | None = None) -> list[Thing]:
     """All that carries `owner` and `cluster` (any cluster if None) in their tags, dead instances included."""
+    with ThreadPoolExecutor(8) as pool:
+        lists = pool.map(lambda kind: _listed(kind, region, owner, cluster)[0], KINDS)
+        found = [thing for things in lists for thing in things]
+    return found + _profiles(region, owner, cluster)
+
+
+def machines(region: str, owner: str, cluster: str) -> tuple[list[Thing], float | None]:
+    """The instances of a cluster, dead ones included, and what time it was for the cloud when it told of them."""
+    return _listed(KINDS[0], region, owner, cluster)
+
+
+def _listed(kind: Kind, region: str, owner: str, cluster: str | None) -> tuple[list[Thing], float | None]:
+    import jmespath
+
     wanted = [{"Name": f"tag:{OWNER}", "Values": [owner]}]
     wanted.append(
         {"Name": f"tag:{CLUSTER}", "Values": [cluster]} if cluster else {"Name": "tag-key", "Values": [CLUSTER]}
     )
-    ec2 = client("ec2", region)
-
-    def of(kind: Kind) -> list[Thing]:
-        import jmespath
-
-        with spoken(f"listing {kind.name}s in {region}"):
-            found = rows(ec2, kind.operation, kind.path, Filters=wanted)
-        things = []
-        for row in found:
-            if row.get("GroupName") == "default" and kind.name == "security group":
-                continue  # a VPC's own: it cannot be deleted, and goes with the VPC
-            state = str(jmespath.search(kind.state, row) or "present")
-            thing = Thing(kind.name, row[kind.id], region, state, state not in kind.gone, tags_of(row), row)
-            # Filters are the cloud's work; the exact pair is checked here once more, since what follows may delete.
-            if _exact(thing, owner, cluster):
-                things.append(thing)
-        return things
-
-    with ThreadPoolExecutor(8) as pool:
-        found = [thing for things in pool.map(of, KINDS) for thing in things]
-    return found + _profiles(region, owner, cluster)
+    with spoken(f"listing {kind.name}s in {region}"):
+        found, at = answered(client("ec2", region), kind.operation, kind.path, Filters=wanted)
+    things = []
+    for row in found:
+        if row.get("GroupName") == "default" and kind.name == "security group":
+            continue  # a VPC's own: it cannot be deleted, and goes with the VPC
+        state = str(jmespath.search(kind.state, row) or "present")
+        thing = Thing(kind.name, row[kind.id], region, state, state not in kind.gone, tags_of(row), row)
+        # Filters are the cloud's work; the exact pair is checked here once more, since what follows may delete.
+        if _exact(thing, owner, cluster):
+            things.append(thing)
+    return things, at
 
 
 def _profiles(region: str, owner: str, cluster: str | None) -> list[Thing]:

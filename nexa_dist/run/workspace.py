@@ -105,7 +105,7 @@ class ClusterFolder:
         )
 
     def ledger(self, event: str, **details: Any) -> None:
-        """One cost event: when the meter of which nodes started or stopped."""
+        """One line of what the bill is made from (plan/periods.py reads it); `at` may be told, else it is now."""
         files.append_json(self.path / "ledger.jsonl", {"at": time.time(), "event": event, **details})
 
 

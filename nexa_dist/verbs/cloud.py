@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.plan import Preview
 from nexa_dist.ops.timeline import timeline as steps_of
 from nexa_dist.plan import prices
+from nexa_dist.plan.estimate import useful_hours
 from nexa_dist.run import files
 from nexa_dist.verbs.common import context, is_file, load_said
 
@@ -39,11 +41,27 @@ def show(seen: Preview) -> None:
         ui.say(f"  and {len(seen.offers) - SHOWN} more")
     for line in seen.dropped[:SHOWN]:
         ui.say(f"  left out: {line}")
-    ui.say(
-        f"{seen.nodes} nodes: {seen.usd_per_hour:.2f} USD/h with the first, at most {seen.worst_usd:.2f} USD for "
-        f"instances by their own deadline ({seen.max_hours:g} h), whatever happens here"
-    )
-    ui.say(f"  on-demand prices of {prices.book().as_of}, spot prices of now; disks and traffic not counted")
+    for line in bill_lines(seen):
+        ui.say(line)
+
+
+def bill_lines(seen: Preview) -> list[str]:
+    """The bill before anything is spent."""
+    bill, book = seen.bill, prices.book()
+    ends = "the budget or its deadline ends each node" if seen.budget_usd else "its deadline ends each node"
+    lines = [
+        f"{seen.nodes} nodes: {seen.usd_per_hour:.2f} USD/h with the first, "
+        f"and {seen.rates.around:.2f} USD/h for disks and addresses",
+        f"  at least {bill.minimum_usd:.2f} USD, {bill.expected_usd:.2f} USD if used to the end, "
+        f"at worst {bill.worst_usd:.2f} USD" + (f" of a budget of {seen.budget_usd:.2f}" if seen.budget_usd else ""),
+        f"  {ends} after {bill.stops_h:.1f} h, whatever happens here; "
+        f"{useful_hours(bill):.1f} h of them to train ({bill.assumed})",
+        f"  on-demand prices of {book.as_of} ({prices.age_days(datetime.date.today())} days old), spot prices of now; "
+        "traffic not counted",
+    ]
+    if seen.unknown:
+        lines.append(f"  not counted either, since no price is known here: {', '.join(seen.unknown)}")
+    return lines
 
 
 def plan(args: Arguments) -> int:

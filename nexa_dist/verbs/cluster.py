@@ -15,6 +15,7 @@ from nexa_dist.config.load import json_schema, kind_of, load_cluster, load_train
 from nexa_dist.errors import EXIT_OK, NexaError, StillRunning, UsageError
 from nexa_dist.ops import aws_end as ending
 from nexa_dist.ops import bucket as deleting
+from nexa_dist.ops import meter
 from nexa_dist.ops import plan as planning
 from nexa_dist.ops import provision as provisioning
 from nexa_dist.ops import runs as running
@@ -68,6 +69,8 @@ def provision(args: Arguments) -> int:
         )
         ui.say("would run: terraform init, terraform apply, playbooks/bootstrap.yml, a health check of every node")
         return EXIT_OK
+    if saved:
+        planning.refuse_moved_price(ctx, config, saved)
     seen = None if saved else planning.preview(ctx, config)
     if seen:
         show(seen)
@@ -94,9 +97,9 @@ def status(args: Arguments) -> int:
             continue
         cluster = folder.load()
         rows = running.cluster_nodes(ctx, cluster)
-        report["clusters"].append(
-            {"cluster": cluster.name, "state": "up", "usd_per_hour": cluster.usd_per_hour, "nodes": rows}
-        )
+        made = meter.known(ctx, folder).bill
+        cost = {"usd_per_hour": made.usd_per_hour or cluster.usd_per_hour, "usd": made.cost_usd}
+        report["clusters"].append({"cluster": cluster.name, "state": "up", **cost, "nodes": rows})
     for found in ctx.workspace.runs():
         if running.active(found) or running.pending(found.load()):
             nodes = running.live(ctx, found)
@@ -111,6 +114,8 @@ def status(args: Arguments) -> int:
             {"cluster": entry["cluster"], "state": "unfinished: run nexa provision or nexa teardown"}
         ]
         ui.table(rows, ("cluster", "node", "address", "ranks", "state"))
+        if entry.get("usd") is not None:
+            ui.say(f"{entry['cluster']}: {entry['usd']:.2f} USD so far, {entry['usd_per_hour']:.2f} USD/h")
     for row in report["runs"]:
         row["on nodes"] = ", ".join(f"{name} {answer['state']}" for name, answer in row["nodes"].items())
     if report["runs"]:
@@ -193,6 +198,8 @@ def teardown(args: Arguments) -> int:
         for kept in receipt.get("kept", ()):
             ui.say(f"  kept: {kept}")
     ui.say(f"  receipt {receipt['receipt']}")
+    for line in receipt["waste"]["lines"] if receipt["cost_usd"] else ():
+        ui.say(f"  {line}")
     if args.json:
         ui.emit(receipt)
     return EXIT_OK

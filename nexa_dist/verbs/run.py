@@ -27,6 +27,7 @@ from nexa_dist.ops import runs as running
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs import pending
 from nexa_dist.ops.supervise import Supervisor, alone
+from nexa_dist.run import files
 from nexa_dist.run.nodes import Connecting, Link, Ssh, connect, session
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.verbs.common import context, ranks
@@ -53,6 +54,7 @@ def fresh(
     """A new run, followed to its end."""
     cluster = ssh.cluster
     running.refuse_busy(ctx, cluster)
+    _refuse_without_money(ctx, cluster, config)
     with ctx.phase(f"checks on {len(cluster.nodes)} nodes"):
         folder = ctx.workspace.new_run(config.stage, config.name)
         try:
@@ -71,6 +73,14 @@ def fresh(
         return shower.follow(ssh, list(prepared.links))
 
 
+def _refuse_without_money(ctx: Context, cluster: Cluster, config: TrainConfig) -> None:
+    file = ctx.workspace.cluster(cluster.name).path / "config.json"
+    if config.budget_usd or (file.exists() and "budget_usd" in files.read_json(file)):
+        from nexa_dist.ops.purse import refuse_a_run  # a run is launched sooner without it
+
+        refuse_a_run(ctx, cluster, config.budget_usd)
+
+
 def resumed(ctx: Context, folder: RunFolder, args: Arguments, shown: set[int] | None) -> int:
     """Takes over a run that nobody supervises, or begins a new attempt of one that is over."""
     record = folder.load()
@@ -82,6 +92,7 @@ def resumed(ctx: Context, folder: RunFolder, args: Arguments, shown: set[int] | 
     if cluster.provider != "static":
         cluster = ctx.workspace.cluster(cluster.name).load()
     running.refuse_busy(ctx, cluster)
+    _refuse_without_money(ctx, cluster, config)
     with session(ctx.runner, cluster) as ssh, alone(folder, "run --resume") as ours:
         if not ours:
             raise UsageError(f"{folder.run_id} is in the hands of another nexa", hint=f"nexa attach {folder.run_id}")
@@ -183,7 +194,12 @@ class Shower:
             if self.as_json:
                 ui.emit_line({"run": self.folder.run_id, "state": "running"})
             return EXIT_OK
-        return told(dataclasses.replace(self.ctx, say=ui.say), self.folder, outcome, self.as_json)
+        ctx = dataclasses.replace(self.ctx, say=ui.say)
+        code = told(ctx, self.folder, outcome, self.as_json)
+        from nexa_dist.ops.aftermath import carry_out  # a run is launched sooner without it
+
+        carry_out(ctx, self.supervisor.cluster, outcome)
+        return code
 
     def _interrupted(self) -> watch.Choice:
         if not ui.interactive():
@@ -231,7 +247,7 @@ def told(ctx: Context, folder: RunFolder, outcome: watch.Outcome, as_json: bool)
         )
         return EXIT_STILL_RUNNING
     if outcome.state == "stopped":
-        return EXIT_BUDGET if outcome.cause == "deadline" else EXIT_INTERRUPTED
+        return EXIT_BUDGET if outcome.end.kind in ("deadline", "budget") else EXIT_INTERRUPTED
     return EXIT_OK if outcome.state == "completed" else EXIT_FAILED
 
 

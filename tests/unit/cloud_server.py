@@ -86,13 +86,14 @@ class Emulated:
         return aws.client("iam", HOME)
 
 
-def emulated() -> Iterator[Emulated]:
-    """The region on a free port, and an environment in which the controller finds it."""
+def emulated(forget_s: float = 600.0) -> Iterator[Emulated]:
+    """The region on a free port, and an environment in which the controller finds it. It shows dead instances for
+    `forget_s`."""
     from tests.cloud.api import NoHosts, serve
     from tests.cloud.client import Region
     from tests.cloud.moto_life import Pace
 
-    server = serve("127.0.0.1", 0, NoHosts(), Pace(pending_s=0.02, shutting_down_s=0.03))
+    server = serve("127.0.0.1", 0, NoHosts(), Pace(pending_s=0.02, shutting_down_s=0.03, forget_s=forget_s))
     with pytest.MonkeyPatch.context() as patch:
         for name in UNSET:
             patch.delenv(name, raising=False)

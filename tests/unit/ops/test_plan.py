@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nexa_dist.errors import UsageError
+from nexa_dist.errors import EXIT_BUDGET, NexaError, UsageError
 from nexa_dist.ops import aws, capacity, plan
-from nexa_dist.ops.plan import Preview, changes, load, preview, save
+from nexa_dist.ops.aws import Saved
+from nexa_dist.ops.plan import changes, load, preview, refuse_moved_price, save
 from nexa_dist.ops.site import our_tag, site_file
 from nexa_dist.plan.offers import Candidate
 from nexa_dist.run import files
@@ -102,11 +103,16 @@ def test_changes_are_named_by_what_happens() -> None:
     assert changes({}) == {}
 
 
-def test_a_preview_says_the_first_price_and_the_worst() -> None:
-    seen = Preview(((CHOSEN, "why"), (OTHER, "")), ("left",), 2, 6.0)
-    assert seen.chosen == CHOSEN
-    assert (seen.usd_per_hour, seen.worst_usd) == (8.0, 2 * 6 * 9.0)
+def test_a_preview_says_the_first_price_and_the_worst(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "open_site", lambda *_: site())
+    monkeypatch.setattr(capacity, "survey", lambda *_: ([(CHOSEN, "why"), (OTHER, "")], ["left"]))
+    seen = preview(desk.ctx, config(max_hours=6.0))
+    assert seen and seen.chosen == CHOSEN
+    around = 2 * (200 * 0.08 / 730 + 0.005)
+    assert (seen.usd_per_hour, seen.rates.around) == (8.0, pytest.approx(around))
+    assert seen.bill.worst_usd == pytest.approx((2 * 9.0 + around) * (6 + 1 / 60))
     told = json.loads(json.dumps(seen.to_json()))
+    assert told["worst_usd"] == round(seen.bill.worst_usd, 4)
     assert told["offers"][0]["usd_per_gpu_hour"] == 1.0 and told["left_out"] == ["left"]
 
 
@@ -121,3 +127,30 @@ def test_who_rents_is_asked_until_the_cluster_is_up(desk: Desk, monkeypatch: pyt
     assert preview(desk.ctx, config()) is not None
     files.write_json(folder.json, {})
     assert preview(desk.ctx, config()) is None
+
+
+def test_a_budget_that_buys_no_boot_is_refused_before_anything_is_made(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "open_site", lambda *_: site())
+    monkeypatch.setattr(capacity, "survey", lambda *_: ([(CHOSEN, "why")], []))
+    with pytest.raises(NexaError, match="used up before the nodes have booted") as caught:
+        preview(desk.ctx, config(budget_usd=0.5))
+    assert caught.value.code == EXIT_BUDGET
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [(CHOSEN, ""), (replace(CHOSEN, usd_per_hour=4.3), ""), (replace(CHOSEN, usd_per_hour=4.5), "now 4.5000"),
+     (OTHER, "cannot be had: it is offered no more")],
+)  # fmt: skip
+def test_a_saved_plan_whose_price_has_moved_is_refused(
+    now: Candidate, said: str, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacity, "survey", lambda *_: ([(now, "why")], []))
+    then = Saved(site(), CHOSEN, {}, b"")
+    if not said:
+        refuse_moved_price(desk.ctx, config(), then)
+        return
+    with pytest.raises(NexaError, match=said):
+        refuse_moved_price(desk.ctx, config(), then)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nexa_dist.ops.watch import FAILURE, LOST_AFTER_S, NOTICE, Watch
+from nexa_dist.ops.reports import FAILURE, LOST_AFTER_S, NOTICE, Watch
 from nexa_dist.plan.recovery import End
 from nexa_dist.run.follow import AgentEvent, Ended, Quiet
 

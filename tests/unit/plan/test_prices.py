@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 
-from nexa_dist.plan.prices import Book, GpuType, age_days, book, on_demand
+from nexa_dist.plan.prices import (
+    Book,
+    GpuType,
+    address_usd_per_hour,
+    age_days,
+    book,
+    disk_usd_per_gb_month,
+    egress_usd_per_gb,
+    on_demand,
+)
 
 TYPES = sorted(book().types)
 USD_PER_GPU_HOUR = {  # a wrong decimal point or a price of the whole node falls outside
@@ -88,6 +97,17 @@ def test_a_price_is_looked_up() -> None:
 )
 def test_an_unknown_price_is_none(name: str, region: str) -> None:
     assert on_demand(name, region) is None
+
+
+def test_disks_addresses_and_traffic_have_a_price_where_types_have_one() -> None:
+    regions = {region for kind in book().types.values() for region in kind.on_demand_usd_per_hour}
+    for extra, low, high in ((book().disk, 0.07, 0.16), (book().address, 0.004, 0.006), (book().egress, 0.05, 0.2)):
+        assert set(extra.usd) == regions
+        assert all(low <= usd <= high for usd in extra.usd.values())
+        assert extra.source and extra.as_of.year > 2020
+    assert (disk_usd_per_gb_month("us-east-1"), address_usd_per_hour("us-east-1")) == (0.08, 0.005)
+    assert egress_usd_per_gb("ap-northeast-1") == 0.114
+    assert {look("mars-1") for look in (disk_usd_per_gb_month, address_usd_per_hour, egress_usd_per_gb)} == {None}
 
 
 def test_the_book_is_dated_and_names_its_source() -> None:

@@ -1,0 +1,87 @@
+"""Budgets on a local cluster with a price: refused, stopped in time, nodes given back; and what a failed run leaves."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Lab, everything_of, runs, until
+from tests.e2e.test_recovery import STEPS
+
+pytestmark = pytest.mark.e2e
+
+USD_PER_HOUR = 72.0
+RESERVED = USD_PER_HOUR * 180 / 3600
+"""What a stop in order may need, by plan/budget.py."""
+
+
+@pytest.fixture
+def priced(tmp_path: Path) -> Iterator[Lab]:
+    made = Lab(tmp_path)
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    yield made
+    made.nexa("teardown", "--cluster", "priced.yaml", "-y")
+    until(lambda: not everything_of(tmp_path), "nothing is left", 15)
+
+
+def provision(lab: Lab, **more: object) -> None:
+    cluster = {
+        "name": "priced",
+        "provider": "local",
+        "nodes": 2,
+        "gpus_per_node": 2,
+        "price_usd_per_hour": 36.0,
+        **more,
+    }
+    lab.write("priced.yaml", json.dumps(cluster))
+    lab.nexa("provision", "--cluster", "priced.yaml", "-y", timeout_s=900)
+
+
+def is_there(lab: Lab) -> bool:
+    return (lab.root / ".nexa" / "clusters" / "priced").exists()
+
+
+def test_a_run_is_stopped_before_its_budget_ends_and_the_nodes_go(priced: Lab) -> None:
+    provision(priced)
+    train = priced.script("steps", STEPS, args=["0", "0", "4000"], budget_usd=0.5)
+    said = priced.nexa("run", train, code=3).stderr
+    assert "0.00 of 0.50 USD are spent, and at 72.00 USD/h the rest is needed to stop in order" in said
+    assert runs(priced) == 0 and is_there(priced)
+
+    train = priced.script("steps", STEPS, args=["0", "0", "4000"], budget_usd=round(RESERVED + 0.3, 2))
+    said = priced.nexa("run", train, code=3).stderr
+    manifest = priced.manifest()
+    assert manifest["status"] == "stopped" and "budget of the run" in manifest["attempts"][-1]["cause"]
+    assert manifest["attempts"][-1]["kind"] == "budget" and manifest["attempts"][-1]["last_step"] > 0
+    assert manifest["cost_usd"] <= RESERVED + 0.3
+    assert "stopping with a checkpoint" in said and "giving the nodes back (on_budget: teardown)" in said
+    assert not is_there(priced)
+    [receipt] = (priced.root / ".nexa" / "history").glob("*/receipt.json")
+    told = json.loads(receipt.read_text())
+    assert not any(told["left"].values()) and told["cost_usd"] > 0.3 and told["waste"]["lines"]
+
+
+def test_a_failed_run_takes_the_nodes_with_it_where_the_file_says_so(priced: Lab) -> None:
+    provision(priced, on_failure="teardown")
+    said = priced.nexa("run", priced.script("raising", "raise SystemExit(3)"), code=1).stderr
+    assert "giving the nodes back (on_failure: teardown)" in said
+    assert not is_there(priced)
+
+
+def test_the_budget_of_a_cluster_is_shown_extended_and_kept(priced: Lab) -> None:
+    provision(priced, budget_usd=50.0)
+    assert priced.json("budget")["budget_usd"] == 50.0
+    assert priced.json("budget", "extend", "25")["budget_usd"] == 75.0
+    priced.nexa("provision", "--cluster", "priced.yaml", "-y")
+    told = priced.json("budget")
+    assert told["budget_usd"] == 75.0 and 0 < told["spent_usd"] < 10 and told["usd_per_hour"] == USD_PER_HOUR
+    assert "above 0" in priced.nexa("budget", "extend", "-5", code=2).stderr
+    priced.write("priced.yaml", (priced.root / "priced.yaml").read_text().replace("50.0", "-1"))
+    assert "budget_usd" in priced.nexa("provision", "--cluster", "priced.yaml", "-y", code=2).stderr
+    priced.write("priced.yaml", (priced.root / "priced.yaml").read_text().replace("-1", "50.0"))
+    cost = priced.json("cost")
+    assert cost["known_usd"] > 0 and cost["usd_per_hour"] == USD_PER_HOUR

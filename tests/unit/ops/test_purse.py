@@ -1,0 +1,165 @@
+"""The budget while a run goes on: warnings, the nodes' own clocks, and the stop; its extension; new nodes' hours."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from nexa_dist.errors import EXIT_BUDGET, NexaError, UsageError
+from nexa_dist.model import Cluster, Layout, Node
+from nexa_dist.ops import guard, meter, purse
+from nexa_dist.ops.meter import Reading
+from nexa_dist.ops.purse import Meter
+from nexa_dist.ops.tend import Tender
+from nexa_dist.plan.budget import GUARD
+from nexa_dist.run import files
+from nexa_dist.run.workspace import ClusterFolder
+from tests.unit.cloud_server import Desk
+
+NODES = (Node("n0", "198.51.100.1", 1, price_usd_per_hour=6.0), Node("n1", "198.51.100.2", 1, price_usd_per_hour=6.0))
+HOUR = 3600.0
+
+
+@pytest.fixture
+def folder(desk: Desk) -> ClusterFolder:
+    """Two nodes at 6 USD/h that begin now, a budget of 24 USD, four hours at most."""
+    made = desk.ctx.workspace.cluster("c")
+    made.path.mkdir(parents=True)
+    config = {"name": "c", "provider": "aws", "max_hours": 4, "budget_usd": 24.0, "lease_minutes": 10}
+    files.write_json(made.path / "config.json", config)
+    purse.open_budget(made, 24.0, desk.now())
+    for node in NODES:
+        made.ledger("node_start", at=desk.now(), node=node.name, id=node.name, offer="g zone spot", usd_per_hour=6.0)
+    return made
+
+
+def cluster(desk: Desk) -> Cluster:
+    return Cluster("c", "aws", NODES, Layout("p", "s", "s", "d"), created_unix=desk.now())
+
+
+class Told:
+    """What the nodes were told."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.due: list[float] = []
+        self.max_s: list[float | None] = []
+        self.renewed = 0
+        self.silent: dict[str, str] = {}
+        patch.setattr(guard, "rearm", self.rearm)
+        patch.setattr(guard, "renew", self.renew)
+        patch.setattr(meter, "refresh", lambda *_: Reading([], 0.0, ahead_s=0.0))
+
+    def rearm(self, links: Any, due_unix: float, max_s: float | None = None) -> dict[str, int]:
+        self.due.append(due_unix)
+        self.max_s.append(max_s)
+        return {}
+
+    def renew(self, links: Any) -> guard.Signs:
+        self.renewed += 1
+        return guard.Signs({}, self.silent)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Told:
+    return Told(monkeypatch)
+
+
+@pytest.fixture
+def counted(desk: Desk, folder: ClusterFolder, told: Told) -> Iterator[tuple[Meter, list[str]]]:
+    said: list[str] = []
+    made = Meter(desk.ctx, cluster(desk), None, desk.now(), said.append)
+    made.links = ("a link",)  # type: ignore[assignment]
+    yield made, said
+    made.close()
+
+
+def test_it_warns_once_a_share_and_stops_before_the_end(
+    desk: Desk, counted: tuple[Meter, list[str]], told: Told
+) -> None:
+    made, said = counted
+    seen: list[tuple[float, str]] = []
+    while not (why := made.look()) and desk.now() < 10**10:
+        made.tend()
+        seen.append((desk.now(), why))
+        desk.slept.append(30.0)
+    spent = (desk.now() - seen[0][0]) / HOUR * 12
+    assert 23.0 < spent < 24.0 and why == f"budget of the cluster: {spent:.2f} of 24.00 USD are spent"
+    assert [line.split("(")[1][:3] for line in said] == ["50%", "80%", "95%"]
+    assert told.renewed > 100  # each minute of a lease of ten
+    assert min(due - at for due, (at, _) in zip(told.due, seen[:: len(seen) // len(told.due)], strict=False)) > 0
+    assert set(told.max_s) == {4 * HOUR} and max(told.due) <= seen[0][0] + 4 * HOUR
+
+
+def test_a_budget_of_the_run_counts_from_its_start(desk: Desk, folder: ClusterFolder, told: Told) -> None:
+    made = Meter(desk.ctx, cluster(desk), 3.0, desk.now(), lambda _: None)
+    desk.slept.append(600.0)
+    assert made.look() == ""
+    desk.slept.append(150.0)
+    assert made.look().startswith("budget of the run: 2.50 of 3.00 USD")
+    made.close()
+
+
+def test_without_a_budget_only_the_lease_is_tended(desk: Desk, folder: ClusterFolder, told: Told) -> None:
+    (folder.path / "ledger.jsonl").unlink()
+    files.write_json(folder.path / "config.json", {"name": "c", "provider": "aws", "max_hours": 4})
+    made = Meter(desk.ctx, cluster(desk), None, desk.now(), lambda _: None)
+    made.links = ("a link",)  # type: ignore[assignment]
+    assert made.look() == "" and made.purses() == []
+    made.tend()
+    assert (told.renewed, told.due) == (1, [])
+    made.close()
+
+
+def test_a_lease_that_cannot_be_renewed_is_said_at_the_third_time(counted: tuple[Meter, list[str]], told: Told) -> None:
+    made, _ = counted
+    told.silent = {"n1": "no route"}
+    assert [bool(made.tend()) for _ in range(4)] == [False, False, True, False]
+
+
+def test_what_the_thread_has_to_say_is_said_once_by_the_one_who_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds: list[int] = []
+
+    def refuse() -> str:
+        rounds.append(1)
+        raise NexaError("n1: no sudo")
+
+    tender = Tender(refuse, 0.001)
+    tender.start()
+    end = time.monotonic() + 10
+    while len(rounds) < 5 and time.monotonic() < end:
+        time.sleep(0.001)
+    tender.close()
+    assert list(tender.said) == ["warning: the nodes' own clocks were not set: n1: no sudo"]
+
+
+def test_new_nodes_live_as_long_as_the_money_does(desk: Desk, folder: ClusterFolder) -> None:
+    first_minute = 1 / 60  # is billed whole
+    assert purse.hours_allowed(folder, desk.now(), 12.0, 24.0) == pytest.approx((2 - first_minute) / GUARD)
+    assert purse.hours_allowed(folder, desk.now() + HOUR, 12.0, 24.0) == pytest.approx(1 / GUARD)
+    with pytest.raises(NexaError, match=r"used up before the nodes have booted.*23\.00 of 24\.00") as caught:
+        purse.hours_allowed(folder, desk.now() + HOUR * 23 / 12, 12.0, 24.0)
+    assert caught.value.code == EXIT_BUDGET
+    empty = desk.ctx.workspace.cluster("none")
+    assert purse.hours_allowed(empty, desk.now(), 12.0, None) == float("inf")
+
+
+def test_an_extension_stays_when_the_file_is_provisioned_again(desk: Desk, folder: ClusterFolder, told: Told) -> None:
+    files.write_json(folder.json, cluster(desk).to_json())
+    desk.slept.append(HOUR)
+    purse.extend(desk.ctx, folder, 12.0)
+    purse.open_budget(folder, 24.0, desk.now())
+    found = purse.of_cluster(folder, desk.now(), 0.0)
+    assert found and found.budget_usd == 36.0
+    assert told.due == [pytest.approx(desk.now() + 2 * HOUR / GUARD)]
+    purse.open_budget(folder, 30.0, desk.now() + 1)  # another value of the file is another decision
+    assert replace(found, budget_usd=30.0) == purse.of_cluster(folder, desk.now(), 0.0)
+
+
+def test_what_has_no_budget_cannot_be_extended(desk: Desk, folder: ClusterFolder) -> None:
+    (folder.path / "ledger.jsonl").unlink()
+    with pytest.raises(UsageError, match="has no budget"):
+        purse.extend(desk.ctx, folder, 5.0)
