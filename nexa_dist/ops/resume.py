@@ -22,13 +22,18 @@ VERIFY_TIMEOUT_S = 1800.0
 
 
 def spread_checkpoint(
-    ctx: Context, links: Sequence[Link], record: dict[str, Any], to: Sequence[Link] | None = None
+    ctx: Context,
+    links: Sequence[Link],
+    record: dict[str, Any],
+    to: Sequence[Link] | None = None,
+    saved: int | None = None,
 ) -> tuple[int, dict[str, str]] | None:
     """The newest whole checkpoint of a run, verified, on every node (or on those of `to`): its step and its folder by
     node name.
 
     Only rank 0 saves and no shared disk is assumed, so the other nodes have none of it. None when no
-    checkpoint was written yet (the run then starts from the beginning).
+    checkpoint was written yet (the run then starts from the beginning). `saved` is the newest that rank 0 told of: when
+    that one is found, no bucket holds a newer one, and none is asked, which takes seconds.
     """
     send(ctx, links, [archive.package()])
     run_id = record["run_id"]
@@ -39,7 +44,8 @@ def spread_checkpoint(
             ctx.say(f"warning: {link.node.name}: {bad['path']} is passed over: {bad['why']}")
         found += [(whole["step"], link, whole["path"]) for whole in answer["whole"]]
     step, source, path = max(found, key=lambda row: row[0], default=(0, None, ""))
-    if (pulled := _from_bucket(ctx, links[0], run_id, step)) is not None:
+    known = saved is not None and step >= saved
+    if not known and (pulled := _from_bucket(ctx, links[0], run_id, step)) is not None:
         step, source, path = pulled
     if source is None:
         return None

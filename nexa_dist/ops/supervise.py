@@ -139,7 +139,7 @@ class Supervisor:
                     self._pause(decision.after_s)
                     if decision.action == "shrink":
                         self.cluster, lost = replace.without(self.cluster, lost), []
-                    return self._relaunch(connections, ssh, sound, anew)
+                    return self._relaunch(connections, ssh, sound, anew, outcome.saved)
             except NexaError as error:
                 ctx.say(f"warning: {error}")
                 sound = []
@@ -205,18 +205,18 @@ class Supervisor:
         return ssh, [link for link in links if link.node.name not in names]
 
     def _relaunch(
-        self, connections: contextlib.ExitStack, ssh: Ssh, sound: list[Link], anew: list[str]
+        self, connections: contextlib.ExitStack, ssh: Ssh, sound: list[Link], anew: list[str], saved: int | None
     ) -> tuple[Ssh, list[Link]]:
         """The next attempt on the cluster as it is, with the code of the last one, from the newest whole checkpoint.
 
-        `sound` are links that can be used again.
+        `sound` are links that can be used again; `saved` is the newest checkpoint that rank 0 told of.
         """
         if ssh.cluster != self.cluster:
             ssh = connections.enter_context(session(self.ctx.runner, self.cluster))
         config = recorded_train(self.record["config"], self.run.run_id)
         known = {link.node: link for link in sound}
         links = on_all(self.cluster.nodes, lambda node: known.get(node) or connect(ssh, [node])[0])
-        found = resume.spread_checkpoint(self.ctx, links, self.record)
+        found = resume.spread_checkpoint(self.ctx, links, self.record, saved=saved)
         codes = tuple(
             archive.Kept(self.run.code / f"{self.record[key]}.tar.gz") for key in ("code_hash", "package_hash")
         )

@@ -32,11 +32,11 @@ class Durable:
     def __init__(self, env: RankEnv, keep: int) -> None:
         self._env, self._keep = env, keep
         self._child: subprocess.Popen[str] | None = None
-        self._in_bucket = env.bucket is not None and env.sync is not None
+        self.in_bucket = env.bucket is not None and env.sync is not None
 
     @property
     def exists(self) -> bool:
-        return self._env.durable is not None or self._in_bucket
+        return self._env.durable is not None or self.in_bucket
 
     def enter(self) -> int | None:
         """Raise the generation in every store to ours; the newest step that all of them have. No file is hashed.
@@ -50,7 +50,7 @@ class Durable:
             if root.is_dir():
                 self._env.fence.sweep(root)
             newest.append(checkpoint.newest_named(root) or 0)
-        if self._in_bucket:
+        if self.in_bucket:
             answer = self._sync("fence", self._env.run_id, str(self._env.attempt))
             newest.append(json.loads(answer)["step"] or 0)
         return min(newest, default=0) or None
@@ -60,13 +60,13 @@ class Durable:
         if (root := self._env.durable) is not None:
             checkpoint.copy(path, root, self._env.fence)
             checkpoint.prune(root, self._keep, self._env.fence)
-        if self._in_bucket:
+        if self.in_bucket:
             self._sync("push", self._env.run_id, str(path))
 
     def uri(self, step: int) -> str | None:
         """Where run_sync.sh puts our checkpoint of a step; None without a bucket."""
         place = f"{self._env.run_id}/checkpoints/step_{step:08d}/g{self._env.attempt:06d}"
-        return f"{str(self._env.bucket).rstrip('/')}/{place}" if self._in_bucket else None
+        return f"{str(self._env.bucket).rstrip('/')}/{place}" if self.in_bucket else None
 
     def abort(self) -> None:
         """End a transfer that is under way, with its children."""
@@ -106,18 +106,34 @@ class Uploader:
         self._durable = durable
         self._thread: threading.Thread | None = None
         self._step = 0
+        """Of the upload that is under way; 0 while the stores are entered."""
         self._superseded: Superseded | None = None
         self.done_step: int | None = None
         self.done_at = 0.0
         """time.monotonic() at which `done_step` was complete."""
 
+    def enter(self) -> None:
+        """Begin to lock older attempts out of the stores. Uploads wait for it; `wait` and `check` tell its end."""
+        self._thread = threading.Thread(target=self._enter, daemon=True, name="durable")
+        self._thread.start()
+
+    def _enter(self) -> None:
+        try:
+            progress.note(durable=self._durable.enter())
+        except Superseded as err:
+            self._superseded = err
+        except (NexaError, OSError) as err:
+            print(f"warning: the durable store cannot be reached: {err}", flush=True)
+
     def offer(self, step: int, path: Path, first: Callable[[], object]) -> None:
         """Begin the upload of `path`; `first` is done by the thread before it. Raises Superseded."""
-        if self._thread is not None and self._thread.is_alive():
+        if self._step and self._thread is not None and self._thread.is_alive():
             print(f"warning: step {step} waits, step {self._step} is still on its way to the durable store", flush=True)
             began = time.monotonic()
             self._thread.join()
             print(f"waited {time.monotonic() - began:.1f} s for the durable store", flush=True)
+        elif self._thread is not None:
+            self._thread.join()
         self.check()
         self._step = step
         self._thread = threading.Thread(target=self._run, args=(step, path, first), daemon=True, name="durable")

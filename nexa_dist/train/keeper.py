@@ -10,11 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nexa_dist.errors import NexaError
 from nexa_dist.train import checkpoint, progress
 from nexa_dist.train.durable import Durable, Uploader
 from nexa_dist.train.env import RankEnv
-from nexa_dist.train.fence import Superseded
 
 KEEP = 2
 
@@ -43,14 +41,10 @@ class Keeper:
         self._env.fence.check()
         if self._env.checkpoints.is_dir():
             self._env.fence.sweep(self._env.checkpoints)
-        durable = None
-        try:
-            durable = self._durable.enter()
-        except Superseded:
-            raise
-        except (NexaError, OSError) as err:
-            print(f"warning: the durable store cannot be reached: {err}", flush=True)
-        progress.note(saved=step or None, durable=durable, saving=False)
+        progress.note(saved=step or None, durable=None, saving=False)
+        self._uploader.enter()
+        if not self._durable.in_bucket:  # asking a bucket takes seconds, which the first steps need not wait for
+            self._uploader.wait(self._env.durable_wait_s)
 
     def save(self, step: int, fill: Callable[[Path], None]) -> None:
         """`fill(dir)` writes the files. Raises what the disk raises; the checkpoints before it stay."""

@@ -67,8 +67,10 @@ def test_durable_is_what_all_stores_have(make: Make, tmp_path: Path) -> None:
 
 
 def test_a_newer_attempt_in_the_bucket_ends_this_one(make: Make) -> None:
+    keeper = Keeper(make(fence="echo 'error: attempt 3 may write no more' >&2; exit 3"))
+    keeper.begin()  # asks, and does not wait for the answer
     with pytest.raises(Superseded, match="attempt 3 may write no more"):
-        Keeper(make(fence="echo 'error: attempt 3 may write no more' >&2; exit 3")).begin()
+        keeper.save(10, fill)
     keeper = Keeper(make(push="echo 'error: attempt 3 may write no more' >&2; exit 3"))
     keeper.begin()
     keeper.save(10, fill)
