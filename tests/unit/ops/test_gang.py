@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from nexa_dist.errors import NexaError, StillRunning, UsageError
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops import aws_end, teardown
 from nexa_dist.ops.aws import Gang, Held, claim, reconcile, still_ours
+from nexa_dist.plan.offers import Candidate
 from nexa_dist.run import files, leftovers
 from nexa_dist.run.aws import Cloud, Refused
 from nexa_dist.run.leftovers import Thing
@@ -180,3 +182,15 @@ def test_a_whole_gang_that_no_state_knows_is_spared(lab: Lab) -> None:
     lab.things = [thing("i-1", alive=False), thing("i-2")]  # the gang is gone, and i-2 is what a killed apply left
     assert reconcile(lab.gang, killed=False) == set()
     assert lab.ended == ["i-2"]
+
+
+def test_new_nodes_get_the_hours_that_the_budget_pays_for(lab: Lab) -> None:
+    """On the node itself, so that it holds with nobody home: at 1.2 times the price of today."""
+    offer = Candidate("g5.xlarge", "us-east-1a", "spot", 4, 2.0)
+    rich, poor = (replace(lab.gang, config=config(budget_usd=usd)) for usd in (1000.0, 12.0))
+    lab.patch.setenv("NEXA_SSH_FROM", "198.51.100.7/32")
+    assert lab.gang.variables(offer)["max_hours"] == rich.variables(offer)["max_hours"] == 6.0
+    assert poor.variables(offer)["max_hours"] == pytest.approx(12.0 / (2 * 2.0 * 1.2), abs=1e-3)
+    broke = replace(lab.gang, config=config(budget_usd=0.4))
+    with pytest.raises(NexaError, match="used up before the nodes have booted"):
+        broke.variables(offer)
