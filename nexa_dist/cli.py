@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     plan = verbs.add_parser("plan", help="what would be made, where and for how much; changes nothing")
     plan.add_argument("--cluster", required=True, metavar="FILE")
     plan.add_argument("-o", "--out", metavar="PLAN", help="save it for nexa provision --plan")
+    plan.add_argument("--offline", action="store_true", help="only the bill, from the price book; nobody is asked")
     _set(plan)
     _json(plan)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ from nexa_dist.errors import EXIT_BUDGET, NexaError, UsageError
 from nexa_dist.ops import aws, capacity, local
 from nexa_dist.ops.aws import Saved
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.site import known_site, open_site, our_tag
+from nexa_dist.ops.site import known_site, open_site, our_tag, region_wanted
 from nexa_dist.plan import policy, prices
 from nexa_dist.plan.aws import Site
 from nexa_dist.plan.budget import too_small
 from nexa_dist.plan.estimate import MOVED_MOST, Estimate, Rates, estimate, moved
 from nexa_dist.plan.ledger import MONTH_H
-from nexa_dist.plan.offers import Candidate
+from nexa_dist.plan.offers import Candidate, RegionMarket, candidates
 from nexa_dist.run import bundle, files
 
 VERSION = 1
@@ -71,10 +72,36 @@ def preview(ctx: Context, config: ClusterConfig) -> Preview | None:
         return None
     site = open_site(ctx, folder, config)
     ordered, dropped = capacity.survey(ctx, config, site)
+    return _preview(config, site.region, ordered, dropped)
+
+
+def offline(config: ClusterConfig) -> Preview:
+    """From the price book alone: nobody is asked, so zones are a guess, and spot is taken to cost as much as on demand.
+
+    Raises UsageError for other providers, NexaError when the book knows none of the offers.
+    """
+    if config.provider != "aws":
+        raise UsageError("only provider aws has a price book", hint="leave --offline")
+    region = region_wanted(config)
+    types = {kind: known.gpus for kind, known in prices.book().types.items() if region in known.on_demand_usd_per_hour}
+    named = [(o.type, o.zone) for o in config.offers if not isinstance(o, str)]
+    zones = {kind: {zone for name, zone in named if name == kind and zone} or {f"{region}a"} for kind in types}
+    market = RegionMarket(
+        types, {kind: sorted(found) for kind, found in zones.items()}, {}, lambda kind: prices.on_demand(kind, region)
+    )
+    found, dropped = candidates(config, market)
+    if not found:
+        raise NexaError("the price book knows none of the offers: " + "; ".join(dropped), hint="nexa plan, online")
+    return _preview(config, region, [(candidate, candidate.why) for candidate in found], dropped)
+
+
+def _preview(
+    config: ClusterConfig, region: str, ordered: Sequence[tuple[Candidate, str]], dropped: Sequence[str]
+) -> Preview:
     chosen, nodes, hours = ordered[0][0], config.nodes or 0, config.max_hours or 0.0
     if config.budget_usd and (why := too_small(config.budget_usd, nodes * chosen.usd_per_hour)):
         raise NexaError(why, hint="raise budget_usd", code=EXIT_BUDGET)
-    rates, unknown = rates_of(config, site.region, chosen, max(c.usd_per_hour for c, _ in ordered))
+    rates, unknown = rates_of(config, region, chosen, max(c.usd_per_hour for c, _ in ordered))
     bill = estimate(rates, nodes, hours, config.budget_usd)
     return Preview(tuple(ordered), tuple(dropped), nodes, hours, bill, rates, config.budget_usd, unknown)
 

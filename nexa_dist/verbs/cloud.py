@@ -56,8 +56,7 @@ def bill_lines(seen: Preview) -> list[str]:
         f"at worst {bill.worst_usd:.2f} USD" + (f" of a budget of {seen.budget_usd:.2f}" if seen.budget_usd else ""),
         f"  {ends} after {bill.stops_h:.1f} h, whatever happens here; "
         f"{useful_hours(bill):.1f} h of them to train ({bill.assumed})",
-        f"  on-demand prices of {book.as_of} ({prices.age_days(datetime.date.today())} days old), spot prices of now; "
-        "traffic not counted",
+        f"  on-demand prices of {book.as_of} ({prices.age_days(datetime.date.today())} days old); traffic not counted",
     ]
     if seen.unknown:
         lines.append(f"  not counted either, since no price is known here: {', '.join(seen.unknown)}")
@@ -67,6 +66,15 @@ def bill_lines(seen: Preview) -> list[str]:
 def plan(args: Arguments) -> int:
     ctx = context()
     config = load_said(Path(args.cluster), args.set)
+    if args.offline:
+        if args.out:
+            raise UsageError("a plan is saved online only", hint="leave -o, or --offline")
+        guess = planning.offline(config)
+        show(guess)
+        ui.say("  offline: nobody was asked, so nothing was planned; spot is taken at the on-demand price")
+        if args.json:
+            ui.emit({"cluster": config.name, "provider": config.provider, "offline": True, **guess.to_json()})
+        return EXIT_OK
     seen = planning.preview(ctx, config)
     if seen:
         show(seen)

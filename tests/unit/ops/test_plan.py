@@ -12,11 +12,12 @@ import pytest
 from nexa_dist.errors import EXIT_BUDGET, NexaError, UsageError
 from nexa_dist.ops import aws, capacity, plan
 from nexa_dist.ops.aws import Saved
-from nexa_dist.ops.plan import changes, load, preview, refuse_moved_price, save
+from nexa_dist.ops.plan import changes, load, offline, preview, refuse_moved_price, save
 from nexa_dist.ops.site import our_tag, site_file
+from nexa_dist.plan import prices
 from nexa_dist.plan.offers import Candidate
 from nexa_dist.run import files
-from tests.unit.cloud_server import Desk, config, site
+from tests.unit.cloud_server import HOME, Desk, config, site
 
 CHOSEN = Candidate("g6e.12xlarge", "us-east-1b", "spot", 4, 4.0, "offer 1 of the file")
 OTHER = Candidate("g5.12xlarge", "us-east-1a", "on_demand", 4, 9.0)
@@ -154,3 +155,13 @@ def test_a_saved_plan_whose_price_has_moved_is_refused(
         return
     with pytest.raises(NexaError, match=said):
         refuse_moved_price(desk.ctx, config(), then)
+
+
+def test_offline_the_book_alone_is_asked() -> None:
+    seen = offline(config(offers=[{"type": "g6e.12xlarge"}, {"type": "x9.none"}], market="spot"))
+    listed = prices.on_demand("g6e.12xlarge", HOME)
+    assert listed and [candidate.usd_per_hour for candidate, _ in seen.offers] == [listed]
+    assert "on-demand price taken" in seen.offers[0][1]
+    assert seen.dropped[0].startswith("x9.none")
+    with pytest.raises(NexaError, match="knows none of the offers"):
+        offline(config(offers=[{"type": "x9.none"}]))
