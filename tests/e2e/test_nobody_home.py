@@ -119,7 +119,7 @@ def test_a_run_is_saved_and_every_node_ends_at_its_deadline(cloud: Lab, here: Ru
 
 
 def test_a_run_is_saved_and_every_node_ends_when_its_lease_is_over(cloud: Lab, here: Running) -> None:
-    lease_minutes = 5
+    lease_minutes = 3
     provision(cloud, here, nodes=2, bucket=BUCKET, lease_minutes=lease_minutes)
     train_until_the_controller_is_killed(cloud)
     assert len(on(here)) == 2
@@ -143,7 +143,7 @@ def test_nodes_end_though_the_controller_was_killed_while_it_made_them(cloud: La
 
 
 def test_a_cluster_that_nobody_uses_ends_by_itself(cloud: Lab, here: Running) -> None:
-    idle_minutes = 3
+    idle_minutes = 1
     made = provision(cloud, here, nodes=1, idle_minutes=idle_minutes)
     seen_off(here, made + idle_minutes * 60)
 
