@@ -12,6 +12,7 @@ from nexa_dist.model import Cluster, Node
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.finish import finish
 from nexa_dist.ops.launch import stop_all
+from nexa_dist.ops.replace import is_off
 from nexa_dist.ops.spec import GRACE_S
 from nexa_dist.ops.watch import Outcome
 from nexa_dist.plan.cost import cost_usd, gpu_hours
@@ -107,6 +108,10 @@ def stop(ctx: Context, run: RunFolder, grace_s: float = GRACE_S) -> dict[str, An
     cluster = Cluster.from_json(record["cluster"])
     with session(ctx.runner, cluster) as ssh:
         links, silent = reach(ssh, [node for node in cluster.nodes if node.name in record["nodes"]])
+        for node in cluster.nodes:
+            if node.name in silent and is_off(ctx, cluster, node):
+                ctx.detail(f"{node.name}: its machine is off, so nothing is left there")
+                del silent[node.name]
         answers = stop_all(links, record, STOPPED, grace_s)
         fetch(links, {name: entry["run_dir"] for name, entry in record["nodes"].items()}, run.logs)
         left = {link.node.name: answer["left"] for link, answer in zip(links, answers, strict=True)}

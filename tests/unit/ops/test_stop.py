@@ -1,0 +1,48 @@
+"""`nexa stop` when nodes do not answer: a machine that the cloud calls off holds nothing, any other one may."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from nexa_dist.errors import StillRunning
+from nexa_dist.model import Cluster, Layout, Node
+from nexa_dist.ops import runs
+from nexa_dist.run.workspace import RunFolder
+from tests.unit.cloud_server import Desk
+
+CLUSTER = Cluster("c", "aws", (Node("n0", "198.51.100.1", 1, instance_id="i-0"),), Layout("p", "s", "s", "d"))
+
+
+@pytest.fixture
+def silent(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A run that is over, whose one node does not answer."""
+    made = RunFolder(desk.root / "runs" / "train_20261122_200000_x")
+    made.path.mkdir(parents=True)
+    attempt = {"attempt": 1, "state": "completed", "started_unix": 1.0, "ended_unix": 2.0, "next": {"action": "done"}}
+    attempt |= {"world_size": 1, "rdzv": "x:1"}
+    nodes = {"n0": {"run_dir": "/s/x"}}
+    made.save({"cluster": CLUSTER.to_json(), "config": {}, "nodes": nodes, "attempts": [attempt]})
+
+    @contextlib.contextmanager
+    def session(*_: Any) -> Iterator[None]:
+        yield None
+
+    monkeypatch.setattr(runs, "session", session)
+    monkeypatch.setattr(runs, "reach", lambda *_: ([], {"n0": "node n0: no route to host"}))
+    return made
+
+
+def test_a_machine_that_is_off_has_nothing_left(desk: Desk, silent: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "is_off", lambda *_: True)
+    assert runs.stop(desk.ctx, silent)["state"] == "completed"
+    assert desk.said == ["  n0: its machine is off, so nothing is left there"]
+
+
+def test_one_that_is_silent_may_still_run(desk: Desk, silent: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "is_off", lambda *_: False)
+    with pytest.raises(StillRunning, match="n0: no route to host"):
+        runs.stop(desk.ctx, silent)
