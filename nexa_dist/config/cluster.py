@@ -330,6 +330,9 @@ def _together(data: dict[str, Any]) -> Iterator[InitErrorDetails]:
             yield _meaningless(key, provider)
     if provider == "aws":
         yield from _one_region(data)
+        for key in ("price_usd_per_hour", "max_price_usd_per_hour"):
+            if data.get(key) == 0:
+                yield fault((key,), "no instance costs nothing", "give its price, or leave it out", data[key])
         if isinstance(hours := data.get("max_hours"), int | float) and hours > MAX_AWS_HOURS:
             yield fault(("max_hours",), f"expected at most {MAX_AWS_HOURS} with provider aws, found {hours}")
         if data.get("user") == "root":

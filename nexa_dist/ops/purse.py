@@ -73,7 +73,13 @@ def extend(ctx: Context, folder: ClusterFolder, usd: float) -> None:
 
 
 def refuse_a_run(ctx: Context, cluster: Cluster, run_budget_usd: float | None) -> None:
-    """Raises NexaError, before anything is started, when a budget would end the run as soon as it began."""
+    """Raises NexaError, before anything is started, when a budget would end the run as soon as it began, UsageError
+    when it never would."""
+    if run_budget_usd and cluster.usd_per_hour <= 0:
+        raise UsageError(
+            f"budget_usd means nothing on cluster {cluster.name}, whose nodes have no price",
+            hint="give price_usd_per_hour in the cluster's file (to each host of your own)",
+        )
     made = Meter(ctx, cluster, run_budget_usd, ctx.now(), ctx.say)
     if made.out():
         purse = tightest(made.purses())

@@ -136,6 +136,16 @@ def test_what_the_thread_has_to_say_is_said_once_by_the_one_who_looks(monkeypatc
     assert list(tender.said) == ["warning: the nodes' own clocks were not set: n1: no sudo"]
 
 
+def test_a_run_that_money_would_end_at_once_or_never_is_refused(desk: Desk, folder: ClusterFolder) -> None:
+    purse.refuse_a_run(desk.ctx, cluster(desk), 2.0)
+    with pytest.raises(NexaError, match="needed to stop in order") as caught:
+        purse.refuse_a_run(desk.ctx, cluster(desk), 0.5)
+    assert caught.value.code == EXIT_BUDGET
+    free = replace(cluster(desk), nodes=(Node("n0", "198.51.100.1", 1),))
+    with pytest.raises(UsageError, match="whose nodes have no price"):
+        purse.refuse_a_run(desk.ctx, free, 2.0)
+
+
 def test_new_nodes_live_as_long_as_the_money_does(desk: Desk, folder: ClusterFolder) -> None:
     first_minute = 1 / 60  # is billed whole
     assert purse.hours_allowed(folder, desk.now(), 12.0, 24.0) == pytest.approx((2 - first_minute) / GUARD)
