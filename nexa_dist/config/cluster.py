@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -16,9 +15,9 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import InitErrorDetails
 
-from nexa_dist.config.aws import ZONE_PATTERN, Ami, BucketName, Cidr, Owner, Region, StatePlace, VpcId, region_of
+from nexa_dist.config.aws import ZONE_PATTERN, Ami, BucketName, Cidr, Owner, Region, StatePlace, VpcId
 from nexa_dist.config.hosts import (
     Endpoint,
     HostName,
@@ -29,50 +28,12 @@ from nexa_dist.config.hosts import (
     Price,
     Program,
     User,
-    same_host,
 )
+from nexa_dist.config.together import REQUIRED, fault, together
 from nexa_dist.model import Provider, RdzvBackend
 
 MAX_NODES = 64
 MAX_GPUS = 64
-MAX_AWS_HOURS = 720
-
-_COMMON = frozenset(
-    {"name", "provider", "backend", "rdzv_backend", "rdzv_port"}
-    | {"scratch", "shared", "durable", "budget_usd", "max_hours"}
-)
-_MADE = frozenset(
-    {"nodes", "gpus_per_node", "price_usd_per_hour", "boot_timeout_s"}
-    | {"idle_minutes", "lease_minutes", "on_budget", "on_failure"}
-)
-KEYS: Mapping[str, frozenset[str]] = {
-    "static": _COMMON | {"cluster", "rdzv", "python", "ssh_config", "mesh"},
-    "local": _COMMON | _MADE,
-    "aws": _COMMON
-    | _MADE
-    | {
-        "market",
-        "offers",
-        "max_price_usd_per_hour",
-        "mesh",
-        "region",
-        "owner",
-        "ssh_from",
-        "user",
-        "ami",
-        "vpc",
-        "vpc_cidr",
-    }
-    | {"volume_gb", "efa", "bucket", "wait_for_capacity_minutes", "state"},
-}
-"""The keys that mean something for a provider. Any other is refused: no setting is silently ignored."""
-
-REQUIRED: Mapping[str, tuple[str, ...]] = {
-    "static": ("cluster",),
-    "local": ("nodes", "gpus_per_node"),
-    "aws": ("nodes", "gpus_per_node", "max_hours"),  # no node without a deadline of its own
-}
-
 
 _FORMS: list[Any] = [
     {"required": ["cluster"]},
@@ -279,7 +240,7 @@ class ClusterConfig(_Section):
     @classmethod
     def _all_at_once(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         """What keys mean together is checked even when single keys are wrong: one reading shows all."""
-        faults = list(_together(data)) if isinstance(data, dict) else []
+        faults = list(together(data, cls.model_fields)) if isinstance(data, dict) else []
         try:
             config = handler(data)
         except ValidationError as error:
@@ -293,99 +254,3 @@ class ClusterConfig(_Section):
         if faults:
             raise ValidationError.from_exception_data("cluster", faults)
         return config
-
-
-def fault(loc: tuple[str | int, ...], message: str, hint: str = "", value: object = None) -> InitErrorDetails:
-    """One validation error in our own words."""
-    kind = PydanticCustomError("nexa", "{message}", {"message": message, "hint": hint})
-    return InitErrorDetails(type=kind, loc=loc, input=value)
-
-
-def _together(data: dict[str, Any]) -> Iterator[InitErrorDetails]:
-    provider = data.get("provider", "static")
-    if "cluster" in data:
-        if provider != "static" and isinstance(provider, str) and provider in KEYS:
-            hint = "remove provider (or say static), or remove cluster"
-            yield fault(
-                ("provider",),
-                f"{provider} makes its own hosts, but `cluster` lists yours",
-                hint,
-            )
-        provider = "static"
-        yield from _same_twice(data["cluster"])
-    elif "provider" not in data:
-        yield fault(
-            (),
-            "neither `cluster` (your own hosts) nor `provider` is given",
-            "`nexa init` writes an example of both forms",
-        )
-        return
-    if not isinstance(provider, str) or provider not in KEYS:
-        return
-    for key in REQUIRED[provider]:
-        if key not in data:
-            yield InitErrorDetails(type="missing", loc=(key,), input=data)
-    for key in data:
-        if key in ClusterConfig.model_fields and key not in KEYS[provider]:
-            yield _meaningless(key, provider)
-    if provider == "aws":
-        yield from _one_region(data)
-        for key in ("price_usd_per_hour", "max_price_usd_per_hour"):
-            if data.get(key) == 0:
-                yield fault((key,), "no instance costs nothing", "give its price, or leave it out", data[key])
-        if isinstance(hours := data.get("max_hours"), int | float) and hours > MAX_AWS_HOURS:
-            yield fault(("max_hours",), f"expected at most {MAX_AWS_HOURS} with provider aws, found {hours}")
-        if data.get("user") == "root":
-            yield fault(("user",), "expected the image's own user, not root", "ubuntu, on Ubuntu images")
-        if data.get("vpc") is not None and data.get("vpc_cidr") is None:
-            yield fault(("vpc",), "a given VPC needs vpc_cidr, a free part of it", "add vpc_cidr, such as 10.0.64.0/20")
-    if data.get("rdzv") is not None and data.get("rdzv_port") is not None:
-        yield fault(("rdzv_port",), "`rdzv` already gives the port", "remove one of the two")
-
-
-def _meaningless(key: str, provider: str) -> InitErrorDetails:
-    what = "your own hosts (provider static)" if provider == "static" else f"provider {provider}"
-    hint = "remove it"
-    if key == "price_usd_per_hour":
-        hint = "give price_usd_per_hour to each host of `cluster`"
-    elif key == "cluster":
-        hint = "remove it, or say provider: static"
-    elif key == "rdzv":
-        hint = "use rdzv_port: the address is not known before the nodes are made"
-    return fault((key,), f"means nothing for {what}", hint)
-
-
-def _one_region(data: dict[str, Any]) -> Iterator[InitErrorDetails]:
-    """A gang lives in one zone, and its network in one region."""
-    wanted = data.get("region")
-    offers = data.get("offers")
-    for index, offer in enumerate(offers if isinstance(offers, list | tuple) else ()):
-        zone = offer.get("zone") if isinstance(offer, dict) else None
-        if isinstance(zone, str) and (found := region_of(zone)):
-            wanted = wanted or found
-            if found != wanted:
-                yield fault(("offers", index, "zone"), f"zone {zone} is not in region {wanted}", "one region a cluster")
-
-
-def _same_twice(hosts: object) -> Iterator[InitErrorDetails]:
-    places: dict[tuple[str, str], int] = {}
-    names: dict[str, int] = {}
-    for index, host in enumerate(hosts if isinstance(hosts, list | tuple) else ()):
-        if not isinstance(host, dict):
-            continue
-        if isinstance(where := host.get("host"), str):
-            first = places.setdefault((same_host(where), str(host.get("port", 22))), index)
-            if first != index:
-                yield fault(
-                    ("cluster", index, "host"),
-                    f"the same host and port as cluster[{first}]",
-                    "remove one",
-                )
-        name = host.get("name") or f"n{index}"
-        first = names.setdefault(name, index) if isinstance(name, str) else index
-        if first != index:
-            yield fault(
-                ("cluster", index),
-                f"the same name as cluster[{first}]: {name[:40]!r}",
-                "rename one",
-            )
