@@ -23,8 +23,11 @@ class Tender:
         self._thread.start()
 
     def close(self) -> None:
-        """Does not wait: a node that does not answer would hold us up."""
+        """What is under way may end, so that it does not undo what comes next; a node that does not answer holds us up
+        for two seconds at most."""
         self._over.set()
+        if self._thread.is_alive():
+            self._thread.join(2.0)
 
     def _run(self) -> None:
         last = ""
