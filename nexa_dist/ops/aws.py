@@ -23,6 +23,7 @@ from nexa_dist.ops.site import open_site, site_file, ssh_sources
 from nexa_dist.ops.timeline import timeline
 from nexa_dist.plan import aws as planned
 from nexa_dist.plan.aws import Site
+from nexa_dist.plan.estimate import rates_of
 from nexa_dist.plan.offers import PREEMPTED, Candidate
 from nexa_dist.run import attached, bundle, files, keys, leftovers, nodes
 from nexa_dist.run.aws import Cloud
@@ -68,8 +69,8 @@ class Gang:
         sources = ssh_sources(self.config)
         made = planned.tfvars(self.config, self.site, candidate, {*before, *zones}, str(self.folder.ssh), sources)
         # New nodes live for as long as the money does, also when nobody is there to tell them.
-        rate = (self.config.nodes or 0) * candidate.usd_per_hour
-        hours = purse.hours_allowed(self.folder, self.ctx.now(), rate, self.config.budget_usd)
+        rates, _ = rates_of(self.config, self.site.region, candidate, candidate.usd_per_hour)
+        hours = purse.hours_allowed(self.folder, self.ctx.now(), rates.running, self.config.budget_usd)
         return {**made, "max_hours": min(made["max_hours"], round(hours, 4))}
 
     def end(self, what: Callable[[Thing], bool]) -> None:

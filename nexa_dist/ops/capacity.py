@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import NexaError
+from nexa_dist.ops import pricecache
 from nexa_dist.ops.context import Context
 from nexa_dist.plan import offers, prices
 from nexa_dist.plan.aws import Site
@@ -42,6 +43,7 @@ def survey(ctx: Context, config: ClusterConfig, site: Site) -> tuple[list[tuple[
     spot = {}
     if gpus and config.market != "on_demand":
         spot = cloud.spot_prices(sorted(gpus), datetime.datetime.fromtimestamp(ctx.now(), datetime.UTC))
+        pricecache.keep(ctx, site.region, spot)
     market = offers.RegionMarket(
         gpus=gpus,
         zones=cloud.zones(sorted(gpus)) if gpus else {},

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import EXIT_BUDGET, NexaError, UsageError
-from nexa_dist.ops import aws, capacity, local
+from nexa_dist.ops import aws, capacity, local, pricecache
 from nexa_dist.ops.aws import Saved
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.site import known_site, open_site, our_tag, region_wanted
 from nexa_dist.plan import policy, prices
 from nexa_dist.plan.aws import Site
 from nexa_dist.plan.budget import too_small
-from nexa_dist.plan.estimate import MOVED_MOST, Estimate, Rates, estimate, moved
-from nexa_dist.plan.ledger import MONTH_H
+from nexa_dist.plan.estimate import MOVED_MOST, Estimate, Rates, estimate, moved, rates_of
 from nexa_dist.plan.offers import Candidate, RegionMarket, candidates
 from nexa_dist.run import bundle, files
 
@@ -41,6 +40,8 @@ class Preview:
     budget_usd: float | None = None
     unknown: tuple[str, ...] = ()
     """What costs something and has no price in the book for this region."""
+    on_demand: Mapping[str, float | None] = field(default_factory=dict)
+    """USD/h by instance type."""
 
     @property
     def chosen(self) -> Candidate:
@@ -51,7 +52,11 @@ class Preview:
         return self.nodes * self.chosen.usd_per_hour
 
     def to_json(self) -> dict[str, Any]:
-        rows = [{**asdict(c), "usd_per_gpu_hour": round(c.usd_per_gpu_hour, 6), "why": why} for c, why in self.offers]
+        rows = [
+            {**asdict(c), "usd_per_gpu_hour": round(c.usd_per_gpu_hour, 6), "why": why,
+             "on_demand_usd_per_hour": self.on_demand.get(c.type)}
+            for c, why in self.offers
+        ]  # fmt: skip
         return {
             "offers": rows,
             "left_out": list(self.dropped),
@@ -75,8 +80,9 @@ def preview(ctx: Context, config: ClusterConfig) -> Preview | None:
     return _preview(config, site.region, ordered, dropped)
 
 
-def offline(config: ClusterConfig) -> Preview:
-    """From the price book alone: nobody is asked, so zones are a guess, and spot is taken to cost as much as on demand.
+def offline(ctx: Context, config: ClusterConfig) -> Preview:
+    """From the price book and the spot prices that were asked last: nobody is asked now. Without those, zones are a
+    guess, and spot is taken to cost as much as on demand.
 
     Raises UsageError for other providers, NexaError when the book knows none of the offers.
     """
@@ -84,11 +90,10 @@ def offline(config: ClusterConfig) -> Preview:
         raise UsageError("only provider aws has a price book", hint="leave --offline")
     region = region_wanted(config)
     types = {kind: known.gpus for kind, known in prices.book().types.items() if region in known.on_demand_usd_per_hour}
-    named = [(o.type, o.zone) for o in config.offers if not isinstance(o, str)]
-    zones = {kind: {zone for name, zone in named if name == kind and zone} or {f"{region}a"} for kind in types}
-    market = RegionMarket(
-        types, {kind: sorted(found) for kind, found in zones.items()}, {}, lambda kind: prices.on_demand(kind, region)
-    )
+    spot, age_s = pricecache.kept(ctx, region)
+    named = [*((o.type, o.zone) for o in config.offers if not isinstance(o, str)), *spot]
+    zones = {kind: sorted({zone for name, zone in named if name == kind and zone} or {f"{region}a"}) for kind in types}
+    market = RegionMarket(types, zones, spot, lambda kind: prices.on_demand(kind, region), age_s)
     found, dropped = candidates(config, market)
     if not found:
         raise NexaError("the price book knows none of the offers: " + "; ".join(dropped), hint="nexa plan, online")
@@ -99,28 +104,12 @@ def _preview(
     config: ClusterConfig, region: str, ordered: Sequence[tuple[Candidate, str]], dropped: Sequence[str]
 ) -> Preview:
     chosen, nodes, hours = ordered[0][0], config.nodes or 0, config.max_hours or 0.0
-    if config.budget_usd and (why := too_small(config.budget_usd, nodes * chosen.usd_per_hour)):
-        raise NexaError(why, hint="raise budget_usd", code=EXIT_BUDGET)
     rates, unknown = rates_of(config, region, chosen, max(c.usd_per_hour for c, _ in ordered))
+    if config.budget_usd and (why := too_small(config.budget_usd, rates.running)):
+        raise NexaError(why, hint="raise budget_usd", code=EXIT_BUDGET)
     bill = estimate(rates, nodes, hours, config.budget_usd)
-    return Preview(tuple(ordered), tuple(dropped), nodes, hours, bill, rates, config.budget_usd, unknown)
-
-
-def rates_of(
-    config: ClusterConfig, region: str, chosen: Candidate, dearest_usd_per_hour: float
-) -> tuple[Rates, tuple[str, ...]]:
-    """What the cluster costs an hour, and what of it has no known price."""
-    nodes = config.nodes or 0
-    disk, address = prices.disk_usd_per_gb_month(region), prices.address_usd_per_hour(region)
-    unknown = tuple(what for what, price in (("disks", disk), ("public addresses", address)) if price is None)
-    rates = Rates(
-        instances=nodes * chosen.usd_per_hour,
-        dearest=nodes * dearest_usd_per_hour,
-        disks=nodes * config.volume_gb * (disk or 0.0) / MONTH_H,
-        addresses=nodes * (address or 0.0),
-        spot=chosen.market == "spot",
-    )
-    return rates, unknown
+    listed = {candidate.type: prices.on_demand(candidate.type, region) for candidate, _ in ordered}
+    return Preview(tuple(ordered), tuple(dropped), nodes, hours, bill, rates, config.budget_usd, unknown, listed)
 
 
 def refuse_moved_price(ctx: Context, config: ClusterConfig, saved: Saved) -> None:

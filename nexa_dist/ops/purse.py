@@ -10,14 +10,17 @@ from nexa_dist.model import Cluster
 from nexa_dist.ops import guard, meter
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.tend import Tender
+from nexa_dist.plan import prices
 from nexa_dist.plan.budget import GUARD, OF_CLUSTER, OF_RUN, REARM_S, Purse, tightest, too_small
 from nexa_dist.plan.cost import cost_usd
 from nexa_dist.plan.ledger import bill
 from nexa_dist.run import files
 from nexa_dist.run.nodes import Link, session
-from nexa_dist.run.workspace import ClusterFolder
+from nexa_dist.run.workspace import ClusterFolder, RunFolder
 
 COUNT_S = 10.0
+LOGS_GREW = 1_000_000
+"""Bytes: a tenth of a cent."""
 UNHEARD = 3
 """Renewals in a row that a node did not answer, before it is said."""
 
@@ -135,10 +138,10 @@ class Meter:
 
     def __init__(
         self, ctx: Context, cluster: Cluster, run_budget_usd: float | None, since_unix: float,
-        say: Callable[[str], None],
+        say: Callable[[str], None], run: RunFolder | None = None,
     ) -> None:  # fmt: skip
         self.ctx, self.cluster, self.say = ctx, cluster, say
-        self.run_budget_usd, self.since_unix = run_budget_usd, since_unix
+        self.run_budget_usd, self.since_unix, self.run = run_budget_usd, since_unix, run
         folder = ctx.workspace.cluster(cluster.name)
         self.folder = folder if (folder.path / "ledger.jsonl").exists() else None
         self.clock = clock_of(folder, cluster)
@@ -147,7 +150,7 @@ class Meter:
         """By which the cloud's clock, which bills, is ahead of ours."""
         self._said: dict[str, float] = {}
         self._counted = self._asked = float("-inf")
-        self._unheard = 0
+        self._unheard = self._sent = 0
         self._tender = Tender(self.tend, self.clock.every_s)
 
     def start(self) -> None:
@@ -156,6 +159,17 @@ class Meter:
 
     def close(self) -> None:
         self._tender.close()
+        self._count_logs(least=1)
+
+    def _count_logs(self, least: int = LOGS_GREW) -> None:
+        """What the nodes sent here is billed as traffic: the copy of the logs has its size."""
+        if not (self.run and self.folder and self.cluster.region):
+            return
+        sent = sum(path.stat().st_size for path in self.run.logs.rglob("*") if path.is_file())
+        if sent - self._sent >= least:
+            self._sent = sent
+            usd = prices.egress_usd_per_gb(self.cluster.region)
+            self.folder.ledger("egress", at=self.ctx.now(), run=self.run.run_id, bytes=sent, usd_per_gb=usd)
 
     def purses(self) -> list[Purse]:
         """Every budget that holds for the run, as of now."""
@@ -197,6 +211,7 @@ class Meter:
         if now - self._asked < REARM_S:
             return ""
         self._asked = now
+        self._count_logs()
         if self.folder:
             self.ahead_s = meter.refresh(self.ctx, self.folder).ahead_s
         if links and self.clock.moved_by_money:

@@ -66,7 +66,7 @@ class Supervisor:
 
         config = recorded_train(self.record["config"], self.run.run_id)
         since = self.record["attempts"][0]["started_unix"]
-        self.meter = Meter(self.ctx, self.cluster, config.budget_usd, since, self.view.note)
+        self.meter = Meter(self.ctx, self.cluster, config.budget_usd, since, self.view.note, self.run)
         self.meter.links = links
         self.meter.start()
         connections.callback(self.meter.close)

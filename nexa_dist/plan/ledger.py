@@ -1,7 +1,8 @@
 """The bill of a cluster from its ledger. Pure: the same events and the same moment give the same bill.
 
 Instances are billed by the second, a minute at least for each start, at the price of each second; their disks and
-public addresses by the second too. What no event names is idle time, so the phases cover all that is billed.
+public addresses by the second too. What no event names is idle time, so the phases cover all time that is billed.
+Traffic out of the cloud comes on top, by run: it is no time.
 """
 
 from __future__ import annotations
@@ -78,6 +79,8 @@ class Bill:
     instances_usd: float
     disks_usd: float
     addresses_usd: float
+    egress: Mapping[str, float]
+    """USD by run, for what this machine was sent out of the cloud."""
     phases: Mapping[str, Share]
     runs: Mapping[str, Mapping[str, Share]]
     days: Mapping[str, Share]
@@ -86,13 +89,17 @@ class Bill:
     unpriced: tuple[str, ...]
     """Instances whose price is not known: they are in no sum."""
     uncounted: tuple[str, ...]
-    """Disks and addresses whose price is not known, likewise."""
+    """Disks, addresses and traffic whose price is not known, likewise."""
     budget_usd: float | None = None
 
     @property
     def usd(self) -> float:
         """All that is known."""
-        return self.instances_usd + self.disks_usd + self.addresses_usd
+        return self.instances_usd + self.disks_usd + self.addresses_usd + self.egress_usd
+
+    @property
+    def egress_usd(self) -> float:
+        return sum(self.egress.values())
 
     @property
     def seconds(self) -> float:
@@ -104,8 +111,8 @@ class Bill:
         return None if self.unpriced else self.usd
 
     def run(self, run_id: str) -> Share:
-        """All time of one run: trained, lost and recovering."""
-        return sum(self.runs.get(run_id, {}).values(), Share())
+        """All of one run: trained, lost, recovering, and its traffic."""
+        return sum(self.runs.get(run_id, {}).values(), Share(0.0, self.egress.get(run_id, 0.0)))
 
     def accrued(self, now_unix: float) -> float:
         """USD at a later moment if nothing changes until then."""
@@ -119,6 +126,7 @@ class Bill:
             "instances_usd": round(self.instances_usd, 6),
             "disks_usd": round(self.disks_usd, 6),
             "addresses_usd": round(self.addresses_usd, 6),
+            "egress_usd": round(self.egress_usd, 6),
             "usd_per_hour": round(self.usd_per_hour, 6),
             "budget_usd": self.budget_usd,
             "unpriced": list(self.unpriced),
@@ -164,12 +172,16 @@ def bill(lines: Iterable[Any], now_unix: float) -> Bill:
         instances_usd=sum(piece.instance_usd or 0.0 for piece in every),
         disks_usd=sum(piece.disk_usd for piece in every),
         addresses_usd=sum(piece.address_usd for piece in every),
+        egress={row.run: row.gb * (row.usd_per_gb or 0.0) for row in read.egress(events)},
         phases={name: sum((p.share for p in every if p.phase == name), Share()) for name in PHASES},
         runs={run: runs[run] for run in sorted(runs)},
         days={day: days[day] for day in sorted(days)},
         usd_per_hour=sum(_rate(p, moved, at) for p in found if p.stop_unix is None),
         unpriced=_named(f"{p.node} {p.offer}" for p in found if _price(p, moved, p.start_unix) is None),
-        uncounted=_named(what for p in found for what in _unknown(p)),
+        uncounted=_named(
+            [*(what for p in found for what in _unknown(p))]
+            + [f"traffic of {row.run}" for row in read.egress(events) if row.usd_per_gb is None]
+        ),
         budget_usd=read.budget(events),
     )
 

@@ -90,6 +90,8 @@ class RegionMarket:
     zones: Mapping[str, Sequence[str]]
     spot: Mapping[tuple[str, str], float]
     on_demand: Callable[[str], float | None]
+    spot_age_s: float = 0.0
+    """How long ago the oldest of the spot prices was asked."""
 
 
 def candidates(config: ClusterConfig, region: RegionMarket) -> tuple[list[Candidate], list[str]]:
@@ -140,6 +142,8 @@ def _priced(
     """An unknown price is never 0: the file's, or the on-demand one as the most that spot can cost, or none."""
     known = region.spot.get((kind, zone)) if market == "spot" else region.on_demand(kind)
     why = "cheapest per GPU-hour" if config.offers == "cheapest" else f"offer {place + 1} of the file"
+    if market == "spot" and known is not None and region.spot_age_s:
+        why += f", spot price of {region.spot_age_s / 3600:.1f} h ago"
     usd = known
     if usd is None and market == "spot" and (usd := region.on_demand(kind)) is not None:
         why += ", spot price unknown: on-demand price taken"

@@ -19,6 +19,7 @@ _AT_ONCE: tuple[Phase, ...] = ("recovering", "idle", "booting", "bootstrapping",
 MINIMUM_S = 60.0
 EARLIEST, LATEST = 1e9, 4.2e9
 """Between 2001 and 2103: no line of a ledger is from outside of it."""
+BYTES_A_GB = 1e9
 OWN = ("local", "static")
 """Offers of one's own machines: no cloud bills a first minute of them."""
 
@@ -169,6 +170,26 @@ def losses(events: Iterable[Event]) -> list[Lost]:
             attempt = event["attempt"] if isinstance(event.get("attempt"), int) else None
             found.append(Lost(float(event["at"]), event.get("run"), attempt, seconds))
     return found
+
+
+@dataclass(frozen=True)
+class Egress:
+    """What left the cloud for this machine, in all of one run. A price of None is unknown."""
+
+    run: str
+    gb: float
+    usd_per_gb: float | None
+
+
+def egress(events: Iterable[Event]) -> list[Egress]:
+    """One row a run: its lines count from the run's beginning, so the largest of them is all of it."""
+    found: dict[str, Egress] = {}
+    for event in events:
+        size = price(event.get("bytes"))
+        if event["event"] == "egress" and size is not None and isinstance(event.get("run"), str):
+            row = Egress(event["run"], size / BYTES_A_GB, price(event.get("usd_per_gb")))
+            found[row.run] = max(row, found.get(row.run, row), key=lambda known: known.gb)
+    return [found[run] for run in sorted(found)]
 
 
 def last_seen(events: Iterable[Event]) -> float:

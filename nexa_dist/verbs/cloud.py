@@ -31,12 +31,13 @@ def show(seen: Preview) -> None:
             "#": str(place),
             "offer": candidate.title,
             "USD/h a node": f"{candidate.usd_per_hour:.2f}",
+            "on demand": "?" if (listed := seen.on_demand.get(candidate.type)) is None else f"{listed:.2f}",
             "a GPU": f"{candidate.usd_per_gpu_hour:.3f}",
             "why": why,
         }
         for place, (candidate, why) in enumerate(seen.offers[:SHOWN], 1)
     ]
-    ui.talk_table(rows, ("#", "offer", "USD/h a node", "a GPU", "why"))
+    ui.talk_table(rows, ("#", "offer", "USD/h a node", "on demand", "a GPU", "why"))
     if len(seen.offers) > SHOWN:
         ui.say(f"  and {len(seen.offers) - SHOWN} more")
     for line in seen.dropped[:SHOWN]:
@@ -56,7 +57,8 @@ def bill_lines(seen: Preview) -> list[str]:
         f"at worst {bill.worst_usd:.2f} USD" + (f" of a budget of {seen.budget_usd:.2f}" if seen.budget_usd else ""),
         f"  {ends} after {bill.stops_h:.1f} h, whatever happens here; "
         f"{useful_hours(bill):.1f} h of them to train ({bill.assumed})",
-        f"  on-demand prices of {book.as_of} ({prices.age_days(datetime.date.today())} days old); traffic not counted",
+        f"  on-demand prices of {book.as_of} ({prices.age_days(datetime.date.today())} days old); "
+        f"{bill.egress_usd:.2f} USD of it for logs sent here, nothing for what your code sends elsewhere",
     ]
     if seen.unknown:
         lines.append(f"  not counted either, since no price is known here: {', '.join(seen.unknown)}")
@@ -69,9 +71,9 @@ def plan(args: Arguments) -> int:
     if args.offline:
         if args.out:
             raise UsageError("a plan is saved online only", hint="leave -o, or --offline")
-        guess = planning.offline(config)
+        guess = planning.offline(ctx, config)
         show(guess)
-        ui.say("  offline: nobody was asked, so nothing was planned; spot is taken at the on-demand price")
+        ui.say("  offline: nobody was asked, so nothing was planned")
         if args.json:
             ui.emit({"cluster": config.name, "provider": config.provider, "offline": True, **guess.to_json()})
         return EXIT_OK

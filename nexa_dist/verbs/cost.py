@@ -95,7 +95,7 @@ def _show_run(row: dict[str, Any]) -> None:
 
 def _say_total(report: dict[str, Any]) -> None:
     parts = [f"instances {report['instances_usd']:.2f}", f"disks {report['disks_usd']:.2f}"]
-    parts.append(f"addresses {report['addresses_usd']:.2f}")
+    parts += [f"addresses {report['addresses_usd']:.2f}", f"logs sent here {report['egress_usd']:.2f}"]
     total = f"{report['known_usd']:.2f} USD ({', '.join(parts)})"
     if report["unpriced"]:
         total += f", and what nobody knows the price of: {', '.join(report['unpriced'])}"
@@ -105,7 +105,7 @@ def _say_total(report: dict[str, Any]) -> None:
     if report["budget_usd"]:
         ui.say(f"  budget {report['budget_usd']:.2f} USD")
     if report["egress_usd_per_gb"] is not None:
-        ui.say(f"  traffic to the internet is not counted: {report['egress_usd_per_gb']:.2f} USD/GB")
+        ui.say(f"  what your own code sends to the internet is not counted: {report['egress_usd_per_gb']:.2f} USD/GB")
 
 
 def _when(unix: float | None) -> str | None:

@@ -142,10 +142,38 @@ def test_nodes_end_though_the_controller_was_killed_while_it_made_them(cloud: La
     seen_off(here, expires)
 
 
-def test_a_cluster_that_nobody_uses_ends_by_itself(cloud: Lab, here: Running) -> None:
+def billed(cloud: Lab) -> dict[str, Any]:
+    """What the ledger says when nothing is on any more."""
+    told: dict[str, Any] = json.loads(cloud.nexa("cost", "alone", "--json").stdout)
+    assert told["usd"] > 0 and told["usd_per_hour"] == 0 and told["unpriced"] == []
+    assert all(row["stop_unix"] for row in told["nodes"])
+    return told
+
+
+def test_a_script_that_crashes_and_a_node_without_network_end_by_themselves(cloud: Lab, here: Running) -> None:
+    """The run is given up; then nobody uses the cluster, and one of its nodes cannot be reached by anyone."""
     idle_minutes = 1
-    made = provision(cloud, here, nodes=1, idle_minutes=idle_minutes)
-    seen_off(here, made + idle_minutes * 60)
+    provision(cloud, here, nodes=2, idle_minutes=idle_minutes)
+    cloud.write("crash.py", "raise SystemExit('no such luck')")
+    cloud.write("crash.yaml", json.dumps({"name": "crash", "script": "crash.py"}))
+    cloud.nexa("run", "crash.yaml", "--cluster", "alone", code=1, timeout_s=200)
+    ended = time.time()
+    here.client.partition(on(here)["n1"]["id"])
+    seen_off(here, ended + idle_minutes * 60)
+    told = billed(cloud)
+    (run,) = told["runs"]
+    assert run["attempts"] == 2 and 0 < run["usd"] < told["usd"] and len(told["nodes"]) == 2
+    assert told["phases"]["idle"]["seconds"] >= 2 * idle_minutes * 60 - 10
+
+
+def test_a_cluster_whose_bootstrap_failed_ends_by_itself(cloud: Lab, here: Running) -> None:
+    idle_minutes = 1
+    cloud.write("alone.yaml", f"{CLUSTER}nodes: 1\nidle_minutes: {idle_minutes}\nscratch: /proc/scratch\n")
+    said = cloud.nexa("provision", "--cluster", "alone.yaml", "-y", code=1, timeout_s=300).stderr
+    assert "bootstrap failed: host n0, task 'Make the missing folders'" in said
+    seen_off(here, time.time() + idle_minutes * 60)
+    told = billed(cloud)
+    assert told["runs"] == [] and told["phases"]["bootstrapping"]["usd"] > 0
 
 
 def test_a_local_node_ends_at_its_time_with_all_that_runs_on_it(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_the_verb_says_it_in_tables_and_as_json(
     meter.end_all(desk.ctx, folder(desk), "teardown")
     assert main(["cost"]) == 0
     told = capsys.readouterr()
-    assert "own: 2.00 USD (instances 2.00, disks 0.00, addresses 0.00); now 0.00 USD/h" in told.err
+    assert "own: 2.00 USD (instances 2.00, disks 0.00, addresses 0.00, logs sent here 0.00); now 0.00 USD/h" in told.err
     cells = [line.split("\t") for line in told.out.splitlines()]
     assert ["n0", "2027-01-15T08:00:00Z", "2027-01-15T08:16:40Z", "0.278", "1.0000"] in [[r[0], *r[3:]] for r in cells]
     assert ["lost", "0.056", "0.2000"] in cells

@@ -190,7 +190,8 @@ def test_new_nodes_get_the_hours_that_the_budget_pays_for(lab: Lab) -> None:
     rich, poor = (replace(lab.gang, config=config(budget_usd=usd)) for usd in (1000.0, 12.0))
     lab.patch.setenv("NEXA_SSH_FROM", "198.51.100.7/32")
     assert lab.gang.variables(offer)["max_hours"] == rich.variables(offer)["max_hours"] == 6.0
-    assert poor.variables(offer)["max_hours"] == pytest.approx(12.0 / (2 * 2.0 * 1.2), abs=1e-3)
+    usd_per_hour = 2 * (2.0 + 200 * 0.08 / 730 + 0.005)
+    assert poor.variables(offer)["max_hours"] == pytest.approx(12.0 / (usd_per_hour * 1.2), abs=1e-3)
     broke = replace(lab.gang, config=config(budget_usd=0.4))
     with pytest.raises(NexaError, match="used up before the nodes have booted"):
         broke.variables(offer)

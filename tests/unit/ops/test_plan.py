@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nexa_dist.errors import EXIT_BUDGET, NexaError, UsageError
-from nexa_dist.ops import aws, capacity, plan
+from nexa_dist.ops import aws, capacity, plan, pricecache
 from nexa_dist.ops.aws import Saved
 from nexa_dist.ops.plan import changes, load, offline, preview, refuse_moved_price, save
 from nexa_dist.ops.site import our_tag, site_file
@@ -111,7 +111,7 @@ def test_a_preview_says_the_first_price_and_the_worst(desk: Desk, monkeypatch: p
     assert seen and seen.chosen == CHOSEN
     around = 2 * (200 * 0.08 / 730 + 0.005)
     assert (seen.usd_per_hour, seen.rates.around) == (8.0, pytest.approx(around))
-    assert seen.bill.worst_usd == pytest.approx((2 * 9.0 + around) * (6 + 1 / 60))
+    assert seen.bill.worst_usd == pytest.approx((2 * 9.0 + around + 2 * 0.09) * (6 + 1 / 60))
     told = json.loads(json.dumps(seen.to_json()))
     assert told["worst_usd"] == round(seen.bill.worst_usd, 4)
     assert told["offers"][0]["usd_per_gpu_hour"] == 1.0 and told["left_out"] == ["left"]
@@ -157,11 +157,24 @@ def test_a_saved_plan_whose_price_has_moved_is_refused(
         refuse_moved_price(desk.ctx, config(), then)
 
 
-def test_offline_the_book_alone_is_asked() -> None:
-    seen = offline(config(offers=[{"type": "g6e.12xlarge"}, {"type": "x9.none"}], market="spot"))
+def test_offline_the_book_alone_is_asked(desk: Desk) -> None:
+    seen = offline(desk.ctx, config(offers=[{"type": "g6e.12xlarge"}, {"type": "x9.none"}], market="spot"))
     listed = prices.on_demand("g6e.12xlarge", HOME)
     assert listed and [candidate.usd_per_hour for candidate, _ in seen.offers] == [listed]
     assert "on-demand price taken" in seen.offers[0][1]
     assert seen.dropped[0].startswith("x9.none")
     with pytest.raises(NexaError, match="knows none of the offers"):
-        offline(config(offers=[{"type": "x9.none"}]))
+        offline(desk.ctx, config(offers=[{"type": "x9.none"}]))
+
+
+def test_offline_the_spot_prices_asked_last_are_taken_and_their_age_is_told(desk: Desk) -> None:
+    wanted = config(offers=[{"type": "g6e.12xlarge"}], market="spot")
+    pricecache.keep(desk.ctx, HOME, {("g6e.12xlarge", f"{HOME}b"): 3.0, ("g6e.12xlarge", f"{HOME}c"): 2.5})
+    desk.slept.append(7200.0)
+    pricecache.keep(desk.ctx, HOME, {("g6e.12xlarge", f"{HOME}c"): 2.75})
+    seen = offline(desk.ctx, wanted)
+    assert [(c.zone, c.usd_per_hour) for c, _ in seen.offers] == [(f"{HOME}c", 2.75), (f"{HOME}b", 3.0)]
+    assert seen.offers[0][1].endswith("spot price of 2.0 h ago")
+    assert seen.to_json()["offers"][0]["on_demand_usd_per_hour"] == prices.on_demand("g6e.12xlarge", HOME)
+    (desk.ctx.workspace.root / ".nexa/prices" / f"{HOME}.json").write_text('{"a b": 3, "c d": ["x", 1]}')
+    assert pricecache.kept(desk.ctx, HOME) == ({}, 0.0)

@@ -16,8 +16,9 @@ from nexa_dist.ops.meter import Reading
 from nexa_dist.ops.purse import Meter
 from nexa_dist.ops.tend import Tender
 from nexa_dist.plan.budget import GUARD
+from nexa_dist.plan.ledger import bill
 from nexa_dist.run import files
-from nexa_dist.run.workspace import ClusterFolder
+from nexa_dist.run.workspace import ClusterFolder, RunFolder
 from tests.unit.cloud_server import Desk
 
 NODES = (Node("n0", "198.51.100.1", 1, price_usd_per_hour=6.0), Node("n1", "198.51.100.2", 1, price_usd_per_hour=6.0))
@@ -75,6 +76,28 @@ def counted(desk: Desk, folder: ClusterFolder, told: Told) -> Iterator[tuple[Met
     made.links = ("a link",)  # type: ignore[assignment]
     yield made, said
     made.close()
+
+
+def test_the_logs_that_came_here_are_counted(desk: Desk, folder: ClusterFolder, told: Told) -> None:
+    run = RunFolder(desk.ctx.workspace.root / "runs" / "train_1")
+    made = Meter(desk.ctx, replace(cluster(desk), region="us-east-1"), None, desk.now(), print, run)
+
+    def counted() -> float:
+        return bill(files.read_lines(folder.path / "ledger.jsonl"), desk.now()).egress_usd
+
+    def grow(size: int) -> None:
+        log = run.logs / "n0" / "rank_0" / "attempt_1.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_bytes(b"x" * size)
+        desk.slept.append(100.0)
+        made.tend()
+
+    grow(3_000_000)
+    assert counted() == pytest.approx(0.003 * 0.09)
+    grow(3_500_000)
+    assert counted() == pytest.approx(0.003 * 0.09), "not a line for each byte"
+    made.close()
+    assert counted() == pytest.approx(0.0035 * 0.09)
 
 
 def test_it_warns_once_a_share_and_stops_before_the_end(

@@ -86,6 +86,16 @@ def test_disks_and_addresses_are_apart() -> None:
     assert unknown.cost_usd == pytest.approx(3.6)
 
 
+def test_traffic_is_counted_by_run_and_is_no_time() -> None:
+    sent = [{"event": "egress", "at": T + at, "run": "r", "bytes": size, "usd_per_gb": 0.09}
+            for at, size in ((10, 1e9), (30, 5e9), (20, 3e9), (40, -1), (50, float("nan")))]  # fmt: skip
+    nobody_knows = {"event": "egress", "at": T, "run": "q", "bytes": 7, "usd_per_gb": None}
+    made = bill([start(), stop(at=T + 1000), *sent, nobody_knows], T + 9e5)
+    assert made.egress == {"q": 0.0, "r": pytest.approx(0.45)} and made.uncounted == ("traffic of q",)
+    assert made.usd == pytest.approx(1.45) and made.run("r").usd == pytest.approx(0.45)
+    assert sum(share.usd for share in made.phases.values()) == pytest.approx(1.0)
+
+
 def test_the_cloud_stands_above_a_clock() -> None:
     assert usd(start(), stop(at=T + 5000, source="clock"), stop(at=T + 1000)) == 1.0
     assert usd(start(at=T - 4000, source="clock"), start(), stop(at=T + 1000)) == 1.0
