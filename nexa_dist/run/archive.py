@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from nexa_dist.errors import NexaError
-from nexa_dist.run import bundle
+from nexa_dist.run import bundle, dotenv
 from nexa_dist.run.files import write_bytes
 from nexa_dist.run.runner import Runner
 
@@ -92,7 +92,13 @@ def project(runner: Runner, root: Path) -> Archive:
         names = sorted({os.fsdecode(n) for n in listed.out.split(b"\0") if n})
     else:
         names = _walk(root)
-    return build(root, [n for n in names if not set(Path(n).parts) & {".nexa", "runs"}])
+    return build(root, [n for n in names if not set(Path(n).parts) & {".nexa", "runs"} and not _secret(n)])
+
+
+def _secret(name: str) -> bool:
+    """`.env`, `.env.local` and the like are for this machine alone, also where git does not ignore them."""
+    file = Path(name).name
+    return file == dotenv.NAME or (file.startswith(f"{dotenv.NAME}.") and file != f"{dotenv.NAME}.example")
 
 
 PARENT = Path(__file__).parent.parent.parent

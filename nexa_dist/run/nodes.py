@@ -171,12 +171,17 @@ def _link(ssh: Ssh, node: Node) -> Link:
     return link
 
 
+LONGEST_BASE = 20
+"""Bytes: 104 (macOS), less our folder's name, ssh's hash of 40 digits and the 17 that it appends while it binds."""
+
+
 @contextlib.contextmanager
 def session(runner: Runner, cluster: Cluster) -> Iterator[Ssh]:
     """Shared connections for the length of one command; closed at its end, gone by themselves if we are killed."""
     base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+    # Unix socket names are short: not below the cluster's folder, nor in a TMPDIR with a long name.
+    base = base if len(os.fsencode(base)) <= LONGEST_BASE else Path("/tmp")  # noqa: S108
     _remove_leftovers(base)
-    # Unix socket names are limited to about 100 bytes, so not below the cluster's folder.
     prefix = f"nexa-ssh-{os.getpid()}-"
     with tempfile.TemporaryDirectory(prefix=prefix, dir=base, ignore_cleanup_errors=True) as sockets:
         ssh = Ssh(runner, cluster, sockets)

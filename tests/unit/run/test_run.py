@@ -134,7 +134,8 @@ def test_runner_says_how_a_program_ended() -> None:
 
 
 def test_archive_holds_what_git_would_commit_and_its_name_is_its_content(tmp_path: Path) -> None:
-    for name, text in {"a.py": "1", "sub/b c.py": "2", "skip.log": "3", ".gitignore": "*.log\n", "new.py": "4"}.items():
+    for name, text in {"a.py": "1", "sub/b c.py": "2", "skip.log": "3", ".gitignore": "*.log\n", "new.py": "4",
+                       ".env": "HF_TOKEN=x", "sub/.env.local": "5"}.items():  # fmt: skip
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     subprocess.run(("git", "init", "-q", tmp_path), check=True)
