@@ -18,6 +18,7 @@ MODULES = {
     "why": "why",
     "cost": "cost",
     "budget": "budget",
+    "diag": "diag",
 }
 """Module below verbs/ of each verb that is not in `cluster`."""
 
@@ -64,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--resume", metavar="RUN", help="go on with a run: take it over, or start it again")
     run.add_argument("--detach", action="store_true", help="leave once every node runs")
     run.add_argument("--rank", default="0", metavar="N,N|all", help="ranks whose lines are shown (default: 0)")
+    run.add_argument("--ignore-diag", action="store_true", help="run on nodes that the newest nexa diag found unfit")
     run.add_argument("--print", "--dry-run", action="store_true", dest="dry_run", help="show each node's command")
     _json(run)
 
@@ -107,10 +109,19 @@ def parser() -> argparse.ArgumentParser:
     ssh.add_argument("node", metavar="NODE")
     ssh.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
 
+    diag = verbs.add_parser("diag", help="what is wrong with which node or link; exit 1 when something is")
+    diag.add_argument("cluster", nargs="?", metavar="CLUSTER", help="may be left out when one cluster is known")
+    diag.add_argument("--deep", action="store_true", help="longer: disks too, and every pair of nodes for longer")
+    diag.add_argument("--picture", metavar="FILE.svg", help="what each node sends to each other one, drawn")
+    _json(diag)
+
     teardown = verbs.add_parser("teardown", help="destroy a cluster and prove that nothing is left")
     _cluster(teardown)
     teardown.add_argument("-y", "--yes", action="store_true", help="do not ask")
     teardown.add_argument("--dry-run", action="store_true", help="print what would go and do nothing")
+    teardown.add_argument(
+        "--without", action="append", default=[], metavar="NODE", help="a host of your own that is gone for good"
+    )
     teardown.add_argument("--delete-bucket", action="store_true", help="the durable bucket too, with all that is in it")
     _json(teardown)
 

@@ -31,6 +31,14 @@ def check_cidr(text: str) -> str:
     return str(network)
 
 
+def check_mesh_cidr(text: str) -> str:
+    """A private IPv4 network that holds all the nodes there may be."""
+    network = ipaddress.IPv4Network(check_cidr(text))
+    if not network.is_private or network.is_loopback or network.is_link_local or network.prefixlen > 25:
+        raise ValueError("expected a private IPv4 network of /25 or wider, such as 10.231.7.0/24")
+    return str(network)
+
+
 def check_owner(text: str) -> str:
     """The characters that AWS takes in a tag, none of which means anything to Terraform or a shell."""
     if (
@@ -46,6 +54,7 @@ def check_owner(text: str) -> str:
 
 Region = Annotated[str, StringConstraints(pattern=r"^[a-z]{2}(-[a-z]+)+-[0-9]$")]
 Cidr = Annotated[str, AfterValidator(check_cidr)]
+MeshCidr = Annotated[str, AfterValidator(check_mesh_cidr)]
 Owner = Annotated[str, Field(max_length=128), AfterValidator(check_owner)]
 Ami = Annotated[str, StringConstraints(pattern=r"^(ami-[0-9a-f]{8,17}|/[A-Za-z0-9/._-]{1,512})$")]
 VpcId = Annotated[str, StringConstraints(pattern=r"^vpc-[0-9a-f]{8,17}$")]

@@ -17,9 +17,10 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails
 
-from nexa_dist.config.aws import ZONE_PATTERN, Ami, BucketName, Cidr, Owner, Region, StatePlace, VpcId
+from nexa_dist.config.aws import ZONE_PATTERN, Ami, BucketName, Cidr, MeshCidr, Owner, Region, StatePlace, VpcId
 from nexa_dist.config.hosts import (
     Endpoint,
+    HostKeyText,
     HostName,
     LocalPath,
     Name,
@@ -65,6 +66,11 @@ class Host(_Section):
     )
     user: User | None = Field(None, description="Login name; ssh's own default if left out.")
     port: Port = Field(22, description="Port of sshd, 1 to 65535.")
+    host_key: HostKeyText | None = Field(
+        None,
+        description="Fingerprint (SHA256:…) or public key (ssh-ed25519 AAAA…) of its sshd, which nexa provision "
+        "adopts; if left out the one in your known_hosts, else you are asked.",
+    )
     price_usd_per_hour: Price = Field(0.0, description="What this host costs, in US dollars an hour.")
 
 
@@ -134,6 +140,9 @@ class ClusterConfig(_Section):
     mesh: Literal["tailscale", "wireguard", "none"] = Field(
         "none",
         description="Overlay network of the nodes: tailscale, wireguard or none. Not with provider local.",
+    )
+    mesh_cidr: MeshCidr | None = Field(
+        None, description="Private IPv4 network of a wireguard mesh; 10.213.0.0/24 if left out. Free on every node."
     )
     market: Literal["spot", "on_demand", "spot_then_on_demand"] = Field(
         "spot", description="How instances are bought. Only with provider aws."
@@ -220,6 +229,11 @@ class ClusterConfig(_Section):
     ssh_config: LocalPath | None = Field(
         None,
         description="ssh_config file for your own hosts; a relative path starts at this file's folder.",
+    )
+    system_changes: bool = Field(
+        False,
+        description="Let nexa provision change the system of your own hosts (packages, driver, limits), as root or by "
+        "sudo. Without it all that it adds lies in scratch, shared and durable, and teardown removes it.",
     )
     scratch: NodePath | None = Field(None, description="NEXA_SCRATCH on the nodes: fast, lost with the node.")
     shared: NodePath | None = Field(None, description="NEXA_SHARED on the nodes: caches.")

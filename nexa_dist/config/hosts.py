@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import ipaddress
 import re
 from typing import Annotated
@@ -19,6 +21,8 @@ _USER = re.compile(USER_PATTERN[1:-1])
 _PROGRAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _NUMBER = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]*")
+_FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
+_KEY_TYPES = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa")
 _ENDPOINT = re.compile(r"(?:\[(?P<six>[^\[\]]*)\]|(?P<host>[^:]*)):(?P<port>[1-9][0-9]{0,4})")
 
 
@@ -97,6 +101,22 @@ def check_program(text: str) -> str:
     return check_node_path(text) if "/" in text else text
 
 
+def check_host_key(text: str) -> str:
+    """The fingerprint of a host key, or the key itself as in a .pub file, without its comment."""
+    kind, _, rest = text.strip().partition(" ")
+    if not rest and _FINGERPRINT.fullmatch(kind):
+        return kind
+    blob = rest.split()[0] if rest.split() else ""
+    try:
+        raw = base64.b64decode(blob, validate=True) if kind in _KEY_TYPES else b""
+    except binascii.Error:
+        raw = b""
+    # The first field of the key names its type once more: half a key that was copied, or another's, is found here.
+    if len(raw) < 32 or not raw.startswith(len(kind).to_bytes(4, "big") + kind.encode()):
+        raise ValueError("expected a fingerprint (SHA256:…, as ssh-keygen -l shows it) or a key (ssh-ed25519 AAAA…)")
+    return f"{kind} {blob}"
+
+
 def _shape(pattern: str) -> object:
     return Field(json_schema_extra={"pattern": pattern})
 
@@ -104,6 +124,7 @@ def _shape(pattern: str) -> object:
 Name = Annotated[str, AfterValidator(check_name), _shape(NAME_PATTERN)]
 User = Annotated[str, AfterValidator(check_user), _shape(USER_PATTERN)]
 HostName = Annotated[str, AfterValidator(check_host), _shape(HOST_PATTERN)]
+HostKeyText = Annotated[str, AfterValidator(check_host_key), _shape("^(SHA256:|ssh-|ecdsa-)")]
 Endpoint = Annotated[str, AfterValidator(check_endpoint), _shape("^[^ ]+:[1-9][0-9]{0,4}$")]
 LocalPath = Annotated[str, AfterValidator(check_local_path)]
 NodePath = Annotated[str, AfterValidator(check_node_path), _shape("^(/|~/)")]

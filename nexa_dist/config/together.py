@@ -21,7 +21,7 @@ _MADE = frozenset(
     | {"idle_minutes", "lease_minutes", "on_budget", "on_failure"}
 )
 KEYS: Mapping[str, frozenset[str]] = {
-    "static": _COMMON | {"cluster", "rdzv", "python", "ssh_config", "mesh"},
+    "static": _COMMON | {"cluster", "rdzv", "python", "ssh_config", "mesh", "mesh_cidr", "system_changes"},
     "local": _COMMON | _MADE,
     "aws": _COMMON
     | _MADE
@@ -30,6 +30,7 @@ KEYS: Mapping[str, frozenset[str]] = {
         "offers",
         "max_price_usd_per_hour",
         "mesh",
+        "mesh_cidr",
         "region",
         "owner",
         "ssh_from",
@@ -94,6 +95,8 @@ def together(data: dict[str, Any], known: Collection[str]) -> Iterator[InitError
             yield fault(("user",), "expected the image's own user, not root", "ubuntu, on Ubuntu images")
         if data.get("vpc") is not None and data.get("vpc_cidr") is None:
             yield fault(("vpc",), "a given VPC needs vpc_cidr, a free part of it", "add vpc_cidr, such as 10.0.64.0/20")
+    if data.get("mesh_cidr") is not None and data.get("mesh") != "wireguard":
+        yield fault(("mesh_cidr",), "means nothing without mesh: wireguard", "remove it, or say mesh: wireguard")
     if data.get("rdzv") is not None and data.get("rdzv_port") is not None:
         yield fault(("rdzv_port",), "`rdzv` already gives the port", "remove one of the two")
 

@@ -4,6 +4,7 @@ Sent over SSH as one file. The daemon lives in a session of its own, so training
 other command is short and answers with JSON. Each imports only what it needs.
 
     agent.pyz probe            < {"python", "peers", "port", …}      what this node can do
+    agent.pyz diag             < {"python", "peers", "deep", …}      whether its parts are as they should be
     agent.pyz forget RUN_DIR                                         the launch was refused: what probe began ends
     agent.pyz unpack DIR       < tar.gz                              make DIR from an archive, whole or not at all
     agent.pyz start RUN_DIR    < {"spec", "secrets", "go"}           start the attempt (again: the same one)
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> int:
         return 0
     act = command(name)
     if act is None:
-        print("usage: agent.pyz probe|forget|unpack|start|go|status|follow|stop|rank …", file=sys.stderr)
+        print("usage: agent.pyz probe|diag|forget|unpack|start|go|status|follow|stop|rank …", file=sys.stderr)
         return 2
     try:
         answer = act(target)
@@ -70,6 +71,10 @@ def command(name: str) -> Callable[[str], dict[str, Any]] | None:
         from .probe import forget, probe
 
         return forget if name == "forget" else lambda _: probe(json.load(sys.stdin))
+    if name == "diag":
+        from .diag import diag
+
+        return lambda _: diag(json.load(sys.stdin))
     if name == "unpack":
         from .unpack import unpack
 

@@ -133,6 +133,8 @@ def free_port(address: str, port: int) -> tuple[int, str]:
     try:
         family, _, _, _, target = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, socket.SOCK_STREAM) as listener:
+            # As torch does: connections of the last run that linger for a minute keep nobody from listening.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(target)
             return listener.getsockname()[1], ""
     except OSError as error:

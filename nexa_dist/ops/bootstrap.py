@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
-from nexa_dist.plan.inventory import inventory
+from nexa_dist.plan.inventory import groups, inventory
 from nexa_dist.plan.local import environment_hash
 from nexa_dist.run import agentfile, bundle, files, nodes
 from nexa_dist.run.ansible import run_playbook
@@ -32,12 +31,15 @@ def bootstrap(
     folder: ClusterFolder,
     made: Cluster,
     homes: Mapping[str, str],
-    own: Mapping[str, str],
+    own: Mapping[str, Any],
     only: Sequence[str] = (),
+    each: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Folders, environment, agent on every node, or on those in `only` (none: all). `own`: the provider's variables."""
+    """Folders, environment, agent on every node, or on those in `only` (none: all). `own`: the provider's variables,
+    and the mesh's; `each`: those of single nodes."""
     root = bundle.root()
     variables = {
+        "nexa_provider": made.provider,
         "nexa_lock_file": str(root / LOCK),
         "nexa_torch_file": str(root / TORCH),
         "nexa_agent_file": str(_agent_file(folder)),
@@ -45,8 +47,8 @@ def bootstrap(
         "nexa_torch_backend": BACKEND,
         **own,
     }
-    nodes_wanted = tuple(node for node in made.nodes if not only or node.name in only)
-    hosts = inventory(replace(made, nodes=nodes_wanted), homes, variables)
+    hosts = inventory(made, homes, variables, each)
+    hosts["all"]["children"] = groups([node.name for node in made.nodes], only, own.get("nexa_mesh", "none"))
     with ctx.phase("ansible: bootstrap"), folder.journalled("bootstrap"), nodes.session(ctx.runner, made) as ssh:
         # Ansible cannot work in a home whose path has a space or a quote, and a local node's may.
         if made.provider == "local":
@@ -61,23 +63,3 @@ def _agent_file(folder: ClusterFolder) -> Path:
     path = folder.path / agentfile.NAME
     files.write_bytes(path, agentfile.content())
     return path
-
-
-def prove(ctx: Context, made: Cluster) -> list[str]:
-    """Every node answers over its pinned key, runs the agent, and has the same versions as the others."""
-    with nodes.session(ctx.runner, made) as ssh:
-        links = nodes.connect(ssh)
-        answers = nodes.on_all(
-            links,
-            lambda link: link.call("probe", message={"python": link.python, "scratch": link.path(made.layout.scratch)}),
-        )
-    versions = {(a.get("python"), a.get("torch")) for a in answers}
-    said = [
-        f"{link.node.name} {link.node.address}:{link.node.port}: python {a.get('python')}, torch {a.get('torch')}, "
-        f"{a['free_bytes'] >> 30} GiB free"
-        for link, a in zip(links, answers, strict=True)
-    ]
-    faults = [f"{link.node.name}: {a['error']}" for link, a in zip(links, answers, strict=True) if a.get("error")]
-    if faults or len(versions) > 1:
-        raise NexaError("the nodes are not healthy: " + "; ".join(faults or said), hint="nexa provision mends them")
-    return said

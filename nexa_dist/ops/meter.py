@@ -57,18 +57,20 @@ def refresh(ctx: Context, folder: ClusterFolder) -> Reading:
 
 
 def begin_own(ctx: Context, folder: ClusterFolder, config: ClusterConfig, lost: Sequence[str]) -> None:
-    """The meter of nodes on this machine starts before they are made. Those in `lost` end, and begin anew."""
+    """The meter of nodes that are in no cloud starts. Those in `lost` end, and begin anew."""
     _record_own_ends(ctx, folder)
     now, names = ctx.now(), config.node_names
+    own = {name: host.price_usd_per_hour for name, host in zip(names, config.cluster, strict=False)}
     running = {period.node: period for period in open_periods(folder)}
     for name, period in running.items():
         if name in lost or name not in names:
             stop(folder, period, now, "lost" if name in lost else "not in the file any more", "clock")
     for name in names:
         if name not in running or name in lost:
+            price = own.get(name, config.price_usd_per_hour or 0.0)
             folder.ledger(
-                "node_start", at=now, node=name, id=f"{name}@{now:.3f}", offer="local",
-                usd_per_hour=config.price_usd_per_hour or 0.0, disk_gb=0, public_ip=False, source="clock",
+                "node_start", at=now, node=name, id=f"{name}@{now:.3f}", offer=config.provider,
+                usd_per_hour=price, disk_gb=0, public_ip=False, source="clock",
             )  # fmt: skip
 
 

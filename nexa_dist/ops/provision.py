@@ -1,4 +1,4 @@
-"""nexa provision: Terraform makes the nodes, Ansible bootstraps them, and each one proves itself."""
+"""nexa provision: nodes from Terraform, or the user's own; Ansible bootstraps them, and each one proves itself."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.config.paths import safe_path
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster, Node
-from nexa_dist.ops import aws, guard, local, meter, purse
-from nexa_dist.ops.bootstrap import bootstrap, prove
+from nexa_dist.ops import aws, guard, local, mesh, meter, prove, purse, static
+from nexa_dist.ops.bootstrap import bootstrap
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.ownrecord import Record
+from nexa_dist.plan.adopt import Adopted
 from nexa_dist.plan.aws import NODE_PYTHON
 from nexa_dist.run import bundle, files
 from nexa_dist.run.nodes import session
@@ -24,43 +26,97 @@ PASSED_ON = ("UV_FIND_LINKS", "PIP_FIND_LINKS", "UV_CACHE_DIR")
 """Settings of the user's environment that become Ansible variables."""
 
 
-def provision(ctx: Context, config: ClusterConfig, saved: aws.Saved | None = None, lost: Sequence[str] = ()) -> Cluster:
+def provision(
+    ctx: Context,
+    config: ClusterConfig,
+    saved: aws.Saved | None = None,
+    lost: Sequence[str] = (),
+    adopted: Sequence[Adopted] = (),
+) -> Cluster:
     """Makes the cluster, or brings it back to what the file says. Safe to run again, at any time.
 
     With `saved` Terraform applies exactly that plan. The nodes in `lost` are ended and made anew; the others stay
-    as they are.
+    as they are. `adopted` are the host keys of the user's own hosts, in node order.
     """
-    if config.provider == "static":
-        raise UsageError(
-            "provider static has nothing to provision: its hosts are yours",
-            hint="nexa run works on your own hosts as they are; provider: local makes a cluster on this machine",
-        )
     _refuse_what_is_expanded(ctx)
     folder = ctx.workspace.cluster(config.name)
+    refuse_other_provider(folder, config)
+    if config.provider == "static":
+        with folder.locked("provision"):
+            return _own_hosts(ctx, folder, config, adopted)
     with folder.locked("provision"):
         purse.open_budget(folder, config.budget_usd, ctx.now())
-        ahead_s = 0.0
-        if config.provider == "local":
-            files.write_json(folder.path / "config.json", config.model_dump(mode="json", exclude_unset=True))
-            meter.begin_own(ctx, folder, config, lost)
-            meter.advance(ctx, folder, "booting")
-            made, homes = local.make(ctx, folder, config, lost)
-            own = local.variables()
-        else:
-            try:
-                made, homes = aws.make(ctx, folder, config, saved, lost)
-            finally:
-                ahead_s = _metered(ctx, folder)
-            own = {"nexa_python": NODE_PYTHON, "ansible_python_interpreter": "/usr/bin/python3"}
-        meter.advance(ctx, folder, "bootstrapping", ahead_s)
-        with _in_use(ctx, config, made):
-            bootstrap(ctx, folder, made, homes, own, _made_anew(folder, made) if lost else ())
-            with ctx.phase("health"), folder.journalled("check"):
-                for line in prove(ctx, made):
-                    ctx.detail(line)
+        before = folder.load() if folder.json.exists() else None
+        made, ahead_s = _made(ctx, folder, config, saved, lost, before)
+        fresh = {*lost, *_made_anew(before, made)}
+        made, report = prove.proven(
+            ctx, folder, config, made, fresh,
+            again=lambda bad: _made(ctx, folder, config, None, bad, made)[0],
+            during=lambda nodes: _in_use(ctx, config, nodes),
+        )  # fmt: skip
         meter.advance(ctx, folder, "idle", ahead_s)
         files.write_json(folder.json, made.to_json())
+        prove.refuse(report)
     return made
+
+
+def _made(
+    ctx: Context,
+    folder: ClusterFolder,
+    config: ClusterConfig,
+    saved: aws.Saved | None,
+    lost: Sequence[str],
+    before: Cluster | None,
+) -> tuple[Cluster, float]:
+    """The nodes, bootstrapped: all of them, or with `lost` those that are others than `before`. And how far the
+    cloud's clock is ahead of ours, in seconds."""
+    ahead_s = 0.0
+    if config.provider == "local":
+        files.write_json(folder.path / "config.json", config.model_dump(mode="json", exclude_unset=True))
+        meter.begin_own(ctx, folder, config, lost)
+        meter.advance(ctx, folder, "booting")
+        made, homes = local.make(ctx, folder, config, lost)
+        own = local.variables()
+    else:
+        try:
+            made, homes = aws.make(ctx, folder, config, saved, lost)
+        finally:
+            ahead_s = _metered(ctx, folder)
+        own = {"nexa_python": NODE_PYTHON, "ansible_python_interpreter": "/usr/bin/python3"}
+    meter.advance(ctx, folder, "bootstrapping", ahead_s)
+    only = _made_anew(before, made) if lost else ()
+    with _in_use(ctx, config, made), mesh.joining(ctx, folder, config, made, only) as meshed:
+        bootstrap(ctx, folder, made, homes, {**own, **meshed}, only)
+        return mesh.joined(ctx, folder, config, made), ahead_s
+
+
+def _own_hosts(ctx: Context, folder: ClusterFolder, config: ClusterConfig, adopted: Sequence[Adopted]) -> Cluster:
+    """The user's own hosts. Nothing is made, so the meter starts when they are ours to use."""
+    hosts = static.make(ctx, folder, config, adopted)
+    files.write_json(folder.path / "config.json", config.model_dump(mode="json", exclude_unset=True))
+    purse.open_budget(folder, config.budget_usd, ctx.now())
+    meter.begin_own(ctx, folder, config, ())
+    meter.advance(ctx, folder, "bootstrapping")
+    made = mesh.with_mesh(config, hosts.cluster)
+    with static.tidied(ctx, folder, hosts), mesh.joining(ctx, folder, config, made) as meshed:
+        bootstrap(ctx, folder, made, hosts.homes, {**hosts.variables, **meshed}, each=hosts.each)
+        made = mesh.joined(ctx, folder, config, made)
+    report = prove.check(ctx, folder, config, made)
+    meter.advance(ctx, folder, "idle")
+    files.write_json(folder.json, made.to_json())
+    prove.refuse(report)
+    return made
+
+
+def refuse_other_provider(folder: ClusterFolder, config: ClusterConfig) -> None:
+    """Raises UsageError when a cluster of this name is there, and of another provider: one of them would be lost."""
+    own = Record.exists(folder)
+    if (config.provider == "static") != own and (own or folder.json.exists() or (folder.path / "config.json").exists()):
+        there = "your own hosts" if own else "another provider's nodes"
+        raise UsageError(
+            f"cluster {folder.name} is there already, and it is of {there}",
+            hint="give this one another name, or nexa teardown that one first",
+        )
 
 
 @contextlib.contextmanager
@@ -85,10 +141,10 @@ def _metered(ctx: Context, folder: ClusterFolder) -> float:
         return 0.0
 
 
-def _made_anew(folder: ClusterFolder, made: Cluster) -> list[str]:
-    """Nodes on other machines than cluster.json names; none for a provider whose machines have no id."""
-    before = {node.name: node.instance_id for node in folder.load().nodes}
-    return [node.name for node in made.nodes if node.instance_id != before.get(node.name)]
+def _made_anew(before: Cluster | None, made: Cluster) -> list[str]:
+    """Nodes on other machines than before; of a provider whose machines have no id only those that were not there."""
+    known = {node.name: node.instance_id for node in before.nodes} if before else {}
+    return [node.name for node in made.nodes if known.get(node.name) != node.instance_id]
 
 
 def _refuse_what_is_expanded(ctx: Context) -> None:

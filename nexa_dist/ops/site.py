@@ -82,10 +82,6 @@ def our_tag(ctx: Context) -> str:
 
 def open_site(ctx: Context, folder: ClusterFolder, config: ClusterConfig, planned: Site | None = None) -> Site:
     """The known site, the planned one, or a new one; checked against the file and the account. Makes nothing."""
-    if config.mesh != "none":
-        raise UsageError(
-            f"mesh {config.mesh} is not built yet for provider aws", hint="say mesh: none, and name ssh_from"
-        )
     ssh_sources(config)
     known = known_site(folder) or planned
     region = region_wanted(config)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nexa_dist.errors import EXIT_FAILED, NexaError, StillRunning
-from nexa_dist.ops import aws_end, cost, local, meter
+from nexa_dist.model import Cluster
+from nexa_dist.ops import aws_end, cost, local, mesh_end, meter, static_end
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.ownrecord import Record
 from nexa_dist.ops.runs import active, active_runs, stop
 from nexa_dist.plan.aws import Site
 from nexa_dist.run import files
 from nexa_dist.run.ansible import end_left_over
 from nexa_dist.run.workspace import ClusterFolder, RunFolder
+
+GONE = "a host that is gone for good is left out by --without NODE"
 
 
 def teardown(ctx: Context, folder: ClusterFolder, site: Site | None = None) -> dict[str, Any]:
@@ -27,24 +32,48 @@ def teardown(ctx: Context, folder: ClusterFolder, site: Site | None = None) -> d
         end_left_over(folder.path / "ansible")
         for run in active_runs(ctx, folder.name):
             with ctx.phase(f"stop {run.run_id}"), folder.journalled("stop", run=run.run_id):
-                _stop(ctx, run)
-        ended = _destroyed_aws(ctx, folder, site) if site else local.destroy(ctx, folder)
+                _stop(ctx, run, Record.of(folder))
+        parted = _left_mesh(ctx, folder)
+        ended = _destroyed(ctx, folder, site)
+        if parted.undone:
+            ended["left"]["mesh"] = list(parted.undone)
         receipt = {
             "cluster": folder.name,
             "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(time.time() - began, 2),
             **ended,
+            **({"mesh": parted.told} if parted.told else {}),
         }
         if any(receipt["left"].values()):
             files.write_json(folder.path / "receipt.json", receipt)
             left = "; ".join(str(row) for rows in receipt["left"].values() for row in rows)
-            raise StillRunning(
-                f"not everything is gone: {left}", hint=f"run again: nexa teardown --cluster {folder.name}"
-            )
+            again = f"run again: nexa teardown --cluster {folder.name}"
+            hint = f"{again}; {GONE}" if receipt["left"].get("hosts") else again
+            raise StillRunning(f"not everything is gone: {left}", hint=hint)
         meter.end_all(ctx, folder, "teardown")
         receipt |= _costs(ctx, folder)
         folder.ledger("down", cost_usd=receipt["cost_usd"])
         return _archive(ctx, folder, receipt)
+
+
+def _left_mesh(ctx: Context, folder: ClusterFolder) -> mesh_end.Left:
+    """The nodes leave the mesh while they can still be asked to."""
+    record = Record.of(folder)
+    if record.claimed:
+        known = Cluster.from_json(record.cluster)
+        nodes = tuple(node for node in known.nodes if node.name in record.claimed)
+        return mesh_end.leave(ctx, folder, replace(known, nodes=nodes, ssh_config=str(folder.ssh_config)), record.tmp)
+    try:
+        made = folder.load() if folder.json.exists() else None
+    except NexaError:  # a torn cluster.json: what is left of it in a tailnet goes by its name
+        made = None
+    return mesh_end.leave(ctx, folder, made)
+
+
+def _destroyed(ctx: Context, folder: ClusterFolder, site: Site | None) -> dict[str, Any]:
+    if site:
+        return _destroyed_aws(ctx, folder, site)
+    return static_end.destroy(ctx, folder) if Record.exists(folder) else local.destroy(ctx, folder)
 
 
 def _destroyed_aws(ctx: Context, folder: ClusterFolder, site: Site) -> dict[str, Any]:
@@ -70,10 +99,12 @@ def forget(folder: ClusterFolder) -> None:
             shutil.rmtree(folder.path)
 
 
-def _stop(ctx: Context, run: RunFolder) -> None:
+def _stop(ctx: Context, run: RunFolder, own: Record) -> None:
     try:
         stop(ctx, run)
     except NexaError as error:  # the nodes are about to go anyway; their processes go with them
+        if own.hosts and not own.given_up:  # but the user's own hosts would go on training
+            raise StillRunning(str(error), hint=f"{error.hint}; {GONE}") from error
         ctx.detail(f"not stopped in order: {error}")
         record = run.load()
         if not active(run):
@@ -95,7 +126,7 @@ def _archive(ctx: Context, folder: ClusterFolder, receipt: dict[str, Any]) -> di
     history = ctx.workspace.root / ".nexa" / "history" / f"{folder.name}_{receipt['at'].replace(':', '')}"
     history.mkdir(parents=True, exist_ok=True)
     receipt["receipt"] = str((history / "receipt.json").relative_to(ctx.workspace.root))
-    for name in ("journal.jsonl", "ledger.jsonl", "config.json"):
+    for name in ("journal.jsonl", "ledger.jsonl", "config.json", "own.json"):
         if (folder.path / name).exists():
             shutil.copy2(folder.path / name, history / name)
     files.write_json(history / "receipt.json", receipt)

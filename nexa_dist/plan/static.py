@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import PurePath
+from typing import Any
 
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.model import Cluster, Layout, Node
@@ -37,3 +40,52 @@ def static_cluster(config: ClusterConfig, folder: PurePath) -> Cluster:
         rdzv=config.rdzv or endpoint(nodes[0], config.rdzv_port),
         rdzv_backend=config.rdzv_backend,
     )
+
+
+OLDEST_PYTHON = (3, 11)
+"""That the locked training environment can be made with."""
+
+
+def settled(
+    users: Cluster, config: ClusterConfig, addresses: Mapping[str, str], ssh_config: str, env_hash: str
+) -> Cluster:
+    """cluster.json once the hosts are provisioned: reached by the adopted keys, training in the made environment.
+
+    `addresses` by node name are those behind the user's names for the hosts, which the other hosts do not know.
+    """
+    nodes = tuple(
+        replace(node, private_address=addresses[node.name] if addresses[node.name] != node.address else "")
+        for node in users.nodes
+    )
+    return replace(
+        users,
+        nodes=nodes,
+        ssh_config=ssh_config,
+        layout=replace(users.layout, python=f"{users.layout.shared}/envs/{env_hash}/bin/python"),
+        rdzv=config.rdzv or endpoint(nodes[0], config.rdzv_port),
+        env_hash=env_hash,
+    )
+
+
+def judge(looks: Mapping[str, Mapping[str, Any]], install: bool) -> list[str]:
+    """What keeps these hosts from being provisioned, by what each said when it was looked at. `install`: missing
+    packages are no fault, since they will be installed."""
+    faults: list[str] = []
+    accounts: dict[str, str] = {}
+    for name, look in looks.items():
+        faults += [f"{name}: {fault}" for fault in look["faults"]]
+        version = ".".join(map(str, look["version"][:2]))
+        if tuple(look["version"][:2]) < OLDEST_PYTHON:
+            oldest = ".".join(map(str, OLDEST_PYTHON))
+            faults.append(f"{name}: {look['python']} is {version}, and {oldest} is needed: name another with python:")
+        if look["lacks"] and not install:
+            packages = " ".join(look["lacks"])
+            faults.append(f"{name}: missing: {packages} (hint: sudo apt-get install -y {packages})")
+        first = accounts.setdefault(look["account"], name)
+        if first != name:
+            faults.append(f"{name}: the same account ({look['user']}) on the same machine as {first}")
+    versions = {name: ".".join(map(str, look["version"][:2])) for name, look in looks.items()}
+    if len(set(versions.values())) > 1:
+        listed = ", ".join(f"{name} {version}" for name, version in versions.items())
+        faults.append(f"python differs between hosts: {listed}; name one that all have with python:")
+    return faults

@@ -116,6 +116,8 @@ def _describe(event: dict[str, Any]) -> str:
     data = event.get("event_data", {})
     if event["event"] == "runner_on_ok" and data.get("res", {}).get("changed"):
         return f"{data['host']}: {data['task']} (changed, {data.get('duration', 0):.1f} s)"
+    if event["event"] == "runner_retry" and data.get("res", {}).get("stderr"):
+        return f"{data['host']}: {data['task']}: {data['res']['stderr'].strip().splitlines()[-1]}"
     if event["event"] == "playbook_on_task_start":
         return f"task: {data['task']}"
     return ""

@@ -90,19 +90,20 @@ class ClusterFolder:
             yield
 
     @contextlib.contextmanager
-    def journalled(self, step: str, **details: Any) -> Iterator[None]:
-        """Writes the intent before and the outcome after, so that a killed command shows where it was."""
+    def journalled(self, step: str, **details: Any) -> Iterator[dict[str, Any]]:
+        """Writes the intent before and the outcome after, so that a killed command shows where it was. What is put
+        into the dict is written with the outcome."""
         journal, began = self.path / "journal.jsonl", time.time()
+        more: dict[str, Any] = {}
         files.append_json(journal, {"at": began, "step": step, "state": "intent", **details})
         try:
-            yield
+            yield more
         except BaseException as error:
             outcome = {"state": "failed", "error": f"{type(error).__name__}: {error}"}
-            files.append_json(journal, {"at": time.time(), "step": step, **outcome})
+            files.append_json(journal, {"at": time.time(), "step": step, **outcome, **more})
             raise
-        files.append_json(
-            journal, {"at": time.time(), "step": step, "state": "done", "seconds": round(time.time() - began, 3)}
-        )
+        seconds = round(time.time() - began, 3)
+        files.append_json(journal, {"at": time.time(), "step": step, "state": "done", "seconds": seconds, **more})
 
     def ledger(self, event: str, **details: Any) -> None:
         """One line of what the bill is made from (plan/periods.py reads it); `at` may be told, else it is now."""

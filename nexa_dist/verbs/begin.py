@@ -13,6 +13,7 @@ from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.fitness import refuse_unfit
 from nexa_dist.run.nodes import connecting, session
 from nexa_dist.verbs.common import context, find_cluster, ranks
 
@@ -27,6 +28,8 @@ def run(args: argparse.Namespace) -> int:
         return resumed(ctx, ctx.workspace.run(args.resume), args, shown)
     config = load_train(Path(args.train), args.set)
     cluster = find_cluster(ctx, args.cluster)
+    if not args.dry_run and not args.ignore_diag:
+        refuse_unfit(ctx.workspace.cluster(cluster.name), cluster)
     return launched(
         ctx, cluster, config, args.train, dry_run=args.dry_run, detach=args.detach, shown=shown, as_json=args.json
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import shlex
 import sys
@@ -11,16 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from nexa_dist import ui
+from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.config.load import json_schema, kind_of, load_cluster, load_train, resolved
 from nexa_dist.errors import EXIT_OK, NexaError, StillRunning, UsageError
+from nexa_dist.ops import adopt as adopting
 from nexa_dist.ops import aws_end as ending
 from nexa_dist.ops import bucket as deleting
-from nexa_dist.ops import meter
+from nexa_dist.ops import meter, static_end
 from nexa_dist.ops import plan as planning
 from nexa_dist.ops import provision as provisioning
 from nexa_dist.ops import runs as running
 from nexa_dist.ops import teardown as destroying
+from nexa_dist.ops.context import Context
 from nexa_dist.ops.init import init as initialise
+from nexa_dist.ops.ownrecord import Record
+from nexa_dist.plan.adopt import Adopted
 from nexa_dist.run.nodes import session
 from nexa_dist.verbs.cloud import show
 from nexa_dist.verbs.common import context, find_cluster, find_folder, is_file, load_said
@@ -62,6 +68,10 @@ def provision(args: Arguments) -> int:
         config, saved = planning.load(ctx, Path(args.plan))
     else:
         config = load_said(Path(args.cluster), args.set)
+    if args.dry_run and config.provider == "static":
+        ui.say(f"would adopt the host keys of {len(config.cluster)} hosts, and add to them what training needs")
+        ui.say("would run: playbooks/bootstrap.yml, a health check of every host")
+        return EXIT_OK
     if args.dry_run:
         ui.say(
             f"would make cluster {config.name}: {config.nodes} nodes, {config.gpus_per_node} ranks each, "
@@ -76,15 +86,36 @@ def provision(args: Arguments) -> int:
         show(seen)
         if not args.yes and not (ui.interactive() and ui.confirm(f"rent {seen.nodes} nodes?")):
             raise UsageError(f"{seen.nodes} nodes would be rented", hint="-y says yes")
-    made = provisioning.provision(ctx, config, saved)
+    adopted = _host_keys(ctx, config) if config.provider == "static" else []
+    made = provisioning.provision(ctx, config, saved, adopted=adopted)
     price = f"{made.usd_per_hour:.2f} USD/h"
     ui.say(f"✓ cluster {made.name} is up: {len(made.nodes)} nodes, {made.world_size} ranks, {price}")
     for title, seconds in ctx.times.items():
         ui.say(f"  {seconds:6.1f} s  {title}")
     ui.say(f"next: nexa run TRAIN.yaml; give it back with: nexa teardown --cluster {made.name}")
     if args.json:
-        ui.emit({**made.to_json(), "seconds": ctx.times})
+        keys = {"host_keys": {one.node: one.row for one in adopted}} if adopted else {}
+        ui.emit({**made.to_json(), **keys, "seconds": ctx.times})
     return EXIT_OK
+
+
+def _host_keys(ctx: Context, config: ClusterConfig) -> list[Adopted]:
+    """The keys of the user's own hosts, each vouched for by the file, by known_hosts, or by the user. Raises UsageError
+    when nobody does: `-y` is no answer to this."""
+    provisioning.refuse_other_provider(ctx.workspace.cluster(config.name), config)
+    found = adopting.find(ctx, config)
+    strangers = [one for one in found if not one.by]
+    if not strangers:
+        return found
+    ui.talk_table([one.row for one in found], ("fingerprint", "node", "host", "key", "known by"))
+    names = ", ".join(one.node for one in strangers)
+    if not (ui.interactive() and ui.confirm(f"are these the keys of {names}? Compare them with the hosts' own")):
+        raise UsageError(
+            f"nobody vouches for the host keys of {names}; nothing was done there",
+            hint="give each as host_key: SHA256:… in the cluster's file, once you know it from the host's vendor or "
+            "console (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub)",
+        )
+    return [dataclasses.replace(one, by=one.by or "asked") for one in found]
 
 
 def status(args: Arguments) -> int:
@@ -160,6 +191,9 @@ def teardown(args: Arguments) -> int:
     folder, config = find_folder(ctx, args.cluster), None
     if args.cluster and is_file(args.cluster):
         config = load_cluster(Path(args.cluster))
+        if destroying.may_exist(folder):
+            provisioning.refuse_other_provider(folder, config)
+    own = Record.exists(folder)
     try:
         site = ending.site_of(ctx, folder, config)
         elsewhere = ending.holder_elsewhere(ctx, site) if site else ""
@@ -180,14 +214,18 @@ def teardown(args: Arguments) -> int:
         return EXIT_OK
     if (active or elsewhere) and not args.yes and not (ui.interactive() and ui.confirm(f"destroy {doomed}?")):
         raise UsageError(f"{doomed} would be ended", hint="-y says yes")
+    if args.without:
+        static_end.give_up(folder, args.without)
     receipt = destroying.teardown(ctx, folder, site)
     for row in receipt["nodes"]:
         where = f"{row['id']} {row['offer']}: {row['state']}" if site else f"{row['address']}:{row['port']}"
-        ui.say(f"  gone: {row['name']} {where}")
+        ui.say(f"  {'given back' if own else 'gone'}: {row['name']} {where}")
     cost = "cost unknown here" if receipt["cost_usd"] is None else f"{receipt['cost_usd']:.2f} USD"
     proof = (
         f"{len(receipt['resources'])} resources confirmed gone"
         if site
+        else f"{sum(map(len, receipt['removed'].values()))} things removed, 0 processes left"
+        if own
         else "0 resources, 0 processes, 0 listening ports left"
     )
     ui.say(f"✓ cluster {folder.name} is gone: {proof}; {cost}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,13 +12,19 @@ from nexa_dist.config.load import load_cluster
 from nexa_dist.errors import UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.ownrecord import Record
 from nexa_dist.plan.static import static_cluster
+from nexa_dist.run import dotenv, files
 from nexa_dist.run.runner import SystemRunner
 from nexa_dist.run.workspace import ClusterFolder, Workspace
 
 
 def context() -> Context:
-    return Context(Workspace.here(), SystemRunner(), ui.say)
+    """Of the folder that we are in, with what its `.env` adds to the environment."""
+    here = Workspace.here()
+    for line in dotenv.load(here.root, os.environ):
+        ui.say(line)
+    return Context(here, SystemRunner(), ui.say)
 
 
 NOT_ENFORCED = {
@@ -28,12 +35,16 @@ NOT_ENFORCED = {
 """Keys of cluster.yaml that are valid and that nothing acts on yet: said, rather than passed over."""
 
 
-def load_said(path: Path, overrides: Sequence[str] = ()) -> ClusterConfig:
+PROVISIONED = ("max_hours",)
+"""The same for the user's own hosts once they are provisioned."""
+
+
+def load_said(path: Path, overrides: Sequence[str] = (), *, provisioned: bool = True) -> ClusterConfig:
     """load_cluster, and a warning for what it asks that is not built yet."""
     config = load_cluster(path, overrides)
     idle = [
         key
-        for key in NOT_ENFORCED[config.provider]
+        for key in (PROVISIONED if provisioned and config.provider == "static" else NOT_ENFORCED[config.provider])
         if key in config.model_fields_set and getattr(config, key) != "none"
     ]
     if idle:
@@ -61,10 +72,23 @@ def find_folder(ctx: Context, named: str | None) -> ClusterFolder:
 def find_cluster(ctx: Context, named: str | None) -> Cluster:
     """A provisioned cluster, or the user's own hosts straight from their file."""
     if named and is_file(named):
-        config = load_said(Path(named))
-        if config.provider == "static":
+        made = Record.exists(ctx.workspace.cluster(load_cluster(Path(named)).name))
+        config = load_said(Path(named), provisioned=made)
+        if config.provider == "static" and not made:
             return static_cluster(config, Path(named).absolute().parent)
+        if config.provider == "static":
+            _refuse_edited(ctx, config, named)
     return find_folder(ctx, named).load()
+
+
+def _refuse_edited(ctx: Context, config: ClusterConfig, named: str) -> None:
+    """Raises UsageError when own hosts were provisioned by another state of the file: the user thinks of this one."""
+    file = ctx.workspace.cluster(config.name).path / "config.json"
+    if file.exists() and files.read_json(file) != config.model_dump(mode="json", exclude_unset=True):
+        raise UsageError(
+            f"{named} was edited since cluster {config.name} was provisioned",
+            hint=f"nexa provision --cluster {named} brings it in line; --cluster {config.name} takes it as it is",
+        )
 
 
 def ranks(text: str) -> set[int] | None:

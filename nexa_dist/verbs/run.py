@@ -25,6 +25,7 @@ from nexa_dist.ops import finish, launch, resume, watch
 from nexa_dist.ops import logs as logging
 from nexa_dist.ops import runs as running
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.fitness import refuse_unfit
 from nexa_dist.ops.runs import pending
 from nexa_dist.ops.supervise import Supervisor, alone
 from nexa_dist.run import files
@@ -91,6 +92,8 @@ def resumed(ctx: Context, folder: RunFolder, args: Arguments, shown: set[int] | 
     cluster = Cluster.from_json(record["cluster"])
     if cluster.provider != "static":
         cluster = ctx.workspace.cluster(cluster.name).load()
+    if not args.dry_run and not args.ignore_diag:
+        refuse_unfit(ctx.workspace.cluster(cluster.name), cluster)
     running.refuse_busy(ctx, cluster)
     _refuse_without_money(ctx, cluster, config)
     with session(ctx.runner, cluster) as ssh, alone(folder, "run --resume") as ours:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from nexa_dist.plan.prices import book
 from tests.cloud import net
 from tests.cloud.image import GUEST, NAMESPACES, hold
 from tests.cloud.imds import Imds
@@ -31,6 +32,9 @@ END_LIMIT_S = 15.0
 POWERED_OFF, REBOOT = (0, -2), (3, -1)
 """How pid 1 ends: by its own choice, or by the system call (which the kernel reports as a signal)."""
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+
+
+DRIVER = "580.95.05"
 
 
 def host_name(private_ip: str) -> str:
@@ -212,3 +216,18 @@ def _furnish(machine: Machine) -> None:
     name, address = host_name(machine.spec.private_ip), machine.spec.private_ip
     (etc / "hostname").write_text(f"{name}\n")
     (etc / "hosts").write_text(f"127.0.0.1 localhost\n{address} {name}.ec2.internal {name}\n")
+    if known := book().types.get(machine.spec.type):
+        smi = machine.folder / "upper" / "usr" / "bin" / "nvidia-smi"
+        smi.parent.mkdir(parents=True, exist_ok=True)
+        smi.write_text(nvidia_smi(known.gpu, known.gpus))
+        smi.chmod(0o755)
+
+
+def nvidia_smi(gpu: str, count: int) -> str:
+    """A stand-in for the driver's program: it lists GPUs that are not there, to nexa's own two questions. To others
+    (uv asks for the driver's version, to choose a build of torch) there is no driver."""
+    name = [f"NVIDIA {gpu}"] * count
+    rows = [f"{i}, NVIDIA {gpu}, {DRIVER}, 23028, 00000000:00:{i:02X}.0, 30, 0, 0x1" for i in range(count)]
+    lines = ["#!/bin/sh", 'case "$*" in', "*--query-gpu=name\\ *) cat <<'T'", *name, "T", ";;"]
+    lines += ["*--query-gpu=index,*) cat <<'T'", *rows, "T", ";;", "*) echo 'No devices were found'; exit 6 ;;", "esac"]
+    return "\n".join(lines) + "\n"

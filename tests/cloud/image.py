@@ -27,7 +27,10 @@ INPUTS = {
     "uv.txt": REPO / "ansible" / "roles" / "uv_env" / "files" / "uv.txt",
     "make_env.py": REPO / "ansible" / "roles" / "uv_env" / "files" / "make_env.py",
 }
-PACKAGES = ("cloud-init", "iproute2", "openssh-server", "procps", "python3", "python3-venv", "rsync", "sudo")
+PACKAGES = (
+    *("cloud-init", "iproute2", "openssh-server", "procps", "python3", "python3-apt", "python3-venv", "rsync", "sudo"),
+    *("e2fsprogs", "fdisk", "wireguard-go", "wireguard-tools"),
+)
 TOOLS = ("apt-get", "dpkg-query", "ip", "mount", "nsenter", "pivot_root", "setpriv", "unshare")
 REGIONS = Path(os.environ.get("NEXA_REGION_DIR", "/var/tmp/nexa-region"))
 """Folders of the regions that are up, with their machines' disks."""

@@ -61,7 +61,7 @@ def inventory(cluster: LocalCluster, **changes: str) -> dict[str, Any]:
         name: {f"nexa_{kind}": f"{cluster.root}/{name}/{kind}" for kind in ("scratch", "durable")}
         for name in cluster.nodes
     }
-    return {"all": {"hosts": hosts, "vars": variables}}
+    return {"all": {"hosts": hosts, "vars": variables, "children": {"settled": {}, "meshed": {}}}}
 
 
 def play(cluster: LocalCluster, *options: str, **changes: str) -> dict[str, int]:

@@ -71,9 +71,13 @@ def test_c10d_is_refused_for_that_order_and_right_for_the_other(clean: Lab, host
     assert "rank 0 of 3 on n0 lo" in clean.log(0, "n0")
 
 
-def test_provision_and_teardown_leave_own_hosts_alone(clean: Lab, hosts: str) -> None:
-    assert "its hosts are yours" in clean.nexa("provision", "--cluster", hosts, code=2).stderr
+def test_hosts_that_were_not_provisioned_have_nothing_to_tear_down(clean: Lab, hosts: str) -> None:
     assert "nothing to tear down" in clean.nexa("teardown", "--cluster", hosts).stderr
+    config = {**json.loads((clean.root / hosts).read_text()), "name": "lab"}
+    same = clean.write("own/same.yaml", json.dumps(config))
+    for verb in ("provision", "teardown"):  # the local cluster of that name would be taken for it
+        said = clean.nexa(verb, "--cluster", same, "-y", code=2).stderr
+        assert "cluster lab is there already, and it is of another provider's nodes" in said
 
 
 def test_a_host_that_is_down_or_unknown_is_named(clean: Lab, hosts: str) -> None:

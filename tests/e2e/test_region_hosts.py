@@ -63,7 +63,8 @@ class Lab:
     ended: dict[str, str]
     """Reasons of on_off by instance id."""
 
-    def boot(self, *indices: int) -> None:
+    def boot(self, *indices: int, apart: bool = False) -> None:
+        """`apart`: each in a network of its own, so that they meet only by their public addresses."""
         key, public = (self.folder / "host_key").read_text(), (self.folder / "host_key.pub").read_text()
         user_data = {
             "bootcmd": ["echo instance $INSTANCE_ID boots"],
@@ -78,7 +79,7 @@ class Lab:
                 instance_id=f"i-{index}",
                 region="us-east-1",
                 zone="us-east-1a",
-                vpc_id="vpc-1",
+                vpc_id=f"vpc-{index if apart else 1}",
                 type="g5.12xlarge",
                 private_ip=f"10.77.0.{4 + index}",
                 public_ip=f"203.0.113.{index}",

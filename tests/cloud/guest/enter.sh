@@ -36,7 +36,8 @@ for device in null:3 zero:5 full:7 random:8 urandom:9; do
     mknod -m 0666 "$root/dev/${device%:*}" c 1 "${device#*:}"
 done
 mknod -m 0666 "$root/dev/tty" c 5 0
-mkdir "$root/dev/pts" "$root/dev/shm"
+mkdir "$root/dev/pts" "$root/dev/shm" "$root/dev/net"
+mknod -m 0666 "$root/dev/net/tun" c 10 200 # a tunnel is of the network namespace that it is made in
 ln -s pts/ptmx "$root/dev/ptmx"
 ln -s /proc/self/fd "$root/dev/fd"
 for name_of in stdin:0 stdout:1 stderr:2; do ln -s "/proc/self/fd/${name_of#*:}" "$root/dev/${name_of%:*}"; done

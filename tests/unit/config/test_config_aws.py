@@ -33,7 +33,7 @@ HOSTILE = (
     'a"b',
     "x" * 5000,
 )
-TEXT_KEYS = ("region", "owner", "user", "ami", "vpc", "vpc_cidr", "bucket", "state")
+TEXT_KEYS = ("region", "owner", "user", "ami", "vpc", "vpc_cidr", "bucket", "state", "mesh_cidr")
 
 Write = Callable[..., Path]
 
@@ -130,6 +130,26 @@ def test_hostile_text_is_refused_in_every_key(write: Write, key: str, text: str)
         value = {"offers": [{"type": "g5.xlarge", "zone": "us-east-1a", key: text}]}
     told = said(write(**value))
     assert key in told and told.replace("\n", "").isprintable() and len(told) < 5_000
+
+
+@pytest.mark.parametrize(
+    ("text", "mesh", "fault"),
+    [
+        ("10.231.7.0/24", "wireguard", ""),
+        ("10.231.7.0/24", "tailscale", "means nothing without mesh: wireguard"),
+        ("10.231.7.0/24", "none", "means nothing without mesh: wireguard"),
+        ("10.231.7.0/26", "wireguard", "/25 or wider"),
+        ("8.8.8.0/24", "wireguard", "private IPv4 network"),
+        ("127.0.1.0/24", "wireguard", "private IPv4 network"),
+        ("169.254.7.0/24", "wireguard", "private IPv4 network"),
+    ],
+)
+def test_mesh_cidr(write: Write, text: str, mesh: str, fault: str) -> None:
+    path = write(mesh_cidr=text, mesh=mesh)
+    if fault:
+        assert fault in said(path)
+    else:
+        assert load_cluster(path).mesh_cidr == text
 
 
 def test_every_text_key_of_aws_is_in_that_test() -> None:

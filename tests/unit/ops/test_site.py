@@ -85,11 +85,6 @@ def test_an_owner_or_image_left_out_is_the_known_one(desk: Desk, folder: Cluster
     assert open_site(desk.ctx, folder, config(owner="ann", ami="/aws/any/parameter")).owner == "ann"
 
 
-def test_a_mesh_is_refused_while_there_is_none(desk: Desk, folder: ClusterFolder) -> None:
-    with pytest.raises(UsageError, match="not built yet"):
-        open_site(desk.ctx, folder, config(mesh="wireguard"))
-
-
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "{}", '{"cluster": 1}', '"x"', json.dumps({**vars(site()), "owner": None})]
 )

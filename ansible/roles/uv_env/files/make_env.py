@@ -92,6 +92,7 @@ def build(spec: dict[str, Any], env: Path) -> None:
         "UV_PYTHON_DOWNLOADS": "never",
         "UV_SYSTEM_CERTS": "1",
         "UV_NO_PROGRESS": "1",
+        "PIP_NO_CACHE_DIR": "1",  # it would be in the home, which may be somebody's own
         "NO_COLOR": "1",
     }
     if spec["find_links"]:

@@ -1,0 +1,102 @@
+"""The nodes tried together: nexa_dist.train.bandwidth on each, over the shared connections, ended whatever happens."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from nexa_dist.errors import NexaError
+from nexa_dist.ops.context import Context
+from nexa_dist.plan.health import ALL
+from nexa_dist.run.nodes import Link
+from nexa_dist.run.runner import Stream
+
+PROGRAM = Path(__file__).parent.parent / "train" / "bandwidth.py"
+START = "import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv.pop(1))), 'bandwidth.py', 'exec'))"
+"""The program comes on standard input, which stays open: when we end, or the connection, it ends too."""
+LIMIT_S = {False: 30.0, True: 50.0}
+OP_S = {False: 0.15, True: 0.5}
+"""Seconds that one measurement may take."""
+STAGES = ("", "imported", "met", "joined", "all-reduce", "pairs", "slow pairs again")
+
+
+class _Failed(Exception):
+    """One node said that it cannot go on: the others would wait for it in vain."""
+
+
+def try_group(
+    ctx: Context, links: Sequence[Link], facts: Mapping[str, Mapping[str, Any]], *, deep: bool, floor_gbps: float
+) -> dict[str, Any]:
+    """The program's result, or {"errors": {node: words}}. `links` are all nodes in their order."""
+    names = [link.node.name for link in links]
+    gpus = min(len(facts[name]["gpus"]) if facts[name]["environment"].get("cuda") else 0 for name in names)
+    first = facts[names[0]]
+    plan = {
+        "nodes": names, "nproc": gpus or 1, "backend": "nccl" if gpus else "gloo",
+        "address": links[0].node.peer_address, "port": first["test_port"], "limit_s": LIMIT_S[deep],
+        "op_s": OP_S[deep], "floor_gbps": floor_gbps,
+    }  # fmt: skip
+    source = PROGRAM.read_bytes()
+    heard: dict[str, dict[str, Any]] = {name: {} for name in names}
+    streams: list[Stream] = []
+
+    def listen(name: str, stream: Stream) -> None:
+        for line in stream.out:
+            try:
+                heard[name] |= json.loads(line)
+            except (ValueError, TypeError):
+                continue  # a library that prints
+            if "error" in heard[name]:
+                raise _Failed
+        if heard[name].get("stage", "") not in STAGES[-2:]:
+            heard[name]["error"] = "it ended without a word"
+            raise _Failed
+
+    with ThreadPoolExecutor(len(links)) as pool:
+        try:
+            for index, link in enumerate(links):
+                argv = _argv(link, {**plan, "node": index}, interface(facts[link.node.name]), len(source))
+                streams.append(ctx.runner.stream(argv, stdin=source))
+            reads = [pool.submit(listen, name, stream) for name, stream in zip(names, streams, strict=True)]
+            done, late = wait(reads, timeout=LIMIT_S[deep] + 5, return_when=FIRST_EXCEPTION)
+            if late and any(read.exception() for read in done):
+                wait(late, timeout=1)  # the others may know more
+        except OSError as error:
+            raise NexaError(f"ssh could not be started: {error}") from error
+        finally:
+            for stream in streams:
+                stream.end()
+    result = next((said["result"] for said in heard.values() if "result" in said), None)
+    return dict(result) if result else {"errors": blamed(heard)}
+
+
+def _argv(link: Link, plan: Mapping[str, Any], interface: str, size: int) -> tuple[str, ...]:
+    settings = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    if interface:
+        settings |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
+    words = ("env", *(f"{name}={value}" for name, value in settings.items()))
+    return (*link.ssh.argv(link.node), shlex.join((*words, link.python, "-c", START, str(size), json.dumps(plan))))
+
+
+def interface(said: Mapping[str, Any]) -> str:
+    """The one on the way to the other nodes; "" where there are several."""
+    found = {route["interface"] for route in said["peers"].values() if route.get("interface")}
+    return str(found.pop()) if len(found) == 1 else ""
+
+
+def blamed(heard: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Who kept the others waiting: the nodes that came less far than another one. Where all came as far, those whose
+    words are their own; and all of them where everyone says the same."""
+    far = {name: STAGES.index(said.get("stage", "")) for name, said in heard.items()}
+    words = {name: str(said.get("error", "no answer")) for name, said in heard.items()}
+    behind = [name for name in heard if far[name] < max(far.values())]
+    if behind:
+        return {name: f"{words[name]} (after stage {STAGES[far[name]] or 'none'!r})" for name in behind}
+    loud = {name: text for name, text in words.items() if "error" in heard[name]}
+    if len(loud) < len(heard):
+        return loud or {ALL: "no node answered in time"}
+    return {ALL: f"{next(iter(loud.values()))} (after stage {STAGES[max(far.values())] or 'none'!r})"}

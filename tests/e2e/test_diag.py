@@ -1,0 +1,121 @@
+"""nexa diag on a local cluster: what it says, what it keeps from running, and the machine that is put in the place of a
+bad one. The GPU that is missing is told by a stand-in for nvidia-smi in the node's home; the taken port is real."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from nexa_dist.run import files
+from tests.e2e.conftest import Lab, everything_of, until
+
+pytestmark = pytest.mark.e2e
+
+HELLO = "import os\nprint('hello from', os.environ['RANK'])\n"
+ONE_GPU = """#!/bin/sh
+case "$*" in
+*nvlink*) ;;
+*) echo '0, NVIDIA T4, 580.95.05, 15360, 00000000:00:1E.0, 30, 0, 0x0000000000000001' ;;
+esac
+"""
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    made = Lab(tmp_path_factory.mktemp("diag") / "own lab")
+    made.root.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    made.write(
+        "c.yaml",
+        f"name: own\nprovider: local\nnodes: 2\ngpus_per_node: 2\nprice_usd_per_hour: 3.6\nrdzv_port: {port}\n",
+    )
+    try:
+        made.nexa("provision", "--cluster", "c.yaml", timeout_s=400)
+        yield made
+    finally:
+        made.nexa("teardown", "-y")
+    until(lambda: not everything_of(made.root), f"nothing of {made.root} is left", 15)
+
+
+def folder(lab: Lab) -> Path:
+    return lab.root / ".nexa" / "clusters" / "own"
+
+
+def cluster(lab: Lab) -> dict[str, Any]:
+    return dict(json.loads((folder(lab) / "cluster.json").read_text()))
+
+
+def test_a_provision_ends_with_a_diagnosis_that_is_kept(own: Lab) -> None:
+    verdict = json.loads((folder(own) / "diag.json").read_text())
+    assert verdict["ok"] and set(verdict["nodes"]) == {"n0", "n1"}
+    assert verdict["test"]["busbw_gb_s"] > 0
+    assert (folder(own) / "diag" / verdict["report"]).exists()
+
+
+def test_it_says_what_every_node_has_and_draws_the_pairs(own: Lab) -> None:
+    began = time.monotonic()
+    report = own.json("diag", "own", "--picture", "pairs.svg")
+    assert time.monotonic() - began < 60
+    assert report["ok"] and not report["deep"]
+    for name in ("n0", "n1"):
+        said = report["facts"][name]
+        assert said["environment"]["torch"] and said["peers"] and abs(said["skew_s"]) < 5
+        assert said["seconds"] < 10
+    matrix = report["test"]["matrix"]
+    assert matrix[0][1] > 0 and matrix[1][0] > 0
+    drawn = ElementTree.parse(own.root / "pairs.svg")
+    assert "n0" in [text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    said = own.nexa("diag", "--deep")
+    assert "n0\t" in said.stdout and "2 nodes are fit" in said.stderr
+    assert not [line for line in everything_of(own.root) if "bandwidth" in line]
+
+
+def test_an_unfit_node_is_named_and_a_run_is_refused_until_it_is_fit(own: Lab) -> None:
+    train = own.script("hello", HELLO)
+    first = cluster(own)
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind((first["nodes"][0]["address"], int(first["rdzv"].rpartition(":")[2])))
+        taken.listen()
+        said = own.nexa("diag", code=1)
+        assert "error: n0: port: " in said.stderr and "Address already in use" in said.stderr
+    refused = own.nexa("run", train, code=1)
+    assert "n0: port: " in refused.stderr and "hint: nexa diag looks again" in refused.stderr
+    own.nexa("run", train, "--ignore-diag")
+    assert "hello from 0" in own.log(0, "n0")
+    own.nexa("diag")
+    own.nexa("run", train)
+
+
+def test_a_bad_node_is_replaced_once_and_what_it_cost_is_written_down(own: Lab) -> None:
+    if not pwd.getpwuid(os.getuid()).pw_shell.endswith("bash"):
+        pytest.skip("the stand-in for nvidia-smi is put on PATH by ~/.bashrc, which only bash reads")
+    home = folder(own) / "nodes" / "n1" / "home"
+    (home / "bin").mkdir()
+    (home / "bin" / "nvidia-smi").write_text(ONE_GPU)
+    (home / "bin" / "nvidia-smi").chmod(0o755)
+    (home / ".bashrc").write_text("PATH=$HOME/bin:$PATH\n")
+    said = own.nexa("diag", code=1).stderr
+    assert "error: n1: gpu missing: 1 GPUs (expected: 2 GPUs)" in said
+    kept = folder(own) / "nodes" / "n0" / "home" / "mine"
+    kept.write_text("stays")
+    provisioned = own.nexa("provision", "--cluster", "c.yaml", timeout_s=400).stderr
+    assert "another machine in the place of n1 (gpu missing)" in provisioned
+    assert kept.read_text() == "stays" and not home.joinpath(".bashrc").exists()
+    told = [row for row in files.read_lines(folder(own) / "ledger.jsonl") if row["event"] == "replaced"]
+    assert [(row["node"], row["causes"]) for row in told] == [("n1", ["gpu missing"])]
+    assert told[0]["minutes"] > 0 and told[0]["usd"] > 0
+    steps = [(row["step"], row["state"]) for row in files.read_lines(folder(own) / "journal.jsonl")]
+    assert steps.count(("replace", "done")) == 1
+    assert own.json("diag")["ok"]
