@@ -18,6 +18,7 @@ MODULES = {
     "why": "why",
     "cost": "cost",
     "budget": "budget",
+    "image": "image",
     "diag": "diag",
 }
 """Module below verbs/ of each verb that is not in `cluster`."""
@@ -130,6 +131,16 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--region", action="append", default=[], metavar="REGION", help="only there; may be repeated")
     sweep.add_argument("-y", "--yes", action="store_true", help="do not ask")
     _json(sweep)
+
+    image = verbs.add_parser(
+        "image", help="machine images of nodes that are set up, so that later ones are ready sooner"
+    )
+    image.add_argument("action", choices=("bake", "list", "delete"), help="make one, show them, delete one")
+    image.add_argument("image", nargs="?", metavar="AMI", help="which one to delete")
+    image.add_argument("--cluster", metavar="FILE", help="whose node it is made of; whose region and owner it has")
+    image.add_argument("--region", default="", metavar="REGION", help="the file's, else AWS_REGION")
+    image.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    _json(image)
 
     budget = verbs.add_parser("budget", help="what may be spent on a cluster and what is; more of it with extend")
     budget.add_argument("action", nargs="?", choices=("extend",), help="add USD to it")

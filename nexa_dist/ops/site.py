@@ -13,10 +13,14 @@ from pydantic import TypeAdapter, ValidationError
 from nexa_dist.config.aws import check_cidr, check_owner, region_of
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import NexaError, UsageError
+from nexa_dist.ops.bootstrap import env_hash
 from nexa_dist.ops.context import Context
 from nexa_dist.plan.aws import DEFAULT_IMAGE, Site, workspace_tag
-from nexa_dist.run import aws, files
+from nexa_dist.run import aws, files, images
 from nexa_dist.run.workspace import ClusterFolder
+
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+"""Of machine images; what an image is made with is part of its environment's name."""
 
 
 def site_file(folder: ClusterFolder) -> Path:
@@ -96,7 +100,7 @@ def open_site(ctx: Context, folder: ClusterFolder, config: ClusterConfig, planne
             workspace=our_tag(ctx),
             created_unix=now,
             expires_unix=int(now + (config.max_hours or 0) * 3600),
-            image=aws.Cloud(region).image(config.ami or DEFAULT_IMAGE),
+            image=_image(ctx, config, region, owner_wanted(config, who)),
             bucket=config.bucket or "",
             state=config.state or "",
         )
@@ -107,6 +111,18 @@ def open_site(ctx: Context, folder: ClusterFolder, config: ClusterConfig, planne
             hint="nexa teardown, then nexa provision",
         )
     return known
+
+
+def _image(ctx: Context, config: ClusterConfig, region: str, owner: str) -> str:
+    """The file's image; else the newest of our own that has the environment of today and fits the disk; else AWS's."""
+    if not config.ami:
+        current = {env_hash(python) for python in PYTHONS}
+        for image in images.found(region, owner):
+            if image.state == "available" and image.env in current and image.gb <= config.volume_gb:
+                days = (ctx.now() - image.made_unix) / 86_400
+                ctx.detail(f"image {image.id}, baked {days:.1f} days ago (`ami` in the file names another)")
+                return image.id
+    return aws.Cloud(region).image(config.ami or DEFAULT_IMAGE)
 
 
 def _refuse_change(known: Site, config: ClusterConfig, region: str, who: aws.Identity) -> None:

@@ -12,7 +12,7 @@ from nexa_dist.errors import NexaError
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.site import known_site, our_tag, owner_wanted
 from nexa_dist.plan import prices
-from nexa_dist.run import aws, leftovers
+from nexa_dist.run import aws, images, leftovers
 from nexa_dist.run.leftovers import EXPIRES, WORKSPACE, Thing
 
 
@@ -67,6 +67,25 @@ def survey(ctx: Context, only: Sequence[str] = ()) -> tuple[str, list[Found], li
         if site:
             (live if site.account == who.account else elsewhere).add(site.cluster)
     return owner, [_judged(ctx, t, live) for t in unique.values() if t.cluster not in elsewhere], sorted(silent)
+
+
+def images_kept(ctx: Context, owner: str, only: Sequence[str] = ()) -> list[tuple[str, int, float]]:
+    """(region, images, USD a month at most) wherever there are baked images: they stay until somebody deletes them.
+
+    A region that does not answer is passed over: `survey` has named it.
+    """
+    regions = list(only) or aws.regions(aws.default_region() or "us-east-1")
+
+    def ask(region: str) -> list[images.Image]:
+        try:
+            return images.found(region, owner)
+        except NexaError as error:
+            ctx.detail(f"{region}: {error}")
+            return []
+
+    with ThreadPoolExecutor(8) as pool:
+        found = zip(regions, pool.map(ask, regions), strict=True)
+        return [(region, len(of), sum(image.usd_per_month for image in of)) for region, of in found if of]
 
 
 def _judged(ctx: Context, thing: Thing, live: set[str]) -> Found:

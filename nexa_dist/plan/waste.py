@@ -150,15 +150,13 @@ def _ideas(
     def usd(*names: str) -> float:
         return sum(lost[name].usd for name in names if name in lost)
 
-    yield Suggestion(
-        "late", "nexa teardown as soon as the run has ended, or idle_minutes in the cluster's file", usd(LATE)
-    )
-    yield Suggestion(
-        "gaps", "start the runs one right after the other, or idle_minutes in the cluster's file", usd(BETWEEN)
-    )
+    # Hosts of one's own do not switch themselves off.
+    idle = "" if all(piece.period.offer == "static" for piece in pieces) else ", or idle_minutes in the cluster's file"
+    yield Suggestion("late", f"nexa teardown as soon as the run has ended{idle}", usd(LATE))
+    yield Suggestion("gaps", f"start the runs one right after the other{idle}", usd(BETWEEN))
     yield Suggestion(
         "boot",
-        "several runs on one cluster, or on aws an image with drivers and environment in it (ami)",
+        "several runs on one cluster, or on aws an image of a node that is set up (nexa image bake)",
         usd("booting", "bootstrapping"),
     )
     more = "" if bucket else ", and a bucket, so that a lost node's checkpoints are kept"

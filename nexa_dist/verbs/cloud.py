@@ -102,6 +102,8 @@ def sweep(args: Arguments) -> int:
         columns = ("cluster", "kind", "id", "region", "age_hours", "usd", "holder", "orphan")
         ui.table([entry.to_json() for entry in found], columns)
     ui.say(f"owner {owner}: {len(found)} resources, {len(orphans)} of them orphans")
+    for region, count, usd in sweeping.images_kept(ctx, owner, args.region):
+        ui.say(f"  and {count} baked images in {region}, at most {usd:.2f} USD a month (nexa image list)")
     if orphans and args.delete:
         _end(ctx, orphans, args.yes)
     elif orphans:

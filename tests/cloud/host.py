@@ -97,6 +97,12 @@ class Machines:
     def partition(self, instance_id: str, cut: bool) -> None:
         self._orders.put(lambda: self._links.cut(instance_id, cut))
 
+    def capture(self, instance_id: str, image: str) -> None:
+        machine, kept = self._machines[instance_id], self._folder / "images" / image
+        kept.mkdir(parents=True)
+        for part in ("upper", "root/home"):
+            _copy(machine.folder / part, kept / part)
+
     def notice(self, instance_id: str, at_unix: float | None) -> None:
         if at_unix is None:
             self._notices.pop(instance_id, None)
@@ -148,7 +154,7 @@ class Machines:
         machine = Machine(spec, self._folder / "hosts" / name, net.machine_namespace())
         self._machines[name] = machine
         try:
-            _furnish(machine)
+            _furnish(machine, self._folder / "images" / (spec.image or "none"))
             self._links.plug(name, machine.namespace, spec.vpc_id, spec.subnet_cidr, spec.private_ip, spec.public_ip)
             with net.inside(machine.namespace):
                 door = net.listen(net.METADATA, 80)
@@ -209,10 +215,19 @@ class Machines:
         self._states[instance_id] = "off"
 
 
-def _furnish(machine: Machine) -> None:
-    """The files that a machine finds at its first boot and that name it."""
+def _copy(source: Path, target: Path) -> None:
+    """With owners, attributes and what an overlay notes of deleted files."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["cp", "-a", "--", str(source), str(target)], check=True)
+
+
+def _furnish(machine: Machine, image: Path) -> None:
+    """The files that a machine finds at its first boot: those of its image, and what names it."""
+    if image.is_dir():
+        for part in ("upper", "root/home"):
+            _copy(image / part, machine.folder / part)
     etc = machine.folder / "upper" / "etc"
-    etc.mkdir(parents=True)
+    etc.mkdir(parents=True, exist_ok=True)
     name, address = host_name(machine.spec.private_ip), machine.spec.private_ip
     (etc / "hostname").write_text(f"{name}\n")
     (etc / "hosts").write_text(f"127.0.0.1 localhost\n{address} {name}.ec2.internal {name}\n")

@@ -59,6 +59,31 @@ def loads_images(images: Images, before: Callable[[Any, str], None]) -> Callable
     return check
 
 
+Specs = list[dict[str, Any]]
+
+
+def captures(
+    capture: Callable[[str, str], None], plain: Callable[..., Ami]
+) -> Callable[[Any, str, str, str, Specs], Ami]:
+    """CreateImage with the machine's files behind it, a disk of the instance's size, and tags on the snapshot too."""
+
+    def create(
+        self: Any, instance_id: str, name: str, description: str, tag_specifications: list[dict[str, Any]]
+    ) -> Ami:
+        for_image = [told for told in tag_specifications if told["ResourceType"] != "snapshot"]
+        made = plain(self, instance_id, name, description, for_image)
+        made.root_device_type, made.root_device_name = "ebs", "/dev/sda1"
+        disks = [d.size for d in self.get_instance(instance_id).block_device_mapping.values() if d.size]
+        made.ebs_snapshot.volume.size = max(disks, default=made.ebs_snapshot.volume.size)
+        for told in tag_specifications:
+            if told["ResourceType"] == "snapshot":
+                made.ebs_snapshot.add_tags({tag["Key"]: tag["Value"] for tag in told["Tags"]})
+        capture(instance_id, made.id)
+        return made
+
+    return create
+
+
 def parameter(account: str, name: str, value: str, version: int) -> Parameter:
     return Parameter(  # type: ignore[abstract]
         account_id=account,

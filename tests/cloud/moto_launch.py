@@ -192,5 +192,6 @@ def host_spec(ec2: Any, instance: Instance, spot: bool, faults: FaultBook) -> Ho
         public_key=pair.public_key.strip() if pair else "",
         spot=spot,
         tags={t["key"]: t["value"] for t in instance.get_tags()},
+        image=instance.image_id or "",
         boots=faults.boots(type=instance.instance_type, zone=zone),
     )

@@ -25,7 +25,7 @@ from moto.ssm.models import ParameterDict
 from tests.cloud import moto_groups, moto_mends, moto_profiles, moto_spot
 from tests.cloud.faults import FaultBook
 from tests.cloud.moto_groups import groups_of
-from tests.cloud.moto_images import Images, loads_images
+from tests.cloud.moto_images import Images, captures, loads_images
 from tests.cloud.moto_launch import Launch
 from tests.cloud.moto_life import Life, Pace
 from tests.cloud.moto_prices import Prices, price_history
@@ -107,6 +107,8 @@ def patch_models(world: World) -> None:
     put(world, FakeBucket, "get_permission", moto_mends.speaks_tls(FakeBucket.get_permission))
     put(world, LaunchTemplate, "tags", property(moto_mends.template_tags, moto_mends.no_template_tags))
     put(world, ParameterDict, "_check_loading_status", loads_images(world.images, ParameterDict._check_loading_status))
+    capture = world.life.hosts.capture
+    put(world, EC2Backend, "create_image", captures(capture, EC2Backend.create_image))
     for name, wrap in (
         ("_delete_security_group", moto_mends.guards_group),
         ("delete_subnet", moto_mends.guards_subnet),

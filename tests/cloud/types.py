@@ -26,6 +26,8 @@ class HostSpec:
     """OpenSSH public key of the instance's key pair; empty without one."""
     spot: bool
     tags: dict[str, str]
+    image: str = ""
+    """What it boots from; one that was made of a machine has that machine's files."""
     boots: bool = True
     """False: the machine never comes up (a fault)."""
 
@@ -44,6 +46,10 @@ class Hosts(Protocol):
 
     def partition(self, instance_id: str, cut: bool) -> None:
         """Takes the machine's network link down, or up again."""
+        ...
+
+    def capture(self, instance_id: str, image: str) -> None:
+        """Keeps the machine's files as an image, when the call returns."""
         ...
 
     def notice(self, instance_id: str, at_unix: float | None) -> None:
