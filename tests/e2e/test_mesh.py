@@ -76,6 +76,8 @@ class Vendors:
         (folder / "play.yml").write_text(PLAY)
         env = {key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")}
         env |= {"ANSIBLE_CONFIG": f"{REPO}/ansible/ansible.cfg", "ANSIBLE_HOME": str(folder / "ansible")}
+        # Another region has machines of the same addresses: a shared connection must not lead there.
+        env |= {"ANSIBLE_SSH_CONTROL_PATH_DIR": str(folder / "cp")}
         program = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(folder / "inventory.json")]
         done = subprocess.run(
             [*self.inside, *program, *words, str(folder / "play.yml")],
