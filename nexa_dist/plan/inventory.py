@@ -23,6 +23,7 @@ def inventory(
         node.name: {
             **{name: absolute(path, homes[node.name]) for name, path in folders.items()},
             **(_reached(node) if cluster.provider == "static" else {}),
+            **({"nexa_private_address": node.private_address} if cluster.provider == "aws" else {}),
             **(each or {}).get(node.name, {}),
         }
         for node in cluster.nodes
