@@ -139,7 +139,14 @@ def vendors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vendors]:
     os.close(lab.namespace)
 
 
+@pytest.fixture
+def joined(vendors: Vendors) -> None:
+    """The mesh as the role makes it, whatever a test before has left."""
+    vendors.play()
+
+
 def test_the_role_converges_once_and_checks(vendors: Vendors) -> None:
+    vendors.play(wireguard_state="absent")
     assert vendors.changed("--check", "--diff") == [1, 1, 1], "the configuration would be written"
     assert vendors.lab.ssh(1, f"test -e /sys/class/net/{INTERFACE} -o -e /etc/wireguard/{INTERFACE}.key").returncode
     assert min(vendors.changed()) > 0
@@ -156,6 +163,7 @@ def test_the_role_converges_once_and_checks(vendors: Vendors) -> None:
     assert kept.splitlines() == [f"600 root /etc/wireguard/{INTERFACE}.{end}" for end in ("conf", "key")]
 
 
+@pytest.mark.usefixtures("joined")
 def test_a_private_key_stays_where_it_was_made(vendors: Vendors) -> None:
     vendors.play("-vvvv", wireguard_mtu=1400)  # another MTU: the interface is made anew, with the same key
     assert vendors.lab.said(1, f"cat /sys/class/net/{INTERFACE}/mtu") == "1400"
@@ -167,6 +175,7 @@ def test_a_private_key_stays_where_it_was_made(vendors: Vendors) -> None:
     assert vendors.changed() == [2, 2, 2]
 
 
+@pytest.mark.usefixtures("joined")
 def test_a_peer_made_anew_is_only_synced(vendors: Vendors) -> None:
     def interface() -> str:
         return vendors.lab.said(1, f"cat /sys/class/net/{INTERFACE}/ifindex; pgrep -o wireguard-go")
@@ -181,6 +190,7 @@ def test_a_peer_made_anew_is_only_synced(vendors: Vendors) -> None:
     assert vendors.reaches(1, "10.213.0.103")
 
 
+@pytest.mark.usefixtures("joined")
 def test_after_a_reboot_it_is_brought_up_again(vendors: Vendors) -> None:
     first = vendors.lab.said(2, "cat /proc/1/stat | cut -d' ' -f22")
     vendors.lab.ssh(2, "sudo reboot")
