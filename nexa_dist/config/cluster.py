@@ -22,6 +22,7 @@ from nexa_dist.config.hosts import (
     Endpoint,
     HostKeyText,
     HostName,
+    ImageDigest,
     LocalPath,
     Name,
     NodePath,
@@ -234,6 +235,13 @@ class ClusterConfig(_Section):
         False,
         description="Let nexa provision change the system of your own hosts (packages, driver, limits), as root or by "
         "sudo. Without it all that it adds lies in scratch, shared and durable, and teardown removes it.",
+    )
+    containers: bool = Field(
+        False,
+        description="Docker with NVIDIA's container toolkit on nodes with GPUs. On own hosts only with system_changes.",
+    )
+    images: Annotated[tuple[ImageDigest, ...], Field(strict=False, max_length=64)] = Field(
+        (), description="Container images that every node pulls beforehand, each as NAME@sha256:DIGEST."
     )
     scratch: NodePath | None = Field(None, description="NEXA_SCRATCH on the nodes: fast, lost with the node.")
     shared: NodePath | None = Field(None, description="NEXA_SHARED on the nodes: caches.")

@@ -8,7 +8,7 @@ import ipaddress
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, StringConstraints
 
 from nexa_dist.config.paths import bad_characters
 
@@ -125,6 +125,7 @@ Name = Annotated[str, AfterValidator(check_name), _shape(NAME_PATTERN)]
 User = Annotated[str, AfterValidator(check_user), _shape(USER_PATTERN)]
 HostName = Annotated[str, AfterValidator(check_host), _shape(HOST_PATTERN)]
 HostKeyText = Annotated[str, AfterValidator(check_host_key), _shape("^(SHA256:|ssh-|ecdsa-)")]
+ImageDigest = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][A-Za-z0-9._/:-]{0,200}@sha256:[0-9a-f]{64}$")]
 Endpoint = Annotated[str, AfterValidator(check_endpoint), _shape("^[^ ]+:[1-9][0-9]{0,4}$")]
 LocalPath = Annotated[str, AfterValidator(check_local_path)]
 NodePath = Annotated[str, AfterValidator(check_node_path), _shape("^(/|~/)")]

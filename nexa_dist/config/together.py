@@ -16,21 +16,22 @@ _COMMON = frozenset(
     {"name", "provider", "backend", "rdzv_backend", "rdzv_port"}
     | {"scratch", "shared", "durable", "budget_usd", "max_hours"}
 )
+_ROOTED = frozenset({"mesh", "mesh_cidr", "containers", "images"})
+"""What asks for root on the nodes."""
 _MADE = frozenset(
     {"nodes", "gpus_per_node", "price_usd_per_hour", "boot_timeout_s"}
     | {"idle_minutes", "lease_minutes", "on_budget", "on_failure"}
 )
 KEYS: Mapping[str, frozenset[str]] = {
-    "static": _COMMON | {"cluster", "rdzv", "python", "ssh_config", "mesh", "mesh_cidr", "system_changes"},
+    "static": _COMMON | _ROOTED | {"cluster", "rdzv", "python", "ssh_config", "system_changes"},
     "local": _COMMON | _MADE,
     "aws": _COMMON
     | _MADE
+    | _ROOTED
     | {
         "market",
         "offers",
         "max_price_usd_per_hour",
-        "mesh",
-        "mesh_cidr",
         "region",
         "owner",
         "ssh_from",
@@ -97,6 +98,10 @@ def together(data: dict[str, Any], known: Collection[str]) -> Iterator[InitError
             yield fault(("vpc",), "a given VPC needs vpc_cidr, a free part of it", "add vpc_cidr, such as 10.0.64.0/20")
     if data.get("mesh_cidr") is not None and data.get("mesh") != "wireguard":
         yield fault(("mesh_cidr",), "means nothing without mesh: wireguard", "remove it, or say mesh: wireguard")
+    if data.get("images") and data.get("containers") is not True:
+        yield fault(("images",), "nobody pulls them without containers: true", "add it, or remove images")
+    if data.get("containers") is True and provider == "static" and data.get("system_changes") is not True:
+        yield fault(("containers",), "Docker is installed by root", "add system_changes: true")
     if data.get("rdzv") is not None and data.get("rdzv_port") is not None:
         yield fault(("rdzv_port",), "`rdzv` already gives the port", "remove one of the two")
 

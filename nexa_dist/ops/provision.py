@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.config.paths import safe_path
@@ -86,7 +87,7 @@ def _made(
     meter.advance(ctx, folder, "bootstrapping", ahead_s)
     only = _made_anew(before, made) if lost else ()
     with _in_use(ctx, config, made), mesh.joining(ctx, folder, config, made, only) as meshed:
-        bootstrap(ctx, folder, made, homes, {**own, **meshed}, only)
+        bootstrap(ctx, folder, made, homes, {**own, **meshed, **_containers(config)}, only)
         return mesh.joined(ctx, folder, config, made), ahead_s
 
 
@@ -99,13 +100,18 @@ def _own_hosts(ctx: Context, folder: ClusterFolder, config: ClusterConfig, adopt
     meter.advance(ctx, folder, "bootstrapping")
     made = mesh.with_mesh(config, hosts.cluster)
     with static.tidied(ctx, folder, hosts), mesh.joining(ctx, folder, config, made) as meshed:
-        bootstrap(ctx, folder, made, hosts.homes, {**hosts.variables, **meshed}, each=hosts.each)
+        own = {**hosts.variables, **meshed, **_containers(config)}
+        bootstrap(ctx, folder, made, hosts.homes, own, each=hosts.each)
         made = mesh.joined(ctx, folder, config, made)
     report = prove.check(ctx, folder, config, made)
     meter.advance(ctx, folder, "idle")
     files.write_json(folder.json, made.to_json())
     prove.refuse(report)
     return made
+
+
+def _containers(config: ClusterConfig) -> dict[str, Any]:
+    return {"nexa_containers": True, "nexa_images": list(config.images)} if config.containers else {}
 
 
 def refuse_other_provider(folder: ClusterFolder, config: ClusterConfig) -> None:

@@ -157,7 +157,7 @@ def test_every_text_key_of_aws_is_in_that_test() -> None:
     known = ClusterConfig.model_json_schema()["properties"]
     own = KEYS["aws"] - KEYS["local"] - {"mesh", "market", "offers"}
     texts = {key for key in own if "string" in json.dumps({**known[key], "description": ""})}
-    assert texts == {*TEXT_KEYS, "ssh_from"}
+    assert texts == {*TEXT_KEYS, "ssh_from", "images"}
 
 
 @pytest.mark.parametrize(
@@ -210,3 +210,29 @@ def test_no_owner(text: str) -> None:
 )
 def test_region_of_a_zone(zone: str, region: str) -> None:
     assert region_of(zone) == region
+
+
+DIGEST = "@sha256:" + "a" * 64
+
+
+@pytest.mark.parametrize(
+    ("keys", "fault"),
+    [
+        ({"containers": True, "images": [f"nvcr.io/nvidia/pytorch:26.09-py3{DIGEST}"]}, ""),
+        ({"containers": True, "images": ["pytorch:latest"]}, "images"),
+        ({"images": [f"a{DIGEST}"]}, "nobody pulls them without containers: true"),
+        ({"containers": True, "images": [f"a b{DIGEST}"]}, "images"),
+    ],
+)
+def test_images_are_pinned_by_digest(write: Write, keys: dict[str, Any], fault: str) -> None:
+    path = write(**keys)
+    if fault:
+        assert fault in said(path)
+    else:
+        assert load_cluster(path).images == tuple(keys["images"])
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_images(write: Write, text: str) -> None:
+    for image in (text, text + DIGEST, f"a{DIGEST}{text}"):
+        assert "images" in said(write(containers=True, images=[image]))
