@@ -12,7 +12,7 @@ from typing import Any
 
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import NexaError, StillRunning, UsageError
-from nexa_dist.model import Cluster
+from nexa_dist.model import Cluster, absolute
 from nexa_dist.ops import provision as provisioning
 from nexa_dist.ops import teardown as destroying
 from nexa_dist.ops.context import Context
@@ -28,13 +28,13 @@ MAX_HOURS = 2.0
 CLEAN = """\
 set -eu
 cloud-init clean --logs
-rm -rf /opt/nexa/scratch/* /opt/nexa/durable/* /root/.ssh/authorized_keys /root/.bash_history
-rm -f /etc/ssh/ssh_host_* "$1/.bash_history" "$1/.ssh/authorized_keys"
+find "$2" "$3" -mindepth 1 -delete
+rm -f /root/.ssh/authorized_keys /root/.bash_history /etc/ssh/ssh_host_* "$1/.bash_history" "$1/.ssh/authorized_keys"
 : >/etc/machine-id
 sync
 """
-"""What names this node or lets somebody in. Its own deadline stays armed: the next machine has another id, and starts
-anew (terraform/modules/aws_nodes/deadline.sh)."""
+"""$1 home, $2 scratch, $3 durable: what names this node, lets somebody in, or is a run's. The deadline stays armed; the
+next machine has another id, and starts its own (terraform/modules/aws_nodes/deadline.sh)."""
 
 
 def wanted(config: ClusterConfig) -> ClusterConfig:
@@ -76,7 +76,8 @@ def clean(ctx: Context, made: Cluster) -> None:
     node = made.nodes[0]
     with session(ctx.runner, made) as ssh:
         home = ssh.run(node, ("sh", "-c", 'printf %s "$HOME"')).out.decode()
-        done = ssh.run(node, ("sudo", "-n", "sh", "-s", "--", home), stdin=CLEAN.encode(), timeout_s=120)
+        folders = (home, absolute(made.layout.scratch, home), absolute(made.layout.durable, home))
+        done = ssh.run(node, ("sudo", "-n", "sh", "-s", "--", *folders), stdin=CLEAN.encode(), timeout_s=120)
         if done.code:
             raise NexaError(f"{node.name} could not be cleaned: {done.tail(3)}", hint="nexa image bake again")
 
