@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import socket
 import struct
@@ -129,16 +130,33 @@ def gpus() -> list[str]:
 
 
 def free_port(address: str, port: int) -> tuple[int, str]:
-    """A port that can be bound now on `address`; the wanted one when it is not 0."""
-    try:
-        family, _, _, _, target = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, socket.SOCK_STREAM) as listener:
-            # As torch does: connections of the last run that linger for a minute keep nobody from listening.
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(target)
-            return listener.getsockname()[1], ""
-    except OSError as error:
-        return 0, "%s port %d: %s" % (address, port, error)
+    """A port that `address` and torch's store, which listens on every address, can bind now; the wanted one if not 0.
+
+    It is used seconds later, when torch is loaded, so it is none that the kernel may give to a connection till then.
+    """
+    error: OSError | None = None
+    for candidate in [port] if port else random.sample(quiet_ports(), 50):
+        try:
+            for place in (address, None):
+                family, kind, _, _, target = socket.getaddrinfo(
+                    place, candidate, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+                )[0]
+                with socket.socket(family, kind) as listener:
+                    # As torch does: connections of the last run that linger for a minute keep nobody from listening.
+                    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    listener.bind(target)
+            return candidate, ""
+        except OSError as failed:
+            error = failed
+    return 0, "%s port %d: %s" % (address, port, error)
+
+
+def quiet_ports() -> range:
+    """Ports that no outgoing connection gets by itself; the kernel's usual ones where this cannot be read."""
+    first = 32768
+    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/sys/net/ipv4/ip_local_port_range") as file:
+        first = int(file.read().split()[0])
+    return range(20000, first if first > 21000 else 32768)
 
 
 def route_to(peer: str) -> dict[str, str]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import random
+import re
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,12 @@ from nexa_dist.ops.bootstrap import env_hash
 from nexa_dist.ops.context import Context
 from nexa_dist.plan import local
 from nexa_dist.run import bundle, files, keys
-from nexa_dist.run.terraform import Terraform, binary
+from nexa_dist.run.terraform import Terraform, TerraformFailed, binary
 from nexa_dist.run.workspace import ClusterFolder
 
 TRIES = 3
+TAKEN = re.compile(r"(127(?:\.\d+){3}:\d+) is taken by")
+"""What host.py says of a port."""
 
 
 def shared_folder() -> str:
@@ -43,13 +48,12 @@ def make(
     terraform.settle(ctx.detail, interrupt=False)
     names = config.node_names
     with ctx.phase(f"terraform: {len(names)} nodes"), folder.journalled("create", nodes=names):
-        prepare(ctx, folder, config, terraform)
-        terraform.apply(ctx.detail)
+        _apply(ctx, folder, config, terraform)
         rows = terraform.outputs()["nodes"]
-        off = [row["name"] for row in rows if row["name"] in lost or not answers(row["address"], row["port"])]
+        off = [r["name"] for r in rows if r["name"] in lost or not answers(folder, r["name"], r["address"], r["port"])]
         if off:  # Terraform's state says they exist; a reboot of this machine says they do not
             ctx.detail(f"not answering, made anew: {', '.join(off)}")
-            terraform.apply(ctx.detail, replace=[f'module.node["{name}"].terraform_data.node' for name in off])
+            _apply(ctx, folder, config, terraform, [f'module.node["{name}"].terraform_data.node' for name in off])
     outputs = terraform.outputs()
     made = local.cluster(
         config,
@@ -64,10 +68,30 @@ def make(
     return made, {row["name"]: row["home"] for row in outputs["nodes"]}
 
 
-def prepare(ctx: Context, folder: ClusterFolder, config: ClusterConfig, terraform: Terraform) -> None:
-    """Keys, variables and the stack, on this machine's disk."""
+def _apply(
+    ctx: Context, folder: ClusterFolder, config: ClusterConfig, terraform: Terraform, replace: Sequence[str] = ()
+) -> None:
+    """A node whose port another program took, since it was chosen or while the node was off, gets another one."""
+    taken: list[str] = []
+    for attempt in range(TRIES):
+        prepare(ctx, folder, config, terraform, taken)
+        try:
+            terraform.apply(ctx.detail, replace=replace)
+            break
+        except TerraformFailed as error:
+            taken = TAKEN.findall(str(error))
+            if not taken or attempt == TRIES - 1:
+                raise
+        ctx.detail(f"in use by another program, choosing again: {', '.join(taken)}")
+        replace = ()  # ended already
+
+
+def prepare(
+    ctx: Context, folder: ClusterFolder, config: ClusterConfig, terraform: Terraform, taken: Collection[str] = ()
+) -> None:
+    """Keys, variables and the stack, on this machine's disk. No node keeps one of the addresses that are `taken`."""
     keys.ensure_cluster_keys(ctx.runner, folder.ssh, folder.name, config.node_names)
-    ports = _ports(terraform, config.node_names)
+    ports = _ports(terraform, config.node_names, taken)
     made = local.tfvars(config, ports, str(folder.path / "nodes"), str(folder.ssh), base_python())
     terraform.prepare(bundle.root() / "terraform", made)
 
@@ -89,28 +113,40 @@ def base_python() -> str:
     return str(Path(getattr(sys, "_base_executable", sys.executable)).resolve())
 
 
-def _ports(terraform: Terraform, names: Sequence[str]) -> dict[str, int]:
+def _ports(terraform: Terraform, names: Sequence[str], taken: Collection[str]) -> dict[str, int]:
     """A port for each node: the one it has, else a free one (and with a damaged file, new ones: new nodes)."""
     known: dict[str, int] = {}
     if terraform.variables.exists():
         with contextlib.suppress(NexaError, KeyError, TypeError, AttributeError, ValueError):
-            known = {name: int(row["port"]) for name, row in files.read_json(terraform.variables)["nodes"].items()}
-    return {name: known.get(name) or _free_port(local.address_of(i)) for i, name in enumerate(names)}
+            known = {
+                name: int(row["port"])
+                for name, row in files.read_json(terraform.variables)["nodes"].items()
+                if f"{row['address']}:{row['port']}" not in taken
+            }
+    return {name: known.get(name) or free_port(local.address_of(i)) for i, name in enumerate(names)}
 
 
-def _free_port(address: str) -> int:
-    with socket.socket() as listener:
-        listener.bind((address, 0))
-        return int(listener.getsockname()[1])
+def free_port(address: str) -> int:
+    """None that the kernel gives to connections: a node that is off for a while must find its port free."""
+    for port in random.sample(local.PORTS, 50):
+        with contextlib.suppress(OSError), socket.socket() as listener:
+            listener.bind((address, port))
+            return port
+    raise NexaError(
+        f"no free port on {address} from {local.PORTS.start} to {local.PORTS.stop - 1}",
+        hint="is every address of 127.0.0.0/8 this machine's own?",
+    )
 
 
-def answers(address: str, port: int) -> bool:
-    """Whether somebody listens there."""
+def answers(folder: ClusterFolder, name: str, address: str, port: int) -> bool:
+    """Whether the node's own sshd listens there: whoever got the port after its end greets otherwise (host.py)."""
     try:
-        with socket.create_connection((address, port), timeout=5):
-            return True
+        host_key = (folder.ssh / "host_keys" / f"{name}.pub").read_bytes()
+        with socket.create_connection((address, port), timeout=5) as connection:
+            said = connection.makefile("rb").readline(255).rstrip()
     except OSError:
         return False
+    return said.endswith(hashlib.sha256(host_key).hexdigest()[:16].encode())
 
 
 def destroy(ctx: Context, folder: ClusterFolder) -> dict[str, Any]:
@@ -170,10 +206,5 @@ def made_nodes(folder: ClusterFolder) -> list[dict[str, Any]]:
 
 
 def _listening(folder: ClusterFolder) -> list[str]:
-    found = []
-    for node in made_nodes(folder):
-        with socket.socket() as probe:
-            probe.settimeout(2)
-            if probe.connect_ex((node["address"], node["port"])) == 0:
-                found.append(f"{node['address']}:{node['port']}")
-    return found
+    rows = made_nodes(folder)
+    return [f"{r['address']}:{r['port']}" for r in rows if answers(folder, r["name"], r["address"], r["port"])]

@@ -87,7 +87,7 @@ def _record_own_ends(ctx: Context, folder: ClusterFolder) -> None:
         return
     made = {change.id for change in ledger.changes(read(folder.path)) if change.phase == "bootstrapping"}
     for period in open_periods(folder):
-        if period.id in made and period.node in where and not local.answers(*where[period.node]):
+        if period.id in made and period.node in where and not local.answers(folder, period.node, *where[period.node]):
             due = _number(folder.path / "nodes" / period.node / "due" / "acts_unix")
             at = due if due and period.start_unix <= due <= ctx.now() else ctx.now()
             stop(folder, period, at, "it is off", "clock")

@@ -51,7 +51,8 @@ def _dead(ctx: Context, cluster: Cluster, node: Node) -> str:
     if cluster.provider == "local":
         from nexa_dist.ops import local
 
-        return "" if local.answers(node.address, node.port) else "its sshd is gone"
+        folder = ctx.workspace.cluster(cluster.name)
+        return "" if local.answers(folder, node.name, node.address, node.port) else "its sshd is gone"
     if cluster.provider != "aws":
         return ""
     from nexa_dist.ops.site import known_site

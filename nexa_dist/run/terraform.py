@@ -11,7 +11,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,10 +129,10 @@ class Terraform:
         return dict(json.loads(shown.out))
 
     def apply(
-        self, on_progress: Callable[[str], None], replace: list[str] | None = None, timeout_s: float = 3600.0
+        self, on_progress: Callable[[str], None], replace: Sequence[str] = (), timeout_s: float = 3600.0
     ) -> None:
         """Makes what the variables say; `replace` names resource addresses to be made anew."""
-        extra: dict[str, Any] = {"replace": replace} if replace else {}
+        extra: dict[str, Any] = {"replace": list(replace)} if replace else {}
         self._acted(
             "apply", on_progress, timeout_s=timeout_s, auto_approve=IsFlagged, var_file=str(self.variables), **extra
         )

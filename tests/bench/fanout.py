@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nexa_dist.model import Cluster, Layout, Node
+from nexa_dist.ops.local import free_port
 from nexa_dist.run.nodes import Ssh, on_all, session
 from nexa_dist.run.runner import SystemRunner
-from tests.bench.hosts import HOST, free_port
+from tests.bench.hosts import HOST
 from tests.e2e.local_cluster import is_open, make_key
 
 SSHDS = 4

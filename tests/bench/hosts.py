@@ -7,7 +7,6 @@ import ctypes
 import importlib.util
 import json
 import os
-import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -98,12 +97,6 @@ def _comm(pid: int) -> str:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
         return ""
-
-
-def free_port(address: str) -> int:
-    with socket.socket() as listener:
-        listener.bind((address, 0))
-        return int(listener.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.bench.hosts import Hosts, free_port
+from nexa_dist.ops.local import free_port
+from tests.bench.hosts import Hosts
 
 JOB = Path(__file__).with_name("job.py")
 REPO = Path(__file__).resolve().parents[2]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import textwrap
@@ -13,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from nexa_dist.ops.local import free_port
 from tests.chaos.local_hosts import NEXA, LocalHosts
 
 JOB = Path(__file__).with_name("orphan_job.py")
@@ -44,12 +44,6 @@ def peers_python() -> Path:
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         subprocess.run([str(python), "-m", "pip", "install", "-q", TORCH, "torchrunx"], check=True)
     return python
-
-
-def free_port(address: str) -> int:
-    with socket.socket() as listener:
-        listener.bind((address, 0))
-        return int(listener.getsockname()[1])
 
 
 def address(hosts: LocalHosts, node: str) -> str:

@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from nexa_dist.ops.local import free_port
+
 ROOT = Path(__file__).resolve().parents[2]
 STACK = ROOT / "terraform" / "stacks" / "local"
 HOST_PY = ROOT / "terraform" / "modules" / "local_node" / "host.py"
@@ -19,13 +21,6 @@ def clean_env(**extra: str) -> dict[str, str]:
     """The environment without another session's Terraform and Ansible settings."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("TF_", "ANSIBLE_"))}
     return {**env, "TF_IN_AUTOMATION": "1", "CHECKPOINT_DISABLE": "1", "TF_CLI_CONFIG_FILE": "/dev/null", **extra}
-
-
-def free_port(address: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def is_open(address: str, port: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -170,10 +171,16 @@ def test_a_second_provision_changes_nothing_and_a_dead_node_is_made_anew(own: La
     assert "made anew" not in said
     kill(before["n1"])
     until(lambda: own.json("status")["clusters"][0]["nodes"][1]["state"] == "unreachable", "n1 is off")
-    assert "not answering, made anew: n1" in own.nexa("provision", "--cluster", "c.yaml").stderr
+    variables = json.loads((own.root / ".nexa/clusters/own/terraform/nexa.tfvars.json").read_text())
+    where = variables["nodes"]["n1"]["address"], variables["nodes"]["n1"]["port"]
+    with socket.create_server(where):  # somebody else got the port meanwhile
+        said = own.nexa("provision", "--cluster", "c.yaml").stderr
+        assert "not answering, made anew: n1" in said
+        assert f"in use by another program, choosing again: {where[0]}:{where[1]}" in said
     after = daemons()
     assert after["n0"] == before["n0"]
     assert after["n1"] != before["n1"]
+    assert own.json("status")["clusters"][0]["nodes"][1]["state"] == "up"
 
 
 def test_teardown_twice_killed_and_without_state(own: Lab) -> None:

@@ -35,7 +35,7 @@ from typing import Any
 
 MARKER = ".nexa-local-root"
 NODE_NAME = re.compile(r"n(0|[1-9][0-9]{0,3})")
-START_TIMEOUT_S = 15.0
+START_TIMEOUT_S = 60.0
 GRACE_S = 2.0
 """Between TERM and KILL."""
 KILL_TIMEOUT_S = 10.0
@@ -302,6 +302,7 @@ def sshd_config(settings: Settings, sshd: str) -> str:
         f"UsePAM {'yes' if root_is_locked() else 'no'}",
         "StrictModes no",  # the folder may lie under /tmp; `up` checks owner and mode itself
         "PidFile none",
+        f"VersionAddendum {greeting(settings)}",
         "PrintMotd no",
         "PrintLastLog no",
         "PermitUserRC no",
@@ -382,9 +383,15 @@ def listener(port: int) -> str:
     return "another process"
 
 
-def answers(address: str, port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection((address, port), timeout=2) as connection:
-        return connection.recv(4) == b"SSH-"
+def greeting(settings: Settings) -> str:
+    """What this node's sshd says to everybody: another that got the port meanwhile is not the node."""
+    host_key = settings.ssh_dir / "host_keys" / f"{settings.node}.pub"
+    return "nexa-" + hashlib.sha256(host_key.read_bytes()).hexdigest()[:16]
+
+
+def answers(address: str, port: int, greeting: str) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((address, port), timeout=5) as connection:
+        return connection.makefile("rb").readline(255).rstrip().endswith(greeting.encode())
     return False
 
 
@@ -399,19 +406,19 @@ def up(settings: Settings) -> str:
     config = sshd_config(settings, sshd)
     make_folder(settings)
     folder = settings.folder
-    host_key = (settings.ssh_dir / "host_keys" / f"{settings.node}.pub").read_text()
-    settings_sha256 = hashlib.sha256((sshd + config + host_key).encode()).hexdigest()
+    settings_sha256 = hashlib.sha256((sshd + config).encode()).hexdigest()
     where = f"{settings.node} is on at {settings.address}:{settings.port}"
     pid = daemon_pid(folder)
     same = read_json(folder / "daemon.json").get("settings_sha256") == settings_sha256
-    if pid and same and answers(settings.address, settings.port):
+    if pid and same and answers(settings.address, settings.port, greeting(settings)):
         return f"{where} (pid {pid}, was already)"
     end(lambda: members(folder, pid))
     check_port(settings.address, settings.port)
     (folder / "sshd_config").write_text(config)
     arm(settings)
     record = {key: value for key, value in asdict(settings).items() if key in ("cluster", "address", "port")}
-    write_json(folder / "node.json", {**record, "sshd": sshd, "settings_sha256": settings_sha256})
+    record |= {"sshd": sshd, "settings_sha256": settings_sha256, "greeting": greeting(settings)}
+    write_json(folder / "node.json", record)
     try:
         return f"{where} (pid {start(settings)})"
     except BaseException:  # Terraform runs no destroy step for a node whose start failed or was interrupted
@@ -474,7 +481,7 @@ def start(settings: Settings) -> int:
     while time.monotonic() < give_up:
         if daemon.poll() is not None:
             break
-        if daemon_pid(folder) == daemon.pid and answers(settings.address, settings.port):
+        if daemon_pid(folder) == daemon.pid and answers(settings.address, settings.port, greeting(settings)):
             return daemon.pid
         time.sleep(0.02)
     tail = (folder / "sshd.log").read_text(errors="replace").strip().splitlines()[-5:]
@@ -551,7 +558,7 @@ def status(root: Path) -> list[dict[str, Any]]:
     for node in nodes_under(root):
         record, pid = read_json(root / node / "node.json"), daemon_pid(root / node)
         address, port = record.get("address", ""), record.get("port", 0)
-        on = pid is not None and answers(address, port)
+        on = pid is not None and answers(address, port, record.get("greeting", ""))
         rows.append({"node": node, "address": address, "port": port, "pid": pid, "on": on})
     return rows
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any
 
 from nexa_dist.node.base import start_time
+from nexa_dist.node.probe import free_port
 from tests.processes.node.rig import Rig, until
 
 
@@ -108,3 +110,12 @@ def test_without_go_the_ranks_wait(rig: Rig) -> None:
     assert rig.events("torchrun") == []
     rig.call("go", str(rig.folder))
     assert rig.ended()["state"] == "completed"
+
+
+def test_a_port_is_free_on_every_address_and_no_connection_gets_it() -> None:
+    with open("/proc/sys/net/ipv4/ip_local_port_range") as file:
+        first = int(file.read().split()[0])
+    port, error = free_port("127.0.0.2", 0)
+    assert (20000 <= port < first, error) == (True, "")
+    with socket.create_server(("127.0.0.3", port)):  # torch's store listens on every address
+        assert free_port("127.0.0.2", port) == (0, f"127.0.0.2 port {port}: [Errno 98] Address already in use")
