@@ -7,8 +7,8 @@ from typing import Any
 
 HIDDEN = "***"
 
-# `tokenizer` and `max_tokens` are no secrets.
-_SECRET_NAME = re.compile(r"key|token(?!iz|s\b|s_)|secret|passw|passphrase|credential", re.IGNORECASE)
+# `tokenizer`, `max_tokens` and `host_key` (a fingerprint) are no secrets.
+_SECRET_NAME = re.compile(r"(?<!host_)key|token(?!iz|s\b|s_)|secret|passw|passphrase|credential", re.IGNORECASE)
 # A 40-hex word is a W&B key, except where a git commit is expected.
 _COMMIT_NAME = re.compile(r"revision|commit|sha", re.IGNORECASE)
 _HEX40 = re.compile(r"(?<![0-9A-Za-z])[0-9a-f]{40}(?![0-9A-Za-z])")

@@ -15,6 +15,8 @@ KEPT = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "LD_LIBRARY_PA
 """Variables of this machine that a run sees."""
 ROOM = ".room"
 """Some bytes in the run folder that are given up when the disk is full and something has to be written."""
+PAID = "paid_until"
+"""Until when the run's money lasts, by `boot_clock`. No such file: nobody has set an end."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 _PRCTL = ctypes.CDLL(None, use_errno=True).prctl
 """Looked up once: between fork and exec as little as possible may run."""

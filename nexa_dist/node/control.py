@@ -1,4 +1,4 @@
-"""The commands `go`, `status` and `stop`."""
+"""The commands `go`, `status`, `allow` and `stop`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import time
 from typing import Any
 
-from .base import ROOM, alive, newest_attempt, read_json, write_json
+from .base import PAID, ROOM, alive, boot_clock, newest_attempt, read_json, write_json
 from .processes import kill_run, remove_tmp, run_processes
 from .record import Record
 
@@ -31,6 +31,14 @@ def status(run_dir: str, *, released: bool = False, record: Record | None = None
         "warm": _warm_pid(run_dir),
         "last_event_unix": record.last_unix,
     }
+
+
+def allow(run_dir: str, message: dict[str, Any]) -> dict[str, Any]:
+    """The run's money lasts for {"seconds"} from here on. Its agent ends it then, also when nobody is there to say so;
+    the next attempt begins without such an end."""
+    if os.path.isdir(run_dir):
+        write_json(os.path.join(run_dir, PAID), boot_clock() + float(message["seconds"]))
+    return {"ok": True}
 
 
 def _warm_pid(run_dir: str) -> int | None:

@@ -10,6 +10,7 @@ other command is short and answers with JSON. Each imports only what it needs.
     agent.pyz start RUN_DIR    < {"spec", "secrets", "go"}           start the attempt (again: the same one)
     agent.pyz go RUN_DIR                                             every node is prepared: start the ranks
     agent.pyz status RUN_DIR                                         state of the newest attempt
+    agent.pyz allow RUN_DIR    < {"seconds"}                         how long the run's money lasts
     agent.pyz follow RUN_DIR   < {"offsets": {...}, "once": bool}    logs and events, framed, from byte offsets;
                                                                      then lines as signs of life
     agent.pyz stop RUN_DIR     < {"grace_s", "reason", "release"}    SIGTERM, grace for a checkpoint, SIGKILL
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> int:
         return 0
     act = command(name)
     if act is None:
-        print("usage: agent.pyz probe|diag|forget|unpack|start|go|status|follow|stop|rank …", file=sys.stderr)
+        print("usage: agent.pyz probe|diag|forget|unpack|start|go|status|allow|follow|stop|rank …", file=sys.stderr)
         return 2
     try:
         answer = act(target)
@@ -83,10 +84,11 @@ def command(name: str) -> Callable[[str], dict[str, Any]] | None:
         from .start import start
 
         return lambda folder: start(folder, json.load(sys.stdin))
-    if name in ("go", "status", "stop"):
+    if name in ("go", "status", "allow", "stop"):
         from . import control
 
-        if name == "stop":
-            return lambda folder: control.stop(folder, json.load(sys.stdin))
+        if name in ("allow", "stop"):
+            told = control.allow if name == "allow" else control.stop
+            return lambda folder: told(folder, json.load(sys.stdin))
         return control.go if name == "go" else control.status
     return None

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from .base import POLL_S, alive, event, fail, holder_of, newest_attempt, read_json, write_json
+from .base import PAID, POLL_S, alive, event, fail, holder_of, newest_attempt, read_json, write_json
 from .processes import kill_run, remove_tmp
 from .record import Record
 
@@ -33,6 +33,8 @@ def start(run_dir: str, message: dict[str, Any]) -> dict[str, Any]:
             return {"pid": pid, "already": True}
         write_json(os.path.join(run_dir, "generation"), spec["attempt"])  # from here on the ranks before it are fenced
         _end_older(run_dir)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(run_dir, PAID))
         os.makedirs(spec["cwd"], exist_ok=True)
         if spec.get("code"):
             lay_over(spec["code"], spec["cwd"])

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from . import stacks, stall
-from .base import event
+from .base import PAID, event, read_json
 from .contact import Contact
 from .due import Due
 from .rank import prepare_folder
@@ -60,6 +60,8 @@ class Watcher:
             self.times.note()
         if self.contact and self.contact.lost(now):
             reason = reason or "disconnected"
+        if now > read_json(os.path.join(self.run_dir, PAID), float("inf")):
+            reason = reason or "budget"
         if self.running:
             self.record.read()
             hang = self._ranks(now)

@@ -9,13 +9,14 @@ from nexa_dist.errors import EXIT_BUDGET, NexaError, UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.ops import guard, meter
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.runs import active_runs
 from nexa_dist.ops.tend import Tender
 from nexa_dist.plan import prices
 from nexa_dist.plan.budget import GUARD, OF_CLUSTER, OF_RUN, REARM_S, Purse, tightest, too_small
 from nexa_dist.plan.cost import cost_usd
 from nexa_dist.plan.ledger import bill
 from nexa_dist.run import files
-from nexa_dist.run.nodes import Link, session
+from nexa_dist.run.nodes import Link, on_all, session
 from nexa_dist.run.workspace import ClusterFolder, RunFolder
 
 COUNT_S = 10.0
@@ -73,6 +74,9 @@ def extend(ctx: Context, folder: ClusterFolder, usd: float) -> None:
             rearm(guard.doors(ssh), richer, clock_of(folder, cluster), now)
     except NexaError as error:
         ctx.say(f"warning: the nodes still end when the old budget says so: {error}")
+    for run in active_runs(ctx, folder.name):
+        if not run.supervised:
+            ctx.say(f"nobody follows {run.run_id}, which ends when the old budget says so (hint: nexa attach)")
 
 
 def refuse_a_run(ctx: Context, cluster: Cluster, run_budget_usd: float | None) -> None:
@@ -133,7 +137,7 @@ class Meter:
     """Counts what a run's nodes cost while it trains. One for each supervisor; `look` is called often and is cheap.
 
     Between `start` and `close` a thread renews the nodes' lease, asks the cloud for prices, and moves the nodes' own
-    deadlines to where the money really ends: also while a lost node is made anew.
+    deadlines, and the run's, to where the money really ends: also while a lost node is made anew.
     """
 
     def __init__(
@@ -154,7 +158,7 @@ class Meter:
         self._tender = Tender(self.tend, self.clock.every_s)
 
     def start(self) -> None:
-        if self.cluster.provider != "static":
+        if self.cluster.provider != "static" or self.purses():
             self._tender.start()
 
     def close(self) -> None:
@@ -216,4 +220,20 @@ class Meter:
             self.ahead_s = meter.refresh(self.ctx, self.folder).ahead_s
         if links and self.clock.moved_by_money:
             rearm(links, next((p for p in self.purses() if p.what == OF_CLUSTER), None), self.clock, now)
+        self.allow()
         return ""
+
+    def allow(self) -> None:
+        """Tells the run's agents how long its money lasts. Raises NexaError with every node that was not told."""
+        purse = tightest(self.purses())
+        if not (self.run and self.links and purse) or purse.usd_per_hour <= 0:
+            return
+        nodes = self.run.load()["nodes"]
+        # The prices of your own hosts are yours: nobody raises them.
+        message = {"seconds": purse.run_seconds(GUARD if self.cluster.provider == "aws" else 1.0)}
+        on_all(
+            self.links,
+            lambda link: link.call(
+                "allow", nodes[link.node.name]["run_dir"], message=message, timeout_s=guard.TIMEOUT_S
+            ),
+        )

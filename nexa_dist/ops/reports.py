@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from nexa_dist.plan.budget import OF_RUN
 from nexa_dist.plan.recovery import End, Kind
 from nexa_dist.run.follow import AgentEvent, Ended, Item, Quiet
 
@@ -19,6 +20,7 @@ EXIT_STOPPED = 143
 ENDED = "signal 15"
 NEVER_AGAIN = (2, 78)
 """Exit codes of a rank that name bad usage or config, and ranks that did not find each other as planned."""
+SPENT_ALONE = f"{OF_RUN}, or of its cluster: used up while nobody followed it"
 BY_REASON: Mapping[str, Kind] = {"deadline": "deadline", "disconnected": "disconnected", NOTICE: "notice"}
 
 
@@ -169,8 +171,8 @@ class Watch:
         if self.leaving:
             node = min(self.leaving)
             return End("notice", f"{node} was given notice: {self.leaving[node].get('action', 'stop')}", node, **span)
-        if state == "stopped" and self.spent:
-            return End("budget", self.spent, **span)
+        if state == "stopped" and self.stopping == BUDGET:
+            return End("budget", self.spent or SPENT_ALONE, **span)
         if state == "stopped":
             return End(BY_REASON.get(self.stopping, "stopped"), self.stopping, **span)
         if lost:

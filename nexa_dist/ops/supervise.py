@@ -73,6 +73,8 @@ class Supervisor:
         while True:
             self._show()
             self.meter.cluster, self.meter.links = self.cluster, links
+            with contextlib.suppress(NexaError):  # the meter tries again, and says so; but who detaches is gone by then
+                self.meter.allow()
             outcome = watch.watch(
                 self.ctx,
                 self.run,

@@ -12,6 +12,8 @@ RESERVE_S = 180.0
 """What a stop takes at most while the nodes still cost: the checkpoint, its upload, giving the nodes back."""
 REARM_S = 60.0
 """Between two settings of the nodes' own clocks by a living controller."""
+ALONE_S = 60.0
+"""Before its money is over, a run that nobody stopped is stopped by its agents."""
 BOOT_S = 600.0
 """A budget that is used up before the nodes are ready buys nothing."""
 
@@ -47,6 +49,10 @@ class Purse:
         """When the nodes have to end by themselves; None where nothing costs."""
         left = self.seconds_left(GUARD)
         return None if left == float("inf") else now_unix + max(0.0, left)
+
+    def run_seconds(self, guard: float) -> float:
+        """For how long the agents of a run go on by themselves."""
+        return max(0.0, self.seconds_left(guard) - ALONE_S)
 
     def warning(self, said: float) -> tuple[float, str] | None:
         """The highest share passed that is above `said`, and what to say about it; None when there is none."""

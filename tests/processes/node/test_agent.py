@@ -65,7 +65,7 @@ time.sleep(60)
 """
     rig.start(code, signals=PASS_ON)
     rig.ready(0, 1)
-    answer = rig.stop(grace_s=0.3, reason="test")
+    answer = rig.stop(grace_s=5, reason="test")
     assert (answer["state"], answer["reason"], answer["left"]) == ("stopped", "test", [])
     assert "saved" in rig.log(0).read_text()
     assert rig.status()["processes"] == []
@@ -82,7 +82,7 @@ def test_a_second_stop_does_not_wait_for_the_first_ones_grace(rig: Rig) -> None:
     until(lambda: rig.status()["state"] == "stopping")
     answer = rig.stop(reason="second")
     assert (answer["state"], answer["reason"], answer["left"]) == ("stopped", "first", [])
-    assert first.wait(10) == 0
+    assert first.wait(90) == 0
     assert first.stdout
     first.stdout.close()
 
@@ -119,6 +119,17 @@ def test_the_deadline_holds_without_a_controller(rig: Rig) -> None:
     rig.start("import time; time.sleep(60)", deadline_in_s=0.3)
     status = rig.ended()
     assert (status["state"], status["reason"], status["processes"]) == ("stopped", "deadline", [])
+
+
+def test_money_ends_a_run_without_a_controller_and_the_next_attempt_starts_afresh(rig: Rig) -> None:
+    rig.start("import time; print('ready', flush=True); time.sleep(60)")
+    rig.ready(0, 1)
+    rig.call("allow", str(rig.folder), message={"seconds": 600})  # later moved, as a budget may be
+    rig.call("allow", str(rig.folder), message={"seconds": 0})
+    status = rig.ended()
+    assert (status["state"], status["reason"], status["processes"]) == ("stopped", "budget", [])
+    rig.start("print('ran')", attempt=2)
+    assert rig.ended()["state"] == "completed"
 
 
 def test_a_failed_preparation_starts_no_rank(rig: Rig) -> None:

@@ -15,7 +15,7 @@ from nexa_dist.ops import guard, meter, purse
 from nexa_dist.ops.meter import Reading
 from nexa_dist.ops.purse import Meter
 from nexa_dist.ops.tend import Tender
-from nexa_dist.plan.budget import GUARD
+from nexa_dist.plan.budget import ALONE_S, GUARD
 from nexa_dist.plan.ledger import bill
 from nexa_dist.run import files
 from nexa_dist.run.workspace import ClusterFolder, RunFolder
@@ -126,6 +126,35 @@ def test_a_budget_of_the_run_counts_from_its_start(desk: Desk, folder: ClusterFo
     made.close()
 
 
+class Agent:
+    """A link whose agent writes down what it is told."""
+
+    def __init__(self, node: Node) -> None:
+        self.node, self.told = node, list[tuple[str, str, float]]()
+
+    def call(self, verb: str, folder: str, *, message: dict[str, float], timeout_s: float) -> dict[str, bool]:
+        self.told.append((verb, folder, message["seconds"]))
+        return {"ok": True}
+
+
+@pytest.mark.parametrize(("provider", "share"), [("aws", 1 / GUARD), ("static", 1.0)])
+def test_the_agents_of_a_run_know_how_long_its_money_lasts(
+    desk: Desk, folder: ClusterFolder, told: Told, provider: str, share: float
+) -> None:
+    run = RunFolder(desk.ctx.workspace.root / "runs" / "train_1")
+    run.save({"run_id": "train_1", "cluster": cluster(desk).to_json(), "config": {}, "attempts": [],
+              "nodes": {node.name: {"run_dir": f"/s/{node.name}"} for node in NODES}})  # fmt: skip
+    made = Meter(desk.ctx, replace(cluster(desk), provider=provider), 3.0, desk.now(), print, run)
+    agents = [Agent(node) for node in NODES]
+    made.links = agents  # type: ignore[assignment]
+    made.allow()
+    assert [a.told for a in agents] == [[("allow", f"/s/n{i}", pytest.approx(900 * share - ALONE_S))] for i in (0, 1)]
+    desk.slept.append(600.0)  # of the 900 s that 3 USD last; a living controller stops it at 180 s
+    made.tend()
+    assert agents[0].told[1:] == [("allow", "/s/n0", pytest.approx(300 * share - ALONE_S))]
+    made.close()
+
+
 def test_without_a_budget_only_the_lease_is_tended(desk: Desk, folder: ClusterFolder, told: Told) -> None:
     (folder.path / "ledger.jsonl").unlink()
     files.write_json(folder.path / "config.json", {"name": "c", "provider": "aws", "max_hours": 4})
@@ -152,7 +181,7 @@ def test_what_the_thread_has_to_say_is_said_once_by_the_one_who_looks(monkeypatc
 
     tender = Tender(refuse, 0.001)
     tender.start()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 90
     while len(rounds) < 5 and time.monotonic() < end:
         time.sleep(0.001)
     tender.close()

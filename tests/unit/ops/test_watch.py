@@ -155,6 +155,7 @@ def test_a_hang_is_the_cause_and_what_ends_after_it_is_not() -> None:
         ({"state": "failed", "ranks": [{"rank": 0, "code": 78, "signal": 0, "at": 1.0}]}, "config"),
         ({"state": "failed", "ranks": [{"rank": 0, "code": 0, "signal": 9, "oom": True, "at": 1.0}]}, "oom"),
         ({"state": "stopped", "reason": "deadline"}, "deadline"),
+        ({"state": "stopped", "reason": "budget"}, "budget"),
         ({"state": "stopped", "reason": "disconnected"}, "disconnected"),
         ({"state": "stopped", "reason": "stopped by the user"}, "stopped"),
         ({"state": "completed"}, "completed"),
