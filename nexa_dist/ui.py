@@ -75,7 +75,7 @@ def talk_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Non
     if sys.stderr.isatty():
         _drawn(rows, columns, sys.stderr)
         return
-    for cells in _cells(rows, columns):
+    for cells in (columns, *_cells(rows, columns)):
         say("  " + "  ".join(cells))
 
 

@@ -180,7 +180,9 @@ def ssh(args: Arguments) -> int:
             "-oBatchMode=no",
             *(["-t"] if not command and sys.stdin.isatty() else []),
         )
-    os.execvp(argv[0], [*argv, *([shlex.join(command)] if command else [])])
+    # One word goes to the node's shell as it is, as with ssh: 'ls | wc -l'.
+    said = command if len(command) == 1 else [shlex.join(command)] if command else []
+    os.execvp(argv[0], [*argv, *said])
 
 
 def teardown(args: Arguments) -> int:

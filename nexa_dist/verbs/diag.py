@@ -73,7 +73,7 @@ def _show(ctx: Context, report: Report, path: Path | None) -> None:
             {"": name, **dict(zip(names, values, strict=True))}
             for name, values in zip(names, test["matrix"], strict=True)
         ]
-        ui.talk_table([{"": "", **{name: name for name in names}}, *cells], ("", *names))
+        ui.talk_table(cells, ("", *names))
     elif report.why_not:
         ctx.say(f"no test of the group: {report.why_not}")
     if path:
