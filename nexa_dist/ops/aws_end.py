@@ -8,8 +8,9 @@ from typing import Any
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import NexaError, StillRunning
 from nexa_dist.ops import cloudmeter
-from nexa_dist.ops.aws import interrupted, settle_s, terraform_of
+from nexa_dist.ops.aws_claim import interrupted
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.gang import settle_s, terraform_of
 from nexa_dist.ops.site import check_account, known_site, our_tag, owner_wanted, region_wanted
 from nexa_dist.plan.aws import Site
 from nexa_dist.run import aws, files, leftovers

@@ -13,9 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import EXIT_BUDGET, NexaError, UsageError
-from nexa_dist.ops import aws, capacity, local, pricecache
-from nexa_dist.ops.aws import Saved
+from nexa_dist.ops import capacity, local, pricecache
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.gang import Saved, known_offer, offer_file, open_gang
 from nexa_dist.ops.site import known_site, open_site, our_tag, region_wanted
 from nexa_dist.plan import policy, prices
 from nexa_dist.plan.aws import Site
@@ -72,7 +72,7 @@ class Preview:
 def preview(ctx: Context, config: ClusterConfig) -> Preview | None:
     """What provision would try; None for what costs nothing, and for a cluster that is there already."""
     folder = ctx.workspace.cluster(config.name)
-    there = folder.json.exists() and aws.offer_file(folder).exists()  # a try that failed asks once more
+    there = folder.json.exists() and offer_file(folder).exists()  # a try that failed asks once more
     if config.provider != "aws" or (known_site(folder) and there):
         return None
     site = open_site(ctx, folder, config)
@@ -147,10 +147,10 @@ def plan(ctx: Context, config: ClusterConfig, out: Path | None) -> dict[str, Any
             terraform.settle(ctx.detail, interrupt=False)
             local.prepare(ctx, folder, config, terraform)
         else:
-            gang = aws.open_gang(ctx, folder, config)
+            gang = open_gang(ctx, folder, config)
             terraform = gang.terraform
             terraform.settle(ctx.detail, interrupt=False)
-            candidate = seen.chosen if seen else aws.known_offer(folder)
+            candidate = seen.chosen if seen else known_offer(folder)
             variables = gang.variables(candidate, [c.zone for c, _ in seen.offers] if seen else [])
             terraform.prepare(bundle.root() / "terraform", variables)
             chosen = (gang.site, candidate, variables)

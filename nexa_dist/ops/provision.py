@@ -16,6 +16,7 @@ from nexa_dist.model import Cluster, Node
 from nexa_dist.ops import aws, guard, local, mesh, meter, prove, purse, static
 from nexa_dist.ops.bootstrap import bootstrap
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.gang import Saved
 from nexa_dist.ops.ownrecord import Record
 from nexa_dist.plan.adopt import Adopted
 from nexa_dist.plan.aws import NODE_PYTHON
@@ -30,7 +31,7 @@ PASSED_ON = ("UV_FIND_LINKS", "PIP_FIND_LINKS", "UV_CACHE_DIR")
 def provision(
     ctx: Context,
     config: ClusterConfig,
-    saved: aws.Saved | None = None,
+    saved: Saved | None = None,
     lost: Sequence[str] = (),
     adopted: Sequence[Adopted] = (),
 ) -> Cluster:
@@ -65,7 +66,7 @@ def _made(
     ctx: Context,
     folder: ClusterFolder,
     config: ClusterConfig,
-    saved: aws.Saved | None,
+    saved: Saved | None,
     lost: Sequence[str],
     before: Cluster | None,
 ) -> tuple[Cluster, float]:

@@ -10,7 +10,8 @@ import pytest
 from nexa_dist.errors import NexaError, StillRunning, UsageError
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops import aws_end, teardown
-from nexa_dist.ops.aws import Gang, Held, claim, reconcile, still_ours
+from nexa_dist.ops.aws_claim import Held, claim, reconcile, still_ours
+from nexa_dist.ops.gang import Gang
 from nexa_dist.plan.offers import Candidate
 from nexa_dist.run import files, leftovers
 from nexa_dist.run.aws import Cloud, Refused

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from nexa_dist.errors import EXIT_BUDGET, NexaError, UsageError
-from nexa_dist.ops import aws, capacity, plan, pricecache
-from nexa_dist.ops.aws import Saved
+from nexa_dist.ops import capacity, plan, pricecache
+from nexa_dist.ops.gang import Saved, offer_file
 from nexa_dist.ops.plan import changes, load, offline, preview, refuse_moved_price, save
 from nexa_dist.ops.site import our_tag, site_file
 from nexa_dist.plan import prices
@@ -124,7 +124,7 @@ def test_who_rents_is_asked_until_the_cluster_is_up(desk: Desk, monkeypatch: pyt
     folder = desk.ctx.workspace.cluster("c")
     assert preview(desk.ctx, config()) is not None
     files.write_json(site_file(folder), site().to_json())
-    files.write_json(aws.offer_file(folder), asdict(OTHER))
+    files.write_json(offer_file(folder), asdict(OTHER))
     assert preview(desk.ctx, config()) is not None
     files.write_json(folder.json, {})
     assert preview(desk.ctx, config()) is None
