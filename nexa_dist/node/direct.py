@@ -208,7 +208,7 @@ class Direct:
             self._go_cold(refused or ("it gives no answer" if asked.open else "it ended"))
         elif not asked.open:  # its ranks died with it (PDEATHSIG); nobody else will tell
             for rank in self.ranks:
-                if rank.status is None and start_time(rank.pid) != rank.born:
+                if rank.status is None and (rank.born is None or start_time(rank.pid) != rank.born):
                     rank.status = -signal.SIGKILL
 
     def _give_up_warm(self) -> None:

@@ -57,6 +57,11 @@ def ensure(spec: dict[str, Any], environment: dict[str, str], run_dir: str) -> N
     with socket.socket(socket.AF_UNIX) as listener, open(os.path.join(run_dir, "warm.log"), "ab") as log:
         listener.bind(path)
         listener.listen(8)
+
+        def register() -> None:
+            """In the child, before it is the interpreter: what that writes there can only come later."""
+            write_json(_file(run_dir), {**holder_of(os.getpid()), "socket": path, "fingerprint": key, "ready_s": None})
+
         try:
             child = subprocess.Popen(
                 command,
@@ -66,12 +71,13 @@ def ensure(spec: dict[str, Any], environment: dict[str, str], run_dir: str) -> N
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=register,
             )
-        except OSError as error:
+        except (OSError, subprocess.SubprocessError) as error:
             log.write(("%s: %s\n" % (command[0], error)).encode())
+            release(run_dir)
             shutil.rmtree(folder, ignore_errors=True)
             return
-    write_json(_file(run_dir), {**holder_of(child.pid), "socket": path, "fingerprint": key, "ready_s": None})
     child.returncode = 0  # its end is seen in warm.json; as our child or init's it is reaped by another hand
 
 

@@ -93,9 +93,7 @@ class Cloud:
 
     def until(self, instance_id: str, state: str) -> Any:
         """Waits for a state of the instance and shows it then."""
-        self.region.wait(
-            lambda now: [i for i in now["instances"] if i["id"] == instance_id and i["state"] == state], 10
-        )
+        self.region.wait(lambda now: [i for i in now["instances"] if i["id"] == instance_id and i["state"] == state])
         return self.show(instance_id)
 
     def end(self, instance_id: str) -> Any:

@@ -251,7 +251,7 @@ def test_terminated_instance_goes_through_its_states_and_is_forgotten(cloud: Clo
     life = cloud.server.world.life
     life.pace = Pace(FAST.pending_s, FAST.shutting_down_s, forget_s=0.0)
     try:
-        cloud.region.wait(lambda now: node not in [i["id"] for i in now["instances"]], 5)
+        cloud.region.wait(lambda now: node not in [i["id"] for i in now["instances"]])
     finally:
         life.pace = FAST
     with pytest.raises(ClientError) as gone:
@@ -305,7 +305,7 @@ def test_bill_counts_seconds_and_at_least_a_minute(cloud: Cloud) -> None:
     cloud.end(node)
     line = next(row for row in cloud.region.bill()["instances"] if row["id"] == node)
     assert line["usd"] == pytest.approx(36.0 / 60)
-    assert 0 < line["end_unix"] - line["launch_unix"] < 30
+    assert 0 < line["end_unix"] - line["launch_unix"] < 60
     assert (line["market"], line["zone"]) == ("spot", "us-east-1c")
 
 

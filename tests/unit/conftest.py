@@ -1,4 +1,4 @@
-"""Fixtures of the controller's cloud code."""
+"""Fixtures of the controller's cloud code, and how property tests run."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.unit.cloud_server import Desk, Emulated, emulated
+
+settings.register_profile(
+    "here", deadline=None, database=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("here")  # a busy machine fails nothing, and every run tries the same
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes.infra.machine import NODES, Machine, Simulation
+from tests.processes.node.rig import until
 
 
 @pytest.fixture
@@ -26,9 +27,8 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 def test_fires_when_it_is_due_and_not_before(machine: Machine) -> None:
     due = int(time.time()) + 2
     machine.boot(expires_unix=due, max_s=3600)
-    assert not machine.went_off(within_s=due - time.time() - 0.5)
-    assert machine.went_off(within_s=3)
-    assert time.time() >= due
+    assert machine.went_off()
+    assert machine.log.stat().st_mtime > due - 0.1  # the clock of the file system ticks every few milliseconds
     assert machine.log.read_text() == "off \n"
 
 
@@ -39,7 +39,7 @@ def test_the_earlier_deadline_counts(machine: Machine, expires_in_s: int, max_s:
     machine.set_clock(1_800_000_000)
     machine.boot(1_800_000_000 + expires_in_s, max_s)
     assert machine.due_unix() == 1_800_000_000 + due_in_s
-    assert machine.went_off(within_s=2 if due_in_s < 0 else 0.2) == (due_in_s < 0)
+    assert machine.went_off(90 if due_in_s < 0 else 0.2) == (due_in_s < 0)
 
 
 def test_a_second_boot_keeps_the_first_one_s_deadline(machine: Machine) -> None:
@@ -51,7 +51,7 @@ def test_a_second_boot_keeps_the_first_one_s_deadline(machine: Machine) -> None:
     assert machine.due_unix() == 1_800_003_600
     assert not machine.went_off(within_s=0.3)
     machine.set_clock(1_800_003_600)  # also: the clock is read again while it waits
-    assert machine.went_off(within_s=3)
+    assert machine.went_off()
 
 
 def test_a_boot_after_the_deadline_goes_off_at_once(machine: Machine) -> None:
@@ -60,7 +60,7 @@ def test_a_boot_after_the_deadline_goes_off_at_once(machine: Machine) -> None:
     machine.off()
     machine.set_clock(1_800_010_000)
     machine.boot(expires_unix=1_900_000_000, max_s=3600)
-    assert machine.went_off(within_s=2)
+    assert machine.went_off()
 
 
 def test_an_image_of_another_node_brings_no_deadline(machine: Machine) -> None:
@@ -79,7 +79,7 @@ def test_another_time_counts_from_the_next_look(machine: Machine) -> None:
     machine.set_clock(1_800_000_050)
     assert not machine.went_off(within_s=1.5)
     machine.set_clock(1_800_000_100)
-    assert machine.went_off(within_s=3)
+    assert machine.went_off()
 
 
 @pytest.mark.parametrize("text", ["", "soon", "08", "-1", "1800000000.5", "1800000000 1"])
@@ -87,7 +87,7 @@ def test_a_deadline_that_cannot_be_read_is_now(machine: Machine, text: str) -> N
     machine.set_clock(1_700_000_000)
     machine.boot(expires_unix=1_800_000_000, max_s=3600)
     machine.replace_due(text)
-    assert machine.went_off(within_s=3)
+    assert machine.went_off()
 
 
 def test_a_machine_that_cannot_keep_a_deadline_goes_off(machine: Machine) -> None:
@@ -102,9 +102,7 @@ def test_the_watch_is_a_session_of_its_own(machine: Machine) -> None:
     machine.set_clock(1_700_000_000)
     machine.boot(expires_unix=1_800_000_000, max_s=3600)
     watch = ["/bin/sh", f"{machine.state}/deadline", "watch"]
-    give_up = time.monotonic() + 5
-    while watch not in machine.processes().values() and time.monotonic() < give_up:
-        time.sleep(0.02)  # setsid may not have started it yet
+    until(lambda: watch in machine.processes().values())  # setsid may not have started it yet
     # A `$( )` of it shows as another process with the same words for a moment.
     pids = {pid for pid, argv in machine.processes().items() if argv == watch}
     sessions = set()
@@ -122,13 +120,20 @@ def test_the_deadline_is_portable_shell() -> None:
 
 
 def test_a_lease_and_idleness_end_it_too(machine: Machine) -> None:
-    machine.boot(expires_unix=int(time.time()) + 7200, max_s=3600, lease_s=3, idle_s=0)
-    began = time.time()
-    assert not machine.went_off(within_s=1.5)
-    (machine.state / "lease").touch()
-    assert not machine.went_off(within_s=2)
-    assert machine.went_off(within_s=5)
-    assert 4 < time.time() - began < 9
+    def acts_at(unix: int) -> None:
+        until(lambda: (machine.state / "acts_unix").exists() and int((machine.state / "acts_unix").read_text()) == unix)
+
+    machine.set_clock(1_800_000_000)
+    machine.boot(expires_unix=1_900_000_000, max_s=3600, lease_s=20, idle_s=30)
+    acts_at(1_800_000_020)
+    machine.set_clock(1_800_000_015)
+    os.utime(machine.state / "lease", (1_800_000_015, 1_800_000_015))
+    acts_at(1_800_000_030)
+    os.utime(machine.state / "busy", (1_800_000_015, 1_800_000_015))
+    acts_at(1_800_000_035)
+    assert not machine.log.exists()
+    machine.set_clock(1_800_000_035)
+    assert machine.went_off()
 
 
 def test_what_it_writes_can_be_read_by_everybody(machine: Machine) -> None:
@@ -136,9 +141,7 @@ def test_what_it_writes_can_be_read_by_everybody(machine: Machine) -> None:
     machine.boot(expires_unix=1_900_000_000, max_s=3600)
     for name, words in (("acts_unix", "1800003600"), ("runs_until", "4480 4600 due"), ("state", "")):
         path = machine.state / name
-        give_up = time.monotonic() + 5
-        while not path.exists() and time.monotonic() < give_up:
-            time.sleep(0.02)
+        until(path.exists)
         assert path.read_text().startswith(words)
         assert path.stat().st_mode & 0o777 == 0o644
 

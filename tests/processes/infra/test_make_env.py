@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.processes.node.rig import until
+
 MAKE_ENV = Path(__file__).resolve().parents[3] / "ansible" / "roles" / "uv_env" / "files" / "make_env.py"
 FAKE_UV = """#!/bin/sh
 [ "$1" != --version ] || { echo "uv 99.0.0"; exit; }
@@ -19,6 +21,7 @@ case "$*" in
 *broken.txt*) echo "no such package" >&2; exit 2 ;;
 venv*)
     sleep 0.1
+    while [ -e "$NOTES.hold" ]; do sleep 0.02; done
     for env; do :; done
     mkdir -p "$env/bin"
     printf '#!/bin/sh\\necho "{}"\\n' >"$env/bin/python"
@@ -57,7 +60,7 @@ def start(node: Path, **changes: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=90)
     assert process.returncode == 0, err
     answer = json.loads(out)
     assert isinstance(answer, dict)
@@ -84,11 +87,13 @@ def test_a_half_built_one_is_made_anew(node: Path) -> None:
 
 
 def test_a_killed_build_is_made_anew(node: Path) -> None:
+    hold = node / "notes.hold"
+    hold.touch()
     killed = start(node)
-    while not (node / "notes").exists():
-        assert killed.poll() is None
+    until((node / "notes").exists)
     killed.kill()
     killed.wait()
+    hold.unlink()
     # The uv that it left behind ends first: it would write into the new environment.
     assert finish(start(node)) == {"changed": True}
     assert notes(node).count(notes(node)[0]) == 2
@@ -108,7 +113,7 @@ def test_torch_comes_from_the_backend_or_the_given_wheels(node: Path) -> None:
 
 def test_a_failure_says_what_uv_said(node: Path) -> None:
     process = start(node, inputs=str(node / "broken.txt"))
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=90)
     assert process.returncode == 1
     assert "uv failed (exit 2):\nno such package" in err
     assert "Traceback" not in err

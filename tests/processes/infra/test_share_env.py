@@ -22,7 +22,7 @@ SHARE = Path(__file__).resolve().parents[3] / "ansible" / "roles" / "uv_env" / "
 
 def share(act: str, **message: object) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-I", "-c", SHARE.read_text(), act]
-    return subprocess.run(argv, input=json.dumps(message), capture_output=True, text=True, timeout=30)
+    return subprocess.run(argv, input=json.dumps(message), capture_output=True, text=True, timeout=90)
 
 
 @pytest.fixture
@@ -39,10 +39,10 @@ def env(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def url(env: Path) -> Iterator[str]:
-    done = share("offer", env=str(env), address="127.0.0.1", takers=1, limit_s=20)
+    done = share("offer", env=str(env), address="127.0.0.1", takers=1, limit_s=60)
     told = json.loads(done.stdout)["url"]
     yield told
-    until(lambda: not listens(told), "the offer ended", 25)
+    until(lambda: not listens(told), "the offer ended")
 
 
 def listens(url: str) -> bool:
@@ -66,7 +66,7 @@ def test_it_arrives_as_it_was_and_only_once(env: Path, url: str, tmp_path: Path)
     done = share("take", env=str(there), url=url)
     assert (done.returncode, json.loads(done.stdout)) == (0, {"changed": True}), done.stderr
     assert tree(there) == tree(env) and not there.with_name("abc.taken").exists()
-    until(lambda: not listens(url), "the offer ended with its only taker", 10)
+    until(lambda: not listens(url), "the offer ended with its only taker")
     assert json.loads(share("take", env=str(there), url=url).stdout) == {"changed": False}
 
 
@@ -84,6 +84,6 @@ def test_what_ends_early_leaves_nothing(sent: bytes, tmp_path: Path) -> None:
         thread = threading.Thread(target=answer)
         thread.start()
         done = share("take", env=str(there), url=f"http://127.0.0.1:{server.getsockname()[1]}/x")
-        thread.join(10)
+        thread.join(90)
     assert done.returncode == 1 and "Traceback" not in done.stderr and done.stderr.strip()
     assert not there.exists()

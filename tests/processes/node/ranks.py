@@ -7,24 +7,13 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nexa_dist.node import direct, processes, warm
-from nexa_dist.run import agentfile
-
-
-def until(condition: Callable[[], Any], timeout_s: float = 10.0) -> Any:
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.005)
-    raise AssertionError("not within the time")
-
+from tests.processes.node.rig import until
 
 HOLDER = """
 import json, sys, time
@@ -39,12 +28,6 @@ while True:
     time.sleep(0.005)
 """
 """What the agent does with the ranks, as a process that can be killed."""
-
-
-def build_agent(folder: Path) -> Path:
-    path = folder / agentfile.NAME
-    path.write_bytes(agentfile.content())
-    return path
 
 
 @dataclass
@@ -127,7 +110,7 @@ class Node:
     def finish(self, *words: str, **more: Any) -> int:
         """The ranks to their end; the exit code of the attempt."""
         with self.start(*words, **more) as ranks:
-            until(lambda: ranks.poll() is not None, 60)
+            until(lambda: ranks.poll() is not None)
             assert ranks.returncode is not None
             return ranks.returncode
 
@@ -135,7 +118,7 @@ class Node:
         """Loads the interpreter, and waits until it can fork or has said why not."""
         spec = self.spec(*words, **more)
         warm.ensure(spec, spec["env"], str(self.run_dir))
-        until(lambda: {"ready_s", "refused"} & {k for k, v in self.warm_file().items() if v is not None}, 60)
+        until(lambda: {"ready_s", "refused"} & {k for k, v in self.warm_file().items() if v is not None})
 
     def warm_file(self) -> dict[str, Any]:
         path = self.run_dir / "warm.json"

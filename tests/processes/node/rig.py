@@ -46,12 +46,12 @@ def torchrun(signals: str = "") -> str:
     return TORCHRUN.replace("SIGNAL", signals)
 
 
-def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
+def until(condition: Callable[[], Any], timeout_s: float = 90.0) -> Any:
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         if found := condition():
             return found
-        time.sleep(0.02)
+        time.sleep(0.01)
     raise AssertionError("not within the time")
 
 
@@ -65,7 +65,7 @@ class Rig:
     def call(self, *words: str, message: Any = None, check: bool = True) -> dict[str, Any]:
         """A command of the agent, in a process of its own."""
         text = json.dumps(message)
-        done = subprocess.run([*self.argv, *words], input=text, capture_output=True, text=True, timeout=30)
+        done = subprocess.run([*self.argv, *words], input=text, capture_output=True, text=True, timeout=90)
         assert not check or done.returncode == 0, (done.stdout, done.stderr)
         return dict(json.loads(done.stdout))
 

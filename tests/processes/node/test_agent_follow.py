@@ -23,7 +23,7 @@ SLEEP = "import time; print('ready', flush=True); time.sleep(60)"
 
 def frames(rig: Rig, offsets: dict[str, int]) -> tuple[dict[str, bytes], dict[str, Any]]:
     message = json.dumps({"offsets": offsets, "once": True}).encode() + b"\n"
-    out = subprocess.run([*rig.argv, "follow", str(rig.folder)], input=message, capture_output=True, timeout=30).stdout
+    out = subprocess.run([*rig.argv, "follow", str(rig.folder)], input=message, capture_output=True, timeout=90).stdout
     stream = io.BytesIO(out)
     found: dict[str, bytes] = {}
     last: dict[str, Any] = {}

@@ -32,10 +32,13 @@ def test_ranks_without_torchrun(rig: Rig) -> None:
 
 
 def test_ranks_without_torchrun_that_hang(rig: Rig) -> None:
-    direct(rig, WORK, hang_timeout_s=0.5)
+    go = rig.folder.parent / "go"
+    direct(rig, f"import os, time\nprint('ready')\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)\n{WORK}",
+           hang_timeout_s=0.5)  # fmt: skip
     rig.ready(0, 1)
     pid = rig.events("rank_start")[1]["pid"]
     os.kill(pid, signal.SIGSTOP)
+    go.touch()
     status = rig.ended()
     assert (status["reason"], status["left"], len(status["ranks"])) == ("hang", [], 2)
     for rank in (0, 1):

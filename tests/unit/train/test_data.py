@@ -113,7 +113,7 @@ def test_many_at_once_prepare_once(tmp_path: Path) -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(90)
         assert worker.exitcode == 0
     assert len(list((tmp_path / "shared" / "data").iterdir())) == 2
 

@@ -49,7 +49,7 @@ def steps(root: Path | None) -> list[str]:
 
 
 def until(holds: Callable[[], object]) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 90
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.001)
@@ -110,7 +110,7 @@ def test_a_save_waits_for_the_upload_before_it(
     release, put = threading.Event(), []
 
     def slow(self: Durable, path: Path) -> None:
-        assert release.wait(10)
+        assert release.wait(90)
         put.append(path.name)
 
     monkeypatch.setattr(Durable, "put", slow)
@@ -128,7 +128,7 @@ def test_a_save_waits_for_the_upload_before_it(
     until(waits)
     assert second.is_alive() and put == []
     release.set()
-    second.join(10)
+    second.join(90)
     keeper.finish()
     assert put == ["step_00000010", "step_00000020"]
     assert re.search(r"^waited \d+\.\d s for the durable store$", capsys.readouterr().out, re.M)
@@ -184,7 +184,7 @@ def test_a_background_save_is_one_at_a_time_and_its_error_comes_up(env: RankEnv)
     release, order = threading.Event(), []
 
     def slow(path: Path) -> None:
-        assert release.wait(10)
+        assert release.wait(90)
         fill(path)
         order.append(10)
 
@@ -254,7 +254,7 @@ def test_an_upload_that_finds_a_newer_attempt_ends_the_training_at_the_next_save
     old = Keeper(env)
     old.begin()
     gate = threading.Event()
-    monkeypatch.setattr(old, "_prune", lambda: gate.wait(10))
+    monkeypatch.setattr(old, "_prune", lambda: gate.wait(90))
     old.save(10, fill)
     Keeper(make_env(2)).begin()
     gate.set()

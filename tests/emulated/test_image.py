@@ -10,8 +10,7 @@ from nexa_dist.ops.bootstrap import env_hash
 from nexa_dist.plan.aws import DEFAULT_IMAGE
 from nexa_dist.run import aws, images
 from nexa_dist.run.leftovers import OWNER
-from tests.unit.cloud_server import Desk, Emulated
-from tests.unit.ops.test_plan import config
+from tests.unit.cloud_server import Desk, Emulated, config
 
 HOME = "us-east-1"
 
