@@ -128,9 +128,7 @@ class Terraform:
         shown = self._checked("show", self._run("show", str(self.plan_file), json=IsFlagged))
         return dict(json.loads(shown.out))
 
-    def apply(
-        self, on_progress: Callable[[str], None], replace: Sequence[str] = (), timeout_s: float = 3600.0
-    ) -> None:
+    def apply(self, on_progress: Callable[[str], None], replace: Sequence[str] = (), timeout_s: float = 3600.0) -> None:
         """Makes what the variables say; `replace` names resource addresses to be made anew."""
         extra: dict[str, Any] = {"replace": list(replace)} if replace else {}
         self._acted(
@@ -146,30 +144,35 @@ class Terraform:
 
     def outputs(self) -> dict[str, Any]:
         """Values of all outputs."""
-        result = self._checked("output", self._run("output", json=IsFlagged))
-        return {name: entry["value"] for name, entry in json.loads(result.out).items()}
+        return {name: entry["value"] for name, entry in self._written().get("outputs", {}).items()}
 
     def resources(self) -> list[str]:
         """Addresses of managed resources in the state; empty when there is no state."""
-        if not self._has_state:
-            return []
-        result = self._run("state list")
-        if result.code and b"No state file was found" in result.err:
-            return []
-        return [a for a in self._checked("state list", result).out.decode().splitlines() if ".data." not in f".{a}"]
+        return [
+            ".".join(part for part in (row.get("module"), row["type"], row["name"]) if part)
+            + (f"[{json.dumps(instance['index_key'])}]" if "index_key" in instance else "")
+            for row, instance in self._managed()
+        ]
 
     def ids(self) -> set[str]:
-        """The cloud's ids of everything that the state holds, as it is written (nothing is refreshed)."""
+        """The cloud's ids of everything that the state holds."""
+        attributes = [instance.get("attributes") or {} for _, instance in self._managed()]
+        return {found["id"] for found in attributes if found.get("id")}
+
+    def _managed(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """Each instance of a managed resource, with its resource."""
+        rows = [row for row in self._written().get("resources", []) if row["mode"] == "managed"]
+        return [(row, instance) for row in rows for instance in row["instances"]]
+
+    def _written(self) -> dict[str, Any]:
+        """The state as it is written: nothing is refreshed. Empty when there is none."""
         if not self._has_state:
-            return set()
-        pulled = json.loads(self._checked("state pull", self._run("state pull")).out or b"{}")
-        return {
-            instance["attributes"]["id"]
-            for resource in pulled.get("resources", [])
-            if resource["mode"] == "managed"
-            for instance in resource["instances"]
-            if (instance.get("attributes") or {}).get("id")
-        }
+            return {}
+        with contextlib.suppress(NexaError, TypeError, ValueError):
+            # Terraform hashes its providers, 700 MB, before it says what is in this file. What is not plain, it reads.
+            if not self.backend and "resources" in (state := dict(files.read_json(self.state))):
+                return state
+        return dict(json.loads(self._checked("state pull", self._run("state pull")).out or b"{}"))
 
     def busy(self) -> int | None:
         """Pid of a Terraform that an earlier, killed command of this folder left at work; None when none is alive."""

@@ -122,7 +122,7 @@ class LocalHosts:
         """SIGKILL to whatever a run left. Raises RuntimeError when that does not help."""
         for node in self.nodes:
             self.freeze(node, thaw=True)
-            if not wait(partial(self._clean, node), 10.0):
+            if not wait(partial(self._clean, node), 60.0):
                 raise RuntimeError(f"{node}: still alive after SIGKILL: {self.jobs(node)}")
 
     def _clean(self, node: str) -> bool:

@@ -38,7 +38,7 @@ from tests.chaos.sampler import Sampler, current
 
 TRAINING = REPO / "configs" / "train" / "own_script.yaml"
 WEIGHTS = re.compile(r"\bweights ([0-9a-f]{64})\b")
-START_LIMIT_S = 60.0
+START_LIMIT_S = 180.0
 POLL_S = 0.1
 
 

@@ -28,8 +28,8 @@ from tests.cloud.client import Region
 
 BASE = image.REGIONS
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
-START_LIMIT_S = 60.0
-END_LIMIT_S = 60.0
+START_LIMIT_S = 180.0
+END_LIMIT_S = 180.0
 HOURS = 12.0
 """A region that was forgotten ends by itself."""
 NOT_INSIDE = re.compile(r"AWS_.*|(?i:(https?|all|no|ftp)_proxy)")
@@ -243,6 +243,6 @@ def region(name: str, say: Callable[[str], None] = image.say_nothing) -> Iterato
     finally:
         remains = down(name)
         if daemon is not None:
-            daemon.wait(timeout=10)
+            daemon.wait(timeout=60)
     if remains:
         raise RegionError(f"region {name} left: {'; '.join(remains)}")

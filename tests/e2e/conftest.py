@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.cloud.region import Running, Unable, region
+
 REPO = Path(__file__).parents[2]
 NEXA = (sys.executable, "-m", "nexa_dist")
 
@@ -41,7 +43,7 @@ class Lab:
     def environment(self, **more: str) -> dict[str, str]:
         return {**environment(), **self.env, **more}
 
-    def nexa(self, *words: str, code: int = 0, timeout_s: float = 240, **env: str) -> subprocess.CompletedProcess[str]:
+    def nexa(self, *words: str, code: int = 0, timeout_s: float = 400, **env: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [*self.prefix, *NEXA, *words],
             cwd=self.root,
@@ -118,7 +120,7 @@ def runs(lab: Lab) -> int:
     return len(list((lab.root / "runs").glob("train_*")))
 
 
-def until(condition: Callable[[], Any], what: str, timeout_s: float = 90) -> Any:
+def until(condition: Callable[[], Any], what: str, timeout_s: float = 240) -> Any:
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         if found := condition():
@@ -142,6 +144,7 @@ def everything_of(root: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """One of a worker. tests/conftest.py brings the tests that use it to two workers."""
     root = tmp_path_factory.mktemp("it's a lab")
     made = Lab(root)
     subprocess.run(["git", "init", "-q", str(root)], check=True)
@@ -151,7 +154,28 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield made
     finally:
         made.nexa("teardown", "--cluster", "lab", "-y")
-    until(lambda: not everything_of(root), f"nothing of {root} is left", 15)
+    until(lambda: not everything_of(root), f"nothing of {root} is left")
+
+
+@pytest.fixture(scope="session")
+def here() -> Iterator[Running]:
+    """One emulated region for all tests of a worker. Each leaves neither a cluster nor a fault in it."""
+    try:
+        with region(f"e2e-{os.getpid()}") as running:
+            yield running
+    except Unable as error:
+        pytest.skip(str(error))
+
+
+def rented(here: Running, root: Path) -> Lab:
+    """A workspace whose commands run in the region."""
+    return Lab(root, here.prefix, {**here.env, "NEXA_SETTLE_S": "3"})
+
+
+def make_bucket(lab: Lab, name: str) -> None:
+    """In the region of this workspace."""
+    make = f"import boto3; boto3.client('s3', region_name='us-east-1').create_bucket(Bucket='{name}')"
+    subprocess.run([*lab.prefix, sys.executable, "-c", make], env=lab.environment(), check=True)
 
 
 @pytest.fixture
@@ -159,7 +183,7 @@ def clean(lab: Lab) -> Iterator[Lab]:
     """The lab, and the proof after the test that no process of a run is left on any node."""
     yield lab
     try:
-        until(lambda: not lab.processes(), "no process of a run is left", 15)
+        until(lambda: not lab.processes(), "no process of a run is left")
     finally:  # one test that fails half way must not leave the cluster busy for the next
         for path in (lab.root / "runs").glob("*/run.json"):
             attempts = json.loads(path.read_text())["attempts"]

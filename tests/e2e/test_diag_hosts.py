@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,11 +46,8 @@ class Hosts:
     nexa: conftest.Lab
 
     def diag(self, code: int = 0) -> dict[str, Any]:
-        began = time.monotonic()
-        done = self.nexa.nexa("diag", "three", "--json", code=code)
-        took = time.monotonic() - began
-        assert took < 60, f"{took:.0f} s"
-        return dict(json.loads(done.stdout))
+        # A minute, and another one for a machine that is busy with other tests.
+        return dict(self.nexa.json("diag", "three", code=code, timeout_s=120))
 
     def failures(self) -> list[tuple[str, str]]:
         report = self.diag(code=1)

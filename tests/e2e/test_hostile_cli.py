@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pytest
 import yaml
 
 from nexa_dist.cli import main
-from tests.e2e.conftest import NEXA, REPO, Lab, environment
+from tests.e2e.conftest import NEXA, REPO, Lab, environment, until
 
 TABLE: dict[str, dict[str, Any]] = yaml.safe_load((REPO / "tests" / "cases" / "hostile_cli.yaml").read_text())
 CASES = [
@@ -126,7 +125,7 @@ def door(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
 
 def as_program(root: Path, words: list[str | bytes], **env: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [*NEXA, *words], cwd=root, env=environment(**env), capture_output=True, timeout=60, stdin=subprocess.DEVNULL
+        [*NEXA, *words], cwd=root, env=environment(**env), capture_output=True, timeout=120, stdin=subprocess.DEVNULL
     )
 
 
@@ -274,18 +273,23 @@ def test_an_environment_that_ansible_would_expand_is_refused_before_anything_is_
 def test_the_folder_we_are_in_may_be_gone(tmp_path: Path) -> None:
     command = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"'
     argv = ["sh", "-c", command, "sh", *NEXA, "status"]
-    done = subprocess.run(argv, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(argv, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
     refused(done.returncode, done.stderr, "gone")
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds of processor time that a process has had, user and system."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_a_pattern_without_end_can_be_interrupted(workspace: Path) -> None:
     child = subprocess.Popen(
         [*NEXA, "logs", "--grep", "(a+)+$"], cwd=workspace, env=environment(), stderr=subprocess.PIPE, text=True
     )
-    time.sleep(2)
-    assert child.poll() is None
+    until(lambda: cpu_s(child.pid) > 2, "it has long been loaded, and searches")
     child.send_signal(signal.SIGINT)
-    _, said = child.communicate(timeout=10)
+    _, said = child.communicate(timeout=120)
     assert child.returncode == 130 and said.startswith("error: interrupted")
 
 
@@ -307,7 +311,7 @@ def test_a_pattern_without_end_can_be_interrupted(workspace: Path) -> None:
 )
 def test_the_launch_module_refuses_too(words: list[str], workspace: Path) -> None:
     argv = [sys.executable, "-m", "nexa_dist.launch", "--config", "hosts.yaml", "--", *words]
-    done = subprocess.run(argv, cwd=workspace, env=environment(), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(argv, cwd=workspace, env=environment(), capture_output=True, text=True, timeout=120)
     refused(done.returncode, done.stderr, words)
     assert "127.0.0.1" not in done.stderr  # said before any node is asked
     assert not list(workspace.rglob("pwned"))

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from datetime import datetime
+from pathlib import Path
 
 import pexpect
 import pytest
@@ -26,7 +27,10 @@ time.sleep(1.5)
 out.write(b"no newline")
 out.flush()
 if attempt == "1":
-    time.sleep(2 if rank == "3" else 60)
+    open(os.path.join(os.environ["SPOKEN"], rank), "w").close()
+    while rank != "3" or len(os.listdir(os.environ["SPOKEN"])) < 4:
+        time.sleep(0.1)
+    time.sleep(1)
     raise SystemExit(1)
 """
 HOSTILE = b"\xff\x1b]0;owned\x07\x1b[31mred"
@@ -35,7 +39,9 @@ HOSTILE = b"\xff\x1b]0;owned\x07\x1b[31mred"
 def read(lab: Lab, *words: str) -> bytes:
     """The bytes that `nexa logs` writes into a pipe, with no ssh in reach: all is here, the nodes may be gone."""
     argv = [*lab.prefix, *NEXA, "logs", *words]
-    done = subprocess.run(argv, cwd=lab.root, env=lab.environment(PATH="/nonexistent"), capture_output=True, timeout=60)
+    done = subprocess.run(
+        argv, cwd=lab.root, env=lab.environment(PATH="/nonexistent"), capture_output=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -46,16 +52,16 @@ def lines_of(rank: int, attempt: int) -> list[bytes]:
     return [b"[n%d:%d] %s\n" % (rank // 2, rank, line) for line in lines]
 
 
-def test_every_line_of_every_rank_and_attempt_by_any_filter(clean: Lab) -> None:
+def test_every_line_of_every_rank_and_attempt_by_any_filter(clean: Lab, tmp_path: Path) -> None:
     before = runs(clean)
-    child = clean.begin("run", clean.script("printing", PRINT, restarts_per_hour=10))
+    child = clean.begin("run", clean.script("printing", PRINT, restarts_per_hour=10, env={"SPOKEN": str(tmp_path)}))
     until(lambda: runs(clean) > before and list(clean.newest().glob("logs/n0/rank_0/*.log")), "lines come")
     run = clean.newest().name
     argv = [*clean.prefix, *NEXA, "logs", run, "--follow", "--rank", "0,2"]
     follower = subprocess.Popen(argv, cwd=clean.root, env=clean.environment(), stdout=subprocess.PIPE)
     _, said = child.communicate(timeout=120)
     assert child.returncode == 0, said
-    followed, _ = follower.communicate(timeout=60)
+    followed, _ = follower.communicate(timeout=120)
     attempts = [clean.record()["attempts"][i] for i in range(2)]
 
     every = read(clean, run, "--rank", "0,1,2,3")
@@ -92,7 +98,7 @@ def test_every_line_of_every_rank_and_attempt_by_any_filter(clean: Lab) -> None:
         assert said in clean.nexa("logs", run, *words, code=2).stderr
 
     argv = [*NEXA[1:], "logs", run, "--rank", "0"]
-    child = pexpect.spawn(sys.executable, argv, cwd=str(clean.root), env=clean.environment(), timeout=60)
+    child = pexpect.spawn(sys.executable, argv, cwd=str(clean.root), env=clean.environment(), timeout=120)
     child.expect(pexpect.EOF)
     child.close()
     assert "[n0:0] \ufffdred\r\n" in child.before.decode()

@@ -74,7 +74,7 @@ class Own:
     def switch_off(self, node: str) -> None:
         address, port = str(self.hosts.nodes[node]["address"]), int(self.hosts.nodes[node]["port"])
         os.kill(self.hosts.daemon_pid(node), signal.SIGKILL)
-        until(lambda: not is_open(address, port), "the host is off", 15)
+        until(lambda: not is_open(address, port), "the host is off")
 
     def tree(self, *nodes: str) -> dict[str, str]:
         """All that is in these homes, as it is; without `nodes` in all of them, and in the folder that they share."""

@@ -1,37 +1,26 @@
-"""What a node of the emulated region need not make again: an image has it, or another node. Nothing outside answers."""
+"""What a node of the emulated region need not make again: an image has it. Nothing outside answers."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cloud.region import Running, Unable, region
-from tests.e2e.conftest import Lab
+from tests.cloud.region import Running
+from tests.e2e.conftest import rented
 
 pytestmark = pytest.mark.e2e
 
 CLUSTER = """\
-name: {name}
+name: img
 provider: aws
-nodes: {nodes}
+nodes: 1
 gpus_per_node: 1
 max_hours: 1
-offers: [{{type: g5.12xlarge, zone: us-east-1a}}]
+offers: [{type: g5.12xlarge, zone: us-east-1a}]
 """
-
-
-@pytest.fixture(scope="module")
-def here() -> Iterator[Running]:
-    try:
-        with region(f"image-{os.getpid()}") as running:
-            yield running
-    except Unable as error:
-        pytest.skip(str(error))
 
 
 def changed(said: str) -> int:
@@ -42,8 +31,8 @@ def changed(said: str) -> int:
 
 
 def test_a_baked_image_is_taken_and_holds_nobodys_keys(here: Running, tmp_path: Path) -> None:
-    lab = Lab(tmp_path, here.prefix, {**here.env, "NEXA_SETTLE_S": "3"})
-    lab.write("img.yaml", CLUSTER.format(name="img", nodes=1))
+    lab = rented(here, tmp_path)
+    lab.write("img.yaml", CLUSTER)
     assert "one node would be rented" in lab.nexa("image", "bake", "--cluster", "img.yaml", code=2).stderr
     baked = lab.nexa("image", "bake", "--cluster", "img.yaml", "-y", "--json", timeout_s=400)
     told = json.loads(baked.stdout)
@@ -70,24 +59,3 @@ def test_a_baked_image_is_taken_and_holds_nobodys_keys(here: Running, tmp_path: 
         lab.nexa("teardown", "--cluster", "img.yaml", "-y", timeout_s=300)
     lab.nexa("image", "delete", ami, "--cluster", "img.yaml", "-y")
     assert lab.json("image", "list", "--cluster", "img.yaml") == []
-
-
-def test_a_node_without_the_environment_gets_it_from_the_other(here: Running, tmp_path: Path) -> None:
-    lab = Lab(tmp_path, here.prefix, {**here.env, "NEXA_SETTLE_S": "3"})
-    lab.write("share.yaml", CLUSTER.format(name="share", nodes=2))
-    try:
-        lab.nexa("provision", "--cluster", "share.yaml", "-y", timeout_s=400)
-
-        def node(name: str, command: str) -> str:
-            return lab.nexa("ssh", name, "--", "sh", "-c", command).stdout.strip()
-
-        look = "ls -d /opt/nexa/shared/envs/*/.complete"
-        there = node("n0", look)
-        node("n1", f"rm -rf {os.path.dirname(there)}")
-        said = lab.nexa("provision", "--cluster", "share.yaml", "-y", timeout_s=400).stderr
-        assert "1 tasks changed" in said and "task: Build it" not in said
-        assert node("n1", look) == there
-        assert node("n0", "pgrep -f '[h]mac.compare_digest' || echo none") == "none"
-        assert f"{os.path.dirname(there)}/bin/python" in node("n1", f"head -1 {os.path.dirname(there)}/bin/torchrun")
-    finally:
-        lab.nexa("teardown", "--cluster", "share.yaml", "-y", timeout_s=300)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -29,24 +30,24 @@ for step in range(1, steps + 1):
         time.sleep(0.1)
     dist.barrier()
     progress.report(step, of=steps)
-    if step == fail_at and rank == 3 and attempt <= fail_until:
+    if step == fail_at and rank == 1 and attempt <= fail_until:
         raise RuntimeError("fell over")
 dist.destroy_process_group()
 """
 
 
 def again(lab: Lab, fail_at: int, fail_until: int, steps: int = 12, hold: Path | None = None, **more: Any) -> str:
-    """train.yaml of a script whose rank 3 raises at a step in its first attempts, and that may start again. At
+    """train.yaml of a script whose rank 1 raises at a step in its first attempts, and that may start again. At
     step 10 it waits for the file `hold`."""
     args = [str(value) for value in (fail_at, fail_until, steps, *([hold] if hold else []))]
-    return lab.script("steps", STEPS, args=args, restarts_per_hour=10, **more)
+    return lab.script("steps", STEPS, args=args, restarts_per_hour=10, nproc_per_node=1, **more)
 
 
 def begun(lab: Lab, train: str) -> subprocess.Popen[str]:
     """A run whose ranks have begun."""
     before = runs(lab)
     child = lab.begin("run", train)
-    until(lambda: runs(lab) > before and "attempt 1" in lab.log(3, "n1"), "the ranks began")
+    until(lambda: runs(lab) > before and "attempt 1" in lab.log(1, "n1"), "the ranks began")
     return child
 
 
@@ -55,12 +56,12 @@ def ends(lab: Lab) -> list[tuple[str, str | None]]:
 
 
 def test_a_rank_that_raises_once_costs_one_attempt(clean: Lab) -> None:
-    said = clean.nexa("run", again(clean, 6, 1), "--rank", "3").stderr
-    assert "attempt 1 ended: rank 3 on n1: exit code 1; next: restart" in said
+    said = clean.nexa("run", again(clean, 6, 1), "--rank", "1").stderr
+    assert "attempt 1 ended: rank 1 on n1: exit code 1; next: restart" in said
     assert ends(clean) == [("rank", "restart"), ("completed", "done")]
     assert clean.manifest()["status"] == "completed"
     assert clean.manifest()["attempts"][0]["last_step"] == 6
-    assert "attempt 2 rank 3" in clean.log(3, "n1", 2)
+    assert "attempt 2 rank 1" in clean.log(1, "n1", 2)
 
 
 def test_ranks_without_torchrun_start_again_from_a_warm_interpreter(clean: Lab) -> None:
@@ -69,11 +70,11 @@ def test_ranks_without_torchrun_start_again_from_a_warm_interpreter(clean: Lab) 
     events = [clean.newest() / "logs" / node / "agent.jsonl" for node in ("n0", "n1")]
     until(lambda: all('"warm"' in path.read_text() for path in events), "an interpreter waits on each node")
     hold.touch()
-    said = child.communicate(timeout=90)[1]
+    said = child.communicate(timeout=200)[1]
     assert child.returncode == 0, said
     assert ends(clean) == [("rank", "restart"), ("completed", "done")]
     assert "torch.distributed.run" not in str(clean.record()["attempts"][0]["commands"])
-    assert "attempt 2 rank 3" in clean.log(3, "n1", 2)
+    assert "attempt 2 rank 1" in clean.log(1, "n1", 2)
 
 
 def test_what_falls_over_before_its_first_step_is_given_up_at_the_second_time(clean: Lab) -> None:
@@ -92,7 +93,7 @@ def test_an_attach_takes_over_from_a_killed_supervisor(clean: Lab) -> None:
     kill(child.pid)
     child.wait()
     hold.touch()
-    said = clean.nexa("attach", "--rank", "3").stderr
+    said = clean.nexa("attach", "--rank", "1").stderr
     assert "next: restart" in said
     assert ends(clean) == [("rank", "restart"), ("completed", "done")]
 
@@ -113,13 +114,13 @@ def test_a_killed_supervisor_between_two_attempts_is_followed_by_another(clean: 
 
 def test_two_controllers_do_not_both_decide(clean: Lab) -> None:
     hold = clean.root / "go-on"
-    child = begun(clean, again(clean, 0, 0, hold=hold))
+    child = begun(clean, again(clean, 0, 0, hold=hold, launcher="direct"))
     other = clean.begin("attach")
     assert other.stderr
     assert "supervised by another nexa: looking on" in other.stderr.readline()
     hold.touch()
     for command in (child, other):
-        said = command.communicate(timeout=90)[1]
+        said = command.communicate(timeout=200)[1]
         assert command.returncode == 0, said
     assert len(clean.record()["attempts"]) == 1
 
@@ -150,11 +151,10 @@ def test_a_lost_node_is_made_anew_alone(clean: Lab) -> None:
     child = begun(clean, again(clean, 0, 0, hold=hold))
     before = machine(clean, "n0")
     while left := machine(clean, "n1"):
-        for pid in left:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # its agent has no time to tell of a rank that went first
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
     hold.touch()
     _, said = child.communicate(timeout=200)
     assert child.returncode == 0, said

@@ -137,5 +137,5 @@ def test_the_whole_life_cycle_from_the_wheel_in_an_empty_folder(venv: Path, tmp_
         )
     finally:
         nexa("teardown", "-y")
-    until(lambda: not everything_of(root), f"nothing of {root} is left", 15)
+    until(lambda: not everything_of(root), f"nothing of {root} is left")
     assert json.loads(nexa("status", "--json").stdout) == {"clusters": [], "runs": []}

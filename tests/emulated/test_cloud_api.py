@@ -18,8 +18,6 @@ from tests.emulated.conftest import FAST, Cloud
 
 ROOT = {"DeviceName": "/dev/sda1", "Ebs": {"VolumeType": "gp3", "VolumeSize": 50, "DeleteOnTermination": True}}
 
-pytestmark = pytest.mark.xdist_group("cloud_api")  # one worker loads moto for all of them
-
 
 def code(error: pytest.ExceptionInfo[ClientError]) -> str:
     found: str = error.value.response["Error"]["Code"]

@@ -14,8 +14,6 @@ from tests.cloud.moto_region import open_world
 from tests.cloud.types import HostState
 from tests.emulated.conftest import FAST, Cloud, Recorder
 
-pytestmark = pytest.mark.xdist_group("cloud_api")  # one worker loads moto for all of them
-
 
 def code(error: pytest.ExceptionInfo[ClientError]) -> str:
     found: str = error.value.response["Error"]["Code"]

@@ -14,7 +14,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,16 +89,23 @@ class Host:
     def address(self) -> str:
         return f"203.0.113.{self.number}"
 
-    def said(self, command: str, text: str = "") -> str:
-        return self.lab.said(self.number, command, text)
+    def ssh(self, command: str, data: bytes) -> str:
+        """By the connection that Ansible uses too."""
+        *options, where, _ = self.lab.ssh_argv(self.number, "")
+        argv = [*options, *SHARED, "-o", f"ControlPath={self.sockets}/%C", where, command]
+        done = subprocess.run(argv, input=data, capture_output=True, timeout=120)
+        assert done.returncode == 0, f"{command}: exit {done.returncode}: {(done.stdout + done.stderr).decode()}"
+        return done.stdout.decode().strip()
+
+    def said(self, command: str) -> str:
+        return self.ssh(command, b"")
 
     def root(self, script: str) -> str:
         """A shell script as root."""
-        return self.lab.said(self.number, "sudo sh -eu -s", script)
+        return self.ssh("sudo sh -eu -s", script.encode())
 
     def put(self, path: str, content: bytes, mode: str = "0755") -> None:
-        argv = self.lab.ssh_argv(self.number, f"sudo install -D -m {mode} /dev/stdin {shlex.quote(path)}")
-        subprocess.run(argv, input=content, check=True, capture_output=True, timeout=60)
+        self.ssh(f"sudo install -D -m {mode} /dev/stdin {shlex.quote(path)}", content)
 
     def sysfs(self, files: Mapping[str, str]) -> None:
         """Shows these files below /sys instead of the machine's own: their folders of /sys/bus/pci, /sys/block and
@@ -119,9 +126,12 @@ class Host:
         folder = self.folder / "debs"
         folder.mkdir(exist_ok=True)
         built = [deb.build(folder) for deb in debs]
-        for path in built:
-            self.put(f"{FOLDER}/{path.name}", path.read_bytes(), "0644")
-        self.put(f"{FOLDER}/Packages", index(built).encode(), "0644")
+        (folder / "Packages").write_text(index(built))
+        sent = ["tar", "-C", str(folder), "-c", "Packages", *(path.name for path in built)]
+        self.ssh(
+            f"sudo sh -c 'mkdir -p {FOLDER} && tar -C {FOLDER} --no-same-owner -x'",
+            subprocess.run(sent, check=True, capture_output=True).stdout,
+        )
         # The real ones are signed; apt's own checks are not what is tested here.
         allow = (
             b'Acquire::AllowInsecureRepositories "1"; APT::Get::AllowUnauthenticated "1"; APT::Sandbox::User "root";'
@@ -131,18 +141,32 @@ class Host:
         return {path.name: path.read_bytes() for path in built}
 
     def play(self, tasks: Sequence[Mapping[str, Any]], *options: str, code: int | None = 0, **more: Any) -> Play:
-        """Runs a playbook of these tasks, with `more` as the inventory's variables."""
+        """Runs a playbook of these tasks, with `more` as the inventory's variables. See `playbook`."""
         book = self.folder / "play.yml"
         book.write_text(json.dumps([{**PLAY, "tasks": list(tasks)}]))
         return self.playbook(book, *options, code=code, **more)
 
-    def playbook(self, book: Path, *options: str, code: int | None = 0, **more: Any) -> Play:
-        done = subprocess.run(self.argv(book, *options, **more), **self.how(), timeout=300)
-        assert code is None or done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-        changed = re.search(r"^node .*changed=(\d+)", done.stdout, re.M)
-        blocks = re.split(r"^(?:TASK|RUNNING HANDLER) \[(?:\S+ : )?", done.stdout, flags=re.M)[1:]
+    def playbook(
+        self,
+        book: Path,
+        *options: str,
+        code: int | None = 0,
+        when: Mapping[str, Callable[[], Any]] | None = None,
+        **more: Any,
+    ) -> Play:
+        """`when`: what to do once, when Ansible has said these words for the first time."""
+        out, waiting = "", dict(when or {})
+        with subprocess.Popen(self.argv(book, *options, **more), **self.how()) as run:
+            assert run.stdout is not None
+            for line in run.stdout:
+                out += line
+                for words in [words for words in waiting if words in line]:
+                    waiting.pop(words)()
+        assert code is None or run.returncode == code, f"exit {run.returncode}\n{out}"
+        changed = re.search(r"^node .*changed=(\d+)", out, re.M)
+        blocks = re.split(r"^(?:TASK|RUNNING HANDLER) \[(?:\S+ : )?", out, flags=re.M)[1:]
         names = tuple(b.partition("]")[0] for b in blocks if re.search(r"^changed: ", b, re.M))
-        return Play(done.returncode, done.stdout + done.stderr, int(changed[1]) if changed else -1, names)
+        return Play(run.returncode, out, int(changed[1]) if changed else -1, names)
 
     def argv(self, book: Path, *options: str, **more: Any) -> list[str]:
         inventory = self.folder / "inventory.json"
@@ -153,7 +177,8 @@ class Host:
         }
         inventory.write_text(json.dumps({"all": {"hosts": {"node": {**variables, **more}}}}))
         enter = self.lab.ssh_argv(self.number, "")[:3]
-        return [*enter, f"{Path(sys.executable).parent}/ansible-playbook", "-i", str(inventory), str(book), *options]
+        program = f"{Path(sys.executable).parent}/ansible-playbook"
+        return [*enter, "timeout", "600", program, "-i", str(inventory), str(book), *options]
 
     def close(self) -> None:
         """Ends ssh's shared connections."""
@@ -173,7 +198,8 @@ class Host:
             "ANSIBLE_HOME": str(self.folder / "ansible"),
             "ANSIBLE_NOCOLOR": "1",
         }
-        return {"env": env, "capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return {"env": env, "text": True, **pipes}
 
 
 PLAY = {

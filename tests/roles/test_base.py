@@ -26,6 +26,7 @@ def test_settings_hold_in_the_next_session(new_host: Callable[[], Host]) -> None
     assert host.said("ulimit -n") != "4321"
     first = converges(host, tasks)
     assert "Write limits, kernel settings and apt's exceptions" in first.tasks
+    host.close()
     assert host.said("ulimit -n") == "4321"
     if int(host.root("sed -n 's/^CapEff:.//p' /proc/self/status"), 16) >> CAP_SYS_RESOURCE & 1:
         assert host.said("ulimit -l") == "unlimited"  # without the capability nobody on the machine may raise a limit
@@ -53,18 +54,19 @@ def test_a_holder_of_apts_lock_is_named_and_waited_for(new_host: Callable[[], Ho
     more = {"base_folders": FOLDERS, "base_requirements": wanted, "base_apt_poll_s": 1}
     host.put("/srv/hold.py", LOCK.encode())
 
-    def hold(path: str, seconds: int) -> str:
-        command = f"sudo sh -c 'setsid python3 /srv/hold.py {path} {seconds} >/tmp/held 2>&1 & sleep 1; cat /tmp/held'"
-        return host.said(command)
+    def hold(path: str) -> str:
+        host.root(f"rm -f /tmp/held; setsid python3 /srv/hold.py {path} 600 >/tmp/held 2>&1 &")
+        return host.said("until grep . /tmp/held; do sleep 0.1; done")
 
-    pid = hold("/var/lib/dpkg/lock-frontend", 600)
+    pid = hold("/var/lib/dpkg/lock-frontend")
     done = host.play(role("base", **more, base_apt_wait_s=3), code=2)
     assert f"apt is locked by pid {pid} (python3 /srv/hold.py /var/lib/dpkg/lock-frontend 600)" in done.out
     host.root(f"kill {pid}")
 
-    hold("/var/lib/apt/lists/lock", 25)
-    done = host.play(role("base", **more, base_apt_wait_s=60))
-    assert "FAILED - RETRYING: [node]: Wait until nobody else holds apt's locks" in done.out
+    pid = hold("/var/lib/apt/lists/lock")
+    until = "FAILED - RETRYING: [node]: Wait until nobody else holds apt's locks"
+    done = host.play(role("base", **more), when={until: lambda: host.root(f"kill {pid}")})
+    assert until in done.out
     assert done.tasks == ("Install packages", "Make the missing folders")
 
 

@@ -73,23 +73,16 @@ def test_it_is_installed_once_and_every_device_answers(new_host: Callable[[], Ho
     assert "Run it" in host.play(tasks).tasks
 
 
-def test_another_file_than_the_pinned_one_is_not_run(new_host: Callable[[], Host]) -> None:
-    host = new_host()
-    variables = stage(host, devices=1, answering=1) | {"efa_sha256": "0" * 64}
-    done = host.play(role("efa", **variables), code=2)
-    assert "checksum" in done.out.lower() and host.root("ls /srv/efa_asked 2>&1 || true").endswith(
-        "No such file or directory"
-    )
-
-
-def test_a_device_that_does_not_answer_is_told(new_host: Callable[[], Host]) -> None:
-    host = new_host()
-    done = host.play(role("efa", **stage(host, devices=4, answering=3)), code=2)
-    assert "4 EFA devices are on the PCI bus and 3 answer" in done.out
-
-
-def test_without_a_device_it_only_looks(new_host: Callable[[], Host]) -> None:
+def test_it_only_looks_without_a_device_and_tells_what_is_wrong(new_host: Callable[[], Host]) -> None:
     host = new_host()
     stage(host, devices=0, answering=0)
     done = host.play(role("efa", **VARIABLES))
     assert done.changed == 0 and done.out.count("ok: [node]") == 3, "facts, arguments, one look"
+
+    another = stage(host, devices=1, answering=1) | {"efa_sha256": "0" * 64}
+    done = host.play(role("efa", **another), code=2)
+    assert "checksum" in done.out.lower()
+    assert host.root("ls /srv/efa_asked 2>&1 || true").endswith("No such file or directory"), "it was not run"
+
+    done = host.play(role("efa", **stage(host, devices=4, answering=3)), code=2)
+    assert "4 EFA devices are on the PCI bus and 3 answer" in done.out

@@ -27,7 +27,7 @@ from tests.roles.rig import ROOT, Host
 
 pytestmark = pytest.mark.e2e
 PLAYBOOK = ROOT / "playbooks" / "bootstrap.yml"
-SOME = 6
+SOME = 3
 
 
 def stage(host: Host) -> dict[str, Any]:
@@ -58,14 +58,7 @@ def stage(host: Host) -> dict[str, Any]:
 def killed_at(host: Host, options: list[str], variables: dict[str, Any], picked: Callable[[str], bool]) -> str | None:
     """Begins the playbook and kills Ansible, with all that it started here, when a task begins that is picked. Answers
     its name; None if the playbook came to its end."""
-    how = {key: value for key, value in host.how().items() if key in ("env", "stdin", "text")}
-    run = subprocess.Popen(
-        host.argv(PLAYBOOK, *options, **variables),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        **how,
-    )
+    run = subprocess.Popen(host.argv(PLAYBOOK, *options, **variables), start_new_session=True, **host.how())
     assert run.stdout is not None
     lines = []
     try:

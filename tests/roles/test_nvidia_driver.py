@@ -73,12 +73,22 @@ def installed(host: Host, name: str) -> str:
     return host.said(f"dpkg-query -W -f '${{Version}}' {name} || true")
 
 
-def test_without_a_gpu_it_only_looks(new_host: Callable[[], Host]) -> None:
+def test_nothing_is_changed_where_there_is_nothing_to_do_or_to_take(new_host: Callable[[], Host]) -> None:
     host = new_host()
     host.sysfs(pci({"vendor": "0x1d0f", "class": "0x020000", "device": "0xec20"}))
     done = host.play(role("nvidia_driver", **bootstrap_variables("nvidia_driver")))
     assert done.changed == 0
     assert done.out.count("ok: [node]") == 3, "facts, arguments, one look"
+
+    variables = stage(host, GPU, loaded="590.48.01")
+    done = host.play(role("nvidia_driver", **variables | {"nvidia_driver_keyrings": {}}), code=2)
+    assert "is none of" in done.out, "an unknown system"
+
+    tasks = role("nvidia_driver", **variables)
+    host.put("/usr/bin/nvidia-smi", smi("590.48.01").encode())
+    before = host.root("dpkg-query -W | sha256sum; ls /etc/apt/*")
+    assert host.play(tasks).changed == 0, "a working driver of the image stays"
+    assert host.root("dpkg-query -W | sha256sum; ls /etc/apt/*") == before
 
 
 def test_a_stock_image_gets_the_pinned_driver_locked_and_held(new_host: Callable[[], Host]) -> None:
@@ -112,15 +122,6 @@ def test_another_driver_in_the_kernel_is_rebooted_away(new_host: Callable[[], Ho
     assert host.play(tasks, "--check").tasks == ("Reboot, and wait until the GPUs answer",)
 
 
-def test_a_working_driver_of_the_image_stays(new_host: Callable[[], Host]) -> None:
-    host = new_host()
-    tasks = role("nvidia_driver", **stage(host, GPU, loaded="590.48.01"))
-    host.put("/usr/bin/nvidia-smi", smi("590.48.01").encode())
-    before = host.root("dpkg-query -W | sha256sum; ls /etc/apt/*")
-    assert host.play(tasks).changed == 0
-    assert host.root("dpkg-query -W | sha256sum; ls /etc/apt/*") == before
-
-
 def test_nvswitches_get_the_fabric_manager_of_the_drivers_patch(new_host: Callable[[], Host]) -> None:
     host = new_host()
     tasks = role("nvidia_driver", **stage(host, GPU, SWITCH, SWITCH))
@@ -135,10 +136,3 @@ def test_nvswitches_get_the_fabric_manager_of_the_drivers_patch(new_host: Callab
     host.root(f"apt-get install -qq -y --allow-change-held-packages nvidia-fabricmanager={NEWER}-1ubuntu1 >/dev/null")
     assert "Install the fabric manager's package" in host.play(tasks).tasks
     assert installed(host, "nvidia-fabricmanager") == f"{PINNED}-1ubuntu1"
-
-
-def test_an_unknown_system_is_told_what_it_needs(new_host: Callable[[], Host]) -> None:
-    host = new_host()
-    variables = stage(host, GPU)
-    done = host.play(role("nvidia_driver", **variables | {"nvidia_driver_keyrings": {}}), code=2)
-    assert "is none of" in done.out

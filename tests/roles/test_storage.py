@@ -18,12 +18,12 @@ MIB = 1 << 20
 
 
 @contextlib.contextmanager
-def loops(folder: Path, count: int) -> Iterator[list[str]]:
+def loops(folder: Path, count: int, mib: int = 320) -> Iterator[list[str]]:
     made: list[str] = []
     try:
         for number in range(count):
             with open(folder / f"disk{number}", "wb") as file:
-                file.truncate(320 * MIB)
+                file.truncate(mib * MIB)
             argv = ["losetup", "--find", "--show", str(folder / f"disk{number}")]
             made.append(subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip())
         yield made
@@ -69,33 +69,29 @@ def test_one_free_disk_becomes_scratch(new_host: Callable[[], Host], tmp_path: P
         unmount(host)
 
 
-@pytest.mark.parametrize("what", ["file system", "partition table", "swap", "mount"])
-def test_a_disk_with_anything_on_it_is_never_touched(new_host: Callable[[], Host], tmp_path: Path, what: str) -> None:
-    script = {
-        "file system": "mkfs.ext4 -q /dev/nvme0n1",
-        "partition table": "printf 'label: dos\\n2048,4096\\n' | sfdisk -q --no-reread --no-tell-kernel /dev/nvme0n1",
-        "swap": "mkswap -q /dev/nvme0n1 >/dev/null",
-        "mount": "mkfs.ext4 -q /dev/nvme0n1; mkdir /mnt/theirs; mount /dev/nvme0n1 /mnt/theirs; touch /mnt/theirs/file",
-    }[what]
-    with loops(tmp_path, 1) as [device]:
+def test_disks_with_anything_on_them_and_a_full_scratch_are_never_touched(
+    new_host: Callable[[], Host], tmp_path: Path
+) -> None:
+    scripts = (
+        "mkfs.ext4 -q /dev/nvme0n1",
+        "printf 'label: dos\\n2048,4096\\n' | sfdisk -q --no-reread --no-tell-kernel /dev/nvme1n1",
+        "mkswap -q /dev/nvme2n1 >/dev/null",
+        "mkfs.ext4 -q /dev/nvme3n1; mkdir /mnt/theirs; mount /dev/nvme3n1 /mnt/theirs; touch /mnt/theirs/file",
+    )
+    with loops(tmp_path, len(scripts), mib=32) as devices:
         host = new_host()
-        show(host, [device])
-        host.root(script)
-        before = subprocess.run(["sha256sum", tmp_path / "disk0"], capture_output=True, text=True).stdout
-        assert host.play(TASKS).changed == 0
-        if what == "mount":
-            host.root("ls /mnt/theirs/file; umount /mnt/theirs")
-        else:
-            assert subprocess.run(["sha256sum", tmp_path / "disk0"], capture_output=True, text=True).stdout == before
-
-
-def test_scratch_with_something_in_it_stays(new_host: Callable[[], Host], tmp_path: Path) -> None:
-    with loops(tmp_path, 1) as [device]:
-        host = new_host()
-        show(host, [device])
+        show(host, devices)
         host.said("touch /opt/nexa/scratch/run")
-        assert host.play(TASKS).changed == 0
+        assert host.play(TASKS).changed == 0, "scratch has something in it"
         assert host.root("blkid -p /dev/nvme0n1 || echo nothing") == "nothing"
+        host.said("rm /opt/nexa/scratch/run")
+        for script in scripts:
+            host.root(script)
+        disks = ["sha256sum", *(tmp_path / f"disk{number}" for number in range(3))]
+        before = subprocess.run(disks, capture_output=True, text=True, check=True).stdout
+        assert host.play(TASKS).changed == 0
+        assert subprocess.run(disks, capture_output=True, text=True).stdout == before
+        host.root("ls /mnt/theirs/file; umount /mnt/theirs")
 
 
 def test_the_mount_of_the_image_is_used_as_it_is(new_host: Callable[[], Host], tmp_path: Path) -> None:

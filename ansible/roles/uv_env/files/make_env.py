@@ -25,7 +25,9 @@ from typing import Any
 LOCK_TIMEOUT_S = 1800.0
 UV_AT_LEAST = (0, 9)
 PROOF = """
-import importlib.metadata as m, json, platform, torch
+# What a training imports is compiled here, once: else all ranks of the first run do it, at the same time.
+import importlib.metadata as m, json, platform, pydantic, tokenizers, torch.distributed.run, yaml
+from transformers import LlamaForCausalLM, Trainer
 print(json.dumps({"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda,
                   "transformers": m.version("transformers")}))
 """
