@@ -147,7 +147,10 @@ def call(ssh: Ssh, node: Node, python: str, message: dict[str, Any], timeout_s: 
         )
     if done.code:
         raise CommandFailed(f"{who}: {message['act']}", done)
-    answer = dict(json.loads(done.out))
+    try:
+        answer = dict(json.loads(done.out))
+    except ValueError:
+        raise nodes.talkative(node, done) from None
     if "error" in answer:
         raise NexaError(f"{who}: {answer['error']}")
     return answer

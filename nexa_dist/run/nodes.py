@@ -79,6 +79,15 @@ def ssh_hint(result: Result) -> str:
     return "is the host up, and reachable from here?"
 
 
+def talkative(node: Node, result: Result) -> NexaError:
+    """Instead of an answer, or before it, stood what a shell says to every session."""
+    line = result.out.decode(errors="replace").strip().partition("\n")[0][:100]
+    return NexaError(
+        f"{node.name} ({node.address}): its shell prints text of its own to every session: {line!r}",
+        hint="what ~/.bashrc and the like print must depend on a terminal: put [ -t 1 ] || return before it",
+    )
+
+
 @dataclass(frozen=True)
 class Link:
     """One node with the agent in place. Paths are absolute there."""
@@ -115,6 +124,8 @@ class Link:
         try:
             answer = json.loads(result.out or b"{}")
         except ValueError:
+            if not result.code:
+                raise talkative(self.node, result) from None
             raise CommandFailed(f"{self.node.name}: node agent {verb}", result) from None
         if "error" in answer and result.code:
             raise NexaError(f"{self.node.name}: {answer['error']}")
@@ -160,8 +171,10 @@ def _agent_path(cluster: Cluster) -> str:
 def _link(ssh: Ssh, node: Node) -> Link:
     answer = ssh.run(node, ("sh", "-c", LOOK, "sh", _agent_path(ssh.cluster)))
     missing, _, home = answer.out.decode().rstrip("\n").partition("\n")
-    if answer.code or not home.startswith("/"):
+    if answer.code:
         raise CommandFailed(f"{node.name}: finding the home folder", answer)
+    if not missing.isdecimal() or not home.startswith("/"):
+        raise talkative(node, answer)
     link = Link(ssh, node, home)
     if missing != "0":
         put = 'umask 077; mkdir -p "${1%/*}" && cat > "$1.$$" && chmod 755 "$1.$$" && mv "$1.$$" "$1"'

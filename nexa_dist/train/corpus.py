@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nexa_dist.config.train import DatasetConfig
-from nexa_dist.errors import NexaError
+from nexa_dist.errors import UsageError
 
 _NOT_SOURCES = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
 _WHOLE_FILE_BYTES = 1 << 18
@@ -30,10 +30,10 @@ def sources(config: DatasetConfig) -> tuple[Path, list[Path]]:
     if root.is_file():
         return root.parent, [root]
     if not root.is_dir():
-        raise NexaError(f"dataset.path {root}: no such file or directory on this node")
+        raise UsageError(f"dataset.path {root}: no such file or directory on this node")
     files = sorted(path for path in root.rglob("*") if path.is_file() and not path.name.startswith("."))
     if not files:
-        raise NexaError(f"dataset.path {root}: no files in it")
+        raise UsageError(f"dataset.path {root}: no files in it")
     return root, files
 
 
@@ -54,4 +54,4 @@ def documents(root: Path, files: list[Path]) -> Iterator[tuple[str, str]]:
                     yield f"{name}#{number}", "".join(lines)
                     number += 1
         except UnicodeDecodeError as err:
-            raise NexaError(f"{path}: not UTF-8 text ({err.reason} at byte {err.start})") from err
+            raise UsageError(f"{path}: not UTF-8 text ({err.reason} at byte {err.start})") from err

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nexa_dist.config.train import DatasetConfig, ModelConfig, TrainConfig
-from nexa_dist.errors import NexaError
+from nexa_dist.errors import UsageError
 from nexa_dist.train import corpus
 from nexa_dist.train.env import RankEnv
 
@@ -67,13 +67,14 @@ class Dataset:
 
 
 def prepare(config: TrainConfig, env: RankEnv) -> Dataset:
-    """Make the data unless the node has it, and note in the run folder where it is. Raises NexaError."""
+    """Make the data unless the node has it, and note in the run folder where it is. Raises UsageError, since another
+    try would meet the same."""
     started = time.monotonic()
     assert config.dataset is not None and config.model is not None
     root, files = corpus.sources(config.dataset)
     size = sum(path.stat().st_size for path in files)
     if size < config.dataset.min_mb * 1e6:
-        raise NexaError(
+        raise UsageError(
             f"{root}: {size / 1e6:.1f} MB of text in {len(files)} files, dataset.min_mb is {config.dataset.min_mb:g}",
             hint="choose another source or lower dataset.min_mb",
         )
@@ -146,7 +147,7 @@ def _build(config: TrainConfig, root: Path, files: list[Path], folder: Path) -> 
         size += len(text.encode())
     if not parts[True] or not parts[False]:
         empty = "held-out" if not parts[True] else "training"
-        raise NexaError(
+        raise UsageError(
             f"the {empty} part is empty: {documents} documents, dataset.held_out is {share:g}",
             hint="give more text, or change dataset.held_out",
         )
@@ -207,7 +208,7 @@ def _tokenizer_file(model: ModelConfig) -> Path:
     folder = Path(model.path or "")
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
-            raise NexaError(
+            raise UsageError(
                 f"model.path {folder}: {name} is not there",
                 hint="model.path is a directory that save_pretrained of model and tokenizer made",
             )

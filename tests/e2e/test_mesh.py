@@ -249,7 +249,7 @@ def test_two_hosts_train_where_only_the_mesh_gets_through(vendors: Vendors, own:
     shutil.copy(REPO / "configs/train/quickstart.yaml", own.root)
     for source in Path(json.__file__).parent.glob("*.py"):
         own.write(f"text/{source.name}", source.read_text())
-    changes = (word for change in (*SMALL, "nproc_per_node=1") for word in ("--set", change))
+    changes = (word for change in (*SMALL, "nproc_per_node=1", "dataset.min_mb=0") for word in ("--set", change))
     own.nexa("run", "quickstart.yaml", "--cluster", "own.yaml", *changes)
     assert own.manifest()["status"] == "completed"
 

@@ -319,4 +319,11 @@ def test_hosts_that_are_not_ready_are_told_before_anything_is_changed(own: Own) 
     assert f"n0: {own.home('n0')}/thesis.tex is not a folder" in said and "nothing was changed" in said
     said = own.lab.nexa("provision", "--cluster", own.file(python="python9.9"), code=1).stderr
     assert "n0" in said and "n1" in said and "python9.9 is not there" in said and "apt-get install" in said
+    talks = own.home("n1") / ".bashrc"
+    talks.write_text("echo Welcome to gpu-7\n")
+    try:
+        said = own.lab.nexa("provision", "--cluster", own.file(), code=1).stderr
+        assert "n1" in said and "its shell prints text of its own to every session: 'Welcome to gpu-7'" in said
+    finally:
+        talks.unlink()
     assert own.tree() == before

@@ -68,6 +68,12 @@ def test_a_link_is_made_in_one_trip_where_the_agent_is_there() -> None:
     assert len(runner.calls) == 1
 
 
+def test_a_shell_that_talks_is_told_apart_from_an_answer() -> None:
+    for said in (b"Welcome to gpu-7\n0\n/home/u\n", b"Welcome to gpu-7\n"):
+        with pytest.raises(NexaError, match="its shell prints text of its own to every session: 'Welcome to gpu-7'"):
+            connect(Ssh(FakeRunner(Result((), 0, said)), CLUSTER, "/tmp/s"), NODES[:1])
+
+
 def test_a_missing_agent_is_sent() -> None:
     runner = FakeRunner(Result((), 0, b"1\n/home/u\n"), Result((), 0))
     (link,) = connect(Ssh(runner, CLUSTER, "/tmp/s"), NODES[:1])

@@ -69,7 +69,7 @@ def test_the_durable_copies_lie_under_the_run_id(tmp_path: Path) -> None:
 
 
 def test_a_missing_text_is_an_error_without_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert launcher.main(["--backend", "hf", "--config", config(tmp_path), "--prepare"]) == 1
+    assert launcher.main(["--backend", "hf", "--config", config(tmp_path), "--prepare"]) == 2
     assert "no such file or directory on this node" in capsys.readouterr().err
 
 
