@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 SLOW = 0.5
 """Below this part of what the others have, a link is slow."""
@@ -58,6 +59,20 @@ def _is_slow(index: int, known: Mapping[tuple[int, int], float], bad: set[tuple[
         if len(mine) > 1 and mine <= bad:
             return True
     return False
+
+
+def best_of(one: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of two tests of the same group what each part did best; the other one where one of them failed."""
+    if "matrix" not in one or "matrix" not in other:
+        return one if "matrix" in one else other
+    pairs = [zip(*rows, strict=True) for rows in zip(one["matrix"], other["matrix"], strict=True)]
+    return {
+        **other,
+        "busbw_gb_s": max(one["busbw_gb_s"], other["busbw_gb_s"]),
+        "latency_us": min(one["latency_us"], other["latency_us"]),
+        "matrix": [[max((v for v in pair if v is not None), default=None) for pair in row] for row in pairs],
+        "rounds_left": min(one["rounds_left"], other["rounds_left"]),
+    }
 
 
 CELL, EDGE = 64, 90

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+from typing import Any
 from xml.etree import ElementTree
 
 from nexa_dist.plan.health import odd_ones
-from nexa_dist.plan.links import Slow, picture, slow
+from nexa_dist.plan.links import Slow, best_of, picture, slow
 
 
 def table(count: int, good: float = 10.0, **changed: float) -> list[list[float | None]]:
@@ -46,6 +47,15 @@ def test_pairs_that_were_not_measured_are_passed_over() -> None:
 
 def test_a_floor_holds_for_all() -> None:
     assert slow(names(2), table(2, 0.8), floor_gbps=1.0) == [Slow("n0", "n1", 0.8, 0.8), Slow("n1", "n0", 0.8, 0.8)]
+
+
+def test_of_two_tests_the_best_of_each_part_is_taken() -> None:
+    def test(busbw: float, latency: float, left: int, matrix: list[list[float | None]]) -> dict[str, Any]:
+        return {"busbw_gb_s": busbw, "latency_us": latency, "rounds_left": left, "matrix": matrix, "seconds": busbw}
+
+    first, again = test(1.0, 300.0, 1, [[None, 5.0], [None, None]]), test(0.9, 200.0, 0, [[None, 4.0], [9.0, None]])
+    assert best_of(first, again) == {**test(1.0, 200.0, 0, [[None, 5.0], [9.0, None]]), "seconds": 0.9}
+    assert best_of(first, {"errors": {"n1": "gone"}}) == first
 
 
 def test_the_picture_is_svg_with_every_name_and_figure() -> None:
