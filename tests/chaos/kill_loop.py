@@ -35,7 +35,7 @@ offers: [{type: g5.12xlarge, zone: us-east-1a}, {type: g5.12xlarge, zone: us-eas
 """
 PROVISION_S, TEARDOWN_S = 40.0, 20.0
 """Kills fall anywhere in these spans, which a whole command fits into on an idle machine."""
-CYCLE = 6
+CYCLE = 5
 """So many kills between two recoveries; the last of them hits a teardown."""
 
 

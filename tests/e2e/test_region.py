@@ -291,6 +291,6 @@ def test_no_capacity_then_a_saved_plan_a_killed_command_and_a_host_that_never_bo
 
 def test_killed_anywhere_it_recovers(here: Running, tmp_path: Path) -> None:
     loop = Loop(here, tmp_path, seed=3)
-    books = loop.run(6)
+    books = loop.run(8)
     assert books.faults == [], (tmp_path / "log.txt").read_text(errors="replace")[-8000:]
-    assert sum(books.kills.values()) == 6
+    assert sum(books.kills.values()) == 8

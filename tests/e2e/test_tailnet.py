@@ -27,7 +27,7 @@ CANARIES = (SECRET, TOKEN, "canary0KEYcanary", "canary1KEYcanary", "canary2KEYca
 
 @dataclass
 class Watch:
-    """Looks for the canaries, ten times a second in all command lines and three times in the files of a folder."""
+    """Looks for the canaries, 50 times a second in all command lines and 4 times a second in the files of a folder."""
 
     root: Path
     hits: list[str] = field(default_factory=list)
@@ -35,11 +35,11 @@ class Watch:
     over: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
-        while not self.over.wait(0.1):
+        while not self.over.wait(0.02):
             self.looks += 1
             for path in Path("/proc").glob("[0-9]*/cmdline"):
                 self.look(path)
-            for folder, _, names in os.walk(self.root) if self.looks % 3 == 0 else ():
+            for folder, _, names in os.walk(self.root) if self.looks % 12 == 0 else ():
                 for name in names:
                     self.look(Path(folder, name))
 

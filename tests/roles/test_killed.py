@@ -27,7 +27,7 @@ from tests.roles.rig import ROOT, Host
 
 pytestmark = pytest.mark.e2e
 PLAYBOOK = ROOT / "playbooks" / "bootstrap.yml"
-SOME = 3
+SOME = 6
 
 
 def stage(host: Host) -> dict[str, Any]:
