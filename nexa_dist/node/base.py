@@ -50,7 +50,7 @@ def fail(message: str) -> NoReturn:
 
 def write_json(path: str, data: Any) -> None:
     """Whole or not at all, also when the machine loses power."""
-    temporary = "%s.%d.tmp" % (path, os.getpid())
+    temporary = unfinished(path, os.getpid())
     try:
         with open(temporary, "w") as file:
             json.dump(data, file)
@@ -61,6 +61,11 @@ def write_json(path: str, data: Any) -> None:
         if os.path.exists(temporary):
             os.unlink(temporary)
         raise
+
+
+def unfinished(path: str, pid: int) -> str:
+    """What `pid` writes before it is `path`: a process that is killed while it writes leaves it behind."""
+    return "%s.%d.tmp" % (path, pid)
 
 
 def read_json(path: str, default: Any = None) -> Any:

@@ -8,11 +8,13 @@ import sys
 import tarfile
 from typing import Any
 
+from .base import unfinished
+
 
 def unpack(target: str) -> dict[str, Any]:
     """Makes `target` from a tar.gz on stdin: a temporary sibling first, then one rename."""
     os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
-    temporary = "%s.%d.tmp" % (target, os.getpid())
+    temporary = unfinished(target, os.getpid())
     os.makedirs(temporary, mode=0o700)  # a project may have no file
     with tarfile.open(fileobj=sys.stdin.buffer, mode="r|*") as archive:
         if hasattr(tarfile, "data_filter"):

@@ -21,7 +21,7 @@ import tempfile
 import time
 from typing import Any
 
-from .base import alive, holder_of, read_json, write_json
+from .base import alive, holder_of, read_json, unfinished, write_json
 from .processes import tree
 
 PREFIX = "nexa-warm-"
@@ -98,9 +98,12 @@ def release(run_dir: str, timeout_s: float = 5.0) -> list[int]:
     folder = os.path.dirname(seen.get("socket", ""))
     if os.path.basename(folder).startswith(PREFIX):
         shutil.rmtree(folder, ignore_errors=True)
-    if not left and "refused" not in seen:
+    if not left:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(_file(run_dir))
+            os.unlink(unfinished(_file(run_dir), seen["pid"]))
+        if "refused" not in seen:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(_file(run_dir))
     return left
 
 

@@ -80,9 +80,13 @@ class Machine:
 
     def went_off(self, within_s: float = 90) -> bool:
         give_up = time.monotonic() + within_s
-        while not self.log.exists() and time.monotonic() < give_up:
+        while not self.gone() and time.monotonic() < give_up:
             time.sleep(0.02)
-        return self.log.exists()
+        return self.gone()
+
+    def gone(self) -> bool:
+        """The program has written its line: the shell makes the file a moment before."""
+        return self.log.exists() and self.log.read_text() != ""
 
     def processes(self) -> dict[int, list[str]]:
         """Command lines, by pid, of what the boots left running: this folder is in their environment."""

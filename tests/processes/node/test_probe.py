@@ -71,6 +71,7 @@ def test_a_refused_launch_leaves_nothing(rig: Rig) -> None:
     probe(rig, warm=early(rig, direct(rig)))
     pid = rig.status()["warm"]
     assert start_time(pid)
+    (rig.folder / f"warm.json.{pid}.tmp").touch()  # as when it is ended while it says that it is ready
     assert rig.call("forget", str(rig.folder)) == {"left": []}
     assert start_time(pid) is None
     assert not rig.folder.exists()
