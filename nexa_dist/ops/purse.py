@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from nexa_dist.errors import EXIT_BUDGET, NexaError, UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.ops import guard, meter
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.runs import active_runs
+from nexa_dist.ops.runs import active_runs, reach
 from nexa_dist.ops.tend import Tender
 from nexa_dist.plan import prices
 from nexa_dist.plan.budget import GUARD, OF_CLUSTER, OF_RUN, REARM_S, Purse, tightest, too_small
 from nexa_dist.plan.cost import cost_usd
 from nexa_dist.plan.ledger import bill
 from nexa_dist.run import files
-from nexa_dist.run.nodes import Link, on_all, session
+from nexa_dist.run.nodes import Link, Ssh, on_all, session
 from nexa_dist.run.workspace import ClusterFolder, RunFolder
 
 COUNT_S = 10.0
@@ -61,22 +62,35 @@ def hours_allowed(folder: ClusterFolder, now_unix: float, usd_per_hour: float, b
 
 
 def extend(ctx: Context, folder: ClusterFolder, usd: float) -> None:
-    """Adds to the budget of a cluster, and moves its nodes' own deadlines. Raises UsageError when it has none."""
+    """Adds to the budget of a cluster: moves its nodes' own deadlines, and the end of runs that nobody follows (a
+    controller tells its own). Raises UsageError when it has none."""
     now = ctx.now()
     purse = of_cluster(folder, now, 0.0)
     if purse is None:
         raise UsageError(f"cluster {folder.name} has no budget", hint="budget_usd in its file gives it one")
     folder.ledger("budget", at=now, usd=purse.budget_usd + usd, by="nexa budget extend")
-    cluster = folder.load()
-    try:
-        with session(ctx.runner, cluster) as ssh:
-            richer = replace(purse, budget_usd=purse.budget_usd + usd)
-            rearm(guard.doors(ssh), richer, clock_of(folder, cluster), now)
-    except NexaError as error:
-        ctx.say(f"warning: the nodes still end when the old budget says so: {error}")
-    for run in active_runs(ctx, folder.name):
-        if not run.supervised:
-            ctx.say(f"nobody follows {run.run_id}, which ends when the old budget says so (hint: nexa attach)")
+    cluster, richer = folder.load(), replace(purse, budget_usd=purse.budget_usd + usd)
+    unfollowed = [run for run in active_runs(ctx, folder.name) if not run.supervised]
+    with session(ctx.runner, cluster) as ssh:
+        clocks = partial(rearm, guard.doors(ssh), richer, clock_of(folder, cluster), now)
+        for tell in (clocks, *(partial(_allow, ctx, cluster, run, ssh) for run in unfollowed)):
+            try:
+                tell()
+            except NexaError as error:
+                ctx.say(f"warning: something still ends when the old budget says so: {error}")
+
+
+def _allow(ctx: Context, cluster: Cluster, run: RunFolder, ssh: Ssh) -> None:
+    """Tells the agents of a run that nobody follows how long its money lasts now."""
+    from nexa_dist.config.load import recorded_train  # pydantic, which no other way through here needs
+
+    record = run.load()
+    config = recorded_train(record["config"], run.run_id)
+    meter = Meter(ctx, cluster, config.budget_usd, record["attempts"][0]["started_unix"], ctx.say, run)
+    meter.links, silent = reach(ssh, [node for node in cluster.nodes if node.name in record["nodes"]])
+    for name, why in silent.items():
+        ctx.say(f"warning: {name} ends {run.run_id} when the old budget says so: {why}")
+    meter.allow()
 
 
 def refuse_a_run(ctx: Context, cluster: Cluster, run_budget_usd: float | None) -> None:

@@ -221,6 +221,23 @@ def test_an_extension_stays_when_the_file_is_provisioned_again(desk: Desk, folde
     assert replace(found, budget_usd=30.0) == purse.of_cluster(folder, desk.now(), 0.0)
 
 
+def test_an_extension_reaches_the_agents_of_a_run_that_nobody_follows(
+    desk: Desk, folder: ClusterFolder, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.write_json(folder.json, cluster(desk).to_json())
+    run = RunFolder(desk.ctx.workspace.root / "runs" / "train_1")
+    attempt = {"attempt": 1, "state": "running", "started_unix": desk.now(), "world_size": 2, "rdzv": "x:1",
+               "ranks": {"n0": [0, 0], "n1": [1, 1]}, "resume_step": None}  # fmt: skip
+    run.save({"run_id": "train_1", "cluster": cluster(desk).to_json(), "config": {"name": "t", "script": "t.py"},
+              "attempts": [attempt],
+              "nodes": {"n0": {"run_dir": "/s/n0"}, "n1": {"run_dir": "/s/n1"}}})  # fmt: skip
+    agent = Agent(NODES[0])
+    monkeypatch.setattr(purse, "reach", lambda ssh, nodes: ([agent], {"n1": "no route"}))
+    purse.extend(desk.ctx, folder, 12.0)
+    assert agent.told == [("allow", "/s/n0", pytest.approx(3 * HOUR / GUARD - ALONE_S, abs=120))]
+    assert any("n1 ends train_1 when the old budget says so: no route" in line for line in desk.said)
+
+
 def test_what_has_no_budget_cannot_be_extended(desk: Desk, folder: ClusterFolder) -> None:
     (folder.path / "ledger.jsonl").unlink()
     with pytest.raises(UsageError, match="has no budget"):
