@@ -146,7 +146,12 @@ def _wires(cluster: Cluster, expected: Mapping[str, Expected], test: Mapping[str
     wants = [expected[node.name] for node in cluster.nodes]
     worst: Severity = "fail" if all(want.own_machine for want in wants) else "warn"
     names = [node.name for node in cluster.nodes]
-    found = links.slow(names, test.get("matrix") or [], min(want.floor_gbps for want in wants))
+    tables, floor = (test.get("matrix") or [], test.get("at_most") or []), min(want.floor_gbps for want in wants)
+    found = links.slow(names, tables[0], floor, tables[1])
+    if not found and (busy := links.slow(names, tables[0], floor)):
+        seen = f"{busy[0].gbps:.3g} Gbit/s, and its processes waited for a CPU"
+        want = f"about {max(busy[0].usual_gbps, floor):.3g} Gbit/s"
+        yield warn(busy[0].node, "busy", seen, want, "see what else runs there, then nexa diag again")
     if len(names) > 2 and 2 * sum(not slow.peer for slow in found) > len(names):
         best = max(slow.gbps for slow in found)
         seen = f"at most {best:.3g} Gbit/s between most nodes"

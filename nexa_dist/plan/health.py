@@ -11,7 +11,7 @@ Severity = Literal["fail", "warn"]
 Cause = Literal[
     "unreachable", "environment", "versions", "gpu missing", "driver", "fabric manager", "ecc", "xid", "throttled",
     "nvlink", "efa", "memlock", "limits", "route", "mtu", "port", "clock", "disk", "disk full", "disk slow", "memory",
-    "shm", "cpu throttled", "slow node", "slow link", "slow network", "group test",
+    "shm", "cpu throttled", "slow node", "slow link", "slow network", "group test", "busy",
 ]  # fmt: skip
 MENDED_BY_ANOTHER_MACHINE = frozenset[Cause](
     ("gpu missing", "driver", "fabric manager", "ecc", "xid", "throttled", "nvlink", "efa", "disk slow", "memory",

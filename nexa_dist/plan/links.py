@@ -24,9 +24,12 @@ class Slow:
     usual_gbps: float
 
 
-def slow(names: Sequence[str], matrix: Matrix, floor_gbps: float = 0.0) -> list[Slow]:
-    """The slow ones, nodes before links. With three nodes or more a link is held against links that have nothing to do
-    with one of its ends, so that a slow node does not make slowness usual; with two against the way back."""
+def slow(names: Sequence[str], matrix: Matrix, floor_gbps: float = 0.0, at_most: Matrix = ()) -> list[Slow]:
+    """The slow ones, nodes before links; none that `at_most`, the figures without the waits for a CPU, acquits.
+
+    With three nodes or more a link is held against links that have nothing to do with one of its ends, so that a slow
+    node does not make slowness usual; with two against the way back.
+    """
     known = {
         (row, column): value
         for row, values in enumerate(matrix)
@@ -34,7 +37,8 @@ def slow(names: Sequence[str], matrix: Matrix, floor_gbps: float = 0.0) -> list[
         if value is not None and row != column
     }
     usual = {link: _usual(known, link) for link in known}
-    bad = {link for link, gbps in known.items() if gbps < max(SLOW * usual[link], floor_gbps)}
+    could = {link: (at_most[link[0]][link[1]] if at_most else None) or gbps for link, gbps in known.items()}
+    bad = {link for link in known if could[link] < max(SLOW * usual[link], floor_gbps)}
     nodes = [index for index in range(len(names)) if len(names) > 2 and _is_slow(index, known, bad)]
     found = []
     for index in nodes:
@@ -65,12 +69,17 @@ def best_of(one: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, An
     """Of two tests of the same group what each part did best; the other one where one of them failed."""
     if "matrix" not in one or "matrix" not in other:
         return one if "matrix" in one else other
-    pairs = [zip(*rows, strict=True) for rows in zip(one["matrix"], other["matrix"], strict=True)]
+
+    def best(name: str) -> list[list[float | None]]:
+        pairs = [zip(*rows, strict=True) for rows in zip(one[name], other[name], strict=True)]
+        return [[max((v for v in pair if v is not None), default=None) for pair in row] for row in pairs]
+
     return {
         **other,
         "busbw_gb_s": max(one["busbw_gb_s"], other["busbw_gb_s"]),
         "latency_us": min(one["latency_us"], other["latency_us"]),
-        "matrix": [[max((v for v in pair if v is not None), default=None) for pair in row] for row in pairs],
+        "matrix": best("matrix"),
+        "at_most": best("at_most"),
         "rounds_left": min(one["rounds_left"], other["rounds_left"]),
     }
 

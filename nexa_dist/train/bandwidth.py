@@ -7,11 +7,13 @@ It prints lines of JSON: where it is, and on the first node the result, or an er
 
 Bus bandwidth is 2 (n-1)/n x bytes / seconds for n ranks: what every rank's wire carries in a ring, whatever n is (the
 definition of nccl-tests, its doc/PERFORMANCE.md). A pair's figure is what one node sends to the other, on all GPUs at
-once, in Gbit/s. Each is the best of a few tries: a wire is as fast as it ever was, and a busy CPU is no slow wire.
+once, in Gbit/s. Each is the best of a few tries: a wire is as fast as it ever was. A busy CPU is no slow wire either:
+`at_most` is what a pair would have if no thread of its two ends had ever waited for a CPU, the waits of all added up.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -25,9 +27,13 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, NoReturn
 
+Tables = list[list[list[float | None]]]
+"""Gbit/s from each node (row) to each (column): as measured, and at most."""
 FIRST_BYTES = 1 << 16
 MOST_BYTES = {"gloo": 1 << 24, "nccl": 1 << 28}
 PR_SET_PDEATHSIG = 1
+AT_LEAST = 0.1
+"""Part of a transfer's time that is the wire's, whatever the waits for a CPU add up to: those of threads overlap."""
 AGAIN = 0.6
 """Below this part of the median a pair is measured once more, with nobody else on the wire."""
 
@@ -82,7 +88,7 @@ class Rank:
             "bytes": size, "busbw_gb_s": round(busbw / 1e9, 4),
         }  # fmt: skip
         self.say("pairs")
-        made["matrix"], made["rounds_left"] = self.matrix()
+        (made["matrix"], made["at_most"]), made["rounds_left"] = self.matrix()
         made["transport"] = transport(self.log) if self.cuda else ""
         made["seconds"] = round(time.monotonic() - began, 3)
         self.dist.barrier()
@@ -130,35 +136,36 @@ class Rank:
         data = self.zeros(size)
         return self.agreed(self.timed(lambda: self.dist.all_reduce(data)))
 
-    def matrix(self) -> tuple[list[list[float | None]], int]:
-        """Gbit/s from each node (row) to each (column), and how many rounds there was no time for."""
+    def matrix(self) -> tuple[Tables, int]:
+        """The tables, and how many rounds there was no time for."""
         schedule = rounds(len(self.plan["nodes"]))
         done = 0
-        found: dict[tuple[int, int], float] = {}
+        found: dict[tuple[int, int], tuple[float, float]] = {}
         for pairs in schedule:
             if self.agreed(float(time.monotonic() > self.until)):
                 break
             done += 1
             for pair in pairs:
                 found |= self.both_ways(*pair)
-        table = self.gathered(found)
+        tables = self.gathered(found)
         self.say("slow pairs again")
         for _ in range(2):
-            self.measure_again(table)
-        return table, len(schedule) - done
+            self.measure_again(tables)
+        return tables, len(schedule) - done
 
-    def measure_again(self, table: list[list[float | None]]) -> None:
+    def measure_again(self, tables: Tables) -> None:
         """What looked slow may have had to share a CPU or a wire: one pair at a time, and the better figure counts."""
-        for a, b in suspects(table, self.plan["floor_gbps"]):
+        for a, b in suspects(tables[0], self.plan["floor_gbps"]):
             if self.agreed(float(time.monotonic() > self.until)):
                 return
             again = self.gathered(self.both_ways(a, b))
-            for row, column in ((a, b), (b, a)):
-                table[row][column] = max(table[row][column] or 0.0, again[row][column] or 0.0)
+            for table, better in zip(tables, again, strict=True):
+                for row, column in ((a, b), (b, a)):
+                    table[row][column] = max(table[row][column] or 0.0, better[row][column] or 0.0)
 
-    def both_ways(self, a: int, b: int) -> dict[tuple[int, int], float]:
-        """Gbit/s of what this rank sent in the pair of nodes; nothing where it is in neither."""
-        found: dict[tuple[int, int], float] = {}
+    def both_ways(self, a: int, b: int) -> dict[tuple[int, int], tuple[float, float]]:
+        """What this rank sent in the pair of nodes; nothing where it is in neither."""
+        found: dict[tuple[int, int], tuple[float, float]] = {}
         for source, sink in ((a, b), (b, a)):
             if self.node == source:
                 found[source, sink] = self.sent(sink * self.nproc + self.local)
@@ -166,9 +173,9 @@ class Rank:
                 self.received(source * self.nproc + self.local)
         return found
 
-    def sent(self, peer: int) -> float:
-        """Gbit/s to a rank, in transfers that grow until one takes a good part of the time."""
-        size, best, left = FIRST_BYTES, 0.0, 0
+    def sent(self, peer: int) -> tuple[float, float]:
+        """Gbit/s to a rank, and at most, in transfers that grow until one takes a good part of the time."""
+        size, best, most, left = FIRST_BYTES, 0.0, 0.0, 0
         sizes = self.torch.zeros(1, dtype=self.torch.int64, device=self.device)
         told = self.torch.zeros_like(sizes)
         growing = True
@@ -178,20 +185,24 @@ class Rank:
             self.dist.send(sizes, peer)
             self.dist.recv(told, peer)  # it waits for us from here on
             self.sync()
+            waited = cpu_wait_ns()
             seconds = self.timed(partial(self.carried, data, told, peer))
+            waited = cpu_wait_ns() - waited + int(told.item())
             if growing and seconds < self.op_s / 4 and size < MOST_BYTES[self.plan["backend"]]:
                 size *= 4
                 continue
-            best = max(best, size * 8 / seconds / 1e9)
+            gbit = size * 8 / 1e9
+            best = max(best, gbit / seconds)
+            most = max(most, gbit / max(seconds - waited / 1e9, AT_LEAST * seconds))
             left = tries(seconds, self.op_s, 4) if growing else left - 1
             growing = False
         sizes[0] = 0
         self.dist.send(sizes, peer)
         self.sync()
-        return best
+        return best, most
 
     def carried(self, data: Any, told: Any, peer: int) -> None:
-        """There, and the word that it is there."""
+        """There, and the word that it is there: how long it had to wait for a CPU, in ns."""
         self.dist.send(data, peer)
         self.dist.recv(told, peer)
 
@@ -204,18 +215,31 @@ class Rank:
                 return
             data = self.zeros(size)
             self.dist.send(sizes, peer)
+            waited = cpu_wait_ns()
             self.dist.recv(data, peer)
+            self.sync()
+            sizes[0] = cpu_wait_ns() - waited
             self.dist.send(sizes, peer)
 
-    def gathered(self, found: dict[tuple[int, int], float]) -> list[list[float | None]]:
-        """The table on every rank: the GPUs of a pair of nodes send at once, so their figures add up."""
+    def gathered(self, found: dict[tuple[int, int], tuple[float, float]]) -> Tables:
+        """The tables on every rank: the GPUs of a pair of nodes send at once, so their figures add up."""
         count = len(self.plan["nodes"])
-        flat = self.torch.zeros(count * count, dtype=self.torch.float64, device=self.device)
-        for (row, column), gbit in found.items():
-            flat[row * count + column] = gbit
-        self.dist.all_reduce(flat)
-        values = [round(float(value), 4) or None for value in flat.tolist()]
-        return [values[row * count : (row + 1) * count] for row in range(count)]
+        both = self.torch.zeros(2, count, count, dtype=self.torch.float64, device=self.device)
+        for (row, column), figures in found.items():
+            for which, gbps in enumerate(figures):
+                both[which, row, column] = gbps
+        self.dist.all_reduce(both)
+        return [[[round(gbps, 4) or None for gbps in row] for row in table] for table in both.tolist()]
+
+
+def cpu_wait_ns() -> int:
+    """How long the threads of this process could have run and had no CPU, all together so far; 0 where Linux does not
+    say (the second figure of schedstat, in its Documentation/scheduler/sched-stats)."""
+    waited = 0
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError), open(f"/proc/self/task/{thread}/schedstat") as file:
+            waited += int(file.read().split()[1])
+    return waited
 
 
 def tries(seconds: float, budget_s: float, most: int) -> int:

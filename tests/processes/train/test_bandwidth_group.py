@@ -27,13 +27,21 @@ class Group:
             "nodes": [f"n{i}" for i in range(nodes)], "nproc": 1, "backend": "gloo", "address": "127.0.0.1",
             "port": port, "limit_s": 240, "op_s": 0.02, "floor_gbps": 0.0, **more,
         }  # fmt: skip
+        self.before: list[str] = []
         self.programs: list[subprocess.Popen[bytes]] = []
 
     def start(self, *indices: int) -> None:
         source = PROGRAM.read_bytes()
         for index in indices:
             imported = f"import torch.distributed\n{START}"  # before any limit counts
-            argv = [sys.executable, "-c", imported, str(len(source)), json.dumps({**self.plan, "node": index})]
+            argv = [
+                *self.before,
+                sys.executable,
+                "-c",
+                imported,
+                str(len(source)),
+                json.dumps({**self.plan, "node": index}),
+            ]
             env = {"PATH": os.environ["PATH"], "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
             made = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
             self.programs.append(made)
@@ -89,7 +97,17 @@ def test_three_nodes_measure_each_other(group: Group) -> None:
     assert result["latency_us"] > 0 and result["busbw_gb_s"] > 0
     matrix = result["matrix"]
     assert [matrix[i][i] for i in range(3)] == [None] * 3
-    assert all(matrix[row][column] > 0 for row in range(3) for column in range(3) if row != column)
+    pairs = [(row, column) for row in range(3) for column in range(3) if row != column]
+    assert all(0 < matrix[row][column] <= result["at_most"][row][column] for row, column in pairs)
+
+
+@pytest.mark.parametrize("group", [{"nodes": 2}], indirect=True)
+def test_who_waits_for_a_cpu_would_be_faster(group: Group) -> None:
+    group.before = ["taskset", "--cpu-list", str(min(os.sched_getaffinity(0)))]  # both wait for the same one
+    group.start(0, 1)
+    result = group.said(0)["result"]
+    assert result["matrix"][0][1] < result["at_most"][0][1]
+    assert result["matrix"][1][0] < result["at_most"][1][0]
 
 
 @pytest.mark.parametrize("group", [{"nodes": 2, "nproc": 2}], indirect=True)

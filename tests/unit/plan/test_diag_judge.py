@@ -210,6 +210,13 @@ def test_a_slow_link_and_a_slow_node_are_named() -> None:
     assert replaceable(node) == {"n1": ["slow node"]}
 
 
+def test_a_link_that_had_no_cpu_is_only_warned_of() -> None:
+    test = {**GLOO, "matrix": matrix(9.0, l01=2.0), "at_most": matrix(12.0)}
+    found = judged(aws(), facts(aws()), test)
+    assert [(f.node, f.cause, f.severity) for f in found] == [("n0", "busy", "warn")]
+    assert found[0].seen == "2 Gbit/s, and its processes waited for a CPU"
+
+
 def test_nodes_that_are_one_machine_are_only_warned_of() -> None:
     nodes = (Node("n0", "127.0.0.2", 1), Node("n1", "127.0.0.3", 1))
     local = Cluster("c", "local", nodes, Layout("py", "/s", "/h", "/d"))

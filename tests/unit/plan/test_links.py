@@ -49,9 +49,16 @@ def test_a_floor_holds_for_all() -> None:
     assert slow(names(2), table(2, 0.8), floor_gbps=1.0) == [Slow("n0", "n1", 0.8, 0.8), Slow("n1", "n0", 0.8, 0.8)]
 
 
+def test_a_link_whose_ends_had_no_cpu_is_not_slow() -> None:
+    assert slow(names(3), table(3, l01=2.0), at_most=table(3, 20.0, l01=5.0)) == []
+    assert slow(names(3), table(3, l01=2.0), at_most=table(3, 20.0, l01=4.9)) == [Slow("n0", "n1", 2.0, 10.0)]
+    assert slow(names(2), table(2, 0.8), floor_gbps=1.0, at_most=table(2, 1.0)) == []
+
+
 def test_of_two_tests_the_best_of_each_part_is_taken() -> None:
     def test(busbw: float, latency: float, left: int, matrix: list[list[float | None]]) -> dict[str, Any]:
-        return {"busbw_gb_s": busbw, "latency_us": latency, "rounds_left": left, "matrix": matrix, "seconds": busbw}
+        return {"busbw_gb_s": busbw, "latency_us": latency, "rounds_left": left, "matrix": matrix, "at_most": matrix,
+                "seconds": busbw}  # fmt: skip
 
     first, again = test(1.0, 300.0, 1, [[None, 5.0], [None, None]]), test(0.9, 200.0, 0, [[None, 4.0], [9.0, None]])
     assert best_of(first, again) == {**test(1.0, 200.0, 0, [[None, 5.0], [9.0, None]]), "seconds": 0.9}
