@@ -42,9 +42,10 @@ class Attempt:
     def __init__(self, run_dir: str, spec: dict[str, Any], secrets: dict[str, str]) -> None:
         self.run_dir, self.spec = run_dir, spec
         # Libraries leave files in the temporary folder when they are killed. This one goes with the attempt; its
-        # path is short, since Unix sockets in it may have about 100 bytes.
-        self.tmp = tempfile.mkdtemp(prefix="nexa-run-")
+        # path is short, since Unix sockets in it may have about 100 bytes. Noted first: a kill leaves nothing unknown.
+        self.tmp = os.path.join(tempfile.gettempdir(), "nexa-run-" + os.urandom(4).hex())
         write_json(os.path.join(run_dir, "tmp.json"), self.tmp)
+        os.mkdir(self.tmp, 0o700)
         self.environment = {**inherited(), "TMPDIR": self.tmp, **spec["env"], **secrets}
         self.group = cgroup.make(run_dir)
         self.stop_reason = ""

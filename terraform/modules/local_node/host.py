@@ -251,7 +251,9 @@ def remove_folder(root: Path, node: str) -> None:
     with root_lock(root):
         folder = root / node
         if folder.is_dir() and not folder.is_symlink():
-            for path, names, _ in os.walk(folder):  # a job may have left folders that nobody can enter
+            for path, names, files in os.walk(folder):  # a job may have left folders that nobody can enter
+                if "tmp.json" in files:
+                    remove_temporary(Path(path, "tmp.json"))
                 for name in names:
                     child = Path(path, name)
                     if not child.is_symlink():
@@ -260,6 +262,14 @@ def remove_folder(root: Path, node: str) -> None:
         if root.is_dir() and [entry.name for entry in root.iterdir()] == [MARKER]:
             (root / MARKER).unlink()
             root.rmdir()
+
+
+def remove_temporary(note: Path) -> None:
+    """What a run has in the real machine's /tmp, where its agent ended with this one: the agent's note says where."""
+    with contextlib.suppress(OSError, ValueError):
+        made = json.loads(note.read_text())
+        if isinstance(made, str) and os.path.basename(made).startswith("nexa-run-"):
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def daemon_pid(folder: Path) -> int | None:

@@ -108,6 +108,18 @@ def test_removal_takes_closed_folders_and_follows_no_link(host: ModuleType, tmp_
     assert outside.stat().st_mode & 0o777 == 0o755
 
 
+def test_removal_takes_what_a_killed_agent_left_elsewhere(host: ModuleType, tmp_path: Path) -> None:
+    made, other = tmp_path / "nexa-run-1", tmp_path / "precious"
+    for number, path in enumerate((made, other)):
+        (path / "in it").mkdir(parents=True)
+        run = tmp_path / "nodes" / "n0" / "scratch" / f"run {number}"
+        run.mkdir(parents=True)
+        (run / "tmp.json").write_text(json.dumps(str(path)))
+    (tmp_path / "nodes" / "n0" / "tmp.json").write_text("torn")
+    host.remove_folder(tmp_path / "nodes", "n0")
+    assert not made.exists() and (other / "in it").is_dir() and not (tmp_path / "nodes" / "n0").exists()
+
+
 def test_a_taken_port_names_its_owner(host: ModuleType) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
