@@ -24,6 +24,14 @@ TOGETHER = {
 """Group by what the name of a test begins with. Any other test goes to any worker."""
 
 
+LONG = ("tests/e2e/test_region.py", "tests/e2e/test_nobody_home.py", "tests/e2e/test_chaos.py")
+"""Minutes each. They begin before the others, or one worker still has them when the others have nothing left."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Not by xdist's own marks: pytest 9.2 does not read what xdist 3.8 writes for them, so that they do nothing."""
