@@ -193,7 +193,7 @@ class Rank:
                 continue
             gbit = size * 8 / 1e9
             best = max(best, gbit / seconds)
-            most = max(most, gbit / max(seconds - waited / 1e9, AT_LEAST * seconds))
+            most = max(most, best, gbit / max(seconds - waited / 1e9, AT_LEAST * seconds))
             left = tries(seconds, self.op_s, 4) if growing else left - 1
             growing = False
         sizes[0] = 0
