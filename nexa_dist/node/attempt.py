@@ -32,7 +32,8 @@ HEARTBEAT_S = 10.0
 GO_TIMEOUT_S = 3600.0
 GO_POLL_S = 0.01
 """The ranks of all nodes begin at once: here a delay is a delay of the launch."""
-STACKS_S = 3.0
+STACKS_S = 15.0
+"""For the stacks of ranks that hang, which end by it: a busy node takes a while for it. Only what lives on costs it."""
 RESERVE_BYTES = 65536
 
 
@@ -54,9 +55,12 @@ class Attempt:
         self.watcher = watcher.Watcher(run_dir, spec, self.environment)
         self.hung_until: float | None = None
         self.child: Any = None
+        self.asked: set[int] = set()
+        """Ranks that got SIGTERM."""
 
     def main(self) -> None:
         signal.signal(signal.SIGTERM, lambda *_: self.ask_to_stop(self.request().get("reason", "stopped by the user")))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         set_subreaper()
         self.hold_room()
@@ -159,8 +163,10 @@ class Attempt:
                 self.child.send_signal(signal.SIGSTOP)
 
     def popen(self, argv: list[str], log: BinaryIO) -> subprocess.Popen[bytes]:
+        us = os.getpid()
+
         def begin() -> None:
-            die_with_parent()
+            die_with_parent(us)
             cgroup.enter(self.group)
 
         return subprocess.Popen(
@@ -202,6 +208,8 @@ class Attempt:
                     asked_at = now
                     self.event("stopping", reason=self.stop_reason, grace_s=self.grace_s())
                     self.terminate(child)
+                elif self.asked:
+                    self.terminate(child)  # a rank that was just starting told of itself only now
                 if asked_at is not None and now > asked_at + self.grace_s():
                     kill_run(self.run_dir)
                 if self.hung_until is not None and (now > self.hung_until or self.watcher.all_exited()):
@@ -211,12 +219,13 @@ class Attempt:
         return int(child.returncode if child.returncode >= 0 else 128 - child.returncode)
 
     def terminate(self, child: Any) -> None:
-        """SIGTERM to the ranks themselves: torchrun would kill them 30 s after its own, however long the grace is."""
-        ranks = self.watcher.living() if isinstance(child, subprocess.Popen) else []
+        """SIGTERM, once, to the ranks themselves: torchrun would kill them 30 s after its own, in any grace."""
+        ranks = set(self.watcher.living()) - self.asked if isinstance(child, subprocess.Popen) else set()
         for pid in ranks:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-        if not ranks:
+        self.asked |= ranks
+        if not self.asked:
             child.terminate()
 
     def reap(self, child: Any) -> None:

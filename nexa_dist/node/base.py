@@ -27,9 +27,12 @@ def set_subreaper() -> None:
     _PRCTL(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def die_with_parent() -> None:
-    """Linux sends us SIGKILL when the parent ends, so that a killed torchrun leaves no rank behind."""
+def die_with_parent(parent: int) -> None:
+    """Linux sends us SIGKILL when the parent ends, so that a killed torchrun leaves no rank behind. A parent that ended
+    before we asked for that is no longer ours."""
     _PRCTL(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def boot_clock() -> float:
@@ -104,7 +107,7 @@ def start_time(pid: int) -> int | None:
 def stat(pid: int) -> tuple[str, int, int] | None:
     """State letter, parent, start time in clock ticks; None when there is no such process."""
     try:
-        with open("/proc/%d/stat" % pid) as file:
+        with open("/proc/%d/stat" % pid, errors="replace") as file:
             fields = file.read().rsplit(")", 1)[1].split()
         return fields[0], int(fields[1]), int(fields[19])
     except (OSError, ValueError, IndexError):

@@ -146,8 +146,10 @@ class Direct:
             return
         group = read_json(os.path.join(self.run_dir, "cgroup.json"))
 
+        us = os.getpid()
+
         def begin() -> None:
-            die_with_parent()
+            die_with_parent(us)
             cgroup.enter(group)
 
         for number, added, path in self._places():

@@ -79,9 +79,7 @@ def become(run_dir: str, task: dict[str, Any]) -> int:
     """Runs the rank's program. Returns or raises as the program ends, for the interpreter to end with."""
     request, rank = task["request"], task["rank"]
     os.setsid()
-    die_with_parent()
-    if os.getppid() != task["parent"]:
-        os._exit(1)
+    die_with_parent(task["parent"])
     cgroup.enter(read_json(os.path.join(run_dir, "cgroup.json")))
     _take_log(rank["log"])
     environment = {**request["environment"], **rank["environment"]}

@@ -8,7 +8,7 @@ import signal
 import time
 
 from . import cgroup
-from .base import alive, read_json, stat
+from .base import alive, read_json, start_time, stat
 
 
 def run_processes(run_dir: str, *, warm: bool = False) -> list[int]:
@@ -70,19 +70,20 @@ def tree(pid: int) -> list[int]:
 
 def kill_run(run_dir: str, timeout_s: float = 10.0, *, warm: bool = False) -> tuple[int, list[int]]:
     """SIGKILL until nothing of the run is left. Returns (how many were ended, what is still there)."""
-    ended: set[int] = set()
+    ended: dict[int, int | None] = {}
     end = time.monotonic() + timeout_s
     while True:
-        left = run_processes(run_dir, warm=warm)
+        going = {pid for pid, born in ended.items() if born is not None and start_time(pid) == born}
+        left = sorted({*run_processes(run_dir, warm=warm), *going})  # at its end a process has no environment any more
         if not left or time.monotonic() > end:
             if not left:
                 cgroup.remove(run_dir)
             return len(ended), left
         cgroup.kill(run_dir)
         for pid in left:
+            ended.setdefault(pid, start_time(pid))
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-            ended.add(pid)
         time.sleep(0.02)
 
 

@@ -11,7 +11,7 @@ import sys
 from typing import Any, NoReturn
 
 from . import oom
-from .base import die_with_parent, event, read_json
+from .base import alive, die_with_parent, event, read_json
 
 EXIT_WRONG_WORLD = 78
 OOM_LOOK_S = 5.0
@@ -56,8 +56,11 @@ def read_progress(run_dir: str, number: int) -> dict[str, Any] | None:
 
 def main(argv: list[str]) -> int:
     """Runs `argv` as the rank that torchrun's environment names. Returns its exit code."""
-    die_with_parent()
+    die_with_parent(os.getppid())
     run_dir, number, attempt = (os.environ["NEXA_RUN_DIR"], int(os.environ["RANK"]), int(os.environ["NEXA_ATTEMPT"]))
+    agent = read_json(os.path.join(run_dir, "agent.pid"))
+    if agent and not alive(agent):
+        return 1  # torchrun died with it, maybe before we asked to die with torchrun
     folder, log_path = prepare_folder(run_dir, number, attempt)
     log = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.dup2(log, 1)
@@ -71,7 +74,8 @@ def main(argv: list[str]) -> int:
     memory = oom.Watch()
     signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # until there is somebody to pass them on to
     try:
-        child = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, preexec_fn=_begin)
+        us = os.getpid()
+        child = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, preexec_fn=lambda: _begin(us))
     except OSError as error:
         print("nexa: %s: %s" % (argv[0], error), file=sys.stderr, flush=True)
         report_exit(run_dir, number, 127)
@@ -90,8 +94,8 @@ def main(argv: list[str]) -> int:
     return status
 
 
-def _begin() -> None:
-    die_with_parent()
+def _begin(parent: int) -> None:
+    die_with_parent(parent)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
 
 

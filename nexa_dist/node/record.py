@@ -84,9 +84,12 @@ class Record:
         """`state` and what explains it, as in the answer of `status`."""
         if not self.attempt:
             return {"state": "absent"}
+        gone = not self.end and not alive(read_json(os.path.join(self.run_dir, "agent.pid")))
+        if gone:
+            self.read()  # its last word may have come after our look and before its end
         if self.end:
             return {key: self.end[key] for key in ("state", "code", "reason", "left")}
-        if not alive(read_json(os.path.join(self.run_dir, "agent.pid"))):
+        if gone:
             return {"state": "lost", "code": 1, "reason": "the node agent is gone without a word"}
         phase = "stopping" if "stopping" in self.names else "running" if "torchrun" in self.names else "preparing"
         return {"state": phase}

@@ -128,8 +128,7 @@ def _daemon(run_dir: str, spec: dict[str, Any], secrets: dict[str, str], door: i
     read_end, write_end = os.pipe()
     if os.fork() == 0:
         os.close(read_end)
-        os.close(door)  # or our lock would last as long as the attempt
-        _daemonize(run_dir, spec, secrets, write_end)
+        _daemonize(run_dir, spec, secrets, write_end, door)
     os.close(write_end)
     with os.fdopen(read_end) as pipe:
         answer = pipe.read()
@@ -138,7 +137,9 @@ def _daemon(run_dir: str, spec: dict[str, Any], secrets: dict[str, str], door: i
     return int(answer)
 
 
-def _daemonize(run_dir: str, spec: dict[str, Any], secrets: dict[str, str], write_end: int) -> NoReturn:
+def _daemonize(run_dir: str, spec: dict[str, Any], secrets: dict[str, str], write_end: int, door: int) -> NoReturn:
+    # Who reads agent.pid may end us at once: that waits until `main` can say that it was stopped.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
     os.setsid()
     if os.fork():
         os._exit(0)
@@ -152,6 +153,9 @@ def _daemonize(run_dir: str, spec: dict[str, Any], secrets: dict[str, str], writ
 
         write_json(os.path.join(run_dir, "agent.pid"), holder_of(os.getpid(), attempt=spec["attempt"]))
         event(run_dir, "started", pid=os.getpid(), attempt=spec["attempt"], node=spec["node"])
+        # Our part of the lock: were `start` killed before anybody can know of us, another one would begin the attempt
+        # a second time. Kept any longer it would last as long as the attempt.
+        os.close(door)
         os.write(write_end, str(os.getpid()).encode())
         os.close(write_end)
         Attempt(run_dir, spec, secrets).main()

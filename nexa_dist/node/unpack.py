@@ -15,6 +15,7 @@ def unpack(target: str) -> dict[str, Any]:
     """Makes `target` from a tar.gz on stdin: a temporary sibling first, then one rename."""
     os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
     temporary = unfinished(target, os.getpid())
+    shutil.rmtree(temporary, ignore_errors=True)  # of somebody who was killed and had our pid
     os.makedirs(temporary, mode=0o700)  # a project may have no file
     with tarfile.open(fileobj=sys.stdin.buffer, mode="r|*") as archive:
         if hasattr(tarfile, "data_filter"):

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from nexa_dist.node import direct, processes, warm
-from tests.processes.node.rig import until
+from tests.processes.node.rig import events_of, until
 
 HOLDER = """
 import json, sys, time
 sys.path.insert(0, sys.argv[1])
 from nexa_dist.node import direct, warm
 warm.agent_path = lambda: sys.argv[2]
+warm.ANSWER_S = 90.0
 spec = json.loads(sys.argv[3])
 run_dir = spec["env"]["NEXA_RUN_DIR"]
 ranks = direct.Direct(spec, spec["env"], run_dir, open(run_dir + "/torchrun.log", "ab"))
@@ -128,8 +129,7 @@ class Node:
         return (self.run_dir / f"rank_{rank}" / f"attempt_{attempt}.log").read_text()
 
     def all_events(self) -> list[dict[str, Any]]:
-        path = self.run_dir / "agent.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return events_of(self.run_dir)
 
     def events(self, *names: str) -> list[tuple[str, int, int]]:
         """(event, rank, exit code or minus the signal), by rank."""

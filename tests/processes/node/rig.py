@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nexa_dist.node import control
+from nexa_dist.node import control, record
+from nexa_dist.node.stacks import state_of
 
 # Starts the ranks as torchrun does: in sessions of their own, through the agent's `rank`; ends them when one fails.
 TORCHRUN = """
@@ -53,6 +55,19 @@ def until(condition: Callable[[], Any], timeout_s: float = 90.0) -> Any:
             return found
         time.sleep(0.01)
     raise AssertionError("not within the time")
+
+
+def freeze(pid: int) -> None:
+    """SIGSTOP, and the wait until it has come: a process that is just then without a CPU looks alive for a while."""
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: state_of(pid) == "T")
+
+
+def events_of(run_dir: Path) -> list[dict[str, Any]]:
+    """What is whole of agent.jsonl: who writes it may have written half of a line."""
+    path = run_dir / "agent.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 class Rig:
@@ -108,14 +123,13 @@ class Rig:
         return self.folder / f"rank_{rank}" / f"attempt_{attempt}.log"
 
     def ready(self, *ranks: int, attempt: int = 1) -> None:
-        """Waits until each of the ranks has written "ready" to its log."""
+        """Waits until each of the ranks has written "ready" to its log, and the agent knows that it has started."""
         logs = [self.log(rank, attempt) for rank in ranks]
         until(lambda: all(log.exists() and "ready" in log.read_text() for log in logs))
+        until(lambda: set(ranks) <= set(record.Record(str(self.folder), attempt).read().pids))
 
     def events(self, name: str = "") -> list[dict[str, Any]]:
-        path = self.folder / "agent.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [e for e in map(json.loads, lines) if name in ("", e["event"])]
+        return [e for e in events_of(self.folder) if name in ("", e["event"])]
 
     def agent_pid(self) -> int:
         return int(json.loads((self.folder / "agent.pid").read_text())["pid"])

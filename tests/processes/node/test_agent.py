@@ -8,8 +8,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
-from nexa_dist.node import start
+import pytest
+
+from nexa_dist.node import attempt, start
 from nexa_dist.node.rank import EXIT_WRONG_WORLD
 from tests.processes.node.rig import IGNORE, PASS_ON, Rig, until
 
@@ -27,7 +30,7 @@ def test_a_run_completes_and_leaves_logs_and_no_secret(rig: Rig) -> None:
 
 
 def test_start_again_is_the_same_attempt(rig: Rig) -> None:
-    spec = rig.start("import time; time.sleep(60)")
+    spec = rig.start("import time; time.sleep(600)")
     again = rig.call("start", str(rig.folder), message={"spec": spec})
     assert again == {"pid": rig.agent_pid(), "already": True}
     rig.stop()
@@ -55,29 +58,46 @@ def test_a_world_of_the_wrong_size_is_refused(rig: Rig) -> None:
 def test_stop_lets_ranks_save_and_ends_what_ignores_it(rig: Rig) -> None:
     code = """
 import os, signal, subprocess, sys, time
-subprocess.Popen(["setsid", "sleep", "60"])  # a daemon of the rank, in a session of its own
+subprocess.Popen(["setsid", "sleep", "600"])  # a daemon of the rank, in a session of its own
 if os.environ["RANK"] == "0":
     signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), sys.exit(143)))
 else:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("ready", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
     rig.start(code, signals=PASS_ON)
     rig.ready(0, 1)
-    answer = rig.stop(grace_s=5, reason="test")
+    answer = rig.stop(grace_s=10, reason="test")
     assert (answer["state"], answer["reason"], answer["left"]) == ("stopped", "test", [])
     assert "saved" in rig.log(0).read_text()
     assert rig.status()["processes"] == []
 
 
+def test_a_rank_that_tells_of_its_start_after_the_stop_is_asked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher, first, second = (subprocess.Popen(["sleep", "600"]) for _ in range(3))
+    asks, known = attempt.Attempt.__new__(attempt.Attempt), [first.pid]
+    monkeypatch.setattr(asks, "asked", set(), raising=False)
+    monkeypatch.setattr(asks, "watcher", SimpleNamespace(living=lambda: known), raising=False)
+    try:
+        for rank in (first, second):
+            known.append(rank.pid)
+            asks.terminate(launcher)
+            assert rank.wait(90) == -signal.SIGTERM
+        assert launcher.poll() is None
+    finally:
+        for child in (launcher, first, second):
+            child.kill()
+            child.wait()
+
+
 def test_a_second_stop_does_not_wait_for_the_first_ones_grace(rig: Rig) -> None:
-    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
     rig.start(code, signals=IGNORE)
     rig.ready(0, 1)
     first = subprocess.Popen([*rig.argv, "stop", str(rig.folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert first.stdin
-    first.stdin.write(b'{"grace_s": 50, "reason": "first"}')
+    first.stdin.write(b'{"grace_s": 600, "reason": "first"}')
     first.stdin.close()
     until(lambda: rig.status()["state"] == "stopping")
     answer = rig.stop(reason="second")
@@ -104,7 +124,7 @@ def test_a_new_attempt_runs_the_code_as_it_is_now_and_keeps_what_was_written(tmp
 
 
 def test_a_killed_agent_leaves_no_rank(rig: Rig) -> None:
-    rig.start("import time; print('ready', flush=True); time.sleep(60)")
+    rig.start("import time; print('ready', flush=True); time.sleep(600)")
     rig.ready(0, 1)
     os.kill(rig.agent_pid(), signal.SIGKILL)
     until(lambda: rig.status()["processes"] == [])
@@ -116,13 +136,13 @@ def test_a_killed_agent_leaves_no_rank(rig: Rig) -> None:
 
 
 def test_the_deadline_holds_without_a_controller(rig: Rig) -> None:
-    rig.start("import time; time.sleep(60)", deadline_in_s=0.3)
+    rig.start("import time; time.sleep(600)", deadline_in_s=0.3)
     status = rig.ended()
     assert (status["state"], status["reason"], status["processes"]) == ("stopped", "deadline", [])
 
 
 def test_money_ends_a_run_without_a_controller_and_the_next_attempt_starts_afresh(rig: Rig) -> None:
-    rig.start("import time; print('ready', flush=True); time.sleep(60)")
+    rig.start("import time; print('ready', flush=True); time.sleep(600)")
     rig.ready(0, 1)
     rig.call("allow", str(rig.folder), message={"seconds": 600})  # later moved, as a budget may be
     rig.call("allow", str(rig.folder), message={"seconds": 0})

@@ -17,7 +17,7 @@ from nexa_dist.node import contact
 from nexa_dist.node.times import Times
 from tests.processes.node.rig import Rig, until
 
-SLEEP = "import time; print('ready', flush=True); time.sleep(60)"
+SLEEP = "import time; print('ready', flush=True); time.sleep(600)"
 
 
 def frames(rig: Rig, offsets: dict[str, int]) -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -106,10 +106,14 @@ def test_a_run_that_is_to_end_with_its_controller_does(rig: Rig, controller: Any
 
 
 def test_a_run_is_kept_by_default_without_a_controller(rig: Rig, controller: Any) -> None:
-    rig.start("import time; print('ready', flush=True); time.sleep(3)")
+    wait = "import os, time\nprint('ready', flush=True)\nwhile not os.path.exists('go'): time.sleep(0.01)\n"
+    rig.start(wait)
     rig.ready(0, 1)
     child = controller()
     child.kill()
+    child.wait()
+    time.sleep(contact.CLOSED_AFTER_S + 1)  # where it does matter, the run would end
+    (rig.folder / "work" / "go").touch()
     assert rig.ended()["state"] == "completed"
 
 
@@ -141,8 +145,9 @@ def test_silence_counts_only_while_the_agent_is_awake(tmp_path: Path) -> None:
 
 
 def test_a_controller_that_comes_and_goes_between_two_looks_is_not_missed(tmp_path: Path) -> None:
+    (tmp_path / "contact").touch()
+    os.utime(tmp_path / "contact", ns=(1, 1))  # the clock of the file system may stand still for all of this test
     watch = contact.Contact(str(tmp_path))
     assert not watch.lost(0.0)
-    time.sleep(0.01)  # the clock of the file system ticks every few milliseconds
     os.close(contact.take_seat(str(tmp_path)))
     assert [watch.lost(1.0), watch.lost(2.0), watch.lost(3.0)] == [False, False, True]

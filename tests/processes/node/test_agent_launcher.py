@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from typing import Any
 
 from nexa_dist.node.base import start_time
-from tests.processes.node.rig import REPORT, Rig, until
+from tests.processes.node.rig import REPORT, Rig, freeze, until
 
 
 def direct(rig: Rig, code: str, *, world: int = 2, **more: Any) -> None:
@@ -20,7 +18,7 @@ def direct(rig: Rig, code: str, *, world: int = 2, **more: Any) -> None:
     )  # fmt: skip
 
 
-WORK = REPORT + "report(3)\nprint('ready')\ntime.sleep(60)\n"
+WORK = REPORT + "report(3)\nprint('ready')\ntime.sleep(600)\n"
 
 
 def test_ranks_without_torchrun(rig: Rig) -> None:
@@ -37,7 +35,7 @@ def test_ranks_without_torchrun_that_hang(rig: Rig) -> None:
            hang_timeout_s=0.5)  # fmt: skip
     rig.ready(0, 1)
     pid = rig.events("rank_start")[1]["pid"]
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     go.touch()
     status = rig.ended()
     assert (status["reason"], status["left"], len(status["ranks"])) == ("hang", [], 2)

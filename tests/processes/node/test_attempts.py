@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -10,13 +11,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from nexa_dist.node import cgroup, oom, record, start
 from nexa_dist.node.base import start_time
 from nexa_dist.node.processes import run_processes
 from tests.processes.node.rig import IGNORE, Rig, until
 
-STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
-SLEEP = "import time; print('ready', flush=True); time.sleep(60)"
+STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
+SLEEP = "import time; print('ready', flush=True); time.sleep(600)"
 
 
 def test_a_newer_attempt_ends_the_older_one_first(rig: Rig) -> None:
@@ -115,12 +118,12 @@ if os.environ["RANK"] == "1":
 
 
 def test_a_process_that_hides_from_the_walk_is_found_by_its_group(rig: Rig) -> None:
-    hidden = "import os, sys, time; print(os.getpid(), flush=True); time.sleep(60)"
+    hidden = "import os, sys, time; print(os.getpid(), flush=True); time.sleep(600)"
     code = f"""
 import os, subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", {hidden!r}], env={{}}, start_new_session=True, stdout=subprocess.PIPE)
 print("hidden", child.stdout.readline().decode(), "ready", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
     rig.start(code, world=1)
     rig.ready(0)
@@ -178,3 +181,85 @@ def test_a_record_survives_lines_that_a_full_disk_cut_off(tmp_path: Path) -> Non
     with path.open("a") as file:
         file.write('t": 9, "state": "failed", "code": 1, "reason": "hang", "left": []}\n')
     assert found.read().state() == {"state": "failed", "code": 1, "reason": "hang", "left": []}
+
+
+def test_the_last_word_of_an_agent_that_is_gone_counts(tmp_path: Path, monkeypatch: Any) -> None:
+    """It comes between our look at the events and our look at the agent."""
+    path = tmp_path / "agent.jsonl"
+    path.write_text('{"event": "started", "at": 1, "attempt": 1}\n')
+    found = record.Record(str(tmp_path), 1).read()
+
+    def ends(_: Any) -> bool:
+        with path.open("a") as file:
+            file.write('{"event": "ended", "at": 9, "state": "completed", "code": 0, "reason": "", "left": []}\n')
+        return False
+
+    monkeypatch.setattr(record, "alive", ends)
+    assert found.state()["state"] == "completed"
+
+
+# Runs `start` with a function of the agent that waits for a file before it does its work.
+HELD = """
+import json, os, sys, time
+from nexa_dist.node import attempt, start
+folder, where, name = sys.argv[1], {"start": start, "Attempt": attempt.Attempt}[sys.argv[2]], sys.argv[3]
+does = getattr(where, name)
+def held(*given, **more):
+    open(folder + "/born", "w").close()
+    end = time.monotonic() + 600
+    while not os.path.exists(folder + "/go_on") and time.monotonic() < end:
+        time.sleep(0.01)
+    return does(*given, **more)
+setattr(where, name, held)
+start.start(folder, json.load(sys.stdin))
+"""
+
+
+def begin_held(rig: Rig, where: str, name: str) -> subprocess.Popen[str]:
+    """Starts an attempt whose agent waits there for the file `go_on`."""
+    argv = [sys.executable, "-c", HELD, str(rig.folder), where, name]
+    child = subprocess.Popen(argv, stdin=subprocess.PIPE, text=True)
+    assert child.stdin
+    child.stdin.write(json.dumps({"spec": rig.spec(SLEEP), "go": True}))
+    child.stdin.close()
+    until((rig.folder / "born").exists)
+    return child
+
+
+def test_a_start_that_is_killed_leaves_its_agent_the_lock_until_it_is_known(rig: Rig) -> None:
+    child = begin_held(rig, "start", "holder_of")
+    child.kill()
+    child.wait()
+    try:
+        with open(rig.folder / "start.lock") as door, pytest.raises(BlockingIOError):
+            fcntl.flock(door, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        (rig.folder / "go_on").touch()
+    answer = rig.call("start", str(rig.folder), message={"spec": rig.spec(SLEEP)})
+    assert answer == {"pid": rig.agent_pid(), "already": True}
+    assert len(rig.events("started")) == 1
+
+
+def test_an_agent_that_is_told_to_end_before_it_works_says_so(rig: Rig) -> None:
+    child = begin_held(rig, "Attempt", "__init__")
+    assert child.wait() == 0
+    os.kill(rig.agent_pid(), signal.SIGTERM)
+    (rig.folder / "go_on").touch()
+    until(lambda: rig.events("ended"))
+    assert [(e["state"], e["reason"]) for e in rig.events("ended")] == [("stopped", "stopped by the user")]
+
+
+def test_a_rank_whose_agent_is_gone_does_not_run(rig: Rig) -> None:
+    rig.folder.mkdir()
+    (rig.folder / "agent.pid").write_text(json.dumps({"pid": os.getpid(), "start_time": 1}))
+    argv = [*rig.argv, "rank", "--", sys.executable, "-c", "print('ran')"]
+    env = {**os.environ, **rig.spec("", world=1)["env"], "RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    assert subprocess.run(argv, env=env).returncode == 1
+    assert not rig.log().exists() and rig.events() == []
+
+
+def test_who_asks_too_late_to_die_with_its_parent_dies() -> None:
+    code = "import os; from nexa_dist.node.base import die_with_parent as die; die({}); print('lives')"
+    for parent, expected in (("os.getppid()", (0, b"lives\n")), ("os.getpid()", (-signal.SIGKILL, b""))):
+        done = subprocess.run([sys.executable, "-c", code.format(parent)], stdout=subprocess.PIPE)
+        assert (done.returncode, done.stdout) == expected

@@ -46,6 +46,7 @@ class Machine:
         self.bin.mkdir()
         (self.root / "dev" / "shm").mkdir(parents=True)
         monkeypatch.setenv("PATH", f"{self.bin}:/usr/bin:/bin")
+        monkeypatch.setattr("nexa_dist.node.diag.LIMIT_S", 90.0)
 
     def program(self, name: str, text: str) -> None:
         path = self.bin / name
@@ -153,11 +154,11 @@ def test_an_interpreter_that_does_not_run_is_said(machine: Machine, tmp_path: Pa
 
 
 def test_a_program_that_hangs_is_left_behind(machine: Machine) -> None:
-    machine.program("nvidia-smi", "sleep 30 & sleep 30")
+    machine.program("nvidia-smi", "sleep 600 & sleep 600")
     asked = Asked("nvidia-smi")
     began = time.monotonic()
     assert asked.said(began + 0.2) == (124, "")
-    assert time.monotonic() - began < 25
+    assert time.monotonic() - began < 300
     assert Asked("no-such-program").said(began) == (127, "")
 
 

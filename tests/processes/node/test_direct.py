@@ -72,7 +72,7 @@ while not os.path.exists("up0") or not os.path.exists("up2"):
     time.sleep(0.005)
 if os.environ["RANK"] == "1":
     {end}
-time.sleep(60)
+time.sleep(600)
 """)
     with node.start(script, world=3) as ranks:
         assert finish(ranks) == code
@@ -88,7 +88,7 @@ import os, signal, sys, time
 if os.environ["RANK"] == "0":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     open("deaf", "w").close()
-    time.sleep(60)
+    time.sleep(600)
 while not os.path.exists("deaf"):
     time.sleep(0.01)
 sys.exit(3)
@@ -110,7 +110,7 @@ def save(*_):
     sys.exit(143)
 signal.signal(signal.SIGTERM, save)
 open("ready" + os.environ["RANK"], "w").close()
-time.sleep(60)
+time.sleep(600)
 """)
     with node.start(script, world=2) as ranks:
         until(lambda: (node.work / "ready0").exists() and (node.work / "ready1").exists())
@@ -124,7 +124,7 @@ time.sleep(60)
 
 
 def test_ranks_die_with_the_agent(node: Node) -> None:
-    with node.held(node.script("import time; time.sleep(60)"), world=2) as agent:
+    with node.held(node.script("import time; time.sleep(600)"), world=2) as agent:
         until(lambda: len(node.events("rank_start")) == 2)
         os.kill(agent, signal.SIGKILL)
         until(lambda: node.alive() == [])

@@ -81,6 +81,7 @@ def test_a_refused_launch_leaves_nothing(rig: Rig) -> None:
 def test_a_refused_relaunch_keeps_what_the_run_has(rig: Rig) -> None:
     rig.start("print('ran')", world=1)
     rig.ended()
+    until(lambda: start_time(rig.agent_pid()) is None)  # beside an agent that lives nothing is loaded
     probe(rig, warm=early(rig, direct(rig)))
     pid = rig.status()["warm"]
     rig.call("forget", str(rig.folder))
@@ -90,7 +91,7 @@ def test_a_refused_relaunch_keeps_what_the_run_has(rig: Rig) -> None:
 
 
 def test_probe_leaves_an_attempt_that_is_under_way_alone(rig: Rig) -> None:
-    rig.start("import time; print('ready', flush=True); time.sleep(60)", world=1)
+    rig.start("import time; print('ready', flush=True); time.sleep(600)", world=1)
     rig.ready(0)
     probe(rig, warm=early(rig, direct(rig)))
     assert rig.status()["warm"] is None
