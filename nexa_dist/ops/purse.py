@@ -17,6 +17,7 @@ from nexa_dist.plan.budget import GUARD, OF_CLUSTER, OF_RUN, REARM_S, Purse, tig
 from nexa_dist.plan.cost import cost_usd
 from nexa_dist.plan.ledger import bill
 from nexa_dist.run import files
+from nexa_dist.run.mirror import sizes
 from nexa_dist.run.nodes import Link, Ssh, on_all, session
 from nexa_dist.run.workspace import ClusterFolder, RunFolder
 
@@ -183,7 +184,7 @@ class Meter:
         """What the nodes sent here is billed as traffic: the copy of the logs has its size."""
         if not (self.run and self.folder and self.cluster.region):
             return
-        sent = sum(path.stat().st_size for path in self.run.logs.rglob("*") if path.is_file())
+        sent = sum(sizes(self.run.logs).values())
         if sent - self._sent >= least:
             self._sent = sent
             usd = prices.egress_usd_per_gb(self.cluster.region)

@@ -10,9 +10,12 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from nexa_dist.errors import NexaError
+
+LOOK_LIMIT_S = 60.0
+"""Nobody looks for so long whether a file is locked, unless he was stopped meanwhile."""
 
 
 def write_text(path: Path, text: str, mode: int = 0o644) -> None:
@@ -71,19 +74,38 @@ def locked(path: Path, verb: str) -> Iterator[None]:
     """The kernel releases the lock when its holder dies, however it dies; the text only says who holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not take(file):
             file.seek(0)
             raise NexaError(
                 f"{path.parent.name} is in use: {file.read().strip() or 'holder unknown'}",
                 hint="wait for it to end, or end that process; the lock goes with it",
-            ) from None
+            )
         file.truncate(0)
         who = f"{os.environ.get('USER') or os.getuid()}@{socket.gethostname()}"
         file.write(f"{who} nexa {verb} pid {os.getpid()} since {time.strftime('%Y-%m-%dT%H:%M:%S%z')}")
         file.flush()
         yield
+
+
+def take(file: IO[Any]) -> bool:
+    """Locks the file for us alone; false when somebody else has it. Who only looks whether it is locked shares it for a
+    moment, and is waited for."""
+    until = time.monotonic() + LOOK_LIMIT_S
+    while True:
+        for kind in (fcntl.LOCK_EX, fcntl.LOCK_SH):
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                pass
+        else:
+            return False
+        if kind == fcntl.LOCK_EX:
+            return True
+        fcntl.flock(file, fcntl.LOCK_UN)
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.01)
 
 
 def held(path: Path) -> bool:

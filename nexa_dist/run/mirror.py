@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,19 +20,28 @@ Marks = dict[str, int]
 """By log file: the byte offset behind its last whole line."""
 
 
+def sizes(folder: Path) -> dict[Path, int]:
+    """Bytes of every file below it. Another reader may just give one of them another name (`put_aside`)."""
+    found = {}
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            seen = path.stat()
+            if stat.S_ISREG(seen.st_mode):
+                found[path] = seen.st_size
+    return found
+
+
 def marks(folder: Path) -> Marks:
     """Where to go on reading the files of a mirror: behind the last newline, so that a line comes whole."""
     found: Marks = {}
-    for path in folder.rglob("*"):
-        if not path.is_file():
-            continue
-        with path.open("rb") as file:
+    for path in sizes(folder):
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             start = max(0, size - MAX_LINE_BYTES)
             file.seek(start)
             tail = file.read(MAX_LINE_BYTES)
-        cut = tail.rfind(b"\n") + 1
-        found[str(path.relative_to(folder))] = start + (cut or (len(tail) if start else 0))
+            cut = tail.rfind(b"\n") + 1
+            found[str(path.relative_to(folder))] = start + (cut or (len(tail) if start else 0))
     return found
 
 
@@ -64,8 +74,8 @@ class Mirror:
     """The sizes that we found: the tail behind the last newline is read again, and is nothing new."""
 
     def __post_init__(self) -> None:
-        found = ((name, self.folder / name) for name in self.seen)
-        self.had = {name: path.stat().st_size for name, path in found if path.exists()}
+        found = {str(path.relative_to(self.folder)): size for path, size in sizes(self.folder).items()}
+        self.had = {name: found[name] for name in self.seen if name in found}
 
     def store(self, source: str, offset: int, data: bytes) -> str:
         """Writes the bytes; answers what went wrong, the first time that something did."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from nexa_dist.errors import NexaError
+from nexa_dist.run.files import take
 
 
 @dataclass(frozen=True)
@@ -177,12 +177,11 @@ class SystemRunner:
         until = time.monotonic() + timeout_s
         with contextlib.ExitStack() as opened:
             held = opened.enter_context(open(hold, "a+"))
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not take(held):
                 raise NexaError(
                     f"a program of an earlier command is still at work in {hold.parent}", hint="wait for it to end"
-                ) from None
+                )
+            held.truncate(0)  # it may name an earlier one; who is killed here leaves a hold without a pid
             out, lines = opened.enter_context(open(log, "wb")), opened.enter_context(open(log, "rb"))
             try:
                 child = subprocess.Popen(
@@ -198,7 +197,6 @@ class SystemRunner:
                 return Result(tuple(argv), 127, err=str(error).encode())
             late = False
             try:
-                held.truncate(0)
                 held.write(str(child.pid))
                 held.flush()
                 ended = False

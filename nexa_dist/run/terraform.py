@@ -180,7 +180,7 @@ class Terraform:
             return None
         with open(self._hold, "r+", encoding="ascii") as held:
             try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return int(held.read() or 0)
             return None
@@ -199,7 +199,8 @@ class Terraform:
         )
         for living, folder in _living() if interrupt else ():
             if folder == self.chdir:  # and not a number that was given away again
-                os.kill(living, signal.SIGINT)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(living, signal.SIGINT)
         until = time.monotonic() + (INTERRUPT_GRACE_S if interrupt else 900.0)
         while time.monotonic() < until:
             if self.busy() is None:

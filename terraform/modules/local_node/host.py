@@ -33,7 +33,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-MARKER = ".nexa-local-root"
+MARKER, TMP = ".nexa-local-root", ".tmp"
+UNFINISHED = MARKER + TMP
+"""What is left of a marker whose writer was killed."""
 NODE_NAME = re.compile(r"n(0|[1-9][0-9]{0,3})")
 START_TIMEOUT_S = 60.0
 GRACE_S = 2.0
@@ -197,7 +199,7 @@ def reap() -> set[int]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + TMP)
     temporary.write_text(json.dumps(value))
     os.replace(temporary, path)
 
@@ -223,9 +225,11 @@ def root_lock(root: Path) -> Iterator[None]:
 
 def check_marker(root: Path) -> None:
     """Refuses a folder that is not a root of ours. A missing or empty one is fine."""
-    if not root.exists() or not any(root.iterdir()):
+    if read_json(root / MARKER).get("made_by") == "nexacompute":
         return
-    if read_json(root / MARKER).get("made_by") != "nexacompute":
+    with contextlib.suppress(FileNotFoundError):  # looked at last: the end of another node may just remove it all
+        if set(os.listdir(root)) <= {UNFINISHED}:
+            return
         raise HostError(f"{root} is not a folder of local nodes ({MARKER} is missing); nothing was touched")
 
 
@@ -259,8 +263,10 @@ def remove_folder(root: Path, node: str) -> None:
                     if not child.is_symlink():
                         child.chmod(0o700)
             shutil.rmtree(folder)
-        if root.is_dir() and [entry.name for entry in root.iterdir()] == [MARKER]:
-            (root / MARKER).unlink()
+        left = set(os.listdir(root)) if root.is_dir() else set()
+        if left and left <= {MARKER, UNFINISHED}:
+            for name in (UNFINISHED, MARKER):
+                (root / name).unlink(missing_ok=True)
             root.rmdir()
 
 
@@ -388,9 +394,16 @@ def listener(port: int) -> str:
                     wanted.add(f"socket:[{fields[9]}]")
     for pid in processes():
         with contextlib.suppress(OSError):
-            if any(os.readlink(entry.path) in wanted for entry in os.scandir(f"/proc/{pid}/fd")):
+            if any(target(f"/proc/{pid}/fd/{name}") in wanted for name in os.listdir(f"/proc/{pid}/fd")):
                 return f"pid {pid} ({Path(f'/proc/{pid}/comm').read_text().strip()})"
     return "another process"
+
+
+def target(link: str) -> str:
+    """Where it points; empty when it is gone."""
+    with contextlib.suppress(OSError):
+        return os.readlink(link)
+    return ""
 
 
 def greeting(settings: Settings) -> str:

@@ -41,10 +41,11 @@ class Machine:
     def set_clock(self, unix: int) -> None:
         """Time stands still at `unix` from now on; the machine was on for as long as the clock says."""
         self.began_unix = unix if self.began_unix is None else self.began_unix
-        self.uptime.write_text(f"{1000 + max(0, unix - self.began_unix)}.25 0.00\n")
-        fresh = self.clock.with_suffix(".next")
-        fresh.write_text(str(unix))
-        fresh.replace(self.clock)
+        uptime = f"{1000 + max(0, unix - self.began_unix)}.25 0.00\n"
+        for path, text in ((self.uptime, uptime), (self.clock, str(unix))):
+            fresh = path.with_suffix(".next")  # whole at any moment: who cannot read the time goes off
+            fresh.write_text(text)
+            fresh.replace(path)
         if not (self.bin / "date").exists():  # written once: a running program cannot be written over
             self.program("date", f'cat "{self.clock}"')
 
@@ -99,9 +100,14 @@ class Machine:
         return found
 
     def off(self) -> None:
-        for pid in self.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        """Until nothing is left: one may just have started another, which would go on into the next boot."""
+        give_up = time.monotonic() + 90
+        while pids := self.processes():
+            assert time.monotonic() < give_up, pids
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
 
 
 FAKES = r"""

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -55,7 +56,7 @@ def test_descendants(host: ModuleType) -> None:
 
 def test_n1_is_not_n10(host: ModuleType, tmp_path: Path) -> None:
     env = {**os.environ, "NEXA_HOST": str(tmp_path / "n10")}
-    sleeper = subprocess.Popen(["sleep", "60"], env=env)
+    sleeper = subprocess.Popen(["sleep", "600"], env=env)
     try:
         assert sleeper.pid in host.members(tmp_path / "n10")
         assert host.members(tmp_path / "n1") == set()
@@ -82,6 +83,17 @@ def test_a_folder_that_is_not_ours_is_not_touched(host: ModuleType, tmp_path: Pa
     with pytest.raises(host.HostError, match="not a folder of local nodes"):
         host.down(tmp_path, "n0") if verb == "down" else host.sweep(tmp_path)
     assert (tmp_path / "n0" / "thesis.txt").exists()
+
+
+def test_a_marker_whose_writer_was_killed_stands_in_nobodys_way(host: ModuleType, tmp_path: Path) -> None:
+    root = tmp_path / "nodes"
+    root.mkdir()
+    (root / f"{host.MARKER}.tmp").write_text('{"made_')
+    assert host.sweep(root) == []
+    host.make_folder(host.Settings("one", "n0", root, "127.0.0.2", 2200, tmp_path))
+    (root / f"{host.MARKER}.tmp").write_text('{"made_')
+    assert host.down(root, "n0") == set()
+    assert not root.exists()
 
 
 def test_another_clusters_root_is_refused(host: ModuleType, tmp_path: Path) -> None:
@@ -120,7 +132,12 @@ def test_removal_takes_what_a_killed_agent_left_elsewhere(host: ModuleType, tmp_
     assert not made.exists() and (other / "in it").is_dir() and not (tmp_path / "nodes" / "n0").exists()
 
 
-def test_a_taken_port_names_its_owner(host: ModuleType) -> None:
+def test_a_taken_port_names_its_owner(host: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closing(folder: str, listed: Callable[[str], list[str]] = os.listdir) -> list[str]:
+        """Everybody closes a file just after we have seen it in the list."""
+        return ["99999999", *listed(folder)] if str(folder).endswith("/fd") else listed(folder)
+
+    monkeypatch.setattr(os, "listdir", closing)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -22,7 +22,7 @@ import pytest
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.run import follow as module
 from nexa_dist.run.follow import AgentEvent, Ended, Follower, Item, Items, Line, Note, Quiet, follow
-from nexa_dist.run.mirror import Mirror, is_name, marks
+from nexa_dist.run.mirror import Mirror, is_name, marks, sizes
 from nexa_dist.run.nodes import Link, Ssh
 from nexa_dist.run.runner import Result, Runner, Stream, SystemRunner
 
@@ -246,6 +246,17 @@ def test_a_machine_that_replaced_another_begins_its_own_files(tmp_path: Path) ->
     assert sorted(p.name for p in tmp_path.glob("agent*err")) == ["agent.1.err", "agent.err"]
 
 
+def test_a_file_that_gets_another_name_while_we_look_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "agent.err").write_bytes(b"words\n")
+    names = ("agent.jsonl", "agent.err")  # another reader has just put the first one aside
+    monkeypatch.setattr(Path, "rglob", lambda folder, _: iter([folder / name for name in names]))
+    assert sizes(tmp_path) == {tmp_path / "agent.err": 6}
+    assert marks(tmp_path) == {"agent.err": 6}
+    assert Mirror(tmp_path, {"agent.jsonl": 3, "agent.err": 6}).had == {"agent.err": 6}
+
+
 class Silent(BytesIO):
     """A connection that says nothing until it is ended."""
 
@@ -279,7 +290,7 @@ def test_a_silent_node_is_told_of_and_its_connection_is_made_anew(
     assert silent.asked.wait(90)
     for now[0] in (103.0, 105.0, 116.0):
         follower.pulse()
-    follower.join(10)
+    follower.join(90)
     items = all_of(out)
     assert {item.seconds for item in items if isinstance(item, Quiet)} == {5.0, 16.0}
     assert isinstance(items[-1], Ended)
@@ -315,7 +326,7 @@ def test_when_we_are_killed_the_program_learns_of_it(tmp_path: Path) -> None:
     code = (
         "import sys, time\nfrom nexa_dist.run.runner import SystemRunner\n"
         "s = SystemRunner().stream(('sh', '-c', 'cat; touch ' + sys.argv[1]), stdin=b'here\\n')\n"
-        "print(s.out.readline().decode(), end='', flush=True)\ntime.sleep(60)\n"
+        "print(s.out.readline().decode(), end='', flush=True)\ntime.sleep(600)\n"
     )
     argv = [sys.executable, "-c", code, str(tmp_path / "learnt")]
     child = subprocess.Popen(argv, stdout=subprocess.PIPE, cwd=ROOT)

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import fcntl
 import shlex
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO
 
 import pytest
@@ -167,6 +170,18 @@ def test_the_lock_says_who_holds_it_and_goes_with_its_holder(tmp_path: Path) -> 
         pass
     with files.locked(path, "teardown"):
         pass
+
+
+def test_who_only_looks_at_a_lock_keeps_nobody_from_taking_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lock"
+    path.touch()
+    with path.open() as looker:
+        fcntl.flock(looker, fcntl.LOCK_SH)
+        passing = SimpleNamespace(monotonic=time.monotonic, strftime=time.strftime, sleep=lambda _: looker.close())
+        monkeypatch.setattr(files, "time", passing)
+        with files.locked(path, "run"):
+            assert files.held(path) and looker.closed
+    assert not files.held(path)
 
 
 def test_a_torn_journal_line_is_passed_over(tmp_path: Path) -> None:

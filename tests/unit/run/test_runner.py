@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from nexa_dist.errors import NexaError
-from nexa_dist.run import runner
+from nexa_dist.run import runner, terraform
 from nexa_dist.run.runner import Result, SystemRunner
 from nexa_dist.run.terraform import Terraform
 
@@ -156,7 +156,7 @@ def test_a_pid_that_was_given_to_another_program_is_not_signalled(killed: Terraf
     bystander = subprocess.Popen(
         [
             "sleep",
-            "60",
+            "600",
         ],
         stdout=subprocess.DEVNULL,
     )
@@ -172,6 +172,21 @@ def test_a_pid_that_was_given_to_another_program_is_not_signalled(killed: Terraf
         bystander.wait()
 
 
+def test_a_program_that_ends_just_now_needs_no_signal(killed: Terraform, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    monkeypatch.setattr(terraform, "_living", lambda: [(gone.pid, killed.chdir)])
+    with open(killed.folder / "busy", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        killed.settle(lambda _: held.close(), interrupt=True)
+
+
+def test_a_hold_never_names_an_earlier_program(tmp_path: Path) -> None:
+    (tmp_path / "busy").write_text("99999999")
+    _, lines = logged(tmp_path, f"echo said; cat {tmp_path / 'busy'}")
+    assert lines[0] == "said" and "99999999" not in lines
+
+
 def test_a_hold_without_a_pid_names_none(killed: Terraform, tmp_path: Path) -> None:
     with open(tmp_path / "busy", "w") as held:  # killed before the pid was written
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -184,7 +199,7 @@ def test_a_program_with_a_full_pipe_still_ends_in_order() -> None:
     script = (
         "import signal, sys, time\n"
         "def last_words(*_):\n    sys.stdout.write('x' * 1_000_000)\n    sys.exit(0)\n"
-        "signal.signal(signal.SIGTERM, last_words)\ntime.sleep(60)\n"
+        "signal.signal(signal.SIGTERM, last_words)\ntime.sleep(600)\n"
     )
     began = time.monotonic()
     result = SystemRunner().run((sys.executable, "-c", script), timeout_s=0.5, grace_s=LIMIT_S)

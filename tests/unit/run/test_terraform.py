@@ -152,7 +152,7 @@ def neighbour(tmp_path: Path) -> Iterator[Callable[[Mapping[str, str]], None]]:
     def start(backend: Mapping[str, str]) -> None:
         there = tmp_path / "elsewhere" / "src" / "stacks" / "aws"
         write_backend(there, backend)
-        argv = ["sh", "-c", "sleep 60 & wait", "terraform", f"-chdir={there}", "apply"]
+        argv = ["sh", "-c", "sleep 600 & wait", "terraform", f"-chdir={there}", "apply"]
         started.append(subprocess.Popen(argv, start_new_session=True))
 
     yield start
