@@ -307,18 +307,23 @@ def main(argv: list[str]) -> int:
     import torch.distributed  # noqa: F401  # once, before the forks
 
     tell({"stage": "imported"})
-    children = []
+    children, us = [], os.getpid()
+    ended: list[int] = []
+    # Noted and no more: what a handler raises is lost where it meets the functions that Python calls around a fork.
+    signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
     for local in range(plan["nproc"]):
         pid = os.fork()
         if not pid:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != us:
+                os._exit(1)  # it ended before we asked for that
             work(plan, local)
         children.append(pid)
     code, living = 0, set(children)
     try:
         while living and not code:
-            if select.select([0], [], [], 0.05)[0] and not os.read(0, 1 << 16):
+            if ended or (select.select([0], [], [], 0.05)[0] and not os.read(0, 1 << 16)):
                 return 1
             for pid in list(living):
                 done, status = os.waitpid(pid, os.WNOHANG)
@@ -337,7 +342,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
         sys.exit(main(sys.argv[1:]))
     except (ImportError, OSError) as error:

@@ -32,6 +32,7 @@ class Durable:
     def __init__(self, env: RankEnv, keep: int) -> None:
         self._env, self._keep = env, keep
         self._child: subprocess.Popen[str] | None = None
+        self._lock, self._over = threading.Lock(), False
         self.in_bucket = env.bucket is not None and env.sync is not None
 
     @property
@@ -69,8 +70,9 @@ class Durable:
         return f"{str(self._env.bucket).rstrip('/')}/{place}" if self.in_bucket else None
 
     def abort(self) -> None:
-        """End a transfer that is under way, with its children."""
-        child = self._child
+        """End a transfer that is under way, with its children; none begins any more."""
+        with self._lock:  # one that is just being started is ended too
+            self._over, child = True, self._child
         if child is not None and child.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
@@ -78,23 +80,26 @@ class Durable:
     def _sync(self, *words: str) -> str:
         """What run_sync.sh answers on standard output; its standard error is ours."""
         settings = {"NEXA_PYTHON": sys.executable, "NEXA_ATTEMPT": str(self._env.attempt)}
-        self._child = subprocess.Popen(
-            ["bash", str(self._env.sync), *words],
-            env={**os.environ, **settings, "NEXA_BUCKET": str(self._env.bucket)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            process_group=0,  # a SIGTERM for the ranks of a node must not end the upload that it makes urgent
-        )
-        said, complaint = self._child.communicate()
+        with self._lock:
+            if self._over:
+                raise NexaError(f"{self._env.bucket}: there was no time left for it")
+            child = self._child = subprocess.Popen(
+                ["bash", str(self._env.sync), *words],
+                env={**os.environ, **settings, "NEXA_BUCKET": str(self._env.bucket)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                process_group=0,  # a SIGTERM for the ranks of a node must not end the upload that it makes urgent
+            )
+        said, complaint = child.communicate()
         # The script's own last word, and before it that of the aws command, which knows why.
-        lines = (complaint.strip() or said.strip() or f"exit code {self._child.returncode}").splitlines()
+        lines = (complaint.strip() or said.strip() or f"exit code {child.returncode}").splitlines()
         why = ": ".join(line.strip().removeprefix("error: ") for line in reversed(lines[-2:]))
-        if self._child.returncode == EXIT_SUPERSEDED:
+        if child.returncode == EXIT_SUPERSEDED:
             raise Superseded(why, hint="this process was left behind by an older attempt: end it")
-        if self._child.returncode:
+        if child.returncode:
             raise NexaError(f"{self._env.bucket}: {why}")
         return said
 

@@ -119,7 +119,7 @@ def test_the_ranks_of_a_node_send_at_once(group: Group) -> None:
     assert group.said(1)["code"] == 0
 
 
-@pytest.mark.parametrize("group", [{"nodes": 2, "limit_s": 4}], indirect=True)
+@pytest.mark.parametrize("group", [{"nodes": 2, "limit_s": 12}], indirect=True)
 def test_a_node_that_never_comes_is_waited_for_only_so_long(group: Group) -> None:
     group.start(0)
     said = group.said(0)
