@@ -27,7 +27,7 @@ from tests.cloud.moto_control import Control
 from tests.cloud.moto_hidden import Veil
 from tests.cloud.moto_life import Pace
 from tests.cloud.moto_region import World, open_world
-from tests.cloud.types import Hosts, HostSpec, HostState
+from tests.cloud.types import Facts, Hosts, HostSpec, HostState
 
 Environ = dict[str, Any]
 Reply = tuple[int, dict[str, str], bytes]
@@ -58,6 +58,9 @@ class NoHosts:
 
     def states(self) -> dict[str, HostState]:
         return dict(self._states)
+
+    def facts(self) -> dict[str, Facts]:
+        return {}
 
 
 class Dropped(ConnectionError):
@@ -169,7 +172,7 @@ class Server:
         self._over.set()
         self._web.shutdown()
         for thread in self._threads:
-            thread.join(timeout=10)
+            thread.join(timeout=60)
         self._web.server_close()
         self.world.close()
 

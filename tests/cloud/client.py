@@ -15,12 +15,12 @@ T = TypeVar("T")
 class Region:
     """`url` is the region's endpoint, for instance http://198.51.100.10. Errors are RuntimeErrors in its own words."""
 
-    def __init__(self, url: str, timeout_s: float = 30.0) -> None:
+    def __init__(self, url: str, timeout_s: float = 120.0) -> None:
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
 
     def state(self) -> dict[str, Any]:
-        """instances, resources (tags by kind and id), calls and errors (counts), faults."""
+        """instances, machines (that are on), resources (tags by kind and id), calls and errors (counts), faults."""
         found: dict[str, Any] = self._ask("GET", "state")
         return found
 

@@ -57,10 +57,10 @@ def do_down(asked: argparse.Namespace) -> int:
 
 def facts(found: Running) -> dict[str, Any]:
     """The region in numbers: `instances` of the API with what their machines weigh."""
-    state, machines = found.client.state(), found.machines()
+    state = found.client.state()
     rows = []
     for row in state["instances"]:
-        machine = machines.get(row["id"], {})
+        machine = state["machines"].get(row["id"], {})
         processes, memory_mb = traces.weigh(machine["pid"]) if machine.get("pid") else (0, 0.0)
         more = {"up_s": machine.get("up_s"), "pid": machine.get("pid"), "processes": processes, "memory_mb": memory_mb}
         rows.append({**row, **more})
@@ -119,8 +119,9 @@ def do_exec(asked: argparse.Namespace) -> int:
 
 def machine_pid(found: Running, instance: str) -> int:
     """Of an instance, by its id or by the name of its node."""
-    rows = [row for row in found.client.state()["instances"] if instance in (row["id"], row["tags"].get("nexa:node"))]
-    pids = [pid for row in rows if (pid := found.machines().get(row["id"], {}).get("pid"))]
+    state = found.client.state()
+    rows = [row for row in state["instances"] if instance in (row["id"], row["tags"].get("nexa:node"))]
+    pids = [pid for row in rows if (pid := state["machines"].get(row["id"], {}).get("pid"))]
     if len(pids) != 1:
         raise RegionError(f"{len(pids)} machines of {found.name} that are on are called {instance}")
     return int(pids[0])

@@ -15,19 +15,12 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 from tests.cloud import image, net
 from tests.cloud.api import serve
 from tests.cloud.host import Machines
 
 TICK_S = 0.5
-
-
-def write(path: Path, value: Any) -> None:
-    temp = path.with_name(f".{path.name}.new")
-    temp.write_text(json.dumps(value) + "\n")
-    temp.rename(path)
 
 
 def main() -> int:
@@ -44,8 +37,12 @@ def main() -> int:
     try:
         net.forward(door, (net.API, 80))
         port = door.getsockname()[1]
-        write(folder / "state.json", {"name": name, "token": token, "pid": os.getpid(), "port": port})
-        _wait(folder, machines, over, parent, time.monotonic() + hours * 3600)
+        temp = folder / ".state.json.new"
+        temp.write_text(json.dumps({"name": name, "token": token, "pid": os.getpid(), "port": port}) + "\n")
+        temp.rename(folder / "state.json")
+        end = time.monotonic() + hours * 3600
+        while not over.wait(TICK_S) and time.monotonic() < end and parent in (None, os.getppid()):
+            pass
     finally:
         (folder / "state.json").unlink(missing_ok=True)
         door.close()
@@ -54,16 +51,6 @@ def main() -> int:
         for part in ("hosts", "consoles"):
             shutil.rmtree(folder / part, ignore_errors=True)
     return 0
-
-
-def _wait(folder: Path, machines: Machines, over: threading.Event, parent: int | None, end: float) -> None:
-    """Until a signal, the death of the parent or the end of the region's time; shows the machines meanwhile."""
-    shown = None
-    while not over.wait(TICK_S) and time.monotonic() < end and parent in (None, os.getppid()):
-        facts = machines.facts()
-        if facts != shown:
-            write(folder / "machines.json", facts)
-            shown = facts
 
 
 if __name__ == "__main__":

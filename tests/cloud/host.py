@@ -11,12 +11,13 @@ import contextlib
 import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,10 +26,10 @@ from nexa_dist.plan.prices import book
 from tests.cloud import net
 from tests.cloud.image import GUEST, NAMESPACES, hold
 from tests.cloud.imds import Imds
-from tests.cloud.types import HostSpec, HostState
+from tests.cloud.types import Facts, HostSpec, HostState
 
 POLL_S = 0.05
-END_LIMIT_S = 60.0
+END_LIMIT_S = 300.0
 POWERED_OFF, REBOOT = (0, -2), (3, -1)
 """How pid 1 ends: by its own choice, or by the system call (which the kernel reports as a signal)."""
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
@@ -63,6 +64,16 @@ class Machine:
         except OSError:
             return None
         return int(found[0]) if found else None
+
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        """No process of the machine goes on meanwhile: files that come and go cannot be copied."""
+        signals = ["nsenter", f"--target={self.pid()}", "--pid", "--", "sh", "-c"]
+        subprocess.run([*signals, "kill -STOP -1"], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run([*signals, "kill -CONT -1"])
 
 
 class Machines:
@@ -100,8 +111,9 @@ class Machines:
     def capture(self, instance_id: str, image: str) -> None:
         machine, kept = self._machines[instance_id], self._folder / "images" / image
         kept.mkdir(parents=True)
-        for part in ("upper", "root/home"):
-            _copy(machine.folder / part, kept / part)
+        with machine.still():
+            for part in ("upper", "root/home"):
+                _copy(machine.folder / part, kept / part)
 
     def notice(self, instance_id: str, at_unix: float | None) -> None:
         if at_unix is None:
@@ -112,8 +124,7 @@ class Machines:
     def states(self) -> dict[str, HostState]:
         return dict(self._states)
 
-    def facts(self) -> dict[str, dict[str, float | int | None]]:
-        """`pid` and `up_s` of every machine that is on."""
+    def facts(self) -> dict[str, Facts]:
         return {name: {"pid": m.pid(), "up_s": m.up_s} for name, m in list(self._machines.items())}
 
     def console(self, instance_id: str) -> Path:
@@ -122,7 +133,7 @@ class Machines:
     def close(self) -> None:
         """Ends every machine, and waits for it. `on_off` is not called."""
         self._orders.put(None)
-        self._thread.join(timeout=60)
+        self._thread.join(timeout=END_LIMIT_S)
         os.close(self._held)
 
     # what follows runs in the supervising thread
@@ -148,9 +159,8 @@ class Machines:
 
     def _start(self, spec: HostSpec) -> None:
         name = spec.instance_id
-        if name in self._machines:
-            self._end(name)
-            self._states[name] = "booting"
+        self._end(name)
+        self._states[name] = "booting"  # an order before this one may have ended it
         machine = Machine(spec, self._folder / "hosts" / name, net.machine_namespace())
         self._machines[name] = machine
         try:
@@ -160,7 +170,7 @@ class Machines:
                 door = net.listen(net.METADATA, 80)
             machine.imds = Imds(door, spec, net.mac(spec.private_ip), lambda: self._notices.get(name))
             self._power_on(machine)
-        except (net.NetError, OSError) as error:
+        except (net.NetError, OSError, subprocess.SubprocessError) as error:
             with open(self.console(name), "a") as console:
                 console.write(f"region: the machine could not be started: {error}\n")
             self._end(name)
@@ -204,8 +214,11 @@ class Machines:
         if machine is None:
             return
         if machine.process is not None and machine.process.poll() is None:
-            # Pid 1 itself, so that its parent reports only when every process in there is gone.
-            os.kill(machine.pid() or machine.process.pid, 9)
+            with contextlib.suppress(ProcessLookupError):  # it is just ending by itself
+                if pid := machine.pid():
+                    os.kill(pid, signal.SIGKILL)  # itself: its parent reports when every process in there is gone
+                else:
+                    os.killpg(machine.process.pid, signal.SIGKILL)  # with a pid 1 that is just being made
             machine.process.wait(timeout=END_LIMIT_S)
         if machine.imds is not None:
             machine.imds.close()

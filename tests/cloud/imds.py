@@ -157,7 +157,7 @@ class Imds:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-            timeout = 10
+            timeout = 300
 
             def do_GET(self) -> None:
                 self.reply(*service.answer(self.headers.get(TOKEN), self.path))

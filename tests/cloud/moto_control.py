@@ -79,6 +79,7 @@ class Control:
         machines = self.world.life.machines.values()
         return {
             "instances": [self._row(machine, hosts.get(machine.instance.id)) for machine in machines],
+            "machines": self.hosts.facts(),
             "resources": holdings(),
             "calls": dict(self.calls),
             "errors": dict(self.errors),

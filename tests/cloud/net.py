@@ -39,7 +39,7 @@ def call(name: str, *args: int) -> None:
 def ip(*lines: str, allow_failure: bool = False) -> None:
     """Runs lines of `ip -batch` in this thread's namespace."""
     argv = ["ip", *(["-force"] if allow_failure else []), "-batch", "-"]
-    done = subprocess.run(argv, input="\n".join(lines), capture_output=True, text=True, timeout=30)
+    done = subprocess.run(argv, input="\n".join(lines), capture_output=True, text=True, timeout=300)
     if done.returncode and not allow_failure:
         raise NetError(f"ip: {done.stderr.strip()}\n{'; '.join(lines)}")
 

@@ -29,7 +29,7 @@ from tests.cloud.client import Region
 BASE = image.REGIONS
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
 START_LIMIT_S = 180.0
-END_LIMIT_S = 180.0
+END_LIMIT_S = 400.0
 HOURS = 12.0
 """A region that was forgotten ends by itself."""
 NOT_INSIDE = re.compile(r"AWS_.*|(?i:(https?|all|no|ftp)_proxy)")
@@ -90,11 +90,8 @@ class Running:
         return {key: value for key, value in base.items() if not NOT_INSIDE.fullmatch(key)} | self.env
 
     def machines(self) -> dict[str, dict[str, Any]]:
-        """`pid` and `up_s` of every machine that is on, by instance id; half a second old at most."""
-        try:
-            found: dict[str, dict[str, Any]] = json.loads((self.folder / "machines.json").read_bytes())
-        except FileNotFoundError:
-            return {}
+        """`pid` and `up_s` of every machine that is on, by instance id."""
+        found: dict[str, dict[str, Any]] = self.client.state()["machines"]
         return found
 
     def console(self, instance_id: str) -> str:
@@ -139,7 +136,10 @@ def settled(name: str) -> Running | None:
 
 
 def names() -> list[str]:
-    return sorted(path.name for path in BASE.iterdir() if path.is_dir()) if BASE.is_dir() else []
+    try:
+        return sorted(entry.name for entry in os.scandir(BASE) if entry.is_dir(follow_symlinks=False))
+    except FileNotFoundError:  # it comes with the first region, and goes with the last
+        return []
 
 
 def up(
@@ -219,9 +219,10 @@ def down(name: str) -> list[str]:
     held = None
     mark = traces.Mark(folder, token)
     if found:
-        held = os.open(f"/proc/{found.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)  # keeps its number from being reused
-        mark = traces.Mark(folder, token, os.fstat(held).st_ino)
-        os.kill(found.pid, signal.SIGTERM)
+        with contextlib.suppress(OSError):  # it is just ending by itself
+            held = os.open(f"/proc/{found.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)  # keeps its number from reuse
+            mark = traces.Mark(folder, token, os.fstat(held).st_ino)
+            os.kill(found.pid, signal.SIGTERM)
         deadline = time.monotonic() + END_LIMIT_S
         while traces.is_alive(found.pid) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -229,7 +230,9 @@ def down(name: str) -> list[str]:
     if held is not None:
         os.close(held)
     shutil.rmtree(folder, ignore_errors=True)
-    with contextlib.suppress(OSError):
+    # Whoever is coming up makes the folder of all regions, and then its own in it, under this lock.
+    with contextlib.suppress(OSError), open(image.cache() / "up.lock", "a") as coming_up:
+        fcntl.flock(coming_up, fcntl.LOCK_EX | fcntl.LOCK_NB)
         BASE.rmdir()
     return traces.left(traces.Mark(folder, token))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TERM_GRACE_S = 3.0
-KILL_GRACE_S = 60.0
+KILL_GRACE_S = 120.0
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 HostState = Literal["booting", "up", "failed", "off"]
+Facts = dict[str, float | int | None]
+"""`pid` of a machine, and `up_s`: seconds from the order to boot until sshd listened. None: not yet."""
 
 
 @dataclass(frozen=True)
@@ -58,4 +60,8 @@ class Hosts(Protocol):
 
     def states(self) -> dict[str, HostState]:
         """State of every machine by instance id."""
+        ...
+
+    def facts(self) -> dict[str, Facts]:
+        """Of every machine that is on, by instance id."""
         ...

@@ -105,7 +105,7 @@ class Cloud:
 def _served() -> Iterator[Cloud]:
     hosts = Recorder()
     server = serve("127.0.0.1", 0, hosts, FAST)
-    once = Config(retries={"total_max_attempts": 1}, proxies={})
+    once = Config(retries={"total_max_attempts": 1}, proxies={}, connect_timeout=300, read_timeout=300)
     session: Any = boto3.Session("test", "test", region_name="us-east-1")
 
     def client(service: str) -> Any:

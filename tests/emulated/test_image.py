@@ -10,7 +10,7 @@ from nexa_dist.ops.bootstrap import env_hash
 from nexa_dist.plan.aws import DEFAULT_IMAGE
 from nexa_dist.run import aws, images
 from nexa_dist.run.leftovers import OWNER
-from tests.unit.cloud_server import Desk, Emulated, config
+from tests.unit.cloud_server import NOW, Desk, Emulated, config
 
 HOME = "us-east-1"
 
@@ -54,7 +54,9 @@ def test_deleting_takes_the_snapshots_too_and_only_what_is_ours(
     monkeypatch.setenv("NEXA_OWNER", "ann")
     ours, theirs = baked(emulated_region, "e"), baked(emulated_region, "e", owner="bob")
     (row,) = [row for row in image.listed(desk.ctx, None, HOME) if row["id"] == ours]
-    assert row["usd_per_month"] == round(row["gb"] * 0.05, 2) > 0 and row["age_hours"] >= 0
+    assert row["usd_per_month"] == round(row["gb"] * 0.05, 2) > 0
+    [made] = [found.made_unix for found in images.found(HOME, "ann") if found.id == ours]
+    assert row["age_hours"] == round((NOW - made) / 3600, 1)
     assert sweep.images_kept(desk.ctx, "ann", [HOME])[0][0] == HOME
     with pytest.raises(UsageError, match="no image of nexa's"):
         image.delete(None, HOME, theirs)

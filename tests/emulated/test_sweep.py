@@ -86,14 +86,14 @@ def test_what_does_not_go_is_told(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> 
 def test_an_instance_has_an_age_and_a_price(lab: Lab) -> None:
     given = {"nexa:cluster": "c", "nexa:owner": lab.owner, "nexa:expires": LATER, "nexa:workspace": "bob@desk/2"}
     tags = [{"Key": key, "Value": value} for key, value in given.items()]
-    lab.region.ec2.run_instances(
+    made = lab.region.ec2.run_instances(
         ImageId=lab.region.image,
         InstanceType="g5.xlarge",
         MinCount=1,
         MaxCount=1,
         TagSpecifications=[{"ResourceType": "instance", "Tags": tags}],
     )
-    launched = time.time()
+    launched = made["Instances"][0]["LaunchTime"].timestamp()
     lab.desk.slept.append(launched + 2 * 3600 - NOW)  # two hours later
     (found,) = lab.survey().values()
     assert found.age_hours == pytest.approx(2.0, abs=0.01)

@@ -40,10 +40,10 @@ def new_host(machines: Lab, tmp_path: Path, _numbers: Iterator[int]) -> Iterator
     def make() -> Host:
         number = next(_numbers)
         machines.boot(number)
-        machines.said(number, "cloud-init status --wait >/dev/null")
         folder = tmp_path / f"host{number}"
         folder.mkdir()
         made.append(Host(machines, number, folder, Path(tempfile.mkdtemp(prefix="nexa-ssh-"))))
+        made[-1].said("cloud-init status --wait >/dev/null")
         return made[-1]
 
     yield make

@@ -26,7 +26,7 @@ from tests.e2e.test_region_hosts import Lab
 ROOT = Path(__file__).parents[2]
 HOST = Path(__file__).parent / "host"
 FOLDER = "/srv/debs"
-SHARED = ("-o", "ControlMaster=auto", "-o", "ControlPersist=60")
+SHARED = ("-o", "ConnectTimeout=60", "-o", "ControlMaster=auto", "-o", "ControlPersist=600")
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,15 @@ class Host:
     def address(self) -> str:
         return f"203.0.113.{self.number}"
 
+    def options(self) -> list[str]:
+        """Of ssh; the first word on anything counts."""
+        plain = self.lab.ssh_argv(self.number, "")
+        return [*SHARED, "-o", f"ControlPath={self.sockets}/%C", *plain[plain.index("ssh") + 1 : -2]]
+
     def ssh(self, command: str, data: bytes) -> str:
         """By the connection that Ansible uses too."""
-        *options, where, _ = self.lab.ssh_argv(self.number, "")
-        argv = [*options, *SHARED, "-o", f"ControlPath={self.sockets}/%C", where, command]
-        done = subprocess.run(argv, input=data, capture_output=True, timeout=120)
+        argv = [*self.lab.ssh_argv(self.number, "")[:3], "ssh", *self.options(), f"ubuntu@{self.address}", command]
+        done = subprocess.run(argv, input=data, capture_output=True, timeout=600)
         assert done.returncode == 0, f"{command}: exit {done.returncode}: {(done.stdout + done.stderr).decode()}"
         return done.stdout.decode().strip()
 
@@ -184,17 +188,16 @@ class Host:
         """Ends ssh's shared connections."""
         for socket in self.sockets.iterdir():
             argv = ["ssh", "-F", "/dev/null", "-o", f"ControlPath={socket}", "-O", "exit", "host"]
-            subprocess.run(argv, capture_output=True, timeout=30)
+            subprocess.run(argv, capture_output=True, timeout=120)
+            socket.unlink(missing_ok=True)  # it answers first, and takes this away later
 
     def how(self) -> dict[str, Any]:
         """Keyword arguments for subprocess."""
-        options = self.lab.ssh_argv(self.number, "")
-        options = options[options.index("ssh") + 1 : -2]
         kept = {k: v for k, v in os.environ.items() if not k.startswith("ANSIBLE_")}
         env = kept | {
             "ANSIBLE_CONFIG": str(ROOT / "ansible" / "ansible.cfg"),
             "ANSIBLE_ROLES_PATH": str(ROOT / "ansible" / "roles"),
-            "ANSIBLE_SSH_ARGS": shlex.join([*options, *SHARED, "-o", f"ControlPath={self.sockets}/%C"]),
+            "ANSIBLE_SSH_ARGS": shlex.join(self.options()),
             "ANSIBLE_HOME": str(self.folder / "ansible"),
             "ANSIBLE_NOCOLOR": "1",
         }

@@ -72,16 +72,17 @@ def test_a_holder_of_apts_lock_is_named_and_waited_for(new_host: Callable[[], Ho
 
 def test_a_killed_installation_is_finished(new_host: Callable[[], Host]) -> None:
     host = new_host()
-    slow = "#!/bin/sh\n[ -e /srv/second ] || { touch /srv/second; echo $PPID >/srv/dpkg; sleep 60; }\n"
+    slow = "#!/bin/sh\n[ -e /srv/second ] || { touch /srv/second; echo $PPID >/srv/dpkg; sleep 600; }\n"
     files = {"/usr/bin/nexa-wanted": "#!/bin/sh\n"}
     other = Deb("nexa-other", "1.0", files={"/usr/bin/nexa-other": "#!/bin/sh\n"})
     host.repository([Deb("nexa-slow", "1.0", files=files, postinst=slow), other])
     host.root("echo 'deb [trusted=yes] file:/srv/debs ./' >/etc/apt/sources.list; apt-get update -qq")
     host.root(
         """setsid apt-get install -qq -y nexa-slow >/dev/null 2>&1 &
-        n=0; until [ -e /srv/dpkg ] || [ $n -gt 100 ]; do sleep 0.1; n=$((n + 1)); done
+        n=0; until [ -s /srv/dpkg ] || [ $n -gt 1200 ]; do sleep 0.1; n=$((n + 1)); done
         kill -9 $(cat /srv/dpkg) $!
-        sleep 0.5; [ -n "$(dpkg --audit)" ]"""
+        wait $! || true
+        [ -n "$(dpkg --audit)" ]"""
     )
     wanted = [{"package": "nexa-other", "check": "command -v nexa-other"}]
     done = host.play(role("base", base_folders=FOLDERS, base_requirements=wanted, base_apt_poll_s=1))
