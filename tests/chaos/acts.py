@@ -152,7 +152,7 @@ def fill_disk(stage: Stage, fault: Fault) -> None:
     if not host.path(folder).is_dir():
         raise Impossible("no checkpoint was saved yet")
     pids = [pid for attempt, _, pid in stage.sampler.ranks(host) if attempt == stage.newest(host)]
-    if not wait(lambda: between_saves(pids, host.path(folder)), 15.0, 0.0):
+    if not wait(lambda: between_saves(pids, host.path(folder)), 120.0, 0.0):
         raise Impossible("the trainer saves all the time")
     try:
         inside(host, FULL.format(folder=shlex.quote(folder)))

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.chaos import procs
 from tests.cloud.region import Running, region
 
 NEXA = (sys.executable, "-m", "nexa_dist")
@@ -49,33 +49,10 @@ class Books:
     faults: list[str] = field(default_factory=list)
 
 
-def descendants(pid: int) -> list[int]:
-    """Every process that `pid` started, by the kernel's book of parents."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            words = stat.read_text().rpartition(")")[2].split()
-            children.setdefault(int(words[1]), []).append(int(stat.parent.name))
-    found, todo = [], [pid]
-    while todo:
-        for child in children.get(todo.pop(), []):
-            found.append(child)
-            todo.append(child)
-    return found
-
-
 def kill_tree(child: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to the controller, Terraform, its provider, Ansible and ssh: a laptop that loses power. Stopped first,
-    so that none can start another meanwhile."""
-    pids = [child.pid]
-    for _ in range(3):
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
-        pids = [child.pid, *descendants(child.pid)]
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    """SIGKILL to the controller, Terraform, its provider, Ansible and ssh: a laptop that loses power."""
+    if child.poll() is None:  # else the pid may be somebody else's
+        procs.kill_trees([child.pid])
     child.wait()
 
 
@@ -107,7 +84,7 @@ class Loop:
     def whole(self, verb: str) -> None:
         child = self.start(verb)
         try:
-            code = child.wait(400)
+            code = child.wait(900)
         except subprocess.TimeoutExpired:
             kill_tree(child)
             code = -1

@@ -38,8 +38,9 @@ from tests.chaos.sampler import Sampler, current
 
 TRAINING = REPO / "configs" / "train" / "own_script.yaml"
 WEIGHTS = re.compile(r"\bweights ([0-9a-f]{64})\b")
-START_LIMIT_S = 180.0
+START_LIMIT_S = 600.0
 POLL_S = 0.1
+READERS_LIMIT_S = 90.0
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,11 @@ def run(place: Rig, seed: int, plan: tuple[Fault, ...], length: Length, weights:
         done = perform(stage, plan, end)
         wait(lambda: not controller.runs(), max(0.0, end - time.monotonic()), POLL_S)
         code = controller.code()
-        left = {host.node: sampler.left(host) for host in place.hosts() if host.ident not in sampler.cut}
+        hosts = [host for host in place.hosts() if host.ident not in sampler.cut]
+        left = {host.node: sampler.left(host) for host in hosts}
+        # Its agent's `follow`, which learns of the end of its reader, may be on its way out.
+        wait(lambda: not any(map(sampler.readers, hosts)), READERS_LIMIT_S)
+        left = {host.node: (*left[host.node], *sampler.readers(host)) for host in hosts}
         ended_unix = time.time()
     seen = gather(stage, seed, length, weights, done, code, left)
     seen = replace(seen, ended_unix=ended_unix)
@@ -230,7 +235,7 @@ def due_or_over(stage: Stage, fault: Fault, end: float) -> bool:
 def due(stage: Stage, fault: Fault) -> bool:
     """The step was reached, and the newest attempt has done a step of its own."""
     steps = stage.sampler.steps
-    newest = max((current(list(events)) for events in stage.sampler.events.values()), default=0)
+    newest = max((current(list(events)) for events in list(stage.sampler.events.values())), default=0)
     moved = newest in steps and steps[newest] > stage.sampler.first[newest]
     return moved and max(steps.values()) >= fault.at_step
 
@@ -297,7 +302,7 @@ def clean_up(stage: Stage) -> None:
     """Nothing of this run may reach into the next seed."""
     stage.controller.kill()
     stop = stage.rig.begin("stop", stage.run_id, "--grace", "0", log=stage.controller.log)
-    stop.wait(120)
+    stop.wait(600)
     for host in stage.rig.hosts():
         folder = shlex.quote(f"{host.scratch}/{stage.run_id}/checkpoints")
         acts.inside(host, f"while umount {folder} 2>/dev/null; do :; done")

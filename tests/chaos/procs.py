@@ -111,9 +111,12 @@ def tree(pid: int) -> list[int]:
 def kill_trees(pids: Iterable[int]) -> None:
     """SIGKILL to each with all its descendants. Stopped first, so that none can start another meanwhile."""
     roots = list(pids)
-    found = roots
-    for _ in range(3):
-        send(found, signal.SIGSTOP)
+    found, stopped = set(roots), set[int]()
+    for _ in range(100):
+        if not found - stopped:
+            break
+        send(found - stopped, signal.SIGSTOP)
+        stopped |= found
         among = table()
-        found = [pid for root in roots for pid in (root, *descendants(root, among))]
-    send(found, signal.SIGKILL)
+        found = {pid for root in roots for pid in (root, *descendants(root, among))}
+    send(found | stopped, signal.SIGKILL)

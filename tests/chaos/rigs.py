@@ -75,7 +75,7 @@ def start(prefix: tuple[str, ...], words: tuple[str, ...], folder: Path, env: Ma
         )  # fmt: skip
 
 
-def finished(child: subprocess.Popen[bytes], what: str, log: Path, limit_s: float = 500.0) -> None:
+def finished(child: subprocess.Popen[bytes], what: str, log: Path, limit_s: float = 900.0) -> None:
     """Waits for a command that has to succeed. Raises RuntimeError with its last words."""
     try:
         code = child.wait(limit_s)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.chaos.record import Sample
 from tests.chaos.rigs import CANARIES, Host, Rig
 
 EVERY_S = 0.5
+READER = "agent.pyz follow "
 
 
 class Sampler:
@@ -53,14 +55,14 @@ class Sampler:
                 self.errors.append(repr(error))  # a host that ended meanwhile; the next look sees it so
 
     def look(self) -> None:
-        found: dict[int, list[str]] = {}
+        found: list[tuple[int, str, procs.Process]] = []
         for host in self.rig.hosts():
             self._read(host)
             if host.ident in self.cut:
                 continue
-            for attempt, _, _ in self.ranks(host):
-                found.setdefault(attempt, []).append(host.node)
-        ranks = {attempt: tuple(sorted(set(nodes))) for attempt, nodes in found.items()}
+            told = [(attempt, procs.look(pid)) for attempt, _, pid in self.ranks(host)]
+            found += [(attempt, host.node, process) for attempt, process in told if process is not None]
+        ranks = beside(found)
         self.samples.append(Sample(time.time(), ranks, dict(self.steps), self.lag))
 
     def ranks(self, host: Host) -> list[tuple[int, int, int]]:
@@ -82,11 +84,19 @@ class Sampler:
         return found
 
     def left(self, host: Host) -> tuple[str, ...]:
-        """Command lines of everything of the run on a host."""
+        """Command lines of everything of the run on a host but its readers."""
+        return self._lines(host, lambda line: READER not in line)
+
+    def readers(self, host: Host) -> tuple[str, ...]:
+        """Command lines of what sends a controller the logs of the run."""
+        return self._lines(host, lambda line: READER in line)
+
+    def _lines(self, host: Host, wanted: Callable[[str], bool]) -> tuple[str, ...]:
         mark, found = f"/{self.run_id}".encode(), []
         for pid in host.members():
             line = procs.command(pid)
-            if procs.environment(pid).get(b"NEXA_RUN_DIR", b"").endswith(mark) or self.run_id in line:
+            of_run = procs.environment(pid).get(b"NEXA_RUN_DIR", b"").endswith(mark) or self.run_id in line
+            if of_run and wanted(line):
                 found.append(f"{pid} {line}")
         return tuple(found)
 
@@ -129,6 +139,17 @@ class Sampler:
     def _reached(self, attempt: int, *steps: int) -> None:
         self.first.setdefault(attempt, min(int(step) for step in steps))
         self.steps[attempt] = max([self.steps.get(attempt, 0), *(int(step) for step in steps)])
+
+
+def beside(found: Sequence[tuple[int, str, procs.Process]]) -> dict[int, tuple[str, ...]]:
+    """Nodes by attempt of ranks that lived at one time. Hosts are looked at one after the other: a rank of an older
+    attempt lived beside the newest one's when it lives after these were seen."""
+    newest, ranks = max((attempt for attempt, _, _ in found), default=0), dict[int, tuple[str, ...]]()
+    for attempt, node, process in found:
+        again = process if attempt == newest else procs.look(process.pid)
+        if again is not None and again.started_ticks == process.started_ticks:
+            ranks[attempt] = tuple(sorted({*ranks.get(attempt, ()), node}))
+    return ranks
 
 
 def current(events: list[dict[str, Any]]) -> int:

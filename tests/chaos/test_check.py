@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from tests.chaos import plans
+from tests.chaos import plans, procs
 from tests.chaos.check import faults_found
 from tests.chaos.record import HOST_FAULTS, Act, Fault, Kind, Sample, Seen
+from tests.chaos.sampler import beside
 
 WEIGHTS, OTHER = "a" * 64, "b" * 64
 
@@ -123,6 +125,15 @@ def test_each_wrong_record_is_found(seen: Seen, expected: str) -> None:
 def test_an_old_generation_is_found_beside_and_after_a_newer_one(late: Sample) -> None:
     seen = replace(good(), samples=(*good().samples, late))
     assert any("attempts [1] lived beside or after attempt 2" in fault for fault in faults_found(seen))
+
+
+def test_an_older_rank_that_ended_before_the_newer_was_seen_did_not_live_beside_it() -> None:
+    me = procs.look(os.getpid())
+    assert me is not None
+    gone = replace(me, started_ticks=me.started_ticks - 1)
+    assert beside([(1, "n0", gone), (2, "n1", me)]) == {2: ("n1",)}
+    assert beside([(1, "n0", me), (1, "n0", gone), (2, "n1", me)]) == {1: ("n0",), 2: ("n1",)}
+    assert beside([]) == {}
 
 
 def test_a_seed_is_a_plan_and_all_seeds_together_are_all_faults() -> None:

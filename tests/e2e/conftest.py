@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -43,7 +44,7 @@ class Lab:
     def environment(self, **more: str) -> dict[str, str]:
         return {**environment(), **self.env, **more}
 
-    def nexa(self, *words: str, code: int = 0, timeout_s: float = 400, **env: str) -> subprocess.CompletedProcess[str]:
+    def nexa(self, *words: str, code: int = 0, timeout_s: float = 600, **env: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [*self.prefix, *NEXA, *words],
             cwd=self.root,
@@ -60,14 +61,14 @@ class Lab:
     def json(self, *words: str, **more: Any) -> Any:
         return json.loads(self.nexa(*words, "--json", **more).stdout)
 
-    def begin(self, *words: str) -> subprocess.Popen[str]:
-        """A command that goes on while the test acts."""
+    def begin(self, *words: str, stderr: int | IO[str] = subprocess.PIPE) -> subprocess.Popen[str]:
+        """A command that goes on while the test acts. With a file for `stderr` the test can read what it says."""
         return subprocess.Popen(
             [*self.prefix, *NEXA, *words],
             cwd=self.root,
             env=self.environment(),
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             text=True,
             stdin=subprocess.DEVNULL,
         )
@@ -120,7 +121,7 @@ def runs(lab: Lab) -> int:
     return len(list((lab.root / "runs").glob("train_*")))
 
 
-def until(condition: Callable[[], Any], what: str, timeout_s: float = 240) -> Any:
+def until(condition: Callable[[], Any], what: str, timeout_s: float = 600) -> Any:
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         if found := condition():
@@ -134,12 +135,22 @@ def everything_of(root: Path) -> list[str]:
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            words = (path / "cmdline").read_bytes() + (path / "environ").read_bytes()
+            command = (path / "cmdline").read_bytes()
+            words = command + (path / "environ").read_bytes()
         except OSError:
             continue
         if f"{root}/.nexa".encode() in words and int(path.name) != os.getpid():
-            found.append((path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+            found.append(command.replace(b"\0", b" ").decode(errors="replace"))
     return found
+
+
+def contents(root: Path) -> Iterator[tuple[Path, bytes]]:
+    """Every file below `root`, but for what is gone before it is read: nodes write there meanwhile."""
+    for folder, _, names in os.walk(root):
+        for path in (Path(folder, name) for name in names):
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_file():
+                    yield path, path.read_bytes()
 
 
 @pytest.fixture(scope="session")

@@ -96,7 +96,7 @@ Host *
 
     def ssh(self, node: str, command: str, *options: str) -> subprocess.CompletedProcess[str]:
         argv = ["ssh", "-F", str(self.ssh_config), *options, node, command]
-        return subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)
+        return subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600)
 
     def host(self, node: str, verb: str, **more: str) -> subprocess.CompletedProcess[str]:
         settings = {
@@ -109,11 +109,11 @@ Host *
             **more,
         }
         argv = [sys.executable, "-I", str(HOST_PY), verb]
-        return subprocess.run(argv, env=clean_env(**settings), capture_output=True, text=True, timeout=120)
+        return subprocess.run(argv, env=clean_env(**settings), capture_output=True, text=True, timeout=600)
 
     def sweep(self) -> subprocess.CompletedProcess[str]:
         argv = [sys.executable, "-I", str(HOST_PY), "sweep", str(self.root)]
-        return subprocess.run(argv, env=clean_env(), capture_output=True, text=True, timeout=120)
+        return subprocess.run(argv, env=clean_env(), capture_output=True, text=True, timeout=600)
 
     def daemon_pid(self, node: str) -> int:
         return int(json.loads((self.root / node / "daemon.json").read_text())["pid"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import signal
 import socket
@@ -14,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from nexa_dist.config.load import load_train
 from nexa_dist.run import files
-from tests.e2e.conftest import NEXA, REPO, Lab, environment, everything_of, kill, runs, until
+from nexa_dist.train import corpus, data
+from tests.e2e.conftest import NEXA, REPO, Lab, contents, environment, everything_of, kill, runs, until
 
 pytestmark = pytest.mark.e2e
 
@@ -49,6 +52,44 @@ def tiny(lab: Lab, nproc: int = 2, **trainer: object) -> str:
     return lab.write("tiny.yaml", json.dumps(config))
 
 
+@contextlib.contextmanager
+def unprepared(lab: Lab, train: str) -> Iterator[None]:
+    """Meanwhile no node can get the data ready: we hold the lock under which it is made."""
+    config = load_train(lab.root / train)
+    assert config.dataset and config.model
+    root, texts = corpus.sources(config.dataset.model_copy(update={"path": str(lab.root / "text")}))
+    key = data._content_key(config.dataset, config.model, root, texts)
+    cluster = json.loads((lab.root / ".nexa" / "clusters" / "lab" / "cluster.json").read_text())
+    lock = Path(cluster["layout"]["shared"]) / "data" / f"{key}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+# Python reads it in every process of a run, since the project is on PYTHONPATH.
+WAIT = """
+import os
+if os.environ.get("WAIT_AT_30") == os.environ.get("NEXA_ATTEMPT", "") != "":
+    import signal, time
+    from nexa_dist.train import progress
+    told = progress.report
+    def report(step, *more):
+        told(step, *more)
+        while step == 30 and signal.getsignal(signal.SIGTERM).__self__.at is None:  # control.StopSignal
+            time.sleep(0.05)
+    progress.report = report
+"""
+
+
+@pytest.fixture
+def waits(clean: Lab) -> Iterator[tuple[str, str]]:
+    """Words for `nexa run`: in its first attempt no rank does a step after the 30th before it is asked to stop."""
+    clean.write("sitecustomize.py", WAIT)
+    yield "--set", 'env.WAIT_AT_30="1"'
+    (clean.root / "sitecustomize.py").unlink()
+
+
 def final_files(lab: Lab) -> dict[str, str]:
     """SHA-256 of every file of the last checkpoint: weights, optimizer, scheduler, all ranks' random states."""
     checkpoint = lab.manifest()["checkpoint"]
@@ -58,15 +99,15 @@ def final_files(lab: Lab) -> dict[str, str]:
     return {name: entry["sha256"] for name, entry in listed.items()}
 
 
-def test_a_stopped_training_resumes_on_every_node_bit_for_bit(clean: Lab) -> None:
+def test_a_stopped_training_resumes_on_every_node_bit_for_bit(clean: Lab, waits: tuple[str, str]) -> None:
     train = tiny(clean)
     clean.nexa("run", train)
     first, unbroken, losses = clean.newest(), final_files(clean), clean.manifest()["eval_report"]
 
-    child = clean.begin("run", train)
+    child = clean.begin("run", train, *waits)
     until(lambda: clean.newest() != first and "step 25/60" in clean.log(0, "n0"), "the training is under way")
     child.send_signal(signal.SIGINT)
-    _, said = child.communicate(timeout=120)
+    _, said = child.communicate(timeout=600)
     assert child.returncode == 130, said
     assert "of code" not in said  # nothing changed since the first run, so nothing was sent
     run = clean.newest()
@@ -84,12 +125,15 @@ def test_a_stopped_training_resumes_on_every_node_bit_for_bit(clean: Lab) -> Non
 
 def test_attach_starts_ranks_that_a_killed_controller_left_prepared(clean: Lab) -> None:
     before = runs(clean)
-    child = clean.begin("run", tiny(clean, 1, steps=10, batch_size=3))
-    until(lambda: runs(clean) > before and (clean.newest() / "run.json").exists(), "the agents are about to start")
-    events = {n: Path(e["run_dir"], "agent.jsonl") for n, e in until(lambda: clean.record()["nodes"], "nodes").items()}
-    until(lambda: all(p.exists() and '"prepare"' in p.read_text() for p in events.values()), "both prepare")
-    child.kill()
-    child.communicate()
+    train = tiny(clean, 1, steps=10, batch_size=3)
+    with unprepared(clean, train):
+        child = clean.begin("run", train)
+        until(lambda: runs(clean) > before and (clean.newest() / "run.json").exists(), "the agents are about to start")
+        nodes = until(lambda: clean.record()["nodes"], "nodes")
+        events = {name: Path(entry["run_dir"], "agent.jsonl") for name, entry in nodes.items()}
+        until(lambda: all(p.exists() and '"prepare"' in p.read_text() for p in events.values()), "both prepare")
+        child.kill()
+        child.communicate()
     until(lambda: all('"prepared"' in p.read_text() for p in events.values()), "both are prepared")
     assert not any('"torchrun"' in p.read_text() for p in events.values())
     seen = clean.newest() / "logs" / "n0" / "agent.jsonl"  # as if the killed one had seen this much of n0
@@ -117,7 +161,7 @@ def test_wandb_offline_and_no_secret_anywhere(clean: Lab) -> None:
     assert child.returncode == 0 and "hf_canary came" in clean.log(0, "n0")
     for canary in canaries.values():
         assert not [words for words in seen if canary.encode() in words]
-        kept = [p for p in clean.root.rglob("*") if p.is_file() and canary.encode() in p.read_bytes()]
+        kept = [path for path, content in contents(clean.root) if canary.encode() in content]
         assert kept == []
 
 
@@ -129,7 +173,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(clean: Lab) -> None:
         "the training is under way",
     )
     child.send_signal(signal.SIGINT)
-    child.communicate(timeout=120)
+    child.communicate(timeout=600)
     run = clean.newest()
     scratch = Path(clean.record()["nodes"]["n0"]["run_dir"]) / "checkpoints"
     steps = sorted(p.name for p in scratch.glob("step_*"))
@@ -142,7 +186,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(clean: Lab) -> None:
     child = clean.begin("run", "--resume", run.name)
     until(lambda: clean.log(0, "n0", attempt=2).count("step ") > 1, "it goes on")
     child.send_signal(signal.SIGINT)
-    _, said = child.communicate(timeout=120)
+    _, said = child.communicate(timeout=600)
     assert f"{steps[-1]} is passed over: model.safetensors: " in said
     assert clean.record()["attempts"][1]["resume_step"] == int(steps[0].split("_")[1])
 
@@ -152,10 +196,11 @@ def killed_at(lab: Lab, step: str, *words: str) -> None:
     journal = lab.root / ".nexa" / "clusters" / "own" / "journal.jsonl"
     before = begun(journal, step)
     child = lab.begin(*words)
-    until(lambda: begun(journal, step) > before, f"{step} has begun")
+    until(lambda: begun(journal, step) > before or child.poll() is not None, f"{step} has begun")
     time.sleep(0.4)  # into it
     child.kill()
-    child.communicate()
+    said = child.communicate()
+    assert child.returncode in (0, -signal.SIGKILL), said  # 0: it was through before we looked
 
 
 def begun(journal: Path, step: str) -> int:
@@ -199,8 +244,8 @@ def test_two_at_once_a_user_who_never_was_in_ssh_and_an_active_run(own: Lab) -> 
     child = own.begin("provision", "--cluster", "c.yaml")
     until(lambda: begun(own.root / ".nexa/clusters/own/journal.jsonl", "create"), "the first holds the lock")
     assert "own is in use" in own.nexa("provision", "--cluster", "c.yaml", code=1, HOME=str(home)).stderr
-    child.communicate(timeout=240)
-    assert child.returncode == 0
+    told = child.communicate(timeout=400)
+    assert child.returncode == 0, told
     said = own.nexa("ssh", "n1", "--", "sh", "-c", "echo $HOME $0", "it's me", HOME=str(home)).stdout
     assert said == f"{own.root}/.nexa/clusters/own/nodes/n1/home it's me\n"
     assert not (home / ".ssh").exists()

@@ -23,6 +23,9 @@ out.write(b"\xff\x1b]0;owned\x07\x1b[31mred\n")
 if rank == "1":
     out.write(b"x" * 300_000 + b"needle\n")
 out.flush()
+index = os.path.join(os.environ["NEXA_RANK_DIR"], "attempt_%s.log.times" % attempt)
+while not (os.path.exists(index) and os.path.getsize(index)):  # the node's agent has noted when these were written
+    time.sleep(0.05)
 time.sleep(1.5)
 out.write(b"no newline")
 out.flush()
@@ -40,7 +43,7 @@ def read(lab: Lab, *words: str) -> bytes:
     """The bytes that `nexa logs` writes into a pipe, with no ssh in reach: all is here, the nodes may be gone."""
     argv = [*lab.prefix, *NEXA, "logs", *words]
     done = subprocess.run(
-        argv, cwd=lab.root, env=lab.environment(PATH="/nonexistent"), capture_output=True, timeout=120
+        argv, cwd=lab.root, env=lab.environment(PATH="/nonexistent"), capture_output=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -59,9 +62,9 @@ def test_every_line_of_every_rank_and_attempt_by_any_filter(clean: Lab, tmp_path
     run = clean.newest().name
     argv = [*clean.prefix, *NEXA, "logs", run, "--follow", "--rank", "0,2"]
     follower = subprocess.Popen(argv, cwd=clean.root, env=clean.environment(), stdout=subprocess.PIPE)
-    _, said = child.communicate(timeout=120)
+    _, said = child.communicate(timeout=600)
     assert child.returncode == 0, said
-    followed, _ = follower.communicate(timeout=120)
+    followed, _ = follower.communicate(timeout=600)
     attempts = [clean.record()["attempts"][i] for i in range(2)]
 
     every = read(clean, run, "--rank", "0,1,2,3")
@@ -98,7 +101,7 @@ def test_every_line_of_every_rank_and_attempt_by_any_filter(clean: Lab, tmp_path
         assert said in clean.nexa("logs", run, *words, code=2).stderr
 
     argv = [*NEXA[1:], "logs", run, "--rank", "0"]
-    child = pexpect.spawn(sys.executable, argv, cwd=str(clean.root), env=clean.environment(), timeout=120)
+    child = pexpect.spawn(sys.executable, argv, cwd=str(clean.root), env=clean.environment(), timeout=600)
     child.expect(pexpect.EOF)
     child.close()
     assert "[n0:0] \ufffdred\r\n" in child.before.decode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ pytestmark = pytest.mark.e2e
 USD_PER_HOUR = 72.0
 RESERVED = USD_PER_HOUR * 180 / 3600
 """What a stop in order may need, by plan/budget.py."""
+MORE_USD = 1.0
+"""Fifty seconds: a busy machine takes long until a rank does its first step."""
 
 
 @pytest.fixture
@@ -52,26 +55,28 @@ def test_a_run_is_stopped_before_its_budget_ends_and_the_nodes_go(priced: Lab) -
     assert "0.00 of 0.50 USD are spent, and at 72.00 USD/h the rest is needed to stop in order" in said
     assert runs(priced) == 0 and is_there(priced)
 
-    train = priced.script("steps", STEPS, args=["0", "0", "4000"], budget_usd=round(RESERVED + 0.3, 2))
+    train = priced.script("steps", STEPS, args=["0", "0", "4000"], budget_usd=round(RESERVED + MORE_USD, 2))
     said = priced.nexa("run", train, code=3).stderr
     manifest = priced.manifest()
     assert manifest["status"] == "stopped" and "budget of the run" in manifest["attempts"][-1]["cause"]
     assert manifest["attempts"][-1]["kind"] == "budget" and manifest["attempts"][-1]["last_step"] > 0
-    assert manifest["cost_usd"] <= RESERVED + 0.3
+    assert manifest["cost_usd"] <= RESERVED + MORE_USD
     assert "stopping with a checkpoint" in said and "giving the nodes back (on_budget: teardown)" in said
     assert not is_there(priced)
     [receipt] = (priced.root / ".nexa" / "history").glob("*/receipt.json")
     told = json.loads(receipt.read_text())
-    assert not any(told["left"].values()) and told["cost_usd"] > 0.3 and told["waste"]["lines"]
+    assert not any(told["left"].values()) and told["cost_usd"] > MORE_USD and told["waste"]["lines"]
 
 
 def test_the_budget_of_a_cluster_is_shown_extended_and_kept_and_a_failed_run_takes_the_nodes(priced: Lab) -> None:
+    began = time.time()
     provision(priced, budget_usd=50.0, on_failure="teardown")
     assert priced.json("budget")["budget_usd"] == 50.0
     assert priced.json("budget", "extend", "25")["budget_usd"] == 75.0
     priced.nexa("provision", "--cluster", "priced.yaml", "-y")
     told = priced.json("budget")
-    assert told["budget_usd"] == 75.0 and 0 < told["spent_usd"] < 10 and told["usd_per_hour"] == USD_PER_HOUR
+    assert told["budget_usd"] == 75.0 and told["usd_per_hour"] == USD_PER_HOUR
+    assert 0 < told["spent_usd"] <= USD_PER_HOUR * (time.time() - began) / 3600 + 0.01
     assert "above 0" in priced.nexa("budget", "extend", "-5", code=2).stderr
     whole = (priced.root / "priced.yaml").read_text()
     priced.write("priced.yaml", whole.replace("50.0", "-1"))

@@ -67,7 +67,7 @@ def left_alone(lab: Lab, *words: str, when: Callable[[], object]) -> None:
             stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
     try:
-        until(lambda: when() or child.poll() is not None, f"{words[0]} is where it is to be killed", 240)
+        until(lambda: when() or child.poll() is not None, f"{words[0]} is where it is to be killed")
         assert child.poll() is None, (lab.root / "log").read_text()[-3000:]
     finally:
         kill_tree(child)
@@ -86,7 +86,7 @@ def train_until_the_controller_is_killed(lab: Lab, here: Running) -> None:
 def order(lab: Lab, node: str, *words: str) -> str:
     """As root on a node."""
     ssh = ["ssh", "-F", str(lab.root / f".nexa/clusters/{lab.root.name}/ssh/ssh_config"), node, "sudo", "-n", *words]
-    done = subprocess.run([*lab.prefix, *ssh], env=lab.environment(), capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*lab.prefix, *ssh], env=lab.environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -95,7 +95,7 @@ def step_in_bucket(lab: Lab) -> int:
     """Step of the newest whole checkpoint, fetched and verified file by file."""
     env = {**lab.environment(), "NEXA_BUCKET": f"s3://{BUCKET}/{lab.root.name}", "NEXA_PYTHON": sys.executable}
     argv = [*lab.prefix, "bash", str(REPO / "scripts/run_sync.sh"), "pull", lab.newest().name, "fetched"]
-    done = subprocess.run(argv, cwd=lab.root, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(argv, cwd=lab.root, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return int(Path(done.stdout.strip()).name.removeprefix("step_"))
 
@@ -157,11 +157,15 @@ def test_what_nobody_finished_or_uses_ends_by_itself(alone: Callable[..., Lab], 
     failed_by = time.time() + idle_s
 
     assert len(ended(here, killed, expires)) == 2
-    assert len(ended(here, crashed, crash_by)) == 2
+    # Its agents touched their nodes' clocks when the second attempt began, and whenever ten seconds had passed.
+    attempt = crashed.record()["attempts"][-1]
+    stops = ended(here, crashed, crash_by)
+    assert len(stops) == 2 and min(stops) >= attempt["started_unix"] + idle_s - 2
     told = billed(crashed)
     (run,) = told["runs"]
     assert run["attempts"] == 2 and 0 < run["usd"] < told["usd"] and len(told["nodes"]) == 2
-    assert told["phases"]["idle"]["seconds"] >= 2 * idle_s - 10
+    idle = sum(row["stop_unix"] - attempt["ended_unix"] for row in told["nodes"])
+    assert told["phases"]["idle"]["seconds"] >= idle - 2 > 0
     ended(here, failed, failed_by)
     told = billed(failed)
     assert told["runs"] == [] and told["phases"]["bootstrapping"]["usd"] > 0
@@ -170,17 +174,17 @@ def test_what_nobody_finished_or_uses_ends_by_itself(alone: Callable[..., Lab], 
 def test_a_local_node_ends_at_its_time_with_all_that_runs_on_it(tmp_path: Path) -> None:
     cluster = LocalCluster.make(tmp_path, ("n0", "n1"))
     try:
-        for node, max_s in (("n1", "600"), ("n0", "10")):
-            assert cluster.host(node, "up", NEXA_LOCAL_MAX_S=max_s).returncode == 0
         began = time.monotonic()
+        for node, max_s in (("n1", "600"), ("n0", "30")):
+            assert cluster.host(node, "up", NEXA_LOCAL_MAX_S=max_s).returncode == 0
         daemon = cluster.daemon_pid("n0")
         assert cluster.ssh("n0", "setsid sleep 600 >/dev/null 2>&1 </dev/null &").returncode == 0
-        extend = '"$NEXA_DEADLINE_DIR/deadline" extend 1 && test -r "$NEXA_DEADLINE_DIR/acts_unix"'
         until(lambda: not Path(f"/proc/{daemon}").exists(), "n0 switched itself off")
-        assert time.monotonic() - began > 3
+        assert time.monotonic() - began > 25
         assert cluster.ssh("n0", "true").returncode == 255
         other = cluster.daemon_pid("n1")
-        assert cluster.ssh("n1", extend).returncode == 0
+        assert cluster.ssh("n1", 'test -r "$NEXA_DEADLINE_DIR/acts_unix"').returncode == 0
+        cluster.ssh("n1", '"$NEXA_DEADLINE_DIR/deadline" extend 1')  # it may be off before it can answer
         until(lambda: not Path(f"/proc/{other}").exists(), "n1 was told another time")
         until(lambda: [row["on"] for row in json.loads(status(cluster))] == [False, False], "nothing is left")
     finally:
@@ -204,11 +208,11 @@ def test_a_local_run_is_saved_before_its_nodes_end(tmp_path: Path) -> None:
         args = ["--steps", "100000", "--save-every", "100000", "--step-seconds", "0.2"]
         lab.write("own.yaml", json.dumps({"name": "own", "script": "configs/train/own_script.py", "args": args}))
         child = lab.begin("run", "own.yaml")
-        until(lambda: "step 5/" in lab.log(0, "n0"), "step 5", 240)
+        until(lambda: "step 5/" in lab.log(0, "n0"), "step 5")
         extend = f'"$NEXA_DEADLINE_DIR/deadline" extend {int(time.time()) + 140}'
         for node in ("n0", "n1"):
             lab.nexa("ssh", node, "--", "sh", "-c", extend)
-        _, said = child.communicate(timeout=180)
+        _, said = child.communicate(timeout=400)
         attempt = lab.manifest()["attempts"][-1]
         assert (attempt["kind"], len(lab.manifest()["attempts"])) == ("deadline", 1), said
         assert lab.manifest()["status"] == "stopped"

@@ -301,10 +301,10 @@ def test_through_a_jump_host(own: Own, tmp_path: Path) -> None:
     folder = ctx.workspace.cluster("own")
     adopt.pin(folder, config, found)
     argv = ["ssh", "-F", str(folder.ssh_config), "behind", "pwd"]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL)
     assert done.stdout.strip() == str(own.home("n1")), done.stderr
     known.write_text(f"jumpkey {found[0].key.kind} {found[0].key.blob}\n")
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL)
     assert done.returncode == 255 and "Host key verification failed" in done.stderr
 
     own.lab.write("jump_config", jump + far + theirs)  # in a workspace with a quote in its path

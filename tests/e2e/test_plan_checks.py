@@ -33,7 +33,7 @@ def checks(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "NEXA_PYTHON": sys.executable, **env},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         stdin=subprocess.DEVNULL,
     )
 

@@ -53,9 +53,9 @@ def test_a_baked_image_is_taken_and_holds_nobodys_keys(here: Running, tmp_path: 
         assert len([key for key in keys if key.strip()]) == 1
         assert node("ls /opt/nexa/scratch") == "" and int(node("cat /var/lib/nexa/acts_unix")) > 0
         said = lab.script("hello", "print('hello from a baked node')")
-        lab.nexa("run", said, timeout_s=200)
+        lab.nexa("run", said, timeout_s=600)
         assert "hello from a baked node" in lab.log(0, "n0")
     finally:
-        lab.nexa("teardown", "--cluster", "img.yaml", "-y", timeout_s=300)
+        lab.nexa("teardown", "--cluster", "img.yaml", "-y", timeout_s=600)
     lab.nexa("image", "delete", ami, "--cluster", "img.yaml", "-y")
     assert lab.json("image", "list", "--cluster", "img.yaml") == []

@@ -43,7 +43,7 @@ time.sleep(600)
 COUNT = """
 import os, time
 for i in range(400):
-    while i == 300 and not os.path.exists(os.environ["NEXA_RUN_DIR"] + "/trigger"):
+    while i in (100, 300) and not os.path.exists(os.environ["NEXA_RUN_DIR"] + "/trigger_%d" % i):
         time.sleep(0.05)
     print("line", i, flush=True)
     time.sleep(0.02)
@@ -56,8 +56,15 @@ def ready(lab: Lab, before: int) -> bool:
     return all("ready" in lab.log(rank, f"n{rank // 2}") for rank in range(4))
 
 
-def trigger(lab: Lab, node: str = "n1") -> None:
-    Path(lab.record()["nodes"][node]["run_dir"], "trigger").touch()
+def trigger(lab: Lab, *nodes: str, name: str = "trigger") -> None:
+    for node in nodes:
+        Path(lab.record()["nodes"][node]["run_dir"], name).touch()
+
+
+def written(lab: Lab, rank: int) -> str:
+    """The log of a rank on its node."""
+    path = Path(lab.record()["nodes"][f"n{rank // 2}"]["run_dir"], f"rank_{rank}", "attempt_1.log")
+    return path.read_text() if path.exists() else ""
 
 
 def test_ranks_are_where_the_plan_says_and_arguments_arrive_as_they_are(clean: Lab) -> None:
@@ -82,7 +89,7 @@ def test_the_launch_module_with_fewer_ranks_a_node(clean: Lab) -> None:
     clean.write("reduce.py", REDUCE)
     words = ["--config", "lab", "--nproc-per-node", "1", "--", "reduce.py", "--flag"]
     launch = [sys.executable, "-m", "nexa_dist.launch", *words]
-    done = subprocess.run(launch, cwd=clean.root, env=environment(), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(launch, cwd=clean.root, env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "rank 1 of 2 on n1 sum 3.0 ['--flag']" in clean.log(1, "n1")
 
@@ -91,8 +98,8 @@ def test_one_failing_rank_ends_all_and_is_named(clean: Lab) -> None:
     before = runs(clean)
     child = clean.begin("run", clean.script("quiet", QUIET))
     until(lambda: ready(clean, before), "four ranks are ready")
-    trigger(clean)
-    _, said = child.communicate(timeout=120)  # the other ranks would sleep for 600 s
+    trigger(clean, "n1")
+    _, said = child.communicate(timeout=600)  # the other ranks would sleep for 600 s
     assert child.returncode == 1, said
     assert "failed: rank 2 on n1: exit code 9" in said
     assert "the reason, last line" in said
@@ -114,7 +121,7 @@ def test_a_killed_process_ends_the_run_everywhere(clean: Lab, victim: str) -> No
         ranks = [int(p) for p in Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split()]
         inner = [int(p) for p in Path(f"/proc/{ranks[0]}/task/{ranks[0]}/children").read_text().split()]
         kill(torchrun if victim == "torchrun" else inner[0])
-    _, said = child.communicate(timeout=120)
+    _, said = child.communicate(timeout=600)
     assert child.returncode == 1, said
     assert "n1" in said.split("✗")[1]
     assert "processes left: n0 0, n1 0" in said
@@ -124,7 +131,7 @@ def test_at_a_terminal_an_interrupt_asks_once(clean: Lab) -> None:
     before = runs(clean)
     train = clean.script("quiet", QUIET)
     words = [sys.executable, "-m", "nexa_dist", "run", train]
-    child = pexpect.spawn(words[0], words[1:], cwd=str(clean.root), env=environment(), timeout=120, encoding="utf-8")
+    child = pexpect.spawn(words[0], words[1:], cwd=str(clean.root), env=environment(), timeout=600, encoding="utf-8")
     until(lambda: ready(clean, before), "four ranks are ready")
     child.sendintr()
     child.expect(r"\[d\] detach .*, \[s\] stop it: ")
@@ -145,15 +152,16 @@ def test_without_a_terminal_an_interrupt_stops_the_run(clean: Lab) -> None:
     child = clean.begin("run", clean.script("quiet", QUIET))
     until(lambda: ready(clean, before), "four ranks are ready")
     child.send_signal(signal.SIGINT)
-    _, said = child.communicate(timeout=120)
+    _, said = child.communicate(timeout=600)
     assert child.returncode == 130, said
     assert "processes left: n0 0, n1 0" in said
     assert clean.manifest()["status"] == "stopped"
 
 
-def test_dropped_connections_and_a_killed_controller_lose_and_repeat_nothing(clean: Lab) -> None:
-    before = runs(clean)
-    child = clean.begin("run", clean.script("count", COUNT), "--rank", "0")
+def test_dropped_connections_and_a_killed_controller_lose_and_repeat_nothing(clean: Lab, tmp_path: Path) -> None:
+    before, said = runs(clean), tmp_path / "said"
+    with said.open("w") as file:
+        child = clean.begin("run", clean.script("count", COUNT), "--rank", "0", stderr=file)
     until(lambda: runs(clean) > before and "line 20\n" in clean.log(0, "n0"), "lines come")
     dropped = 0
     for path in Path("/proc").glob("[0-9]*/status"):
@@ -166,19 +174,19 @@ def test_dropped_connections_and_a_killed_controller_lose_and_repeat_nothing(cle
             continue
     assert dropped == 2
     so_far = len(clean.log(0, "n0").splitlines())
-    until(lambda: len(clean.log(0, "n0").splitlines()) > so_far + 20, "lines come again")
+    trigger(clean, "n0", "n1", name="trigger_100")
+    until(lambda: "[n0:0] line 299\n" in said.read_text(), "lines come again")
     child.kill()
-    _, said = child.communicate()
-    shown = [line for line in said.splitlines(keepends=True) if line.startswith("[n0:0]")]
+    child.communicate()
+    shown = [line for line in said.read_text().splitlines(keepends=True) if line.startswith("[n0:0]")]
     assert len(shown) > so_far and shown == [f"[n0:0] line {i}\n" for i in range(len(shown))]
 
     status = clean.json("status")
     assert {n["state"] for n in status["runs"][0]["nodes"].values()} == {"running"}
     reader = clean.begin("logs", "--follow", "--rank", "3")
-    for node in ("n0", "n1"):
-        trigger(clean, node)
+    trigger(clean, "n0", "n1", name="trigger_300")
     clean.nexa("attach")
-    lines, _ = reader.communicate(timeout=120)
+    lines, _ = reader.communicate(timeout=600)
     assert (reader.returncode, lines) == (0, "".join(f"[n1:3] line {i}\n" for i in range(400)))
     for rank in range(4):
         assert clean.log(rank, f"n{rank // 2}") == "".join(f"line {i}\n" for i in range(400))
@@ -188,7 +196,8 @@ def test_dropped_connections_and_a_killed_controller_lose_and_repeat_nothing(cle
 def test_detach_logs_and_a_stop_that_cannot_reach_all(clean: Lab) -> None:
     before = runs(clean)
     run = clean.json("run", clean.script("quiet", QUIET), "--detach")["run"]
-    until(lambda: len(clean.processes()) >= 8, "ranks run")
+    until(lambda: all("ready" in written(clean, rank) for rank in range(4)), "ranks run")
+    assert len(clean.processes()) >= 8
     assert runs(clean) == before + 1
     lines = [json.loads(line) for line in clean.nexa("logs", "--json", "--rank", "1,3").stdout.splitlines()]
     assert {(line["rank"], line["node"]) for line in lines} <= {(1, "n0"), (3, "n1")}

@@ -68,7 +68,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (copy / name).parent.mkdir(exist_ok=True)
         (copy / name).touch()
     argv = ["uv", "build", "--wheel", "--no-build-isolation", "--offline", "--python", sys.executable, "-o", str(out)]
-    built = subprocess.run([*argv, str(copy)], env=outside(), capture_output=True, text=True, timeout=120)
+    built = subprocess.run([*argv, str(copy)], env=outside(), capture_output=True, text=True, timeout=600)
     assert built.returncode == 0, built.stderr
     return next(out.glob("*.whl"))
 
@@ -82,7 +82,7 @@ def venv(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     # A path from a .pth file is searched last, and its own .pth files are not read: no editable install counts.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     argv = ["uv", "pip", "install", "-q", "--no-deps", "--offline", "--python", str(venv / "bin" / "python")]
-    subprocess.run([*argv, str(wheel)], env=outside(), check=True, timeout=120)
+    subprocess.run([*argv, str(wheel)], env=outside(), check=True, timeout=600)
     return venv
 
 
@@ -106,7 +106,7 @@ def test_the_whole_life_cycle_from_the_wheel_in_an_empty_folder(venv: Path, tmp_
     def nexa(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         argv = [str(venv / "bin" / "nexa"), *words]
         done = subprocess.run(
-            argv, cwd=root, env=outside(), capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
+            argv, cwd=root, env=outside(), capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL
         )
         assert done.returncode == code, f"{words}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
