@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shlex
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -271,13 +273,21 @@ def test_a_full_zone_a_lost_reply_and_a_busy_api(cloud: Lab, here: Running) -> N
     assert "gone" in cloud.nexa("teardown", "-y", timeout_s=400).stderr  # the first workspace learns it
 
 
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 def test_no_capacity_then_a_saved_plan_a_killed_command_and_a_host_that_never_boots(cloud: Lab, here: Running) -> None:
     here.client.fault("capacity", after=1)
     said = provision(cloud, code=1)
     assert "no capacity for 2 nodes: g5.12xlarge us-east-1a spot: InsufficientInstanceCapacity" in said
     assert running(here) == {}
     here.client.clear()
-    cloud.write("cloud.yaml", CLUSTER.replace("boot_timeout_s: 90", "boot_timeout_s: 45"))
     here.client.fault("no_boot", nth=1)
 
     before = ours(here)
@@ -286,10 +296,16 @@ def test_no_capacity_then_a_saved_plan_a_killed_command_and_a_host_that_never_bo
     assert ours(here) == before
     child = cloud.begin("provision", "--plan", "plan.bin", "-y")
     until(lambda: running(here), "the first instance exists")
-    child.kill()  # the controller alone: Terraform goes on
-    child.communicate()
-    said = provision(cloud)
-    assert "a Terraform of a killed command is still at work" in said
+    with stopped(int((cloud.root / ".nexa/clusters/cloud/terraform/busy").read_text())):
+        child.kill()  # the controller alone
+        child.communicate()
+        told = cloud.root / "told"
+        with told.open("w") as file:
+            child = cloud.begin("provision", "--cluster", "cloud.yaml", "-y", stderr=file)
+        until(lambda: "a Terraform of a killed command is still at work" in told.read_text(), "it waits")
+    child.communicate(timeout=600)
+    said = told.read_text()
+    assert child.returncode == 0, said
     assert "n0: ending" not in said
     assert re.search(r"made anew, since they do not answer: n[01]$", said, re.M), said
     assert set(running(here)) == {"n0", "n1"}
