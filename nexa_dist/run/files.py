@@ -91,21 +91,12 @@ def take(file: IO[Any]) -> bool:
     """Locks the file for us alone; false when somebody else has it. Who only looks whether it is locked shares it for a
     moment, and is waited for."""
     until = time.monotonic() + LOOK_LIMIT_S
-    while True:
-        for kind in (fcntl.LOCK_EX, fcntl.LOCK_SH):
-            try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                pass
-        else:
+    while not _locks(file, fcntl.LOCK_EX):
+        if not _locks(file, fcntl.LOCK_SH) or time.monotonic() > until:
             return False
-        if kind == fcntl.LOCK_EX:
-            return True
         fcntl.flock(file, fcntl.LOCK_UN)
-        if time.monotonic() > until:
-            return False
         time.sleep(0.01)
+    return True
 
 
 def held(path: Path) -> bool:
@@ -113,8 +104,12 @@ def held(path: Path) -> bool:
     if not path.exists():
         return False
     with open(path, "rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+        return not _locks(file, fcntl.LOCK_SH)
+
+
+def _locks(file: IO[Any], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -99,7 +99,7 @@ def test_a_run_that_is_to_end_with_its_controller_does(rig: Rig, controller: Any
     first, second = controller(), controller()
     first.kill()
     first.wait()
-    until(lambda: seated(rig.folder) == {second.pid})
+    until(lambda: {first.pid, second.pid} & seated(rig.folder) == {second.pid})
     second.stdin.close()
     status = rig.ended()
     assert (status["state"], status["reason"], status["processes"]) == ("stopped", "disconnected", [])
