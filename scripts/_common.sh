@@ -9,6 +9,26 @@ die() {
 }
 have() { command -v "$1" >/dev/null 2>&1; }
 
+# Prints what the script says of itself at its top, and ends it, where that is asked for.
+help_if_asked() { # "$@"
+    case "${1:-}" in
+    -h | --help)
+        sed -n '2,/^[^#]/s/^# \{0,1\}//p' "scripts/${0##*/}"
+        exit
+        ;;
+    esac
+}
+
+# Becomes a module of this checkout with its environment, in the folder that the script was called from.
+run_module() { # MODULE ARG…
+    local python="${NEXA_PYTHON:-$PWD/.venv/bin/python}"
+    have "$python" || die "there is no $python" "scripts/setup dev"
+    use_checkout
+    export PYTHONPATH="$PWD"
+    cd "$OLDPWD" || exit
+    exec "$python" -P -m "$@" # -P: a folder `tests` of the caller's is not ours
+}
+
 # The programs of the checkout come first, and Terraform is not distracted by another session's settings.
 use_checkout() {
     export PATH="$PWD/.venv/bin:$PATH:$PWD/.nexa/bin:/usr/sbin"

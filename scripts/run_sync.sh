@@ -19,8 +19,9 @@ die() { # CODE MESSAGE
     say "error: $2"
     exit "$1"
 }
+describe() { sed -n '4,9s/^# *//p' "${BASH_SOURCE[0]}"; }
 usage() {
-    sed -n '4,9s/^# *//p' "${BASH_SOURCE[0]}" >&2
+    describe >&2
     exit 2
 }
 
@@ -177,6 +178,7 @@ do_prune() { # KEEP
 
 number() { case "$1" in '' | *[!0-9]*) usage ;; esac }
 
+case "${1:-}" in -h | --help) describe && exit ;; esac
 [ $# -ge 2 ] || usage
 verb=$1 run_id=$2
 shift 2

@@ -1,7 +1,11 @@
-"""Runs in an emulated region of its own (root). Prints seconds of this run and their ratios."""
+"""nexa provision beside a bare `terraform apply` of the same stack and variables, in one run.
+
+It runs in an emulated region of its own (root), and prints seconds of this run and their ratios.
+"""
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -9,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.cloud.image import REPO
 from tests.cloud.region import region
 
 CLUSTER = """\
@@ -22,11 +27,12 @@ offers: [{type: g5.12xlarge, zone: us-east-1a}]
 
 
 def main() -> int:
+    argparse.ArgumentParser(prog="scripts/bench_provision", description=__doc__).parse_args()
     with region(f"bench-{os.getpid()}") as here, tempfile.TemporaryDirectory(prefix="nexa-bench-") as name:
         folder = Path(name)
         (folder / "c.yaml").write_text(CLUSTER)
         stack = folder / ".nexa" / "clusters" / "bench" / "terraform"
-        env = {**here.environ(), "PYTHONPATH": str(Path.cwd()), "NEXA_SETTLE_S": "1"}
+        env = {**here.environ(), "PYTHONPATH": str(REPO), "NEXA_SETTLE_S": "1"}
 
         def timed(*argv: str, **more: str) -> float:
             began = time.monotonic()

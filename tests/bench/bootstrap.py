@@ -50,7 +50,7 @@ def measured(nodes: int) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="scripts/bench_bootstrap", description=__doc__)
     parser.add_argument("--nodes", default="1,2,8", help="sizes, such as 1,2,8")
     sizes = [int(size) for size in parser.parse_args().nodes.split(",")]
     rows = {size: measured(size) for size in sizes}
