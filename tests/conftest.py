@@ -1,7 +1,9 @@
-"""Which tests one worker gets together, since they share what takes long to make."""
+"""Which tests are of the long tier, which ones one worker gets together, and in which order they begin."""
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,26 +12,46 @@ TOGETHER = {
     "tests/e2e/test_runs.py": "lab 1",
     "tests/e2e/test_logs.py": "lab 1",
     "tests/e2e/test_own_hosts.py": "lab 1",
-    "tests/e2e/test_own_hosts_provision.py": "lab 1",
     "tests/e2e/test_hostile_cli.py::test_a_command_for_a_node": "lab 1",
     "tests/e2e/test_lifecycle.py": "lab 2",
     "tests/e2e/test_recovery.py": "lab 2",
+    "tests/e2e/test_own_hosts_provision.py": "own hosts",
+    "tests/e2e/test_diag.py::test_an_unfit_node": "lab 1",
     "tests/e2e/test_diag.py": "diag",
     "tests/e2e/test_diag_hosts.py": "diag hosts",
     "tests/e2e/test_mesh.py": "mesh",
     "tests/e2e/test_tailnet.py": "tailnet",
     "tests/emulated/test_cloud_api.py": "cloud api",  # one worker loads moto for all of them
     "tests/emulated/test_cloud_faults.py": "cloud api",
+    "tests/emulated/": "emulated",
+    "tests/unit/train/test_hf_state.py": "transformers",
 }
-"""Group by what the name of a test begins with. Any other test goes to any worker."""
+"""What shares something that takes long to make: a group by what the name of a test begins with. Any other test goes to
+any worker."""
+DURATIONS = Path(__file__).with_name("durations.txt")
+"""Seconds of the tests that take some, as `scripts/test --long --durations=0` says them."""
 
 
-LONG = ("tests/e2e/test_region.py", "tests/e2e/test_nobody_home.py", "tests/e2e/test_chaos.py")
-"""Minutes each. They begin before the others, or one worker still has them when the others have nothing left."""
+def group_of(nodeid: str) -> str:
+    return next((group for name, group in TOGETHER.items() if nodeid.startswith(name)), nodeid)
+
+
+def known_s() -> Counter[str]:
+    """Seconds that a group took when it was measured."""
+    found: Counter[str] = Counter()
+    for line in DURATIONS.read_text().splitlines():
+        if not line.startswith("#"):
+            seconds, nodeid = line.split(maxsplit=1)
+            found[group_of(nodeid)] += float(seconds)  # type: ignore[assignment]
+    return found
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+    for item in items:
+        if (mark := item.get_closest_marker("long")) and not (mark.args and isinstance(mark.args[0], str)):
+            raise pytest.UsageError(f"{item.nodeid}: the mark `long` says why: @pytest.mark.long('why')")
+    seconds = known_s()  # the longest first, or one worker still has it when the others have nothing left
+    items.sort(key=lambda item: -seconds[group_of(item.nodeid)])
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -39,6 +61,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Grouped(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return next((group for name, group in TOGETHER.items() if nodeid.startswith(name)), nodeid)
+            return group_of(nodeid)
 
+    config.option.loadscopereorder = False  # by the number of their tests, which says nothing of their seconds
     return Grouped(config, log)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 from tests.cloud.region import Running, Unable, region
 
 REPO = Path(__file__).parents[2]
+PLAIN_RANK = REPO / "tests" / "plain_rank.py"
 NEXA = (sys.executable, "-m", "nexa_dist")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -61,12 +63,12 @@ class Lab:
     def json(self, *words: str, **more: Any) -> Any:
         return json.loads(self.nexa(*words, "--json", **more).stdout)
 
-    def begin(self, *words: str, stderr: int | IO[str] = subprocess.PIPE) -> subprocess.Popen[str]:
+    def begin(self, *words: str, stderr: int | IO[str] = subprocess.PIPE, **env: str) -> subprocess.Popen[str]:
         """A command that goes on while the test acts. With a file for `stderr` the test can read what it says."""
         return subprocess.Popen(
             [*self.prefix, *NEXA, *words],
             cwd=self.root,
-            env=self.environment(),
+            env=self.environment(**env),
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
@@ -83,6 +85,12 @@ class Lab:
         """A torchrun script and the train.yaml that runs it, once unless `more` says otherwise; returns the latter."""
         self.write(f"{name}.py", text)
         train = {"name": name, "script": f"{name}.py", "restarts_per_hour": 0, **more}
+        return self.write(f"{name}.yaml", json.dumps(train))
+
+    def plain(self, name: str, *args: object, **more: Any) -> str:
+        """train.yaml of tests/plain_rank.py, which imports no torch, with these arguments."""
+        shutil.copy(PLAIN_RANK, self.root)
+        train = {"name": name, "script": PLAIN_RANK.name, "args": [str(word) for word in args], **more}
         return self.write(f"{name}.yaml", json.dumps(train))
 
     def newest(self) -> Path:

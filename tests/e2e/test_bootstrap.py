@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from nexa_dist.errors import NexaError
+from nexa_dist.ops import bootstrap
 from nexa_dist.run import agentfile
 from nexa_dist.run.ansible import run_playbook
 from tests.e2e.local_cluster import ROOT, LocalCluster, clean_env, marked_pids
@@ -26,7 +27,7 @@ SHARED = Path(os.environ.get("NEXA_TEST_SHARED", "~/.cache/nexa")).expanduser()
 """Kept between runs, so that a machine builds the environment once."""
 FIND_LINKS = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS") or ""
 BASE_PYTHON = f"{sys.base_prefix}/bin/python3"
-BACKEND = "cpu"
+BACKEND = bootstrap.BACKEND
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,7 @@ def env_folder() -> Path:
     return SHARED / "envs" / hashlib.sha256(b"\0".join([lock, torch, version, BACKEND.encode()])).hexdigest()[:16]
 
 
+@pytest.mark.long("five plays; every provision twice in other tests says 0 tasks changed")
 def test_bootstrap_converges(cluster: LocalCluster) -> None:
     first = play(cluster)
     assert all(count > 0 for count in first.values())
@@ -104,6 +106,7 @@ def test_bootstrap_converges(cluster: LocalCluster) -> None:
     assert versions["torch"].split("+")[0] == pin
 
 
+@pytest.mark.long("variant: check mode")
 def test_check_mode_on_a_fresh_node(cluster: LocalCluster, tmp_path: Path) -> None:
     changed = play(cluster, "--check", nexa_shared=str(tmp_path / "fresh"))
     assert set(changed) == {"n0", "n1"}

@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.conftest import REPO, environment
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.long("minutes: two seeds of faults against a whole training")]
 SEEDS = (2, 3)
 
 

@@ -3,9 +3,11 @@ bad one. The GPU that is missing is told by a stand-in for nvidia-smi in the nod
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +48,23 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     until(lambda: not everything_of(made.root), f"nothing of {made.root} is left")
 
 
+@contextlib.contextmanager
+def one_gpu_short(home: Path, keep: bool = False) -> Iterator[None]:
+    """On the node with this home nvidia-smi tells of one GPU, until the end of the block or (`keep`) of the node."""
+    if not pwd.getpwuid(os.getuid()).pw_shell.endswith("bash"):
+        pytest.skip("the stand-in for nvidia-smi is put on PATH by ~/.bashrc, which only bash reads")
+    (home / "bin").mkdir()
+    (home / "bin" / "nvidia-smi").write_text(ONE_GPU)
+    (home / "bin" / "nvidia-smi").chmod(0o755)
+    (home / ".bashrc").write_text("PATH=$HOME/bin:$PATH\n")
+    try:
+        yield
+    finally:
+        if not keep:
+            (home / ".bashrc").unlink()
+            shutil.rmtree(home / "bin")
+
+
 def folder(lab: Lab) -> Path:
     return lab.root / ".nexa" / "clusters" / "own"
 
@@ -54,6 +73,7 @@ def cluster(lab: Lab) -> dict[str, Any]:
     return dict(json.loads((folder(lab) / "cluster.json").read_text()))
 
 
+@pytest.mark.long("test_region.py has it")
 def test_a_provision_ends_with_a_diagnosis_that_is_kept(own: Lab) -> None:
     verdict = json.loads((folder(own) / "diag.json").read_text())
     assert verdict["ok"] and set(verdict["nodes"]) == {"n0", "n1"}
@@ -61,6 +81,7 @@ def test_a_provision_ends_with_a_diagnosis_that_is_kept(own: Lab) -> None:
     assert (folder(own) / "diag" / verdict["report"]).exists()
 
 
+@pytest.mark.long("two diagnoses more")
 def test_it_says_what_every_node_has_and_draws_the_pairs(own: Lab) -> None:
     report = own.json("diag", "own", "--picture", "pairs.svg", timeout_s=600)
     assert report["ok"] and not report["deep"]
@@ -76,7 +97,21 @@ def test_it_says_what_every_node_has_and_draws_the_pairs(own: Lab) -> None:
     until(lambda: not [line for line in everything_of(own.root) if "bandwidth" in line], "the group test is gone")
 
 
-def test_an_unfit_node_is_named_and_a_run_is_refused_until_it_is_fit(own: Lab) -> None:
+def test_an_unfit_node_is_named_and_a_run_is_refused_until_it_is_fit(clean: Lab) -> None:
+    train = clean.script("hello", HELLO)
+    with one_gpu_short(clean.root / ".nexa" / "clusters" / "lab" / "nodes" / "n1" / "home"):
+        said = clean.nexa("diag", code=1).stderr
+        assert "error: n1: gpu missing: 1 GPUs (expected: 2 GPUs)" in said
+        refused = clean.nexa("run", train, code=1).stderr
+        assert "n1: gpu missing: " in refused and "hint: nexa diag looks again" in refused
+    clean.nexa("diag", "--picture", "pairs.svg")
+    drawn = ElementTree.parse(clean.root / "pairs.svg")
+    assert "n0" in [text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    clean.nexa("run", train)
+
+
+@pytest.mark.long("variant of a fault: a port that is taken")
+def test_a_taken_port_is_named_and_a_run_is_refused_until_it_is_free(own: Lab) -> None:
     train = own.script("hello", HELLO)
     first = cluster(own)
     with socket.socket() as taken:
@@ -93,14 +128,11 @@ def test_an_unfit_node_is_named_and_a_run_is_refused_until_it_is_fit(own: Lab) -
     own.nexa("run", train)
 
 
+@pytest.mark.long("test_region.py has a bad node replaced on aws")
 def test_a_bad_node_is_replaced_once_and_what_it_cost_is_written_down(own: Lab) -> None:
-    if not pwd.getpwuid(os.getuid()).pw_shell.endswith("bash"):
-        pytest.skip("the stand-in for nvidia-smi is put on PATH by ~/.bashrc, which only bash reads")
     home = folder(own) / "nodes" / "n1" / "home"
-    (home / "bin").mkdir()
-    (home / "bin" / "nvidia-smi").write_text(ONE_GPU)
-    (home / "bin" / "nvidia-smi").chmod(0o755)
-    (home / ".bashrc").write_text("PATH=$HOME/bin:$PATH\n")
+    with one_gpu_short(home, keep=True):
+        pass
     said = own.nexa("diag", code=1).stderr
     assert "error: n1: gpu missing: 1 GPUs (expected: 2 GPUs)" in said
     kept = folder(own) / "nodes" / "n0" / "home" / "mine"

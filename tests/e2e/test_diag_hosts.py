@@ -103,6 +103,7 @@ def write_cluster(root: Path, lab: Lab, efa: bool = False) -> None:
     files.write_json(folder / "config.json", config.model_dump(mode="json", exclude_unset=True))
 
 
+@pytest.mark.long("three machines")
 def test_machines_that_are_as_they_should_be(hosts: Hosts) -> None:
     report = hosts.diag()
     assert report["ok"], report["findings"]
@@ -112,6 +113,7 @@ def test_machines_that_are_as_they_should_be(hosts: Hosts) -> None:
     assert all(matrix[row][column] > 1 for row in range(3) for column in range(3) if row != column)
 
 
+@pytest.mark.long("three machines; tests/unit/plan/test_diag_judge.py has each fault")
 def test_four_faults_at_once_each_with_its_node_and_cause(hosts: Hosts) -> None:
     smi, python = "/usr/bin/nvidia-smi", _python(hosts)
     hosts.put(1, smi, "#!/bin/sh\necho 'Failed to initialize NVML: Driver/library version mismatch'; exit 18\n")
@@ -129,6 +131,7 @@ def test_four_faults_at_once_each_with_its_node_and_cause(hosts: Hosts) -> None:
     assert hosts.diag()["ok"]
 
 
+@pytest.mark.long("variant of a fault")
 def test_a_wrong_number_of_efa_devices(hosts: Hosts) -> None:
     write_cluster(hosts.nexa.root, hosts.lab, efa=True)
     try:
@@ -139,6 +142,7 @@ def test_a_wrong_number_of_efa_devices(hosts: Hosts) -> None:
     assert found == [(name, "0 EFA devices", "1 by its type") for name in ("n0", "n1", "n2")]
 
 
+@pytest.mark.long("minutes: measures until it is sure")
 def test_a_slow_node_and_a_slow_link(hosts: Hosts) -> None:
     tc = "sudo tc qdisc add dev eth0"
     hosts.lab.said(2, f"{tc} root tbf rate 200mbit burst 256kb latency 100ms")
@@ -161,6 +165,7 @@ def test_a_slow_node_and_a_slow_link(hosts: Hosts) -> None:
     assert found[0][2].startswith("n2 to n0: 0.")
 
 
+@pytest.mark.long("variant of a fault")
 def test_a_node_that_the_first_one_cannot_reach(hosts: Hosts) -> None:
     """What is sent to it is lost without a word, so that everybody waits."""
     hosts.lab.said(1, "sudo ip neigh replace 10.77.0.7 lladdr 02:00:00:00:00:99 nud permanent dev eth0")

@@ -27,7 +27,10 @@ from tests.e2e.conftest import REPO
 
 SYNC = REPO / "scripts" / "run_sync.sh"
 AWS = shutil.which("aws", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-pytestmark = pytest.mark.e2e
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.long("a hundred calls of the aws command; test_region.py has some on its nodes"),
+]
 needs_aws = pytest.mark.skipif(AWS is None, reason="the aws command is not here")
 SPEC = HostSpec("i-1", "us-east-1", "us-east-1a", "vpc-1", "g5", "10.0.0.4", None, "10.0.0.0/20", b"", "", True, {})
 SHARD_BYTES = 9 << 20
@@ -172,7 +175,12 @@ def test_an_older_generation_is_refused_and_old_ones_are_pruned(bucket: Bucket) 
 def test_rank_0_brings_its_checkpoints_to_the_bucket(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in bucket.env.items():
         monkeypatch.setenv(name, value)
-    names = {"NEXA_RUN_DIR": str(bucket.folder / "run"), "NEXA_RUN_ID": "r1", "NEXA_SYNC": str(SYNC)}
+    names = {
+        "NEXA_DURABLE_WAIT_S": "600",
+        "NEXA_RUN_DIR": str(bucket.folder / "run"),
+        "NEXA_RUN_ID": "r1",
+        "NEXA_SYNC": str(SYNC),
+    }
     keeper = Keeper(RankEnv.read("t", {**names, "NEXA_BUCKET": bucket.env["NEXA_BUCKET"], "NEXA_ATTEMPT": "3"}))
     keeper.begin()
 

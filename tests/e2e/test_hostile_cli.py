@@ -141,6 +141,7 @@ def test_there_are_enough_of_them() -> None:
     assert sum(len(group["words"]) * len(group["commands"]) for group in TABLE.values()) > 400
 
 
+@pytest.mark.long("forty starts of nexa; the same words are refused in this process")
 @pytest.mark.parametrize("group", TABLE)
 def test_as_a_program_of_its_own_too(group: str, workspace: Path) -> None:
     """Not UTF-8, very long, and the group's own worst, as the shell would hand them over."""

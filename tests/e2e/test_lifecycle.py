@@ -99,6 +99,7 @@ def final_files(lab: Lab) -> dict[str, str]:
     return {name: entry["sha256"] for name, entry in listed.items()}
 
 
+@pytest.mark.long("three trainings of four ranks; tests/processes/train/test_hf_resume.py holds the bits")
 def test_a_stopped_training_resumes_on_every_node_bit_for_bit(clean: Lab, waits: tuple[str, str]) -> None:
     train = tiny(clean)
     clean.nexa("run", train)
@@ -123,6 +124,7 @@ def test_a_stopped_training_resumes_on_every_node_bit_for_bit(clean: Lab, waits:
     assert clean.manifest()["eval_report"]["train_loss_last"] == losses["train_loss_last"]
 
 
+@pytest.mark.long("a training for one moment of its launch")
 def test_attach_starts_ranks_that_a_killed_controller_left_prepared(clean: Lab) -> None:
     before = runs(clean)
     train = tiny(clean, 1, steps=10, batch_size=3)
@@ -143,6 +145,7 @@ def test_attach_starts_ranks_that_a_killed_controller_left_prepared(clean: Lab) 
     assert clean.manifest()["status"] == "completed"
 
 
+@pytest.mark.long("a training with another service's library")
 def test_wandb_offline_and_no_secret_anywhere(clean: Lab) -> None:
     canaries = {"WANDB_API_KEY": "c0ffee" * 6 + "abcd", "HF_TOKEN": "hf_canaryCANARYcanaryCANARY"}
     train = tiny(clean, 1, steps=10, save_every=10)
@@ -165,6 +168,7 @@ def test_wandb_offline_and_no_secret_anywhere(clean: Lab) -> None:
         assert kept == []
 
 
+@pytest.mark.long("two trainings; test_durable.py has the damage without a cluster")
 def test_a_damaged_newest_checkpoint_is_passed_over(clean: Lab) -> None:
     before = runs(clean)
     child = clean.begin("run", tiny(clean, 1, steps=2000))
@@ -212,6 +216,7 @@ def daemons(lab: Lab) -> dict[str, int]:
     return {row["node"]: row["pid"] for row in json.loads(subprocess.check_output(status))}
 
 
+@pytest.mark.long("every step of a provision killed, one by one")
 def test_killed_anywhere_it_converges_and_only_a_dead_node_is_made_anew(own: Lab) -> None:
     for step in ("create", "bootstrap", "check"):
         killed_at(own, step, "provision", "--cluster", "c.yaml")
@@ -238,11 +243,15 @@ def test_killed_anywhere_it_converges_and_only_a_dead_node_is_made_anew(own: Lab
     own.nexa("teardown", "-y")
 
 
-def test_two_at_once_a_user_who_never_was_in_ssh_and_an_active_run(own: Lab) -> None:
+def test_killed_then_two_at_once_without_git_an_active_run_and_no_state_at_the_end(own: Lab) -> None:
     home = own.root / "home"
     home.mkdir()
+    assert subprocess.run(["git", "-C", str(own.root), "status"], capture_output=True).returncode
+    killed_at(own, "create", "provision", "--cluster", "c.yaml")
+    journal = own.root / ".nexa/clusters/own/journal.jsonl"
+    before = begun(journal, "create")
     child = own.begin("provision", "--cluster", "c.yaml")
-    until(lambda: begun(own.root / ".nexa/clusters/own/journal.jsonl", "create"), "the first holds the lock")
+    until(lambda: begun(journal, "create") > before, "the next one holds the lock")
     assert "own is in use" in own.nexa("provision", "--cluster", "c.yaml", code=1, HOME=str(home)).stderr
     told = child.communicate(timeout=400)
     assert child.returncode == 0, told
@@ -250,21 +259,14 @@ def test_two_at_once_a_user_who_never_was_in_ssh_and_an_active_run(own: Lab) -> 
     assert said == f"{own.root}/.nexa/clusters/own/nodes/n1/home it's me\n"
     assert not (home / ".ssh").exists()
 
-    own.nexa("run", own.script("sleep", "import time\ntime.sleep(600)\n"), "--detach")
+    sleeps = "import os, time\nprint('hello from', os.environ['RANK'], flush=True)\ntime.sleep(600)\n"
+    own.nexa("run", own.script("sleep", sleeps), "--detach")
     assert "-y says yes" in own.nexa("teardown", code=2).stderr
-    own.nexa("teardown", "-y")
-    assert own.json("runs")[0]["state"] == "stopped"
-    assert own.manifest()["status"] == "stopped"
-
-
-def test_git_is_not_needed_and_neither_is_the_state_at_the_end(own: Lab) -> None:
-    assert subprocess.run(["git", "-C", str(own.root), "status"], capture_output=True).returncode
-    own.nexa("provision", "--cluster", "c.yaml", "--set", "nodes=1")
-    own.nexa("run", own.script("hello", "import os\nprint('hello from', os.environ['RANK'])\n"))
-    assert "hello from 0" in own.log(0, "n0")
     state = own.root / ".nexa" / "clusters" / "own" / "terraform" / "terraform.tfstate"
     state.write_text(state.read_text()[:100])
     receipt = own.json("teardown", "-y")
+    assert own.json("runs")[0]["state"] == "stopped"
+    assert own.manifest()["status"] == "stopped"
     assert receipt["left"] == {"resources": [], "listening": [], "processes": []}
-    assert [row["node"] for row in receipt["swept"]] == ["n0"]
+    assert [row["node"] for row in receipt["swept"]] == ["n0", "n1"]
     assert json.loads((own.root / receipt["receipt"]).read_text()) == receipt

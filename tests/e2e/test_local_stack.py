@@ -107,6 +107,7 @@ def test_life_cycle(stack: Stack) -> None:
     assert not cluster.root.exists()
 
 
+@pytest.mark.long("variant of a local machine")
 def test_files_travel_and_stay_in_the_home(stack: Stack) -> None:
     cluster = stack.cluster
     assert cluster.host("n0", "up").returncode == 0
@@ -120,6 +121,7 @@ def test_files_travel_and_stay_in_the_home(stack: Stack) -> None:
     assert {path.name for path in (cluster.root / "n0" / "home").iterdir()} == {"by_scp", "by_rsync"}
 
 
+@pytest.mark.long("variant of a local machine")
 def test_wrong_host_key_and_wrong_client_are_refused(stack: Stack) -> None:
     cluster = stack.cluster
     assert cluster.host("n0", "up").returncode == 0
@@ -170,6 +172,7 @@ def test_killed_daemon_leaves_nothing_after_down(stack: Stack) -> None:
     assert cluster.host("n0", "down").returncode == 0  # twice is fine
 
 
+@pytest.mark.long("variant of a local machine")
 def test_machine_goes_off_when_its_sshd_dies(stack: Stack) -> None:
     cluster = stack.cluster
     assert cluster.host("n0", "up").returncode == 0
@@ -195,6 +198,7 @@ def test_lost_state_is_swept(stack: Stack) -> None:
     assert json.loads(stack.cluster.sweep().stdout) == []
 
 
+@pytest.mark.long("variant of a local machine")
 def test_failed_start_leaves_nothing_and_names_the_cause(stack: Stack) -> None:
     cluster = stack.cluster
     (cluster.folder / "ssh" / "host_keys" / "n1").write_text("not a key\n")

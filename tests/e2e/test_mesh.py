@@ -144,6 +144,7 @@ def joined(vendors: Vendors) -> None:
     vendors.play()
 
 
+@pytest.mark.long("variant of the mesh: the role alone")
 def test_the_role_converges_once_and_checks(vendors: Vendors) -> None:
     vendors.play(wireguard_state="absent")
     assert vendors.changed("--check", "--diff") == [1, 1, 1], "the configuration would be written"
@@ -162,6 +163,7 @@ def test_the_role_converges_once_and_checks(vendors: Vendors) -> None:
     assert kept.splitlines() == [f"600 root /etc/wireguard/{INTERFACE}.{end}" for end in ("conf", "key")]
 
 
+@pytest.mark.long("variant of the mesh: the role alone")
 @pytest.mark.usefixtures("joined")
 def test_a_private_key_stays_where_it_was_made(vendors: Vendors) -> None:
     vendors.play("-vvvv", wireguard_mtu=1400)  # another MTU: the interface is made anew, with the same key
@@ -174,6 +176,7 @@ def test_a_private_key_stays_where_it_was_made(vendors: Vendors) -> None:
     assert vendors.changed() == [2, 2, 2]
 
 
+@pytest.mark.long("variant of the mesh: the role alone")
 @pytest.mark.usefixtures("joined")
 def test_a_peer_made_anew_is_only_synced(vendors: Vendors) -> None:
     def interface() -> str:
@@ -189,6 +192,7 @@ def test_a_peer_made_anew_is_only_synced(vendors: Vendors) -> None:
     assert vendors.reaches(1, "10.213.0.103")
 
 
+@pytest.mark.long("variant of the mesh: the role alone")
 @pytest.mark.usefixtures("joined")
 def test_after_a_reboot_it_is_brought_up_again(vendors: Vendors) -> None:
     first = vendors.lab.said(2, "cat /proc/1/stat | cut -d' ' -f22")
@@ -198,6 +202,7 @@ def test_after_a_reboot_it_is_brought_up_again(vendors: Vendors) -> None:
     assert vendors.reaches(2, "10.213.0.101")
 
 
+@pytest.mark.long("variant of the mesh: the role alone")
 def test_one_that_cannot_be_called_calls(vendors: Vendors) -> None:
     vendors.play(wireguard_state="absent")
     vendors.play(hidden="n2")
@@ -206,11 +211,13 @@ def test_one_that_cannot_be_called_calls(vendors: Vendors) -> None:
     assert vendors.reaches(1, "10.213.0.103")
 
 
+@pytest.mark.long("variant of the mesh: the role alone")
 def test_a_firewall_is_named(vendors: Vendors) -> None:
     vendors.play(wireguard_state="absent")
     vendors.play(wireguard_port=PORT + 1, wireguard_prove_s=3, code=2)
 
 
+@pytest.mark.long("variant of the mesh: the role alone")
 def test_absent_takes_all_of_it_away(vendors: Vendors) -> None:
     vendors.play()
     assert min(vendors.changed(wireguard_state="absent")) > 0
@@ -233,7 +240,8 @@ def own(vendors: Vendors, tmp_path: Path) -> Iterator[conftest.Lab]:
     lab.nexa("teardown", "--cluster", "own.yaml", "-y")
 
 
-def test_two_hosts_train_where_only_the_mesh_gets_through(vendors: Vendors, own: conftest.Lab) -> None:
+@pytest.mark.long("three machines of three vendors; the nodes of test_region.py have a mesh too")
+def test_two_hosts_sum_where_only_the_mesh_gets_through(vendors: Vendors, own: conftest.Lab) -> None:
     own.nexa("provision", "--cluster", "own.yaml", "-y", timeout_s=400)
     made = json.loads((own.root / ".nexa/clusters/own/cluster.json").read_text())
     assert [node["private_address"] for node in made["nodes"]] == ["10.213.0.101", "10.213.0.102"]
@@ -245,15 +253,19 @@ def test_two_hosts_train_where_only_the_mesh_gets_through(vendors: Vendors, own:
     assert carried(vendors) - before > 5 * (4 << 20), "five times 4 MiB of float32, both ways"
     assert not vendors.reaches(1, "203.0.113.2")
 
+    own.nexa("teardown", "--cluster", "own.yaml", "-y")
+    until(lambda: vendors.left(1) == vendors.left(2) == "", "wireguard-go ends when its interface is gone")
+
+
+@pytest.mark.long("a training; the sums of all ranks go the same way")
+def test_a_training_over_the_mesh(own: conftest.Lab) -> None:
+    own.nexa("provision", "--cluster", "own.yaml", "-y", timeout_s=400)
     shutil.copy(REPO / "configs/train/quickstart.yaml", own.root)
     for source in Path(json.__file__).parent.glob("*.py"):
         own.write(f"text/{source.name}", source.read_text())
     changes = (word for change in (*SMALL, "nproc_per_node=1", "dataset.min_mb=0") for word in ("--set", change))
     own.nexa("run", "quickstart.yaml", "--cluster", "own.yaml", *changes)
     assert own.manifest()["status"] == "completed"
-
-    own.nexa("teardown", "--cluster", "own.yaml", "-y")
-    until(lambda: vendors.left(1) == vendors.left(2) == "", "wireguard-go ends when its interface is gone")
 
 
 def carried(vendors: Vendors) -> int:

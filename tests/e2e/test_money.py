@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Lab, everything_of, runs, until
-from tests.e2e.test_recovery import STEPS
 
 pytestmark = pytest.mark.e2e
 
@@ -35,9 +34,9 @@ def provision(lab: Lab, **more: object) -> None:
     cluster = {
         "name": "priced",
         "provider": "local",
-        "nodes": 2,
+        "nodes": 1,
         "gpus_per_node": 2,
-        "price_usd_per_hour": 36.0,
+        "price_usd_per_hour": USD_PER_HOUR,
         **more,
     }
     lab.write("priced.yaml", json.dumps(cluster))
@@ -50,12 +49,12 @@ def is_there(lab: Lab) -> bool:
 
 def test_a_run_is_stopped_before_its_budget_ends_and_the_nodes_go(priced: Lab) -> None:
     provision(priced)
-    train = priced.script("steps", STEPS, args=["0", "0", "4000"], budget_usd=0.5)
+    train = priced.plain("steps", "--steps", 4000, budget_usd=0.5)
     said = priced.nexa("run", train, code=3).stderr
     assert "0.00 of 0.50 USD are spent, and at 72.00 USD/h the rest is needed to stop in order" in said
     assert runs(priced) == 0 and is_there(priced)
 
-    train = priced.script("steps", STEPS, args=["0", "0", "4000"], budget_usd=round(RESERVED + MORE_USD, 2))
+    train = priced.plain("steps", "--steps", 4000, budget_usd=round(RESERVED + MORE_USD, 2))
     said = priced.nexa("run", train, code=3).stderr
     manifest = priced.manifest()
     assert manifest["status"] == "stopped" and "budget of the run" in manifest["attempts"][-1]["cause"]
@@ -68,6 +67,7 @@ def test_a_run_is_stopped_before_its_budget_ends_and_the_nodes_go(priced: Lab) -
     assert not any(told["left"].values()) and told["cost_usd"] > MORE_USD and told["waste"]["lines"]
 
 
+@pytest.mark.long("variants of a budget and of on_failure")
 def test_the_budget_of_a_cluster_is_shown_extended_and_kept_and_a_failed_run_takes_the_nodes(priced: Lab) -> None:
     began = time.time()
     provision(priced, budget_usd=50.0, on_failure="teardown")

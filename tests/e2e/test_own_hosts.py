@@ -17,10 +17,8 @@ from tests.e2e.conftest import Lab
 pytestmark = pytest.mark.e2e
 
 WHO = """
-import os, torch.distributed as dist
-dist.init_process_group("gloo")
-rank, world = dist.get_rank(), dist.get_world_size()
-print("rank", rank, "of", world, "on", os.environ["NEXA_NODE"], os.environ["GLOO_SOCKET_IFNAME"])
+from os import environ as e
+print("rank", e["RANK"], "of", e["WORLD_SIZE"], "on", e["NEXA_NODE"], e["GLOO_SOCKET_IFNAME"])
 """
 
 
@@ -60,6 +58,7 @@ def test_ranks_follow_the_file_not_the_addresses(clean: Lab, hosts: str) -> None
     assert "# n1 (127.0.0.11): ranks 2 to 2 of 3" in printed
 
 
+@pytest.mark.long("variant of the rendezvous")
 def test_c10d_is_refused_for_that_order_and_right_for_the_other(clean: Lab, hosts: str) -> None:
     config = json.loads((clean.root / hosts).read_text())
     wrong = clean.write("own/c10d.yaml", json.dumps({**config, "rdzv_backend": "c10d"}))
@@ -80,6 +79,7 @@ def test_hosts_that_were_not_provisioned_have_nothing_to_tear_down(clean: Lab, h
         assert "cluster lab is there already, and it is of another provider's nodes" in said
 
 
+@pytest.mark.long("variant: a host that is down")
 def test_a_host_that_is_down_or_unknown_is_named(clean: Lab, hosts: str) -> None:
     config = json.loads((clean.root / hosts).read_text())
     config["cluster"].append({"host": "127.0.0.99", "port": 9, "gpus": 1})

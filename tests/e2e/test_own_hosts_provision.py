@@ -1,6 +1,6 @@
 """The user's own hosts from adoption to their return: real sshds with host keys of their own, homes that are not ours.
 
-The training environment is in a folder that is there before (a link to the one of the lab), so it has to stay.
+The training environment is in a folder that is there before (a link to the cached one), so it has to stay.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ from nexa_dist.run.runner import SystemRunner
 from nexa_dist.run.workspace import Workspace
 from tests.e2e.conftest import Lab, until
 from tests.e2e.local_cluster import LocalCluster, is_open, make_key
-from tests.e2e.test_bootstrap import BASE_PYTHON
+from tests.e2e.test_bootstrap import BASE_PYTHON, env_folder
 
 pytestmark = pytest.mark.e2e
 
 WHO = """
-import os, torch.distributed as dist
-dist.init_process_group("gloo")
-print("rank", dist.get_rank(), "of", dist.get_world_size(), "on", os.environ["NEXA_NODE"])
+from os import environ as e
+print("rank", e["RANK"], "of", e["WORLD_SIZE"], "on", e["NEXA_NODE"])
 """
 
 
@@ -95,7 +94,15 @@ class Own:
 
 
 @pytest.fixture(scope="module")
-def rig(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Own]:
+def environment(request: pytest.FixtureRequest) -> Path:
+    """The training environment of this machine's cache, which a provision of a local cluster has made."""
+    if not (env_folder() / ".complete").exists():
+        request.getfixturevalue("lab")
+    return env_folder()
+
+
+@pytest.fixture(scope="module")
+def rig(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Own]:
     folder = tmp_path_factory.mktemp("own") / "it's theirs"
     folder.mkdir()
     made = LocalCluster.make(folder, ("n0", "n1"))
@@ -105,9 +112,8 @@ def rig(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Own]:
     settings = [line for line in theirs.splitlines() if "StrictHost" not in line and "KnownHosts" not in line]
     # Nobody knows these hosts yet.
     own.lab.write("their_ssh_config", "\n".join(["Host *", "  UserKnownHostsFile their_known_hosts", *settings]) + "\n")
-    cluster = json.loads((lab.root / ".nexa" / "clusters" / "lab" / "cluster.json").read_text())
     (own.shared / "envs").mkdir(parents=True)
-    (own.shared / "envs" / cluster["env_hash"]).symlink_to(Path(cluster["layout"]["python"]).parents[1])
+    (own.shared / "envs" / environment.name).symlink_to(environment)
     try:
         for node in made.nodes:
             assert made.host(node, "up").returncode == 0
@@ -170,6 +176,7 @@ def test_a_life(own: Own) -> None:
     assert "never made" in own.lab.nexa("teardown", "--cluster", file).stderr
 
 
+@pytest.mark.long("variant: two clusters")
 def test_two_clusters_on_the_same_hosts_and_what_stays(own: Own) -> None:
     first, second = own.file("first"), own.file("second")
     for file in (first, second):
@@ -196,6 +203,7 @@ def test_two_clusters_on_the_same_hosts_and_what_stays(own: Own) -> None:
         (own.home("n0") / folder).rmdir()
 
 
+@pytest.mark.long("variant: hosts that are away")
 def test_a_host_that_is_down_or_another_is_named_and_nothing_is_forgotten(own: Own) -> None:
     own.lab.nexa("provision", "--cluster", own.file())
     unnamed = own.file(keys=False)

@@ -14,7 +14,11 @@ from tests.e2e.test_region_hosts import WHY_NOT, lab
 from tests.e2e.test_region_hosts import Lab as Machines
 
 __all__ = ["lab"]  # machines that are on, for the tests of this file
-pytestmark = [pytest.mark.e2e, pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or "")]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or ""),
+    pytest.mark.long("variant: system_changes; tests/roles has the settings"),
+]
 OURS = "ls -d /etc/security/limits.d/*nexa* /etc/sysctl.d/*nexa* /etc/apt/apt.conf.d/*nexa* 2>/dev/null; true"
 THEIRS = "find ~/.nexa /opt/nexa/shared 2>/dev/null | sort"
 

@@ -45,36 +45,53 @@ def opened(saved: Path) -> bytes:
     return b"\n".join([json.dumps(record).encode(), *(archive.read(name) for name in archive.namelist())])
 
 
-def test_every_example_can_be_planned_and_its_plan_holds_no_secret(tmp_path: Path) -> None:
-    (tmp_path / "plans").mkdir()
-    base = {"configs/dist/8gpu.yaml": {"ok": True, "resources": 26, "usd_per_hour": 1.0, "worst_usd": 9.0}}
-    (tmp_path / "base.json").write_text(json.dumps({"clusters": base}))
-    out = {name: str(tmp_path / name) for name in ("now.json", "table.md", "base.json", "plans")}
-    words = ("--json", out["now.json"], "--markdown", out["table.md"], "--base", out["base.json"])
-    done = checks(*words, "--plans", out["plans"], **CANARIES)
-    assert done.returncode == 0, done.stdout + done.stderr
+EIGHT = "configs/dist/8gpu.yaml"
 
-    found = json.loads((tmp_path / "now.json").read_text())
+
+def checked(folder: Path, *files: str) -> tuple[str, dict[str, Any], str, list[Path]]:
+    """What the checks of these examples (all of them without one) said, wrote as JSON and as a table, and the plans."""
+    (folder / "plans").mkdir()
+    base = {EIGHT: {"ok": True, "resources": 26, "usd_per_hour": 1.0, "worst_usd": 9.0}}
+    (folder / "base.json").write_text(json.dumps({"clusters": base}))
+    out = {name: str(folder / name) for name in ("now.json", "table.md", "base.json", "plans")}
+    words = ("--json", out["now.json"], "--markdown", out["table.md"], "--base", out["base.json"])
+    done = checks(*(str(REPO / file) for file in files), *words, "--plans", out["plans"], **CANARIES)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((folder / "now.json").read_text())
+    return done.stdout, found, (folder / "table.md").read_text(), sorted((folder / "plans").iterdir())
+
+
+def judge(said: str, found: dict[str, Any], table: str, plans: list[Path]) -> None:
     rows = found["clusters"]
-    assert {f"configs/dist/{name}.yaml" for name in ("8gpu", "cheapest", "local")} <= set(rows)
-    assert "configs/dist/own-hosts.yaml" not in rows
     assert found["writes"] == []
     for name, row in rows.items():
         assert row["ok"] and not row["error"] and row["resources"] > 0, name
-        assert f"ok    {name}: {row['resources']} resources" in done.stdout
-    eight = rows["configs/dist/8gpu.yaml"]
+        assert f"ok    {name}: {row['resources']} resources" in said
+    eight = rows[EIGHT]
     assert eight["first"] == "g6e.12xlarge us-east-1b spot"
     assert 0 < eight["usd_per_hour"] * 6 <= eight["worst_usd"]  # max_hours: 6
-    table = (tmp_path / "table.md").read_text()
-    assert f"**{eight['usd_per_hour']:.2f}** (was 1.00)" in table and "cheapest.yaml (new)" in table
-
-    plans = sorted((tmp_path / "plans").iterdir())
-    assert [path.stem for path in plans] == ["8gpu", "cheapest"]
+    assert f"**{eight['usd_per_hour']:.2f}** (was 1.00)" in table
     for path in plans:
         text = opened(path)
         assert b"aws_instance" in text and b"198.51.100.0/24" in text  # it was really read
         for secret in (*CANARIES.values(), "made-up-secret-of-plan-checks", "PRIVATE KEY", "b3BlbnNzaC1rZXktdjE"):
             assert secret.encode() not in text, f"{path.name} holds {secret}"
+
+
+def test_an_example_can_be_planned_and_its_plan_holds_no_secret(tmp_path: Path) -> None:
+    said, found, table, plans = checked(tmp_path, EIGHT)
+    assert set(found["clusters"]) == {EIGHT} and [path.stem for path in plans] == ["8gpu"]
+    judge(said, found, table, plans)
+
+
+@pytest.mark.long("every example")
+def test_every_example_can_be_planned(tmp_path: Path) -> None:
+    said, found, table, plans = checked(tmp_path)
+    assert {f"configs/dist/{name}.yaml" for name in ("8gpu", "cheapest", "local")} <= set(found["clusters"])
+    assert "configs/dist/own-hosts.yaml" not in found["clusters"]
+    assert [path.stem for path in plans] == ["8gpu", "cheapest"]
+    assert "cheapest.yaml (new)" in table
+    judge(said, found, table, plans)
 
 
 def test_bad_words_are_refused(tmp_path: Path) -> None:
@@ -98,6 +115,7 @@ def api() -> Iterator[Region]:
         server.close()
 
 
+VARIANT = pytest.mark.long("variant of bad input")
 ENV = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
@@ -115,8 +133,17 @@ ENV = {
     ("cluster", "env", "code", "said"),
     [
         pytest.param({"offers": [{"type": "g5.99xlarge"}]}, {}, 1, "g5.99xlarge", id="unknown type"),
-        pytest.param({"offers": G5, "max_price_usd_per_hour": 0.01}, {}, 1, "no offer is left", id="all too dear"),
-        pytest.param({"offers": G5}, {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, 1, "127.0.0.1:1", id="no endpoint"),
+        pytest.param(
+            {"offers": G5, "max_price_usd_per_hour": 0.01}, {}, 1, "no offer is left", id="all too dear", marks=VARIANT
+        ),
+        pytest.param(
+            {"offers": G5},
+            {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"},
+            1,
+            "127.0.0.1:1",
+            id="no endpoint",
+            marks=VARIANT,
+        ),
         pytest.param(
             {"offers": G5},
             {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""},
@@ -124,9 +151,9 @@ ENV = {
             "AWS_PROFILE",
             id="no credentials",
         ),
-        pytest.param({"offers": G5}, {"NEXA_SSH_FROM": ""}, 2, "NEXA_SSH_FROM", id="no ssh_from"),
+        pytest.param({"offers": G5}, {"NEXA_SSH_FROM": ""}, 2, "NEXA_SSH_FROM", id="no ssh_from", marks=VARIANT),
         pytest.param({"offers": G5}, {"NEXA_SSH_FROM": "0.0.0.0/0"}, 2, "NEXA_SSH_FROM", id="ssh from the world"),
-        pytest.param({"offers": G5}, {"AWS_REGION": ""}, 2, "AWS_REGION", id="no region"),
+        pytest.param({"offers": G5}, {"AWS_REGION": ""}, 2, "AWS_REGION", id="no region", marks=VARIANT),
     ],
 )
 def test_bad_input_is_a_plain_error(

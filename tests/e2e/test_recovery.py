@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -15,34 +16,15 @@ from tests.e2e.conftest import Lab, kill, runs, until
 
 pytestmark = pytest.mark.e2e
 
-STEPS = """
-import os, sys, time
-import torch.distributed as dist
-from nexa_dist.train import progress
-dist.init_process_group("gloo")
-rank, attempt = int(os.environ["RANK"]), int(os.environ["NEXA_ATTEMPT"])
-print("attempt", attempt, "rank", rank, flush=True)
-fail_at, fail_until, steps = map(int, sys.argv[1:4])
-hold = sys.argv[4] if len(sys.argv) > 4 else ""
-for step in range(1, steps + 1):
-    time.sleep(0.1)
-    while step == 10 and hold and not os.path.exists(hold):
-        time.sleep(0.1)
-    dist.barrier()
-    progress.report(step, of=steps)
-    if step == fail_at and attempt <= fail_until:
-        if rank == 1:
-            raise RuntimeError("fell over")
-        time.sleep(600)  # else this rank fails too, at once: gloo has lost its peer
-dist.destroy_process_group()
-"""
-
 
 def again(lab: Lab, fail_at: int, fail_until: int, steps: int = 12, hold: Path | None = None, **more: Any) -> str:
-    """train.yaml of a script whose rank 1 raises at a step in its first attempts, and that may start again. At
+    """train.yaml of a rank a node, of which rank 1 raises at a step in its first attempts, and that may start again. At
     step 10 it waits for the file `hold`."""
-    args = [str(value) for value in (fail_at, fail_until, steps, *([hold] if hold else []))]
-    return lab.script("steps", STEPS, args=args, restarts_per_hour=10, nproc_per_node=1, **more)
+    together = lab.root / ".nexa" / "together"  # which is no code, and so is not sent
+    shutil.rmtree(together, ignore_errors=True)
+    args = ["--fail-at", fail_at, "--fail-until", fail_until, "--steps", steps, "--together", together]
+    args += ["--hold", hold] if hold else []
+    return lab.plain("steps", *args, restarts_per_hour=10, nproc_per_node=1, **more)
 
 
 def begun(lab: Lab, train: str) -> subprocess.Popen[str]:
@@ -66,6 +48,7 @@ def test_a_rank_that_raises_once_costs_one_attempt(clean: Lab) -> None:
     assert "attempt 2 rank 1" in clean.log(1, "n1", 2)
 
 
+@pytest.mark.long("tests/processes/node/test_warm.py has the interpreter")
 def test_ranks_without_torchrun_start_again_from_a_warm_interpreter(clean: Lab) -> None:
     hold = clean.root / "warm"
     child = begun(clean, again(clean, 11, 1, hold=hold, launcher="direct"))
@@ -79,6 +62,7 @@ def test_ranks_without_torchrun_start_again_from_a_warm_interpreter(clean: Lab) 
     assert "attempt 2 rank 1" in clean.log(1, "n1", 2)
 
 
+@pytest.mark.long("tests/unit/plan/test_recovery.py has the decision")
 def test_what_falls_over_before_its_first_step_is_given_up_at_the_second_time(clean: Lab) -> None:
     raising = clean.script("raising", "raise SystemExit(3)", restarts_per_hour=10)
     said = clean.nexa("run", raising, code=1).stderr
@@ -100,6 +84,7 @@ def test_an_attach_takes_over_from_a_killed_supervisor(clean: Lab) -> None:
     assert ends(clean) == [("rank", "restart"), ("completed", "done")]
 
 
+@pytest.mark.long("variant of the killed supervisor")
 def test_a_killed_supervisor_between_two_attempts_is_followed_by_another(clean: Lab) -> None:
     hold = clean.root / "between"  # of the second attempt: the first one does not get as far
     child = begun(clean, again(clean, 6, 1, hold=hold))
@@ -116,6 +101,7 @@ def test_a_killed_supervisor_between_two_attempts_is_followed_by_another(clean: 
     assert {number for number, _ in enumerate(ends(clean), 1)} <= {1, 2, 3}
 
 
+@pytest.mark.long("variant of two commands at once")
 def test_two_controllers_do_not_both_decide(clean: Lab) -> None:
     hold = clean.root / "go-on"
     child = begun(clean, again(clean, 0, 0, hold=hold, launcher="direct"))

@@ -32,6 +32,7 @@ max_hours: 2
 boot_timeout_s: 90
 offers: [{type: g5.12xlarge, zone: us-east-1a}, {type: g5.12xlarge, zone: us-east-1b}]
 """
+END = "/opt/nexa/scratch/end"
 CANARIES = {"WANDB_API_KEY": "c0ffee" * 6 + "abcd", "HF_TOKEN": "hf_canaryCANARYcanaryCANARY"}
 BROKEN = "#!/bin/sh\necho 'Unable to determine the device handle for GPU0: Unknown Error'; exit 15\n"
 
@@ -82,9 +83,11 @@ def node(cloud: Lab, name: str, command: str) -> str:
     return cloud.nexa("ssh", name, "--", "bash", "-c", command).stdout.strip()
 
 
-def test_a_cluster_trains_loses_nodes_and_is_torn_down(cloud: Lab, here: Running) -> None:
-    """One of its nodes goes bad and one is taken back; another node hands the environment on. It has a mesh."""
-    cloud.write("cloud.yaml", CLUSTER + "mesh: wireguard\n")
+def test_a_cluster_runs_loses_a_node_and_is_torn_down(cloud: Lab, here: Running) -> None:
+    """With a mesh and a bucket. The machine that holds the checkpoints gets a notice: another takes its place while the
+    run goes on, and nothing is lost. At the end no state is left to tear down by, only tags."""
+    make_bucket(cloud, "nexa-story")
+    cloud.write("cloud.yaml", CLUSTER + "mesh: wireguard\nbucket: nexa-story\n")
     provision(cloud, **CANARIES)
     first = running(here)
     assert set(first) == {"n0", "n1"}
@@ -95,21 +98,54 @@ def test_a_cluster_trains_loses_nodes_and_is_torn_down(cloud: Lab, here: Running
     verdict = json.loads((folder / "diag.json").read_text())
     assert verdict["ok"] and verdict["nodes"] == {name: row["id"] for name, row in first.items()}
 
+    spoken = node(cloud, "n0", "read -r line </dev/tcp/10.213.0.102/22; echo $line")
+    assert spoken.startswith("SSH-2.0"), "WireGuard carries from node to node"
+
+    child = cloud.begin("run", endless(cloud), **CANARIES)
+    try:
+        until(lambda: "step 15/" in cloud.log(0, "n0"), "step 15")
+        here.client.notice(first["n0"]["id"], seconds=120, reclaim=False)
+        let_end(cloud, attempt=2)
+        said = child.communicate(timeout=600)[1]
+    finally:
+        child.kill()
+        child.wait()
+    assert child.returncode == 0, said
+    manifest = cloud.manifest()
+    assert manifest["status"] == "completed" and manifest["cost_usd"] > 0
+    noticed, last = manifest["attempts"]
+    assert [(row["kind"], row["replaced"]) for row in (noticed, last)] == [("notice", []), ("completed", ["n0"])]
+    assert last["resume_step"] == reached(cloud)[1] >= 15
+    assert " 10.77." in f" {cloud.record()['attempts'][0]['rdzv']}"  # the ranks meet on the private network
+    second = running(here)
+    assert second["n1"]["id"] == first["n1"]["id"] and second["n0"]["id"] != first["n0"]["id"]
+    no_secret_anywhere(cloud)
+
+    steps = [row["step"] for row in cloud.json("timeline", "--cluster", "cloud")]
+    assert [s for s in steps if s in ("capacity", "create", "boot", "ssh", "bootstrap", "check")][:6] == [
+        "capacity", "create", "boot", "ssh", "bootstrap", "check",
+    ]  # fmt: skip
+    (folder / "terraform" / "terraform.tfstate").unlink()
+    receipt = cloud.json("teardown", "-y", timeout_s=400)
+    assert receipt["left"] == {"cloud": [], "errors": []}
+    states = {row["id"]: row["state"] for row in receipt["resources"]}
+    assert {states[row["id"]] for row in second.values()} == {"terminated"}
+    assert {"vpc", "subnet", "security group", "launch template", "key pair"} <= {
+        r["kind"] for r in receipt["resources"]
+    }
+    assert receipt["cost_usd"] > 0
+    assert ours(here) == {}
+
+
+@pytest.mark.long("a bad node and a lost one, each replaced by a provision")
+def test_what_a_provision_mends(cloud: Lab, here: Running) -> None:
+    """One of its nodes goes bad and one is taken back; another node hands the environment on. It has a mesh."""
+    cloud.write("cloud.yaml", CLUSTER + "mesh: wireguard\n")
+    provision(cloud)
+    first = running(here)
     assert "0 tasks changed" in provision(cloud)
     assert "no changes" in cloud.nexa("plan", "--cluster", "cloud.yaml").stderr
     assert set(running(here)) == set(first)
-
-    shutil.copy(REPO / "configs/train/quickstart.yaml", cloud.root)
-    shutil.copytree(REPO / "nexa_dist/plan", cloud.root / "text")  # less text than the standard library
-    few = ("trainer.steps=30", "nproc_per_node=1", "dataset.source=path", "dataset.path=text", "dataset.min_mb=0.1")
-    cloud.nexa("run", "quickstart.yaml", *(word for each in few for word in ("--set", each)), timeout_s=400, **CANARIES)
-    manifest = cloud.manifest()
-    assert manifest["status"] == "completed"
-    report = manifest["eval_report"]
-    assert report["train_loss_last"] < report["train_loss_first"] - 0.5
-    assert manifest["cost_usd"] > 0
-    assert " 10.77." in f" {cloud.record()['attempts'][0]['rdzv']}"  # the ranks meet on the private network
-
     second = go_bad(cloud, here, first)
     cloud.nexa("run", "reduce.yaml", timeout_s=400)
     assert "sum 1024.0 eth0 10.77." in cloud.log(0, "n0"), "their own network is faster than the mesh"
@@ -120,21 +156,19 @@ def test_a_cluster_trains_loses_nodes_and_is_torn_down(cloud: Lab, here: Running
     third = handed_on(cloud, here)
     assert third["n0"]["id"] == first["n0"]["id"]
     assert third["n1"]["id"] != second["n1"]["id"]
-    no_secret_anywhere(cloud)
 
-    receipt = cloud.json("teardown", "-y", timeout_s=400)
-    assert receipt["left"] == {"cloud": [], "errors": []}
-    states = {row["id"]: row["state"] for row in receipt["resources"]}
-    assert {states[row["id"]] for row in (first["n0"], third["n1"])} == {"terminated"}
-    assert {"vpc", "subnet", "security group", "launch template", "key pair"} <= {
-        r["kind"] for r in receipt["resources"]
-    }
-    assert receipt["cost_usd"] > 0
-    assert ours(here) == {}
-    steps = [row["step"] for row in cloud.json("timeline", "--cluster", "cloud")]
-    assert [s for s in steps if s in ("capacity", "create", "boot", "ssh", "bootstrap", "check")][:6] == [
-        "capacity", "create", "boot", "ssh", "bootstrap", "check",
-    ]  # fmt: skip
+
+@pytest.mark.long("a training; the sums of all ranks go the same way")
+def test_the_quickstart_trains(cloud: Lab) -> None:
+    provision(cloud)
+    shutil.copy(REPO / "configs/train/quickstart.yaml", cloud.root)
+    shutil.copytree(REPO / "nexa_dist/plan", cloud.root / "text")  # less text than the standard library
+    few = ("trainer.steps=30", "nproc_per_node=1", "dataset.source=path", "dataset.path=text", "dataset.min_mb=0.1")
+    cloud.nexa("run", "quickstart.yaml", *(word for each in few for word in ("--set", each)), timeout_s=400)
+    manifest = cloud.manifest()
+    assert manifest["status"] == "completed"
+    report = manifest["eval_report"]
+    assert report["train_loss_last"] < report["train_loss_first"] - 0.5
 
 
 def go_bad(cloud: Lab, here: Running, first: dict[str, Any]) -> dict[str, Any]:
@@ -204,6 +238,7 @@ def no_secret_anywhere(cloud: Lab) -> None:
     assert leaked == []
 
 
+@pytest.mark.long("two losses, one of them without a notice; the run above has one")
 def test_rank_0s_node_goes_with_notice_and_then_without(cloud: Lab, here: Running) -> None:
     """The run outlives the machine that holds its checkpoints, twice: nothing is lost after a notice; without one an
     interval, and another one when the newest checkpoint was still on its way to the bucket. The other machine stays."""
@@ -211,13 +246,7 @@ def test_rank_0s_node_goes_with_notice_and_then_without(cloud: Lab, here: Runnin
     cloud.write("cloud.yaml", CLUSTER + "bucket: nexa-e2e\n")
     provision(cloud)
     before = running(here)
-    shutil.copytree(REPO / "configs/train", cloud.root / "configs/train")
-    args = ["--steps", "120", "--save-every", "10", "--step-seconds", "0.4"]
-    train = cloud.write(
-        "own.yaml",
-        json.dumps({"name": "own", "script": "configs/train/own_script.py", "args": args, "nproc_per_node": 1}),
-    )
-    child = cloud.begin("run", train)
+    child = cloud.begin("run", endless(cloud))
     try:
         until(lambda: "step 15/" in cloud.log(0, "n0"), "step 15")
         here.client.notice(before["n0"]["id"], seconds=120, reclaim=False)
@@ -227,6 +256,7 @@ def test_rank_0s_node_goes_with_notice_and_then_without(cloud: Lab, here: Runnin
         resumed = cloud.record()["attempts"][1]["resume_step"]
         until(lambda: durable(cloud) >= resumed + 20, "a checkpoint of 20 to 29 steps more is in the bucket")
         here.client.reclaim(second["n0"]["id"])
+        let_end(cloud, attempt=3)
         said = child.communicate(timeout=400)[1]
     finally:
         child.kill()
@@ -234,8 +264,9 @@ def test_rank_0s_node_goes_with_notice_and_then_without(cloud: Lab, here: Runnin
     assert child.returncode == 0, said
     first, other, last = cloud.manifest()["attempts"]
     assert [row["kind"] for row in (first, other, last)] == ["notice", "node", "completed"]
-    assert other["resume_step"] == first["last_step"]
-    assert other["last_step"] - 21 <= last["resume_step"] <= other["last_step"]
+    done = reached(cloud)
+    assert other["resume_step"] == done[1]
+    assert done[2] - 21 <= last["resume_step"] <= done[2]
     [margin] = first["notices"].values()
     assert 0 <= margin["saved_unix"] - margin["seen_unix"] < 60
     assert margin["acts_unix"] - margin["saved_unix"] > 60
@@ -243,12 +274,43 @@ def test_rank_0s_node_goes_with_notice_and_then_without(cloud: Lab, here: Runnin
     assert running(here)["n1"]["id"] == before["n1"]["id"]
 
 
+def endless(cloud: Lab) -> str:
+    """train.yaml of a rank a node that goes on until `let_end`."""
+    args = ("--steps", 1_000_000, "--save-every", 10, "--step-seconds", 0.4, "--until", END)
+    return cloud.plain("own", *args, nproc_per_node=1)
+
+
+def let_end(cloud: Lab, attempt: int) -> None:
+    """Once this attempt has done a step."""
+    until(lambda: "\nstep " in cloud.log(0, "n0", attempt), f"attempt {attempt} does its steps")
+    for name in ("n0", "n1"):
+        node(cloud, name, f"touch {END}")
+
+
+def events(cloud: Lab) -> list[dict[str, Any]]:
+    """What the nodes of rank 0 told, the first of them first."""
+    paths = sorted((cloud.newest() / "logs" / "n0").glob("agent*.jsonl"))  # agent.1.jsonl was put aside first
+    return [row for path in paths for row in files.read_lines(path)]
+
+
 def durable(cloud: Lab) -> int:
-    """Step of the newest checkpoint that reached the bucket, as the node of rank 0 told it."""
-    told = files.read_lines(cloud.newest() / "logs" / "n0" / "agent.jsonl")
-    return max((row.get("durable") or 0 for row in told if row["event"] == "progress"), default=0)
+    """Step of the newest checkpoint that reached the bucket."""
+    return max((row.get("durable") or 0 for row in events(cloud) if row["event"] == "progress"), default=0)
 
 
+def reached(cloud: Lab) -> dict[int, int]:
+    """The last step of rank 0 that is known, by attempt."""
+    found, attempt = dict[int, int](), 0
+    for row in events(cloud):
+        attempt = row["attempt"] if row["event"] == "started" else attempt
+        if row["event"] == "progress":
+            found[attempt] = row["steps"].get("0") or found.get(attempt, 0)
+        elif row["event"] == "rank_exit" and row["rank"] == 0 and row["step"] is not None:
+            found[attempt] = row["step"]
+    return found
+
+
+@pytest.mark.long("a cluster for variants of a create; tests/emulated and tests/unit/ops/test_capacity.py have each")
 def test_a_full_zone_a_lost_reply_and_a_busy_api(cloud: Lab, here: Running) -> None:
     here.client.fault("capacity", zone="us-east-1a", after=1)  # n0 is made there, n1 is refused: a part of a gang
     here.client.fault("throttle", call="Describe*", rate=0.1)
@@ -282,6 +344,7 @@ def stopped(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
+@pytest.mark.long("minutes: variants of a provision")
 def test_no_capacity_then_a_saved_plan_a_killed_command_and_a_host_that_never_boots(cloud: Lab, here: Running) -> None:
     here.client.fault("capacity", after=1)
     said = provision(cloud, code=1)
@@ -311,6 +374,7 @@ def test_no_capacity_then_a_saved_plan_a_killed_command_and_a_host_that_never_bo
     assert set(running(here)) == {"n0", "n1"}
 
 
+@pytest.mark.long("kill loop")
 def test_killed_anywhere_it_recovers(here: Running, tmp_path: Path) -> None:
     loop = Loop(here, tmp_path, seed=3)
     books = loop.run(8)

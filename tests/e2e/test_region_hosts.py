@@ -22,7 +22,11 @@ from tests.cloud.region import region
 from tests.cloud.types import HostSpec
 
 WHY_NOT = image.missing_here()
-pytestmark = [pytest.mark.e2e, pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or "")]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or ""),
+    pytest.mark.long("the emulated machines themselves; a fault of theirs fails the tests of aws too"),
+]
 METADATA = "http://169.254.169.254"
 NOWHERE = "192.0.2.1"  # reserved for documentation: nobody's address
 ALL_REDUCE = """

@@ -111,6 +111,7 @@ def hostname(lab: Lab, index: int) -> str:
     return next(word.partition("=")[2] for word in ups[-1].split() if word.startswith("--hostname="))
 
 
+@pytest.mark.long("three provisions; tests/unit/ops/test_mesh_joining.py has the keys")
 def test_a_refused_key_then_join_again_and_leave(lab: Lab, api: Api, own: conftest.Lab) -> None:
     lab.said(2, "touch /var/lib/stub/refuses")
     failed = own.nexa("provision", "--cluster", "own.yaml", "-y", code=1, timeout_s=400).stderr
@@ -143,6 +144,7 @@ def test_a_refused_key_then_join_again_and_leave(lab: Lab, api: Api, own: confte
         assert lab.ssh(index, f"ls {JOINED_BY_US} {KEY_FILE}").stdout == ""
 
 
+@pytest.mark.long("variant: a host that is cut off")
 def test_a_host_that_cannot_be_reached_is_deleted_by_its_name(lab: Lab, api: Api, own: conftest.Lab) -> None:
     own.nexa("provision", "--cluster", "own.yaml", "-y", timeout_s=400)
     api.devices |= {
@@ -158,6 +160,7 @@ def test_a_host_that_cannot_be_reached_is_deleted_by_its_name(lab: Lab, api: Api
     until(lambda: lab.ssh(2, "true").returncode == 0, "it can be reached again")
 
 
+@pytest.mark.long("variant: a tailnet that was there")
 def test_a_tailnet_of_the_users_own_is_left_alone(lab: Lab, api: Api, own: conftest.Lab) -> None:
     for index in (1, 2):
         lab.said(index, "sudo tailscale link; : >/var/lib/stub/calls")

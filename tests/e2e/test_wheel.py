@@ -99,6 +99,7 @@ def test_the_wheel_holds_what_a_user_needs_and_nothing_else(wheel: Path) -> None
     assert packages <= set(names)
 
 
+@pytest.mark.long("a training; the quickstart is one, from the checkout")
 def test_the_whole_life_cycle_from_the_wheel_in_an_empty_folder(venv: Path, tmp_path: Path) -> None:
     root = tmp_path / "empty"
     root.mkdir()

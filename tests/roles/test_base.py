@@ -20,6 +20,7 @@ time.sleep(float(sys.argv[2]))
 """
 
 
+@pytest.mark.long("variant of a role")
 def test_settings_hold_in_the_next_session(new_host: Callable[[], Host]) -> None:
     host = new_host()
     tasks = role("base", base_folders=FOLDERS, base_system=True, base_nofile=4321)
@@ -38,6 +39,7 @@ def test_settings_hold_in_the_next_session(new_host: Callable[[], Host]) -> None
     assert host.play(tasks).tasks == ("Set what the kernel runs with",)
 
 
+@pytest.mark.long("variant of a role")
 def test_where_the_system_is_not_ours_only_folders_are_made(new_host: Callable[[], Host]) -> None:
     host = new_host()
     before = host.root("find /etc -newer /run/sshd.pid -type f | sort")
@@ -46,6 +48,7 @@ def test_where_the_system_is_not_ours_only_folders_are_made(new_host: Callable[[
     assert host.said("stat -c '%a %U' durable") == "700 ubuntu"
 
 
+@pytest.mark.long("variant of a role")
 def test_a_holder_of_apts_lock_is_named_and_waited_for(new_host: Callable[[], Host]) -> None:
     host = new_host()
     host.repository([Deb("nexa-wanted", "1.0", files={"/usr/bin/nexa-wanted": "#!/bin/sh\n"})])
@@ -70,6 +73,7 @@ def test_a_holder_of_apts_lock_is_named_and_waited_for(new_host: Callable[[], Ho
     assert done.tasks == ("Install packages", "Make the missing folders")
 
 
+@pytest.mark.long("variant of a role")
 def test_a_killed_installation_is_finished(new_host: Callable[[], Host]) -> None:
     host = new_host()
     slow = "#!/bin/sh\n[ -e /srv/second ] || { touch /srv/second; echo $PPID >/srv/dpkg; sleep 600; }\n"

@@ -59,6 +59,7 @@ def stage(host: Host, version: str, docker: str) -> dict[str, Any]:
     return bootstrap_variables("container_toolkit") | own | {"container_toolkit_releases": [release]}
 
 
+@pytest.mark.long("a role with stubs of its packages; no test cluster needs it")
 def test_docker_gets_the_pinned_toolkit_and_its_runtime(new_host: Callable[[], Host]) -> None:
     host = new_host()
     variables = stage(host, "1.20.1-1", "29.8.0")
@@ -73,6 +74,7 @@ def test_docker_gets_the_pinned_toolkit_and_its_runtime(new_host: Callable[[], H
     assert host.play(role("container_toolkit", **variables)).tasks == ("Give Docker the runtime", "Restart Docker")
 
 
+@pytest.mark.long("a role with stubs of its packages; no test cluster needs it")
 def test_images_are_pulled_once_and_only_by_digest(new_host: Callable[[], Host]) -> None:
     host = new_host()
     host.put("/usr/local/bin/docker", DOCKER.encode())

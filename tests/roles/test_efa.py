@@ -59,6 +59,7 @@ def stage(host: Host, devices: int, answering: int) -> dict[str, Any]:
     return VARIABLES | own
 
 
+@pytest.mark.long("a role with stubs of its packages; no test cluster needs it")
 def test_it_is_installed_once_and_every_device_answers(new_host: Callable[[], Host]) -> None:
     host = new_host()
     tasks = role("efa", **stage(host, devices=2, answering=2))
@@ -73,6 +74,7 @@ def test_it_is_installed_once_and_every_device_answers(new_host: Callable[[], Ho
     assert "Run it" in host.play(tasks).tasks
 
 
+@pytest.mark.long("a role with stubs of its packages; no test cluster needs it")
 def test_it_only_looks_without_a_device_and_tells_what_is_wrong(new_host: Callable[[], Host]) -> None:
     host = new_host()
     stage(host, devices=0, answering=0)

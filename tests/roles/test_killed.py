@@ -77,6 +77,7 @@ def killed_at(host: Host, options: list[str], variables: dict[str, Any], picked:
         run.stdout.close()
 
 
+@pytest.mark.long("kill loop")
 def test_a_killed_bootstrap_converges(new_host: Callable[[], Host]) -> None:
     host = new_host()
     variables = stage(host)

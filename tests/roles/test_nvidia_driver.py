@@ -73,6 +73,7 @@ def installed(host: Host, name: str) -> str:
     return host.said(f"dpkg-query -W -f '${{Version}}' {name} || true")
 
 
+@pytest.mark.long("variant of a role")
 def test_nothing_is_changed_where_there_is_nothing_to_do_or_to_take(new_host: Callable[[], Host]) -> None:
     host = new_host()
     host.sysfs(pci({"vendor": "0x1d0f", "class": "0x020000", "device": "0xec20"}))
@@ -91,6 +92,7 @@ def test_nothing_is_changed_where_there_is_nothing_to_do_or_to_take(new_host: Ca
     assert host.root("dpkg-query -W | sha256sum; ls /etc/apt/*") == before
 
 
+@pytest.mark.long("a role with stubs of its packages; no test cluster needs it")
 def test_a_stock_image_gets_the_pinned_driver_locked_and_held(new_host: Callable[[], Host]) -> None:
     host = new_host()
     tasks = role("nvidia_driver", **stage(host, GPU, GPU))
@@ -107,6 +109,7 @@ def test_a_stock_image_gets_the_pinned_driver_locked_and_held(new_host: Callable
     assert installed(host, "nvidia-fabricmanager") == ""
 
 
+@pytest.mark.long("variant of a role")
 def test_another_driver_in_the_kernel_is_rebooted_away(new_host: Callable[[], Host]) -> None:
     host = new_host()
     tasks = role("nvidia_driver", **stage(host, GPU, loaded=OLD))
@@ -122,6 +125,7 @@ def test_another_driver_in_the_kernel_is_rebooted_away(new_host: Callable[[], Ho
     assert host.play(tasks, "--check").tasks == ("Reboot, and wait until the GPUs answer",)
 
 
+@pytest.mark.long("variant of a role")
 def test_nvswitches_get_the_fabric_manager_of_the_drivers_patch(new_host: Callable[[], Host]) -> None:
     host = new_host()
     tasks = role("nvidia_driver", **stage(host, GPU, SWITCH, SWITCH))

@@ -50,6 +50,7 @@ def unmount(host: Host) -> None:
     host.root("umount /opt/nexa/scratch")
 
 
+@pytest.mark.long("a role with stubs of its packages; no test cluster needs it")
 def test_one_free_disk_becomes_scratch(new_host: Callable[[], Host], tmp_path: Path) -> None:
     with loops(tmp_path, 2) as devices:
         host = new_host()
@@ -69,6 +70,7 @@ def test_one_free_disk_becomes_scratch(new_host: Callable[[], Host], tmp_path: P
         unmount(host)
 
 
+@pytest.mark.long("a role with stubs of its packages; no test cluster needs it")
 def test_disks_with_anything_on_them_and_a_full_scratch_are_never_touched(
     new_host: Callable[[], Host], tmp_path: Path
 ) -> None:
@@ -94,6 +96,7 @@ def test_disks_with_anything_on_them_and_a_full_scratch_are_never_touched(
         host.root("ls /mnt/theirs/file; umount /mnt/theirs")
 
 
+@pytest.mark.long("a role with stubs of its packages; no test cluster needs it")
 def test_the_mount_of_the_image_is_used_as_it_is(new_host: Callable[[], Host], tmp_path: Path) -> None:
     with loops(tmp_path, 1) as [device]:
         host = new_host()
@@ -105,6 +108,7 @@ def test_the_mount_of_the_image_is_used_as_it_is(new_host: Callable[[], Host], t
         host.root("umount /opt/nexa/scratch; umount /opt/dlami/nvme")
 
 
+@pytest.mark.long("a role with stubs of its packages; no test cluster needs it")
 def test_several_disks_are_striped(new_host: Callable[[], Host], tmp_path: Path) -> None:
     """No RAID in this kernel: mdadm is a stub that makes the array of the first disk alone, and notes its words."""
     with loops(tmp_path, 2) as devices:

@@ -87,6 +87,9 @@ def gone(pid: int, within_s: float = 90.0) -> bool:
     return False
 
 
+VARIANT = pytest.mark.long("variant of its end")
+
+
 @pytest.mark.parametrize("group", [{"nodes": 3}], indirect=True)
 def test_three_nodes_measure_each_other(group: Group) -> None:
     group.start(0, 1, 2)
@@ -101,6 +104,7 @@ def test_three_nodes_measure_each_other(group: Group) -> None:
     assert all(0 < matrix[row][column] <= result["at_most"][row][column] for row, column in pairs)
 
 
+@pytest.mark.long("variant of the group test")
 @pytest.mark.parametrize("group", [{"nodes": 2}], indirect=True)
 def test_who_waits_for_a_cpu_would_be_faster(group: Group) -> None:
     group.before = ["taskset", "--cpu-list", str(min(os.sched_getaffinity(0)))]  # both wait for the same one
@@ -110,6 +114,7 @@ def test_who_waits_for_a_cpu_would_be_faster(group: Group) -> None:
     assert result["matrix"][1][0] < result["at_most"][1][0]
 
 
+@pytest.mark.long("variant of the group test")
 @pytest.mark.parametrize("group", [{"nodes": 2, "nproc": 2}], indirect=True)
 def test_the_ranks_of_a_node_send_at_once(group: Group) -> None:
     group.start(0, 1)
@@ -119,6 +124,7 @@ def test_the_ranks_of_a_node_send_at_once(group: Group) -> None:
     assert group.said(1)["code"] == 0
 
 
+@pytest.mark.long("variant of the group test")
 @pytest.mark.parametrize("group", [{"nodes": 2, "limit_s": 12}], indirect=True)
 def test_a_node_that_never_comes_is_waited_for_only_so_long(group: Group) -> None:
     group.start(0)
@@ -127,7 +133,7 @@ def test_a_node_that_never_comes_is_waited_for_only_so_long(group: Group) -> Non
 
 
 @pytest.mark.parametrize("group", [{"nodes": 2}], indirect=True)
-@pytest.mark.parametrize("how", ["input ends", "SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("how", ["input ends", *(pytest.param(name, marks=VARIANT) for name in ("SIGTERM", "SIGKILL"))])
 def test_it_ends_with_whoever_started_it(group: Group, how: str) -> None:
     group.start(0)
     program = group.programs[0]

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
-transformers: Any = pytest.importorskip("transformers")
+from nexa_dist.errors import NexaError
 
-from nexa_dist.errors import NexaError  # noqa: E402
-from nexa_dist.train.backends.hf_setup import steps_within  # noqa: E402
-from nexa_dist.train.backends.hf_state import Snapshot  # noqa: E402
+if TYPE_CHECKING:
+    import torch
+    import transformers
+
+    from nexa_dist.train.backends.hf_setup import steps_within
+    from nexa_dist.train.backends.hf_state import Snapshot
 
 RANKS = [{"rng": b"0", "loss_sum": 0.5}, {"rng": b"1", "loss_sum": 0.25}]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _loaded() -> None:
+    """Seconds of imports for the worker that runs these tests, and not for every one that collects them."""
+    import torch
+    import transformers
+
+    from nexa_dist.train.backends import hf_setup, hf_state
+
+    globals().update(
+        torch=torch, transformers=transformers, steps_within=hf_setup.steps_within, Snapshot=hf_state.Snapshot
+    )
 
 
 @pytest.fixture

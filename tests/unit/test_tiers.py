@@ -1,0 +1,77 @@
+"""tests/README.md is true: the tests that hold the promises exist, and are of the tier under which they stand."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.defects import Defect, defects
+
+TESTS = Path(__file__).parents[1]
+PROMISES = {
+    *(f"provision, run, teardown on {provider}" for provider in ("local", "own hosts", "aws")),
+    *("resume", "replacement", "notice", "cap", "nobody home", "receipt", "sweep", "mesh", "diag", "image", "logs"),
+    *("why", "cost", "secrets", "pinned host keys", "hostile input", "the wheel", "quickstart"),
+}
+
+
+@functools.cache
+def tiers(file: str) -> dict[str, str]:
+    """The tier of every test of a file below tests/."""
+    tree = ast.parse((TESTS / file).read_text())
+    long = "pytest.mark.long("
+    whole = any(
+        isinstance(node, ast.Assign)
+        and "pytestmark" in ast.unparse(node.targets[0])
+        and long in ast.unparse(node.value)
+        for node in tree.body
+    )
+    return {
+        node.name: "long" if whole or any(long in ast.unparse(mark) for mark in node.decorator_list) else "short"
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+
+
+def rows(heading: str) -> list[list[str]]:
+    """Cells of the table below a heading, without its first two lines."""
+    text = (TESTS / "README.md").read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[1:]]
+
+
+def tier_of(name: str) -> str:
+    file, _, test = name.partition("::")
+    assert (TESTS / file).is_file(), f"{name}: there is no such file"
+    assert test in tiers(file), f"{name}: there is no such test"
+    return tiers(file)[test]
+
+
+TABLE = {row[0]: row[1:] for row in rows("Which test holds which promise")}
+
+
+def test_every_promise_has_a_row() -> None:
+    assert set(TABLE) == PROMISES
+
+
+@pytest.mark.parametrize("promise", TABLE)
+def test_the_tests_of_a_promise_are_there(promise: str) -> None:
+    short, long = (re.findall(r"`([^`]+)`", cell) for cell in TABLE[promise])
+    assert short, "no test of the short tier would notice it broken"
+    assert {name: tier_of(name) for name in short} == dict.fromkeys(short, "short")
+    assert {name: tier_of(name) for name in long} == dict.fromkeys(long, "long")
+
+
+def test_the_list_of_defects_is_the_one_that_is_tried() -> None:
+    told = {row[0]: row[1].strip("`") for row in rows("Defects, and what notices them")}
+    assert told == {defect.name: defect.noticed_by.removeprefix("tests/") for defect in defects()}
+    assert len(told) >= 20
+
+
+@pytest.mark.parametrize("defect", defects(), ids=lambda defect: defect.name)
+def test_a_defect_can_still_be_put_in(defect: Defect) -> None:
+    assert (TESTS.parent / defect.file).read_text().count(defect.old) == 1
