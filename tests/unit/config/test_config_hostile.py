@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
@@ -38,13 +39,22 @@ def cases(*kinds: str) -> list[Any]:
     return [pytest.param(kind, text, id=f"{kind}-{i}") for kind in kinds for i, text in enumerate(TABLE[kind])]
 
 
+@functools.cache
+def plain_s() -> float:
+    """CPU seconds that PyYAML takes for a plain file of the largest size, on this machine as it is now."""
+    start = time.process_time()
+    for _ in yaml.parse("".join(f"k{i}: 1\n" for i in range(MAX_BYTES // 12))):
+        pass
+    return time.process_time() - start
+
+
 def refused(path: Path, overrides: tuple[str, ...] = (), load: Any = load_cluster) -> str:
-    """Loads, expects ConfigError within a second, and returns its text."""
+    """Loads, expects ConfigError in not much more time than a plain file takes, and returns its text."""
     before = set(os.listdir(path.parent))
     start = time.process_time()
     with pytest.raises(ConfigError) as caught:
         load(path, overrides)
-    assert time.process_time() - start < 1.0
+    assert time.process_time() - start < 3 * plain_s()
     text = str(caught.value)
     assert caught.value.problems and caught.value.code == 2
     assert len(text) < 20_000 and text.replace("\n", "").isprintable()
