@@ -74,6 +74,8 @@ def main() -> int:
     words = parser.parse_args().words
     unnoticed = 0
     picked = [d for d in defects() if not words or any(word in d.name or word in d.file for word in words)]
+    if not picked:
+        parser.error(f"no defect has {' or '.join(words)} in its name or file: see tests/defects.yaml")
     with tempfile.TemporaryDirectory(prefix="nexa-defects-") as name:
         folder = Path(name)
         copied(folder)
