@@ -92,7 +92,8 @@ def end_left_over(folder: Path) -> None:
     """
     mark = os.fsencode(f"ANSIBLE_HOME={folder / 'home'}") + b"\0"
     for _ in range(50):
-        left = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/environ") if mark in _bytes(path)]
+        # Not glob("[0-9]*/environ"): pathlib asks whether each is there, and raises for a process that ends meanwhile.
+        left = [int(path.name) for path in Path("/proc").glob("[0-9]*") if mark in _bytes(path / "environ")]
         for pid in left:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)

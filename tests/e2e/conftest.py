@@ -112,10 +112,10 @@ class Lab:
         """Pids of this node that belong to a run: what its sshd and its own daemons do not explain."""
         mark = f"NEXA_RUN_DIR={self.root}/.nexa/clusters/lab/nodes/{node}/".encode()
         found = []
-        for path in Path("/proc").glob("[0-9]*/environ"):
+        for path in Path("/proc").glob("[0-9]*"):
             try:
-                if mark in path.read_bytes():
-                    found.append(int(path.parent.name))
+                if mark in (path / "environ").read_bytes():
+                    found.append(int(path.name))
             except OSError:
                 continue
         return found

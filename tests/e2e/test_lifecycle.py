@@ -157,9 +157,9 @@ def test_wandb_offline_and_no_secret_anywhere(clean: Lab) -> None:
     words = [*NEXA, "run", clean.script("sees", script)]
     with subprocess.Popen(words, cwd=clean.root, env=environment(**canaries), stderr=subprocess.DEVNULL) as child:
         while child.poll() is None:
-            for path in Path("/proc").glob("[0-9]*/cmdline"):
+            for path in Path("/proc").glob("[0-9]*"):
                 with contextlib.suppress(OSError):
-                    seen.add(path.read_bytes())
+                    seen.add((path / "cmdline").read_bytes())
             time.sleep(0.05)
     assert child.returncode == 0 and "hf_canary came" in clean.log(0, "n0")
     for canary in canaries.values():

@@ -170,11 +170,11 @@ def test_dropped_connections_and_a_killed_controller_lose_and_repeat_nothing(cle
         child = clean.begin("run", clean.script("count", COUNT), "--rank", "0", stderr=file)
     until(lambda: runs(clean) > before and "line 20\n" in clean.log(0, "n0"), "lines come")
     dropped = 0
-    for path in Path("/proc").glob("[0-9]*/status"):
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            words = (path.parent / "cmdline").read_bytes()
-            if f"PPid:\t{child.pid}\n" in path.read_text() and b"follow" in words:
-                os.kill(int(path.parent.name), signal.SIGKILL)
+            words = (path / "cmdline").read_bytes()
+            if f"PPid:\t{child.pid}\n" in (path / "status").read_text() and b"follow" in words:
+                os.kill(int(path.name), signal.SIGKILL)
                 dropped += 1
         except OSError:
             continue

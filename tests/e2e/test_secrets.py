@@ -54,8 +54,8 @@ class Sampler:
 
     def look(self) -> None:
         self.looks += 1
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            self._read(path)
+        for path in Path("/proc").glob("[0-9]*"):
+            self._read(path / "cmdline")
         found = (Path(folder, name) for folder, _, names in os.walk(self.folder) for name in names)
         for path in found:
             with contextlib.suppress(OSError):

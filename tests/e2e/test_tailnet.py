@@ -37,8 +37,8 @@ class Watch:
     def run(self) -> None:
         while not self.over.wait(0.02):
             self.looks += 1
-            for path in Path("/proc").glob("[0-9]*/cmdline"):
-                self.look(path)
+            for path in Path("/proc").glob("[0-9]*"):
+                self.look(path / "cmdline")
             for folder, _, names in os.walk(self.root) if self.looks % 12 == 0 else ():
                 for name in names:
                     self.look(Path(folder, name))
