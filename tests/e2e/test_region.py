@@ -18,8 +18,9 @@ import pytest
 from nexa_dist.run import files
 from tests.chaos.kill_loop import Loop
 from tests.cloud.region import Running
-from tests.e2e.conftest import REPO, Lab, contents, make_bucket, rented, until
+from tests.e2e.conftest import REPO, Lab, contents, make_bucket, rented, runs, until
 from tests.e2e.test_mesh import REDUCE
+from tests.e2e.test_nobody_home import LATE_S, ends_soon, left_alone, step_in_bucket
 
 pytestmark = pytest.mark.e2e
 
@@ -83,9 +84,10 @@ def node(cloud: Lab, name: str, command: str) -> str:
     return cloud.nexa("ssh", name, "--", "bash", "-c", command).stdout.strip()
 
 
-def test_a_cluster_runs_loses_a_node_and_is_torn_down(cloud: Lab, here: Running) -> None:
+def test_a_cluster_runs_loses_a_node_is_left_alone_and_is_torn_down(cloud: Lab, here: Running) -> None:
     """With a mesh and a bucket. The machine that holds the checkpoints gets a notice: another takes its place while the
-    run goes on, and nothing is lost. At the end no state is left to tear down by, only tags."""
+    run goes on, and nothing is lost. The controller of the next run is killed, and one node's time is over. At the end
+    no state is left to tear down by, only tags."""
     make_bucket(cloud, "nexa-story")
     cloud.write("cloud.yaml", CLUSTER + "mesh: wireguard\nbucket: nexa-story\n")
     provision(cloud, **CANARIES)
@@ -125,6 +127,14 @@ def test_a_cluster_runs_loses_a_node_and_is_torn_down(cloud: Lab, here: Running)
     assert [s for s in steps if s in ("capacity", "create", "boot", "ssh", "bootstrap", "check")][:6] == [
         "capacity", "create", "boot", "ssh", "bootstrap", "check",
     ]  # fmt: skip
+    run = cloud.plain("alone", "--steps", 100_000, "--save-every", 100_000, "--step-seconds", 0.3, nproc_per_node=1)
+    left_alone(cloud, "run", run, when=lambda: runs(cloud) == 2 and "step 5/" in cloud.log(0, "n0"))
+    due = ends_soon(cloud, "n0")
+    until(lambda: set(running(here)) == {"n1"}, "the other node ends")
+    end = next(row["end_unix"] for row in here.client.bill()["instances"] if row["id"] == second["n0"]["id"])
+    assert due <= end < due + LATE_S
+    assert step_in_bucket(cloud, "s3://nexa-story/cloud") >= 5, "saved because the end was near"
+
     (folder / "terraform" / "terraform.tfstate").unlink()
     receipt = cloud.json("teardown", "-y", timeout_s=400)
     assert receipt["left"] == {"cloud": [], "errors": []}
