@@ -11,6 +11,7 @@ from nexa_dist.ops import capacity, hostkeys
 from nexa_dist.ops.bootstrap import env_hash
 from nexa_dist.ops.gang import CREATE_LIMIT_S, Gang
 from nexa_dist.plan import aws as planned
+from nexa_dist.plan import told as checked
 from nexa_dist.plan.offers import Candidate
 from nexa_dist.run import keys, nodes
 from nexa_dist.run.runner import CommandFailed
@@ -96,8 +97,8 @@ def _settled(gang: Gang, made: Cluster) -> tuple[dict[str, str], str]:
             raise CommandFailed(
                 f"{node.name}: {planned.NODE_PYTHON}", told, hint="the image needs Python 3.11 or newer"
             )
-        home, version = told.out.decode().splitlines()
-        return home, version
+        home, _, version = told.out.decode(errors="replace").rstrip("\n").partition("\n")
+        return checked.path(node.name, "home folder", home), checked.python(node.name, version)
 
     with nodes.session(gang.ctx.runner, made) as ssh:
         answers = nodes.on_all(made.nodes, ask)

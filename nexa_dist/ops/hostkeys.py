@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from nexa_dist.model import Cluster, Node
 from nexa_dist.ops.context import Context
+from nexa_dist.plan.told import host_key
 from nexa_dist.run import keys, nodes
 from nexa_dist.run.keys import Pin
 from nexa_dist.run.runner import CommandFailed
@@ -37,7 +38,7 @@ def rotate(ctx: Context, folder: ClusterFolder, made: Cluster) -> None:
         return
     with nodes.session(ctx.runner, made) as ssh:
         told = nodes.on_all(todo, lambda node: _root(ssh, node, MAKE, "making a host key"))
-        fresh = {node.instance_id: Pin(" ".join(key.split()[:2]), False) for node, key in zip(todo, told, strict=True)}
+        fresh = {n.instance_id: Pin(host_key(n.name, key), False) for n, key in zip(todo, told, strict=True)}
         living = {node.instance_id for node in made.nodes}
         pins = {ident: pin for ident, pin in {**pins, **fresh}.items() if ident in living}
         keys.write_pins(folder.ssh, pins)

@@ -17,7 +17,7 @@ from nexa_dist.errors import NexaError, StillRunning
 from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.spec import Job, code_folder, secrets
-from nexa_dist.plan import preflight
+from nexa_dist.plan import preflight, told
 from nexa_dist.plan.command import Place
 from nexa_dist.plan.ranks import RankPlan, assign_ranks, split_endpoint
 from nexa_dist.run import archive
@@ -110,7 +110,7 @@ def prepare(
         answers, verdict = check(ctx, ssh.cluster, linked, more)
     if seconds_left is None and config.max_hours:
         seconds_left = config.max_hours * 3600
-    plan = dataclasses.replace(draft, rdzv_port=draft.rdzv_port or verdict.port)
+    plan = dataclasses.replace(draft, rdzv_port=draft.rdzv_port or told.port(draft.nodes[0].node.name, verdict.port))
     specs: dict[str, dict[str, Any]] = {}
     for link, node in zip(linked, plan.nodes, strict=True):
         name = link.node.name

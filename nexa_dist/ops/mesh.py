@@ -16,6 +16,7 @@ from nexa_dist.model import Cluster, Node
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.site import our_tag
 from nexa_dist.plan import mesh as planned
+from nexa_dist.plan import told as checked
 from nexa_dist.plan.mesh import Seat
 from nexa_dist.run import files, keys, nodes, tailscale
 from nexa_dist.run.nodes import Ssh
@@ -85,7 +86,7 @@ def joined(ctx: Context, folder: ClusterFolder, config: ClusterConfig, made: Clu
         return made
     with nodes.session(ctx.runner, made) as ssh:
         found = nodes.on_all(made.nodes, lambda node: _tailnet_address(ssh, node))
-    own = dict(zip((node.name for node in made.nodes), found, strict=True))
+    own = checked.tailnet(dict(zip((node.name for node in made.nodes), found, strict=True)))
     if planned.ranks_use_mesh(config):
         return planned.over_mesh(made, own)
     if not set(own.values()) <= _seen_from_here(ctx):
@@ -149,7 +150,7 @@ def _tailnet_address(ssh: Ssh, node: Node) -> str:
     told = ssh.run(node, ("tailscale", "ip", "-4"))
     if told.code or not told.out.strip():
         raise CommandFailed(f"{node.name}: tailscale ip", told)
-    return told.out.decode().split()[0]
+    return told.out.decode(errors="replace").split()[0]
 
 
 def _seen_from_here(ctx: Context) -> set[str]:
@@ -167,9 +168,10 @@ def _seat(ssh: Ssh, node: Node) -> Seat:
     told = ssh.run(node, ("sh", "-c", ASK))
     if told.code:
         raise CommandFailed(f"{node.name}: asking for its networks", told, hint="the mesh needs iproute2 on the node")
-    lines = [line.split() for line in told.out.decode().splitlines()]
-    networks = tuple(words[1] for words in lines if words[0] == "network")
-    mtu = next((int(words[1]) for words in lines if words[0] == "mtu"), planned.USUAL_MTU)
+    lines = [line.split() for line in told.out.decode(errors="replace").splitlines()]
+    said = [(words[0], words[1]) for words in lines if len(words) == 2]
+    networks = tuple(value for word, value in said if word == "network")
+    mtu = checked.mtu(node.name, next((value for word, value in said if word == "mtu"), planned.USUAL_MTU))
     if ssh.cluster.provider != "static":
         return Seat(node.name, node.address, private=node.private_address, mtu=mtu, networks=networks)
     host, jump = _as_ssh_has_it(ssh, node)

@@ -11,6 +11,7 @@ from nexa_dist.errors import NexaError
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.launch import send
 from nexa_dist.ops.spec import bucket_environment, code_folder
+from nexa_dist.plan import told
 from nexa_dist.run import archive
 from nexa_dist.run.nodes import Link, on_all
 from nexa_dist.run.runner import CommandFailed, Result
@@ -101,7 +102,7 @@ def _from_bucket(ctx: Context, link: Link, run_id: str, step: int) -> tuple[int,
     if listed.code:
         ctx.say(f"warning: the bucket cannot be read, so it is passed over: {listed.tail(2)}")
         return None
-    newest = max((int(row["step"]) for row in json.loads(listed.out)), default=0)
+    newest = max(_listed(link, listed), default=0)
     if newest <= step:
         return None
     ctx.detail(f"{link.node.name}: checkpoint of step {newest} from {link.ssh.cluster.bucket}")
@@ -110,9 +111,19 @@ def _from_bucket(ctx: Context, link: Link, run_id: str, step: int) -> tuple[int,
     if pulled.code:
         ctx.say(f"warning: nothing can be had from the bucket: {pulled.tail(2)}")
         return None
-    path = pulled.out.decode().strip().splitlines()[-1]
-    got = int(path.rsplit("_", 1)[1])
+    path = next(iter(pulled.out.decode(errors="replace").strip().splitlines()[-1:]), "")
+    said = [{"step": path.rpartition("_")[2], "path": path}]
+    got = int(told.checkpoints(link.node.name, said, [_root(link, run_id)])[0]["step"])
     return (got, link, path) if got > step else None
+
+
+def _listed(link: Link, listed: Result) -> list[int]:
+    """Steps that the bucket has whole, in the node's words."""
+    try:
+        rows = [row["step"] for row in json.loads(listed.out)]
+    except (ValueError, TypeError, KeyError):
+        told.refused(link.node.name, "list of the bucket's checkpoints", listed.tail(1))
+    return [told.number(link.node.name, "bucket's step", step, range(told.LAST_STEP)) for step in rows]
 
 
 def newest_in_bucket(links: Sequence[Link], run_id: str) -> dict[str, Any] | None:
@@ -139,7 +150,7 @@ def _sync(link: Link, run_id: str, verb: str, *words: str, timeout_s: float = 12
 
 def _copy(source: Link, path: str, link: Link, root: str, step: int) -> str:
     """A checkpoint from one node to another, verified there. Returns its path."""
-    target = f"{root}/{path.rsplit('/', 1)[1]}"
+    target = f"{root}/step_{step:08d}"
     link.ssh.run(link.node, ("rm", "-rf", "--", target))  # one that did not arrive whole, or was damaged since
     stream = source.ssh.runner.stream((*source.ssh.argv(source.node), shlex.join(("tar", "-C", path, "-cf", "-", "."))))
     try:
@@ -161,4 +172,9 @@ def _verified(link: Link, *roots: str) -> dict[str, Any]:
     result = link.ssh.run(link.node, command, timeout_s=VERIFY_TIMEOUT_S)
     if result.code:
         raise CommandFailed(f"{link.node.name}: verifying checkpoints", result)
-    return dict(json.loads(result.out))
+    try:
+        answer = dict(json.loads(result.out))
+        skipped = [{"path": str(row["path"]), "why": str(row["why"])} for row in answer["skipped"]]
+        return {"whole": told.checkpoints(link.node.name, answer["whole"], roots), "skipped": skipped}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        told.refused(link.node.name, "list of checkpoints", result.tail(1))

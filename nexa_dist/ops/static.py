@@ -23,6 +23,7 @@ from nexa_dist.ops.bootstrap import env_hash
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.ownrecord import Host, Record
 from nexa_dist.ops.site import our_tag
+from nexa_dist.plan import told
 from nexa_dist.plan.adopt import Adopted
 from nexa_dist.plan.static import judge, settled, static_cluster
 from nexa_dist.run import agentfile, nodes
@@ -69,6 +70,10 @@ def make(ctx: Context, folder: ClusterFolder, config: ClusterConfig, adopted: Se
             raise NexaError(
                 "the hosts are not ready:\n" + "\n".join(faults), hint="nothing was changed on them; mend this first"
             )
+        for name, look in looks.items():
+            told.path(name, "home folder", look["home"])
+            told.path(name, "interpreter", look["python"])
+            told.python(name, ".".join(map(str, look["version"][:2])))
         record = _seen(record, looks, _folders(users))
         addresses = {node.name: settings(ctx.runner, reached, node)["hostname"] for node in reached.nodes}
         made = settled(users, config, addresses, reached.ssh_config, env_hash(_python_of(looks)))

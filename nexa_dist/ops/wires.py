@@ -11,6 +11,7 @@ from typing import Any
 
 from nexa_dist.errors import NexaError
 from nexa_dist.ops.context import Context
+from nexa_dist.plan import told
 from nexa_dist.plan.health import ALL
 from nexa_dist.run.nodes import Link
 from nexa_dist.run.runner import Stream
@@ -34,10 +35,10 @@ def try_group(
     """The program's result, or {"errors": {node: words}}. `links` are all nodes in their order."""
     names = [link.node.name for link in links]
     gpus = min(len(facts[name]["gpus"]) if facts[name]["environment"].get("cuda") else 0 for name in names)
-    first = facts[names[0]]
+    port = told.port(names[0], facts[names[0]]["test_port"])
     plan = {
         "nodes": names, "nproc": gpus or 1, "backend": "nccl" if gpus else "gloo",
-        "address": links[0].node.peer_address, "port": first["test_port"], "limit_s": LIMIT_S[deep],
+        "address": links[0].node.peer_address, "port": port, "limit_s": LIMIT_S[deep],
         "op_s": OP_S[deep], "floor_gbps": floor_gbps,
     }  # fmt: skip
     source = PROGRAM.read_bytes()

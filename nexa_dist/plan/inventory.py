@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nexa_dist.model import Cluster, Node, absolute
+from nexa_dist.plan.told import no_template
 
 
 def inventory(
@@ -29,6 +30,8 @@ def inventory(
         for node in cluster.nodes
     }
     shared = {"ansible_ssh_common_args": f"-F {shlex.quote(cluster.ssh_config)}", **variables}
+    no_template(hosts)
+    no_template(shared)
     return {"all": {"hosts": hosts, "vars": shared}}
 
 
