@@ -20,6 +20,7 @@ MODULES = {
     "budget": "budget",
     "image": "image",
     "diag": "diag",
+    "trust": "trust",
 }
 """Module below verbs/ of each verb that is not in `cluster`."""
 
@@ -147,6 +148,9 @@ def parser() -> argparse.ArgumentParser:
     budget.add_argument("usd", nargs="?", type=float, metavar="USD")
     _cluster(budget)
     _json(budget)
+
+    trust = verbs.add_parser("trust", help="say that a workspace, or the programs that an ssh_config names, are yours")
+    trust.add_argument("path", nargs="?", default=".", metavar="DIR|FILE", help="the workspace (default: this folder)")
 
     timeline = verbs.add_parser("timeline", help="where the minutes of a cluster went")
     _cluster(timeline)

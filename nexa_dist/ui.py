@@ -20,6 +20,11 @@ def plain(text: str) -> str:
     return ESCAPES.sub("", text.expandtabs(8))
 
 
+def plain_lines(text: str) -> str:
+    """The same line by line."""
+    return "\n".join(map(plain, text.split("\n")))
+
+
 def say(text: str = "") -> None:
     """A line for people."""
     print(text, file=sys.stderr, flush=True)

@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 
+from tests.state import own_state
+
+own_state()  # before any test: workers of xdist inherit it
+
 TOGETHER = {
     "tests/e2e/test_runs.py": "lab 1",
     "tests/e2e/test_logs.py": "lab 1",

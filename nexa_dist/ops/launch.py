@@ -20,7 +20,7 @@ from nexa_dist.ops.spec import Job, code_folder, secrets
 from nexa_dist.plan import preflight, told
 from nexa_dist.plan.command import Place
 from nexa_dist.plan.ranks import RankPlan, assign_ranks, split_endpoint
-from nexa_dist.run import archive
+from nexa_dist.run import archive, git
 from nexa_dist.run.follow import fetch
 from nexa_dist.run.nodes import Connecting, Link, Ssh, on_all
 from nexa_dist.run.workspace import RunFolder
@@ -259,7 +259,7 @@ def stop_all(
 
 def new_record(ctx: Context, run_id: str, cluster: Cluster, config: TrainConfig, config_file: str) -> dict[str, Any]:
     """What run.json holds before the first attempt."""
-    commit = ctx.runner.run(("git", "-C", str(ctx.workspace.root), "rev-parse", "HEAD"))
+    commit = git.run(ctx.runner, ctx.workspace.root, "rev-parse", "HEAD")
     return {
         "version": 1,
         "run_id": run_id,

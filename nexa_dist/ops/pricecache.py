@@ -8,7 +8,7 @@ from pathlib import Path
 from nexa_dist.errors import NexaError
 from nexa_dist.ops.context import Context
 from nexa_dist.plan.periods import price
-from nexa_dist.run import files
+from nexa_dist.run import files, trust
 
 Spot = Mapping[tuple[str, str], float]
 """USD/h by (type, zone)."""
@@ -21,6 +21,7 @@ def _file(ctx: Context, region: str) -> Path:
 def keep(ctx: Context, region: str, spot: Spot) -> None:
     """Replaces what is known of these types and zones."""
     if spot:
+        trust.claim(ctx.workspace.root)
         asked = {f"{kind} {zone}": [usd, ctx.now()] for (kind, zone), usd in spot.items()}
         files.write_json(_file(ctx, region), {**_read(ctx, region), **asked})
 

@@ -16,7 +16,7 @@ from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.ops.bootstrap import env_hash
 from nexa_dist.ops.context import Context
 from nexa_dist.plan.aws import DEFAULT_IMAGE, Site, workspace_tag
-from nexa_dist.run import aws, files, images
+from nexa_dist.run import aws, files, images, trust
 from nexa_dist.run.workspace import ClusterFolder
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
@@ -80,6 +80,7 @@ def our_tag(ctx: Context) -> str:
     path = ctx.workspace.root / ".nexa" / "workspace"
     if not path.exists():
         user = os.environ.get("USER") or str(os.getuid())
+        trust.claim(ctx.workspace.root)
         files.write_text(path, workspace_tag(user, socket.gethostname(), uuid.uuid4().hex[:8]) + "\n")
     return path.read_text(encoding="ascii").strip()
 

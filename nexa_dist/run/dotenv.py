@@ -10,7 +10,7 @@ import difflib
 import os
 import re
 import stat
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 
 from nexa_dist.errors import UsageError
@@ -26,23 +26,32 @@ _LINE = re.compile(r"(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_]*)\s*=\s*(?P<va
 _QUOTED = re.compile(r"(?P<quote>['\"])(?P<text>.*)(?P=quote)\s*(?:#.*)?")
 
 
-def load(root: Path, environ: MutableMapping[str, str]) -> list[str]:
+def load(root: Path, environ: MutableMapping[str, str], is_tracked: Callable[[], bool] = lambda: False) -> list[str]:
     """Adds what `.env` of this folder has and `environ` lacks; answers what is to be said about it.
 
-    Raises UsageError when others may read its secrets, or a line is none.
+    Raises UsageError when others may read its secrets, or chose them: by their file, or by the repository that tracks
+    it. Also when a line is none.
     """
     path = root / NAME
     try:
         with path.open(encoding="utf-8") as file:
-            mode, text = os.fstat(file.fileno()).st_mode, file.read()
+            told, text = os.fstat(file.fileno()), file.read()
     except FileNotFoundError:
         return []
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not UTF-8 text") from None
     values, said = parse(text, str(path))
-    if stat.S_IMODE(mode) & 0o077 and set(values) & set(SECRET):
+    mode, secret = stat.S_IMODE(told.st_mode), set(values) & set(SECRET)
+    if mode & 0o077 and secret:
+        raise UsageError(f"{path} holds secrets, and others may read it (mode {mode:04o})", hint=f"chmod 600 {path}")
+    if told.st_uid != os.geteuid():
         raise UsageError(
-            f"{path} holds secrets, and others may read it (mode {stat.S_IMODE(mode):04o})", hint=f"chmod 600 {path}"
+            f"{path} belongs to user {told.st_uid}, and we are {os.geteuid()}", hint="make one of your own"
+        )
+    if secret and is_tracked():
+        raise UsageError(
+            f"{path} holds secrets, and git tracks it: whoever wrote the repository chose whose accounts are used",
+            hint=f"git rm -q --cached {NAME} takes it out of git, if the keys are yours; they are in its history",
         )
     for name, value in values.items():
         environ.setdefault(name, value)

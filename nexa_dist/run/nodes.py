@@ -16,7 +16,7 @@ from typing import IO, Any, TypeVar
 
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster, Node, absolute
-from nexa_dist.run import agentfile
+from nexa_dist.run import agentfile, consent
 from nexa_dist.run.runner import CommandFailed, Result, Runner
 
 T = TypeVar("T")
@@ -48,6 +48,11 @@ class Ssh:
     runner: Runner
     cluster: Cluster
     sockets: str
+
+    def __post_init__(self) -> None:
+        """No ssh without it. Raises Unconsented."""
+        if self.cluster.ssh_config:
+            consent.refuse_unconsented(self.cluster.ssh_config)
 
     def argv(self, node: Node, *options: str) -> tuple[str, ...]:
         """ssh up to the host, which is never read as an option. The first value of an ssh option counts, so

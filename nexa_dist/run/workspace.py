@@ -14,7 +14,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster
-from nexa_dist.run import files
+from nexa_dist.run import files, trust
 
 
 class _Attempt(BaseModel):
@@ -86,6 +86,7 @@ class ClusterFolder:
 
     @contextlib.contextmanager
     def locked(self, verb: str) -> Iterator[None]:
+        trust.claim(self.path.parents[2])
         with files.locked(self.path / "lock", verb):
             yield
 
@@ -209,6 +210,7 @@ class Workspace:
 
     def new_run(self, stage: str, name: str) -> RunFolder:
         """`<stage>_YYYYMMDD_HHMMSS_<name>`; the folder is made, so two at once get two names."""
+        trust.claim(self.root)
         for tie in range(100):
             stamp = time.strftime("%Y%m%d_%H%M%S", time.gmtime(time.time() + tie))
             path = self.root / "runs" / f"{stage}_{stamp}_{name}"

@@ -93,7 +93,7 @@ def plan(args: Arguments) -> int:
 
 
 def sweep(args: Arguments) -> int:
-    ctx = context()
+    ctx = context(acts=args.delete)
     owner, found, silent = sweeping.survey(ctx, args.region)
     orphans = [entry for entry in found if entry.orphan]
     if args.json:
@@ -125,7 +125,7 @@ def _end(ctx: Context, orphans: list[sweeping.Found], yes: bool) -> None:
 
 
 def timeline(args: Arguments) -> int:
-    ctx = context()
+    ctx = context(acts=False)
     folder = _folder(ctx.workspace.root, args.cluster)
     rows: list[dict[str, Any]] = steps_of(files.read_lines(folder / "journal.jsonl"))
     if args.json:

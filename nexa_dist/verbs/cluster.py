@@ -119,7 +119,7 @@ def _host_keys(ctx: Context, config: ClusterConfig) -> list[Adopted]:
 
 
 def status(args: Arguments) -> int:
-    ctx = context()
+    ctx = context(acts=False)
     folders = [find_folder(ctx, args.cluster)] if args.cluster else ctx.workspace.clusters()
     report: dict[str, Any] = {"clusters": [], "runs": []}
     for folder in folders:
@@ -186,7 +186,7 @@ def ssh(args: Arguments) -> int:
 
 
 def teardown(args: Arguments) -> int:
-    ctx = context()
+    ctx = context(acts=not args.dry_run)
     if not args.cluster and not ctx.workspace.clusters():
         ui.say(f"nothing to tear down in {ctx.workspace.root}")
         return EXIT_OK

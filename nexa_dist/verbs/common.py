@@ -14,17 +14,46 @@ from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.ownrecord import Record
 from nexa_dist.plan.static import static_cluster
-from nexa_dist.run import dotenv, files
-from nexa_dist.run.runner import SystemRunner
+from nexa_dist.run import consent, dotenv, files, git, trust
+from nexa_dist.run.runner import Runner, SystemRunner
 from nexa_dist.run.workspace import ClusterFolder, Workspace
 
 
-def context() -> Context:
-    """Of the folder that we are in, with what its `.env` adds to the environment."""
-    here = Workspace.here()
-    for line in dotenv.load(here.root, os.environ):
+def context(*, acts: bool = True) -> Context:
+    """Of the folder that we are in, with what its `.env` adds to the environment. A verb that `acts` on what lies there
+    does so only when it is known to be ours; one that shows it may show anybody's."""
+    here, runner = Workspace.here(), SystemRunner()
+    if acts:
+        _refuse_foreign(runner, here.root)
+    for line in dotenv.load(here.root, os.environ, lambda: git.tracks(runner, here.root, dotenv.NAME) != ""):
         ui.say(line)
-    return Context(here, SystemRunner(), ui.say)
+    return Context(here, runner, ui.say)
+
+
+def _refuse_foreign(runner: Runner, root: Path) -> None:
+    try:
+        trust.refuse_foreign(runner, root)
+    except trust.Foreign as error:
+        if not error.cure or not _agreed(f"{error}\nis it yours?"):
+            raise
+        trust.adopt(root)
+        trust.refuse_foreign(runner, root)
+
+
+def _agreed(question: str) -> bool:
+    return ui.interactive() and ui.confirm(ui.plain_lines(question))
+
+
+def _consented(cluster: Cluster) -> Cluster:
+    """The same cluster, once the user agreed to the programs that its ssh_config names. Raises Unconsented."""
+    try:
+        if cluster.ssh_config:
+            consent.refuse_unconsented(cluster.ssh_config)
+    except consent.Unconsented as error:
+        if not _agreed(f"{error}\nmay ssh start it?"):
+            raise
+        consent.consent(cluster.ssh_config)
+    return cluster
 
 
 NOT_ENFORCED = {
@@ -75,10 +104,10 @@ def find_cluster(ctx: Context, named: str | None) -> Cluster:
         made = Record.exists(ctx.workspace.cluster(load_cluster(Path(named)).name))
         config = load_said(Path(named), provisioned=made)
         if config.provider == "static" and not made:
-            return static_cluster(config, Path(named).absolute().parent)
+            return _consented(static_cluster(config, Path(named).absolute().parent))
         if config.provider == "static":
             _refuse_edited(ctx, config, named)
-    return find_folder(ctx, named).load()
+    return _consented(find_folder(ctx, named).load())
 
 
 def _refuse_edited(ctx: Context, config: ClusterConfig, named: str) -> None:

@@ -18,7 +18,7 @@ Arguments = argparse.Namespace
 
 
 def cost(args: Arguments) -> int:
-    ctx = context()
+    ctx = context(acts=False)
     named = args.what
     if named and is_file(named):
         named = load_cluster(Path(named)).name or ""

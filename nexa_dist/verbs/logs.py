@@ -20,7 +20,7 @@ UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def logs(args: argparse.Namespace) -> int:
-    ctx = context()
+    ctx = context(acts=False)
     run = ctx.workspace.run(args.run)
     wanted = Wanted(
         ranks(args.rank),

@@ -275,7 +275,7 @@ def stop(args: Arguments) -> int:
 
 
 def runs(args: Arguments) -> int:
-    rows = [running.summary(found) for found in context().workspace.runs()]
+    rows = [running.summary(found) for found in context(acts=False).workspace.runs()]
     if args.json:
         ui.emit(rows)
     elif rows:

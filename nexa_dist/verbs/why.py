@@ -12,7 +12,7 @@ from nexa_dist.verbs.common import context
 
 
 def why(args: Arguments) -> int:
-    folder = context().workspace.run(args.run)
+    folder = context(acts=False).workspace.run(args.run)
     record = folder.load()
     story, others = asking.why(folder, record, args.attempt)
     if args.json:

@@ -1,0 +1,3 @@
+from tests.state import own_state
+
+own_state()

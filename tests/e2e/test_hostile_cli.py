@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from nexa_dist.cli import main
+from nexa_dist.run import trust
 from tests.e2e.conftest import NEXA, REPO, Lab, environment, until
 
 TABLE: dict[str, dict[str, Any]] = yaml.safe_load((REPO / "tests" / "cases" / "hostile_cli.yaml").read_text())
@@ -56,6 +57,7 @@ RECORD = {
 def fill(root: Path) -> Path:
     """A workspace in which every verb finds something, and files that are not what their names say."""
     root.mkdir(exist_ok=True)
+    trust.claim(root)  # or every verb would refuse it as somebody else's
     (root / "c.yaml").write_text("name: c\nprovider: local\nnodes: 1\ngpus_per_node: 1\n")
     (root / "hosts.yaml").write_text("name: hosts\ncluster:\n  - {host: 127.0.0.1, gpus: 1, port: 9}\n")
     (root / "train.yaml").write_text("name: first\nscript: script.py\n")
@@ -198,7 +200,7 @@ TORN_CLUSTERS: list[object] = [
 def test_a_torn_run_record_is_said_plainly(content: object, tmp_path: Path, door: Door) -> None:
     root = fill(tmp_path / "w")
     save(root / RUN_JSON, content)
-    shutil.rmtree(root / ".nexa")  # nexa status would look for the nodes
+    shutil.rmtree(root / ".nexa" / "clusters")  # nexa status would look for the nodes
     for words in (["runs"], ["logs"], ["stop", RUN], ["attach"], ["run", "--resume", RUN], ["status"]):
         assert RUN in door(root, *words)
     assert not list(tmp_path.rglob("pwned"))

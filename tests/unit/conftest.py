@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from nexa_dist.run import trust
 from tests.unit.cloud_server import Desk, Emulated, emulated
 
 settings.register_profile(
@@ -18,6 +19,7 @@ settings.load_profile("here")  # a busy machine fails nothing, and every run tri
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Desk:
+    trust.claim(tmp_path)  # as any command does before it makes something
     return Desk(tmp_path)
 
 
