@@ -204,7 +204,9 @@ def guarded(call: Callable[[], int]) -> int:
     try:
         return call()
     except NexaError as error:
-        ui.error(str(error), error.hint)
+        from nexa_dist.secrets import redact_text
+
+        ui.error(redact_text(str(error)), redact_text(error.hint))
         return error.code
     except KeyboardInterrupt:
         ui.error("interrupted", "nexa status shows what is there; provision and teardown go on when repeated")

@@ -9,10 +9,10 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from nexa_dist.config.redact import HIDDEN, is_secret_name, redact
 from nexa_dist.config.scalars import AmbiguousError, plain_value, shown
 from nexa_dist.config.yamltree import Document, PathKey, dotted
 from nexa_dist.errors import Problem
+from nexa_dist.secrets import HIDDEN, is_secret_name, redact
 
 MAX_WORDS = 40
 _ONE_OF = "one of: "

@@ -15,7 +15,6 @@ from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.config.explain import MAX_PROBLEMS, choices_at, models_at, problem_at, problems_of, value_at
 from nexa_dist.config.hosts import check_name
 from nexa_dist.config.overrides import apply_overrides
-from nexa_dist.config.redact import redact
 from nexa_dist.config.scalars import shown
 from nexa_dist.config.schema import MODELS, Kind, json_schema
 from nexa_dist.config.together import KEYS
@@ -23,6 +22,7 @@ from nexa_dist.config.train import TrainConfig
 from nexa_dist.config.yamlfile import display_name, parse_yaml, read_bytes
 from nexa_dist.config.yamltree import Document, PathKey
 from nexa_dist.errors import ConfigError, Problem
+from nexa_dist.secrets import redact
 
 __all__ = ["json_schema", "kind_of", "load_cluster", "load_train", "recorded_train", "resolved"]
 

@@ -6,11 +6,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from nexa_dist.config.redact import HIDDEN, is_secret_name, redact
 from nexa_dist.config.scalars import shown
 from nexa_dist.config.yamlfile import parse_scalar
 from nexa_dist.config.yamltree import PathKey
 from nexa_dist.errors import ConfigError, Problem
+from nexa_dist.secrets import HIDDEN, is_secret_name, redact
 
 MAX_OVERRIDES = 200
 MAX_OVERRIDE_CHARS = 4096

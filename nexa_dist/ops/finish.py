@@ -16,6 +16,7 @@ from nexa_dist.plan.manifest import build_manifest
 from nexa_dist.run import files
 from nexa_dist.run.nodes import Link
 from nexa_dist.run.workspace import RunFolder
+from nexa_dist.secrets import redact, redact_text
 
 
 def close(run: RunFolder, record: dict[str, Any], outcome: Outcome) -> None:
@@ -23,14 +24,14 @@ def close(run: RunFolder, record: dict[str, Any], outcome: Outcome) -> None:
     attempt, end = record["attempts"][-1], outcome.end
     attempt |= {
         "state": outcome.state,
-        "cause": outcome.cause,
+        "cause": redact_text(outcome.cause),
         "ended_unix": attempt.get("ended_unix") or end.ended_unix,
-        "end": asdict(end),
+        "end": redact(asdict(end)),
     }
     if outcome.state == "failed":
         from nexa_dist.ops.why import explain  # its table of causes is of no use to a run that goes well
 
-        attempt["why"] = explain(run, record)
+        attempt["why"] = redact_text(explain(run, record))
     if outcome.leaving:
         attempt["notices"] = {
             name: {
@@ -48,7 +49,7 @@ def finish(ctx: Context, run: RunFolder, links: Sequence[Link], record: dict[str
     attempt = record["attempts"][-1]
     if "end" not in attempt:
         close(run, record, outcome)
-    attempt |= {"state": outcome.state, "cause": outcome.cause}
+    attempt |= {"state": outcome.state, "cause": redact_text(outcome.cause)}
     run.save(record)
     result = read_result(ctx, links, record) if links else {}
     if links and outcome.saved is not None and not result.get("checkpoint"):  # it did not get to its own end
@@ -56,7 +57,7 @@ def finish(ctx: Context, run: RunFolder, links: Sequence[Link], record: dict[str
     config = resolved(recorded_train(record["config"], record["run_id"]))
     logs = str(run.logs.relative_to(ctx.workspace.root))
     manifest = build_manifest(record, result, config, logs)
-    files.write_json(run.manifest, manifest.model_dump(mode="json"))
+    files.write_json(run.manifest, redact(manifest.model_dump(mode="json")))
 
 
 def read_result(ctx: Context, links: Sequence[Link], record: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from nexa_dist.run import archive, git
 from nexa_dist.run.follow import fetch
 from nexa_dist.run.nodes import Connecting, Link, Ssh, on_all
 from nexa_dist.run.workspace import RunFolder
+from nexa_dist.secrets import redact, redact_text
 
 FORGET_S = 10.0
 """With a node that falls silent while a launch is refused; what was begun there ends by itself after 120 s."""
@@ -198,7 +199,7 @@ def start(run: RunFolder, prepared: Prepared, record: dict[str, Any], attempt: i
             ranks={p.node.name: [p.first_rank, p.first_rank + p.nproc - 1] for p in prepared.plan.nodes},
             hardware=prepared.hardware,
             skew_s=prepared.skew_s,
-            commands={name: list(spec["argv"]) for name, spec in prepared.specs.items()},
+            commands={name: redact(list(spec["argv"])) for name, spec in prepared.specs.items()},
         )
     )
     run.save(record)
@@ -227,7 +228,7 @@ def start(run: RunFolder, prepared: Prepared, record: dict[str, Any], attempt: i
         record["attempts"][-1] |= {
             "state": "failed",
             "ended_unix": time.time(),
-            "cause": f"an agent could not be started: {error}",
+            "cause": redact_text(f"an agent could not be started: {error}"),
         }
         run.save(record)
         if unproven:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import signal
 import sys
@@ -15,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nexa_dist.errors import NexaError
-
-SECRET = re.compile(r"(?<!HOST_)KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
-"""Names of variables of the user's that Ansible has no use for, and that must not come to any file."""
+from nexa_dist.secrets import is_secret_name
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ def run_playbook(
 
     def on_status(data: dict[str, Any], runner_config: Any) -> None:
         if data["status"] == "starting":  # the environment that it gives the child, and writes to a file of `folder`
-            for name in [name for name in runner_config.env if SECRET.search(name)]:
+            for name in [name for name in runner_config.env if is_secret_name(name)]:
                 del runner_config.env[name]
 
     end_left_over(folder)

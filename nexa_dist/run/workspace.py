@@ -15,6 +15,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.run import files, trust
+from nexa_dist.secrets import redact_text
 
 
 class _Attempt(BaseModel):
@@ -100,7 +101,7 @@ class ClusterFolder:
         try:
             yield more
         except BaseException as error:
-            outcome = {"state": "failed", "error": f"{type(error).__name__}: {error}"}
+            outcome = {"state": "failed", "error": redact_text(f"{type(error).__name__}: {error}")}
             files.append_json(journal, {"at": time.time(), "step": step, **outcome, **more})
             raise
         seconds = round(time.time() - began, 3)

@@ -17,6 +17,7 @@ from nexa_dist.plan.static import static_cluster
 from nexa_dist.run import consent, dotenv, files, git, trust
 from nexa_dist.run.runner import Runner, SystemRunner
 from nexa_dist.run.workspace import ClusterFolder, Workspace
+from nexa_dist.secrets import redact_text
 
 
 def context(*, acts: bool = True) -> Context:
@@ -27,7 +28,7 @@ def context(*, acts: bool = True) -> Context:
         _refuse_foreign(runner, here.root)
     for line in dotenv.load(here.root, os.environ, lambda: git.tracks(runner, here.root, dotenv.NAME) != ""):
         ui.say(line)
-    return Context(here, runner, ui.say)
+    return Context(here, runner, lambda text: ui.say(redact_text(text)))
 
 
 def _refuse_foreign(runner: Runner, root: Path) -> None:

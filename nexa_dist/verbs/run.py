@@ -31,6 +31,7 @@ from nexa_dist.ops.supervise import Supervisor, alone
 from nexa_dist.run import files
 from nexa_dist.run.nodes import Connecting, Link, Ssh, connect, session
 from nexa_dist.run.workspace import RunFolder
+from nexa_dist.secrets import redact
 from nexa_dist.verbs.common import context, ranks
 
 Arguments = argparse.Namespace
@@ -132,12 +133,12 @@ def taken_over(ctx: Context, folder: RunFolder, shown: set[int] | None, as_json:
 
 
 def printed(prepared: launch.Prepared, as_json: bool) -> int:
-    """`--print`: the command and environment of each node, as they would run."""
+    """`--print`: the command and environment of each node, as they would run, but for secrets."""
     if as_json:
-        ui.emit({name: {"argv": spec["argv"], "env": spec["env"]} for name, spec in prepared.specs.items()})
+        ui.emit({name: redact({"argv": spec["argv"], "env": spec["env"]}) for name, spec in prepared.specs.items()})
         return EXIT_OK
     for node_plan in prepared.plan.nodes:
-        spec = prepared.specs[node_plan.node.name]
+        spec = redact(prepared.specs[node_plan.node.name])
         last = node_plan.first_rank + node_plan.nproc - 1
         span = f"ranks {node_plan.first_rank} to {last} of {prepared.plan.world_size}"
         ui.out(f"# {node_plan.node.name} ({node_plan.node.address}): {span}")

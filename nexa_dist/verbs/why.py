@@ -8,6 +8,7 @@ from typing import Any
 from nexa_dist import ui
 from nexa_dist.errors import EXIT_OK
 from nexa_dist.ops import why as asking
+from nexa_dist.secrets import redact_text
 from nexa_dist.verbs.common import context
 
 
@@ -16,20 +17,20 @@ def why(args: Arguments) -> int:
     record = folder.load()
     story, others = asking.why(folder, record, args.attempt)
     if args.json:
-        entries = [{"attempt": s.attempt, "state": s.state, "words": ui.plain(s.line)} for s in others]
+        entries = [{"attempt": s.attempt, "state": s.state, "words": _shown(s.line)} for s in others]
         ui.emit({"run": folder.run_id, **_told(story), "others": entries})
         return EXIT_OK
     count = len(record["attempts"])
     ui.out(f"{folder.run_id}: attempt {story.attempt} of {count} {story.state}{_at(story)}")
-    ui.out(ui.plain(_first(story)))
+    ui.out(_shown(_first(story)))
     for line in story.verdict.lines:
         ui.out(f"  | {_text(line)}")
     for also in story.verdict.others:
-        ui.out(f"also {ui.plain(also)}")
+        ui.out(f"also {_shown(also)}")
     if story.verdict.fix:
         ui.out(f"do: {story.verdict.fix}")
     for other in others:
-        ui.out(f"attempt {other.attempt} {other.state}{_at(other)}: {ui.plain(other.line)}")
+        ui.out(f"attempt {other.attempt} {other.state}{_at(other)}: {_shown(other.line)}")
     return EXIT_OK
 
 
@@ -47,7 +48,11 @@ def _at(story: asking.Story) -> str:
 
 
 def _text(line: bytes) -> str:
-    return ui.plain(line.decode(errors="replace"))
+    return _shown(line.decode(errors="replace"))
+
+
+def _shown(text: str) -> str:
+    return ui.plain(redact_text(text))
 
 
 def _told(story: asking.Story) -> dict[str, Any]:
@@ -62,9 +67,9 @@ def _told(story: asking.Story) -> dict[str, Any]:
         "node": node,
         "rank": rank,
         "exit": None if end is None else {"code": end.code, "signal": end.signal, "oom": end.oom},
-        "words": ui.plain(verdict.words),
+        "words": _shown(verdict.words),
         "fix": verdict.fix,
         "lines": [_text(line) for line in verdict.lines],
-        "also": [ui.plain(line) for line in verdict.others],
-        "cause": story.cause,
+        "also": [_shown(line) for line in verdict.others],
+        "cause": _shown(story.cause),
     }
