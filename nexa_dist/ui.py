@@ -25,9 +25,14 @@ def plain_lines(text: str) -> str:
     return "\n".join(map(plain, text.split("\n")))
 
 
+def last_state(line: bytes) -> bytes:
+    """What a terminal would show of a line that was begun anew with carriage returns: a progress bar's last state."""
+    return line.rstrip(b"\r").rpartition(b"\r")[2]
+
+
 def say(text: str = "") -> None:
-    """A line for people."""
-    print(text, file=sys.stderr, flush=True)
+    """A line for people, also where a node has put in a word."""
+    print(plain(text), file=sys.stderr, flush=True)
 
 
 def error(message: str, hint: str = "") -> None:
@@ -44,7 +49,7 @@ def out(text: str) -> None:
 def out_bytes(data: bytes) -> None:
     """Lines of logs: as they are into a file or pipe (after `flush`), without escapes onto a terminal."""
     if sys.stdout.isatty():
-        text = "\n".join(plain(line) for line in data.decode(errors="replace").split("\n"))
+        text = "\n".join(plain(last_state(line).decode(errors="replace")) for line in data.split(b"\n"))
         sys.stdout.buffer.write(text.encode(sys.stdout.encoding, "replace"))
     else:
         sys.stdout.buffer.write(data)

@@ -29,8 +29,9 @@ class View(Protocol):
         """An attempt begins; `replaced` are nodes that were made anew for it."""
         ...
 
-    def line(self, node: str, source: str, rank: int | None, text: bytes) -> None:
-        """A line of a log. Only ranks that are to be shown, and `prepare`, are."""
+    def line(self, node: str, source: str, rank: int | None, text: bytes, passing: bool = False) -> None:
+        """A line of a log. Only ranks that are to be shown, and `prepare`, are. `passing`: what a progress bar shows by
+        now; on a terminal it is shown in place."""
         ...
 
     def event(self, node: str, record: Mapping[str, Any]) -> None:

@@ -22,6 +22,8 @@ REDRAW_EVERY_S = 0.25
 LINES_A_REDRAW = 200
 """More than anybody can read; what is passed over is counted, and is in the logs."""
 SHOWN_CHARACTERS = 2000
+BARS = 4
+"""Progress bars of ranks that are shown at once."""
 FRAME_ROWS = 8
 """Lines of the panel that are not nodes."""
 
@@ -36,6 +38,8 @@ class Drawn(Silent):
         self.console = console or Console(stderr=True, highlight=False)
         self.waiting: deque[str] = deque(maxlen=LINES_A_REDRAW)
         self.came, self.drawn_at = 0, 0.0
+        self.bars: dict[tuple[str, str], str] = {}
+        """By node and log: what its progress bar shows by now."""
         self.live: Live | None = None
         self._open()
 
@@ -58,7 +62,11 @@ class Drawn(Silent):
         self._shut()
 
     def _line(self, node: str, source: str, rank: int | None, text: bytes) -> None:
+        self.bars.pop((node, source), None)
         self._add(labelled(node, rank, text))
+
+    def _passing(self, node: str, source: str, rank: int | None, text: bytes) -> None:
+        self.bars[node, source] = labelled(node, rank, text)
 
     def _add(self, text: str) -> None:
         self.came += 1
@@ -90,7 +98,9 @@ class Drawn(Silent):
         self.live.refresh()
 
     def _panel(self) -> RenderableType:
-        return panel(self.state, self.now(), max(3, self.console.size.height - FRAME_ROWS - 2))
+        bars = list(self.bars.values())[-BARS:]
+        shown = panel(self.state, self.now(), max(3, self.console.size.height - FRAME_ROWS - 2 - len(bars)))
+        return Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in bars), shown) if bars else shown
 
 
 def _cut(line: str) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 RATE_SAMPLES = 60
+RANK = re.compile(r"[0-9]{1,7}")
 
 
 @dataclass
@@ -78,7 +80,12 @@ class State:
         steps = record.get("steps")
         before = self.step
         for rank, step in (steps if isinstance(steps, dict) else {}).items():
-            if str(rank).isdigit() and (value := _number(step)) is not None:
+            if (
+                str(rank).isascii()
+                and str(rank).isdigit()
+                and len(str(rank)) < 8
+                and (value := _number(step)) is not None
+            ):
                 row.steps[int(rank)] = int(value)
         if 0 in row.steps or not any(0 in other.steps for other in self.rows.values()):
             for key in ("of", "loss", "tokens_per_s", "saved", "durable"):

@@ -34,10 +34,10 @@ class Silent:
         for name in replaced:
             self.state.rows[name].state = "replaced"
 
-    def line(self, node: str, source: str, rank: int | None, text: bytes) -> None:
+    def line(self, node: str, source: str, rank: int | None, text: bytes, passing: bool = False) -> None:
         self.state.heard(node, self.now())
         if source.startswith("prepare") if rank is None else self.shown is None or rank in self.shown:
-            self._line(node, source, rank, text)
+            (self._passing if passing else self._line)(node, source, rank, ui.last_state(text))
 
     def event(self, node: str, record: Mapping[str, Any]) -> None:
         if self.state.event(node, record, self.now()):
@@ -60,6 +60,9 @@ class Silent:
 
     def _line(self, node: str, source: str, rank: int | None, text: bytes) -> None:
         pass
+
+    def _passing(self, node: str, source: str, rank: int | None, text: bytes) -> None:
+        self._line(node, source, rank, text)
 
     def _event(self, node: str, record: Mapping[str, Any]) -> None:
         pass
@@ -161,8 +164,14 @@ class Json(Silent):
         self.emit("note", {"text": ui.plain(text)})
 
     def _line(self, node: str, source: str, rank: int | None, text: bytes) -> None:
+        self._emit_line(node, source, rank, text)
+
+    def _passing(self, node: str, source: str, rank: int | None, text: bytes) -> None:
+        self._emit_line(node, source, rank, text, passing=True)
+
+    def _emit_line(self, node: str, source: str, rank: int | None, text: bytes, **more: bool) -> None:
         line = text.decode(errors="replace")
-        self.emit("line", {"node": node, "source": source, "rank": rank, "line": line})
+        self.emit("line", {"node": node, "source": source, "rank": rank, "line": line, **more})
 
     def _event(self, node: str, record: Mapping[str, Any]) -> None:
         name = record.get("event")

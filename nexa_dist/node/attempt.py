@@ -126,7 +126,8 @@ class Attempt:
         return os.path.join(self.run_dir, "%s.attempt_%d" % (name, self.spec["attempt"]))
 
     def request(self) -> dict[str, Any]:
-        return dict(read_json(self.path("stop"), {}))
+        found = read_json(self.path("stop"), {})
+        return found if isinstance(found, dict) else {}
 
     def grace_s(self) -> float:
         """Read again each time: a second, shorter request must not wait for the first one's grace."""

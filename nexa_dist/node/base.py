@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import signal
+import stat as statistic
 import sys
 import time
 from typing import Any, NoReturn
@@ -15,6 +16,7 @@ KEPT = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "LD_LIBRARY_PA
 """Variables of this machine that a run sees."""
 ROOM = ".room"
 """Some bytes in the run folder that are given up when the disk is full and something has to be written."""
+JSON_BYTES = 64 << 20
 PAID = "paid_until"
 """Until when the run's money lasts, by `boot_clock`. No such file: nobody has set an end."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -74,10 +76,26 @@ def unfinished(path: str, pid: int) -> str:
 def read_json(path: str, default: Any = None) -> Any:
     """What is in the file; `default` where there is none, or nothing whole."""
     try:
-        with open(path) as file:
-            return json.load(file)
-    except (OSError, ValueError):
+        return json.loads(read_at(path, 0, JSON_BYTES))
+    except (OSError, ValueError, RecursionError):
         return default
+
+
+def read_at(path: str, offset: int, size: int) -> bytes:
+    """Bytes of a plain file; none where it is no such file, or is not there. A rank can put there what it likes: a
+    pipe must not keep the agent waiting."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        found = os.fstat(fd)
+        left = min(size, found.st_size - offset) if statistic.S_ISREG(found.st_mode) else 0
+        return os.pread(fd, left, offset) if left > 0 else b""
+    except (OSError, OverflowError):
+        return b""
+    finally:
+        os.close(fd)
 
 
 def event(run_dir: str, name: str, **fields: Any) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import sys
 import time
 from typing import Any, BinaryIO
 
 from . import contact
-from .base import POLL_S, boot_clock
+from .base import POLL_S, boot_clock, read_at
 from .control import status
 from .record import Record
 
@@ -19,6 +20,10 @@ CHUNK_BYTES = 65536
 BEAT_S = 1.0
 ABANDONED_S = 60.0
 """A controller that used to write and was not heard for so long: its connection hangs, and it has another one."""
+EVENTS = "agent.jsonl"
+MOST_LOGS = 4096
+RANK_FOLDER = re.compile(r"rank_(?:0|[1-9][0-9]{0,6})")
+LOG = re.compile(r"(?:rank_[0-9]+/)?[^/.\x00-\x1f\x7f-\x9f\ud800-\udfff][^/\x00-\x1f\x7f-\x9f\ud800-\udfff]*")
 FINAL = ("completed", "failed", "stopped", "lost", "absent")
 
 
@@ -70,50 +75,73 @@ class Door:
 def follow(run_dir: str, fd: int = 0, out: BinaryIO | None = None) -> None:
     """Frames on stdout: a JSON header line {"src", "off", "len"}, then `len` bytes of that file.
 
-    `{"beat": t, "state"}` shows every second that the link lives; `{"end": status}` is the last. Reading goes on from
-    the offsets that the reader has, so a dropped link loses and repeats nothing.
+    `{"beat": t, "state"}` shows every second that the link lives; `{"end": status, "log_bytes"}` comes as soon as the
+    attempt has ended and its events are told, `{"through": true}` when the logs are. Reading goes on from the offsets
+    that the reader has, so a dropped link loses and repeats nothing.
     """
     door, out, record = Door(fd, run_dir), out or sys.stdout.buffer, Record(run_dir)
     message = door.message()
-    offsets, once, beat = dict(message.get("offsets", {})), bool(message.get("once")), 0.0
+    offsets, once, beat, told = dict(message.get("offsets", {})), bool(message.get("once")), 0.0, False
     while not door.abandoned:
         state = record.read().state()["state"] if once or boot_clock() - beat > BEAT_S else None
+        if state in FINAL and not told:
+            while drain_one(run_dir, EVENTS, offsets, out):
+                continue
+            told = end(run_dir, record, out)
         moved = drain(run_dir, offsets, out)
-        if state and not moved and (once or state in FINAL):
-            out.write(json.dumps({"end": status(run_dir, record=record)}).encode() + b"\n")
+        if not moved and (told or (once and state)):
+            told = told or end(run_dir, record, out)
+            say(out, {"through": True})
             out.flush()
             return
         if state:
             beat = boot_clock()
-            out.write(json.dumps({"beat": time.time(), "state": state}).encode() + b"\n")
+            say(out, {"beat": time.time(), "state": state})
         out.flush()
         door.wait(0 if moved else POLL_S)
 
 
+def say(out: BinaryIO, header: dict[str, Any]) -> None:
+    out.write(json.dumps(header).encode() + b"\n")
+
+
+def end(run_dir: str, record: Record, out: BinaryIO) -> bool:
+    """How the attempt stands, and how many bytes of logs there are. True: it is told."""
+    sizes = 0
+    for name in log_files(run_dir):
+        with contextlib.suppress(OSError):
+            sizes += os.stat(os.path.join(run_dir, name)).st_size
+    say(out, {"end": status(run_dir, record=record), "log_bytes": sizes})
+    return True
+
+
 def log_files(run_dir: str) -> list[str]:
-    """Relative paths of every log with its time index, of agent.jsonl and agent.err, sorted."""
+    """Relative paths of every log with its time index, of agent.jsonl and agent.err, sorted; agent.jsonl is the first.
+
+    No more than the controller takes, and none whose name it does not: ranks may make what files they like.
+    """
     found = []
     for name in os.listdir(run_dir) if os.path.isdir(run_dir) else []:
-        if name.startswith("rank_"):
-            inside = os.listdir(os.path.join(run_dir, name))
-            found += [os.path.join(name, log) for log in inside if log.endswith((".log", ".log.times"))]
+        if RANK_FOLDER.fullmatch(name):
+            with contextlib.suppress(OSError):
+                inside = os.listdir(os.path.join(run_dir, name))
+                found += [os.path.join(name, log) for log in inside if log.endswith((".log", ".log.times"))]
         elif name.endswith((".log", ".log.times", ".jsonl")) or name == "agent.err":
             found.append(name)
-    return sorted(found)
+    fit = (name for name in found if LOG.fullmatch(name) and len(name) <= 255)
+    return sorted(fit, key=lambda name: (name != EVENTS, name))[:MOST_LOGS]
 
 
 def drain(run_dir: str, offsets: dict[str, int], out: BinaryIO) -> bool:
     """One chunk of every file that has more. Whether there was anything."""
-    moved = False
-    for name in log_files(run_dir):
-        try:
-            with open(os.path.join(run_dir, name), "rb") as file:
-                file.seek(offsets.get(name, 0))
-                data = file.read(CHUNK_BYTES)
-        except OSError:
-            continue
-        if data:
-            out.write(json.dumps({"src": name, "off": offsets.get(name, 0), "len": len(data)}).encode() + b"\n" + data)
-            offsets[name] = offsets.get(name, 0) + len(data)
-            moved = True
-    return moved
+    moved = [drain_one(run_dir, name, offsets, out) for name in log_files(run_dir)]
+    return any(moved)
+
+
+def drain_one(run_dir: str, name: str, offsets: dict[str, int], out: BinaryIO) -> bool:
+    data, at = read_at(os.path.join(run_dir, name), offsets.get(name, 0), CHUNK_BYTES), offsets.get(name, 0)
+    if data:
+        say(out, {"src": name, "off": at, "len": len(data)})
+        out.write(data)
+        offsets[name] = at + len(data)
+    return bool(data)

@@ -11,10 +11,11 @@ import sys
 from typing import Any, NoReturn
 
 from . import oom
-from .base import alive, die_with_parent, event, read_json
+from .base import alive, die_with_parent, event, read_at, read_json
 
 EXIT_WRONG_WORLD = 78
 OOM_LOOK_S = 5.0
+MOST_STEPS = 1 << 53
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -47,10 +48,9 @@ def last_step(run_dir: str, number: int) -> int | None:
 def read_progress(run_dir: str, number: int) -> dict[str, Any] | None:
     """A rank's progress.json; None when it has none yet, or was caught while it was written."""
     try:
-        with open(os.path.join(run_dir, "rank_%d" % number, "progress.json"), "rb") as file:
-            found = json.loads(file.read(4096))
-        return dict(found) if isinstance(found["step"], int) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        found = json.loads(read_at(os.path.join(run_dir, "rank_%d" % number, "progress.json"), 0, 4096))
+        return dict(found) if type(found["step"]) is int and 0 <= found["step"] < MOST_STEPS else None
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -6,8 +6,19 @@ import json
 import os
 from typing import Any
 
-from .base import alive, newest_attempt, read_json
+from .base import alive, newest_attempt, read_at, read_json
 
+BLOCK_BYTES = 1 << 20
+LINE_BYTES = 1 << 16
+EXITS = 4096
+NAMES = frozenset(
+    (
+        "started", "heartbeat", "prepare", "prepared", "torchrun", "rank_start", "rank_exit", "progress", "hang",
+        "stopping", "notice", "due", "imds", "warm", "ended",
+    )
+)  # fmt: skip
+LATEST = 4.2e9
+ENDINGS = ("completed", "failed", "stopped")
 FREQUENT = (b'{"event": "heartbeat"', b'{"event": "progress"')
 
 
@@ -40,16 +51,13 @@ class Record:
         attempt = newest_attempt(self.run_dir) if self.fixed is None else self.fixed
         if attempt != self.attempt:
             self._forget(attempt)
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(self.offset)
-                data = file.read()
-        except OSError:
-            return self
-        whole = data[: data.rfind(b"\n") + 1]
-        self.offset += len(whole)
-        for line in whole.splitlines():
-            self._take(line)
+        while data := read_at(self.path, self.offset, BLOCK_BYTES):
+            whole = data[: data.rfind(b"\n") + 1]
+            if not whole and len(data) < BLOCK_BYTES:
+                break
+            self.offset += len(whole or data)  # a line without an end is none of ours
+            for line in whole.splitlines():
+                self._take(line)
         return self
 
     def _take(self, line: bytes) -> None:
@@ -59,11 +67,10 @@ class Record:
                 self.last = line
                 self.last_progress = line if line.startswith(FREQUENT[1]) else self.last_progress
             return
-        try:
-            found = json.loads(line)
-            name = found["event"]
-        except (ValueError, KeyError, TypeError):
+        found = parsed(line)
+        if found is None:
             return
+        name = found["event"]
         if name == "started":
             self.clear()
             self.ours = found.get("attempt") == self.attempt
@@ -71,12 +78,12 @@ class Record:
             return
         self.last = line
         self.names.add(name)
-        if name == "rank_start":
+        if name == "rank_start" and whole(found, "rank", "pid"):
             self.pids[found["rank"]] = found["pid"]
-        elif name == "rank_exit":
+        elif name == "rank_exit" and whole(found, "rank", "code", "signal") and len(self.exits) < EXITS:
             self.exits.append(found)
-        elif name == "ended":
-            self.end = self.end or found
+        elif name == "ended" and found.get("state") in ENDINGS and whole(found, "code"):
+            self.end = self.end or {"reason": "", "left": [], **found}
         elif name == "notice":
             self.notice = found
 
@@ -96,8 +103,25 @@ class Record:
 
     @property
     def progress(self) -> dict[str, Any] | None:
-        return dict(json.loads(self.last_progress)) if self.last_progress else None
+        return parsed(self.last_progress)
 
     @property
     def last_unix(self) -> float | None:
-        return float(json.loads(self.last)["at"]) if self.last else None
+        found = parsed(self.last)
+        return found["at"] if found else None
+
+
+def parsed(line: bytes) -> dict[str, Any] | None:
+    """An event; None for what is none. Ranks can write to this file too, and a full disk tears its lines."""
+    try:
+        found = json.loads(line[:LINE_BYTES])
+        name, at = found["event"], found["at"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    fits = isinstance(name, str) and name in NAMES and type(at) in (int, float) and 0 <= at < LATEST
+    return found if fits else None
+
+
+def whole(found: dict[str, Any], *names: str) -> bool:
+    """Whether these fields are whole numbers, none of them negative."""
+    return all(type(found.get(name)) is int and 0 <= found[name] < 1 << 31 for name in names)

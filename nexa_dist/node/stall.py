@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 from .rank import read_progress
 
+RANK_FOLDER = re.compile(r"rank_[0-9]{1,7}", re.ASCII)
 SEEN_TICK_S = 2.0
 """A longer gap between two looks means that the machine or the agent slept; only so much of it counts."""
 SHOWN = ("of", "loss", "tokens_per_s", "saved", "durable")
@@ -24,11 +26,17 @@ def read_all(run_dir: str, before: dict[int, dict[str, Any]]) -> dict[int, dict[
     """Reports by rank; one that cannot be read at this moment stays as it was `before`."""
     found = dict(before)
     for name in os.listdir(run_dir):
-        if name.startswith("rank_") and name[5:].isdigit():
+        if RANK_FOLDER.fullmatch(name):
             report = read_progress(run_dir, int(name[5:]))
             if report is not None:
                 found[int(name[5:])] = report
     return found
+
+
+def through(reports: dict[int, dict[str, Any]]) -> set[int]:
+    """Ranks that have done their last step: an evaluation or a save that follows may take as long as it likes."""
+    of = fields(reports)["of"]
+    return {r for r, report in reports.items() if type(of) in (int, float) and 0 < of <= report["step"]}
 
 
 def fields(reports: dict[int, dict[str, Any]]) -> dict[str, Any]:

@@ -60,7 +60,8 @@ class Watcher:
             self.times.note()
         if self.contact and self.contact.lost(now):
             reason = reason or "disconnected"
-        if now > read_json(os.path.join(self.run_dir, PAID), float("inf")):
+        paid = read_json(os.path.join(self.run_dir, PAID))
+        if type(paid) in (int, float) and now > paid:
             reason = reason or "budget"
         if self.running:
             self.record.read()
@@ -95,7 +96,8 @@ class Watcher:
         if now >= self.next_progress:
             self._tell_progress()
             self.next_progress = now + PROGRESS_S
-        return self.stall.step(now, self.steps(), {e["rank"] for e in self.record.exits})
+        gone = {e["rank"] for e in self.record.exits}
+        return self.stall.step(now, self.steps(), gone | stall.through(self.reports))
 
     def steps(self) -> dict[int, int]:
         return {rank: report["step"] for rank, report in self.reports.items()}

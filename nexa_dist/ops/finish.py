@@ -32,10 +32,12 @@ def close(run: RunFolder, record: dict[str, Any], outcome: Outcome) -> None:
         from nexa_dist.ops.why import explain  # its table of causes is of no use to a run that goes well
 
         attempt["why"] = redact_text(explain(run, record))
+    if outcome.behind:
+        files.write_json(run.behind, dict(outcome.behind))
     if outcome.leaving:
         attempt["notices"] = {
             name: {
-                "seen_unix": notice.get("seen_unix", notice["at"]),
+                "seen_unix": notice.get("seen_unix", notice.get("at")),
                 "acts_unix": notice.get("at_unix"),
                 "saved_unix": outcome.saved_unix,
             }

@@ -7,6 +7,7 @@ another deadline when the budget allows more or less. Nodes of your own have no 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -59,7 +60,7 @@ def renew(links: Sequence[Link], *, busy: bool = False) -> Signs:
         try:
             answer = link.ssh.run(node, ("sh", "-c", SIGN_SH, "sh", *words), timeout_s=TIMEOUT_S)
             said = answer.out.decode(errors="replace").strip()
-            if answer.code or (said and not said.lstrip("-").isdigit()):
+            if answer.code or not re.fullmatch(r"(?:-?[0-9]{1,12})?", said):
                 raise CommandFailed(f"{node.name}: renewing its lease", answer)
             left_s[node.name] = int(said) if said else None
         except NexaError as error:
@@ -94,7 +95,7 @@ def rearm(links: Sequence[Link], due_unix: float, max_s: float | None = None) ->
         node = link.node
         answer = link.ssh.run(node, ("sh", "-c", EXTEND_SH, "sh", *words), timeout_s=TIMEOUT_S)
         said = answer.out.decode(errors="replace").strip()
-        if answer.code or not said.isdigit():
+        if answer.code or not re.fullmatch(r"[0-9]{1,12}", said):
             raise CommandFailed(f"{node.name}: setting its deadline", answer)
         return node.name, int(said)
 

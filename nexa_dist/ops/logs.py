@@ -14,7 +14,8 @@ from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs import active, pending, reach
 from nexa_dist.ops.watch import View
-from nexa_dist.run.follow import AgentEvent, Ended, Line, Note, Quiet, fetch, follow
+from nexa_dist.run.follow import fetch, follow
+from nexa_dist.run.items import AgentEvent, Line, Note, Quiet, is_last
 from nexa_dist.run.nodes import Link, Ssh, session
 from nexa_dist.run.reader import Chunk, Reader, offset_at, tail_offset
 from nexa_dist.run.workspace import RunFolder
@@ -114,6 +115,8 @@ def logs(ctx: Context, run: RunFolder, wanted: Wanted, *, follow_on: bool) -> It
     open_run = going_on(run)
     if open_run and (not follow_on or wanted.since_unix is not None or wanted.tail is not None):
         _catch_up(ctx, run)
+    elif not open_run and run.behind.exists() and not _catch_up(ctx, run):
+        run.behind.unlink(missing_ok=True)
     if open_run and follow_on:
         yield from _Following(run, wanted).items(ctx)
         return
@@ -135,12 +138,15 @@ def _links(ctx: Context, ssh: Ssh, record: dict[str, Any]) -> tuple[list[Link], 
     return links, {link.node.name: record["nodes"][link.node.name]["run_dir"] for link in links}
 
 
-def _catch_up(ctx: Context, run: RunFolder) -> None:
+def _catch_up(ctx: Context, run: RunFolder) -> list[str]:
+    """Fetches what is not here yet; answers the nodes of which something is still missing."""
     record = run.load()
     with session(ctx.runner, Cluster.from_json(record["cluster"])) as ssh:
         links, run_dirs = _links(ctx, ssh, record)
-        for name in fetch(links, run_dirs, run.logs):
-            ctx.say(f"warning: {name} fell silent: of this node only what was fetched before is shown")
+        missing = fetch(links, run_dirs, run.logs)
+        for name, why in missing.items():
+            ctx.say(f"warning: {name}: only what was fetched is shown: {why}")
+    return [name for name in record["nodes"] if name not in run_dirs or name in missing]
 
 
 def _attempts(ctx: Context, run: RunFolder) -> Iterator[tuple[dict[str, Any], list[Link], dict[str, str]]]:
@@ -206,7 +212,7 @@ class _Following:
                     yield item
                 yield None
                 said = stream.next(0.01 if moved else 0.1)
-                if isinstance(said, Ended):
+                if said is not None and is_last(said):
                     at_work.discard(said.node)
         finally:
             stream.close()
@@ -237,14 +243,14 @@ def look_on(ctx: Context, run: RunFolder, view: View) -> None:
                 item = stream.next()
                 view.tick()
                 if isinstance(item, Line):
-                    view.line(item.node, item.source, item.rank, item.text)
+                    view.line(item.node, item.source, item.rank, item.text, item.passing)
                 elif isinstance(item, AgentEvent):
                     view.event(item.node, item.record)
                 elif isinstance(item, Quiet):
                     view.quiet(item.node, item.seconds)
                 elif isinstance(item, Note):
                     view.note(f"{item.node}: {item.text}")
-                elif isinstance(item, Ended):
+                elif item is not None and is_last(item):
                     at_work.discard(item.node)
         finally:
             stream.close()

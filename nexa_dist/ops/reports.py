@@ -9,7 +9,8 @@ from typing import Any
 
 from nexa_dist.plan.budget import OF_RUN
 from nexa_dist.plan.recovery import End, Kind
-from nexa_dist.run.follow import AgentEvent, Ended, Item, Quiet
+from nexa_dist.run.items import AgentEvent, Ended, Item, Quiet
+from nexa_dist.wire import FINAL, MOST_RANKS
 
 LOST_AFTER_S = 30.0
 """A node that says nothing for so long is given up, and the others are stopped. A partition of 20 s heals."""
@@ -41,6 +42,8 @@ class Watch:
 
     nodes: tuple[str, ...]
     attempt: int = 1
+    spans: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """First and last rank of each node: of others it has nothing to tell."""
     started: set[str] = field(default_factory=set)
     prepared: set[str] = field(default_factory=set)
     running: set[str] = field(default_factory=set)
@@ -68,10 +71,10 @@ class Watch:
             self.lost(item.node, f"no word for {item.seconds:.0f} s")
         return self._failed()
 
-    def lost(self, node: str, why: str) -> str:
-        """The node is gone; answers as `step`."""
+    def lost(self, node: str, why: str, state: str = "unreachable") -> str:
+        """The node is gone, or `faulty`: nothing more of it is believed. Answers as `step`."""
         if node not in self.ends:
-            self.ends[node] = {"state": "unreachable", "code": 1, "left": None, "reason": why}
+            self.ends[node] = {"state": state, "code": 1, "left": None, "reason": why}
             self._fail(time.time(), node, -1, why, "node")
         return self._failed()
 
@@ -81,6 +84,10 @@ class Watch:
         return "hang" if any(f.kind == "hang" for f in self.failures) else FAILURE
 
     def _ended(self, node: str, status: dict[str, Any]) -> None:
+        if status["state"] not in FINAL:
+            why = status["reason"] if status["state"] == "faulty" else f"it says that it has ended, {status['state']}"
+            self.lost(node, why, "faulty")
+            return
         self.ends[node] = status
         reason = str(status.get("reason") or "")
         if status["state"] == "stopped":
@@ -106,14 +113,14 @@ class Watch:
         if name == "torchrun":
             self.running.add(node)
         elif name == "progress":
-            self._progress(record)
+            self._progress(node, record)
         elif name == "notice":
             self.leaving[node] = record
             return "" if self.stopping else NOTICE
         elif name == "stopping":  # by its deadline, a spot notice, or somebody else's `nexa stop`
             self.stopping = self.stopping or str(record["reason"])
         elif name == "hang":
-            stuck = ", ".join(map(str, record["ranks"]))
+            stuck = ", ".join(str(rank) for rank in record["ranks"] if self._owns(node, rank))
             self._fail(record["at"], node, -1, f"rank {stuck} did no step for {record['stalled_s']:.0f} s", "hang")
             return self._failed()
         elif name == "rank_exit":
@@ -121,13 +128,20 @@ class Watch:
             return self._failed()
         return ""
 
-    def _progress(self, record: dict[str, Any]) -> None:
-        self.steps |= {int(rank): step for rank, step in record["steps"].items() if step is not None}
+    def _owns(self, node: str, rank: int) -> bool:
+        first, last = self.spans.get(node, (0, MOST_RANKS))
+        return first <= rank <= last
+
+    def _progress(self, node: str, record: dict[str, Any]) -> None:
+        told = {int(rank): step for rank, step in record["steps"].items() if step is not None}
+        self.steps |= {rank: step for rank, step in told.items() if self._owns(node, rank)}
         saved = record.get("saved")
-        if saved is not None and saved != self.saved:
+        if saved is not None and saved != self.saved and self._owns(node, 0):
             self.saved, self.saved_unix = saved, record["at"]
 
     def _rank_exit(self, node: str, record: dict[str, Any]) -> None:
+        if not self._owns(node, record["rank"]):
+            return
         if record.get("step") is not None:
             self.steps[record["rank"]] = max(record["step"], self.steps.get(record["rank"], 0))
         if record["code"] or record["signal"]:
@@ -135,12 +149,14 @@ class Watch:
             what = f"signal {record['signal']}" if record["signal"] else f"exit code {record['code']}"
             if record.get("oom"):
                 kind, what = "oom", f"{what}, out of memory"
-            self._fail(record["at"], node, record["rank"], what, kind)
+            self._fail(record.get("at", time.time()), node, record["rank"], what, kind)
 
     def _fail(self, at: float, node: str, rank: int, what: str, kind: Kind) -> None:
         # What follows a stop is its consequence; but what failed just before it, and began it, may be told of late.
         if not self.stopping or rank >= 0 or (self.stopping == FAILURE and kind in ("agent", "hang")):
-            self.failures.append(Failure(at, node, rank, what, kind))
+            same = [f for f in self.failures if (f.node, f.rank, f.kind) == (node, rank, kind)]
+            if not same or at < same[0].at:  # one each, however often a node tells it
+                self.failures = [*(f for f in self.failures if f not in same), Failure(at, node, rank, what, kind)]
 
     @property
     def first_failure(self) -> Failure | None:

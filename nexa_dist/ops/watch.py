@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +15,11 @@ from nexa_dist.ops.launch import stop_all
 from nexa_dist.ops.reports import BUDGET, FAILURE, NOTICE, Failure, Watch
 from nexa_dist.ops.spec import GRACE_S, NOTICE_GRACE_S
 from nexa_dist.plan.recovery import End
-from nexa_dist.run.follow import AgentEvent, Line, Note, Quiet, follow
+from nexa_dist.run.follow import Stream, follow
+from nexa_dist.run.items import AgentEvent, Item, Line, Note, Quiet
 from nexa_dist.run.nodes import Link, on_all
 from nexa_dist.run.workspace import RunFolder
+from nexa_dist.wire import FINAL
 
 ASK_CLOUD_AFTER_S = 4.0
 WOKE_AFTER_S = 5.0
@@ -26,6 +29,10 @@ HANG_GRACE_S = 5.0
 HANG_WAIT_S = 2.0
 """For the other nodes' own agents to see the hang too, and to write their ranks' stacks."""
 SWEEP_TRIES = 3
+REST_S = 10.0
+"""After the end of an attempt for what its logs lack here; the rest waits on the nodes for `nexa logs`."""
+ENDED_S = 90.0
+"""A node that was told to stop says by then, beyond its time for a checkpoint, that it has; or it is at fault."""
 
 Choice = Literal["detach", "stop"]
 
@@ -33,7 +40,7 @@ Choice = Literal["detach", "stop"]
 class View(Protocol):
     """Who is shown what happens."""
 
-    def line(self, node: str, source: str, rank: int | None, text: bytes) -> None: ...
+    def line(self, node: str, source: str, rank: int | None, text: bytes, passing: bool = False) -> None: ...
     def event(self, node: str, record: Mapping[str, Any]) -> None: ...
     def quiet(self, node: str, seconds: float) -> None: ...
     def note(self, text: str) -> None: ...
@@ -62,6 +69,8 @@ class Outcome:
     saved: int | None = None
     """Step of the newest whole checkpoint that rank 0 told of."""
     saved_unix: float | None = None
+    behind: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of logs that did not come in time, by node."""
 
 
 def watch(
@@ -82,7 +91,7 @@ def watch(
     is used up; it is asked all the time.
     """
     run_dirs = {name: record["nodes"][name]["run_dir"] for name in (link.node.name for link in links)}
-    state = Watch(tuple(run_dirs), record["attempts"][-1]["attempt"])
+    state = Watch(tuple(run_dirs), record["attempts"][-1]["attempt"], record["attempts"][-1].get("ranks", {}))
     # Events also that an earlier reader has seen: an attach decides from all of them.
     stream = follow(links, run_dirs, run.logs, replay=True)
     stopper, awake = _Stopper(links, record), _Awake()
@@ -96,16 +105,10 @@ def watch(
                     state.spent, state.stopping = words, BUDGET
                     view.note(f"{words}: stopping with a checkpoint")
                     stopper.start(BUDGET, NOTICE_GRACE_S)
+                stopper.hurry(state, awake)
                 if item is None:
                     continue
-                if isinstance(item, Line):
-                    view.line(item.node, item.source, item.rank, item.text)
-                    continue
-                if isinstance(item, Note):
-                    view.note(f"{item.node}: {item.text}")
-                    continue
-                if isinstance(item, AgentEvent):
-                    view.event(item.node, item.record)
+                _show(item, view)
                 action = _quiet(state, item, view, awake, gone) if isinstance(item, Quiet) else state.step(item)
                 if action == "go":
                     action = _go(state, links, run_dirs)
@@ -122,10 +125,37 @@ def watch(
                 state.stopping = "stopped by the user"
                 view.note("stopping at once" if again else f"stopping: up to {GRACE_S:.0f} s for a checkpoint")
                 stopper.start(state.stopping, 0 if again else GRACE_S)
+        ended_unix = time.time()
+        behind = _rest(stream, view, [name for name, end in state.ends.items() if end["state"] in FINAL])
     finally:
         stream.close()
     stopper.join()
-    return _outcome(ctx, state, links, record)
+    return _outcome(ctx, state, links, record, ended_unix, behind)
+
+
+def _show(item: Item, view: View) -> None:
+    if isinstance(item, Line):
+        view.line(item.node, item.source, item.rank, item.text, item.passing)
+    elif isinstance(item, Note):
+        view.note(f"{item.node}: {item.text}")
+    elif isinstance(item, AgentEvent):
+        view.event(item.node, item.record)
+
+
+def _rest(stream: Stream, view: View, names: Sequence[str]) -> dict[str, int]:
+    """The last lines of an attempt that has ended, for a while; answers what stays on which of these nodes."""
+    try:
+        for item in stream.rest(REST_S):
+            view.tick()
+            if item is not None:
+                _show(item, view)
+    except KeyboardInterrupt:
+        view.note("not waiting for the last lines")
+    behind = {name: size for name, size in stream.behind().items() if name in names}
+    for name, size in behind.items():
+        more = f", {size / 1e6:.0f} MB of them," if size else ""
+        view.note(f"{name}: some of its logs{more} are still there; nexa logs fetches them while the node is up")
+    return behind
 
 
 class _Awake:
@@ -166,14 +196,16 @@ def _go(state: Watch, links: list[Link], run_dirs: dict[str, str]) -> str:
         return FAILURE
 
 
-def _outcome(ctx: Context, state: Watch, links: list[Link], record: dict[str, Any]) -> Outcome:
+def _outcome(
+    ctx: Context, state: Watch, links: list[Link], record: dict[str, Any], ended_unix: float, behind: dict[str, int]
+) -> Outcome:
     """Asks every node once more what is left of the run; ends it where there is anything."""
     known = [name for name, end in state.ends.items() if end["state"] == "unreachable"]
     left = sweep(ctx, [link for link in links if link.node.name not in known], record, release=state.state != "failed")
     left |= dict.fromkeys(known)
     lost = [name for name in state.nodes if left[name] is None]
     attempt = record["attempts"][-1]
-    end = state.end(lost, attempt["resume_step"], attempt["started_unix"], time.time())
+    end = state.end(lost, attempt["resume_step"], attempt["started_unix"], ended_unix)
     source = None
     if state.state == "failed" and end.node and end.kind != "node":
         log = f"rank_{end.rank}/attempt_{state.attempt}.log"
@@ -181,7 +213,7 @@ def _outcome(ctx: Context, state: Watch, links: list[Link], record: dict[str, An
             log = f"{'prepare' if end.kind in ('prepare', 'config') else 'torchrun'}.attempt_{state.attempt}.log"
         source = (end.node, log)
     outcome = "failed" if end.kind == "notice" else state.state
-    return Outcome(outcome, end.words, left, end, source, dict(state.leaving), state.saved, state.saved_unix)
+    return Outcome(outcome, end.words, left, end, source, dict(state.leaving), state.saved, state.saved_unix, behind)
 
 
 def sweep(ctx: Context, links: Sequence[Link], record: dict[str, Any], *, release: bool) -> dict[str, int | None]:
@@ -212,8 +244,19 @@ class _Stopper:
     def __init__(self, links: list[Link], record: dict[str, Any]) -> None:
         self.links, self.record = links, record
         self.threads: list[threading.Thread] = []
+        self.until = math.inf
+        """By when the nodes have said that they ended."""
+
+    def hurry(self, state: Watch, awake: _Awake) -> None:
+        """Gives up nodes that were told to stop (by us or by somebody else) and say all the time that they go on."""
+        if state.stopping and self.until == math.inf:
+            self.until = time.monotonic() + NOTICE_GRACE_S + ENDED_S
+        if time.monotonic() > self.until and awake.for_s() > ENDED_S:
+            for name in set(state.nodes) - set(state.ends):
+                state.lost(name, "it was told to stop, and does not say that it did", "faulty")
 
     def start(self, reason: str, grace_s: float, after_s: float = 0) -> None:
+        self.until = min(self.until, time.monotonic() + after_s + grace_s + ENDED_S)
         thread = threading.Thread(target=self._stop, args=(reason, grace_s, after_s), daemon=True)
         self.threads.append(thread)
         thread.start()

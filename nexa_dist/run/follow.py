@@ -7,19 +7,21 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from nexa_dist import wire
 from nexa_dist.run import runner
-from nexa_dist.run.mirror import EVENTS, INDEX, PER_MACHINE, Mirror, is_name, marks
+from nexa_dist.run.items import LINES_BYTES, AgentEvent, Ended, Item, Items, Line, Note, Quiet, Through
+from nexa_dist.run.mirror import EVENTS, INDEX, PER_MACHINE, Mirror, marks
 from nexa_dist.run.nodes import Link
+from nexa_dist.shape import Strange
 
 BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
-FRAME_BYTES = 1 << 20
-"""No frame is larger; what says so is no agent of ours."""
+FAULTS = 5
+"""Connections that said what makes no sense; then nothing more is asked of the node."""
 PULSE_S = 2.0
 """How often a node learns that we are there."""
 SILENT_S = 4.0
@@ -28,95 +30,12 @@ DEAD_S = 15.0
 """A connection that is silent for so long is given up and made anew, whatever ssh thinks of it."""
 PATIENCE_S = 20.0
 """With a silent node where all of its logs are wanted at once."""
-LINES_BYTES = 4 << 20
-"""Lines that wait for their reader. What comes beyond is not shown; the mirror has it."""
-WAITING_BYTES = 8 << 20
-"""All that waits; beyond it even events make their sender wait."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of a log, as bytes without its newline. `source` is the file's path in the run folder."""
-
-    node: str
-    source: str
-    text: bytes
-
-    @property
-    def rank(self) -> int | None:
-        """The rank that wrote it; None for torchrun, prepare and the agent."""
-        folder = self.source.split("/")[0]
-        return int(folder[5:]) if folder.startswith("rank_") and folder[5:].isdigit() else None
-
-
-@dataclass(frozen=True)
-class AgentEvent:
-    """One record of a node's agent.jsonl: `event`, `at`, and what belongs to it."""
-
-    node: str
-    record: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The agent of `node` is through (or was never there); `status` is its answer."""
-
-    node: str
-    status: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Quiet:
-    """No word from `node` for `seconds`: the link is down, or the node is gone."""
-
-    node: str
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Note:
-    """What people should know about the stream of `node`; nothing is decided by it."""
-
-    node: str
-    text: str
-
-
-Item = Line | AgentEvent | Ended | Quiet | Note
-
-
-class Items(queue.Queue[Item]):
-    """What waits for its reader, counted by bytes: 5 GB of lines must not wait in memory."""
-
-    def __init__(self) -> None:
-        super().__init__(WAITING_BYTES)
-
-    def _init(self, maxsize: int) -> None:
-        super()._init(maxsize)
-        self.waiting_bytes = 0
-
-    def _qsize(self) -> int:
-        return self.waiting_bytes
-
-    def _put(self, item: Item) -> None:
-        super()._put(item)
-        self.waiting_bytes += weight(item)
-
-    def _get(self) -> Item:
-        item = super()._get()
-        self.waiting_bytes -= weight(item)
-        return item
-
-    def offer(self, line: Line) -> bool:
-        """Takes the line when there is room; never waits."""
-        if self.waiting_bytes + len(line.text) > LINES_BYTES:
-            return False
-        self.put(line)
-        return True
-
-
-def weight(item: Item) -> int:
-    """About what it takes in memory."""
-    return 1000 + (len(item.text) if isinstance(item, Line) else 0)
+LINES_A_SECOND = 20_000
+"""Of one node: more than anybody reads, and the rest must not wait for a terminal. The mirror has all."""
+STATE_EVERY_S = 1.0
+"""A progress bar is shown so often."""
+FETCH_S = 600.0
+"""For logs that somebody asked for and waits for."""
 
 
 class Follower(threading.Thread):
@@ -146,8 +65,20 @@ class Follower(threading.Thread):
         """When the node last said something, and when this connection was asked for."""
         self.reading = False
         """Whether we wait for the node, and not for the reader of the queue."""
-        self.missed = 0
+        self.missed = self.odd = self.faults = 0
+        """Lines that were not shown, events and connections that made no sense."""
+        self.ended = self.through = False
+        self.log_bytes: int | None = None
+        """Of all logs on the node, as it said at its end."""
+        self.second, self.shown = 0.0, 0
+        """Lines that were shown since this second began."""
+        self.told_state: dict[str, float] = {}
         self.stream: runner.Stream | None = None
+
+    @property
+    def behind(self) -> int:
+        """Bytes of logs that are still on the node, as far as it told."""
+        return max(0, (self.log_bytes or 0) - sum(self.mirror.seen.values()))
 
     def close(self) -> None:
         self.leave.set()
@@ -175,7 +106,10 @@ class Follower(threading.Thread):
             argv = self.link.follow_argv(self.run_dir)
             with contextlib.suppress(OSError):  # no process or file can be had: tried again as a dropped link is
                 self.stream = self.link.ssh.runner.stream(argv, stdin=json.dumps(message).encode() + b"\n")
-                done = not self.leave.is_set() and self._read(self.stream.out)
+                try:
+                    done = not self.leave.is_set() and self._read(self.stream.out)
+                except Strange as error:
+                    done = self._fault(error)
                 self.stream.end()
             if done or self.leave.is_set():
                 return
@@ -184,8 +118,7 @@ class Follower(threading.Thread):
             self.leave.wait(BACKOFF_S[min(tries, len(BACKOFF_S) - 1)])
 
     def _read(self, stream: IO[bytes]) -> bool:
-        """Frames until the link drops; true at the agent's last one."""
-        name = self.link.node.name
+        """Frames until the link drops; true at the agent's last one. Raises Strange."""
         while not self.leave.is_set():
             got = self._frame(stream)
             if got is None:
@@ -193,53 +126,106 @@ class Follower(threading.Thread):
             header, data = got
             self.last_word = time.monotonic()
             if "end" in header:
+                self.log_bytes = header.get("log_bytes", 0)
+                self._end(header["end"])
+            if "through" in header:
                 for source, rest in self.mirror.flush():
                     self._line(source, rest)
                 self._tell_missed()
-                self.out.put(Ended(name, header["end"]))
+                self.through = True
+                self.out.put(Through(self.link.node.name))
                 return True
             if "len" in header:
                 self._take(header["src"], header["off"], data)
         return True
 
+    def _end(self, status: dict[str, Any]) -> None:
+        if not self.ended:
+            self.ended = True
+            if self.odd > 1:
+                self._note(f"{self.odd} lines of its {EVENTS} made no sense and were passed over; all are kept")
+            self.out.put(Ended(self.link.node.name, status))
+
+    def _fault(self, error: Strange) -> bool:
+        """The node said what no agent says. True when nothing more is to be expected of it."""
+        self.faults += 1
+        if self.faults == 1:
+            self._note(f"what it sends makes no sense, its link is made anew: {error}")
+        if self.faults >= FAULTS:
+            self._end({"state": "faulty", "reason": f"what it sends makes no sense: {error}"})
+        return self.faults >= FAULTS
+
+    def _note(self, text: str) -> None:
+        self.out.put(Note(self.link.node.name, text))
+
     def _frame(self, stream: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:
-        """A header and its bytes; None when the link dropped, also in the middle of it, or makes no sense."""
+        """A header and its bytes; None when the link dropped, also in the middle of it. Raises Strange."""
         self.reading = True
         try:
-            header = json.loads(stream.readline(FRAME_BYTES) or b"null")
-            if not isinstance(header, dict):
+            line = stream.readline(wire.FRAME_BYTES + 1)
+            if not line.endswith(b"\n") and len(line) <= wire.FRAME_BYTES:
                 return None
+            header = wire.frame(line)
             if "len" not in header:
                 return header, b""
-            if not (0 <= header["len"] <= FRAME_BYTES and header["off"] >= 0 and is_name(header["src"])):
-                return None
+            self._expect(header["src"], header["off"])
             data = stream.read(header["len"])
             return (header, data) if len(data) == header["len"] else None
-        except (ValueError, OSError, KeyError, TypeError):
+        except (ValueError, OSError) as error:  # `close` was here meanwhile
+            if isinstance(error, Strange):
+                raise
             return None
         finally:
             self.reading = False
 
+    def _expect(self, source: str, offset: int) -> None:
+        """Bytes come in order, and of no more files than a run has."""
+        seen = self.mirror.seen
+        if offset != seen.get(source, 0):
+            raise Strange(f"{source} goes on at {offset}, not at {seen.get(source, 0)}")
+        if source not in seen and len(seen) >= wire.MOST_LOGS:
+            raise Strange(f"it has more than {wire.MOST_LOGS} logs")
+
     def _take(self, source: str, offset: int, data: bytes) -> None:
         if trouble := self.mirror.store(source, offset, data):
-            text = f"its logs cannot be kept here: {trouble}. They stay on the node; nexa logs fetches them later"
-            self.out.put(Note(self.link.node.name, text))
+            self._note(f"its logs cannot be kept here: {trouble}. They stay on the node; nexa logs fetches them later")
         if not self.lines or source.endswith(INDEX):
             return
-        if source != EVENTS and self.out.waiting_bytes > LINES_BYTES:
+        if source != EVENTS and not self._room():
             self.missed += self.mirror.pass_over(source, data)
             return
         take = self._event if source == EVENTS else partial(self._line, source)
         for line in self.mirror.split(source, data):
             take(line)
+        if source != EVENTS and (state := self.mirror.state(source)):
+            self._state(source, state)
+
+    def _room(self) -> bool:
+        """Whether lines of logs are shown now."""
+        now = time.monotonic()
+        if now - self.second >= 1:
+            self.second, self.shown = now, 0
+        return self.shown < LINES_A_SECOND and self.out.waiting_bytes <= LINES_BYTES
+
+    def _state(self, source: str, text: bytes) -> None:
+        now = time.monotonic()
+        if now - self.told_state.get(source, -STATE_EVERY_S) >= STATE_EVERY_S:
+            self.told_state[source] = now
+            self.out.offer(Line(self.link.node.name, source, text, passing=True))
 
     def _event(self, text: bytes) -> None:
-        with contextlib.suppress(ValueError):  # the tail of a line that an earlier reader began
-            record = json.loads(text)
-            if isinstance(record, dict) and "event" in record:
-                self.out.put(AgentEvent(self.link.node.name, record))
+        try:
+            self.out.put(AgentEvent(self.link.node.name, wire.event(text), len(text)))
+        except Strange as error:
+            if not text.strip():
+                return
+            self.odd += 1
+            if self.odd == 1:
+                where = self.mirror.folder / EVENTS
+                self._note(f"a line of its {EVENTS} makes no sense and is passed over: {error} (all are in {where})")
 
     def _line(self, source: str, text: bytes) -> None:
+        self.shown += 1
         if self.out.offer(Line(self.link.node.name, source, text)):
             if self.missed:
                 self._tell_missed()
@@ -248,7 +234,7 @@ class Follower(threading.Thread):
 
     def _tell_missed(self) -> None:
         if self.missed:
-            self.out.put(Note(self.link.node.name, f"{self.missed} lines came too fast to show; nexa logs has them"))
+            self._note(f"{self.missed} lines came too fast to show; nexa logs has them")
             self.missed = 0
 
 
@@ -275,21 +261,25 @@ def follow(
     return Stream(out, followers)
 
 
-def fetch(links: Sequence[Link], run_dirs: dict[str, str], logs: Path) -> list[str]:
-    """Brings the mirror up to date; answers the nodes that fell silent before they were through."""
+def fetch(links: Sequence[Link], run_dirs: dict[str, str], logs: Path, limit_s: float = FETCH_S) -> dict[str, str]:
+    """Brings the mirror up to date; answers the nodes of which not all came, and why."""
     stream = follow(links, run_dirs, logs, once=True, lines=False, contact=False)
-    waited, silent = {link.node.name for link in links}, list[str]()
+    waited, missing = {link.node.name for link in links}, dict[str, str]()
+    until = time.monotonic() + limit_s
     try:
-        while waited:
+        while waited and time.monotonic() < until and (stream.alive or not stream.items.empty()):
             item = stream.next()
-            if isinstance(item, Ended):
+            if isinstance(item, Through):
                 waited.discard(item.node)
+            elif isinstance(item, Ended) and item.status["state"] == "faulty" and item.node in waited:
+                waited.discard(item.node)
+                missing[item.node] = item.status["reason"]
             elif isinstance(item, Quiet) and item.seconds > PATIENCE_S and item.node in waited:
                 waited.discard(item.node)
-                silent.append(item.node)
+                missing[item.node] = f"no word for {item.seconds:.0f} s"
     finally:
         stream.close()
-    return silent
+    return missing | dict.fromkeys(waited, f"not all of it came within {limit_s:.0f} s")
 
 
 class Stream:
@@ -313,9 +303,26 @@ class Stream:
     def next(self, timeout_s: float = 1.0) -> Item | None:
         """The next item, or None when nothing came in time."""
         try:
-            return self.items.get(timeout=timeout_s)
+            return self.items.get(timeout=timeout_s) if timeout_s else self.items.get_nowait()
         except queue.Empty:
             return None
+
+    def rest(self, limit_s: float) -> Iterator[Item | None]:
+        """Items until all logs are here, or the time is up; then `behind` tells what is not."""
+        until = time.monotonic() + limit_s
+        while time.monotonic() < until and self.alive:
+            yield self.next(0.1)
+        while (item := self.next(0)) is not None and time.monotonic() < until + 1:
+            yield item
+
+    @property
+    def alive(self) -> bool:
+        """Whether more may come."""
+        return any(follower.is_alive() for follower in self.followers)
+
+    def behind(self) -> dict[str, int]:
+        """Bytes of logs that are still on the nodes, by node; of 0 nobody knows how many."""
+        return {f.link.node.name: f.behind for f in self.followers if not f.through}
 
     def close(self) -> None:
         """Ends the followers and their ssh."""

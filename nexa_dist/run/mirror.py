@@ -45,11 +45,6 @@ def marks(folder: Path) -> Marks:
     return found
 
 
-def is_name(source: object) -> bool:
-    """Whether a node may call a file so: nothing that leaves its folder of the mirror."""
-    return isinstance(source, str) and all(part not in ("", ".", "..") for part in source.split("/"))
-
-
 def put_aside(path: Path, data: bytes) -> None:
     """Gives the file another name (`agent.1.err`) when it does not begin as `data` does: another machine wrote it."""
     with contextlib.suppress(FileNotFoundError):
@@ -105,11 +100,18 @@ class Mirror:
         """The lines that the bytes complete. A line over 64 KiB comes in pieces."""
         lines = (self.partial.get(source, b"") + data).split(b"\n")
         rest = lines.pop()
+        if len(rest) > MAX_LINE_BYTES and b"\r" in rest:  # a progress bar: only its last state is of use
+            rest = rest[rest.rfind(b"\r", 0, -1) + 1 :]
         while len(rest) > MAX_LINE_BYTES:
             lines.append(rest[:MAX_LINE_BYTES])
             rest = rest[MAX_LINE_BYTES:]
         self.partial[source] = rest
         return lines
+
+    def state(self, source: str) -> bytes:
+        """What a line shows by now that has not ended, and was begun anew with carriage returns: a progress bar."""
+        rest = self.partial.get(source, b"")
+        return rest.rstrip(b"\r").rpartition(b"\r")[2] if b"\r" in rest else b""
 
     def pass_over(self, source: str, data: bytes) -> int:
         """As `split` for lines that nobody will see; answers how many they are."""

@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from nexa_dist import wire
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster, Node, absolute
 from nexa_dist.run import agentfile, consent
-from nexa_dist.run.runner import CommandFailed, Result, Runner
+from nexa_dist.run.runner import TOO_MUCH, CommandFailed, Result, Runner, abandoning, forget
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -69,7 +72,10 @@ class Ssh:
         self, node: Node, command: Sequence[str], stdin: bytes | IO[bytes] = b"", timeout_s: float = 60.0
     ) -> Result:
         """`command` as it is, word by word. Raises Unreachable when there is no connection."""
-        result = self.runner.run((*self.argv(node), shlex.join(command)), stdin=stdin, timeout_s=timeout_s)
+        argv = (*self.argv(node), shlex.join(command))
+        result = self.runner.run(argv, stdin=stdin, timeout_s=timeout_s, most_bytes=wire.SAID_BYTES)
+        if result.code == TOO_MUCH:
+            raise wire.Faulty(node.name, "what it says", result.tail(1))
         if result.code == UNREACHABLE or (result.code == 124 and timeout_s):
             raise Unreachable(f"node {node.name} ({node.address}): {result.tail(3)}", hint=ssh_hint(result))
         return result
@@ -114,29 +120,39 @@ class Link:
         return self.path(self.ssh.cluster.layout.python)
 
     def agent_argv(self, *arguments: str) -> tuple[str, ...]:
-        return (self.python, "-S", "-E", self.agent, *arguments)
+        """The agent, if it is the one that we sent."""
+        run = (self.python, "-S", "-E", self.agent, *arguments)
+        return ("sh", "-c", CHECKED, "sh", self.agent, agentfile.sha256(), *run)
 
     def call(self, *arguments: str, message: Any = None, timeout_s: float = 60.0) -> dict[str, Any]:
-        """One command of the node agent, JSON in and out. Raises NexaError with the node's own words."""
+        """One command of the node agent, JSON in and out. Raises NexaError with the node's own words, or that they make
+        no sense."""
         stdin = b"" if message is None else json.dumps(message).encode()
-        return self._answer(arguments[0], self.ssh.run(self.node, self.agent_argv(*arguments), stdin, timeout_s))
+        return self._answer(arguments, stdin, timeout_s)
 
     def unpack(self, target: str, archive: bytes | IO[bytes], timeout_s: float = 600.0) -> None:
         """Makes folder `target` on the node from a tar archive."""
-        self._answer("unpack", self.ssh.run(self.node, self.agent_argv("unpack", target), archive, timeout_s))
+        self._answer(("unpack", target), archive, timeout_s)
 
-    def _answer(self, verb: str, result: Result) -> dict[str, Any]:
+    def _answer(self, arguments: Sequence[str], stdin: bytes | IO[bytes], timeout_s: float) -> dict[str, Any]:
+        verb, name = arguments[0], self.node.name
+        result = self.ssh.run(self.node, self.agent_argv(*arguments), stdin, timeout_s)
+        if result.code == NOT_OURS and isinstance(stdin, bytes):  # torn by a power cut, or overwritten
+            put_agent(self)
+            result = self.ssh.run(self.node, self.agent_argv(*arguments), stdin, timeout_s)
+        if result.code == NOT_OURS:
+            raise wire.Faulty(name, "its node agent", "it is not the file that was sent")
+        if result.code and not result.out.startswith(b"{"):
+            raise CommandFailed(f"{name}: node agent {verb}", result)
         try:
-            answer = json.loads(result.out or b"{}")
-        except ValueError:
-            if not result.code:
-                raise talkative(self.node, result) from None
-            raise CommandFailed(f"{self.node.name}: node agent {verb}", result) from None
-        if "error" in answer and result.code:
-            raise NexaError(f"{self.node.name}: {answer['error']}")
+            answer = wire.answer(name, verb, result.out, failed=bool(result.code))
+        except wire.Mute:
+            if result.code or result.out.startswith(b"{"):
+                raise
+            raise talkative(self.node, result) from None
         if result.code:
-            raise CommandFailed(f"{self.node.name}: node agent {verb}", result)
-        return dict(answer)
+            raise NexaError(f"{name}: {answer['error']}")
+        return answer
 
     def exists(self, path: str) -> bool:
         return self.ssh.run(self.node, ("test", "-e", path)).code == 0
@@ -165,8 +181,21 @@ def connecting(ssh: Ssh) -> Iterator[Connecting]:
         yield pool.submit(connect, ssh).result
 
 
-LOOK = 'p=$1; case $p in "~/"*) p=$HOME/${p#??};; esac; test -e "$p"; printf "%s\\n" "$?" "$HOME"'
-"""In one trip: 0 when the file is there, and the home folder."""
+LOOK = (
+    'p=$1; case $p in "~/"*) p=$HOME/${p#??};; esac; '
+    's=$(sha256sum < "$p" 2>/dev/null); test "${s%% *}" = "$2"; printf "%s\\n" "$?" "$HOME"'
+)
+"""In one trip: 0 when the file with this hash is there, and the home folder."""
+PUT = (
+    'umask 077; t=$1.$$; mkdir -p "${1%/*}" && cat > "$t" && s=$(sha256sum < "$t") && '
+    'if [ "${s%% *}" != "$2" ]; then rm -f "$t"; echo "it did not arrive whole" >&2; exit 1; fi && '
+    'sync "$t" && chmod 755 "$t" && mv "$t" "$1" && sync "${1%/*}"'
+)
+NOT_OURS = 77
+CHECKED = f's=$(sha256sum < "$1") && test "${{s%% *}}" = "$2" || exit {NOT_OURS}; shift 2; exec "$@"'
+"""The agent's file and its hash, then the command that runs it. A rank may write to that file, and a power cut may have
+torn it."""
+HOME = re.compile(r"/[^\x00-\x1f\x7f]{0,1000}")
 
 
 def _agent_path(cluster: Cluster) -> str:
@@ -174,19 +203,24 @@ def _agent_path(cluster: Cluster) -> str:
 
 
 def _link(ssh: Ssh, node: Node) -> Link:
-    answer = ssh.run(node, ("sh", "-c", LOOK, "sh", _agent_path(ssh.cluster)))
-    missing, _, home = answer.out.decode().rstrip("\n").partition("\n")
+    answer = ssh.run(node, ("sh", "-c", LOOK, "sh", _agent_path(ssh.cluster), agentfile.sha256()))
+    missing, _, home = answer.out.decode(errors="replace").rstrip("\n").partition("\n")
     if answer.code:
         raise CommandFailed(f"{node.name}: finding the home folder", answer)
-    if not missing.isdecimal() or not home.startswith("/"):
+    if missing not in ("0", "1") or not HOME.fullmatch(home):
         raise talkative(node, answer)
     link = Link(ssh, node, home)
     if missing != "0":
-        put = 'umask 077; mkdir -p "${1%/*}" && cat > "$1.$$" && chmod 755 "$1.$$" && mv "$1.$$" "$1"'
-        made = ssh.run(node, ("sh", "-c", put, "sh", link.agent), agentfile.content())
-        if made.code:
-            raise CommandFailed(f"{node.name}: sending the node agent", made)
+        put_agent(link)
     return link
+
+
+def put_agent(link: Link) -> None:
+    """Sends the node agent: whole, on the disk and as it should be, or not at all."""
+    command = ("sh", "-c", PUT, "sh", link.agent, agentfile.sha256())
+    made = link.ssh.run(link.node, command, agentfile.content())
+    if made.code:
+        raise CommandFailed(f"{link.node.name}: sending the node agent", made)
 
 
 LONGEST_BASE = 20
@@ -221,16 +255,27 @@ def _remove_leftovers(base: Path) -> None:
 
 
 def on_all(items: Sequence[T], act: Callable[[T], R]) -> list[R]:
-    """`act` on all items at once, answers in order. All failures are reported together."""
-    with ThreadPoolExecutor(max(1, min(64, len(items)))) as pool:
-        futures = [pool.submit(act, item) for item in items]
-        results: list[R] = []
-        errors: list[NexaError] = []
-        for future in futures:
-            try:
-                results.append(future.result())
-            except NexaError as error:
-                errors.append(error)
+    """`act` on all items at once, answers in order. All failures are reported together. Ctrl-C ends what they wait
+    for."""
+    if len(items) == 1:
+        return [act(items[0])]
+    results: list[R] = []
+    errors: list[NexaError] = []
+    threads: list[int] = []
+    try:
+        with (
+            ThreadPoolExecutor(
+                max(1, min(64, len(items))), initializer=lambda: threads.append(threading.get_ident())
+            ) as pool,
+            abandoning(threads),
+        ):
+            for future in [pool.submit(act, item) for item in items]:
+                try:
+                    results.append(future.result())
+                except NexaError as error:
+                    errors.append(error)
+    finally:
+        forget(threads)
     if len(errors) == 1:
         raise errors[0]
     if errors:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import selectors
 import signal
 import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
@@ -65,9 +66,11 @@ class Runner(Protocol):
         cwd: Path | None = None,
         on_line: Callable[[str], None] | None = None,
         grace_s: float = 5.0,
+        most_bytes: int | None = None,
     ) -> Result:
         """Runs to the end. `on_line` gets stdout and stderr as they come; `grace_s` lies between
-        SIGTERM and SIGKILL when the time is up or the controller is interrupted. Exit 124: time-out."""
+        SIGTERM and SIGKILL when the time is up or the controller is interrupted. Exit 124: time-out. A program that
+        says more than `most_bytes` is ended: exit 125."""
         ...
 
     def run_logged(
@@ -108,8 +111,11 @@ class SystemRunner:
         cwd: Path | None = None,
         on_line: Callable[[str], None] | None = None,
         grace_s: float = 5.0,
+        most_bytes: int | None = None,
     ) -> Result:
         data = stdin if isinstance(stdin, bytes) else None
+        if threading.get_ident() in _ABANDONED:
+            return Result(tuple(argv), INTERRUPTED, err=b"interrupted")
         try:
             child = subprocess.Popen(
                 list(argv),
@@ -122,9 +128,15 @@ class SystemRunner:
             )
         except OSError as error:
             return Result(tuple(argv), 127, err=str(error).encode())
+        thread = threading.get_ident()
+        _AT_WORK[thread] = child
         try:
+            if thread in _ABANDONED:
+                child.terminate()
             if on_line:
                 return self._by_line(child, argv, on_line, timeout_s, grace_s)
+            if most_bytes is not None:
+                return Result(tuple(argv), *_bounded(child, data or b"", timeout_s, most_bytes))
             out, err = child.communicate(data, timeout=timeout_s)
         except subprocess.TimeoutExpired:
             _end_draining(child, grace_s)
@@ -132,6 +144,8 @@ class SystemRunner:
         except BaseException:
             _end_draining(child, grace_s)
             raise
+        finally:
+            del _AT_WORK[thread]
         return Result(tuple(argv), child.returncode, out, err)
 
     @staticmethod
@@ -238,6 +252,76 @@ class SystemRunner:
 
         send(stdin)
         return Stream(source, leave, send)
+
+
+TOO_MUCH = 1025
+"""No program ends with such a code."""
+INTERRUPTED = 130
+_AT_WORK: dict[int, subprocess.Popen[bytes]] = {}
+"""By the thread that waits for it."""
+_ABANDONED: set[int] = set()
+
+
+@contextlib.contextmanager
+def abandoning(threads: Sequence[int]) -> Iterator[None]:
+    """When the block is left by an exception (Ctrl-C), what these threads run is ended, and they start nothing more:
+    else a pool of them would wait for its slowest node. When they have ended, `forget` them."""
+    try:
+        yield
+    except BaseException:
+        _ABANDONED.update(threads)
+        for thread in threads:
+            if child := _AT_WORK.get(thread):
+                child.terminate()
+        raise
+
+
+def forget(threads: Sequence[int]) -> None:
+    _ABANDONED.difference_update(threads)
+
+
+def _bounded(
+    child: subprocess.Popen[bytes], data: bytes, timeout_s: float, most_bytes: int
+) -> tuple[int, bytes, bytes]:
+    """As Popen.communicate, for a program that need not be well-behaved: (exit code, stdout, stderr). Raises
+    TimeoutExpired."""
+    assert child.stdout and child.stderr
+    until, left = time.monotonic() + timeout_s, memoryview(data)
+    said: dict[IO[bytes], bytearray] = {child.stdout: bytearray(), child.stderr: bytearray()}
+    with selectors.DefaultSelector() as waiting:
+        for stream in said:
+            waiting.register(stream, selectors.EVENT_READ)
+        if child.stdin:
+            os.set_blocking(child.stdin.fileno(), False)
+            waiting.register(child.stdin, selectors.EVENT_WRITE)
+        while waiting.get_map():
+            ready = waiting.select(until - time.monotonic())
+            if not ready and time.monotonic() >= until:
+                raise subprocess.TimeoutExpired(child.args, timeout_s)
+            for key, _ in ready:
+                stream = key.fileobj  # type: ignore[assignment]
+                if stream is child.stdin:
+                    try:
+                        left = left[os.write(key.fd, left[: 1 << 16]) :] if left else left
+                    except BlockingIOError:
+                        continue
+                    except OSError:  # it reads no more
+                        left = left[:0]
+                    got = left
+                else:
+                    got = memoryview(os.read(key.fd, 1 << 16))
+                    said[stream] += got
+                if not got:
+                    waiting.unregister(stream)
+                    stream.close()
+                    child.stdin = None if stream is child.stdin else child.stdin  # for `communicate`, should it come
+            if sum(map(len, said.values())) > most_bytes:
+                for stream in said:
+                    stream.close()
+                end(child, 0)
+                return TOO_MUCH, b"", b"it said more than %d bytes, so it was ended" % most_bytes
+    child.wait(max(0.0, until - time.monotonic()))
+    return child.returncode, bytes(said[child.stdout]), bytes(said[child.stderr])
 
 
 def end(child: subprocess.Popen[bytes], grace_s: float = 5.0) -> None:

@@ -141,6 +141,11 @@ class RunFolder:
         return self.path / "stop"
 
     @property
+    def behind(self) -> Path:
+        """Bytes of logs by node that were still there when an attempt ended: `nexa logs` fetches them."""
+        return self.path / "behind.json"
+
+    @property
     def manifest(self) -> Path:
         return self.path.parent / "manifests" / f"{self.run_id}.json"
 

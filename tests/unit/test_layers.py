@@ -12,12 +12,14 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "nexa_dist"
 BELOW = {
     "errors": set(),
+    "shape": set(),
+    "wire": {"shape", "errors"},
     "model": set(),
     "secrets": set(),
     "config": {"model", "errors", "secrets"},
-    "plan": {"config", "model", "errors", "secrets"},
-    "run": {"model", "errors", "secrets"},
-    "ops": {"plan", "run", "config", "model", "errors", "secrets"},
+    "plan": {"config", "model", "wire", "shape", "errors", "secrets"},
+    "run": {"model", "wire", "shape", "errors", "secrets"},
+    "ops": {"plan", "run", "config", "model", "wire", "shape", "errors", "secrets"},
     "ui": set(),
     "live": {"ui"},
     "verbs": {"ops", "plan", "run", "config", "model", "errors", "secrets", "ui", "live"},

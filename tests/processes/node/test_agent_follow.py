@@ -25,12 +25,15 @@ def frames(rig: Rig, offsets: dict[str, int]) -> tuple[dict[str, bytes], dict[st
     out = subprocess.run([*rig.argv, "follow", str(rig.folder)], input=message, capture_output=True, timeout=90).stdout
     stream = io.BytesIO(out)
     found: dict[str, bytes] = {}
+    end: dict[str, Any] = {}
     last: dict[str, Any] = {}
     while header := stream.readline():
         last = json.loads(header)
+        end = last.get("end", end)
         if "len" in last:
             found[last["src"]] = found.get(last["src"], b"") + stream.read(last["len"])
-    return found, dict(last["end"])
+    assert last == {"through": True}
+    return found, end
 
 
 def test_follow_goes_on_from_byte_offsets_with_bytes_as_they_are(rig: Rig) -> None:

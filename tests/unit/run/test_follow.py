@@ -21,15 +21,17 @@ import pytest
 
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.run import follow as module
-from nexa_dist.run.follow import AgentEvent, Ended, Follower, Item, Items, Line, Note, Quiet, follow
-from nexa_dist.run.mirror import Mirror, is_name, marks, sizes
+from nexa_dist.run import items as waiting
+from nexa_dist.run.follow import Follower, follow
+from nexa_dist.run.items import AgentEvent, Ended, Item, Items, Line, Note, Quiet, Through
+from nexa_dist.run.mirror import Mirror, marks, sizes
 from nexa_dist.run.nodes import Link, Ssh
 from nexa_dist.run.runner import Result, Runner, Stream, SystemRunner
 
 ROOT = Path(__file__).parents[3]
 NODE = Node("n0", "10.0.0.1", 2)
 CLUSTER = Cluster("c", "static", (NODE,), Layout("python3", "~/s", "~/h", "~/d"))
-END = b'{"end": {"state": "completed"}}\n'
+END = b'{"end": {"state": "completed"}}\n{"through": true}\n'
 LOG = "rank_1/attempt_1.log"
 
 
@@ -111,38 +113,106 @@ def test_a_link_that_is_cut_at_any_byte_loses_and_doubles_nothing(tmp_path: Path
     Follower(link_over(runner), "/run", tmp_path, out).run()
     items = all_of(out)
     assert len(runner.messages) == runner.ended >= 2
-    assert [item.text for item in items if isinstance(item, Line)] == [*texts, b"no newline"]
+    assert [item.text for item in items if isinstance(item, Line) and not item.passing] == [*texts, b"no newline"]
     assert [item.record for item in items if isinstance(item, AgentEvent)] == events
-    assert isinstance(items[-1], Ended)
+    assert isinstance(items[-1], Through) and sum(isinstance(item, Ended) for item in items) == 1
     assert {name: (tmp_path / name).read_bytes() for name in files} == files
 
 
-def test_what_makes_no_sense_is_a_dropped_link(tmp_path: Path) -> None:
-    wrong = [
-        b"[]\n",
-        b'{"src": "../../evil", "off": 0, "len": 1}\nx',
-        b'{"src": "/evil", "off": 0, "len": 1}\nx',
-        b'{"src": "a.log", "off": -1, "len": 1}\nx',
-        b'{"src": "a.log", "off": 0, "len": 99999999999}\nx',
-        b'{"src": 5, "off": 0, "len": 1}\nx',
-        b'{"src": "a.log", "off": "0", "len": 1}\nx',
-        b"\xff\xfe{\n",
-        b"",
-    ]
-    answers = [*wrong, frame("agent.jsonl", 0, b'5\n{"no": "event"}\n') + END]
-    runner, out = Streams(lambda _: BytesIO(answers.pop(0))), Items()
+WRONG = {
+    "a list": b"[]\n",
+    "no JSON": b"Welcome to n0\n",
+    "deep": b'{"end": ' + b"[" * 100_000 + b"\n",
+    "out of the folder": b'{"src": "../../evil", "off": 0, "len": 1}\nx',
+    "absolute": b'{"src": "/evil", "off": 0, "len": 1}\nx',
+    "no rank": '{"src": "rank_\u00b2/x.log", "off": 0, "len": 1}\nx'.encode(),
+    "half a character": b'{"src": "\\ud800.log", "off": 0, "len": 1}\nx',
+    "a number of a file": b'{"src": 5, "off": 0, "len": 1}\nx',
+    "before the beginning": b'{"src": "a.log", "off": -1, "len": 1}\nx',
+    "behind everything": b'{"src": "a.log", "off": 1%s, "len": 1}\nx' % (b"0" * 30),
+    "between two bytes": b'{"src": "a.log", "off": 1.5, "len": 1}\nx',
+    "out of order": b'{"src": "a.log", "off": 7, "len": 1}\nx',
+    "a word": b'{"src": "a.log", "off": "0", "len": 1}\nx',
+    "too long": b'{"src": "a.log", "off": 0, "len": 99999999999}\nx',
+    "a line without an end": b'{"src": "' + b"a" * (2 << 20),
+    "an end of five": b'{"end": 5}\n',
+    "an end without a state": b'{"end": {}}\n',
+    "a rank beyond all": b'{"end": {"state": "failed", "ranks": [{"rank": 1e99, "code": 1, "signal": 0}]}}\n',
+    "bytes": b"\xff\xfe{\n",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_a_frame_that_makes_no_sense_is_told_once_and_then_the_node_is_at_fault(tmp_path: Path, wrong: bytes) -> None:
+    runner, out = Streams(lambda _: BytesIO(wrong)), Items()
     Follower(link_over(runner), "/run", tmp_path / "mirror", out).run()
-    assert len(runner.messages) == len(wrong) + 1
-    assert {type(item) for item in all_of(out)} == {Quiet, Ended}
-    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()] == ["mirror/agent.jsonl"]
-    assert not is_name("a//b") and not is_name("") and not is_name("a/../b") and is_name("rank_0/attempt_1.log.times")
+    assert len(runner.messages) == runner.ended == module.FAULTS
+    items = all_of(out)
+    assert [type(item) for item in items if not isinstance(item, Quiet)] == [Note, Ended]
+    assert isinstance(items[0], Note) and "makes no sense" in items[0].text
+    assert isinstance(items[-1], Ended) and items[-1].status["state"] == "faulty"
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_after_a_frame_that_made_no_sense_the_link_is_made_anew(tmp_path: Path) -> None:
+    answers = [WRONG["a list"], b"", frame("a.log", 0, b"one\n")[:-2], frame("a.log", 0, b"one\n") + END]
+    out = Items()
+    Follower(link_over(Streams(lambda _: BytesIO(answers.pop(0)))), "/run", tmp_path, out).run()
+    assert [item.text for item in all_of(out) if isinstance(item, Line)] == [b"one"]
+
+
+def test_an_event_that_makes_no_sense_is_counted_kept_told_once_and_ends_nothing(tmp_path: Path) -> None:
+    good = b'{"event": "rank_exit", "at": 5.0, "rank": 1, "code": 0, "signal": 9, "more": [[]]}'
+    lines = [b"5", b"null", b'{"no": "event"}', b'{"event": "rank_exit", "at": 5}', b"[" * 50_000, b"\xff", b"", good]
+    lines += [
+        b'{"event": "hang", "at": 5, "ranks": [1e400], "stalled_s": 1}',
+        b'{"event": "started", "at": 5, "att' + good,
+    ]
+    text = b"".join(line + b"\n" for line in lines)
+    out = Items()
+    runner = Streams(lambda _: BytesIO(frame("agent.jsonl", 0, text) + END))
+    Follower(link_over(runner), "/run", tmp_path, out).run()
+    items = all_of(out)
+    told = {"event": "rank_exit", "at": 5.0, "rank": 1, "code": 0, "signal": 9}
+    assert [item.record for item in items if isinstance(item, AgentEvent)] == [told, told]
+    notes = [item.text for item in items if isinstance(item, Note)]
+    assert len(notes) == 2 and "is passed over" in notes[0] and notes[1].startswith("7 lines")
+    assert (tmp_path / "agent.jsonl").read_bytes() == text
+
+
+def test_the_end_does_not_wait_for_the_logs(tmp_path: Path) -> None:
+    early = b'{"end": {"state": "failed"}, "log_bytes": 9}\n'
+    over = threading.Event()
+
+    class Slow(BytesIO):
+        def readline(self, size: int | None = -1, /) -> bytes:
+            line = super().readline(size)
+            return line if line or over.wait(90) else b""
+
+    stream = follow([link_over(Streams(lambda _: Slow(frame(LOG, 0, b"one\n") + early)))], {"n0": "/run"}, tmp_path)
+    seen = [stream.next(90), stream.next(90)]
+    assert isinstance(seen[0], Line) and isinstance(seen[1], Ended)
+    assert [item for item in stream.rest(0.2) if item] == []
+    assert stream.behind() == {"n0": 5}
+    over.set()
+    stream.close()
+
+
+def test_a_progress_bar_is_shown_while_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STATE_EVERY_S", 0.0)
+    parts = [b"\r 1%", b"\r 2%\r 3%", b"\r 4%\n", b"next\n"]
+    frames = b"".join(frame(LOG, sum(map(len, parts[:at])), part) for at, part in enumerate(parts))
+    out = Items()
+    Follower(link_over(Streams(lambda _: BytesIO(frames + END))), "/run", tmp_path, out).run()
+    lines = [(item.text, item.passing) for item in all_of(out) if isinstance(item, Line)]
+    assert lines == [(b" 1%", True), (b" 3%", True), (b"\r 1%\r 2%\r 3%\r 4%", False), (b"next", False)]
 
 
 def test_a_slow_reader_misses_lines_but_no_event_and_holds_nobody_up(tmp_path: Path) -> None:
     """40 MB of lines while nobody takes any: all are in the mirror, few wait, and the events come through."""
     piece = b"".join(b"%07d %s\n" % (i, b"x" * 3000) for i in range(20))
     count = 40_000_000 // len(piece)
-    event = b'{"event": "rank_exit", "rank": 1, "code": 1}\n'
+    event = b'{"event": "rank_exit", "at": 1, "rank": 1, "code": 1, "signal": 0}\n'
 
     class Endless(BytesIO):
         """Makes its frames when they are read: the test must not hold what the follower may not hold."""
@@ -154,7 +224,7 @@ def test_a_slow_reader_misses_lines_but_no_event_and_holds_nobody_up(tmp_path: P
         def readline(self, size: int | None = -1, /) -> bytes:
             self.at += 1
             if self.at > count + 1:
-                return END
+                return END[END.index(b"\n") + 1 :] if self.at > count + 2 else END[: END.index(b"\n") + 1]
             if self.at > count:
                 return json.dumps({"src": "agent.jsonl", "off": 0, "len": len(event)}).encode() + b"\n"
             return json.dumps({"src": LOG, "off": (self.at - 1) * len(piece), "len": len(piece)}).encode() + b"\n"
@@ -232,12 +302,12 @@ def test_without_room_the_mirror_stays_a_beginning_and_says_so_once(tmp_path: Pa
 def test_a_machine_that_replaced_another_begins_its_own_files(tmp_path: Path) -> None:
     for name, text in (("agent.jsonl", b'{"event": "old"}\n'), ("agent.err", b"old words\n"), ("rank_0.log", b"1\n")):
         (tmp_path / name).write_bytes(text)
-    answers = [frame("agent.jsonl", 0, b'{"event": "new"}\n') + frame("agent.err", 0, b"new\n") + END]
+    answers = [frame("agent.jsonl", 0, b'{"event": "heartbeat", "at": 1.0}\n') + frame("agent.err", 0, b"new\n") + END]
     runner, out = Streams(lambda _: BytesIO(answers.pop())), Items()
     Follower(link_over(runner), "/run", tmp_path, out, replay=True).run()
     assert runner.messages[0]["offsets"]["rank_0.log"] == 2
     assert "agent.err" not in runner.messages[0]["offsets"]
-    assert [item.record for item in all_of(out) if isinstance(item, AgentEvent)] == [{"event": "new"}]
+    assert [item.record for item in all_of(out) if isinstance(item, AgentEvent)] == [{"event": "heartbeat", "at": 1.0}]
     kept = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     assert kept["agent.err"] == b"new\n" and kept["agent.1.err"] == b"old words\n"
     assert kept["agent.1.jsonl"] == b'{"event": "old"}\n' and kept["rank_0.log"] == b"1\n"
@@ -293,7 +363,7 @@ def test_a_silent_node_is_told_of_and_its_connection_is_made_anew(
     follower.join(90)
     items = all_of(out)
     assert {item.seconds for item in items if isinstance(item, Quiet)} == {5.0, 16.0}
-    assert isinstance(items[-1], Ended)
+    assert isinstance(items[-1], Through) and sum(isinstance(item, Ended) for item in items) == 1
     assert runner.sent == [b"\n"] * 3 * contact  # who only reads is no controller
     assert {message["contact"] for message in runner.messages} == {contact}
 
@@ -304,9 +374,9 @@ def test_the_end_of_the_reader_ends_a_follower_that_waits_for_room(tmp_path: Pat
     stream = follow([link_over(Streams(lambda _: BytesIO(frames + END)))], {"n0": "/run"}, tmp_path)
     assert isinstance(stream.next(90), AgentEvent)
     until = time.monotonic() + 90
-    while stream.items.waiting_bytes < module.WAITING_BYTES and time.monotonic() < until:
+    while stream.items.waiting_bytes < waiting.WAITING_BYTES and time.monotonic() < until:
         time.sleep(0.005)
-    assert stream.items.waiting_bytes <= module.WAITING_BYTES + 1000
+    assert stream.items.waiting_bytes <= waiting.WAITING_BYTES + 1000
     stream.close()
     assert not any(follower.is_alive() for follower in stream.followers)
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import os
 import shlex
 import subprocess
 import sys
@@ -14,11 +16,12 @@ from typing import IO
 
 import pytest
 
+from nexa_dist import wire
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.run import archive, files
+from nexa_dist.run import agentfile, archive, files, nodes
 from nexa_dist.run.keys import write_ssh_config
-from nexa_dist.run.nodes import LOOK, Ssh, Unreachable, connect, connecting, on_all
+from nexa_dist.run.nodes import LOOK, Link, Ssh, Unreachable, connect, connecting, on_all
 from nexa_dist.run.runner import Result, Stream, SystemRunner
 from nexa_dist.run.workspace import Workspace
 
@@ -43,6 +46,7 @@ class FakeRunner:
         cwd: Path | None = None,
         on_line: Callable[[str], None] | None = None,
         grace_s: float = 5.0,
+        most_bytes: int | None = None,
     ) -> Result:
         self.calls.append(tuple(argv))
         assert self.planned, f"unplanned: {argv}"
@@ -80,14 +84,34 @@ def test_a_shell_that_talks_is_told_apart_from_an_answer() -> None:
 def test_a_missing_agent_is_sent() -> None:
     runner = FakeRunner(Result((), 0, b"1\n/home/u\n"), Result((), 0))
     (link,) = connect(Ssh(runner, CLUSTER, "/tmp/s"), NODES[:1])
-    assert shlex.split(runner.calls[1][-1])[-1] == link.agent
+    assert shlex.split(runner.calls[1][-1])[-2:] == [link.agent, agentfile.sha256()]
 
 
-@pytest.mark.parametrize(("folder", "there"), [("~/a b", "0"), ("~/none", "1"), ("/tmp", "0")])
-def test_the_question_for_the_agent_expands_the_home(tmp_path: Path, folder: str, there: str) -> None:
-    (tmp_path / "a b").mkdir()
+def test_an_agent_that_is_not_ours_is_sent_again_and_then_the_node_is_at_fault() -> None:
+    bad, good = Result((), nodes.NOT_OURS), Result((), 0, b'{"ok": true}')
+    runner = FakeRunner(bad, Result((), 0), good, bad, Result((), 0), bad)
+    link = Link(Ssh(runner, CLUSTER, "/s"), NODES[0], "/home/u")
+    assert link.call("go", "/run") == {}
+    assert shlex.split(runner.calls[1][-1])[-2:] == [link.agent, agentfile.sha256()]
+    with pytest.raises(wire.Faulty, match="n0: its node agent makes no sense: it is not the file that was sent"):
+        link.call("go", "/run")
+
+
+@pytest.mark.parametrize("verb", ["probe", "diag", "start", "status", "stop"])
+@pytest.mark.parametrize("said", [b"5", b"null", b"[]", b"{}", b'{"state": 5}', b"[" * 100_000, b"{" * 3_000_000])
+def test_an_answer_that_makes_no_sense_names_the_node(verb: str, said: bytes) -> None:
+    link = Link(Ssh(FakeRunner(Result((), 0, said)), CLUSTER, "/s"), NODES[0], "/home/u")
+    with pytest.raises(wire.Faulty, match=f"^n0: its answer to {verb} makes no sense: "):
+        link.call(verb)
+
+
+@pytest.mark.parametrize(("folder", "there"), [("~/a b", "0"), ("~/torn", "1"), ("~/none", "1"), ("~", "1")])
+def test_the_question_for_the_agent_expands_the_home_and_looks_into_it(tmp_path: Path, folder: str, there: str) -> None:
+    (tmp_path / "a b").write_bytes(b"agent")
+    (tmp_path / "torn").write_bytes(b"age")
+    words = ("sh", "-c", LOOK, "sh", folder, hashlib.sha256(b"agent").hexdigest())
     asked = subprocess.run(
-        ("sh", "-c", LOOK, "sh", folder), env={"HOME": str(tmp_path)}, capture_output=True, text=True
+        words, env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]}, capture_output=True, text=True
     )
     assert asked.stdout == f"{there}\n{tmp_path}\n"
 

@@ -1,0 +1,240 @@
+"""All that may come from a node: each frame, event and answer has a shape here, with bounds. The rest is refused.
+
+A node's words are data of a stranger: a rank can write agent.jsonl, and who has a node has its agent too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nexa_dist.errors import NexaError
+from nexa_dist.shape import (
+    MOST,
+    Check,
+    NotJson,
+    Strange,
+    anything,
+    flag,
+    lenient,
+    maybe,
+    number,
+    one_of,
+    parsed,
+    record,
+    rows,
+    shown,
+    table,
+    text,
+    whole,
+)  # fmt: skip
+
+FRAME_BYTES = 1 << 20
+"""No frame is larger, nor the message of one."""
+EVENT_BYTES = 64 * 1024
+ANSWER_BYTES = 2 << 20
+SAID_BYTES = 8 << 20
+"""All that a command on a node may say; what says more is ended."""
+LATEST_UNIX = 4.2e9
+MOST_RANKS = 1 << 20
+MOST_LOGS = 10_000
+"""Files of one run folder on one node."""
+FINAL = ("completed", "failed", "stopped", "lost", "absent")
+STATES = ("preparing", "running", "stopping", *FINAL)
+
+
+class Faulty(NexaError):
+    """A node says what no agent of ours says: the node is at fault, and nothing of it is believed."""
+
+    def __init__(self, node: str, what: str, why: object) -> None:
+        super().__init__(
+            f"{node}: {what} makes no sense: {why}",
+            hint=f"nexa diag looks at {node}; nexa provision makes a node anew that is not what it should be",
+        )
+
+
+class Mute(Faulty):
+    """What it says is no JSON at all: a shell may have spoken instead of it, or before it."""
+
+
+UNIX, SECONDS = number(0, LATEST_UNIX), number(0, 1e9)
+RANK, PID, STEP = whole(0, MOST_RANKS), whole(1, 1 << 22), whole()
+PIDS = rows(PID, 100_000)
+WORDS, NAME = text(2000), text(200)
+RANK_KEY = text(7, r"0|[1-9][0-9]{0,6}")
+ADDRESS = text(60, r"[A-Za-z0-9.:%_-]*")
+INTERFACE = text(15, r"[A-Za-z0-9_.:@-]*")
+_PLAIN = r"/\x00-\x1f\x7f-\x9f\ud800-\udfff"
+SOURCE = text(255, rf"(?:rank_(?:0|[1-9][0-9]{{0,6}})/)?[^.{_PLAIN}][^{_PLAIN}]*")
+"""The name of a log: in the run folder or in that of a rank."""
+STEPS = table(RANK_KEY, maybe(STEP), 4096)
+FIGURE = lenient(number())
+LOSS = lenient(lambda value: value if isinstance(value, float) and value != value else number()(value))
+"""A training that diverged tells `nan`."""
+
+EXIT = {"rank": RANK, "code": whole(0, 1 << 31), "signal": whole(0, 64)}
+EXIT_MAY = {"step": maybe(STEP), "oom": flag, "at": UNIX}
+PROGRESS = {"of": FIGURE, "loss": LOSS, "tokens_per_s": FIGURE, "saved": lenient(STEP), "durable": lenient(STEP)}
+NOTICE_MAY: dict[str, Check] = {"action": text(40), "at_unix": UNIX, "seen_unix": UNIX}
+
+_EVENTS: dict[str, tuple[dict[str, Check], dict[str, Check]]] = {
+    "started": ({"attempt": whole(1)}, {"pid": PID, "node": NAME}),
+    "heartbeat": ({}, {}),
+    "prepare": ({}, {"pid": PID}),
+    "prepared": ({}, {"go": flag}),
+    "torchrun": ({}, {"pid": PID}),
+    "rank_start": ({"rank": RANK, "pid": PID}, {"warm": flag}),
+    "rank_exit": (EXIT, EXIT_MAY),
+    "progress": ({"steps": STEPS}, PROGRESS),
+    "hang": (
+        {"ranks": rows(RANK, 4096), "stalled_s": SECONDS},
+        {"steps": STEPS, "states": table(RANK_KEY, text(10), 4096)},
+    ),
+    "stopping": ({"reason": WORDS}, {"grace_s": SECONDS}),
+    "notice": ({}, NOTICE_MAY),
+    "due": ({}, {"why": NAME, "acts_unix": UNIX, "seen_unix": UNIX}),
+    "imds": ({}, {"state": NAME, "why": WORDS}),
+    "warm": ({}, {"pid": maybe(PID), "why": WORDS, "ready_s": maybe(SECONDS)}),
+    "ended": (
+        {"state": one_of(*FINAL)},
+        {"code": whole(0, 1 << 31), "reason": WORDS, "left": PIDS, "attempt": whole()},
+    ),
+}
+_OF_EVENTS = {name: record({"at": UNIX, **needed}, {"event": NAME, **may}) for name, (needed, may) in _EVENTS.items()}
+
+STATUS = record(
+    {"state": one_of(*STATES)},
+    {
+        "code": whole(0, 1 << 31),
+        "reason": WORDS,
+        "left": PIDS,
+        "attempt": whole(),
+        "processes": PIDS,
+        "ranks": rows(record(EXIT, EXIT_MAY), 4096),
+        "progress": maybe(record({"steps": STEPS}, {**PROGRESS, "at": UNIX})),
+        "notice": maybe(record({"at": UNIX}, NOTICE_MAY)),
+        "warm": maybe(PID),
+        "last_event_unix": maybe(UNIX),
+    },
+)
+PATHS = rows(text(4096), 10_000)
+ROUTE = record({}, {"error": WORDS, "address": ADDRESS, "interface": INTERFACE, "peer": ADDRESS, "mtu": maybe(whole())})
+VERSION = maybe(text(100, r"[A-Za-z0-9.+_ -]*"))
+_LISTENS: dict[str, Check] = {"port": whole(0, 65535), "port_error": WORDS, "test_port": whole(0, 65535)}
+PROBE = record(
+    {"free_bytes": whole(), "unix": UNIX, "have": PATHS, "cpus": maybe(whole(0, 1 << 20))},
+    {
+        "gpus": rows(NAME, 1024), "torch": VERSION, "python": VERSION, "error": WORDS,
+        "peers": table(NAME, ROUTE, 4096),
+        **_LISTENS,
+    },
+)  # fmt: skip
+COUNT, KINDS = maybe(whole(-MOST)), table(text(20), maybe(text(100)), 100)
+GPU = record(
+    {"index": COUNT, "name": NAME, "driver": NAME, "celsius": COUNT, "ecc_uncorrected": COUNT, "clock_reasons": COUNT},
+    {"memory_mib": COUNT, "bus": NAME},
+)
+DIAG = record(
+    {
+        "environment": record({}, {"error": WORDS, **dict.fromkeys(
+            ("python", "torch", "cuda", "nccl", "transformers", "numpy"), VERSION)}),
+        "memory": record({"total": whole(), "available": whole()}),
+        "disk": record({"free_bytes": maybe(whole())}, {"mib": whole(), "seconds": SECONDS, "error": WORDS}),
+        "peers": table(NAME, ROUTE, 4096),
+        "shm_bytes": maybe(whole()),
+        "limits": record({"nofile": maybe(whole()), "memlock": maybe(whole())}),
+        "cpu_throttled": whole(-MOST),
+        "module": VERSION,
+        "pci_gpus": whole(0, 1024),
+        "smi_code": whole(-1024, 1024),
+        "smi_error": WORDS,
+        "gpus": rows(GPU, 1024),
+        "nvlink": table(text(6), record({"active": whole(), "inactive": whole()}), 1024),
+        "nvswitches": whole(0, 1024),
+        "fabric_manager": maybe(record({"version": VERSION, "state": NAME})),
+        "xid": maybe(rows(text(400), 100)),
+        "efa": record({"devices": whole(0, 1024), "domains": maybe(whole(0, 4096))}),
+        "received_unix": UNIX,
+        "answered_unix": UNIX,
+    },
+    {
+        "agent": NAME, "hostname": NAME, "kernel": NAME, "boot_unix": maybe(UNIX), "cpus": whole(), "load": number(),
+        "seconds": SECONDS, **_LISTENS,
+    },
+)  # fmt: skip
+_ANSWERS: dict[str, Check] = {
+    "probe": PROBE,
+    "diag": DIAG,
+    "forget": record({}),
+    "unpack": record({}),
+    "start": record({"pid": PID, "already": flag}),
+    "go": record({}),
+    "allow": record({}),
+    "status": STATUS,
+    "stop": record({"state": one_of(*STATES), "ended": whole(), "left": PIDS}),
+}
+_ERROR = record({"error": text(4096)})
+CHECKPOINT = text(4096, r"/(?:[^\x00-\x1f\x7f]*/)?step_[0-9]{1,16}")
+CHECKPOINTS = record(
+    {
+        "whole": rows(record({"path": CHECKPOINT, "step": STEP}), 10_000),
+        "skipped": rows(record({"path": text(4096), "why": WORDS}, {"step": maybe(STEP)}), 10_000),
+    }
+)
+IN_BUCKET = rows(record({"step": STEP}), 100_000)
+SHA256 = text(64, r"[0-9a-f]{64}")
+SAVED = record({"step": STEP}, {"uri": text(4096), "path": text(4096), "sha256": SHA256})
+FIGURES = anything(4, 1000)
+RESULT = record(
+    {},
+    dict.fromkeys(("model", "wandb_run_id", "parallel"), maybe(text(500)))
+    | dict.fromkeys(("dataset", "checkpoint", "eval_report"), maybe(table(NAME, FIGURES, 1000))),
+)
+"""What rank 0 leaves of a run. A user's own script may write it."""
+
+
+def answer(node: str, verb: str, out: bytes, failed: bool) -> dict[str, Any]:
+    """What the agent said to `verb`. Raises NexaError in its own words where it could not do it (`failed`), Faulty
+    when it says what no agent says."""
+    return dict(said(node, f"its answer to {verb}", out, _ERROR if failed else _ANSWERS[verb]))
+
+
+def said(node: str, what: str, out: bytes, check: Check, most_bytes: int = ANSWER_BYTES) -> Any:
+    """The JSON that a program on a node printed. Raises Faulty."""
+    try:
+        return parsed(out, check, most_bytes)
+    except NotJson as error:
+        raise Mute(node, what, error) from None
+    except Strange as error:
+        raise Faulty(node, what, error) from None
+
+
+def event(line: bytes) -> dict[str, Any]:
+    """A line of agent.jsonl. Raises Strange."""
+    cut = line[max(line.rfind(b'{"event": '), 0) :]  # behind one that a full disk cut off
+    return dict(parsed(cut, _event, EVENT_BYTES))
+
+
+def _event(value: Any) -> dict[str, Any]:
+    name = value.get("event") if isinstance(value, dict) else None
+    if not isinstance(name, str) or name not in _OF_EVENTS:
+        raise Strange(f"{shown(name)} is no event")
+    return dict(_OF_EVENTS[name](value))
+
+
+_DATA = record({"src": SOURCE, "off": whole(), "len": whole(0, FRAME_BYTES)})
+_BEAT = record({"beat": number(), "state": one_of(*STATES)})
+_END = record({"end": STATUS}, {"log_bytes": whole()})
+_THROUGH = record({"through": flag})
+
+
+def frame(line: bytes) -> dict[str, Any]:
+    """The header of a frame: one with "len" has as many bytes behind it. Raises Strange."""
+    return dict(parsed(line, _frame, FRAME_BYTES))
+
+
+def _frame(value: Any) -> dict[str, Any]:
+    kinds = {"len": _DATA, "beat": _BEAT, "end": _END, "through": _THROUGH}
+    kind = next((kind for name, kind in kinds.items() if isinstance(value, dict) and name in value), None)
+    if kind is None:
+        raise Strange(f"{shown(value)} is no frame")
+    return dict(kind(value))
