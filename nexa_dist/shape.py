@@ -17,6 +17,10 @@ MOST = 1 << 53
 """Whole numbers beyond it are no counts of anything."""
 
 
+BEYOND = 1 << 64
+"""The largest that any program writes: nanoseconds since 1970, inodes."""
+
+
 class Strange(ValueError):
     """What does not fit, and where."""
 
@@ -110,9 +114,9 @@ def lenient(check: Check) -> Check:
     return passing
 
 
-def rows(check: Check, most: int) -> Check:
+def rows(check: Check, most: int, least: int = 0) -> Check:
     def checked(value: Any) -> list[Any]:
-        if not isinstance(value, list) or len(value) > most:
+        if not isinstance(value, list) or not least <= len(value) <= most:
             raise Strange(f"{shown(value)} is no list of at most {most}")
         return [_at(place, check, inner) for place, inner in enumerate(value)]
 
@@ -149,7 +153,7 @@ def anything(depth: int, most: int, most_text: int = 4096) -> Check:
         if isinstance(value, str):
             return text(most_text)(value)
         if isinstance(value, int) and not isinstance(value, bool):
-            return whole(-MOST)(value)
+            return whole(-BEYOND, BEYOND)(value)
         if not isinstance(value, (dict, list)):
             return value
         if depth == 0 or len(value) > most:

@@ -64,6 +64,7 @@ RANK_KEY = text(7, r"0|[1-9][0-9]{0,6}")
 ADDRESS = text(60, r"[A-Za-z0-9.:%_-]*")
 INTERFACE = text(15, r"[A-Za-z0-9_.:@-]*")
 _PLAIN = r"/\x00-\x1f\x7f-\x9f\ud800-\udfff"
+HOME = text(1000, rf"/[^{_PLAIN[1:]}]*")
 SOURCE = text(255, rf"(?:rank_(?:0|[1-9][0-9]{{0,6}})/)?[^.{_PLAIN}][^{_PLAIN}]*")
 """The name of a log: in the run folder or in that of a rank."""
 STEPS = table(RANK_KEY, maybe(STEP), 4096)
@@ -173,6 +174,48 @@ _ANSWERS: dict[str, Check] = {
     "stop": record({"state": one_of(*STATES), "ended": whole(), "left": PIDS}),
 }
 _ERROR = record({"error": text(4096)})
+STAY = record({"path": text(), "files": whole(), "bytes": whole(), "why": WORDS})
+CLAIMS: dict[str, Check] = {
+    "look": record(
+        {
+            "home": HOME,
+            "user": NAME,
+            "python": text(),
+            "version": rows(whole(0, 1000), 3, 3),
+            "missing": PATHS,
+            "before": table(text(), PATHS, 1000),
+            "lacks": rows(NAME, 100),
+            "faults": rows(WORDS, 100),
+            "account": NAME,
+            "has_wheels": flag,
+        }
+    ),
+    "tidy": record({"changed": flag}),
+    "claim": record({"changed": flag}),
+    "release": record({"removed": rows(text(), 100_000), "stays": rows(STAY, 1000), "processes": PIDS}),
+}
+"""Answers of node/claims.py."""
+_MATRIX = rows(rows(maybe(number(0, 1e9)), 4096), 4096)
+GROUP = record(
+    {},
+    {
+        "stage": NAME,
+        "error": WORDS,
+        "result": record(
+            {
+                "backend": NAME,
+                "ranks": whole(),
+                "latency_us": number(0, 1e12),
+                "busbw_gb_s": number(0, 1e9),
+                "matrix": _MATRIX,
+                "at_most": _MATRIX,
+                "rounds_left": whole(-MOST),
+            },
+            {"bytes": whole(), "transport": NAME, "seconds": SECONDS},
+        ),
+    },
+)
+"""A line of train/bandwidth.py."""
 CHECKPOINT = text(4096, r"/(?:[^\x00-\x1f\x7f]*/)?step_[0-9]{1,16}")
 CHECKPOINTS = record(
     {
@@ -190,6 +233,11 @@ RESULT = record(
     | dict.fromkeys(("dataset", "checkpoint", "eval_report"), maybe(table(NAME, FIGURES, 1000))),
 )
 """What rank 0 leaves of a run. A user's own script may write it."""
+
+
+def failed_or(check: Check) -> Check:
+    """Also {"error": …}, of a program that says so without an exit code."""
+    return lambda value: (_ERROR if isinstance(value, dict) and "error" in value else check)(value)
 
 
 def answer(node: str, verb: str, out: bytes, failed: bool) -> dict[str, Any]:

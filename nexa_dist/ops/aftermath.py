@@ -43,7 +43,7 @@ def fate(outcome: Outcome, config: dict[str, Any], bucket: str) -> Fate:
 def carry_out(ctx: Context, cluster: Cluster, outcome: Outcome) -> Fate:
     """Does what the file says. Raises NexaError, StillRunning when nodes could not be proven gone."""
     folder = ctx.workspace.cluster(cluster.name)
-    config = files.read_json(folder.path / "config.json") if (folder.path / "config.json").exists() else {}
+    config = files.read_object(folder.path / "config.json") if (folder.path / "config.json").exists() else {}
     found = fate(outcome, config if cluster.provider != "static" else {}, cluster.bucket)
     if found.action == "teardown":
         from nexa_dist.ops.site import known_site

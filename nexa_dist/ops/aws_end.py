@@ -32,6 +32,8 @@ def site_of(ctx: Context, folder: ClusterFolder, config: ClusterConfig | None) -
     try:
         known = known_site(folder)
     except NexaError:
+        if config is None and (told := _journalled_site(ctx, folder)):
+            return told
         if config is None:
             raise
         known = None
@@ -71,8 +73,8 @@ def _journalled_site(ctx: Context, folder: ClusterFolder) -> Site | None:
 
 def _provider(path: Path) -> str:
     try:
-        return str(files.read_json(path)["provider"])
-    except (NexaError, TypeError, KeyError):
+        return str(files.read_object(path).get("provider") or "")
+    except NexaError:
         return ""
 
 
@@ -159,4 +161,5 @@ def _terraform_destroy(ctx: Context, folder: ClusterFolder, site: Site) -> list[
 def _claims(folder: ClusterFolder) -> list[dict[str, Any]]:
     """Every intent to claim: region, account, owner."""
     journal = files.read_lines(folder.path / "journal.jsonl")
-    return [record for record in journal if record.get("step") == "claim" and "region" in record]
+    keys = ("region", "account", "owner")
+    return [r for r in journal if r.get("step") == "claim" and all(isinstance(r.get(k), str) and r[k] for k in keys)]

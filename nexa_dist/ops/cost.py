@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nexa_dist import wire
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.ops import meter
 from nexa_dist.ops.context import Context
@@ -17,6 +19,7 @@ from nexa_dist.plan.ledger import Bill, Share, bill
 from nexa_dist.plan.waste import Waste, waste
 from nexa_dist.run import files
 from nexa_dist.run.workspace import ClusterFolder, RunFolder
+from nexa_dist.shape import Strange
 
 SLACK_S = 600.0
 """A run is of the cluster whose nodes were on at its start, by clocks that may differ by so much."""
@@ -165,8 +168,8 @@ def _region(folder: Path | None) -> str:
         if folder.parent.name == "clusters":
             site = known_site(ClusterFolder(folder))
             return site.region if site else ""
-        return str(files.read_json(folder / "receipt.json").get("region") or "")
-    except (NexaError, AttributeError):
+        return str(files.read_object(folder / "receipt.json").get("region") or "")
+    except NexaError:
         return ""
 
 
@@ -194,13 +197,18 @@ def _run_row(ctx: Context, record: dict[str, Any], made: Bill) -> dict[str, Any]
     }
 
 
+NEWEST_BYTES = 1 << 20
+"""Of a node's events, from the end."""
+
+
 def _step(ctx: Context, run_id: str) -> float | None:
     """The step that every rank of a living run has done, as last mirrored."""
     found: dict[str, float] = {}
     for path in (ctx.workspace.root / "runs" / run_id / "logs").glob("*/agent.jsonl"):
-        for event in files.read_lines(path):
-            if isinstance(event, dict) and event.get("event") == "progress":
-                found |= {rank: step for rank, step in (event.get("steps") or {}).items() if step is not None}
+        for line in files.tail(path, NEWEST_BYTES).splitlines():  # a node wrote it
+            with contextlib.suppress(Strange):
+                steps = wire.event(line).get("steps") or {}
+                found |= {rank: step for rank, step in steps.items() if step is not None}
     return min(found.values(), default=None)
 
 

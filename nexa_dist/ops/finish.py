@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from nexa_dist import wire
 from nexa_dist.config.load import recorded_train, resolved
 from nexa_dist.errors import NexaError
 from nexa_dist.ops.context import Context
@@ -17,6 +17,7 @@ from nexa_dist.run import files
 from nexa_dist.run.nodes import Link
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.secrets import redact, redact_text
+from nexa_dist.shape import record as record_of
 
 
 def close(run: RunFolder, record: dict[str, Any], outcome: Outcome) -> None:
@@ -67,8 +68,8 @@ def read_result(ctx: Context, links: Sequence[Link], record: dict[str, Any]) -> 
     first = links[0]
     try:
         got = first.ssh.run(first.node, ("cat", f"{record['nodes'][first.node.name]['run_dir']}/result.json"))
-        return dict(json.loads(got.out)) if got.code == 0 else {}
-    except (NexaError, ValueError) as error:
+        return dict(wire.said(first.node.name, "result.json", got.out, wire.RESULT)) if got.code == 0 else {}
+    except NexaError as error:
         ctx.say(f"warning: what rank 0 left cannot be read: {error}")
         return {}
 
@@ -78,8 +79,11 @@ def _saved(link: Link, record: dict[str, Any], step: int) -> dict[str, Any] | No
     path = f"{record['nodes'][link.node.name]['run_dir']}/checkpoints/step_{step:08d}"
     try:
         got = link.ssh.run(link.node, ("cat", f"{path}/manifest.json"))
-        return {"path": path, "step": step, "sha256": json.loads(got.out)["sha256"]} if got.code == 0 else None
-    except (NexaError, ValueError, KeyError):
+        if got.code:
+            return None
+        told = wire.said(link.node.name, "a checkpoint's manifest", got.out, record_of({"sha256": wire.SHA256}))
+        return {"path": path, "step": step, "sha256": told["sha256"]}
+    except NexaError:
         return None
 
 

@@ -23,8 +23,10 @@ from nexa_dist.plan import local
 from nexa_dist.run import bundle, files, keys
 from nexa_dist.run.terraform import Terraform, TerraformFailed, binary
 from nexa_dist.run.workspace import ClusterFolder
+from nexa_dist.shape import record, table, text, whole
 
 TRIES = 3
+MADE = record({"nodes": table(text(200), record({"address": text(60), "port": whole(1, 65535)}), 10_000)})
 TAKEN = re.compile(r"(127(?:\.\d+){3}:\d+) is taken by")
 """What host.py says of a port."""
 
@@ -155,8 +157,8 @@ def destroy(ctx: Context, folder: ClusterFolder) -> dict[str, Any]:
     with ctx.phase("sweep"), folder.journalled("sweep"):
         swept = _sweep(ctx, folder)
     resources = terraform_of(ctx, folder).resources() if folder.terraform.exists() else []
-    left = {"resources": resources, "listening": _listening(folder), "processes": _sweep(ctx, folder)}
-    nodes = [{key: node[key] for key in ("name", "address", "port")} for node in made_nodes(folder)]
+    left = {"resources": resources, "listening": _listening(ctx, folder), "processes": _sweep(ctx, folder)}
+    nodes = [{key: node[key] for key in ("name", "address", "port")} for node in _known_nodes(ctx, folder)]
     return {"nodes": nodes, "destroyed": destroyed, "swept": swept, "left": left}
 
 
@@ -170,7 +172,8 @@ def _terraform_destroy(ctx: Context, folder: ClusterFolder) -> list[str]:
             resources = terraform.resources()
         except NexaError as error:  # a torn state: the sweep does without
             ctx.detail(f"the state cannot be read, sweeping instead: {error}")
-            terraform.state.rename(terraform.state.with_suffix(".torn"))
+            with contextlib.suppress(FileNotFoundError):
+                terraform.state.rename(terraform.state.with_suffix(".torn"))
             return []
         for attempt in range(TRIES if resources else 0):
             try:
@@ -199,12 +202,19 @@ def made_nodes(folder: ClusterFolder) -> list[dict[str, Any]]:
     variables = folder.terraform / "nexa.tfvars.json"
     if not variables.exists():
         return []
+    found = files.read_shape(variables, MADE, hint="nexa provision writes it anew")
+    return [{"name": name, **node} for name, node in found["nodes"].items()]
+
+
+def _known_nodes(ctx: Context, folder: ClusterFolder) -> list[dict[str, Any]]:
+    """For the end of a cluster, which does without."""
     try:
-        return [{"name": name, **node} for name, node in files.read_json(variables)["nodes"].items()]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise NexaError(f"{variables} is damaged: {error!r}", hint="nexa provision writes it anew") from error
+        return made_nodes(folder)
+    except NexaError as error:
+        ctx.say(f"warning: the nodes are not known by name, and were ended by their mark: {error}")
+        return []
 
 
-def _listening(folder: ClusterFolder) -> list[str]:
-    rows = made_nodes(folder)
+def _listening(ctx: Context, folder: ClusterFolder) -> list[str]:
+    rows = _known_nodes(ctx, folder)
     return [f"{r['address']}:{r['port']}" for r in rows if answers(folder, r["name"], r["address"], r["port"])]

@@ -22,6 +22,7 @@ from nexa_dist.run import files, keys, nodes, tailscale
 from nexa_dist.run.nodes import Ssh
 from nexa_dist.run.runner import CommandFailed
 from nexa_dist.run.workspace import ClusterFolder
+from nexa_dist.shape import table, text
 
 TAG = "tag:nexa"
 """NEXA_TAILSCALE_TAG names another. The OAuth client must own it."""
@@ -96,14 +97,18 @@ def joined(ctx: Context, folder: ClusterFolder, config: ClusterConfig, made: Clu
     return reached
 
 
+MESHES = table(text(40), table(text(200), text(300), 10_000), 10)
+
+
 def meshes_file(folder: ClusterFolder) -> Path:
     """What the nodes were ever let into, whatever cluster.yaml says by now: names in the tailnet by node, by mesh."""
     return folder.path / "mesh.json"
 
 
 def meshes(folder: ClusterFolder) -> dict[str, dict[str, str]]:
+    """Raises NexaError when the file is damaged."""
     path = meshes_file(folder)
-    return dict(files.read_json(path)) if path.exists() else {}
+    return dict(files.read_shape(path, MESHES)) if path.exists() else {}
 
 
 def _hand_out_keys(ctx: Context, ssh: Ssh, strangers: Sequence[Node], names: dict[str, str]) -> None:

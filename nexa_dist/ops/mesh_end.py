@@ -34,7 +34,11 @@ def leave(ctx: Context, folder: ClusterFolder, made: Cluster | None, temporary: 
     """Takes the nodes out of the mesh before they end, or are given back. `made`: what is known of the cluster;
     `temporary`: Ansible's folder on hosts that stay. An ephemeral device that is gone vanishes within the hour."""
     told: dict[str, list[str]] = {}
-    joined_to = meshes(folder)
+    try:
+        joined_to = meshes(folder)
+    except NexaError as error:
+        ctx.say(f"warning: what is left in a tailnet goes by itself within the hour: {error}")
+        joined_to = {}
     if names := joined_to.get("tailscale"):
         with ctx.phase("tailscale: logout"), folder.journalled("tailscale logout"):
             told = _log_all_out(ctx, names, made)

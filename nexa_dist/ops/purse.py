@@ -20,6 +20,7 @@ from nexa_dist.run import files
 from nexa_dist.run.mirror import sizes
 from nexa_dist.run.nodes import Link, Ssh, on_all, session
 from nexa_dist.run.workspace import ClusterFolder, RunFolder
+from nexa_dist.shape import maybe, number, record
 
 COUNT_S = 10.0
 LOGS_GREW = 1_000_000
@@ -125,11 +126,15 @@ class Clock:
     max_s: float | None = None
 
 
+CLOCKED = record({}, dict.fromkeys(("lease_minutes", "max_hours", "budget_usd"), maybe(number(0, 1e9))))
+"""What a config.json may say of clocks."""
+
+
 def clock_of(folder: ClusterFolder, cluster: Cluster) -> Clock:
     """Nodes of your own have no such clock."""
     if cluster.provider == "static" or not (folder.path / "config.json").exists():
         return Clock()
-    config = files.read_json(folder.path / "config.json")
+    config = files.read_shape(folder.path / "config.json", CLOCKED)
     lease_s = (config.get("lease_minutes") or 0) * 60
     hours = config.get("max_hours")
     return Clock(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from nexa_dist import wire
 from nexa_dist.errors import NexaError
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.launch import send
@@ -15,6 +15,7 @@ from nexa_dist.plan import told
 from nexa_dist.run import archive
 from nexa_dist.run.nodes import Link, on_all
 from nexa_dist.run.runner import CommandFailed, Result
+from nexa_dist.shape import maybe
 
 KEEP = 2
 """Whole checkpoints on a node that only receives them, as on rank 0's."""
@@ -102,7 +103,8 @@ def _from_bucket(ctx: Context, link: Link, run_id: str, step: int) -> tuple[int,
     if listed.code:
         ctx.say(f"warning: the bucket cannot be read, so it is passed over: {listed.tail(2)}")
         return None
-    newest = max(_listed(link, listed), default=0)
+    found = wire.said(link.node.name, "what it says of the bucket", listed.out, wire.IN_BUCKET)
+    newest = max((row["step"] for row in found), default=0)
     if newest <= step:
         return None
     ctx.detail(f"{link.node.name}: checkpoint of step {newest} from {link.ssh.cluster.bucket}")
@@ -117,15 +119,6 @@ def _from_bucket(ctx: Context, link: Link, run_id: str, step: int) -> tuple[int,
     return (got, link, path) if got > step else None
 
 
-def _listed(link: Link, listed: Result) -> list[int]:
-    """Steps that the bucket has whole, in the node's words."""
-    try:
-        rows = [row["step"] for row in json.loads(listed.out)]
-    except (ValueError, TypeError, KeyError):
-        told.refused(link.node.name, "list of the bucket's checkpoints", listed.tail(1))
-    return [told.number(link.node.name, "bucket's step", step, range(told.LAST_STEP)) for step in rows]
-
-
 def newest_in_bucket(links: Sequence[Link], run_id: str) -> dict[str, Any] | None:
     """step, uri and sha256 of the bucket's newest whole checkpoint, asked through the first node that can; None when
     there is none, or nobody can."""
@@ -135,8 +128,8 @@ def newest_in_bucket(links: Sequence[Link], run_id: str) -> dict[str, Any] | Non
         except NexaError:  # this node is gone; another one may answer
             continue
         if shown.code == 0:
-            found: dict[str, Any] | None = json.loads(shown.out)
-            return found
+            found = wire.said(link.node.name, "what it says of the bucket", shown.out, maybe(wire.SAVED))
+            return dict(found) if found else None
     return None
 
 
@@ -172,9 +165,5 @@ def _verified(link: Link, *roots: str) -> dict[str, Any]:
     result = link.ssh.run(link.node, command, timeout_s=VERIFY_TIMEOUT_S)
     if result.code:
         raise CommandFailed(f"{link.node.name}: verifying checkpoints", result)
-    try:
-        answer = dict(json.loads(result.out))
-        skipped = [{"path": str(row["path"]), "why": str(row["why"])} for row in answer["skipped"]]
-        return {"whole": told.checkpoints(link.node.name, answer["whole"], roots), "skipped": skipped}
-    except (ValueError, TypeError, KeyError, RecursionError):
-        told.refused(link.node.name, "list of checkpoints", result.tail(1))
+    answer = dict(wire.said(link.node.name, "what it says of its checkpoints", result.out, wire.CHECKPOINTS))
+    return {**answer, "whole": told.checkpoints(link.node.name, answer["whole"], roots)}

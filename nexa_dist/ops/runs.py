@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from nexa_dist import wire
 from nexa_dist.errors import NexaError, StillRunning, UsageError
 from nexa_dist.model import Cluster, Node
 from nexa_dist.ops.context import Context
@@ -24,6 +26,8 @@ from nexa_dist.run.workspace import RunFolder
 
 ACTIVE = ("starting", "running")
 STOPPED = "stopped by the user"
+LAST_LOGS_S = 20.0
+"""For the last lines of a run that is stopped; `nexa stop` does not wait for more."""
 PENDING = ("restart", "replace", "shrink", "wait")
 """Decisions after which a run goes on."""
 
@@ -90,12 +94,19 @@ def live(ctx: Context, run: RunFolder) -> dict[str, Any]:
     cluster = Cluster.from_json(record["cluster"])
     with session(ctx.runner, cluster) as ssh:
         links, silent = reach(ssh, [node for node in cluster.nodes if node.name in record["nodes"]])
-        answers = on_all(links, lambda link: link.call("status", record["nodes"][link.node.name]["run_dir"]))
-    known = {
-        link.node.name: {**answer, "processes": len(answer["processes"])}
-        for link, answer in zip(links, answers, strict=True)
-    }
+        answers = on_all(links, lambda link: _status(link, record["nodes"][link.node.name]["run_dir"]))
+    known = dict(zip((link.node.name for link in links), answers, strict=True))
     return {**known, **{name: {"state": "unreachable", "reason": why} for name, why in silent.items()}}
+
+
+def _status(link: Link, run_dir: str) -> dict[str, Any]:
+    try:
+        answer = link.call("status", run_dir)
+    except wire.Faulty as error:
+        return {"state": "faulty", "reason": str(error)}
+    except NexaError as error:
+        return {"state": "unreachable", "reason": str(error)}
+    return {**answer, "processes": len(answer.get("processes", ()))}
 
 
 def stop(ctx: Context, run: RunFolder, grace_s: float = GRACE_S) -> dict[str, Any]:
@@ -103,7 +114,10 @@ def stop(ctx: Context, run: RunFolder, grace_s: float = GRACE_S) -> dict[str, An
 
     Raises StillRunning when a node does not answer or has processes left; the others are stopped all the same.
     """
-    files.write_text(run.stop_wish, STOPPED + "\n")
+    try:
+        files.write_text(run.stop_wish, STOPPED + "\n")
+    except OSError as error:  # a full disk: the agents can be told all the same
+        ctx.say(f"warning: between two attempts nobody will know of it: {error}")
     record = run.load()
     cluster = Cluster.from_json(record["cluster"])
     with session(ctx.runner, cluster) as ssh:
@@ -112,17 +126,37 @@ def stop(ctx: Context, run: RunFolder, grace_s: float = GRACE_S) -> dict[str, An
             if node.name in silent and is_off(ctx, cluster, node):
                 ctx.detail(f"{node.name}: its machine is off, so nothing is left there")
                 del silent[node.name]
-        answers = stop_all(links, record, STOPPED, grace_s)
-        fetch(links, {name: entry["run_dir"] for name, entry in record["nodes"].items()}, run.logs)
-        left = {link.node.name: answer["left"] for link, answer in zip(links, answers, strict=True)}
+        answers, faults = _stopped(links, record, grace_s)
+        silent |= faults
+        links = [link for link in links if link.node.name in answers]
+        with contextlib.suppress(OSError):
+            run_dirs = {name: entry["run_dir"] for name, entry in record["nodes"].items()}
+            fetch(links, run_dirs, run.logs, LAST_LOGS_S)
+        left = {name: answer["left"] for name, answer in answers.items()}
         # With a silent node the run stays open: it may still hold that node. A supervisor writes the end itself.
         if not silent and not run.supervised and (active(run) or pending(record)):
-            _close(ctx, run, links, record, {answer["state"] for answer in answers})
+            _close(ctx, run, links, record, {answer["state"] for answer in answers.values()})
     if silent or any(left.values()):
         faults = [*silent.values(), *(f"{name}: processes left: {pids}" for name, pids in left.items() if pids)]
         raise StillRunning(f"{run.run_id} may still run:\n" + "\n".join(faults), hint="stop it again when they answer")
-    ended = {link.node.name: answer["ended"] for link, answer in zip(links, answers, strict=True)}
+    ended = {name: answer["ended"] for name, answer in answers.items()}
     return {"run": run.run_id, "state": run.load()["attempts"][-1]["state"], "ended": ended, "left": left}
+
+
+def _stopped(
+    links: Sequence[Link], record: dict[str, Any], grace_s: float
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """What each node answered, and why the others did not: one that makes no sense keeps nobody from the rest."""
+
+    def one(link: Link) -> dict[str, Any] | str:
+        try:
+            return stop_all([link], record, STOPPED, grace_s)[0]
+        except NexaError as error:
+            return str(error)
+
+    answers = dict(zip((link.node.name for link in links), on_all(links, one), strict=True))
+    good = {name: answer for name, answer in answers.items() if not isinstance(answer, str)}
+    return good, {name: answer for name, answer in answers.items() if isinstance(answer, str)}
 
 
 def _close(ctx: Context, run: RunFolder, links: list[Link], record: dict[str, Any], states: set[str]) -> None:

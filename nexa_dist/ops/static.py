@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
+from nexa_dist import wire
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster, Node, absolute
@@ -152,9 +153,10 @@ def call(ssh: Ssh, node: Node, python: str, message: dict[str, Any], timeout_s: 
         )
     if done.code:
         raise CommandFailed(f"{who}: {message['act']}", done)
+    check = wire.failed_or(wire.CLAIMS[message["act"]])
     try:
-        answer = dict(json.loads(done.out))
-    except ValueError:
+        answer = dict(wire.said(node.name, f"its answer to {message['act']}", done.out, check))
+    except wire.Mute:
         raise nodes.talkative(node, done) from None
     if "error" in answer:
         raise NexaError(f"{who}: {answer['error']}")

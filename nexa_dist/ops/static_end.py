@@ -50,7 +50,10 @@ def destroy(ctx: Context, folder: ClusterFolder) -> dict[str, Any]:
         told = {name: answer for name, answer in answers.items() if not isinstance(answer, NexaError)}
         done = [name for name, answer in told.items() if not answer["processes"]]
         hosts = {n: replace(host, released=host.released or n in done) for n, host in record.hosts.items()}
-        replace(record, hosts=hosts).save(folder)
+        try:
+            replace(record, hosts=hosts).save(folder)
+        except OSError as error:  # a full disk; what is given back twice is given back
+            ctx.say(f"warning: what was given back is not written down: {error}")
     for name, answer in told.items():
         ctx.detail(f"{name}: {len(answer['removed'])} things removed")
     kept = [f"{name}: {_kept(row)}" for name, answer in told.items() for row in answer["stays"]]

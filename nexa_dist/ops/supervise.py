@@ -276,7 +276,11 @@ class Supervisor:
 def ends(record: dict[str, Any]) -> list[End]:
     """How each attempt ended, oldest first, since somebody last started the run by hand."""
     since = record.get("by_hand", 1)
-    return [End(**row["end"]) for row in record["attempts"] if "end" in row and row["attempt"] >= since]
+    return [
+        End(**{"kind": "rank", "words": "", **row["end"]})
+        for row in record["attempts"]
+        if "end" in row and row["attempt"] >= since
+    ]
 
 
 @contextlib.contextmanager

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from nexa_dist.errors import EXIT_FAILED, NexaError, StillRunning
@@ -27,12 +27,12 @@ def teardown(ctx: Context, folder: ClusterFolder, site: Site | None = None) -> d
 
     Raises StillRunning, with what is left, when it cannot be proven; the folder then stays.
     """
-    began = time.time()
+    began, folder = time.time(), replace(folder, ending=True)
     with folder.locked("teardown"):
         end_left_over(folder.path / "ansible")
         for run in active_runs(ctx, folder.name):
             with ctx.phase(f"stop {run.run_id}"), folder.journalled("stop", run=run.run_id):
-                _stop(ctx, run, Record.of(folder))
+                _stop(ctx, run, _own(folder))
         parted = _left_mesh(ctx, folder)
         ended = _destroyed(ctx, folder, site)
         if parted.undone:
@@ -45,7 +45,8 @@ def teardown(ctx: Context, folder: ClusterFolder, site: Site | None = None) -> d
             **({"mesh": parted.told} if parted.told else {}),
         }
         if any(receipt["left"].values()):
-            files.write_json(folder.path / "receipt.json", receipt)
+            with contextlib.suppress(OSError):  # a full disk
+                files.write_json(folder.path / "receipt.json", receipt)
             left = "; ".join(str(row) for rows in receipt["left"].values() for row in rows)
             again = f"run again: nexa teardown --cluster {folder.name}"
             hint = f"{again}; {GONE}" if receipt["left"].get("hosts") else again
@@ -56,9 +57,17 @@ def teardown(ctx: Context, folder: ClusterFolder, site: Site | None = None) -> d
         return _archive(ctx, folder, receipt)
 
 
+def _own(folder: ClusterFolder) -> Record:
+    """Raises StillRunning when nobody knows what is on the user's hosts."""
+    try:
+        return Record.of(folder)
+    except NexaError as error:
+        raise StillRunning(str(error), hint=error.hint) from error
+
+
 def _left_mesh(ctx: Context, folder: ClusterFolder) -> mesh_end.Left:
     """The nodes leave the mesh while they can still be asked to."""
-    record = Record.of(folder)
+    record = _own(folder)
     if record.claimed:
         known = Cluster.from_json(record.cluster)
         nodes = tuple(node for node in known.nodes if node.name in record.claimed)
@@ -102,15 +111,16 @@ def forget(folder: ClusterFolder) -> None:
 def _stop(ctx: Context, run: RunFolder, own: Record) -> None:
     try:
         stop(ctx, run)
-    except NexaError as error:  # the nodes are about to go anyway; their processes go with them
+    except (NexaError, OSError) as error:  # the nodes are about to go anyway; their processes go with them
+        hint = error.hint if isinstance(error, NexaError) else ""
         if own.hosts and not own.given_up:  # but the user's own hosts would go on training
-            raise StillRunning(str(error), hint=f"{error.hint}; {GONE}") from error
+            raise StillRunning(str(error), hint=f"{hint}; {GONE}") from error
         ctx.detail(f"not stopped in order: {error}")
-        record = run.load()
-        if not active(run):
-            return
-        record["attempts"][-1] |= {"state": "stopped", "cause": "teardown", "ended_unix": time.time()}
-        run.save(record)
+        with contextlib.suppress(OSError):
+            record = run.load()
+            if active(run):
+                record["attempts"][-1] |= {"state": "stopped", "cause": "teardown", "ended_unix": time.time()}
+                run.save(record)
 
 
 def _costs(ctx: Context, folder: ClusterFolder) -> dict[str, Any]:
@@ -122,14 +132,27 @@ def _costs(ctx: Context, folder: ClusterFolder) -> dict[str, Any]:
 
 
 def _archive(ctx: Context, folder: ClusterFolder, receipt: dict[str, Any]) -> dict[str, Any]:
-    """Keeps receipt, journal and ledger below .nexa/history; keys and state go."""
+    """Keeps receipt, journal and ledger below .nexa/history; keys and state go. On a full disk they go first, and
+    what has no room even then stays in the folder: that nothing is left is true all the same."""
+    for again in (False, True):
+        try:
+            return _moved(ctx, folder, receipt)
+        except OSError as error:
+            if again:
+                ctx.say(f"warning: nothing is left, but the receipt cannot be written: {error}")
+                return {**receipt, "receipt": ""}
+            for name in ("terraform", "ansible", "diag", "nodes"):
+                shutil.rmtree(folder.path / name, ignore_errors=True)
+    raise AssertionError
+
+
+def _moved(ctx: Context, folder: ClusterFolder, receipt: dict[str, Any]) -> dict[str, Any]:
     history = ctx.workspace.root / ".nexa" / "history" / f"{folder.name}_{receipt['at'].replace(':', '')}"
     history.mkdir(parents=True, exist_ok=True)
     receipt["receipt"] = str((history / "receipt.json").relative_to(ctx.workspace.root))
     for name in ("journal.jsonl", "ledger.jsonl", "config.json", "own.json"):
-        if (folder.path / name).exists():
+        if (folder.path / name).is_file():
             shutil.copy2(folder.path / name, history / name)
     files.write_json(history / "receipt.json", receipt)
-    gone: Path = folder.path
-    shutil.rmtree(gone)
+    shutil.rmtree(folder.path)
     return receipt

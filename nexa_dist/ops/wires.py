@@ -9,12 +9,14 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+from nexa_dist import wire
 from nexa_dist.errors import NexaError
 from nexa_dist.ops.context import Context
 from nexa_dist.plan import told
 from nexa_dist.plan.health import ALL
 from nexa_dist.run.nodes import Link
 from nexa_dist.run.runner import Stream
+from nexa_dist.shape import Strange, parsed
 
 PROGRAM = Path(__file__).parent.parent / "train" / "bandwidth.py"
 START = "import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv.pop(1))), 'bandwidth.py', 'exec'))"
@@ -46,13 +48,15 @@ def try_group(
     streams: list[Stream] = []
 
     def listen(name: str, stream: Stream) -> None:
-        for line in stream.out:
+        for line in iter(lambda: stream.out.readline(wire.FRAME_BYTES), b""):
             try:
-                heard[name] |= json.loads(line)
-            except (ValueError, TypeError):
+                heard[name] |= parsed(line, wire.GROUP, wire.FRAME_BYTES)
+            except Strange:
                 continue  # a library that prints
             if "error" in heard[name]:
                 raise _Failed
+        if heard[name].get("stage", "") not in STAGES:
+            heard[name] = {"error": "it tells of what it does not do"}
         if heard[name].get("stage", "") not in STAGES[-2:]:
             heard[name]["error"] = "it ended without a word"
             raise _Failed
@@ -72,6 +76,9 @@ def try_group(
             for stream in streams:
                 stream.end()
     result = next((said["result"] for said in heard.values() if "result" in said), None)
+    tables = [] if result is None else [result["matrix"], result["at_most"]]
+    if any(list(map(len, rows)) != [len(names)] * len(names) for rows in tables):
+        return {"errors": {names[0]: "its figures are not those of these nodes"}}
     return dict(result) if result else {"errors": blamed(heard)}
 
 

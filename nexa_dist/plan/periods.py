@@ -211,7 +211,7 @@ def _when(value: Any) -> bool:
 def number(value: Any) -> float | None:
     """A finite number, else None."""
     plain = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if plain and math.isfinite(value) else None
+    return float(value) if plain and abs(value) < 1e300 else None
 
 
 def price(value: Any) -> float | None:

@@ -7,13 +7,19 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from nexa_dist.errors import NexaError
+from nexa_dist.shape import Check, Strange, anything
 
+FILE_BYTES = LINES_BYTES = 64 << 20
+LINE_BYTES = 1 << 20
+SANE = anything(40, 1_000_000, LINE_BYTES)
+"""What a program can go through without an end of its stack or its memory."""
 LOOK_LIMIT_S = 60.0
 """Nobody looks for so long whether a file is locked, unless he was stopped meanwhile."""
 
@@ -39,19 +45,68 @@ def write_json(path: Path, data: Any, mode: int = 0o644) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Parsed content. Raises NexaError when the file is missing or torn."""
+    """Parsed content. Raises NexaError when the file is missing, torn, too large or no plain file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return SANE(json.loads(_plain(path, FILE_BYTES)))
     except (OSError, ValueError, RecursionError) as error:
-        raise NexaError(f"cannot read {path}: {error}") from error
+        raise NexaError(f"cannot read {path}: {str(error)[:200] or type(error).__name__}") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """As read_json, for what is an object in all our files."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise NexaError(f"{path} is damaged: it holds no object")
+    return found
+
+
+def read_shape(path: Path, check: Check, hint: str = "") -> Any:
+    """As read_json, for what has this shape. Raises NexaError when it has not."""
+    try:
+        return check(read_json(path))
+    except Strange as error:
+        raise NexaError(f"{path} is damaged: {error}", hint=hint) from None
+
+
+def read_text(path: Path, most: int = 4096) -> str:
+    """The beginning of a small file of ours; empty where it cannot be read."""
+    try:
+        return _plain(path, most, cut=True).decode(errors="replace")
+    except (OSError, ValueError):
+        return ""
+
+
+def _plain(path: Path, most: int, cut: bool = False) -> bytes:
+    """What a plain file holds: to open a pipe would wait. Raises OSError; ValueError for more than `most`."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("it is no plain file")
+        if found.st_size > most and not cut:
+            raise ValueError(f"it has {found.st_size} bytes")
+        return file.read(most)
+
+
+def tail(path: Path, size: int) -> bytes:
+    """The last bytes of a plain file; nothing where it cannot be read."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            found = os.fstat(file.fileno())
+            file.seek(max(0, found.st_size - size))
+            return file.read(size) if stat.S_ISREG(found.st_mode) else b""
+    except OSError:
+        return b""
 
 
 def append_json(path: Path, record: dict[str, Any]) -> None:
-    """One line, fsynced before we go on: a journal that is behind its acts is worth nothing."""
+    """One line, fsynced before we go on: a journal that is behind its acts is worth nothing. Behind half a line (killed
+    while writing) it begins a new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     try:
-        line = memoryview((json.dumps(record) + "\n").encode())
+        size = os.fstat(fd).st_size
+        torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
+        line = memoryview((torn * "\n" + json.dumps(record) + "\n").encode())
         while line:  # a write may take only a part
             line = line[os.write(fd, line) :]
         os.fsync(fd)
@@ -60,12 +115,15 @@ def append_json(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Records of a .jsonl file; a torn last line (killed while writing) is passed over."""
+    """Records of a .jsonl file of ours. What is none is passed over: a line that was torn by a kill or a full disk, or
+    overwritten; and all that lies behind LINES_BYTES. A file that cannot be read has none."""
     records: list[dict[str, Any]] = []
-    with contextlib.suppress(FileNotFoundError):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
-                records.append(json.loads(line))
+    with contextlib.suppress(OSError, ValueError):
+        for line in _plain(path, LINES_BYTES, cut=True).splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
+                found = SANE(json.loads(line)) if len(line) <= LINE_BYTES else None
+                if isinstance(found, dict):
+                    records.append(found)
     return records
 
 
@@ -75,15 +133,15 @@ def locked(path: Path, verb: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+", encoding="utf-8") as file:
         if not take(file):
-            file.seek(0)
             raise NexaError(
-                f"{path.parent.name} is in use: {file.read().strip() or 'holder unknown'}",
+                f"{path.parent.name} is in use: {read_text(path, 500).strip() or 'holder unknown'}",
                 hint="wait for it to end, or end that process; the lock goes with it",
             )
-        file.truncate(0)
         who = f"{os.environ.get('USER') or os.getuid()}@{socket.gethostname()}"
-        file.write(f"{who} nexa {verb} pid {os.getpid()} since {time.strftime('%Y-%m-%dT%H:%M:%S%z')}")
-        file.flush()
+        words = f"{who} nexa {verb} pid {os.getpid()} since {time.strftime('%Y-%m-%dT%H:%M:%S%z')}"
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without its words
+            os.truncate(file.fileno(), 0)
+            os.write(file.fileno(), words.encode(errors="replace"))
         yield
 
 

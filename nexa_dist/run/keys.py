@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from nexa_dist.errors import NexaError
 from nexa_dist.model import Node
 from nexa_dist.run import files
 from nexa_dist.run.runner import CommandFailed, Runner
@@ -47,7 +48,10 @@ class Pin:
 def read_pins(folder: Path) -> dict[str, Pin]:
     """Pins by instance id: a new machine under an old name starts with no pin."""
     path = folder / "pins.json"
-    return {ident: Pin(**pin) for ident, pin in files.read_json(path).items()} if path.exists() else {}
+    try:
+        return {ident: Pin(**pin) for ident, pin in files.read_object(path).items()} if path.exists() else {}
+    except TypeError as error:
+        raise NexaError(f"{path} is damaged: {error}", hint="nexa teardown does without it") from None
 
 
 def write_pins(folder: Path, pins: Mapping[str, Pin]) -> None:

@@ -22,6 +22,7 @@ from python_terraform import Terraform as CommandLines
 from nexa_dist.errors import NexaError
 from nexa_dist.run import files
 from nexa_dist.run.runner import CommandFailed, Result, Runner
+from nexa_dist.shape import Check, Strange, anything, parsed, record, rows, table, text
 
 INTERRUPT_GRACE_S = 120.0
 """Terraform told to stop finishes what it began and writes its state; killing it would leak that."""
@@ -48,6 +49,24 @@ def mirror() -> str | None:
     if named:
         return str(Path(named).absolute())
     return next((str(found.parent) for found in sorted(Path("/opt").glob(f"*/{MIRROR_HOST}"))), None)
+
+
+_VALUE = anything(30, 100_000, 1 << 20)
+_MANY = 100_000
+STATE = record(
+    {},
+    {
+        "resources": rows(
+            record(
+                {"mode": text(), "instances": rows(table(text(), _VALUE, _MANY), _MANY)},
+                dict.fromkeys(("module", "type", "name"), text()),
+            ),
+            _MANY,
+        ),
+        "outputs": table(text(), record({"value": _VALUE}), _MANY),
+    },
+)
+"""What we read of a state."""
 
 
 class TerraformFailed(NexaError):
@@ -126,7 +145,7 @@ class Terraform:
         options = {"out": str(self.plan_file), "var_file": str(self.variables)}
         self._acted("plan", lambda _: None, timeout_s=600.0, mend=False, **options)
         shown = self._checked("show", self._run("show", str(self.plan_file), json=IsFlagged))
-        return dict(json.loads(shown.out))
+        return dict(_told("show", shown.out, files.SANE))
 
     def apply(self, on_progress: Callable[[str], None], replace: Sequence[str] = (), timeout_s: float = 3600.0) -> None:
         """Makes what the variables say; `replace` names resource addresses to be made anew."""
@@ -149,7 +168,7 @@ class Terraform:
     def resources(self) -> list[str]:
         """Addresses of managed resources in the state; empty when there is no state."""
         return [
-            ".".join(part for part in (row.get("module"), row["type"], row["name"]) if part)
+            ".".join(part for part in (row.get("module"), row.get("type"), row.get("name")) if part)
             + (f"[{json.dumps(instance['index_key'])}]" if "index_key" in instance else "")
             for row, instance in self._managed()
         ]
@@ -157,7 +176,7 @@ class Terraform:
     def ids(self) -> set[str]:
         """The cloud's ids of everything that the state holds."""
         attributes = [instance.get("attributes") or {} for _, instance in self._managed()]
-        return {found["id"] for found in attributes if found.get("id")}
+        return {str(found["id"]) for found in attributes if isinstance(found, dict) and found.get("id")}
 
     def _managed(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """Each instance of a managed resource, with its resource."""
@@ -170,9 +189,9 @@ class Terraform:
             return {}
         with contextlib.suppress(NexaError, TypeError, ValueError):
             # Terraform hashes its providers, 700 MB, before it says what is in this file. What is not plain, it reads.
-            if not self.backend and "resources" in (state := dict(files.read_json(self.state))):
-                return state
-        return dict(json.loads(self._checked("state pull", self._run("state pull")).out or b"{}"))
+            if not self.backend and "resources" in (state := STATE(files.read_json(self.state))):
+                return dict(state)
+        return dict(_told("state pull", self._checked("state pull", self._run("state pull")).out or b"{}", STATE))
 
     def busy(self) -> int | None:
         """Pid of a Terraform that an earlier, killed command of this folder left at work; None when none is alive."""
@@ -247,6 +266,8 @@ class Terraform:
             try:
                 record = json.loads(line)
             except ValueError:
+                return
+            if not isinstance(record, dict):
                 return
             acted = record.get("hook", {}).get("action") not in (None, "read")
             if acted and record.get("type") in ("apply_start", "apply_progress", "apply_complete", "apply_errored"):
@@ -327,6 +348,14 @@ class Terraform:
         if result.code:
             raise CommandFailed(f"terraform {what}", result)
         return result
+
+
+def _told(what: str, out: bytes, check: Check) -> Any:
+    """What Terraform printed. Raises NexaError when that is not what it prints."""
+    try:
+        return parsed(out, check, files.FILE_BYTES)
+    except Strange as error:
+        raise NexaError(f"terraform {what} makes no sense: {error}") from None
 
 
 def _user() -> str:

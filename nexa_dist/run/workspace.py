@@ -8,22 +8,54 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.run import files, trust
 from nexa_dist.secrets import redact_text
 
+Unix = Annotated[float, Field(ge=0, le=4.2e9, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=1 << 53)]
+
+
+class _End(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    kind: str = ""
+    words: str = ""
+    node: str = ""
+    rank: int = -1
+    first_step: Count | None = None
+    last_step: Count | None = None
+    started_unix: Unix = 0.0
+    ended_unix: Unix = 0.0
+
+
+class _Next(BaseModel):
+    action: str
+    nodes: list[str] = []
+
 
 class _Attempt(BaseModel):
-    attempt: int
+    attempt: Count
     state: str
-    started_unix: float
-    world_size: int
+    started_unix: Unix
+    world_size: Count
     rdzv: str
+    ended_unix: Unix | None = None
+    resume_step: Count | None = None
+    cause: str = ""
+    why: str | None = None
+    ranks: dict[str, tuple[int, int]] = {}
+    skew_s: dict[str, float] = {}
+    hardware: dict[str, dict[str, Any]] = {}
+    replaced: list[str] = []
+    notices: dict[str, dict[str, float | None]] = {}
+    end: _End | None = None
+    next: _Next | None = None
 
 
 class _Record(BaseModel):
@@ -33,6 +65,10 @@ class _Record(BaseModel):
     config: dict[str, Any]
     nodes: dict[str, dict[str, str]]
     attempts: list[_Attempt]
+    run_id: str = ""
+    by_hand: Count = 1
+    code_hash: str = ""
+    package_hash: str = ""
 
 
 def _checked(path: Path, shape: TypeAdapter[Any], hint: str) -> dict[str, Any]:
@@ -52,6 +88,8 @@ class ClusterFolder:
     """`.nexa/clusters/<name>/`. Terraform's state is the record of what exists; this points at it."""
 
     path: Path
+    ending: bool = False
+    """What is done ends things: a full disk must not keep it from that, so a line that cannot be written is missing."""
 
     @property
     def name(self) -> str:
@@ -60,6 +98,13 @@ class ClusterFolder:
     @property
     def json(self) -> Path:
         return self.path / "cluster.json"
+
+    def _append(self, name: str, record: dict[str, Any]) -> None:
+        try:
+            files.append_json(self.path / name, record)
+        except OSError:
+            if not self.ending:
+                raise
 
     @property
     def terraform(self) -> Path:
@@ -95,21 +140,21 @@ class ClusterFolder:
     def journalled(self, step: str, **details: Any) -> Iterator[dict[str, Any]]:
         """Writes the intent before and the outcome after, so that a killed command shows where it was. What is put
         into the dict is written with the outcome."""
-        journal, began = self.path / "journal.jsonl", time.time()
+        journal, began = "journal.jsonl", time.time()
         more: dict[str, Any] = {}
-        files.append_json(journal, {"at": began, "step": step, "state": "intent", **details})
+        self._append(journal, {"at": began, "step": step, "state": "intent", **details})
         try:
             yield more
         except BaseException as error:
             outcome = {"state": "failed", "error": redact_text(f"{type(error).__name__}: {error}")}
-            files.append_json(journal, {"at": time.time(), "step": step, **outcome, **more})
+            self._append(journal, {"at": time.time(), "step": step, **outcome, **more})
             raise
         seconds = round(time.time() - began, 3)
-        files.append_json(journal, {"at": time.time(), "step": step, "state": "done", "seconds": seconds, **more})
+        self._append(journal, {"at": time.time(), "step": step, "state": "done", "seconds": seconds, **more})
 
     def ledger(self, event: str, **details: Any) -> None:
         """One line of what the bill is made from (plan/periods.py reads it); `at` may be told, else it is now."""
-        files.append_json(self.path / "ledger.jsonl", {"at": time.time(), "event": event, **details})
+        self._append("ledger.jsonl", {"at": time.time(), "event": event, **details})
 
 
 @dataclass(frozen=True)

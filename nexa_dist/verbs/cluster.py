@@ -126,15 +126,23 @@ def status(args: Arguments) -> int:
         if not folder.json.exists():
             report["clusters"].append({"cluster": folder.name, "state": "unfinished", "nodes": []})
             continue
-        cluster = folder.load()
+        try:
+            cluster = folder.load()
+        except NexaError as error:
+            ui.error(str(error), error.hint)
+            report["clusters"].append({"cluster": folder.name, "state": "damaged", "nodes": []})
+            continue
         rows = running.cluster_nodes(ctx, cluster)
         made = meter.known(ctx, folder).bill
         cost = {"usd_per_hour": made.usd_per_hour or cluster.usd_per_hour, "usd": made.cost_usd}
         report["clusters"].append({"cluster": cluster.name, "state": "up", **cost, "nodes": rows})
     for found in ctx.workspace.runs():
-        if running.active(found) or running.pending(found.load()):
-            nodes = running.live(ctx, found)
-            report["runs"].append({**running.summary(found), **running.progress_of(nodes), "nodes": nodes})
+        try:
+            if running.active(found) or running.pending(found.load()):
+                nodes = running.live(ctx, found)
+                report["runs"].append({**running.summary(found), **running.progress_of(nodes), "nodes": nodes})
+        except NexaError as error:
+            ui.error(f"passed over: {error}", error.hint)
     if args.json:
         ui.emit(report)
         return EXIT_OK
@@ -142,7 +150,7 @@ def status(args: Arguments) -> int:
         ui.say(f"no cluster is known in {ctx.workspace.root}")
     for entry in report["clusters"]:
         rows = [{"cluster": entry["cluster"], **node} for node in entry["nodes"]] or [
-            {"cluster": entry["cluster"], "state": "unfinished: run nexa provision or nexa teardown"}
+            {"cluster": entry["cluster"], "state": f"{entry['state']}: run nexa provision or nexa teardown"}
         ]
         ui.table(rows, ("cluster", "node", "address", "ranks", "state"))
         if entry.get("usd") is not None:

@@ -78,7 +78,9 @@ def load_said(path: Path, overrides: Sequence[str] = (), *, provisioned: bool = 
         if key in config.model_fields_set and getattr(config, key) != "none"
     ]
     if idle:
-        ui.say(f"warning: {path}: {', '.join(idle)}: not enforced yet (max_hours of train.yaml is)")
+        later = "" if provisioned or "budget_usd" not in idle else "; budget_usd counts once nexa provision has run"
+        enforced = "max_hours and budget_usd of train.yaml are"
+        ui.say(f"warning: {path}: {', '.join(idle)}: not enforced here ({enforced}{later})")
     return config
 
 

@@ -77,7 +77,7 @@ def fresh(
 
 def _refuse_without_money(ctx: Context, cluster: Cluster, config: TrainConfig) -> None:
     file = ctx.workspace.cluster(cluster.name).path / "config.json"
-    if config.budget_usd or (file.exists() and "budget_usd" in files.read_json(file)):
+    if config.budget_usd or (file.exists() and "budget_usd" in files.read_object(file)):
         from nexa_dist.ops.purse import refuse_a_run  # a run is launched sooner without it
 
         refuse_a_run(ctx, cluster, config.budget_usd)
@@ -276,7 +276,12 @@ def stop(args: Arguments) -> int:
 
 
 def runs(args: Arguments) -> int:
-    rows = [running.summary(found) for found in context(acts=False).workspace.runs()]
+    rows = []
+    for found in context(acts=False).workspace.runs():
+        try:
+            rows.append(running.summary(found))
+        except NexaError as error:
+            ui.error(f"passed over: {error}", error.hint)
     if args.json:
         ui.emit(rows)
     elif rows:

@@ -91,3 +91,12 @@ def test_a_step_that_raises_is_in_the_journal(desk: Desk) -> None:
         raise KeyboardInterrupt
     (row,) = timeline(files.read_lines(folder.path / "journal.jsonl"))
     assert row["state"] == "failed" and row["what"].startswith("KeyboardInterrupt")
+
+
+def test_a_damaged_line_hides_no_other() -> None:
+    whole = [{"at": 10.0, "step": "a", "state": "intent"}, {"at": 11.0, "step": "b", "state": "intent"}]
+    odd = [{"at": None, "step": "c", "state": "intent"}, {"at": 1e400, "step": "c", "state": "done"}, {}, {"step": 5}]
+    lost = [{"at": 12.0, "step": "its intent is lost", "state": "done"}]
+    done = [{"at": 13.0, "step": "b", "state": "done"}, {"at": 14.0, "step": "a", "state": "done"}]
+    rows = timeline([*odd, *whole, *lost, *done])
+    assert [(row["step"], row["state"], row["seconds"]) for row in rows] == [("a", "done", 4.0), ("b", "done", 2.0)]

@@ -8,7 +8,7 @@ import pytest
 
 from nexa_dist.ops.reports import FAILURE, LOST_AFTER_S, NOTICE, Watch
 from nexa_dist.plan.recovery import End
-from nexa_dist.run.follow import AgentEvent, Ended, Quiet
+from nexa_dist.run.items import AgentEvent, Ended, Quiet
 
 
 def event(node: str, name: str, **fields: Any) -> AgentEvent:
@@ -165,3 +165,24 @@ def test_kinds_of_ends(status: dict[str, Any], kind: str) -> None:
     watch = begun("n0")
     watch.step(Ended("n0", {"ranks": [], **status}))
     assert ended(watch).kind == kind
+
+
+def test_a_node_tells_of_its_own_ranks_alone() -> None:
+    watch = Watch(("n0", "n1"), 1, {"n0": (0, 1), "n1": (2, 3)})
+    for node in watch.nodes:
+        watch.step(AgentEvent(node, {"event": "started", "at": 1.0, "attempt": 1}))
+    watch.step(AgentEvent("n1", {"event": "progress", "at": 2.0, "steps": {"0": 99, "2": 5}, "saved": 7}))
+    assert watch.steps == {2: 5} and watch.saved is None
+    assert watch.step(AgentEvent("n1", {"event": "rank_exit", "at": 2.0, "rank": 0, "code": 1, "signal": 0})) == ""
+    for at in (9.0, 5.0, 7.0):
+        watch.step(AgentEvent("n1", {"event": "rank_exit", "at": at, "rank": 3, "code": 1, "signal": 0}))
+    assert [(failure.rank, failure.at) for failure in watch.failures] == [(3, 5.0)]
+
+
+def test_a_faulty_node_is_the_one_that_failed_and_is_still_swept() -> None:
+    watch = Watch(("n0", "n1"))
+    assert watch.step(Ended("n1", {"state": "faulty", "reason": "what it sends makes no sense"})) == FAILURE
+    assert watch.step(Ended("n0", {"state": "running"})) == FAILURE  # says that it ended and that it goes on
+    assert watch.done and watch.state == "failed"
+    end = watch.end([], None, 0.0, 1.0)
+    assert (end.kind, end.node) == ("node", "n1")
