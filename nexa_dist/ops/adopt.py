@@ -18,8 +18,7 @@ from nexa_dist.plan.adopt import ALGORITHMS, Adopted, HostKey
 from nexa_dist.plan.static import static_cluster
 from nexa_dist.run import adopt as run
 from nexa_dist.run import files
-from nexa_dist.run.adopt import USER_FILES
-from nexa_dist.run.nodes import on_all
+from nexa_dist.run.nodes import USER_FILES, on_all
 from nexa_dist.run.workspace import ClusterFolder
 
 NO = "do not log in there until you know why; if the host was made anew, give its key as host_key in the cluster's file"

@@ -124,6 +124,7 @@ def ssh_config(addresses: Sequence[str], pinned: str, user_files: Sequence[str])
         "    CheckHostIP no",
         "Host *",
         *(f'    Include "{_literal(path)}"' for path in user_files),
+        "    SendEnv -*",  # none of our variables, whatever the user's files send
     ]
     return "\n".join(lines) + "\n"
 

@@ -17,8 +17,6 @@ NO_LOGIN = (
     "-oControlPath=none",
     "-oConnectTimeout=10",
 )
-USER_FILES = ("~/.ssh/config", "/etc/ssh/ssh_config")
-"""What ssh reads by itself, which it does not when it is given a file."""
 
 
 def judged(runner: Runner, cluster: Cluster, node: Node) -> Result:

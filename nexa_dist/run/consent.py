@@ -95,9 +95,17 @@ def _note(path: str, digest: str) -> Path:
     return trust.state() / "allowed" / key
 
 
+def home() -> str:
+    """Where ssh looks for the user's own files: not in HOME."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:  # a container's user without a name, for whom ssh does nothing
+        return str(Path.home())
+
+
 def _is_users(path: Path) -> bool:
     """Whether this is one of the user's or the system's own files, which ssh reads without us; a link there counts."""
-    homes = {str(Path.home()), pwd.getpwuid(os.getuid()).pw_dir}
+    homes = {str(Path.home()), home()}
     return ".." not in path.parts and path.is_relative_to("/etc/ssh") | any(
         path.is_relative_to(f"{home}/.ssh") for home in homes
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import re
 import shlex
 import shutil
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +19,9 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from nexa_dist import wire
-from nexa_dist.errors import NexaError
+from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster, Node, absolute
-from nexa_dist.run import agentfile, consent
+from nexa_dist.run import agentfile, consent, files
 from nexa_dist.run.runner import TOO_MUCH, CommandFailed, Result, Runner, abandoning, forget
 
 T = TypeVar("T")
@@ -35,7 +37,21 @@ SSH_OPTIONS = (
     "ControlPersist=60",
     # What OpenSSH 9.0 to 9.8 would take first costs 0.1 s of CPU for every connection. The rest stays on offer.
     "KexAlgorithms=^curve25519-sha256",
+    # The user's own settings count for how a host is reached (jump hosts, keys, the agent for the login). These would
+    # change what a command does or answers there, take a port here, or lend a node what is ours.
+    "RequestTTY=no",
+    "RemoteCommand=none",
+    "PermitLocalCommand=no",
+    "ClearAllForwardings=yes",
+    "ForwardAgent=no",
+    "ForwardX11=no",
+    "Tunnel=no",
+    "LogLevel=ERROR",
 )
+USER_FILES = (f"{consent.home()}/.ssh/config", "/etc/ssh/ssh_config")
+"""What ssh reads by itself, which it does not when it is given a file."""
+_KEEPING = threading.Lock()
+_UNQUOTED = re.compile(r"[\"\\%$\x00-\x1f]")
 UNREACHABLE = 255
 """ssh's own exit code when there is no connection."""
 
@@ -46,11 +62,13 @@ class Unreachable(NexaError):
 
 @dataclass(frozen=True)
 class Ssh:
-    """How to run a command on the nodes of one cluster. `sockets` is a short folder for shared connections."""
+    """How to run a command on the nodes of one cluster. `sockets` is a short folder for shared connections; one that is
+    `kept` is made anew when a cleaner of /tmp took it away."""
 
     runner: Runner
     cluster: Cluster
     sockets: str
+    kept: bool = False
 
     def __post_init__(self) -> None:
         """No ssh without it. Raises Unconsented."""
@@ -60,13 +78,26 @@ class Ssh:
     def argv(self, node: Node, *options: str) -> tuple[str, ...]:
         """ssh up to the host, which is never read as an option. The first value of an ssh option counts, so
         `options` win over ours."""
-        config = ("-F", self.cluster.ssh_config) if self.cluster.ssh_config else ()
+        file = self._keep() if self.kept else self.cluster.ssh_config
+        config = ("-F", file) if file else ()
         made = [f"-o{option}" for option in SSH_OPTIONS]
         made.append(f"-oControlPath={self.sockets}/%C")
         if self.cluster.provider == "static":
             made += [f"-p{node.port}"] * (node.port != 22) + [f"-l{node.user}"] * bool(node.user)
             return ("ssh", *config, *options, *made, "--", node.address)
         return ("ssh", *config, *options, *made, "--", node.name)
+
+    def _keep(self) -> str:
+        """The folder of the shared connections, and the ssh_config to use with it."""
+        with _KEEPING:
+            own_folder(self.sockets)
+            if self.cluster.provider != "static":
+                return self.cluster.ssh_config
+            file = Path(self.sockets, "config")
+            if not file.exists():
+                named = [self.cluster.ssh_config] if self.cluster.ssh_config else USER_FILES
+                files.write_text(file, ssh_config_of(named), 0o600)
+            return str(file)
 
     def run(
         self, node: Node, command: Sequence[str], stdin: bytes | IO[bytes] = b"", timeout_s: float = 60.0
@@ -79,6 +110,24 @@ class Ssh:
         if result.code == UNREACHABLE or (result.code == 124 and timeout_s):
             raise Unreachable(f"node {node.name} ({node.address}): {result.tail(3)}", hint=ssh_hint(result))
         return result
+
+
+def own_folder(path: str) -> None:
+    """Makes a folder in /tmp, or finds it. Raises NexaError when it is not ours alone: its sockets are open logins."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    told = os.lstat(path)
+    if not stat.S_ISDIR(told.st_mode) or told.st_uid != os.geteuid() or told.st_mode & 0o077:
+        raise NexaError(f"{path} was taken by somebody else meanwhile", hint="start the command again")
+
+
+def ssh_config_of(user_files: Sequence[str]) -> str:
+    """All as these files say, but no variable of ours goes along: `SendEnv` can only be taken back after it was given,
+    so not on the command line."""
+    if bad := next((path for path in user_files if _UNQUOTED.search(path)), ""):
+        raise UsageError(f"{bad!r} is no path that ssh can be given", hint="name another ssh_config")
+    include = [f'    Include "{glob.escape(path)}"' for path in user_files]
+    return "\n".join(["Host *", *include, "    SendEnv -*"]) + "\n"
 
 
 def ssh_hint(result: Result) -> str:
@@ -232,15 +281,17 @@ def session(runner: Runner, cluster: Cluster) -> Iterator[Ssh]:
     """Shared connections for the length of one command; closed at its end, gone by themselves if we are killed."""
     base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
     # Unix socket names are short: not below the cluster's folder, nor in a TMPDIR with a long name.
-    base = base if len(os.fsencode(base)) <= LONGEST_BASE else Path("/tmp")  # noqa: S108
+    # And for a jump host ssh calls itself through a shell, with the path as it is.
+    short = len(os.fsencode(base)) <= LONGEST_BASE and shlex.quote(str(base)) == str(base)
+    base = base if short else Path("/tmp")  # noqa: S108
     _remove_leftovers(base)
     prefix = f"nexa-ssh-{os.getpid()}-"
     with tempfile.TemporaryDirectory(prefix=prefix, dir=base, ignore_cleanup_errors=True) as sockets:
-        ssh = Ssh(runner, cluster, sockets)
+        ssh = Ssh(runner, cluster, sockets, kept=True)
         try:
             yield ssh
         finally:
-            if os.listdir(sockets):
+            if glob.glob(f"{sockets}/{'[0-9a-f]' * 40}"):
                 with ThreadPoolExecutor(16) as pool:
                     list(pool.map(lambda n: runner.run((*ssh.argv(n, "-Oexit"),), timeout_s=5), cluster.nodes))
 

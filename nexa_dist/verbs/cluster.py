@@ -27,7 +27,7 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.init import init as initialise
 from nexa_dist.ops.ownrecord import Record
 from nexa_dist.plan.adopt import Adopted
-from nexa_dist.run.nodes import session
+from nexa_dist.run.nodes import Ssh
 from nexa_dist.verbs.cloud import show
 from nexa_dist.verbs.common import context, find_cluster, find_folder, is_file, load_said
 
@@ -180,14 +180,13 @@ def ssh(args: Arguments) -> int:
     cluster = find_cluster(ctx, args.cluster)
     node = provisioning.node_of(cluster, args.node)
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
-    with session(ctx.runner, cluster) as connection:
-        argv = connection.argv(
-            node,
-            "-oControlMaster=no",
-            "-oControlPath=none",
-            "-oBatchMode=no",
-            *(["-t"] if not command and sys.stdin.isatty() else []),
-        )
+    argv = Ssh(ctx.runner, cluster, "/nonexistent").argv(
+        node,
+        "-oControlMaster=no",
+        "-oControlPath=none",
+        "-oBatchMode=no",
+        *(["-t"] if not command and sys.stdin.isatty() else []),
+    )
     # One word goes to the node's shell as it is, as with ssh: 'ls | wc -l'.
     said = command if len(command) == 1 else [shlex.join(command)] if command else []
     os.execvp(argv[0], [*argv, *said])

@@ -58,6 +58,20 @@ def test_ranks_follow_the_file_not_the_addresses(clean: Lab, hosts: str) -> None
     assert "# n1 (127.0.0.11): ranks 2 to 2 of 3" in printed
 
 
+def test_settings_of_the_users_that_hurt_are_off_and_programs_need_consent(clean: Lab, hosts: str) -> None:
+    file = clean.root / "own" / "ssh_config"
+    hurt = "RequestTTY force", "RemoteCommand touch pwned", "ForwardAgent yes", "SendEnv *", "LogLevel QUIET"
+    clean.write("own/ssh_config", "\n".join([file.read_text(), *hurt, "PermitLocalCommand yes"]) + "\n")
+    clean.nexa("run", clean.script("who", WHO), "--cluster", hosts)
+    assert "rank 0 of 3 on n0 lo" in clean.log(0, "n0")
+    clean.write("own/ssh_config", f"{file.read_text()}LocalCommand touch {clean.root}/pwned\n")
+    said = clean.nexa("run", "who.yaml", "--cluster", hosts, "--print", code=2).stderr
+    assert "LocalCommand touch" in said and "hint: nexa trust " in said
+    clean.nexa("trust", str(file))
+    assert "# n1 (127.0.0.11)" in clean.nexa("run", "who.yaml", "--cluster", hosts, "--print").stdout
+    assert not list(clean.root.rglob("pwned"))
+
+
 @pytest.mark.long("variant of the rendezvous")
 def test_c10d_is_refused_for_that_order_and_right_for_the_other(clean: Lab, hosts: str) -> None:
     config = json.loads((clean.root / hosts).read_text())
