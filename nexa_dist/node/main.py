@@ -36,6 +36,7 @@ def main(argv: list[str]) -> int:
     if argv == ["--version"]:
         print(VERSION)
         return 0
+    os.umask(0o077)  # of what this and the ranks write, nothing is for other users of the machine
     name, rest = (argv[0], argv[1:]) if argv else ("", [])
     if name == "rank":
         from . import rank

@@ -22,7 +22,9 @@ def init(folder: Path) -> list[Path]:
     made: list[Path] = []
     for kind in KINDS:
         name = f"{kind}.yaml"
-        files.write_text(folder / name, (bundle.root() / "configs" / "templates" / name).read_text(encoding="utf-8"))
+        text = (bundle.root() / "configs" / "templates" / name).read_text(encoding="utf-8")
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_text(folder / name, text, 0o666)  # the user's own, and not only his: as his umask has it
         schema = folder / ".nexa" / "schema" / f"{kind}.schema.json"
         files.write_json(schema, json_schema(kind))
         made += [folder / name, schema]

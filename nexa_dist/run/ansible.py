@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nexa_dist.errors import NexaError
+from nexa_dist.run.files import close_tree
 from nexa_dist.secrets import is_secret_name
 
 
@@ -75,6 +76,7 @@ def run_playbook(
             "LC_ALL": "C.UTF-8",
         },
     )
+    close_tree(folder)
     if done.status == "canceled":  # ansible-runner takes SIGINT and SIGTERM for itself
         raise KeyboardInterrupt
     if done.status != "successful":

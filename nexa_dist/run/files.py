@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and the lock of a cluster."""
+"""Files that are whole or absent, and the lock of a cluster. What is made here is for nobody else on this machine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import pwd
 import socket
 import stat
 import time
@@ -24,13 +25,41 @@ LOOK_LIMIT_S = 60.0
 """Nobody looks for so long whether a file is locked, unless he was stopped meanwhile."""
 
 
-def write_text(path: Path, text: str, mode: int = 0o644) -> None:
+def close_to_others(*folders: Path) -> None:
+    """What this process and its children make from now on is for this user alone, and so are these folders of ours,
+    which an older nexa left open, if they are there."""
+    os.umask(0o077)
+    for folder in folders:
+        with contextlib.suppress(FileNotFoundError):
+            found = folder.lstat()
+            if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and found.st_mode & 0o077:
+                folder.chmod(found.st_mode & 0o700)
+
+
+def close_tree(top: Path) -> None:
+    """The same for all that is below `top`, made by others who set modes of their own."""
+    for folder, _, names in os.walk(top):
+        for path in (Path(folder), *(Path(folder, name) for name in names)):
+            with contextlib.suppress(FileNotFoundError):
+                found = path.lstat().st_mode
+                if found & 0o077 and not stat.S_ISLNK(found):
+                    path.chmod(stat.S_IMODE(found) & 0o700)
+
+
+def make_folder(path: Path) -> None:
+    """The folder and the missing ones above it, 0700 each."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def write_text(path: Path, text: str, mode: int = 0o600) -> None:
     write_bytes(path, text.encode(), mode)
 
 
-def write_bytes(path: Path, data: bytes, mode: int = 0o644) -> None:
+def write_bytes(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Temporary sibling, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(fd, "wb") as file:
@@ -40,7 +69,7 @@ def write_bytes(path: Path, data: bytes, mode: int = 0o644) -> None:
     temporary.replace(path)
 
 
-def write_json(path: Path, data: Any, mode: int = 0o644) -> None:
+def write_json(path: Path, data: Any, mode: int = 0o600) -> None:
     write_text(path, json.dumps(data, indent=2, sort_keys=False) + "\n", mode)
 
 
@@ -101,7 +130,7 @@ def tail(path: Path, size: int) -> bytes:
 def append_json(path: Path, record: dict[str, Any]) -> None:
     """One line, fsynced before we go on: a journal that is behind its acts is worth nothing. Behind half a line (killed
     while writing) it begins a new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         size = os.fstat(fd).st_size
@@ -130,11 +159,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 @contextlib.contextmanager
 def locked(path: Path, verb: str) -> Iterator[None]:
     """The kernel releases the lock when its holder dies, however it dies; the text only says who holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as file:
+    make_folder(path.parent)
+    with _opened(path) as file:
         if not take(file):
             raise NexaError(
-                f"{path.parent.name} is in use: {read_text(path, 500).strip() or 'holder unknown'}",
+                f"{path.parent.name} is in use: {_holder(file, path)}",
                 hint="wait for it to end, or end that process; the lock goes with it",
             )
         who = f"{os.environ.get('USER') or os.getuid()}@{socket.gethostname()}"
@@ -143,6 +172,38 @@ def locked(path: Path, verb: str) -> Iterator[None]:
             os.truncate(file.fileno(), 0)
             os.write(file.fileno(), words.encode(errors="replace"))
         yield
+
+
+def _opened(path: Path) -> IO[str]:
+    """The lock's file, made if need be. Who can open it can hold it, so that is nobody else."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    if os.fstat(fd).st_uid == os.getuid():
+        os.fchmod(fd, 0o600)
+    return os.fdopen(fd, "r+", encoding="utf-8", errors="replace")
+
+
+def _holder(file: IO[str], path: Path) -> str:
+    """Who holds the lock: in the words of the command that wrote them, unless the kernel names another process."""
+    said, pids = file.read(500).strip(), _pids(file)
+    if not pids or any(f" pid {pid} " in said for pid in pids):
+        return said or "holder unknown"
+    owners = []
+    for pid in pids:
+        with contextlib.suppress(OSError, KeyError):
+            owners.append(f"process {pid} of {pwd.getpwuid(Path('/proc', str(pid)).stat().st_uid).pw_name}")
+    held = ", ".join(owners) or f"process {pids[0]}"
+    return f"{held} holds {path}, and is no command of nexa that wrote its name there"
+
+
+def _pids(file: IO[Any]) -> list[int]:
+    """Of the processes that hold a lock on the file, as far as the kernel tells."""
+    mark, found = f":{os.fstat(file.fileno()).st_ino}", []
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/locks").read_text(encoding="ascii", errors="replace").splitlines():
+            words = line.split()
+            if "FLOCK" in words and "->" not in words and words[5].endswith(mark) and words[4] != "0":
+                found.append(int(words[4]))
+    return found
 
 
 def take(file: IO[Any]) -> bool:

@@ -128,6 +128,7 @@ class Terraform:
     def prepare(self, sources: Path, variables: dict[str, Any]) -> None:
         """Copies the stack, writes its variables, runs init."""
         shutil.copytree(sources, self.folder / "src", dirs_exist_ok=True, ignore=shutil.ignore_patterns(".terraform"))
+        files.close_tree(self.folder / "src")
         # In the copy, so that plain Terraform in that folder finds the state too. The path is relative to it.
         where = {"s3": dict(self.backend)} if self.backend else {"local": {"path": "../../../terraform.tfstate"}}
         files.write_json(self.chdir / "backend_override.tf.json", {"terraform": {"backend": where}})

@@ -223,6 +223,10 @@ class Workspace:
     def here(cls) -> Workspace:
         return cls(Path(os.environ.get("NEXA_WORKSPACE") or os.getcwd()).absolute())
 
+    def close_to_others(self) -> None:
+        """Nobody else on this machine may look into what we keep here, or lock it."""
+        files.close_to_others(self.root / ".nexa", self.root / "runs")
+
     def cluster(self, name: str) -> ClusterFolder:
         return ClusterFolder(self.root / ".nexa" / "clusters" / name)
 
@@ -265,7 +269,8 @@ class Workspace:
         for tie in range(100):
             stamp = time.strftime("%Y%m%d_%H%M%S", time.gmtime(time.time() + tie))
             path = self.root / "runs" / f"{stage}_{stamp}_{name}"
+            files.make_folder(path.parent)
             with contextlib.suppress(FileExistsError):
-                path.mkdir(parents=True)
+                path.mkdir(mode=0o700)
                 return RunFolder(path)
         raise NexaError(f"cannot make a run folder in {self.root / 'runs'}")

@@ -26,6 +26,7 @@ def context(*, acts: bool = True) -> Context:
     here, runner = Workspace.here(), SystemRunner()
     if acts:
         _refuse_foreign(runner, here.root)
+        here.close_to_others()
     for line in dotenv.load(here.root, os.environ, lambda: git.tracks(runner, here.root, dotenv.NAME) != ""):
         ui.say(line)
     return Context(here, runner, lambda text: ui.say(redact_text(text)))

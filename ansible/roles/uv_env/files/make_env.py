@@ -117,6 +117,7 @@ def build(spec: dict[str, Any], env: Path) -> None:
 
 
 def main() -> int:
+    os.umask(0o077)
     spec = json.load(sys.stdin)
     env = Path(spec["env"])
     with locked(env.with_name(env.name + ".lock")):
