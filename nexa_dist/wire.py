@@ -122,9 +122,9 @@ ROUTE = record({}, {"error": WORDS, "address": ADDRESS, "interface": INTERFACE, 
 VERSION = maybe(text(100, r"[A-Za-z0-9.+_ -]*"))
 _LISTENS: dict[str, Check] = {"port": whole(0, 65535), "port_error": WORDS, "test_port": whole(0, 65535)}
 PROBE = record(
-    {"free_bytes": whole(), "unix": UNIX, "have": PATHS, "cpus": maybe(whole(0, 1 << 20))},
+    {"free_bytes": whole(), "unix": UNIX, "have": PATHS, "cpus": maybe(whole(0, 1 << 20)), "gpus": rows(NAME, 1024)},
     {
-        "gpus": rows(NAME, 1024), "torch": VERSION, "python": VERSION, "error": WORDS,
+        "torch": VERSION, "python": VERSION, "error": WORDS,
         "peers": table(NAME, ROUTE, 4096),
         **_LISTENS,
     },
@@ -216,6 +216,7 @@ GROUP = record(
     },
 )
 """A line of train/bandwidth.py."""
+# The last part is used on other nodes too.
 CHECKPOINT = text(4096, r"/(?:[^\x00-\x1f\x7f]*/)?step_[0-9]{1,16}")
 CHECKPOINTS = record(
     {

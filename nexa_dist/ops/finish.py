@@ -14,6 +14,7 @@ from nexa_dist.ops.resume import newest_in_bucket
 from nexa_dist.ops.watch import Outcome
 from nexa_dist.plan.manifest import build_manifest
 from nexa_dist.run import files
+from nexa_dist.run.mirror import TAIL
 from nexa_dist.run.nodes import Link
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.secrets import redact, redact_text
@@ -90,6 +91,8 @@ def _saved(link: Link, record: dict[str, Any], step: int) -> dict[str, Any] | No
 def tail(run: RunFolder, node: str, source: str, lines: int = 20) -> list[str]:
     """The last lines of a mirrored log."""
     path = run.logs / node / source
+    kept = path.with_name(path.name + TAIL)
+    path = kept if kept.exists() else path
     if not path.exists():
         return []
     with path.open("rb") as file:

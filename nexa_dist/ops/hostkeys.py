@@ -68,4 +68,4 @@ def _root(ssh: nodes.Ssh, node: Node, script: str, what: str) -> str:
     done = ssh.run(node, ("sudo", "-n", "sh", "-c", script))
     if done.code:
         raise CommandFailed(f"{node.name}: {what}", done, hint="the image's user must have sudo without a password")
-    return done.out.decode()
+    return done.out.decode(errors="replace")

@@ -17,6 +17,7 @@ from nexa_dist.ops import provision as provisioning
 from nexa_dist.ops import teardown as destroying
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.site import known_site, owner_wanted, region_wanted
+from nexa_dist.plan import told
 from nexa_dist.run import aws, images
 from nexa_dist.run.images import Image
 from nexa_dist.run.leftovers import OWNER
@@ -75,7 +76,8 @@ def clean(ctx: Context, made: Cluster) -> None:
     """Nobody can log in to the node after this, and it holds no key of anybody."""
     node = made.nodes[0]
     with session(ctx.runner, made) as ssh:
-        home = ssh.run(node, ("sh", "-c", 'printf %s "$HOME"')).out.decode()
+        said = ssh.run(node, ("sh", "-c", 'printf %s "$HOME"')).out.decode(errors="replace")
+        home = told.path(node.name, "home folder", said)
         folders = (home, absolute(made.layout.scratch, home), absolute(made.layout.durable, home))
         done = ssh.run(node, ("sudo", "-n", "sh", "-s", "--", *folders), stdin=CLEAN.encode(), timeout_s=120)
         if done.code:

@@ -123,7 +123,9 @@ def prepare(
         places=places,
         archives=codes,
         have={name: tuple(answer["have"]) for name, answer in answers.items()},
-        hardware={name: {key: answer[key] for key in ("cpus", "gpus", "torch")} for name, answer in answers.items()},
+        hardware={
+            name: {key: answer.get(key) for key in ("cpus", "gpus", "torch")} for name, answer in answers.items()
+        },
         skew_s={name: round(answer["unix"] - asked, 2) for name, answer in answers.items()},
         resume_step=resume[0] if resume else None,
     )

@@ -16,6 +16,7 @@ from nexa_dist.ops.runs import active, pending, reach
 from nexa_dist.ops.watch import View
 from nexa_dist.run.follow import fetch, follow
 from nexa_dist.run.items import AgentEvent, Line, Note, Quiet, is_last
+from nexa_dist.run.mirror import TAIL
 from nexa_dist.run.nodes import Link, Ssh, session
 from nexa_dist.run.reader import Chunk, Reader, offset_at, tail_offset
 from nexa_dist.run.workspace import RunFolder
@@ -146,7 +147,11 @@ def _catch_up(ctx: Context, run: RunFolder) -> list[str]:
         missing = fetch(links, run_dirs, run.logs)
         for name, why in missing.items():
             ctx.say(f"warning: {name}: only what was fetched is shown: {why}")
-    return [name for name in record["nodes"] if name not in run_dirs or name in missing]
+    left = [name for name in record["nodes"] if name not in run_dirs or name in missing]
+    for name in set(record["nodes"]) - set(left):
+        for path in (run.logs / name).glob(f"rank_*/*{TAIL}"):  # the log itself is all here now
+            path.unlink(missing_ok=True)
+    return left
 
 
 def _attempts(ctx: Context, run: RunFolder) -> Iterator[tuple[dict[str, Any], list[Link], dict[str, str]]]:

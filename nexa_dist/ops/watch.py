@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from nexa_dist.errors import NexaError
@@ -14,9 +16,12 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.launch import stop_all
 from nexa_dist.ops.reports import BUDGET, FAILURE, NOTICE, Failure, Watch
 from nexa_dist.ops.spec import GRACE_S, NOTICE_GRACE_S
+from nexa_dist.plan.logtail import TAIL_BYTES
 from nexa_dist.plan.recovery import End
+from nexa_dist.run import files
 from nexa_dist.run.follow import Stream, follow
 from nexa_dist.run.items import AgentEvent, Item, Line, Note, Quiet
+from nexa_dist.run.mirror import TAIL
 from nexa_dist.run.nodes import Link, on_all
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.wire import FINAL
@@ -31,6 +36,7 @@ HANG_WAIT_S = 2.0
 SWEEP_TRIES = 3
 REST_S = 10.0
 """After the end of an attempt for what its logs lack here; the rest waits on the nodes for `nexa logs`."""
+TAILS_S = 10.0
 ENDED_S = 90.0
 """A node that was told to stop says by then, beyond its time for a checkpoint, that it has; or it is at fault."""
 
@@ -127,6 +133,8 @@ def watch(
                 stopper.start(state.stopping, 0 if again else GRACE_S)
         ended_unix = time.time()
         behind = _rest(stream, view, [name for name, end in state.ends.items() if end["state"] in FINAL])
+        if state.state == "failed":
+            _keep_tails([link for link in links if link.node.name in behind], record, run.logs)
     finally:
         stream.close()
     stopper.join()
@@ -156,6 +164,25 @@ def _rest(stream: Stream, view: View, names: Sequence[str]) -> dict[str, int]:
         more = f", {size / 1e6:.0f} MB of them," if size else ""
         view.note(f"{name}: some of its logs{more} are still there; nexa logs fetches them while the node is up")
     return behind
+
+
+def _keep_tails(links: Sequence[Link], record: dict[str, Any], logs: Path) -> None:
+    """The last bytes of the ranks' logs that did not come in time: `why` looks there for the cause."""
+    attempt = record["attempts"][-1]
+
+    def keep(link: Link) -> None:
+        name = link.node.name
+        first, last = attempt["ranks"][name]
+        for rank in range(first, last + 1):
+            source = f"rank_{rank}/attempt_{attempt['attempt']}.log"
+            with contextlib.suppress(NexaError, OSError):  # then the cause is what is here
+                path = f"{record['nodes'][name]['run_dir']}/{source}"
+                got = link.ssh.run(link.node, ("tail", "-c", str(TAIL_BYTES), path), timeout_s=TAILS_S)
+                if not got.code:
+                    files.write_bytes(logs / name / f"{source}{TAIL}", got.out[-TAIL_BYTES:], 0o600)
+
+    if links:
+        on_all(links, keep)
 
 
 class _Awake:

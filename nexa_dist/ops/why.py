@@ -15,7 +15,7 @@ from nexa_dist.plan.findings import ACTIVE, LATEST_UNIX, Evidence, NodeEvidence,
 from nexa_dist.plan.logtail import TAIL_BYTES
 from nexa_dist.plan.signature import Exit
 from nexa_dist.plan.verdict import Verdict, judge
-from nexa_dist.run.mirror import EVENTS
+from nexa_dist.run.mirror import EVENTS, TAIL
 from nexa_dist.run.workspace import RunFolder
 
 EVENTS_BYTES = 8 << 20
@@ -122,7 +122,9 @@ def _rank_logs(folder: Path, attempt: int) -> Iterator[tuple[int, Path]]:
 
 
 def _tail(path: Path, size: int) -> bytes:
-    """The last bytes of a file; nothing when it cannot be read."""
+    """The last bytes of a file; nothing when it cannot be read. Of a log that is not all here they lie beside it."""
+    kept = path.with_name(path.name + TAIL)
+    path = kept if kept.exists() else path
     with contextlib.suppress(OSError), path.open("rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - size))
         return file.read(size)

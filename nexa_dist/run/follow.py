@@ -30,7 +30,7 @@ DEAD_S = 15.0
 """A connection that is silent for so long is given up and made anew, whatever ssh thinks of it."""
 PATIENCE_S = 20.0
 """With a silent node where all of its logs are wanted at once."""
-LINES_A_SECOND = 20_000
+LINES_A_SECOND = 2000
 """Of one node: more than anybody reads, and the rest must not wait for a terminal. The mirror has all."""
 STATE_EVERY_S = 1.0
 """A progress bar is shown so often."""

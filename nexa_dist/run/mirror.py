@@ -12,6 +12,9 @@ MAX_LINE_BYTES = 64 * 1024
 INDEX = ".times"
 """Ends the name of a log's time index: lines `<unix seconds> <bytes that were there>`."""
 
+TAIL = ".tail"
+"""Ends the name of the last bytes of a log that did not come in time: what explains a failure is there."""
+
 EVENTS = "agent.jsonl"
 PER_MACHINE = (EVENTS, "agent.err")
 """Files that all attempts write to: a machine that replaces another begins them anew."""

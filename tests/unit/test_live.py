@@ -256,3 +256,11 @@ def test_without_a_terminal_auto_is_plain_and_none_says_nothing(capsys: pytest.C
 )
 def test_spans(seconds: float | None, said: str) -> None:
     assert span(seconds) == said
+
+
+def test_a_progress_bar_is_shown_by_its_last_state(capsys: pytest.CaptureFixture[str]) -> None:
+    made = view("plain", run_id="r", usd_per_hour=1.0, started_unix=0.0, shown=None, now=lambda: 1.0)
+    made.attempt(1, ["n0"], 1, None)
+    made.line("n0", "rank_0/attempt_1.log", 0, b" 3%", True)
+    made.line("n0", "rank_0/attempt_1.log", 0, b"\r 1%\r 3%\r 4%\r")
+    assert capsys.readouterr().err == "[n0:0]  3%\n[n0:0]  4%\n"

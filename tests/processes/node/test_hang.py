@@ -152,3 +152,11 @@ def test_ranks_that_move_do_not_hang(rig: Rig) -> None:
     assert told == sorted(set(told))
     assert told[-1] == 59
     assert len(told) <= 2 + time.monotonic() - began  # at most one a second, and the last
+
+
+def test_what_follows_the_last_step_is_no_hang() -> None:
+    assert stall.through({0: {"step": 9, "of": 9}, 1: {"step": 9}, 2: {"step": 8, "of": 5}}) == {0, 1}
+    assert stall.through({0: {"step": 9}}) == stall.through({0: {"step": 9, "of": "9"}}) == set()
+    hang = stall.Stall(5.0)
+    assert not any(hang.step(float(now), {0: 9, 1: 9}, {0, 1}) for now in range(100))
+    assert any(hang.step(float(now), {0: 9, 1: 8}, {0}) for now in range(100, 200))
