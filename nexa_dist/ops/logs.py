@@ -12,9 +12,9 @@ from typing import Any
 from nexa_dist.errors import UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.runs import active, pending, reach
+from nexa_dist.ops.runs import ACTIVE, active, pending, reach
 from nexa_dist.ops.watch import View
-from nexa_dist.run.follow import fetch, follow
+from nexa_dist.run.follow import Stream, fetch, follow
 from nexa_dist.run.items import AgentEvent, Line, Note, Quiet, is_last
 from nexa_dist.run.mirror import TAIL
 from nexa_dist.run.nodes import Link, Ssh, session
@@ -172,6 +172,15 @@ def _number(run: RunFolder) -> int:
     return len(run.load()["attempts"])
 
 
+def _at_work(run: RunFolder, number: int, names: set[str], stream: Stream) -> set[str]:
+    """Which of these nodes may say more of an attempt: none once another one began; when it was closed, none that has
+    not begun it."""
+    attempts = run.load()["attempts"]
+    if len(attempts) != number:
+        return set()
+    return names if attempts[-1]["state"] in ACTIVE else names - stream.early()
+
+
 @dataclass
 class _Clock:
     """True once in LOOK_EVERY_S."""
@@ -206,11 +215,13 @@ class _Following:
 
     def _attempt(self, links: list[Link], run_dirs: dict[str, str], number: int) -> Iterator[tuple[Log, Chunk] | None]:
         """While an agent is at work and no other attempt has begun."""
-        stream = follow(links, run_dirs, self.run.logs, lines=False, contact=False)
+        stream = follow(links, run_dirs, self.run.logs, lines=False, contact=False, attempt=number)
         at_work = {link.node.name for link in links}
         look = _Clock()
         try:
-            while at_work and not (look.due() and _number(self.run) != number):
+            while at_work:
+                if look.due():
+                    at_work = _at_work(self.run, number, at_work, stream)
                 moved = False
                 for item in self._turn():
                     moved = True
@@ -240,11 +251,13 @@ def look_on(ctx: Context, run: RunFolder, view: View) -> None:
             continue
         row = record["attempts"][-1]
         view.attempt(row["attempt"], list(row["ranks"]), row["world_size"], row["resume_step"], row.get("replaced", ()))
-        stream = follow(links, run_dirs, run.logs, replay=True, contact=False)
+        stream = follow(links, run_dirs, run.logs, replay=True, contact=False, attempt=row["attempt"])
         at_work = {link.node.name for link in links}
         look = _Clock()
         try:
-            while at_work and not (look.due() and _number(run) != len(record["attempts"])):
+            while at_work:
+                if look.due():
+                    at_work = _at_work(run, len(record["attempts"]), at_work, stream)
                 item = stream.next()
                 view.tick()
                 if isinstance(item, Line):

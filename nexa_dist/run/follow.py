@@ -28,6 +28,12 @@ SILENT_S = 4.0
 """Agents say something every second; after so long their silence is told."""
 DEAD_S = 15.0
 """A connection that is silent for so long is given up and made anew, whatever ssh thinks of it."""
+BEGIN_S = 120.0
+"""How long a node is asked again for an attempt that it has not begun."""
+ASK_S = 1.0
+"""Between two times that it is asked."""
+AT_WORK = ("preparing", "running", "stopping")
+"""States of an agent that has begun."""
 PATIENCE_S = 20.0
 """With a silent node where all of its logs are wanted at once."""
 LINES_A_SECOND = 2000
@@ -53,10 +59,13 @@ class Follower(threading.Thread):
         lines: bool = True,
         replay: bool = False,
         contact: bool = True,
+        attempt: int | None = None,
     ) -> None:
         super().__init__(daemon=True, name=f"follow-{link.node.name}")
         self.link, self.run_dir, self.out = link, run_dir, out
         self.once, self.lines, self.contact = once, lines, contact
+        self.attempt, self.asked, self.early = attempt, 0, False
+        """The one to wait for; how often this node said that it has not begun it, and whether it said so last."""
         folder.mkdir(parents=True, exist_ok=True)
         seen = {name: mark for name, mark in marks(folder).items() if not (replay and name in PER_MACHINE)}
         self.mirror = Mirror(folder, seen)
@@ -113,6 +122,9 @@ class Follower(threading.Thread):
                 self.stream.end()
             if done or self.leave.is_set():
                 return
+            if self.early and self.last_word > before:
+                self.leave.wait(ASK_S)
+                continue
             tries = 0 if self.last_word > before else tries + 1
             self.out.put(Quiet(self.link.node.name, time.monotonic() - self.last_word))
             self.leave.wait(BACKOFF_S[min(tries, len(BACKOFF_S) - 1)])
@@ -125,6 +137,11 @@ class Follower(threading.Thread):
                 return False
             header, data = got
             self.last_word = time.monotonic()
+            if "end" in header and self._is_early(header["end"]):
+                self.asked, self.early = self.asked + 1, True
+                return False
+            if header.get("state") in AT_WORK:
+                self.early = False
             if "end" in header:
                 self.log_bytes = header.get("log_bytes", 0)
                 self._end(header["end"])
@@ -157,6 +174,12 @@ class Follower(threading.Thread):
 
     def _note(self, text: str) -> None:
         self.out.put(Note(self.link.node.name, text))
+
+    def _is_early(self, status: dict[str, Any]) -> bool:
+        """Whether a node is through with what came before the attempt, and begins that yet."""
+        if self.attempt is None or self.asked >= BEGIN_S / ASK_S:
+            return False
+        return status["state"] == "absent" or status.get("attempt", self.attempt) < self.attempt
 
     def _frame(self, stream: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:
         """A header and its bytes; None when the link dropped, also in the middle of it. Raises Strange."""
@@ -247,14 +270,23 @@ def follow(
     lines: bool = True,
     replay: bool = False,
     contact: bool = True,
+    attempt: int | None = None,
 ) -> Stream:
     """Starts a follower for every node, which goes on where the mirror `logs` ends. With `replay` events come from
     their beginning. Without `lines` only the mirror is written: the stream has no Line and no AgentEvent. Without
-    `contact` the nodes do not take us for their controller, which they may be told not to live without."""
+    `contact` the nodes do not take us for their controller, which they may be told not to live without. A node that has
+    not begun `attempt` is asked again for a while."""
     out = Items()
     followers = [
-        Follower(link, run_dirs[name], logs / name, out, once=once, lines=lines, replay=replay, contact=contact)
-        for link, name in ((link, link.node.name) for link in links)
+        Follower(
+            *(link, run_dirs[link.node.name], logs / link.node.name, out),
+            once=once,
+            lines=lines,
+            replay=replay,
+            contact=contact,
+            attempt=attempt,
+        )
+        for link in links
     ]
     for follower in followers:
         follower.start()
@@ -299,6 +331,10 @@ class Stream:
             if not asleep:  # we were stopped for a while: first hear what the nodes said meanwhile
                 for follower in self.followers:
                     follower.pulse()
+
+    def early(self) -> set[str]:
+        """The nodes that have not begun the attempt."""
+        return {follower.link.node.name for follower in self.followers if follower.early}
 
     def next(self, timeout_s: float = 1.0) -> Item | None:
         """The next item, or None when nothing came in time."""
