@@ -60,5 +60,6 @@ def refuse_unfit(folder: ClusterFolder, cluster: Cluster) -> None:
     age = max(0.0, time.time() - verdict["at_unix"]) / 60
     raise NexaError(
         f"nexa diag found cluster {cluster.name} unfit {age:.0f} min ago:\n{words}",
-        hint="nexa diag looks again, nexa provision mends or replaces it; nexa run --ignore-diag runs all the same",
+        hint="nexa diag looks again, nexa provision mends or replaces it; nexa run --ignore-diag runs all the same"
+        " (on a node that lacks GPUs: with nproc_per_node in train.yaml as many as are there)",
     )

@@ -50,10 +50,14 @@ class Prepared:
 
 
 def check(
-    ctx: Context, cluster: Cluster, links: Sequence[Link], more: Mapping[str, Mapping[str, Any]]
+    ctx: Context,
+    cluster: Cluster,
+    links: Sequence[Link],
+    more: Mapping[str, Mapping[str, Any]],
+    ranks: Mapping[str, int],
 ) -> tuple[dict[str, dict[str, Any]], preflight.Verdict]:
-    """Every node is asked, all at once. `more` is what `probe` is told beside the usual, by node name. Raises
-    NexaError with all that is wrong."""
+    """Every node is asked, all at once. `more` is what `probe` is told beside the usual, by node name; `ranks` how many
+    each one gets. Raises NexaError with all that is wrong."""
     host, port = split_endpoint(cluster.rdzv)
     first = cluster.nodes[0]
 
@@ -66,7 +70,7 @@ def check(
         return link.call("probe", message=message, timeout_s=90)
 
     answers = {link.node.name: answer for link, answer in zip(links, on_all(links, ask), strict=True)}
-    verdict = preflight.judge(cluster, answers, time.time())
+    verdict = preflight.judge(cluster, answers, time.time(), ranks)
     for warning in verdict.warnings:
         ctx.say(f"warning: {warning}")
     if verdict.faults:
@@ -108,7 +112,7 @@ def prepare(
             more[link.node.name]["warm"] = job.preloading(draft, node, link)
     places = {link.node.name: job.place(link) for link in linked}
     with _forgotten_if_refused([link for link in linked if "warm" in more[link.node.name]], places):
-        answers, verdict = check(ctx, ssh.cluster, linked, more)
+        answers, verdict = check(ctx, ssh.cluster, linked, more, {node.node.name: node.nproc for node in draft.nodes})
     if seconds_left is None and config.max_hours:
         seconds_left = config.max_hours * 3600
     plan = dataclasses.replace(draft, rdzv_port=draft.rdzv_port or told.port(draft.nodes[0].node.name, verdict.port))

@@ -22,8 +22,14 @@ class Verdict:
     port: int
 
 
-def judge(cluster: Cluster, answers: Mapping[str, Mapping[str, Any]], now_unix: float) -> Verdict:
-    """`answers` are the agents' probes by node name; the first node's has the rendezvous port."""
+def judge(
+    cluster: Cluster,
+    answers: Mapping[str, Mapping[str, Any]],
+    now_unix: float,
+    ranks: Mapping[str, int] | None = None,
+) -> Verdict:
+    """`answers` are the agents' probes by node name; the first node's has the rendezvous port. `ranks`: how many each
+    node gets (default: one for each GPU that it was promised with)."""
     faults: list[str] = []
     warnings: list[str] = []
     interfaces: dict[str, str] = {}
@@ -33,9 +39,12 @@ def judge(cluster: Cluster, answers: Mapping[str, Mapping[str, Any]], now_unix: 
             faults.append(f"{node.name}: the interpreter {cluster.layout.python} does not run: {answer['error']}")
         elif not answer.get("torch"):
             faults.append(f"{node.name}: torch is not installed for {cluster.layout.python}")
-        found = len(answer.get("gpus", []))
-        if 0 < found < node.gpus:
-            faults.append(f"{node.name}: {found} GPUs found, {node.gpus} promised")
+        found, wanted = len(answer.get("gpus", [])), (ranks or {}).get(node.name, node.gpus)
+        lack = f"{node.name}: {found} GPUs found, {node.gpus} promised"
+        if 0 < found < wanted:
+            faults.append(f"{lack}, and {wanted} ranks want one each (nproc_per_node: {found} in train.yaml fits)")
+        elif 0 < found < node.gpus:
+            warnings.append(lack)
         if answer["free_bytes"] < MIN_FREE_BYTES:
             faults.append(f"{node.name}: {answer['free_bytes'] >> 20} MiB free in scratch, 1 GiB is needed")
         skew_s = answer["unix"] - now_unix

@@ -104,6 +104,11 @@ def test_an_unfit_node_is_named_and_a_run_is_refused_until_it_is_fit(clean: Lab)
         assert "error: n1: gpu missing: 1 GPUs (expected: 2 GPUs)" in said
         refused = clean.nexa("run", train, code=1).stderr
         assert "n1: gpu missing: " in refused and "hint: nexa diag looks again" in refused
+        refused = clean.nexa("run", train, "--ignore-diag", code=1).stderr
+        assert (
+            "n1: 1 GPUs found, 2 promised, and 2 ranks want one each (nproc_per_node: 1 in train.yaml fits)" in refused
+        )
+        clean.nexa("run", train, "--ignore-diag", "--set", "nproc_per_node=1")
     clean.nexa("diag", "--picture", "pairs.svg")
     drawn = ElementTree.parse(clean.root / "pairs.svg")
     assert "n0" in [text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")]

@@ -42,6 +42,19 @@ def test_each_fault_names_its_node(change: dict[str, Any], fault: str) -> None:
     assert any(f.startswith(fault) for f in judge(CLUSTER, answers(**change), 100.0).faults)
 
 
+def test_gpus_that_no_rank_of_this_run_needs_are_a_warning() -> None:
+    short = answers(gpus=["H100"] * 3)
+    refused = judge(CLUSTER, short, 100.0, {"n0": 4, "n1": 4}).faults
+    assert refused == (
+        "n1: 3 GPUs found, 4 promised, and 4 ranks want one each (nproc_per_node: 3 in train.yaml fits)",
+    )
+    verdict = judge(CLUSTER, short, 100.0, {"n0": 3, "n1": 3})
+    assert (verdict.faults, verdict.warnings) == ((), ("n1: 3 GPUs found, 4 promised",))
+    assert (
+        judge(CLUSTER, answers(gpus=[]), 100.0, {"n0": 4, "n1": 4}).faults == ()
+    )  # a node without any trains on its CPUs
+
+
 def test_a_taken_port_and_a_skewed_clock() -> None:
     asked = answers(unix=161.0)
     asked["n0"] |= {"port": 0, "port_error": "a port 29500: Address already in use"}
