@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import math
+import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from nexa_dist.plan import logtail
-from nexa_dist.plan.signature import Exit, Signature, Tier
+from nexa_dist.plan.reading import SHOWN_LINES, Finding, read
+from nexa_dist.plan.signature import Exit, Tier
 from nexa_dist.plan.signatures import BY_NAME, TABLE
 
 ACTIVE = ("starting", "running")
 FAILURE = "another rank or node failed"
-ENDED_BY_SIGNAL = (7, 9, 11)
-"""What is in the log of a rank that ended so is not why it ended."""
 PHASES = ("", "prepare", "torchrun", FAILURE)
 """Reasons of an agent that only say where to look."""
+QUIET = ("killed", "terminated", "aborted", "unknown")
+"""Ends that others bring about too."""
 HEARTBEAT_S = 10.0
 LATEST_UNIX = 1e11
-SHOWN_LINES = 12
 
 Event = Mapping[str, Any]
 
@@ -61,28 +62,6 @@ class Evidence:
     cause: str = ""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What one rank (or a node, with rank None) died of, as far as its own evidence says. `at` is the controller's
-    time, infinite when it is not known."""
-
-    signature: Signature
-    node: str
-    rank: int | None
-    at: float
-    tier: Tier
-    detail: str = ""
-    place: str = ""
-    lines: tuple[bytes, ...] = ()
-    exit: Exit | None = None
-
-    @property
-    def words(self) -> str:
-        made = self.signature.words.replace(" ({detail} ms)", "") if not self.detail else self.signature.words
-        text = made.format(detail=self.detail.strip()).rstrip(" :")
-        return f"{text}, at {self.place}" if self.place else text
-
-
 def collected(evidence: Evidence) -> list[Finding]:
     """Every finding, in no order."""
     found = [*_stops(evidence), *_ranks(evidence), *_phases(evidence)]
@@ -99,14 +78,34 @@ def _ranks(evidence: Evidence) -> Iterator[Finding]:
         found = _of_rank(rank) if rank.exit or evidence.state not in ACTIVE else None
         if found is None:
             continue
-        at = rank.exit.at if rank.exit else math.inf
+        at = (
+            rank.exit.at
+            if rank.exit
+            else max((e["at"] for e in node.events if e["event"] != "ended"), default=math.inf)
+        )
         stops = [e for e in (*node.of("stopping"), *node.of("hang")) if e["at"] <= at]
         wanted = any(e.get("reason") not in (FAILURE, None) or e["event"] == "hang" for e in stops)
         before = [r for r in evidence.ranks if r.node == rank.node and r.exit and r.exit.bad and r.exit.at < at]
-        told = found.signature.name in ("killed", "terminated", "aborted", "unknown")
-        if wanted or (told and (stops or before)):
+        if found.signature.name == "distributed_checkpoint" and rank.rank not in _numbers(found.detail):
+            found = replace(found, tier=Tier.FOLLOWS)
+        if found.signature.name in QUIET and (stops or before):
+            found = _before_it_was_ended(rank) or replace(found, tier=Tier.FOLLOWS)
+        if wanted or (stops and found.tier == Tier.OWN):
             found = replace(found, tier=Tier.FOLLOWS)
         yield replace(found, at=at - node.skew_s)
+
+
+def _numbers(text: str) -> set[int]:
+    """The ranks that a rank's own words name."""
+    return {int(number) for number in re.findall(r"[0-9]{1,7}", text)}
+
+
+def _before_it_was_ended(rank: RankEvidence) -> Finding | None:
+    """What a rank failed of that others ended, when its log closes with a known cause: it could not go by itself."""
+    found = read(rank.tail, None) if logtail.HEADER in rank.tail else None
+    if found is None or found.tier != Tier.CAUSE:
+        return None
+    return replace(found, node=rank.node, rank=rank.rank, exit=rank.exit)
 
 
 def _of_rank(rank: RankEvidence) -> Finding | None:
@@ -116,49 +115,6 @@ def _of_rank(rank: RankEvidence) -> Finding | None:
         return None
     found = read(rank.tail, rank.exit)
     return replace(found, node=rank.node, rank=rank.rank) if found else None
-
-
-def read(tail: bytes, end: Exit | None) -> Finding | None:
-    """The first signature that fits a log and the end of its process (None: not known)."""
-    text = logtail.clean(tail)
-    trace = logtail.last_traceback(text)
-    region = trace or text[-logtail.REGION_BYTES :]
-    place = logtail.place(trace) if trace else None
-    own = str(place) if place and place.own else ""
-    made = Finding(
-        BY_NAME["unknown"], "", None, math.inf, Tier.LATE, "", "", logtail.last_lines(region, SHOWN_LINES), end
-    )
-    if end is None or end.signal not in ENDED_BY_SIGNAL:
-        known = _search(TABLE, region, end)
-        if known and known[0].tier >= Tier.LATE:
-            known = _search([s for s in TABLE if s.anywhere], text, end) or known
-        if known:
-            signature, detail = known
-            return replace(made, signature=signature, tier=signature.tier, detail=detail, place=own)
-        if trace and (end is None or end.code == 1 or end.signal == 6):  # with another code it was caught and logged
-            signature, at = BY_NAME["python_exception"], str(place) if place else ""
-            return replace(made, signature=signature, tier=signature.tier, detail=logtail.raised(trace), place=at)
-    if end is None:
-        return None
-    signature = next(s for s in TABLE if s.exits and s.exits(end))
-    frames = logtail.stack(text) if end.signal in (6, *ENDED_BY_SIGNAL) else ()
-    detail = (
-        f"exit code {end.code}" if signature.name == "unknown" else f"at {logtail.standing(frames)}" if frames else ""
-    )
-    if signature.name == "unknown" and end.signal:
-        detail = f"signal {end.signal}"
-    return replace(made, signature=signature, tier=signature.tier, detail=detail)
-
-
-def _search(table: Sequence[Signature], text: bytes, end: Exit | None) -> tuple[Signature, str] | None:
-    """The first signature with a pattern that is in the text, and its detail."""
-    for signature in table:
-        if signature.exits and not (end and signature.exits(end)):
-            continue
-        for pattern in signature.logs:
-            if match := pattern.search(text):
-                return signature, (match.groupdict().get("detail") or b"").decode(errors="replace")
-    return None
 
 
 # -- nodes -----------------------------------------------------------------------------------------------------
@@ -253,7 +209,9 @@ def _of_phase(node: NodeEvidence, reason: str, end: Exit) -> Finding:
         return found or finding("not_started", node, end.at, reason)
     found = read(node.prepare if reason == "prepare" else node.torchrun, end)
     assert found is not None  # an end that is known always has a signature
-    return replace(found, tier=max(found.tier, Tier.SETUP)) if reason == "torchrun" else found
+    if reason != "torchrun":
+        return found
+    return replace(found, tier=Tier.FOLLOWS if found.signature.name in QUIET else max(found.tier, Tier.SETUP))
 
 
 def _gone(evidence: Evidence) -> Iterator[Finding]:

@@ -31,14 +31,15 @@ ENDS = (
         "deadline",
         "reason deadline",
         "time was up: max_hours, or a node's own clock (deadline, budget, or a lease that nobody renewed)",
-        "nexa run --resume RUN goes on from the checkpoint; raise max_hours or the budget, or renew the lease",
+        "nexa run --resume RUN goes on from the checkpoint; raise max_hours or the budget (nexa budget extend USD);"
+        " a lease is renewed while a controller is there (nexa attach RUN)",
         reasons=("deadline",),
     ),
     Signature(
         "budget",
         "reason budget",
         "the budget was spent",
-        "nexa run --resume RUN goes on from the checkpoint once budget_usd allows it",
+        "nexa budget extend USD, or a larger budget_usd, then nexa run --resume RUN goes on from the checkpoint",
         reasons=("budget",),
     ),
     Signature(
@@ -72,7 +73,7 @@ ENDS = (
         "torchrun_killed",
         "torchrun ended by signal 9 with its ranks",
         "torchrun was killed on this node, and its ranks with it",
-        "look at nexa ssh NODE -- dmesg: when the kernel did it, the node ran out of memory",
+        "look at nexa ssh NODE -- sudo dmesg: when the kernel did it, the node ran out of memory",
     ),
     Signature(
         "not_started",

@@ -1,75 +1,14 @@
-"""Known ways to fail of GPUs and of the network between the ranks. The order is the order of the search in a log."""
+"""Known ways to fail of the network: between the ranks, to the model hub. The order is the order of the search."""
 
 from __future__ import annotations
 
 from nexa_dist.plan.signature import Signature, Tier, patterns
 
-CUDA = (
-    Signature(
-        "cuda_oom",
-        "CUDA out of memory. Tried to allocate …",
-        "the GPU ran out of memory: {detail}",
-        "lower trainer.batch_size or dataset.sequence_length, use bf16 or gradient checkpointing; when the GPU was"
-        " full before the run began, something else holds it: nexa ssh NODE -- nvidia-smi",
-        patterns(
-            r"CUDA out of memory\. (?P<detail>Tried to allocate [0-9.]{1,12} [KMGT]?i?B)",
-            r"CUDA out of memory|CUBLAS_STATUS_ALLOC_FAILED|Cuda failure 'out of memory'|CUDA error: out of memory",
-        ),
-    ),
-    Signature(
-        "gpu_hardware",
-        "uncorrectable ECC error encountered; Xid …; GPU has fallen off the bus",
-        "a GPU of this node is broken: {detail}",
-        "replace the node (nexa replaces it when the provider can); do not restart on it",
-        patterns(r"(?P<detail>uncorrectable ECC error|fallen off the bus|NVRM: Xid[^\n]{0,80})"),
-    ),
-    Signature(
-        "cuda_driver_old",
-        "The NVIDIA driver on your system is too old (found version 12020)",
-        "the NVIDIA driver of the node is older than the CUDA of this torch",
-        "use an image with a newer driver, or a torch built for an older CUDA (docker/cuda_torch.txt)",
-        patterns(r"NVIDIA driver on your system is too old", r"CUDA driver version is insufficient"),
-    ),
-    Signature(
-        "cuda_no_kernel_image",
-        "no kernel image is available for execution on the device",
-        "torch, or an extension of it, was not built for this kind of GPU",
-        "use a torch whose CUDA knows the GPU; build extensions again with TORCH_CUDA_ARCH_LIST set for it",
-        patterns(r"no kernel image is available"),
-    ),
-    Signature(
-        "cuda_not_available",
-        "Torch not compiled with CUDA enabled; Found no NVIDIA driver; No CUDA GPUs are available",
-        "the program wants a GPU and torch finds none: {detail}",
-        "nexa ssh NODE -- nvidia-smi; install a CUDA build of torch, or use nodes with GPUs",
-        patterns(
-            r"(?P<detail>Torch not compiled with CUDA enabled|Found no NVIDIA driver on your system"
-            r"|No CUDA GPUs are available)",
-        ),
-    ),
-    Signature(
-        "gpu_missing",
-        "CUDA error: invalid device ordinal",
-        "a rank asks for a GPU that the node does not have: more ranks than GPUs, or CUDA_VISIBLE_DEVICES hides some",
-        "set nproc_per_node to the number of GPUs of a node; take the device from LOCAL_RANK",
-        patterns(r"CUDA error: invalid device ordinal"),
-    ),
-    Signature(
-        "cuda_device_assert",
-        "CUDA error: device-side assert triggered",
-        "an assertion failed on the GPU, most often an index out of bounds (labels or token ids beyond the table)",
-        "compare ids with vocabulary and class counts; CUDA_LAUNCH_BLOCKING=1 in env: shows the true line",
-        patterns(r"CUDA error: device-side assert triggered"),
-    ),
-    Signature(
-        "cuda_error",
-        "CUDA error: …",
-        "CUDA failed: {detail}",
-        "run once with CUDA_LAUNCH_BLOCKING=1 in env: to see the true line; if it moves between nodes it is the"
-        " program, if it stays on one node it is the GPU",
-        patterns(r"CUDA error: (?P<detail>[^\n]{1,120})"),
-    ),
+BUSY = (
+    r"(?P<detail>429 (?:Client Error|Too Many Requests)[^\n]{0,30})",
+    r"(?P<detail>50[0234] (?:Server Error|Internal Server Error|Bad Gateway|Service Unavailable|Gateway Time))",
 )
+HUB = patterns(r"huggingface", r"hf\.co/", r"HfHub", r"transformers/utils/hub\.py", r"hub\.internal")
 
 NETWORK = (
     Signature(
@@ -84,7 +23,8 @@ NETWORK = (
         "unable to allocate shared memory(shm); DataLoader worker … killed by signal: Bus error; NCCL: Error while"
         " creating shared memory segment",
         "the shared memory of the node (/dev/shm) is full",
-        "give the container more (--shm-size, --ipc=host), use fewer DataLoader workers, or"
+        "nexa ssh NODE -- df -h /dev/shm shows it, nexa ssh NODE -- sudo mount -o remount,size=80% /dev/shm enlarges it"
+        " (of a host that is a container: docker run --shm-size); or use fewer DataLoader workers, or"
         ' torch.multiprocessing.set_sharing_strategy("file_system")',
         patterns(
             r"unable to allocate shared memory\(shm\)",
@@ -114,6 +54,7 @@ NETWORK = (
             r"(?P<detail>Bootstrap : no socket interface found)",
             r"gloo/transport/tcp/[^\n]{1,200}(?P<detail>No route to host|Network is unreachable)[^\n]{0,60}",
             r"timed out connecting: (?P<detail>[^\n]{1,100})",
+            r"connectFullMesh failed with \[[^\]\n]{1,200}\] (?P<detail>no error)",
             r"ncclSocketInit: connecting to address  with family",
         ),
         tier=Tier.SETUP,
@@ -133,7 +74,11 @@ NETWORK = (
         "lost the connection to another rank (NCCL)",
         "look at the rank that failed first; if none did, at the network between the nodes (NCCL_DEBUG=INFO)",
         patterns(
-            r"ncclRemoteError", r"remote process exited or there was a network error", r"NCCL communicator was aborted"
+            r"ncclRemoteError",
+            r"remote process exited or there was a network error",
+            r"NCCL communicator was aborted",
+            r"Connection closed by remote peer",
+            r"^Last error:\n[^\n]{0,200}(?:Connection reset by peer|Broken pipe)",
         ),
         tier=Tier.FOLLOWS,
     ),
@@ -141,7 +86,7 @@ NETWORK = (
         "nccl_error",
         "NCCL error in: …, unhandled system error",
         "NCCL failed: {detail}",
-        "set NCCL_DEBUG=INFO in env: and look for its WARN lines; check that the nodes reach each other on all ports",
+        "set NCCL_DEBUG=INFO in env: and look for its WARN lines; nexa diag --deep tests every pair of nodes",
         patterns(
             r"^nccl[A-Z][A-Za-z]{3,30}: [^\n]{1,200}\nLast error:\n(?P<detail>[^\n]{1,160})",
             r"^(?P<detail>nccl[A-Z][A-Za-z]{3,30}: [^\n]{1,100})",
@@ -188,15 +133,35 @@ NETWORK = (
         "the port of the rendezvous is taken on this node{detail}",
         "end what holds it (nexa ssh NODE -- ss -ltnp), often a left-over of an earlier run; or leave rdzv out of"
         " cluster.yaml, then a free port is chosen",
-        patterns(r"EADDRINUSE", r"[Aa]ddress already in use"),
+        patterns(r"server socket has failed to (?:listen|bind)"),
+        near=patterns(r"EADDRINUSE", r"[Aa]ddress already in use"),
+    ),
+    Signature(
+        "port_of_program",
+        "OSError: [Errno 98] Address already in use",
+        "a port that the program itself opens is taken on this node",
+        "let the program take a free port (0), or a port of its own for each rank (LOCAL_RANK counts those of a node);"
+        " nexa ssh NODE -- ss -ltnp shows what holds it",
+        patterns(r"\[Errno 98\]", r"[Aa]ddress already in use", r"EADDRINUSE"),
     ),
     Signature(
         "hub_unreachable",
         "We couldn't connect to '…' to load the files; LocalEntryNotFoundError; outgoing traffic has been disabled",
         "the model hub cannot be reached from the node, and the files are not in its cache",
-        "download them before (nexa ssh NODE, or a prepare step), give model.path, or open the way to the hub;"
-        " HF_HUB_OFFLINE=1 forbids it on purpose",
+        "put them on every node before (nexa ssh NODE), below $NEXA_SHARED, and name that place with model.path or"
+        " HF_HOME in env:; or open the way to the hub. HF_HUB_OFFLINE=1 forbids it on purpose",
         patterns(r"We couldn't connect to '", r"LocalEntryNotFoundError", r"OfflineModeIsEnabled"),
+        unless=patterns(*BUSY),
+    ),
+    Signature(
+        "hub_busy",
+        "429 Client Error: Too Many Requests; 503 Server Error …",
+        "the model hub is too busy, or refuses more requests of this address: {detail}",
+        "every rank asks the hub at once: download once a node, below $NEXA_SHARED (HF_HOME in env:), and then set"
+        " HF_HUB_OFFLINE=1 there; a HF_TOKEN in your environment (nexa passes it on) is allowed more. Later is also"
+        " a cure",
+        patterns(*BUSY),
+        near=HUB,
     ),
     Signature(
         "hub_gated",
@@ -221,28 +186,50 @@ NETWORK = (
         "the model hub does not accept the token (HF_TOKEN)",
         "make a new token and set HF_TOKEN in your environment (nexa passes it on)",
         patterns(r"401 (?:Client Error|Unauthorized)", r"Invalid username or password", r"Invalid user token"),
+        near=HUB,
+    ),
+    Signature(
+        "certificate_refused",
+        "[SSL: CERTIFICATE_VERIFY_FAILED]",
+        "the certificate of a server outside could not be verified on this node",
+        "look at the node's clock first (nexa diag); behind a proxy with a certificate of its own name that in env: as"
+        " SSL_CERT_FILE and REQUESTS_CA_BUNDLE; else nexa ssh NODE -- sudo apt-get install ca-certificates",
+        patterns(r"CERTIFICATE_VERIFY_FAILED", r"certificate verify failed"),
     ),
     Signature(
         "name_not_resolvable",
         "gai error: -2 - Name or service not known; Temporary failure in name resolution",
         "a host name cannot be resolved on this node: {detail}",
-        "name the nodes by IP address in cluster.yaml (host, rdzv), or add them to /etc/hosts",
-        patterns(
-            r"addresses of \((?P<detail>[^\n,]{1,100}), [0-9]{1,5}\) cannot be retrieved \(gai error",
-            r"(?P<detail>Name or service not known|Temporary failure in name resolution)",
-        ),
+        "name the nodes by IP address in cluster.yaml (host, rdzv), or add them to /etc/hosts of every node",
+        patterns(r"addresses of \((?P<detail>[^\n,]{1,100}), [0-9]{1,5}\) cannot be retrieved \(gai error"),
         anywhere=True,
+    ),
+    Signature(
+        "no_dns",
+        "socket.gaierror: [Errno -3] Temporary failure in name resolution; Failed to resolve '…'; Could not resolve"
+        " host",
+        "the program asked for a host name that this node cannot resolve: {detail}",
+        "nexa ssh NODE -- getent hosts NAME; for a service outside mend the node's /etc/resolv.conf or bring the"
+        " data to the node before (below $NEXA_SHARED); for another node use its IP address",
+        patterns(
+            r"Failed to resolve '(?P<detail>[^'\n]{1,100})'",
+            r"Could not resolve host: (?P<detail>[^\s]{1,100})",
+            r"(?P<detail>Name or service not known|Temporary failure in name resolution)",
+            r"(?P<detail>nodename nor servname provided|No address associated with hostname)",
+        ),
     ),
     Signature(
         "rendezvous_timeout",
         "RendezvousTimeoutError; The client socket has timed out after … while trying to connect to (…)",
         "not every node came to the rendezvous in time: {detail}",
-        "look at the nodes that did not come; check that they reach the first node's rendezvous address and port"
-        " (firewall, security group)",
+        "look at the nodes that did not come; nexa diag tests whether they reach the first node's rendezvous address"
+        " and port (a firewall, a security group)",
         patterns(
             r"client socket has timed out after [0-9]{1,9}ms while trying to connect to (?P<detail>\([^\n)]{1,100}\))",
             r"RendezvousTimeoutError",
             r"(?P<detail>Timed out after [0-9]{1,9} seconds waiting for clients[^\n]{0,60})",
+            r"store->get\([^)\n]{1,80}\) got error: (?P<detail>(?:Socket Timeout|wait timeout)[^\n]{0,80})",
+            r"(?P<detail>wait timeout after [0-9]{1,9}ms, keys: [^\n]{1,80})",
         ),
         tier=Tier.LATE,
     ),
@@ -255,6 +242,7 @@ NETWORK = (
             r"RendezvousConnectionError",
             r"[Ff]ailed to recv, got 0 bytes",
             r"recvValueWithTimeout failed on SocketImpl",
+            r"store->get\([^)\n]{1,80}\) got error: ",
         ),
         tier=Tier.FOLLOWS,
     ),

@@ -1,81 +1,27 @@
-"""Known ways to fail of a program and of its machine. The order is the order of the search in a log."""
+"""Known ways to fail of a program. The order is the order of the search in a log."""
 
 from __future__ import annotations
 
 from nexa_dist.plan.signature import Signature, Tier, patterns
 
-MACHINE = (
-    Signature(
-        "host_oom",
-        "a rank ended by SIGKILL, and the kernel's out-of-memory counter moved",
-        "the kernel ended it for want of memory on the node (not on the GPU)",
-        "use fewer DataLoader workers, smaller prefetch and batches, or a node with more memory; checkpoints that are"
-        " gathered on rank 0 need room for the whole model",
-        exits=lambda e: e.signal == 9 and e.oom,
-    ),
-    Signature(
-        "memory_error",
-        "MemoryError; DefaultCPUAllocator: can't allocate memory; [Errno 12]",
-        "the node had no memory left for it (not the GPU): {detail}",
-        "look at what that line allocates; use fewer workers or smaller batches, or a node with more memory",
-        patterns(
-            r"DefaultCPUAllocator: can't allocate memory: (?P<detail>you tried to allocate [0-9]{1,24} bytes)",
-            r"^(?:numpy\.[\w.]{1,40})?(?:_Array)?MemoryError",
-            r"\[Errno 12\] Cannot allocate memory",
-            r"^std::bad_alloc|what\(\):  std::bad_alloc",
-        ),
-    ),
-    Signature(
-        "too_many_files",
-        "[Errno 24] Too many open files",
-        "the process has as many files or sockets open as it may",
-        "raise the limit (ulimit -n), use fewer DataLoader workers, or"
-        ' torch.multiprocessing.set_sharing_strategy("file_system")',
-        patterns(r"Too many open files"),
-    ),
-    Signature(
-        "disk_full",
-        "[Errno 28] No space left on device; inline_container.cc … unexpected pos",
-        "the disk is full: {detail}",
-        "free room on the node (nexa ssh NODE -- df -h), write less often, or ask for a larger volume_gb",
-        patterns(
-            r"No space left on device: '(?P<detail>[^'\n]{1,200})'",
-            r"No space left on device|Disk quota exceeded",
-            r"inline_container\.cc:[0-9]{1,5}\] \. unexpected pos",
-            r"PytorchStreamWriter failed writing file",
-        ),
-    ),
-    Signature(
-        "checkpoint_damaged",
-        "checkpoint … is damaged; PytorchStreamReader failed; Error while deserializing header; invalid load key",
-        "a checkpoint cannot be read, it is damaged: {detail}",
-        "resume from an older one: nexa run --resume takes the newest that verifies; nexa ssh NODE -- df -h for the"
-        " disk that it lay on",
-        patterns(
-            r"checkpoint (?P<detail>[^\n]{1,200}?) is damaged",
-            r"PytorchStreamReader failed|PyTorchFileReader\(name_or_buffer\)",
-            r"Error while deserializing header|SafetensorError",
-            r"UnpicklingError|EOFError: Ran out of input",
-        ),
-    ),
-    Signature(
-        "permission_denied",
-        "[Errno 13] Permission denied; [Errno 30] Read-only file system",
-        "the node's user may not write or read there: {detail}",
-        "write below $NEXA_SCRATCH, $NEXA_SHARED or $NEXA_DURABLE, or give the folder to the user that nexa logs in as",
-        patterns(
-            r"(?:Permission denied|Read-only file system): '(?P<detail>[^'\n]{1,200})'",
-            r"PermissionError|Read-only file system",
-        ),
-    ),
-    Signature(
-        "dataloader_worker",
-        "DataLoader worker (pid(s) …) exited unexpectedly; is killed by signal",
-        "a worker process of the DataLoader was killed, most often by the kernel for want of memory",
-        "use fewer workers or a smaller prefetch_factor; num_workers=0 shows an exception of the dataset itself",
-        patterns(r"DataLoader worker \(pid(?:\(s\))? [0-9, ]{1,60}\) (?:exited unexpectedly|is killed by signal)"),
-    ),
+LEFT = (
+    "died|dead|gone|lost|left|closed|reset|exited|vanished|disappeared|disconnect(?:ed)?|departed|unreachable|went away"
+    "|hung up|hang ?up|no longer|not alive|dropped|broken|broke|severed|cut off"
 )
+GONE = (
+    LEFT
+    + "|aborted|crashed|refused|failed|terminated|killed|unavailable|not responding|unresponsive|shut ?down|missing"
+)
+PEER = "peer|rank|remote|worker|connection|socket|pipe|process group|communicator|actor|stream|session|channel|replica"
+OTHER = "process|node|host|server|store|agent|neighbou?r|partner|member|participant|coordinator|other (?:side|end)|link"
+OUTSIDE = patterns(r"https?://", r"HTTPS?ConnectionPool", r"\b(?:requests|urllib3|httpx|botocore|aiohttp|boto3)\.")
+"""A service outside is no peer."""
+
+MISTAKE = "an error of the program: mend it there; every attempt would end the same way"
+NOT_KNOWN = (
+    "nothing more is known of it here: look where it points; if one node alone has it, look at that with nexa diag"
+)
+"""Of an exception that a node can bring about as well as a program."""
 
 PROGRAM = (
     Signature(
@@ -83,7 +29,7 @@ PROGRAM = (
         "error: the dataset differs: rank 0 has …; the nodes would start from different steps",
         "the nodes do not have the same: {detail}",
         "prepare the data on every node from the same files with the same Python; for different steps use"
-        " nexa run --resume, which sends rank 0's checkpoint to every node",
+        " nexa run --resume RUN, which sends rank 0's checkpoint to every node",
         patterns(
             r"^(?:\w{1,80}: )?(?:[\w.]{1,80}: )?(?P<detail>[^\n:]{1,100}) differs: rank 0 has",
             r"(?P<detail>the nodes would start from different steps[^\n]{0,100})",
@@ -93,7 +39,8 @@ PROGRAM = (
         "version_mismatch",
         "torch differs between nodes: n0 2.13.0, n1 2.12.1",
         "the nodes do not have the same software: {detail}",
-        "bootstrap them again (nexa provision), or install the same versions on your own hosts",
+        "bootstrap them again (nexa provision); on hosts of your own that are not provisioned install the same"
+        " versions",
         patterns(r"(?P<detail>(?:torch|python) differs between nodes: [^\n]{1,160})"),
     ),
     Signature(
@@ -148,6 +95,7 @@ PROGRAM = (
         patterns(
             r"can't open file '(?P<detail>[^'\n]{1,200})'",
             r"^[^\n ]{1,200}/python[0-9.]{0,5}: (?P<detail>No module named [^\n]{1,100})",
+            r"^[^\n ]{1,200}/python[0-9.]{0,5}: Error while finding module [a-z]{1,13} for '(?P<detail>[^'\n]{1,90})",
             r"^nexa: (?P<detail>[^\n]{1,200}): \[Errno (?:2|13)\]",
         ),
     ),
@@ -155,9 +103,13 @@ PROGRAM = (
         "import_error",
         "ModuleNotFoundError: No module named '…'; ImportError: cannot import name",
         "a package is missing on the node, or not in the version that the program wants: {detail}",
-        "add it to the environment of the nodes and bootstrap again (nexa provision); for a module of your own check"
-        " that it is committed and not ignored by git",
-        patterns(r"^(?:ModuleNotFoundError|ImportError): (?P<detail>[^\n]{1,160})"),
+        "add it to the environment of the nodes: the train extra of pyproject.toml, scripts/lock, nexa provision (on"
+        " hosts of your own that are not provisioned: where python: points); for a module of your own check that it"
+        " is committed and not ignored by git",
+        patterns(
+            r"^(?:ModuleNotFoundError|ImportError): (?P<detail>[^\n]{1,160})",
+            r"because of the following error[^\n]{0,60}:\s{1,8}(?P<detail>No module named[^\n]{1,120})",
+        ),
     ),
     Signature(
         "file_missing",
@@ -168,10 +120,79 @@ PROGRAM = (
         patterns(r"FileNotFoundError: \[Errno 2\] No such file or directory: '(?P<detail>[^'\n]{1,200})'"),
     ),
     Signature(
+        "cloud_credentials",
+        "NoCredentialsError: Unable to locate credentials",
+        "the program asks a cloud for something and has no credentials there",
+        "nexa sends none of yours to a node: bring the data there before (git add, or below $NEXA_SHARED);"
+        " checkpoints go to the cluster's bucket without any (bucket in cluster.yaml)",
+        patterns(
+            r"NoCredentialsError|Unable to locate credentials",
+            r"DefaultCredentialsError",
+            r"CredentialUnavailableError",
+        ),
+    ),
+    Signature(
+        "no_main_guard",
+        "An attempt has been made to start a new process before the current process has finished its bootstrapping"
+        " phase",
+        "the script starts processes (spawn) while it is imported: its main part is not guarded",
+        'put the main part of the script under if __name__ == "__main__":',
+        patterns(r"before the\s{1,12}current process has finished its bootstrapping phase"),
+        anywhere=True,
+    ),
+    Signature(
+        "child_lost",
+        "EOFError or ConnectionResetError in multiprocessing/connection.py, spawn.py, managers.py",
+        "a process that the program itself started and its parent lost each other",
+        "look for the first of them that ended, further up in this log (nexa logs --rank N); no checkpoint is meant",
+        patterns(r"^(?:EOFError|ConnectionResetError|BrokenPipeError)\b"),
+        near=patterns(r"/multiprocessing/(?:spawn|connection|forkserver|managers|queues|reduction)\.py"),
+        tier=Tier.OWN,
+        child=True,
+    ),
+    Signature(
+        "distributed_checkpoint",
+        "CheckpointException ranks:dict_keys([1])",
+        "a distributed checkpoint could not be written or read: {detail}",
+        "the ranks in brackets are those that failed: nexa logs --rank N shows theirs",
+        patterns(r"CheckpointException (?P<detail>ranks:dict_keys\(\[[0-9, ]{1,200}\]\))"),
+        tier=Tier.OWN,
+    ),
+    Signature(
+        "peer_lost",
+        "an exception that tells of a peer, a rank or a connection that went away, in words that are not known here",
+        "lost another process: {detail}",
+        "look at the rank that failed first; if none did, at what it was connected to",
+        patterns(
+            *(rf"(?i)\b(?:{who})[^\n]{{0,40}}\b(?:{did})\b" for who, did in ((PEER, GONE), (OTHER, LEFT))),
+            *(rf"(?i)\b(?:{did})\b[^\n]{{0,40}}\b(?:{who})" for who, did in ((PEER, GONE), (OTHER, LEFT))),
+            r"^[\w.]{0,80}(?:ConnectionResetError|BrokenPipeError|ConnectionAbortedError|ConnectionRefusedError|EOFError)\b",
+            r"^[\w.]{0,80}(?:DistNetworkError|DistBackendError|DistStoreError|RemoteError|ActorDiedError)\b",
+            r"\bgloo/transport/",
+        ),
+        unless=OUTSIDE,
+        raised=True,
+        tier=Tier.FOLLOWS,
+    ),
+    Signature(
+        "peer_late",
+        "an exception that tells of a time-out, in words that are not known here",
+        "waited in vain for another process: {detail}",
+        "look at the rank without such a message: it hung, is slow, or is gone",
+        patterns(
+            r"(?i)\b(?:timed[ -]?out|time-?out|timeouterror|deadline exceeded|waited (?:in vain|too long))\b",
+            r"(?i)\b(?:did not|never) (?:come|came|arrived?|answer(?:ed)?|respond(?:ed)?|join(?:ed)?|reply|replied)\b",
+        ),
+        unless=OUTSIDE,
+        raised=True,
+        tier=Tier.LATE,
+    ),
+    Signature(
         "python_exception",
         "Traceback (most recent call last) …",
         "{detail}",
-        "an error of the program: mend it there; every attempt would end the same way",
+        MISTAKE,
+        tier=Tier.OWN,
     ),
     Signature(
         "wrong_world",
@@ -196,6 +217,13 @@ PROGRAM = (
         exits=lambda e: e.signal == 11,
     ),
     Signature(
+        "illegal_instruction",
+        "signal 4",
+        "native code used an instruction that the processor of this node does not have: {detail}",
+        "install a build for this kind of processor (nexa ssh NODE -- lscpu), or build it again on the node",
+        exits=lambda e: e.signal == 4,
+    ),
+    Signature(
         "bus_error",
         "Fatal Python error: Bus error; signal 7",
         "it read or wrote a memory map that has nothing behind it (bus error): {detail}",
@@ -214,18 +242,18 @@ PROGRAM = (
         "killed",
         "signal 9, and no sign that the kernel did it",
         "somebody or something killed it (SIGKILL)",
-        "look at nexa ssh NODE -- dmesg: when the kernel did it, it ran out of memory; otherwise a person or a"
+        "look at nexa ssh NODE -- sudo dmesg: when the kernel did it, it ran out of memory; otherwise a person or a"
         " scheduler of the host",
         exits=lambda e: e.signal == 9,
-        tier=Tier.SETUP,
+        tier=Tier.OWN,
     ),
     Signature(
         "terminated",
-        "signal 15 or exit code 143, and nobody asked nexa for it",
-        "it was asked to end (SIGTERM) by somebody other than nexa",
-        "look for what sends SIGTERM on the node: a scheduler, a shutdown, a person",
+        "signal 15 or exit code 143 (or SIGINT, SIGHUP), and nobody asked nexa for it",
+        "it was asked to end ({detail}) by somebody other than nexa",
+        "look for what sends that signal on the node: a scheduler, a shutdown, a person",
         exits=lambda e: e.asked,
-        tier=Tier.LATE,
+        tier=Tier.OWN,
     ),
     Signature(
         "unknown",
@@ -233,6 +261,6 @@ PROGRAM = (
         "it ended with {detail}, and nothing in its log is known here",
         "read its last lines; nexa logs --rank N has them all",
         exits=lambda e: e.bad,
-        tier=Tier.LATE,
+        tier=Tier.OWN,
     ),
 )

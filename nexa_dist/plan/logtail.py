@@ -13,7 +13,29 @@ WORK = b"work"
 """Name of the folder that a run's code lies in."""
 HEADER = b"Traceback (most recent call last):"
 _NOISE = re.compile(rb"\x1b\[[0-9;?]{0,20}[A-Za-z]|^\[(?:rank|default)[0-9]{1,7}\]:[ ]?|\x00", re.MULTILINE)
+_HEADER = re.compile(rb"Traceback \(most recent call last\):[ ]?$", re.MULTILINE)
 _CHAINED = re.compile(rb"^(?:During handling of the above|The above exception was)|Original \Z", re.MULTILINE)
+_HANDLING = re.compile(rb"^During handling of the above", re.MULTILINE)
+_AFTERWARDS = re.compile(
+    rb"^(?:Exception ignored in|Exception in thread |Error in atexit)[^\n]{0,300}\n\Z", re.MULTILINE
+)
+"""Stands before a traceback that ends nothing."""
+_MISTAKE = re.compile(
+    rb"(?:Key|Index|Type|Value|Name|UnboundLocal|Attribute|Assertion|ZeroDivision|Syntax|Indentation|Tab|Lookup|Recursion"
+    rb"|NotImplemented|Import|ModuleNotFound|FileNotFound|Permission|FileExists|NotADirectory|IsADirectory)Error\Z"
+)
+"""Classes that a program raises on its own account, never for want of another process."""
+_HANDLED = re.compile(
+    rb"\b(?:halv|retry|skipp|recover|continu)(?:ing|ed)\b|\btrying again\b|\bfall(?:ing|s)? back\b"
+    rb"|\bwill (?:be )?retr|\bgoing on\b|\bresum(?:ing|ed)\b|\bignoring\b"
+    rb"|\b(?:smaller|half the|reduced) (?:micro)?batch|\busing the (?:cache|default)",
+    re.IGNORECASE,
+)
+_PROGRESS = re.compile(rb"\b(?:step|epoch|iter|iteration|batch)[ :=#]{1,3}[0-9]", re.IGNORECASE)
+_WHAT = re.compile(rb"what\(\):  [^\n]{1,400}")
+_NO_WORK = (b" ", b"\t", b"wandb:", b"Exception ignored")
+"""How lines begin that are said after the end too, or that only quote code."""
+MESSAGE_BYTES = 600
 _FRAME = re.compile(
     rb'^ {0,12}File "(?P<path>[^"\n]{1,300})", line (?P<line>[0-9]{1,7})(?:,? in (?P<function>[^\n]{1,100}))?$',
     re.MULTILINE,
@@ -54,21 +76,78 @@ def clean(tail: bytes) -> bytes:
 
 
 def last_traceback(text: bytes) -> bytes:
-    """The last traceback with those that it was chained to, and all that follows; empty when there is none."""
-    start = text.rfind(HEADER)
-    if start < 0:
-        found = _SYNTAX.search(text)
-        return text if found else b""
-    while (before := text.rfind(HEADER, 0, start)) >= 0 and _CHAINED.search(text, before, start):
-        start = before
-    return text[start:]
+    """The last traceback with those that it was chained to, and all that follows; empty when there is none. One that
+    tells of what went wrong in passing (a destructor, another thread) counts only when there is no other."""
+    starts = [match.start() for match in _HEADER.finditer(text)]
+    if not starts:
+        return text if _SYNTAX.search(text) else b""
+    end = len(text)
+    while len(starts) > 1 and (passing := _AFTERWARDS.search(text, max(0, starts[-1] - 400), starts[-1])):
+        end = passing.start()
+        starts.pop()
+    start = starts.pop()
+    found = _raised(text, start, end)
+    own_mistake = found is not None and mistake(found.group())
+    while starts and _CHAINED.search(text, starts[-1], start):
+        if own_mistake and _HANDLING.search(text, starts[-1], start):
+            return text[start:end]  # what was being handled is not what it ended of
+        start = starts.pop()
+    return text[_without_frames(text, start) : end]
+
+
+def _without_frames(text: bytes, start: int) -> int:
+    """Where the words begin of what a traceback was chained to, which may have no traceback of its own."""
+    if not _CHAINED.search(text, max(0, start - 100), start):
+        return start
+    return text.find(b"\n", max(0, start - 2 * MESSAGE_BYTES), start) + 1 if start > 2 * MESSAGE_BYTES else 0
+
+
+def went_on(text: bytes) -> bool:
+    """Whether these lines tell of work after what was said before them: that was handled."""
+    lines = [line for line in text.split(b"\n") if not line.startswith(_NO_WORK)]
+    return any(_HANDLED.search(line) or _PROGRESS.search(line) for line in lines)
+
+
+def handled(text: bytes, position: int) -> bool:
+    """Whether what is said at a position was handled, in the words of its own line or by what came after it."""
+    first, _, later = text[text.rfind(b"\n", 0, position) + 1 :].partition(b"\n")
+    return bool(_HANDLED.search(first)) or went_on(later)
+
+
+def message(trace: bytes) -> tuple[bytes, bytes]:
+    """What the last traceback raised (the class and the words from there on), and what was said after that line; of a
+    text without one the words of a C++ exception."""
+    found = _raised(trace, _last_header(trace), len(trace)) or _WHAT.search(trace)
+    if not found:
+        return b"", b""
+    return trace[found.start() : found.start() + MESSAGE_BYTES], trace[found.end() :]
 
 
 def raised(trace: bytes) -> str:
     """`KeyError: 'labels'`: the line that ends the last traceback."""
-    start = trace.rfind(HEADER)
-    found = _RAISED.search(trace, start + len(HEADER)) if start >= 0 else _SYNTAX.search(trace)
+    found = _raised(trace, _last_header(trace), len(trace))
     return found.group().decode(errors="replace") if found else "an exception"
+
+
+def mistake(words: bytes) -> bool:
+    """Whether a raised class is one for which no other process can be to blame."""
+    return _MISTAKE.search(words.partition(b"\n")[0].partition(b":")[0]) is not None
+
+
+def in_collective(trace: bytes) -> bool:
+    """Whether the last traceback ends in torch's communication."""
+    paths = [match["path"] for match in _FRAME.finditer(trace, max(0, _last_header(trace)))]
+    return bool(paths and _COLLECTIVE.search(paths[-1]))
+
+
+def _last_header(trace: bytes) -> int:
+    return max((match.start() for match in _HEADER.finditer(trace)), default=-1)
+
+
+def _raised(text: bytes, header: int, end: int) -> re.Match[bytes] | None:
+    if header < 0:
+        return _SYNTAX.search(text)
+    return _RAISED.search(text, header + len(HEADER), end)
 
 
 def place(trace: bytes) -> Frame | None:
@@ -76,7 +155,7 @@ def place(trace: bytes) -> Frame | None:
     frames = [_frame(match) for match in _FRAME.finditer(trace)]
     if not frames:
         return None
-    last = [_frame(match) for match in _FRAME.finditer(trace, max(0, trace.rfind(HEADER)))]
+    last = [_frame(match) for match in _FRAME.finditer(trace, max(0, _last_header(trace)))]
     own = [frame for frame in last if frame.own] or [frame for frame in frames if frame.own]
     return (own or frames)[-1]
 

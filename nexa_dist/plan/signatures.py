@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 
 from nexa_dist.plan.known_ends import ENDS
-from nexa_dist.plan.known_network import CUDA, NETWORK
-from nexa_dist.plan.known_program import MACHINE, PROGRAM
+from nexa_dist.plan.known_gpu import CUDA
+from nexa_dist.plan.known_machine import MACHINE, SOFTWARE
+from nexa_dist.plan.known_network import NETWORK
+from nexa_dist.plan.known_program import PROGRAM
 from nexa_dist.plan.signature import Signature
 
-TABLE: tuple[Signature, ...] = (*CUDA, *NETWORK, *MACHINE, *PROGRAM, *ENDS)
+TABLE: tuple[Signature, ...] = (*CUDA, *NETWORK, *MACHINE, *SOFTWARE, *PROGRAM, *ENDS)
 """In the order of the search within one log: what is special comes before what is general."""
 BY_NAME = {signature.name: signature for signature in TABLE}
 TITLES = (
     ("GPUs", CUDA),
     ("Network and rendezvous", NETWORK),
     ("Memory, disk, files", MACHINE),
+    ("Software of the node", SOFTWARE),
     ("The program", PROGRAM),
     ("Ends from outside", ENDS),
 )

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from nexa_dist.plan import logtail
-from nexa_dist.plan.findings import ACTIVE, Evidence, Finding, NodeEvidence, collected, finding, read
+from nexa_dist.plan.findings import ACTIVE, HEARTBEAT_S, Evidence, NodeEvidence, collected, finding
+from nexa_dist.plan.known_program import MISTAKE
+from nexa_dist.plan.reading import Finding, read
 from nexa_dist.plan.signature import Exit, Tier
 from nexa_dist.plan.signatures import BY_NAME, TABLE
 
@@ -38,27 +40,51 @@ COMPLETED = Verdict(None, "completed", "it completed", "")
 
 
 def judge(evidence: Evidence) -> Verdict:
-    """The strongest finding; among equals the earliest."""
+    """What failed first."""
     if evidence.state == "completed":
         return COMPLETED
     findings = collected(evidence)
-    best = min(findings, key=_strength, default=None)
-    if best is not None and best.tier >= Tier.LATE and (early := _left_early(evidence, best)):
+    best = _first(findings)
+    if best is not None and (early := _left_early(evidence, best)):
         findings.append(best := early)
     if best is None:
         return RUNNING if evidence.state in ACTIVE else _without(evidence)
     others = _others(evidence, findings, best)
     signature = best.signature
-    return Verdict((best.node, best.rank), signature.name, best.words, signature.fix, best.lines, others, best.exit)
+    return Verdict((best.node, best.rank), signature.name, best.words, best.fix, best.lines, others, best.exit)
+
+
+def _first(findings: Sequence[Finding]) -> Finding | None:
+    """In the order of events. What waits for another rank or has lost it is first only when there is nothing else."""
+    best = min(findings, key=_strength, default=None)
+    if best is None or best.tier >= Tier.LATE:
+        return best
+    itself = [found for found in findings if found.tier <= Tier.SETUP]
+    best = min(itself, key=_order)
+    if best.tier == Tier.SETUP:  # ranks do not find one that has failed, and may say so before it has ended
+        return min((found for found in itself if found.tier == Tier.CAUSE), key=_order, default=best)
+    if best.signature.name != "python_exception":
+        return best
+    gone = [f for f in itself if f.signature.name == "node_gone" and f.node != best.node]
+    gone = [
+        f for f in gone if f.at - HEARTBEAT_S < best.at
+    ]  # nobody saw when it went: it may be what the other one met
+    return min(gone, key=_order, default=best)
 
 
 def _strength(found: Finding) -> tuple[int, float, int]:
-    return found.tier, found.at, -1 if found.rank is None else found.rank
+    return found.tier, *_order(found)
+
+
+def _order(found: Finding) -> tuple[float, int]:
+    return found.at, -1 if found.rank is None else found.rank
 
 
 def _left_early(evidence: Evidence, best: Finding) -> Finding | None:
     nodes = {node.node: node for node in evidence.nodes}
     through = [r for r in evidence.ranks if r.exit and not r.exit.bad and r.exit.at <= best.at]
+    if best.tier < Tier.LATE:
+        through = [r for r in through if _behind(r.exit, best)]
     if best.rank is None or not through:
         return None
     rank = min(through, key=lambda r: r.exit.at if r.exit else math.inf)
@@ -68,13 +94,22 @@ def _left_early(evidence: Evidence, best: Finding) -> Finding | None:
     return replace(found, rank=rank.rank, node=rank.node, lines=lines, exit=rank.exit)
 
 
+def _behind(end: Exit | None, best: Finding) -> bool:
+    """Whether a rank was through before another one failed by itself in a way that this may have brought about."""
+    if end is None or best.exit is None or best.signature.name not in ("unknown", "python_exception"):
+        return False
+    if end.step is None or best.exit.step is None:
+        return best.signature.name == "unknown"
+    return end.step < best.exit.step and best.fix != MISTAKE
+
+
 def _without(evidence: Evidence) -> Verdict:
     """No node told of a failure: what the supervisor wrote down is all there is."""
     text = evidence.cause
     name = next((s.name for s in TABLE if text in s.reasons), "")
     found = read(text.encode(), None) if text else None
     if found:
-        return Verdict(None, found.signature.name, found.words, found.signature.fix)
+        return Verdict(None, found.signature.name, found.words, found.fix)
     if name:
         return Verdict(None, name, BY_NAME[name].words, BY_NAME[name].fix)
     if "budget" in text:
@@ -92,7 +127,7 @@ def _others(evidence: Evidence, findings: Sequence[Finding], best: Finding) -> t
             brief = replace(found, place="") if said else replace(found, place="", detail="")
             groups.setdefault(brief.words, []).append(found)
     lines = [f"{_span(group)}: {words}" for words, group in groups.items()]
-    if best.tier == Tier.LATE:
+    if best.tier == Tier.LATE and best.signature.tier == Tier.LATE:
         heard = {(f.node, f.rank) for f in findings if not _told(f)}
         silent = [r for r in evidence.ranks if (r.node, r.rank) not in heard and not (r.exit and not r.exit.bad)]
         if silent and len(silent) < len(evidence.ranks):

@@ -30,6 +30,9 @@ PORT = 29500
 RUN = "/mnt/scratch/sft_20261122_200000_demo"
 KEPT_BYTES = 12 << 10
 ALL = ("-m", "-n", "-u", "-p")
+UNGUARDED = """from torch.utils.data import DataLoader
+for batch in DataLoader([1, 2, 3], num_workers=1, multiprocessing_context="spawn"):
+    print(batch)"""
 FAILURE = "another rank or node failed"
 
 
@@ -97,6 +100,7 @@ class Nodes:
                 cp -r {HERE}/train.py {HERE}/imds.py {HERE}/texts /srv/code/
                 cp -r {REPO}/nexa_dist /srv/nexa/package/
                 printf 'def main(:\\n    pass\\n' >/srv/code/broken.py
+                printf '%s\\n' '{UNGUARDED}' >/srv/code/unguarded.py
                 mount -t tmpfs -o size=2m tmpfs /mnt/full; mount -t tmpfs -o size=8m tmpfs /dev/shm
                 printf '127.0.0.1 localhost\\n10.0.0.11 n0\\n10.0.0.12 n1\\n10.0.0.1 hub.internal\\n' >/srv/hosts
                 mount --bind /srv/hosts /etc/hosts; echo >/srv/resolv; mount --bind /srv/resolv /etc/resolv.conf
@@ -295,6 +299,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
             "missing": (404, "RepoNotFound", "Repository not found"),
             "gated": (403, "GatedRepo", "Access to model acme/gated is restricted. You must have access to it."),
             "private": (401, "", "Invalid username or password."),
+            "busy": (429, "", "We had to rate limit your IP."),
         }
         code, error, text = next(answer for key, answer in answers.items() if key in self.path)
         body = json.dumps({"error": text}).encode()

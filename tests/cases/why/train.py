@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import datetime
+import errno
 import os
 import resource
 import signal
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 FAULT = sys.argv[1]
 RANK = int(os.environ.get("RANK", "0"))
@@ -398,8 +400,135 @@ def waits_with_timeout() -> None:
     time.sleep(40)
 
 
-BOTH = ("data_differs", "store_only", "unused_parameters", "sizes_differ", "collectives_differ")
+BOTH = ("sharded_save", "data_differs", "store_only", "unused_parameters", "sizes_differ", "collectives_differ")
 """Faults in which every rank takes part."""
+
+
+# -- the node and what the program starts --------------------------------------------------------------------------
+
+
+@early
+def own_port() -> None:
+    from http.server import HTTPServer, SimpleHTTPRequestHandler
+
+    with socket.create_server(("127.0.0.1", 8000)):
+        HTTPServer(("127.0.0.1", 8000), SimpleHTTPRequestHandler)
+
+
+@early
+def no_dns() -> None:
+    import urllib.request
+
+    urllib.request.urlretrieve("http://data.example.org/shard_0003.bin", "/tmp/shard_0003.bin")
+
+
+@early
+def nccl() -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group("nccl")
+
+
+@early
+def more_than_weights() -> None:
+    import torch
+
+    torch.save({"settings": Suicidal()}, "/tmp/step_20.pt")
+    torch.load("/tmp/step_20.pt")
+
+
+@early
+def pointer() -> None:
+    import torch
+
+    path = Path("/tmp/model.pt")
+    path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 1048576\n")
+    torch.load(path)
+
+
+@early
+def no_compiler() -> None:
+    from torch.utils.cpp_extension import load_inline
+
+    os.environ["PATH"] = "/opt/venv/bin"
+    load_inline("twice", "int twice(int x) { return 2 * x; }", functions=["twice"])
+
+
+@early
+def no_library() -> None:
+    ctypes.CDLL("libcudart.so.11.0")
+
+
+@early
+def no_credentials() -> None:
+    import boto3
+
+    os.environ |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_DEFAULT_REGION": "us-east-1"}
+    boto3.client("s3").list_objects_v2(Bucket="data")
+
+
+@at_step
+def child_killed() -> None:
+    import torch.multiprocessing
+
+    torch.multiprocessing.spawn(killed_child, nprocs=1)
+
+
+def killed_child(_: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@at_step
+def child_lost() -> None:
+    import multiprocessing
+
+    context = multiprocessing.get_context("fork")
+    mine, theirs = context.Pipe()
+    child = context.Process(target=sys.exit)
+    child.start()
+    theirs.close()
+    print(mine.recv())
+
+
+@at_step
+def sharded_save() -> None:
+    import torch
+    import torch.distributed.checkpoint as dcp
+
+    class Torn(dcp.FileSystemWriter):
+        def write_data(self, *_: Any) -> Any:
+            raise RuntimeError("the writer has no more buffers")
+
+    class Writer(dcp.FileSystemWriter):
+        pass
+
+    kind = Torn if RANK == CULPRIT else Writer
+    dcp.save({"weight": torch.zeros(4)}, storage_writer=kind("/tmp/step_3"))
+
+
+@at_step
+def illegal_instruction() -> None:
+    os.kill(os.getpid(), signal.SIGILL)
+
+
+@at_step
+def quota() -> None:
+    raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "/mnt/durable/checkpoints/step_3")
+
+
+@at_step
+def stale() -> None:
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "/mnt/shared/data/shard_0003.bin")
+
+
+@at_step
+def ring_broken() -> None:
+    raise RuntimeError("ring-allreduce: the stream to worker 0 was dropped")
+
+
+@at_step
+def ring_late() -> None:
+    raise RuntimeError("ring-allreduce: worker 0 did not answer within 30 s")
 
 
 # -- what needs a GPU: torch's text, raised here ---------------------------------------------------------------
@@ -421,6 +550,8 @@ def gpu() -> None:
         "AcceleratorError": torch.AcceleratorError,
         "DistBackendError": torch.distributed.DistBackendError,
         "RuntimeError": RuntimeError,
+        "ImportError": ImportError,
+        "URLError": URLError,
     }
     raise classes[kind](rest or message)
 
