@@ -179,7 +179,7 @@ class Follower(threading.Thread):
         """Whether a node is through with what came before the attempt, and begins that yet."""
         if self.attempt is None or self.asked >= BEGIN_S / ASK_S:
             return False
-        return status["state"] == "absent" or status.get("attempt", self.attempt) < self.attempt
+        return bool(status["state"] == "absent" or status.get("attempt", self.attempt) < self.attempt)
 
     def _frame(self, stream: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:
         """A header and its bytes; None when the link dropped, also in the middle of it. Raises Strange."""
