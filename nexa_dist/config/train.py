@@ -161,6 +161,11 @@ class TrainConfig(_Section):
         default_factory=dict,
         description="Environment of every rank. NEXA_*, RANK, WORLD_SIZE, MASTER_ADDR and the like are the launcher's.",
     )
+    files: tuple[FilePath, ...] = Field(
+        (),
+        description="Paths in the project that are sent although git ignores or leaves them out: files, folders, "
+        "clones of other repositories. A link is followed, also out of the project.",
+    )
     tags: tuple[Tag, ...] = Field((), description="Labels for the manifest.")
     experiment: Tag | None = Field(None, description="Experiment the run belongs to; becomes the tag experiment:NAME.")
     nproc_per_node: int | None = Field(

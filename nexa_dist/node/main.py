@@ -6,7 +6,8 @@ other command is short and answers with JSON. Each imports only what it needs.
     agent.pyz probe            < {"python", "peers", "port", …}      what this node can do
     agent.pyz diag             < {"python", "peers", "deep", …}      whether its parts are as they should be
     agent.pyz forget RUN_DIR                                         the launch was refused: what probe began ends
-    agent.pyz unpack DIR       < tar.gz                              make DIR from an archive, whole or not at all
+    agent.pyz unpack DIR [HASH] < tar.gz                             make DIR from an archive, whole or not at all
+    agent.pyz whole DIR                                              whether DIR holds what its name, a hash, says
     agent.pyz start RUN_DIR    < {"spec", "secrets", "go"}           start the attempt (again: the same one)
     agent.pyz go RUN_DIR                                             every node is prepared: start the ranks
     agent.pyz status RUN_DIR                                         state of the newest attempt
@@ -55,9 +56,11 @@ def main(argv: list[str]) -> int:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would flush once more at its end
         return 0
-    act = command(name)
+    act = command(name, rest[1:])
     if act is None:
-        print("usage: agent.pyz probe|diag|forget|unpack|start|go|status|allow|follow|stop|rank …", file=sys.stderr)
+        print(
+            "usage: agent.pyz probe|diag|forget|unpack|whole|start|go|status|allow|follow|stop|rank …", file=sys.stderr
+        )
         return 2
     try:
         answer = act(target)
@@ -67,8 +70,8 @@ def main(argv: list[str]) -> int:
     return 1 if set(answer) == {"error"} else 0
 
 
-def command(name: str) -> Callable[[str], dict[str, Any]] | None:
-    """What a short command does with its folder and its standard input."""
+def command(name: str, more: list[str]) -> Callable[[str], dict[str, Any]] | None:
+    """What a short command does with its folder, the words after it and its standard input."""
     if name in ("probe", "forget"):
         from .probe import forget, probe
 
@@ -77,10 +80,10 @@ def command(name: str) -> Callable[[str], dict[str, Any]] | None:
         from .diag import diag
 
         return lambda _: diag(json.load(sys.stdin))
-    if name == "unpack":
-        from .unpack import unpack
+    if name in ("unpack", "whole"):
+        from .unpack import unpack, whole
 
-        return unpack
+        return whole if name == "whole" else lambda folder: unpack(folder, *more[:1])
     if name == "start":
         from .start import start
 

@@ -14,7 +14,7 @@ import sys
 import time
 from typing import Any
 
-from . import VERSION
+from . import VERSION, tree
 from .base import alive, inherited, newest_attempt, read_json
 
 VERSIONS = """\
@@ -38,7 +38,7 @@ print(json.dumps({"python": ".".join(map(str, sys.version_info[:3])), "torch": v
 def probe(message: dict[str, Any]) -> dict[str, Any]:
     """What the launch wants to know before anything starts. Each answer maps to a check of the controller.
 
-    `message`: {"python", "scratch", "peers", "have": paths that may be there, "listen" and "port" on the first node,
+    `message`: {"python", "scratch", "peers", "have": code that may be there, "listen" and "port" on the first node,
     "warm": see `preload`}.
     """
     scratch = message["scratch"]
@@ -47,6 +47,7 @@ def probe(message: dict[str, Any]) -> dict[str, Any]:
         preload(**message["warm"])
     asked = ask(message.get("python") or sys.executable)
     answer = {
+        "have": [path for path in message.get("have", []) if tree.whole(path)],
         "gpus": gpus(),  # the driver may take its time, and so may the interpreter
         **answer_of(asked),
         "agent": VERSION,
@@ -55,7 +56,6 @@ def probe(message: dict[str, Any]) -> dict[str, Any]:
         "home": os.path.expanduser("~"),
         "free_bytes": shutil.disk_usage(scratch).free,
         "unix": time.time(),
-        "have": [path for path in message.get("have", []) if os.path.exists(path)],
         "peers": {peer: route_to(peer) for peer in message.get("peers", [])},
     }
     if "listen" in message:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError, StillRunning
 from nexa_dist.model import Cluster
+from nexa_dist.ops.code import of_now, send
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.spec import Job, code_folder, secrets
 from nexa_dist.plan import preflight, told
@@ -99,9 +98,7 @@ def prepare(
     """
     draft = assign_ranks(ssh.cluster, 0, config.nproc_per_node)
     if codes is None:
-        found = archive.project(ctx.runner, ctx.workspace.root)
-        _check_script(config, ctx.workspace.root, found)
-        codes = found, archive.package()
+        codes = of_now(ctx, config)
     linked = links()
     job = Job(config, run_id, attempt, *codes, resume)
     asked = time.time()
@@ -146,43 +143,11 @@ def _forgotten_if_refused(links: Sequence[Link], places: Mapping[str, Place]) ->
         raise
 
 
-def _check_script(config: TrainConfig, root: Path, project: archive.Archive) -> None:
-    if config.script and not Path(config.script).is_absolute():
-        if os.path.normpath(config.script) not in project.names:
-            there = "is ignored by git, so it is not sent" if (root / config.script).exists() else "does not exist"
-            raise NexaError(f"script {config.script} {there} (in {root})", hint="paths are relative to this folder")
-
-
 def deliver(ctx: Context, prepared: Prepared) -> None:
     """The code of an attempt to every node. If that cannot be done, the launch is refused."""
     begun = [link for link in prepared.links if prepared.specs[link.node.name]["keep_warm"]]
     with _forgotten_if_refused(begun, prepared.places):
         send(ctx, prepared.links, prepared.archives, prepared.have)
-
-
-def send(
-    ctx: Context,
-    links: Sequence[Link],
-    archives: Sequence[archive.Code],
-    have: Mapping[str, Collection[str]] | None = None,
-) -> None:
-    """Code to every node at once. What a node has already is not sent again; what is sent is packed once.
-
-    `have` by node name are the folders that are there; without it the nodes are asked.
-    """
-    packed: dict[str, bytes] = {}
-
-    def to_node(link: Link) -> None:
-        for code in archives:
-            target = code_folder(link, code)
-            if link.exists(target) if have is None else target in have[link.node.name]:
-                continue
-            if code.hash not in packed:
-                packed[code.hash] = code.pack()
-            link.unpack(target, packed[code.hash])
-            ctx.detail(f"{link.node.name}: sent {max(1, len(packed[code.hash]) >> 10)} KiB of code")
-
-    on_all(links, to_node)
 
 
 def attempt_row(number: int, state: str, **more: Any) -> dict[str, Any]:
@@ -266,7 +231,7 @@ def stop_all(
 
 def new_record(ctx: Context, run_id: str, cluster: Cluster, config: TrainConfig, config_file: str) -> dict[str, Any]:
     """What run.json holds before the first attempt."""
-    commit = git.run(ctx.runner, ctx.workspace.root, "rev-parse", "HEAD")
+    commit = git.ask(ctx.runner, ctx.workspace.root, "rev-parse", "HEAD")
     return {
         "version": 1,
         "run_id": run_id,

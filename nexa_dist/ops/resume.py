@@ -8,8 +8,8 @@ from typing import Any
 
 from nexa_dist import wire
 from nexa_dist.errors import NexaError
+from nexa_dist.ops.code import send
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.launch import send
 from nexa_dist.ops.spec import bucket_environment, code_folder
 from nexa_dist.plan import told
 from nexa_dist.run import archive

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gzip
 import hashlib
 import io
 import os
 import stat
 import tarfile
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from nexa_dist.errors import NexaError
-from nexa_dist.run import bundle, dotenv
+from nexa_dist.run import bundle
 from nexa_dist.run.files import write_bytes
+from nexa_dist.run.listing import NAME_IT, LeftOut, Listing, listed, shown
 from nexa_dist.run.runner import Runner
 
 LIMIT_BYTES = 200 * 1024 * 1024
-SKIPPED = {".git", ".venv", ".nexa", "runs", "__pycache__", "node_modules", ".mypy_cache", ".pytest_cache"}
+DIGITS = 16
+AGAIN_S = 0.2
+"""Between the two tries to read a file that somebody writes."""
 
 
 class Code(Protocol):
@@ -51,18 +58,32 @@ class Kept:
 
 def keep(folder: Path, code: Code) -> None:
     """Stores the packed files, so that a later attempt runs the same code whatever was edited meanwhile."""
-    kept = Kept(folder / f"{code.hash}.tar.gz")
-    if not kept.path.exists():
-        write_bytes(kept.path, code.pack())
+    path = folder / f"{code.hash}.tar.gz"
+    if code != Kept(path):
+        write_bytes(path, code.pack(), 0o600)
+
+
+@dataclass(frozen=True)
+class File:
+    """One file or link as it was read: its name on the nodes, its kind as in node/tree.py, its bytes."""
+
+    name: str
+    kind: str
+    content: bytes
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A folder's files. `hash` covers names, modes and content; `pack` makes the tar.gz when it is needed."""
+    """A folder's files, read once. `hash` covers names, kinds and these very bytes; `pack` makes the tar.gz."""
 
-    root: Path
-    names: tuple[str, ...]
+    files: tuple[File, ...] = field(repr=False)
     hash: str
+    left_out: tuple[LeftOut, ...] = ()
+    followed: tuple[tuple[str, Path], ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(file.name for file in self.files)
 
     def pack(self) -> bytes:
         """Same files, same bytes: times and owners are left out."""
@@ -71,34 +92,30 @@ class Archive:
             gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0, compresslevel=6) as packed,
             tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as tar,
         ):
-            for name in self.names:
-                tar.add(self.root / name, arcname=name, recursive=False, filter=_plain)
+            for file in self.files:
+                info = tarfile.TarInfo(file.name)
+                info.mode = 0o600 if file.kind == "-" else 0o700
+                if file.kind == "l":
+                    info.type, info.linkname = tarfile.SYMTYPE, os.fsdecode(file.content)
+                    tar.addfile(info)
+                else:
+                    info.size = len(file.content)
+                    tar.addfile(info, io.BytesIO(file.content))
         return buffer.getvalue()
 
 
-def _plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
-    info.uid = info.gid = 0
-    info.uname = info.gname = ""
-    info.mtime = 0
-    return info
+def digest(files: Iterable[File]) -> str:
+    """The name of code, as node/tree.py makes it anew from what has arrived."""
+    whole = hashlib.sha256()
+    for file in sorted(files, key=lambda file: os.fsencode(file.name)):
+        mark = f"{file.kind} {hashlib.sha256(file.content).hexdigest()}"
+        whole.update(os.fsencode(file.name) + b"\0" + mark.encode() + b"\n")
+    return whole.hexdigest()[:DIGITS]
 
 
-def project(runner: Runner, root: Path) -> Archive:
-    """Tracked and untracked-not-ignored files below `root`; without git, all but the usual caches."""
-    listed = runner.run(
-        ("git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"), timeout_s=60
-    )
-    if listed.code == 0:
-        names = sorted({os.fsdecode(n) for n in listed.out.split(b"\0") if n})
-    else:
-        names = _walk(root)
-    return build(root, [n for n in names if not set(Path(n).parts) & {".nexa", "runs"} and not _secret(n)])
-
-
-def _secret(name: str) -> bool:
-    """`.env`, `.env.local` and the like are for this machine alone, also where git does not ignore them."""
-    file = Path(name).name
-    return file == dotenv.NAME or (file.startswith(f"{dotenv.NAME}.") and file != f"{dotenv.NAME}.example")
+def project(runner: Runner, root: Path, also: Sequence[str] = ()) -> Archive:
+    """What is sent of the project at `root` (run/listing.py), and what is not."""
+    return _read(root, listed(runner, root, also))
 
 
 PARENT = Path(__file__).parent.parent.parent
@@ -112,43 +129,85 @@ def package() -> Archive:
     return build(PARENT, sorted([*names, SYNC]))
 
 
-def build(root: Path, names: list[str]) -> Archive:
-    """Hashes the files. Raises NexaError when they are too many bytes to send."""
-    digest, total = hashlib.sha256(), 0
-    kept: list[str] = []
-    sizes: list[tuple[int, str]] = []
-    for name in names:
-        path = root / name
+def build(root: Path, names: Iterable[str]) -> Archive:
+    """These files below `root`."""
+    return _read(root, Listing({name: (root, root / name) for name in names}))
+
+
+def _read(root: Path, listing: Listing) -> Archive:
+    """Reads each file once. Raises NexaError when they are too many bytes, or one cannot be read, or changes."""
+    sizes: dict[str, int] = {}
+    behind_a_link = functools.cache(_behind_a_link)
+    for name, (inside, path) in sorted(listing.files.items()):
         try:
             info = path.lstat()
-            if stat.S_ISLNK(info.st_mode):
-                content = os.fsencode(os.readlink(path))
-            elif stat.S_ISREG(info.st_mode):
-                sizes.append((info.st_size, name))
-                total += info.st_size
-                if total > LIMIT_BYTES:
-                    break
-                content = path.read_bytes()
-            else:
-                continue
-        except FileNotFoundError:  # tracked by git, deleted in the work tree
+        except (FileNotFoundError, NotADirectoryError):  # tracked by git, deleted in the work tree
             continue
-        kept.append(name)
-        head = f"{name}\0{stat.S_IMODE(info.st_mode) & 0o111:o}\0{len(content)}\0"
-        digest.update(os.fsencode(head))
-        digest.update(content)
-    if total > LIMIT_BYTES:
-        largest = ", ".join(f"{name} ({size >> 20} MiB)" for size, name in sorted(sizes)[:-4:-1])
-        raise NexaError(
-            f"the project at {root} is over {LIMIT_BYTES >> 20} MiB; largest so far: {largest}",
-            hint="ignore data and checkpoints in .gitignore: only code is sent to the nodes",
+        if behind_a_link(path.parent, inside):  # to git it is deleted, but listed: a folder became a link
+            continue
+        if stat.S_ISLNK(info.st_mode):
+            if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(inside)):
+                listing.leave(name, f"a link out of the project, to {os.readlink(path)}", NAME_IT)
+                continue
+        elif not stat.S_ISREG(info.st_mode):
+            listing.leave(name, "neither a file nor a link")
+            continue
+        sizes[name] = info.st_size
+    if sum(sizes.values()) > LIMIT_BYTES:
+        largest = ", ".join(
+            f"{shown(name)} ({sizes[name] >> 20} MiB)" for name in sorted(sizes, key=sizes.__getitem__)[:-4:-1]
         )
-    return Archive(root, tuple(kept), digest.hexdigest()[:16])
+        raise NexaError(
+            f"the project at {root} is over {LIMIT_BYTES >> 20} MiB; largest: {largest}",
+            hint="ignore data and checkpoints in .gitignore or .nexaignore: only code is sent to the nodes",
+        )
+    files = tuple(_file(name, *listing.files[name]) for name in sizes)
+    return Archive(files, digest(files), tuple(listing.left_out.values()), tuple(listing.followed.items()))
 
 
-def _walk(root: Path) -> list[str]:
-    found: list[str] = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(f for f in folders if f not in SKIPPED)
-        found += [os.path.relpath(os.path.join(folder, name), root) for name in files]
-    return sorted(found)
+def _behind_a_link(folder: Path, inside: Path) -> bool:
+    return os.path.realpath(folder) != os.path.normpath(os.path.realpath(inside) / folder.relative_to(inside))
+
+
+def _file(name: str, inside: Path, path: Path) -> File:
+    """Tried twice: an editor may be at work."""
+    for turn in range(2):
+        time.sleep(AGAIN_S * turn)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if path.is_symlink():
+                return File(name, "l", os.fsencode(_target(inside, path)))
+            if (found := _whole(name, path)) is not None:
+                return found
+    raise NexaError(
+        f"{shown(path)} changed or disappeared while it was read, twice",
+        hint="run the command again when it is written, or name it in .gitignore or .nexaignore",
+    )
+
+
+def _whole(name: str, path: Path) -> File | None:
+    """The file, unless somebody writes to it just now."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            before = os.fstat(file.fileno())
+            content = file.read(before.st_size + 1)
+            after = os.fstat(file.fileno())
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise NexaError(
+            f"cannot read {shown(path)}: {error.strerror}", hint="name it in .nexaignore if the nodes do without it"
+        ) from error
+    same = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+    if not same or len(content) != after.st_size or not stat.S_ISREG(after.st_mode):
+        return None
+    return File(name, "x" if after.st_mode & 0o111 else "-", content)
+
+
+def _target(inside: Path, path: Path) -> str:
+    """Where a link points to, in the words that hold on the nodes too and that tar takes: relative, normal, never out
+    of the project and in again."""
+    real, target = os.path.realpath(path), os.path.normpath(os.readlink(path))
+    name = os.path.normpath(os.path.join(os.path.relpath(path.parent, inside), target))
+    if os.path.isabs(target) or name.startswith("..") or os.path.realpath(path.parent / target) != real:
+        return os.path.relpath(real, os.path.realpath(path.parent))
+    return target

@@ -179,9 +179,9 @@ class Link:
         stdin = b"" if message is None else json.dumps(message).encode()
         return self._answer(arguments, stdin, timeout_s)
 
-    def unpack(self, target: str, archive: bytes | IO[bytes], timeout_s: float = 600.0) -> None:
-        """Makes folder `target` on the node from a tar archive."""
-        self._answer(("unpack", target), archive, timeout_s)
+    def unpack(self, target: str, archive: bytes | IO[bytes], name: str = "", timeout_s: float = 600.0) -> None:
+        """Makes folder `target` on the node from a tar archive. With `name`, the hash of code, the node checks it."""
+        self._answer(("unpack", target, *([name] if name else [])), archive, timeout_s)
 
     def _answer(self, arguments: Sequence[str], stdin: bytes | IO[bytes], timeout_s: float) -> dict[str, Any]:
         verb, name = arguments[0], self.node.name
@@ -202,9 +202,6 @@ class Link:
         if result.code:
             raise NexaError(f"{name}: {answer['error']}")
         return answer
-
-    def exists(self, path: str) -> bool:
-        return self.ssh.run(self.node, ("test", "-e", path)).code == 0
 
     def follow_argv(self, run_dir: str) -> tuple[str, ...]:
         """A connection of its own: a stream of hours must not hold up the short commands."""

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from nexa_dist.node import tree
 from nexa_dist.node.base import start_time
 from nexa_dist.node.probe import free_port
 from tests.processes.node.rig import Rig, until
@@ -35,9 +36,11 @@ def early(rig: Rig, spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_what_is_there_and_which_versions(rig: Rig, tmp_path: Path) -> None:
-    (tmp_path / "there").mkdir()
-    answer = probe(rig, have=[str(tmp_path / "there"), str(tmp_path / "missing")])
-    assert answer["have"] == [str(tmp_path / "there")]
+    there, wrong, missing = tmp_path / tree.digest({}), tmp_path / "0123456789abcdef", tmp_path / "missing"
+    there.mkdir()
+    wrong.mkdir()
+    answer = probe(rig, have=[str(there), str(wrong), str(missing)])
+    assert answer["have"] == [str(there)]
     assert answer["python"] == ".".join(map(str, sys.version_info[:3]))
     assert not rig.folder.exists()
 

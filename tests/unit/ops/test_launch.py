@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import threading
@@ -15,10 +16,11 @@ from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops import launch
+from nexa_dist.ops.code import of_now
 from nexa_dist.ops.context import Context
 from nexa_dist.run import archive
 from nexa_dist.run.nodes import Link, Ssh
-from nexa_dist.run.runner import Result, Stream
+from nexa_dist.run.runner import Result, Stream, SystemRunner
 from nexa_dist.run.workspace import RunFolder, Workspace
 
 NODES = (Node("n0", "10.0.0.1", 1), Node("n1", "10.0.0.2", 1))
@@ -166,6 +168,24 @@ def test_code_that_cannot_be_sent_refuses_the_launch(tmp_path: Path) -> None:
     with pytest.raises(NexaError, match="n0: it is ill"):
         launch.deliver(trial.ctx, prepared)
     assert set(trial.nodes.told("forget")) == {"n0", "n1"}
+
+
+def test_what_is_not_sent_is_said_before_anything_is(tmp_path: Path) -> None:
+    (tmp_path / "data").symlink_to("/")
+    (tmp_path / "id.pem").touch()
+    trial = Trial(tmp_path, Nodes())
+    lines: list[str] = []
+    ctx = dataclasses.replace(trial.ctx, say=lines.append, runner=SystemRunner())
+    found, _ = of_now(ctx, trial.config)
+    assert found.names == ("train.py",)
+    assert lines == [
+        "not sent to the nodes:",
+        "  id.pem: looks like a secret (name it in files: of train.yaml)",
+        "  data: a link out of the project, to / (name it in files: of train.yaml)",
+    ]
+    for script, words in (("id.pem", "id.pem: looks like a secret"), ("no.py", "does not exist")):
+        with pytest.raises(NexaError, match=words):
+            of_now(ctx, trial.config.model_copy(update={"script": script}))
 
 
 def test_code_that_is_there_is_neither_asked_for_nor_sent(tmp_path: Path) -> None:

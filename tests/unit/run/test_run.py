@@ -6,10 +6,8 @@ import os
 import shlex
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO
@@ -19,7 +17,7 @@ import pytest
 from nexa_dist import wire
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.run import agentfile, archive, files, nodes
+from nexa_dist.run import agentfile, files, nodes
 from nexa_dist.run.keys import write_ssh_config
 from nexa_dist.run.nodes import LOOK, Link, Ssh, Unreachable, connect, connecting, on_all
 from nexa_dist.run.runner import Result, Stream, SystemRunner
@@ -161,30 +159,6 @@ def test_runner_says_how_a_program_ended() -> None:
     assert run(("cat",), stdin=b"\xff\0").out == b"\xff\0"
     assert run(("sleep", "60"), timeout_s=0.1).code == 124
     assert run(("sh", "-c", "echo a; exec sleep 60"), timeout_s=0.2, on_line=lambda _: None).code == 124
-
-
-def test_archive_holds_what_git_would_commit_and_its_name_is_its_content(tmp_path: Path) -> None:
-    for name, text in {"a.py": "1", "sub/b c.py": "2", "skip.log": "3", ".gitignore": "*.log\n", "new.py": "4",
-                       ".env": "HF_TOKEN=x", "sub/.env.local": "5"}.items():  # fmt: skip
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    subprocess.run(("git", "init", "-q", tmp_path), check=True)
-    subprocess.run(("git", "-C", tmp_path, "add", "a.py"), check=True)
-    made = archive.project(SystemRunner(), tmp_path)
-    assert made.names == (".gitignore", "a.py", "new.py", "sub/b c.py")
-    with tarfile.open(fileobj=BytesIO(made.pack())) as tar:
-        assert tar.getnames() == list(made.names)
-    again = archive.project(SystemRunner(), tmp_path)
-    assert (again.hash, again.pack()) == (made.hash, made.pack())
-    (tmp_path / "a.py").write_text("changed")
-    assert archive.project(SystemRunner(), tmp_path).hash != made.hash
-
-
-def test_archive_refuses_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "LIMIT_BYTES", 1000)
-    (tmp_path / "data.bin").write_bytes(b"x" * 2000)
-    with pytest.raises(NexaError, match=r"largest so far: data\.bin"):
-        archive.project(SystemRunner(), tmp_path)
 
 
 def test_the_lock_says_who_holds_it_and_goes_with_its_holder(tmp_path: Path) -> None:

@@ -1,0 +1,70 @@
+"""The code of an attempt: which files it is, what of the project is not sent, and its way to the nodes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from nexa_dist.config.train import TrainConfig
+from nexa_dist.errors import NexaError
+from nexa_dist.ops.context import Context
+from nexa_dist.ops.spec import code_folder
+from nexa_dist.run import archive
+from nexa_dist.run.listing import shown
+from nexa_dist.run.nodes import Link, on_all
+
+LINES = 20
+"""Of what is not sent; the rest is counted."""
+
+
+def of_now(ctx: Context, config: TrainConfig) -> tuple[archive.Archive, archive.Archive]:
+    """The project as it is in the workspace now, and our package. Says what is not sent."""
+    root = ctx.workspace.root
+    found = archive.project(ctx.runner, root, config.files)
+    _check_script(config, root, found)
+    for name, path in found.followed:
+        inside = sum(one == name or one.startswith(f"{name}/") for one in found.names)
+        ctx.say(f"sent from outside the project, as files: says: {name} → {shown(path)} ({inside} files)")
+    if found.left_out:
+        ctx.say("not sent to the nodes:")
+        for one in found.left_out[:LINES]:
+            ctx.say(f"  {one}")
+        if len(found.left_out) > LINES:
+            ctx.say(f"  and {len(found.left_out) - LINES} more")
+    return found, archive.package()
+
+
+def _check_script(config: TrainConfig, root: Path, project: archive.Archive) -> None:
+    if config.script and not Path(config.script).is_absolute():
+        name = os.path.normpath(config.script)
+        if name not in project.names:
+            told = next((str(one) for one in project.left_out if f"{name}/".startswith(f"{one.name}/")), "")
+            there = told or "is ignored, so it is not sent" if (root / config.script).exists() else "does not exist"
+            raise NexaError(f"script {config.script} {there} (in {root})", hint="paths are relative to this folder")
+
+
+def send(
+    ctx: Context,
+    links: Sequence[Link],
+    archives: Sequence[archive.Code],
+    have: Mapping[str, Collection[str]] | None = None,
+) -> None:
+    """Code to every node at once. What a node has already, and is what its name says, is not sent again; what is sent
+    is packed once.
+
+    `have` by node name are the folders that are there; without it the nodes are asked.
+    """
+    packed: dict[str, bytes] = {}
+
+    def to_node(link: Link) -> None:
+        for code in archives:
+            target = code_folder(link, code)
+            if link.call("whole", target).get("whole") is True if have is None else target in have[link.node.name]:
+                continue
+            if code.hash not in packed:
+                packed[code.hash] = code.pack()
+            link.unpack(target, packed[code.hash], code.hash)
+            ctx.detail(f"{link.node.name}: sent {max(1, len(packed[code.hash]) >> 10)} KiB of code")
+
+    on_all(links, to_node)
