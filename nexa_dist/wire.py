@@ -162,12 +162,15 @@ DIAG = record(
         "seconds": SECONDS, **_LISTENS,
     },
 )  # fmt: skip
+FILES = rows(lenient(NAME), 100)
+"""Names of files of the user's, which may be no text; those that are shown."""
 _ANSWERS: dict[str, Check] = {
     "probe": PROBE,
     "diag": DIAG,
     "forget": record({}),
     "unpack": record({}),
-    "start": record({"pid": PID, "already": flag}),
+    "whole": record({"whole": flag}),
+    "start": record({"pid": PID, "already": flag}, dict.fromkeys(("kept", "aside"), FILES)),
     "go": record({}),
     "allow": record({}),
     "status": STATUS,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import signal
 import time
 import traceback
@@ -15,13 +14,15 @@ from typing import Any, NoReturn
 from .base import PAID, POLL_S, alive, event, fail, holder_of, newest_attempt, read_json, write_json
 from .processes import kill_run, remove_tmp
 from .record import Record
+from .work import lay_out
 
 LOCK_TIMEOUT_S = 60.0
 SUPERSEDE_S = 10.0
 
 
 def start(run_dir: str, message: dict[str, Any]) -> dict[str, Any]:
-    """`message` is {"spec", "secrets", "go"}. Answers {"pid", "already"}; an attempt begins at most once.
+    """`message` is {"spec", "secrets", "go"}. Answers {"pid", "already"} and what `lay_out` says; an attempt begins at
+    most once.
 
     With `go` the ranks begin as soon as they can; without it when the command `go` comes.
     """
@@ -36,14 +37,13 @@ def start(run_dir: str, message: dict[str, Any]) -> dict[str, Any]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(run_dir, PAID))
         os.makedirs(spec["cwd"], exist_ok=True)
-        if spec.get("code"):
-            lay_over(spec["code"], spec["cwd"])
+        laid = lay_out(spec["code"], spec["cwd"], run_dir, spec["attempt"]) if spec.get("code") else {}
         if spec.get("config") is not None:
             write_json(os.path.join(run_dir, "train.json"), spec["config"])
         write_json(os.path.join(run_dir, "spec.json"), spec)
         if message.get("go"):
             write_json(os.path.join(run_dir, "go.attempt_%d" % spec["attempt"]), {"at": time.time()})
-        return {"pid": _daemon(run_dir, spec, message.get("secrets", {}), door), "already": False}
+        return {"pid": _daemon(run_dir, spec, message.get("secrets", {}), door), "already": False, **laid}
 
 
 @contextlib.contextmanager
@@ -110,17 +110,6 @@ def end_agent(holder: Any, timeout_s: float) -> None:
             os.kill(holder["pid"], signal.SIGKILL)
         while alive(holder) and time.monotonic() < end + 1:
             time.sleep(POLL_S / 2)
-
-
-def lay_over(code: str, work: str) -> None:
-    """The code as it is now over the working folder, which keeps what the scripts of earlier attempts wrote."""
-    for folder, folders, names in os.walk(code):
-        target = os.path.normpath(os.path.join(work, os.path.relpath(folder, code)))
-        os.makedirs(target, exist_ok=True)
-        for name in names + [n for n in folders if os.path.islink(os.path.join(folder, n))]:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(target, name))
-            shutil.copy2(os.path.join(folder, name), os.path.join(target, name), follow_symlinks=False)
 
 
 def _daemon(run_dir: str, spec: dict[str, Any], secrets: dict[str, str], door: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError
@@ -60,7 +61,7 @@ def send(
     def to_node(link: Link) -> None:
         for code in archives:
             target = code_folder(link, code)
-            if link.call("whole", target).get("whole") is True if have is None else target in have[link.node.name]:
+            if link.call("whole", target)["whole"] if have is None else target in have[link.node.name]:
                 continue
             if code.hash not in packed:
                 packed[code.hash] = code.pack()
@@ -68,3 +69,14 @@ def send(
             ctx.detail(f"{link.node.name}: sent {max(1, len(packed[code.hash]) >> 10)} KiB of code")
 
     on_all(links, to_node)
+
+
+def tell_kept(ctx: Context, attempt: Mapping[str, Any]) -> None:
+    """What on the nodes is not as the code has it, because the run's own scripts have rewritten it."""
+    for node, laid in attempt.get("laid", {}).items():
+        for key, what in (
+            ("kept", "rewritten by the run, and kept as it is"),
+            ("aside", "in the way of the code, or older than it: it is in the folder aside of the run there"),
+        ):
+            if key in laid:
+                ctx.say(f"{node}: {shown(', '.join(laid[key]))}: {what}")

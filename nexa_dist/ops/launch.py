@@ -175,13 +175,16 @@ def start(run: RunFolder, prepared: Prepared, record: dict[str, Any], attempt: i
     )
     run.save(record)
     begun: list[Link] = []
+    laid: dict[str, dict[str, list[str]]] = {}
 
     def begin(link: Link) -> None:
         name = link.node.name
         spec = prepared.specs[name]
         message = {"spec": spec, "secrets": secrets(), "go": not spec["prepare"]}
-        link.call("start", prepared.places[name].run_dir, message=message)
+        answer = link.call("start", prepared.places[name].run_dir, message=message)
         begun.append(link)
+        if found := {key: names for key in ("kept", "aside") if (names := list(filter(None, answer.get(key, ()))))}:
+            laid[name] = found
 
     try:
         with ThreadPoolExecutor(1) as pool:
@@ -205,7 +208,7 @@ def start(run: RunFolder, prepared: Prepared, record: dict[str, Any], attempt: i
         if unproven:
             raise StillRunning(f"{error}\nand not every node is proven clean: {unproven}") from error
         raise
-    record["attempts"][-1]["state"] = "running"
+    record["attempts"][-1] |= {"state": "running"} | ({"laid": laid} if laid else {})
     run.save(record)
 
 

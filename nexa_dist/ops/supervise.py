@@ -16,6 +16,7 @@ from nexa_dist.config.load import recorded_train
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster
 from nexa_dist.ops import launch, replace, resume, watch
+from nexa_dist.ops.code import tell_kept
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.finish import close, finish
 from nexa_dist.ops.runs import reach
@@ -235,6 +236,7 @@ class Supervisor:
         )
         launch.deliver(self.ctx, prepared)
         launch.start(self.run, prepared, self.record, self.number + 1)
+        tell_kept(self.ctx, self.record["attempts"][-1])
         self.record["attempts"][-1]["replaced"] = anew
         self.run.save(self.record)
         return ssh, list(prepared.links)

@@ -24,6 +24,7 @@ from nexa_dist.model import Cluster, Node
 from nexa_dist.ops import finish, launch, resume, watch
 from nexa_dist.ops import logs as logging
 from nexa_dist.ops import runs as running
+from nexa_dist.ops.code import tell_kept
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.fitness import refuse_unfit
 from nexa_dist.ops.runs import pending
@@ -113,6 +114,7 @@ def resumed(ctx: Context, folder: RunFolder, args: Arguments, shown: set[int] | 
         record["cluster"], record["by_hand"] = cluster.to_json(), attempt
         folder.stop_wish.unlink(missing_ok=True)
         launch.start(folder, prepared, record, attempt)
+        tell_kept(ctx, record["attempts"][-1])
         return Shower(ctx, folder, record, shown, args.detach, args.json).follow(ssh, list(prepared.links))
 
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from nexa_dist.node import attempt, start
+from nexa_dist.node import attempt, tree
 from nexa_dist.node.rank import EXIT_WRONG_WORLD
 from tests.processes.node.rig import IGNORE, PASS_ON, Rig, until
 
@@ -107,20 +107,19 @@ def test_a_second_stop_does_not_wait_for_the_first_ones_grace(rig: Rig) -> None:
     first.stdout.close()
 
 
-def test_a_new_attempt_runs_the_code_as_it_is_now_and_keeps_what_was_written(tmp_path: Path) -> None:
-    old, new, work = tmp_path / "old", tmp_path / "new", tmp_path / "work"
-    for folder, text in ((old, "1"), (new, "2")):
-        (folder / "sub").mkdir(parents=True)
-        (folder / "sub" / "a.py").write_text(text)
-        (folder / "sub" / "a.py").chmod(0o444)
-        (folder / "link.py").symlink_to("sub/a.py")
-        (folder / "linked").symlink_to("sub")
-    start.lay_over(str(old), str(work))
-    (work / "sub" / "snapshot.pt").write_text("of the first attempt")
-    start.lay_over(str(new), str(work))
-    assert (work / "link.py").read_text() == "2"
-    assert (work / "linked").is_symlink()
-    assert (work / "sub" / "snapshot.pt").read_text() == "of the first attempt"
+def test_a_resumed_run_runs_the_new_code_and_finds_what_it_wrote(rig: Rig, tmp_path: Path) -> None:
+    def code(text: str) -> str:
+        made = tmp_path / "made"
+        made.mkdir()
+        (made / "v.py").write_text(f"V = {text!r}")
+        return str(made.rename(tmp_path / tree.digest(tree.read(str(made)))))
+
+    script = "import v; from pathlib import Path; p = Path('seen.txt'); p.touch(); "
+    script += "p.write_text(p.read_text() + v.V); print(p.read_text())"
+    for number, text in enumerate(("v1", "v2"), 1):
+        rig.start(f"import sys; sys.path.insert(0, ''); {script}", world=1, attempt=number, code=code(text))
+        assert rig.ended()["state"] == "completed"
+    assert (rig.log(0, 1).read_text(), rig.log(0, 2).read_text()) == ("v1\n", "v1v2\n")
 
 
 def test_a_killed_agent_leaves_no_rank(rig: Rig) -> None:

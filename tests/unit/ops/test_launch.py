@@ -16,7 +16,7 @@ from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops import launch
-from nexa_dist.ops.code import of_now
+from nexa_dist.ops.code import of_now, tell_kept
 from nexa_dist.ops.context import Context
 from nexa_dist.run import archive
 from nexa_dist.run.nodes import Link, Ssh
@@ -37,8 +37,8 @@ PREPARED: dict[str, Any] = {
 class Nodes:
     """Answers the agents' commands. `failing` are (node, command) that answer with an error."""
 
-    def __init__(self, *failing: tuple[str, str], have: bool = True) -> None:
-        self.failing, self.have = failing, have
+    def __init__(self, *failing: tuple[str, str], have: bool = True, start: dict[str, Any] | None = None) -> None:
+        self.failing, self.have, self.start = failing, have, start or {}
         self.calls: list[tuple[str, str, Any]] = []
         """(node, command, message)."""
         self.lock = threading.Lock()
@@ -63,7 +63,7 @@ class Nodes:
             self.calls.append((node, verb, message))
         if (node, verb) in self.failing:
             return Result((), 1, json.dumps({"error": "it is ill"}).encode())
-        answer: dict[str, Any] = {"start": {"pid": 7, "already": False}}.get(verb, {})
+        answer: dict[str, Any] = {"pid": 7, "already": False, **self.start} if verb == "start" else {}
         if verb == "stop":
             answer = {"state": "stopped", "ended": 0, "left": []}
         if verb == "probe":
@@ -186,6 +186,21 @@ def test_what_is_not_sent_is_said_before_anything_is(tmp_path: Path) -> None:
     for script, words in (("id.pem", "id.pem: looks like a secret"), ("no.py", "does not exist")):
         with pytest.raises(NexaError, match=words):
             of_now(ctx, trial.config.model_copy(update={"script": script}))
+
+
+def test_what_the_run_rewrote_is_written_down_and_said(tmp_path: Path) -> None:
+    laid = {"kept": ["counter.txt"], "aside": [], "more": 5}
+    trial = Trial(tmp_path, Nodes(start=laid))
+    record = trial.start()
+    assert record["attempts"][0]["laid"] == {"n0": {"kept": ["counter.txt"]}, "n1": {"kept": ["counter.txt"]}}
+    lines: list[str] = []
+    tell_kept(dataclasses.replace(trial.ctx, say=lines.append), record["attempts"][0])
+    assert lines == [f"n{n}: counter.txt: rewritten by the run, and kept as it is" for n in (0, 1)]
+
+
+@pytest.mark.parametrize("lie", [5, None, "x", {"a": 1}, [5, None, ["x"]]])
+def test_what_a_node_says_of_it_is_not_believed(tmp_path: Path, lie: Any) -> None:
+    assert "laid" not in Trial(tmp_path, Nodes(start={"kept": lie, "aside": lie})).start()["attempts"][0]
 
 
 def test_code_that_is_there_is_neither_asked_for_nor_sent(tmp_path: Path) -> None:
