@@ -34,7 +34,7 @@ CUDA = (
         "the NVIDIA driver that is loaded on the node and its libraries are of different versions",
         "the driver was changed while the node ran: nexa ssh NODE -- sudo reboot, then nexa diag; in a container the"
         " host's driver counts",
-        patterns(r"Driver/library version mismatch", r"\bError 803\b", r"unsupported display driver / cuda driver"),
+        patterns(r"Driver/library version mismatch", r"\bError 80[34]\b", r"unsupported display driver / cuda driver"),
     ),
     Signature(
         "fabric_manager",
@@ -43,7 +43,7 @@ CUDA = (
         "nexa ssh NODE -- systemctl status nvidia-fabricmanager; it has to run and be of the driver's version"
         " (nvidia-smi shows that); then nexa diag. On aws take the image with the driver from the vendor (ami), or"
         " another node",
-        patterns(r"\bError 802\b", r"CUDA error: system not yet initialized"),
+        patterns(r"\bError 802\b", r"system not yet initialized"),
     ),
     Signature(
         "cuda_driver_old",
@@ -82,6 +82,7 @@ CUDA = (
         patterns(
             r"(?P<detail>Torch not compiled with CUDA enabled|Found no NVIDIA driver on your system"
             r"|No CUDA GPUs are available|CUDA driver initialization failed|libcuda\.so[.0-9]{0,4}: cannot open)",
+            r"(?P<detail>no CUDA-capable device is detected)",
             r"Attempting to deserialize object on a CUDA device but (?P<detail>torch\.cuda\.is_available\(\) is False)",
         ),
     ),
@@ -105,6 +106,6 @@ CUDA = (
         "CUDA failed: {detail}",
         "run once with CUDA_LAUNCH_BLOCKING=1 in env: to see the true line; if it moves between nodes it is the"
         " program, if it stays on one node it is the GPU",
-        patterns(r"CUDA error: (?P<detail>[^\n]{1,120})"),
+        patterns(r"CUDA error: (?P<detail>[^\n]{1,120})", r"(?P<detail>CUDA unknown error[^\n]{0,80})"),
     ),
 )

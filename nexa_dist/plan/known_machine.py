@@ -153,6 +153,8 @@ SOFTWARE = (
             r"(?P<detail>Ninja is required to load C\+\+ extensions|CUDA_HOME environment variable is not set)",
             r"(?:/bin/)?sh: (?:[0-9]{1,3}: )?(?P<detail>gcc|g\+\+|cc|nvcc|ninja): (?:command )?not found",
             r"fatal error: (?P<detail>Python\.h): No such file",
+            r"command '(?P<detail>[^'\n]{1,80})' failed: No such file or directory",
+            r"\bld: cannot find (?P<detail>-l[a-z0-9_]{1,30})",
         ),
     ),
     Signature(

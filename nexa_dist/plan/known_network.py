@@ -133,8 +133,8 @@ NETWORK = (
         "the port of the rendezvous is taken on this node{detail}",
         "end what holds it (nexa ssh NODE -- ss -ltnp), often a left-over of an earlier run; or leave rdzv out of"
         " cluster.yaml, then a free port is chosen",
-        patterns(r"server socket has failed to (?:listen|bind)"),
-        near=patterns(r"EADDRINUSE", r"[Aa]ddress already in use"),
+        patterns(r"EADDRINUSE", r"[Aa]ddress already in use"),
+        near=patterns(r"server socket has failed to (?:listen|bind)", r"/torch/distributed/(?:rendezvous|elastic)"),
     ),
     Signature(
         "port_of_program",
@@ -213,7 +213,7 @@ NETWORK = (
         " data to the node before (below $NEXA_SHARED); for another node use its IP address",
         patterns(
             r"Failed to resolve '(?P<detail>[^'\n]{1,100})'",
-            r"Could not resolve host: (?P<detail>[^\s]{1,100})",
+            r"(?:Could not resolve host:|unable to resolve host address) (?P<detail>[^\s]{1,100})",
             r"(?P<detail>Name or service not known|Temporary failure in name resolution)",
             r"(?P<detail>nodename nor servname provided|No address associated with hostname)",
         ),

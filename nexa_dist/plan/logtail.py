@@ -26,12 +26,18 @@ _MISTAKE = re.compile(
 )
 """Classes that a program raises on its own account, never for want of another process."""
 _HANDLED = re.compile(
-    rb"\b(?:halv|retry|skipp|recover|continu)(?:ing|ed)\b|\btrying again\b|\bfall(?:ing|s)? back\b"
+    rb"\b(?:halv|retry|skipp|recover|continu|reduc|lower)(?:ing|ed)\b|\btrying again\b|\bfall(?:ing|s)? ?back\b"
     rb"|\bwill (?:be )?retr|\bgoing on\b|\bresum(?:ing|ed)\b|\bignoring\b"
-    rb"|\b(?:smaller|half the|reduced) (?:micro)?batch|\busing the (?:cache|default)",
+    rb"|\bcaught:? (?:an? )?(?:oom|cuda|error|exception|out of)\b"
+    rb"|\b(?:smaller|half the) (?:micro)?batch|\busing the (?:cache|default)",
     re.IGNORECASE,
 )
-_PROGRESS = re.compile(rb"\b(?:step|epoch|iter|iteration|batch)[ :=#]{1,3}[0-9]", re.IGNORECASE)
+_PROGRESS = re.compile(
+    rb"(?:step|epoch|iter|iteration|batch)['\" :=#\[(]{1,4}[0-9]|\bloss['\" :=]{1,4}[0-9]", re.IGNORECASE
+)
+_BAR = b"%|"
+BARS = 3
+"""So many lines of a progress bar are work; one or two are left by its end."""
 _WHAT = re.compile(rb"what\(\):  [^\n]{1,400}")
 _NO_WORK = (b" ", b"\t", b"wandb:", b"Exception ignored")
 """How lines begin that are said after the end too, or that only quote code."""
@@ -105,7 +111,8 @@ def _without_frames(text: bytes, start: int) -> int:
 def went_on(text: bytes) -> bool:
     """Whether these lines tell of work after what was said before them: that was handled."""
     lines = [line for line in text.split(b"\n") if not line.startswith(_NO_WORK)]
-    return any(_HANDLED.search(line) or _PROGRESS.search(line) for line in lines)
+    said = [line for line in lines if _BAR not in line]
+    return len(lines) - len(said) >= BARS or any(_HANDLED.search(line) or _PROGRESS.search(line) for line in said)
 
 
 def handled(text: bytes, position: int) -> bool:

@@ -35,7 +35,13 @@ WORDS = (
     "the link to the other node broke",
 )
 CLASSES = ("ConnectionResetError: [Errno 104] Connection reset by peer", "BrokenPipeError: [Errno 32] Broken pipe")
-CLASSES += ("EOFError", "torch.distributed.DistBackendError: no words of it", "mpi.RemoteError: 17")
+CLASSES += (
+    "lab.WorkerGone: 3",
+    "lab.PeerWasLost",
+    "EOFError",
+    "torch.distributed.DistBackendError: no words of it",
+    "mpi.RemoteError: 17",
+)
 
 
 def rank(number: int, at: float, end: str, tail: bytes = QUIET, step: int | None = 7) -> RankEvidence:

@@ -32,7 +32,10 @@ C10D = "The server socket has failed to listen on any local network address. por
 GAI = "The IPv4 network addresses of (head, 29500) cannot be retrieved (gai error: -2 - Name or service not known)."
 CONTEXTS = {
     # the script's own port is not the rendezvous
-    "port_taken": [raised("torch.distributed.DistNetworkError: " + C10D)],
+    "port_taken": [
+        raised("torch.distributed.DistNetworkError: " + C10D),
+        raised("OSError: [Errno 98] Address already in use", LIBRARY.format("torch/distributed/elastic/a.py")),
+    ],
     "port_of_program": [
         raised("OSError: [Errno 98] Address already in use"),
         raised("OSError: [Errno 98] error while attempting to bind on ('0.0.0.0', 8000): address already in use"),
@@ -52,6 +55,7 @@ CONTEXTS = {
     "no_dns": [
         raised("urllib.error.URLError: <urlopen error [Errno -3] Temporary failure in name resolution>"),
         raised("requests.exceptions.ConnectionError: NameResolutionError(\"Failed to resolve 'data.example.org'\")"),
+        "wget: unable to resolve host address 'data.example.org'\n",
         "+ curl -O http://data.example.org/a.tar\ncurl: (6) Could not resolve host: data.example.org\n",
     ],
     # a pointer of git-lfs, an empty pipe and another setting of torch are no damage
@@ -66,7 +70,12 @@ CONTEXTS = {
         raised("EOFError: Ran out of input", LIBRARY.format("site-packages/torch/serialization.py")),
         raised("RuntimeError: PytorchStreamReader failed reading zip archive: failed finding central directory"),
     ],
-    "child_lost": [raised("EOFError: Ran out of input", SPAWN), raised("EOFError", PIPE)],
+    "child_lost": [
+        raised("EOFError: Ran out of input", SPAWN),
+        raised("EOFError", PIPE),
+        raised("_pickle.UnpicklingError: pickle data was truncated", SPAWN),
+    ],
+    "peer_lost": [raised("EOFError")],
     "weights_only": [raised("_pickle.UnpicklingError: Weights only load failed. This file can still be loaded, …")],
     # a hub that is busy is neither gone nor angry, and another service is no hub
     "hub_busy": [
@@ -77,6 +86,8 @@ CONTEXTS = {
     "python_exception": [
         raised("requests.exceptions.HTTPError: 401 Client Error: Unauthorized for url: https://tracker.example.org"),
         raised("requests.exceptions.HTTPError: 429 Client Error: Too Many Requests for url: https://tracker.example.org"),
+        raised("EOFError: EOF when reading a line"),
+        raised("EOFError: Compressed file ended before the end-of-stream marker was reached"),
         raised("ValueError: the config wants a peer that is gone from the list"),
     ],
     # faults of the node
@@ -90,6 +101,7 @@ CONTEXTS = {
         raised("RuntimeError: Failed to find C compiler. Please specify via CC environment variable."),
         raised("torch._inductor.exc.InductorError: FileNotFoundError: [Errno 2] No such file or directory: 'gcc'"),
         raised("OSError: CUDA_HOME environment variable is not set. Please set it to your CUDA install root."),
+        raised("RuntimeError: x\n/usr/bin/ld: cannot find -lcuda: No such file or directory"),
         "main.c:5:10: fatal error: Python.h: No such file or directory\ncompilation terminated.\n",
     ],
     "file_missing": [raised("FileNotFoundError: [Errno 2] No such file or directory: '/srv/data/gcc'")],
@@ -137,6 +149,11 @@ QUIETLY = Exit(10.0, 3, 0, 9)
     "text",
     [
         "CUDA out of memory, halving the batch to 4\n",
+        "WARNING: CUDA out of memory. Reducing the batch size from 32 to 16\n",
+        "caught: CUDA out of memory\n",
+        raised(OOM) + "{'loss': 2.1, 'epoch': 0.5}\n",
+        raised(OOM) + "Epoch [2/3]\nglobal_step=8\n",
+        raised(OOM) + "1%| | 3/9\n2%| | 4/9\n3%| | 5/9\n",
         "warning: CUDA out of memory\nstep 4 loss 2.4\nstep 5 loss 2.3\n",
         raised(OOM) + "halving the batch to 4\nstep 4 loss 2.4\n",
         raised(OOM) + "step 4 loss 2.4\n",
@@ -157,7 +174,7 @@ def test_a_failure_after_one_that_was_handled_is_the_end() -> None:
 
 
 @pytest.mark.parametrize(
-    "last", ["", "wandb: loss 2.5\nwandb: epoch 3\n", "\x1b[0m\n", "  1%|  | 3/300 [00:01<01:40]\n"]
+    "last", ["", "wandb: loss 2.5\nwandb: epoch 3\n", "\x1b[0m\n", "epoch 1:  1%|  | 3/300 [00:01<01:40]\n"]
 )
 def test_what_is_said_after_the_end_changes_nothing(last: str) -> None:
     assert named(raised(OOM) + last) == "cuda_oom"
