@@ -72,10 +72,9 @@ def number(low: float = -math.inf, high: float = math.inf) -> Check:
 
 def text(most: int = 4096, pattern: str = "") -> Check:
     """A string that can be printed and encoded; one that is too long is cut where no pattern is asked for."""
-    shape = re.compile(pattern)
 
-    def check(value: Any) -> str:
-        if not isinstance(value, str) or (pattern and (len(value) > most or not shape.fullmatch(value))):
+    def check(value: Any) -> str:  # compiled when it is first used, and kept by `re`
+        if not isinstance(value, str) or (pattern and (len(value) > most or not re.fullmatch(pattern, value))):
             raise Strange(f"{shown(value)} is not {f'of the form {pattern}' if pattern else 'a text'}")
         return value[:most].encode(errors="replace").decode()
 

@@ -12,6 +12,7 @@ from typing import Any, Self
 from pydantic import TypeAdapter, ValidationError
 
 from nexa_dist.errors import NexaError
+from nexa_dist.model import Cluster
 from nexa_dist.plan.adopt import Adopted
 from nexa_dist.run import files
 from nexa_dist.run.workspace import ClusterFolder
@@ -64,7 +65,10 @@ class Record:
         if not cls.exists(folder):
             return cls()
         try:
-            return TypeAdapter(cls).validate_python(files.read_json(cls.path(folder)))
+            found = TypeAdapter(cls).validate_python(files.read_json(cls.path(folder)))
+            if found.cluster or found.claimed:
+                TypeAdapter(Cluster).validate_python(found.cluster)
+            return found
         except ValidationError as error:
             raise NexaError(
                 f"{cls.path(folder)} is damaged: {error.errors()[0]['msg']}",

@@ -126,8 +126,8 @@ def stop(ctx: Context, run: RunFolder, grace_s: float = GRACE_S) -> dict[str, An
             if node.name in silent and is_off(ctx, cluster, node):
                 ctx.detail(f"{node.name}: its machine is off, so nothing is left there")
                 del silent[node.name]
-        answers, faulty = _stopped(links, record, grace_s)
-        silent |= faulty
+        answers, unproven = _stopped(links, record, grace_s)
+        silent |= unproven
         links = [link for link in links if link.node.name in answers]
         with contextlib.suppress(OSError):
             run_dirs = {name: entry["run_dir"] for name, entry in record["nodes"].items()}

@@ -169,7 +169,11 @@ def workspace() -> dict[str, bytes]:
     }
     going = {**run, "run_id": "train_2", "attempts": [{**row, "state": "running", "ended_unix": None, "end": None}]}
     key = {"place": "h0", "kind": "ssh-ed25519", "blob": "AAAA"}
-    host = {"adopted": {"node": "h0", "address": "10.0.0.1:22", "key": key, "by": "file"}, "user": "u", "claimed": True}
+    host = {
+        "adopted": {"node": "h0", "address": "10.0.0.1:22", "key": key, "by": "the file"},
+        "user": "u",
+        "claimed": True,
+    }
     events = [
         {"event": "started", "at": NOW + 31, "attempt": 1, "pid": 7},
         {"event": "progress", "at": NOW, "steps": {"0": 7}},
@@ -303,12 +307,12 @@ def _alone(root: Path) -> Iterator[None]:
 
 def call(words: Sequence[str]) -> tuple[int | str, str]:
     """Exit code, or the traceback, and what was said."""
-    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+    said = io.BytesIO()
+    out = io.TextIOWrapper(said, encoding="utf-8", write_through=True)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             code = cli.main(list(words))
-        out.seek(0)
-        return code, out.read()[-600:]
+        return code, said.getvalue().decode(errors="replace")[-600:]
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1, ""
     except BaseException as error:
