@@ -64,7 +64,7 @@ def test_settings_of_the_users_that_hurt_are_off_and_programs_need_consent(clean
     clean.write("own/ssh_config", "\n".join([file.read_text(), *hurt, "PermitLocalCommand yes"]) + "\n")
     clean.nexa("run", clean.script("who", WHO), "--cluster", hosts)
     assert "rank 0 of 3 on n0 lo" in clean.log(0, "n0")
-    clean.write("own/ssh_config", f"{file.read_text()}LocalCommand touch {clean.root}/pwned\n")
+    clean.write("own/ssh_config", f"{file.read_text()}LocalCommand touch pwned\n")
     said = clean.nexa("run", "who.yaml", "--cluster", hosts, "--print", code=2).stderr
     assert "LocalCommand touch" in said and "hint: nexa trust " in said
     clean.nexa("trust", str(file))
