@@ -12,6 +12,8 @@
 # began, and RUN_ID/checkpoints/step_<step>/g<attempt>/, so that no attempt writes where another does; without its
 # manifest.json such a folder is no checkpoint. push takes its attempt from NEXA_ATTEMPT. Credentials, region and
 # endpoint are what the aws command finds. Exit codes: 0, 1 failed, 2 usage, 3 a newer attempt has begun.
+# Every node may write here, so what is written is not believed: an attempt that is far ahead of ours is a lie, and of a
+# checkpoint that was written over the first versions count, where the bucket keeps them.
 set -euo pipefail
 
 say() { printf '%s\n' "$*" >&2; }
@@ -48,16 +50,22 @@ look() {
 
 # "step generation" of every folder with a manifest, newest first. From the last look.
 whole() {
-    sed -nE 's|^[0-9]+\tcheckpoints/step_0*([0-9]+)/g0*([0-9]+)/manifest\.json$|\1 \2|p' "$scratch/keys" |
+    sed -nE 's|^[0-9]+\tcheckpoints/step_0*([0-9]{1,9})/g0*([0-9]{1,9})/manifest\.json$|\1 \2|p' "$scratch/keys" |
         sort -k1,1nr -k2,2nr
 }
+
+FAR=100 # attempts: more than any run begins while a process of an older one still lives
 
 folder_of() { printf 'checkpoints/step_%08d/g%06d' "$1" "$2"; } # STEP GENERATION
 
 # After a look: is an attempt later than ours known?
 check_fence() { # GENERATION
     local newest
-    newest=$(sed -nE 's|^[0-9]+\tgeneration/0*([0-9]+)$|\1|p' "$scratch/keys" | sort -nr | head -n 1)
+    sed -nE 's|^[0-9]+\tgeneration/0*([0-9]+)$|\1|p' "$scratch/keys" | sort -nr >"$scratch/attempts"
+    newest=$(awk -v far="$(($1 + FAR))" 'length($1) < 10 && $1 <= far { print $1; exit }' "$scratch/attempts")
+    if [ "$(head -n 1 "$scratch/attempts")" != "$newest" ]; then
+        say "warning: $url/generation names attempt $(head -c 40 "$scratch/attempts" | head -n 1), which nobody began: passed over"
+    fi
     [ "${newest:-0}" -le "$1" ] || die 3 "attempt $1 may write no checkpoint any more: $url says attempt $newest"
 }
 
@@ -104,6 +112,29 @@ do_push() { # STEP_DIR
         die 1 "the manifest of step $step was not uploaded to $url"
 }
 
+# "version<TAB>name" of the first version of every file of a checkpoint; fails when none was ever written over.
+written_over() { # FOLDER
+    run_aws s3api list-object-versions --bucket "$bucket" --prefix "$base/$1/" --output text \
+        --query 'Versions[].[VersionId,Key]' </dev/null >"$scratch/versions" 2>/dev/null || return 1
+    # The newest of a key is listed first, so the last one counts.
+    awk -F'\t' -v under="$base/$1/" 'index($2, under) == 1 { n = substr($2, length(under) + 1); over += n in first
+        first[n] = $1 } END { for (n in first) print first[n] "\t" n; exit !over }' "$scratch/versions" >"$scratch/first"
+}
+
+# A checkpoint as it was first written, after written_over.
+get_first() { # FOLDER INTO
+    local name version
+    printf '0\tmanifest.json\n' >"$scratch/wanted"
+    while IFS=$'\t' read -r _ name; do
+        case "/$name/" in */../* | *//*) return 1 ;; esac
+        version=$(n=$name awk -F'\t' '$2 == ENVIRON["n"] { print $1 }' "$scratch/first")
+        mkdir -p "$(dirname "$2/$name")"
+        run_aws s3api get-object --bucket "$bucket" --key "$base/$1/$name" --version-id "$version" "$2/$name" \
+            </dev/null >/dev/null || return 1
+        if [ "$name" = manifest.json ]; then named "$2/$name" >>"$scratch/wanted" 2>/dev/null || return 1; fi
+    done <"$scratch/wanted"
+}
+
 do_pull() { # DEST_DIR [STEP]
     local destination=$1 wanted=${2:-} step generation from name
     look
@@ -112,8 +143,12 @@ do_pull() { # DEST_DIR [STEP]
         if [ -n "$wanted" ] && [ "$step" != "$wanted" ]; then continue; fi
         from=$(folder_of "$step" "$generation")
         name=$(basename "$(dirname "$from")")
-        if ! run_aws s3 cp --recursive --only-show-errors "$url/$from/" "$scratch/$name/" </dev/null; then
-            die 1 "step $step could not be downloaded from $url"
+        if written_over "$from" && get_first "$from" "$scratch/$name" && verified "$scratch/$name"; then
+            say "warning: $url/$from was written over: its first versions are taken"
+        else
+            rm -rf "${scratch:?}/$name"
+            run_aws s3 cp --recursive --only-show-errors "$url/$from/" "$scratch/$name/" </dev/null ||
+                die 1 "step $step could not be downloaded from $url"
         fi
         if verified "$scratch/$name"; then
             if [ -e "$destination/$name" ]; then mv -T "$destination/$name" "$scratch/replaced"; fi

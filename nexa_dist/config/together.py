@@ -96,6 +96,9 @@ def together(data: dict[str, Any], known: Collection[str]) -> Iterator[InitError
             yield fault(("user",), "expected the image's own user, not root", "ubuntu, on Ubuntu images")
         if data.get("vpc") is not None and data.get("vpc_cidr") is None:
             yield fault(("vpc",), "a given VPC needs vpc_cidr, a free part of it", "add vpc_cidr, such as 10.0.64.0/20")
+        state = data.get("state")
+        if isinstance(state, str) and state.removeprefix("s3://").partition("/")[0] == data.get("bucket"):
+            yield fault(("state",), "lies in `bucket`, which nodes write to", "name another bucket", state)
     if data.get("mesh_cidr") is not None and data.get("mesh") != "wireguard":
         yield fault(("mesh_cidr",), "means nothing without mesh: wireguard", "remove it, or say mesh: wireguard")
     if data.get("images") and data.get("containers") is not True:

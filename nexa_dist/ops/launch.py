@@ -146,7 +146,12 @@ def _forgotten_if_refused(links: Sequence[Link], places: Mapping[str, Place]) ->
 def deliver(ctx: Context, prepared: Prepared) -> None:
     """The code of an attempt to every node. If that cannot be done, the launch is refused."""
     begun = [link for link in prepared.links if prepared.specs[link.node.name]["keep_warm"]]
+    cluster, spec = prepared.links[0].ssh.cluster, prepared.specs[prepared.links[0].node.name]
     with _forgotten_if_refused(begun, prepared.places):
+        if cluster.bucket:
+            from nexa_dist.ops import bucket  # what talks to the cloud is slow to load
+
+            bucket.before_attempt(ctx, cluster, spec["run_id"], spec["attempt"])
         send(ctx, prepared.links, prepared.archives, prepared.have)
 
 

@@ -15,7 +15,7 @@ from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.ops.bootstrap import env_hash
 from nexa_dist.ops.context import Context
-from nexa_dist.plan.aws import DEFAULT_IMAGE, Site, workspace_tag
+from nexa_dist.plan.aws import DEFAULT_IMAGE, Site, place_of, workspace_tag
 from nexa_dist.run import aws, files, images, trust
 from nexa_dist.run.workspace import ClusterFolder
 
@@ -92,18 +92,19 @@ def open_site(ctx: Context, folder: ClusterFolder, config: ClusterConfig, planne
     region = region_wanted(config)
     who = aws.identity(region)
     if known is None:
-        now = ctx.now()
+        now, owner = ctx.now(), owner_wanted(config, who)
         return Site(
             cluster=folder.name,
             region=region,
             account=who.account,
-            owner=owner_wanted(config, who),
+            owner=owner,
             workspace=our_tag(ctx),
             created_unix=now,
             expires_unix=int(now + (config.max_hours or 0) * 3600),
-            image=_image(ctx, config, region, owner_wanted(config, who)),
+            image=_image(ctx, config, region, owner),
             bucket=config.bucket or "",
             state=config.state or "",
+            prefix=place_of(owner, folder.name),
         )
     _refuse_change(known, config, region, who)
     if known.expires_unix <= ctx.now():

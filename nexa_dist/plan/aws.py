@@ -36,6 +36,8 @@ class Site:
     """Resolved once: a newer image would mean other nodes."""
     bucket: str = ""
     state: str = ""
+    prefix: str = ""
+    """Below which nodes write in the bucket, chosen with the site; the cluster's name for one of an older nexa."""
 
     @property
     def name(self) -> str:
@@ -66,8 +68,38 @@ class Site:
         key = "/".join(part for part in (prefix, self.name, "terraform.tfstate") if part)
         return {"bucket": bucket, "key": key, "region": self.region, "use_lockfile": "true", "encrypt": "true"}
 
+    @property
+    def place(self) -> str:
+        """Key in the bucket below which the cluster's runs have a folder each, without '/' at its end."""
+        return self.prefix or self.cluster
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def place_of(owner: str, cluster: str) -> str:
+    """`<owner>/<cluster>`: two owners who call their clusters alike share nothing. The owner in letters that a person
+    can read, with the digits that tell him from others."""
+    readable = re.sub(r"[^A-Za-z0-9._=-]", "-", owner)[:60]
+    return f"{readable}-{hashlib.sha256(owner.encode()).hexdigest()[:8]}/{cluster}"
+
+
+def only_this_run(cluster: Cluster, run_id: str) -> tuple[str, dict[str, Any]] | None:
+    """Name of the role that the nodes have, and the policy that keeps them from writing to any other run than this;
+    None where there is no bucket, or one of an older nexa."""
+    bucket, _, prefix = cluster.bucket.removeprefix("s3://").partition("/")
+    owner, slash, _ = prefix.rpartition("/")
+    if cluster.provider != "aws" or not slash:
+        return None
+    partition = {"cn": "aws-cn", "us-gov": "aws-us-gov"}.get(cluster.region.rsplit("-", 2)[0], "aws")
+    statement = {
+        "Sid": "OnlyThisRun",
+        "Effect": "Deny",
+        "Action": ["s3:PutObject"],
+        "NotResource": [f"arn:{partition}:s3:::{bucket}/{prefix}/{run_id}/*"],
+    }
+    name = f"nexa-{cluster.name}-{owner.rpartition('-')[2]}"
+    return name, {"Version": "2012-10-17", "Statement": [statement]}
 
 
 def workspace_tag(user: str, host: str, ident: str) -> str:
@@ -108,7 +140,7 @@ def tfvars(
         "efa": config.efa,
         "volume_gb": config.volume_gb,
         "bucket": site.bucket,
-        "bucket_prefix": f"{site.cluster}/" if site.bucket else "",
+        "bucket_prefix": f"{site.place}/" if site.bucket else "",
     }
 
 
@@ -152,6 +184,6 @@ def cluster(
         rdzv_backend=config.rdzv_backend,
         env_hash=env_hash,
         created_unix=site.created_unix,
-        bucket=f"s3://{site.bucket}/{site.cluster}" if site.bucket else "",
+        bucket=f"s3://{site.bucket}/{site.place}" if site.bucket else "",
         region=site.region,
     )

@@ -150,6 +150,38 @@ def test_a_killed_upload_leaves_no_checkpoint_and_damage_is_passed_over(bucket: 
 
 
 @needs_aws
+def test_what_was_put_over_a_checkpoint_is_not_taken(bucket: Bucket) -> None:
+    """A node may put, not delete: damage, and another checkpoint that is whole in itself."""
+    bucket.s3.put_bucket_versioning(Bucket=bucket.name, VersioningConfiguration={"Status": "Enabled"})
+    mine = bucket.checkpoint(40)
+    bucket.sync("push", str(mine))
+    digest, folder = checkpoint.digest(mine), "c1/r1/checkpoints/step_00000040/g000001"
+    bucket.s3.put_object(Bucket=bucket.name, Key=f"{folder}/a b/c", Body=b"damage")
+    out, err = bucket.sync("pull", str(bucket.folder / "one"))
+    assert checkpoint.digest(Path(out.strip())) == digest and "was written over" in err
+    shutil.rmtree(mine)
+    other = bucket.checkpoint(40)
+    for file in (other / "w", other / "a b" / "c", other / "manifest.json"):
+        bucket.s3.put_object(Bucket=bucket.name, Key=f"{folder}/{file.relative_to(other)}", Body=file.read_bytes())
+    assert checkpoint.digest(other) != digest
+    bucket.s3.put_object(Bucket=bucket.name, Key=f"{folder}/../../../x", Body=b"a way out")
+    out, _ = bucket.sync("pull", str(bucket.folder / "two"))
+    assert checkpoint.digest(Path(out.strip())) == digest and checkpoint.verify(Path(out.strip())) == []
+
+
+@needs_aws
+@pytest.mark.parametrize("lie", ["999999", "102", "1" + "0" * 30, "18446744073709551617"])
+def test_an_attempt_that_nobody_began_locks_nobody_out(bucket: Bucket, lie: str) -> None:
+    bucket.s3.put_object(Bucket=bucket.name, Key=f"c1/r1/generation/{lie}", Body=b"")
+    _, err = bucket.sync("fence", "1")
+    assert "which nobody began: passed over" in err
+    bucket.sync("push", str(bucket.checkpoint(20)), attempt=1)
+    bucket.sync("fence", "3")
+    _, err = bucket.sync("fence", "1", code=3)
+    assert "says attempt 3" in err
+
+
+@needs_aws
 def test_an_older_generation_is_refused_and_old_ones_are_pruned(bucket: Bucket) -> None:
     first = bucket.checkpoint(20)
     assert bucket.sync("show")[0] == "null\n"

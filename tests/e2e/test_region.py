@@ -133,7 +133,7 @@ def test_a_cluster_runs_loses_a_node_is_left_alone_and_is_torn_down(cloud: Lab, 
     until(lambda: set(running(here)) == {"n1"}, "the other node ends")
     end = next(row["end_unix"] for row in here.client.bill()["instances"] if row["id"] == second["n0"]["id"])
     assert due <= end < due + LATE_S
-    assert step_in_bucket(cloud, "s3://nexa-story/cloud") >= 5, "saved because the end was near"
+    assert step_in_bucket(cloud, "cloud") >= 5, "saved because the end was near"
 
     (folder / "terraform" / "terraform.tfstate").unlink()
     receipt = cloud.json("teardown", "-y", timeout_s=400)

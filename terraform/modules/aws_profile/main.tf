@@ -1,5 +1,6 @@
-# What a node may do in the account: read and write its cluster's part of one bucket. It cannot delete: a bucket that
-# keeps versions would survive that, but a node that has gone astray should not be able to hide a checkpoint either.
+# What a node may do in the account: read and write its cluster's part of one bucket, old versions too. It cannot
+# delete, so a node that has gone astray can put something over a checkpoint, but neither hide nor end it. While a run
+# is on, nexa adds an inline policy `run` that denies writing to any other run.
 data "aws_partition" "current" {}
 
 locals {
@@ -13,6 +14,8 @@ resource "aws_iam_role" "node" {
   path        = local.path
   description = "Nodes of the Nexa cluster ${var.cluster}"
   tags        = merge(var.tags, { Name = var.name })
+
+  force_detach_policies = true # the inline policy of a run is in no state
 
   assume_role_policy = jsonencode({
     Version = "2012-10-17"
@@ -34,13 +37,13 @@ resource "aws_iam_role_policy" "bucket" {
       {
         Sid      = "Objects"
         Effect   = "Allow"
-        Action   = ["s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"]
+        Action   = ["s3:GetObject", "s3:GetObjectVersion", "s3:PutObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"]
         Resource = ["${local.bucket_arn}/${local.prefix}/*"]
       },
       {
         Sid       = "List"
         Effect    = "Allow"
-        Action    = ["s3:ListBucket"]
+        Action    = ["s3:ListBucket", "s3:ListBucketVersions"]
         Resource  = [local.bucket_arn]
         Condition = { StringLike = { "s3:prefix" = [local.prefix, "${local.prefix}/*"] } }
       },

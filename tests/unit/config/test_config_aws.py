@@ -96,6 +96,8 @@ def test_no_cloud_node_without_a_deadline(write: Write) -> None:
         ({"state": "s3://team-state"}, ""),
         ({"state": "s3://team-state/"}, "state"),
         ({"state": "https://team-state"}, "state"),
+        ({"state": "s3://lab/nexa", "bucket": "lab-nodes"}, ""),
+        ({"state": "s3://lab/nexa", "bucket": "lab"}, "state: lies in `bucket`, which nodes write to"),
         ({"volume_gb": 49}, "volume_gb"),
         ({"wait_for_capacity_minutes": -1}, "wait_for_capacity_minutes"),
         ({"wait_for_capacity_minutes": 30}, ""),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nexa_dist.plan.aws import cluster, tfvars, workspace_tag
+from nexa_dist.plan.aws import cluster, only_this_run, place_of, tfvars, workspace_tag
 from nexa_dist.plan.offers import Candidate
 from tests.unit.cloud_server import config, site
 
@@ -61,7 +62,31 @@ def test_variables() -> None:
     clocks = tfvars(config(lease_minutes=2.51, idle_minutes=1.0), site(), CHOSEN, [], "/s", [])
     assert (clocks["lease_s"], clocks["idle_s"]) == (151, 60)  # whole seconds, which Terraform insists on
     alone = tfvars(config(nodes=1), site(bucket="b0b"), CHOSEN, [], "/s", [])
-    assert alone["placement_group"] is False and alone["bucket_prefix"] == "c/"
+    assert alone["placement_group"] is False
+    assert alone["bucket_prefix"] == "c/", "of a nexa before owners had prefixes: its runs stay where they are"
+
+
+def test_every_owner_cluster_and_run_writes_to_a_place_of_its_own() -> None:
+    owners = ("user/ann", "user:ann", "user-ann", "b" * 128, "b" * 127)
+    places = {place_of(owner, name) for owner in owners for name in ("c", "d")}
+    assert len(places) == 10 and all(re.fullmatch(r"[A-Za-z0-9._=-]{1,69}/[cd]", place) for place in places)
+    mine = site(owner="user/ann", bucket="b0b", prefix=place_of("user/ann", "c"))
+    assert tfvars(config(), mine, CHOSEN, [], "/s", [])["bucket_prefix"] == f"{mine.prefix}/"
+    outputs = {"nodes": [{"name": "n0", "address": "1.2.3.4", "private_address": "10.0.0.4", "port": 22, "user": "u",
+                          "gpus": 1, "id": "i-1", "type": "g5", "zone": "us-east-1a", "market": "spot"}]}  # fmt: skip
+    made = cluster(config(), mine, outputs, usd_per_hour=1.0, ssh_config="/x", env_hash="e")
+    assert made.bucket == f"s3://b0b/{mine.prefix}"
+    confined = only_this_run(made, "train_1")
+    assert confined is not None
+    role, policy = confined
+    assert role == mine.name, "the role that the stack makes"
+    (only,) = policy["Statement"]
+    assert (only["Effect"], only["Action"]) == ("Deny", ["s3:PutObject"])
+    assert only["NotResource"] == [f"arn:aws:s3:::b0b/{mine.prefix}/train_1/*"]
+    abroad = only_this_run(replace(made, region="us-gov-west-1"), "r")
+    assert abroad and abroad[1]["Statement"][0]["NotResource"][0].startswith("arn:aws-us-gov:s3:::")
+    for other in (replace(made, bucket=""), replace(made, bucket="s3://b0b/c"), replace(made, provider="static")):
+        assert only_this_run(other, "r") is None
 
 
 def test_workspace_tag_holds_only_what_a_tag_takes() -> None:

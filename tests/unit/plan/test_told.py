@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,3 +76,28 @@ def test_an_inventory_holds_no_template(mark: str) -> None:
             inventory(made, homes, {}, each)
     with pytest.raises(NexaError, match="a template"):
         inventory(made, {"n0": "/h"}, {"nexa_images": ["a", mark]})
+
+
+def test_docs_name_every_role_that_reads_what_another_host_said() -> None:
+    root = Path(__file__).parents[3]
+    found = {
+        path.relative_to(root).parts[2]
+        for folder in ("ansible/roles", "playbooks")
+        for path in (root / folder).rglob("*")
+        if path.suffix in (".yml", ".j2") and re.search(r"hostvars|delegate_|run_once", path.read_text())
+    }
+    assert found == {"wireguard", "uv_env"}, (
+        "what they pass on belongs into the table of docs/SECURITY.md, and is checked"
+    )
+    assert "inject_facts_as_vars = False" in (root / "ansible" / "ansible.cfg").read_text()
+
+
+def test_every_test_that_the_security_table_names_is_there() -> None:
+    root = Path(__file__).parents[3]
+    text = (root / "docs" / "SECURITY.md").read_text()
+    file = ""
+    for path, name in re.findall(r"`(tests/[\w/.]+\.py|…)::(\w+)`", text):
+        file = file if path == "…" else path
+        assert re.search(rf"^def {name}\(", (root / file).read_text(), re.MULTILINE), f"{file}::{name}"
+    for path in re.findall(r"`((?:tests|terraform)/[\w/.]+\.(?:hcl|py))`", text):
+        assert (root / path).exists(), path

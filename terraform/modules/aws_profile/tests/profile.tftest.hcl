@@ -31,6 +31,19 @@ run "one_prefix_of_one_bucket" {
   }
 
   assert {
+    condition = toset(flatten([for row in jsondecode(aws_iam_role_policy.bucket.policy).Statement : row.Action])) == toset([
+      "s3:GetObject", "s3:GetObjectVersion", "s3:PutObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts",
+      "s3:ListBucket", "s3:ListBucketVersions",
+    ])
+    error_message = "these rights and no others"
+  }
+
+  assert {
+    condition     = aws_iam_role.node.force_detach_policies
+    error_message = "the policy that a run had does not keep the role from being destroyed"
+  }
+
+  assert {
     condition     = aws_iam_role.node.path == "/nexa/unit/" && aws_iam_instance_profile.node.path == "/nexa/unit/"
     error_message = "role and profile lie under the cluster's path"
   }

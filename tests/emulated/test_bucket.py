@@ -1,0 +1,76 @@
+"""Who may write where in the durable bucket, as IAM and S3 are told it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from nexa_dist.errors import UsageError
+from nexa_dist.model import Cluster, Layout
+from nexa_dist.ops import bucket
+from nexa_dist.plan.aws import place_of
+from nexa_dist.run import aws
+from tests.unit.cloud_server import HOME, Desk, Emulated, site
+
+
+@pytest.fixture
+def s3(emulated_region: Emulated) -> Iterator[Any]:
+    yield aws.client("s3", HOME)
+
+
+def made(emulated_region: Emulated, s3: Any, owner: str = "user/ann") -> tuple[Cluster, str, str]:
+    """A cluster with a bucket; the bucket, and the role of its nodes."""
+    name = emulated_region.name()
+    s3.create_bucket(Bucket=f"lab-{name}")
+    mine = site(cluster=name, owner=owner, bucket=f"lab-{name}", prefix=place_of(owner, name))
+    role = mine.name
+    emulated_region.iam.create_role(RoleName=role, Path=f"/nexa/{name}/", AssumeRolePolicyDocument="{}")
+    place = f"s3://lab-{name}/{mine.place}"
+    cluster = Cluster(name, "aws", (), Layout("p", "/s", "/h", "/d"), bucket=place, region=HOME)
+    return cluster, f"lab-{name}", role
+
+
+def test_nodes_are_kept_to_the_run_that_they_run(emulated_region: Emulated, s3: Any, desk: Desk) -> None:
+    cluster, _, role = made(emulated_region, s3)
+    for run in ("train_1", "train_2"):
+        bucket.before_attempt(desk.ctx, cluster, run, 1)
+        said = emulated_region.iam.get_role_policy(RoleName=role, PolicyName="run")["PolicyDocument"]
+        (only,) = (json.loads(said) if isinstance(said, str) else said)["Statement"]
+        place = cluster.bucket.removeprefix("s3://")
+        assert only["Effect"] == "Deny" and only["NotResource"] == [f"arn:aws:s3:::{place}/{run}/*"]
+    assert desk.said == []
+
+
+def test_a_mark_of_an_attempt_that_nobody_began_is_removed(emulated_region: Emulated, s3: Any, desk: Desk) -> None:
+    cluster, name, _ = made(emulated_region, s3)
+    marks = f"{cluster.bucket.partition(name + '/')[2]}/r1/generation/"
+    for word in ("000001", "000002", "000003", "999999", "9" * 30, "x"):
+        s3.put_object(Bucket=name, Key=marks + word, Body=b"")
+    s3.put_object(Bucket=name, Key=marks.replace("r1", "r2") + "000009", Body=b"")
+    bucket.before_attempt(desk.ctx, cluster, "r1", 2)
+    left = [row["Key"].rpartition("/")[2] for row in s3.list_objects_v2(Bucket=name)["Contents"]]
+    assert left == ["000001", "000002", "000009"]
+    assert len([line for line in desk.said if "an attempt that nobody began: removed" in line]) == 4
+
+
+def test_what_our_rights_do_not_allow_is_said_and_no_end(emulated_region: Emulated, s3: Any, desk: Desk) -> None:
+    cluster, _, role = made(emulated_region, s3)
+    emulated_region.iam.delete_role(RoleName=role)
+    bucket.before_attempt(desk.ctx, cluster, "r1", 1)
+    assert len(desk.said) == 1 and "the nodes may write to other runs of this cluster" in desk.said[0]
+
+
+def test_a_state_lies_where_no_node_writes(emulated_region: Emulated, s3: Any) -> None:
+    nodes, states = f"lab-{emulated_region.name()}", f"lab-{emulated_region.name()}"
+    for name, kind in ((nodes, "durable"), (states, "state")):
+        s3.create_bucket(Bucket=name)
+        s3.put_bucket_tagging(Bucket=name, Tagging={"TagSet": [{"Key": "nexa:durable", "Value": kind}]})
+    for state, own in ((f"s3://{nodes}/team", ""), (f"s3://{nodes}", nodes), (f"s3://{states}/x", states)):
+        with pytest.raises(UsageError, match="which nodes write to"):
+            bucket.refuse_state(site(state=state, bucket=own))
+    bucket.refuse_state(site(state=f"s3://{states}/team", bucket=nodes))
+    bucket.refuse_state(site(state=f"s3://lab-{emulated_region.name()}", bucket=nodes))
+    bucket.refuse_state(site(bucket=nodes))
