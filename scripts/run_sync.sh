@@ -60,11 +60,12 @@ folder_of() { printf 'checkpoints/step_%08d/g%06d' "$1" "$2"; } # STEP GENERATIO
 
 # After a look: is an attempt later than ours known?
 check_fence() { # GENERATION
-    local newest
+    local newest lie
     sed -nE 's|^[0-9]+\tgeneration/0*([0-9]+)$|\1|p' "$scratch/keys" | sort -nr >"$scratch/attempts"
     newest=$(awk -v far="$(($1 + FAR))" 'length($1) < 10 && $1 <= far { print $1; exit }' "$scratch/attempts")
     if [ "$(head -n 1 "$scratch/attempts")" != "$newest" ]; then
-        say "warning: $url/generation names attempt $(head -c 40 "$scratch/attempts" | head -n 1), which nobody began: passed over"
+        lie=$(head -n 1 "$scratch/attempts" | head -c 40)
+        say "warning: $url/generation/$lie is of an attempt which nobody began: passed over"
     fi
     [ "${newest:-0}" -le "$1" ] || die 3 "attempt $1 may write no checkpoint any more: $url says attempt $newest"
 }
@@ -121,17 +122,20 @@ written_over() { # FOLDER
         first[n] = $1 } END { for (n in first) print first[n] "\t" n; exit !over }' "$scratch/versions" >"$scratch/first"
 }
 
+get_version() { # FOLDER NAME INTO
+    local version
+    case "/$2/" in */../* | *//*) return 1 ;; esac
+    version=$(n=$2 awk -F'\t' '$2 == ENVIRON["n"] { print $1 }' "$scratch/first")
+    mkdir -p "$(dirname "$3/$2")"
+    run_aws s3api get-object --bucket "$bucket" --key "$base/$1/$2" --version-id "$version" "$3/$2" </dev/null >/dev/null
+}
+
 # A checkpoint as it was first written, after written_over.
 get_first() { # FOLDER INTO
-    local name version
-    printf '0\tmanifest.json\n' >"$scratch/wanted"
+    local name
+    get_version "$1" manifest.json "$2" && named "$2/manifest.json" >"$scratch/wanted" 2>/dev/null || return 1
     while IFS=$'\t' read -r _ name; do
-        case "/$name/" in */../* | *//*) return 1 ;; esac
-        version=$(n=$name awk -F'\t' '$2 == ENVIRON["n"] { print $1 }' "$scratch/first")
-        mkdir -p "$(dirname "$2/$name")"
-        run_aws s3api get-object --bucket "$bucket" --key "$base/$1/$name" --version-id "$version" "$2/$name" \
-            </dev/null >/dev/null || return 1
-        if [ "$name" = manifest.json ]; then named "$2/$name" >>"$scratch/wanted" 2>/dev/null || return 1; fi
+        get_version "$1" "$name" "$2" || return 1
     done <"$scratch/wanted"
 }
 
