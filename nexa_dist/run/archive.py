@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import gzip
 import hashlib
@@ -171,12 +172,11 @@ def _behind_a_link(folder: Path, inside: Path) -> bool:
 
 def _file(name: str, inside: Path, path: Path) -> File:
     """Tried twice: an editor may be at work."""
-    for turn in range(2):
-        time.sleep(AGAIN_S * turn)
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            if path.is_symlink():
-                return File(name, "l", os.fsencode(_target(inside, path)))
-            if (found := _whole(name, path)) is not None:
+    for again in (False, True):
+        if again:
+            time.sleep(AGAIN_S)
+        with contextlib.suppress(OSError):
+            if (found := _whole(name, inside, path)) is not None:
                 return found
     raise NexaError(
         f"{shown(path)} changed or disappeared while it was read, twice",
@@ -184,16 +184,18 @@ def _file(name: str, inside: Path, path: Path) -> File:
     )
 
 
-def _whole(name: str, path: Path) -> File | None:
-    """The file, unless somebody writes to it just now."""
+def _whole(name: str, inside: Path, path: Path) -> File | None:
+    """The file or link, unless somebody writes to it just now."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
             before = os.fstat(file.fileno())
             content = file.read(before.st_size + 1)
             after = os.fstat(file.fileno())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            return File(name, "l", os.fsencode(_target(inside, path)))
         raise NexaError(
             f"cannot read {shown(path)}: {error.strerror}", hint="name it in .nexaignore if the nodes do without it"
         ) from error

@@ -6,8 +6,10 @@ nothing is guessed. A folder without git is walked. In both, `.nexaignore` leave
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -86,13 +88,13 @@ def _secrets() -> ignore.Rules:
 
 def is_dotenv(name: str) -> bool:
     """`.env`, `.env.local` and the like are for this machine alone, also where they are under git."""
-    file = PurePosixPath(name).name
+    file = name.rpartition("/")[2]
     return file == dotenv.NAME or (file.startswith(f"{dotenv.NAME}.") and file != f"{dotenv.NAME}.example")
 
 
 def _wanted(name: str, tracked: bool, secret: ignore.Rules, made: Listing) -> bool:
     """Whether a file is sent; one that git tracks, or that somebody has named, is missed if it is not."""
-    parts = PurePosixPath(name).parts
+    parts = tuple(name.split("/"))
     ours = OURS.match(name)
     if name.startswith("/") or ".." in parts or ".git" in parts:
         made.leave(name, "not a name within the project")
@@ -128,10 +130,9 @@ def _from_git(runner: Runner, root: Path, made: Listing, prefix: str) -> list[tu
     found: dict[str, bool] = {}
     for entry in filter(None, told.out.split(b"\0")):
         tag, _, name = os.fsdecode(entry).partition(" ")
-        path = root / name
         if name.endswith("/"):
             made.leave(prefix + name.rstrip("/"), "a clone of another repository", NAME_IT)
-        elif not path.is_symlink() and path.is_dir():
+        elif _is_folder(path := root / name):
             if (path / ".git").exists():
                 inner = f"{prefix}{name}/"
                 found |= {f"{name}/{below}": tracked for below, tracked in _from_git(runner, path, made, inner)}
@@ -140,6 +141,12 @@ def _from_git(runner: Runner, root: Path, made: Listing, prefix: str) -> list[tu
         else:
             found[name] = tag != "?"
     return sorted(found.items())
+
+
+def _is_folder(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    return False
 
 
 def _refused(root: Path, told: Result) -> NexaError:

@@ -104,11 +104,11 @@ def test_a_file_that_disappears_is_looked_for_again_and_then_named(root: Path, m
     real = archive._whole
     gone = [1]
 
-    def vanishing(name: str, path: Path) -> archive.File | None:
+    def vanishing(name: str, inside: Path, path: Path) -> archive.File | None:
         if gone[0]:
             gone[0] -= 1
             raise FileNotFoundError(path)
-        return real(name, path)
+        return real(name, inside, path)
 
     monkeypatch.setattr(archive, "_whole", vanishing)
     assert archive.build(root, NAMES).names == NAMES
