@@ -88,7 +88,7 @@ def rescue(ctx: Context, links: Sequence[Link], record: dict[str, Any], leaving:
 
 def _root(link: Link, run_id: str) -> str:
     """Where rank 0 saves, and where the other nodes get its checkpoints."""
-    return f"{link.path(link.ssh.cluster.layout.scratch)}/{run_id}/checkpoints"
+    return f"{link.run_dir(run_id)}/checkpoints"
 
 
 def _durable(link: Link, run_id: str) -> str:

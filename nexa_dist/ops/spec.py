@@ -51,7 +51,7 @@ class Job:
             scratch=scratch,
             shared=shared,
             durable=link.path(layout.durable),
-            run_dir=f"{scratch}/{self.run_id}",
+            run_dir=link.run_dir(self.run_id),
             package=code_folder(link, self.package),
             code=code_folder(link, self.project),
         )

@@ -93,4 +93,5 @@ def _names(ctx: Context, record: Record, cluster: str) -> dict[str, list[str]]:
             runs.append(run.run_id)
             code |= {str(found[key]) for key in ("code_hash", "package_hash") if found.get(key)}
     agents = {*record.agents, agentfile.digest()}
-    return {"runs": runs, "envs": list(record.envs), "agent": list(agents), "code": list(code)}
+    folders = [*runs, *(f"{run}.{node}" for run in runs for node in record.hosts)]
+    return {"runs": folders, "envs": list(record.envs), "agent": list(agents), "code": list(code)}

@@ -160,6 +160,12 @@ class Link:
         """`~/x` as an absolute path on the node."""
         return absolute(path, self.home)
 
+    def run_dir(self, run_id: str) -> str:
+        """The run's folder on the node. Hosts of one's own may share their home, and with it scratch: then each needs
+        a folder of its own, and nobody can tell from here whether they do."""
+        own = f".{self.node.name}" if self.ssh.cluster.provider == "static" else ""
+        return f"{self.path(self.ssh.cluster.layout.scratch)}/{run_id}{own}"
+
     @property
     def agent(self) -> str:
         return self.path(_agent_path(self.ssh.cluster))

@@ -18,7 +18,18 @@ pytestmark = pytest.mark.e2e
 
 WHO = """
 from os import environ as e
-print("rank", e["RANK"], "of", e["WORLD_SIZE"], "on", e["NEXA_NODE"], e["GLOO_SOCKET_IFNAME"])
+print("rank", e["RANK"], "of", e["WORLD_SIZE"], "on", e["NEXA_NODE"], e["GLOO_SOCKET_IFNAME"], end=" ")
+"""
+# Each rank leaves a file beside itself, and fails while the code is of version 1.
+MENDED = """
+import pathlib, time, version
+mine, all_there = pathlib.Path("by-rank-" + e["RANK"]), pathlib.Path(e["NEXA_SCRATCH"])
+print(version.V, "after " + mine.read_text() if mine.exists() else "", flush=True)
+mine.write_text(version.V)
+(all_there / ("ready-" + e["RANK"])).touch()
+while len(list(all_there.glob("ready-*"))) < 3:  # the first one that fails ends the others
+    time.sleep(0.05)
+raise SystemExit(version.V == "v1")
 """
 
 
@@ -46,16 +57,28 @@ def hosts(clean: Lab) -> str:
 
 
 def test_ranks_follow_the_file_not_the_addresses(clean: Lab, hosts: str) -> None:
-    train = clean.script("who", WHO)
-    clean.nexa("run", train, "--cluster", hosts)
-    assert "rank 0 of 3 on n0 lo" in clean.log(0, "n0")
-    assert "rank 2 of 3 on n1 lo" in clean.log(2, "n1")
-    run_dirs = {n: e["run_dir"] for n, e in clean.record()["nodes"].items()}
-    assert "/nodes/n1/home/.nexa/scratch/" in run_dirs["n0"]
-    assert Path(run_dirs["n1"], "rank_2").is_dir()
+    """The hosts share their folders, as those with one home over NFS do; and the first attempt has to be mended."""
+    nfs = clean.root / ".nexa" / "clusters" / "lab" / "nodes" / "n0" / "one home"
+    config = {**json.loads((clean.root / hosts).read_text()), "scratch": f"{nfs}/scratch", "shared": f"{nfs}/shared"}
+    both = clean.write("own/one-home.yaml", json.dumps(config))
+    clean.write("version.py", 'V = "v1"')
+    (clean.root / "data").symlink_to("/nonexistent/data")
+    train = clean.script("who", WHO + MENDED)
+    said = clean.nexa("run", train, "--cluster", both, code=1).stderr
+    assert "data: a link out of the project, to /nonexistent/data (name it in files: of train.yaml)" in said
+    assert "rank 0 of 3 on n0 lo v1" in clean.log(0, "n0")
+    run_dirs = {n: Path(e["run_dir"]) for n, e in clean.record()["nodes"].items()}
+    assert run_dirs == {n: nfs / "scratch" / f"{clean.newest().name}.{n}" for n in ("n0", "n1")}
+    clean.write("version.py", 'V = "v2"')  # of the same size, within the same second for all that Python knows
+    clean.nexa("run", "--resume", clean.newest().name)
+    assert "rank 0 of 3 on n0 lo v2 after v1" in clean.log(0, "n0", 2)
+    assert "rank 2 of 3 on n1 lo v2 after v1" in clean.log(2, "n1", 2)
+    assert (run_dirs["n1"] / "rank_2").is_dir() and (run_dirs["n1"] / "work" / "by-rank-2").read_text() == "v2"
     printed = clean.nexa("run", train, "--cluster", hosts, "--print").stdout
     assert "--node_rank=0 --master_addr=127.0.0.12" in printed
     assert "# n1 (127.0.0.11): ranks 2 to 2 of 3" in printed
+    assert "/nodes/n1/home/.nexa/scratch/train_dry_run.n0" in printed
+    (clean.root / "data").unlink()
 
 
 def test_settings_of_the_users_that_hurt_are_off_and_programs_need_consent(clean: Lab, hosts: str) -> None:
