@@ -198,9 +198,14 @@ def test_what_the_run_rewrote_is_written_down_and_said(tmp_path: Path) -> None:
     assert lines == [f"n{n}: counter.txt: rewritten by the run, and kept as it is" for n in (0, 1)]
 
 
-@pytest.mark.parametrize("lie", [5, None, "x", {"a": 1}, [5, None, ["x"]]])
+@pytest.mark.parametrize("lie", [5, None, "x", {"a": 1}, ["x"] * 1000])
 def test_what_a_node_says_of_it_is_not_believed(tmp_path: Path, lie: Any) -> None:
-    assert "laid" not in Trial(tmp_path, Nodes(start={"kept": lie, "aside": lie})).start()["attempts"][0]
+    with pytest.raises(NexaError, match=r"n0: its answer to start makes no sense: kept: .* is no list of at most 100"):
+        Trial(tmp_path, Nodes(start={"kept": lie})).start()
+
+
+def test_names_that_are_none_are_passed_over(tmp_path: Path) -> None:
+    assert "laid" not in Trial(tmp_path, Nodes(start={"kept": [5, None, ["x"]], "aside": []})).start()["attempts"][0]
 
 
 def test_code_that_is_there_is_neither_asked_for_nor_sent(tmp_path: Path) -> None:

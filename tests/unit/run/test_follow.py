@@ -432,7 +432,8 @@ def test_a_node_that_has_not_begun_the_attempt_is_asked_again_until_it_has(
 
 @pytest.mark.parametrize("attempt", [None, 1])
 def test_who_waits_for_no_attempt_is_told_that_nothing_is_there(tmp_path: Path, attempt: int | None) -> None:
-    runner, out = Streams(lambda _: BytesIO(b'{"end": {"state": "failed", "attempt": 1}}\n{"through": true}\n')), Items()
+    failed = b'{"end": {"state": "failed", "attempt": 1}}\n{"through": true}\n'
+    runner, out = Streams(lambda _: BytesIO(failed)), Items()
     Follower(link_over(runner), "/r", tmp_path / "n0", out, attempt=attempt).run()
     assert [item.status["state"] for item in all_of(out) if isinstance(item, Ended)] == ["failed"]
 
@@ -440,8 +441,9 @@ def test_who_waits_for_no_attempt_is_told_that_nothing_is_there(tmp_path: Path, 
 def test_the_patience_with_a_node_that_never_begins_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ASK_S", 0.001)
     monkeypatch.setattr(module, "BEGIN_S", 0.005)
-    runner, out = Streams(lambda _: BytesIO(b'{"end": {"state": "absent", "attempt": 0}}\n{"through": true}\n')), Items()
+    absent = b'{"end": {"state": "absent", "attempt": 0}}\n{"through": true}\n'
+    runner, out = Streams(lambda _: BytesIO(absent)), Items()
     follower = Follower(link_over(runner), "/r", tmp_path / "n0", out, attempt=1)
     follower.run()
-    assert [type(item) for item in all_of(out)] == [Ended]
+    assert [type(item) for item in all_of(out)] == [Ended, Through]
     assert follower.early and 5 <= len(runner.messages) <= 7
