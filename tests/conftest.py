@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ TOGETHER = {
     "tests/e2e/test_runs.py": "lab 1",
     "tests/e2e/test_logs.py": "lab 1",
     "tests/e2e/test_own_hosts.py": "lab 1",
+    "tests/e2e/test_other_users.py": "lab 1",
     "tests/e2e/test_hostile_cli.py::test_a_command_for_a_node": "lab 1",
     "tests/e2e/test_lifecycle.py": "lab 2",
     "tests/e2e/test_recovery.py": "lab 2",
@@ -34,6 +37,14 @@ TOGETHER = {
 any worker."""
 DURATIONS = Path(__file__).with_name("durations.txt")
 """Seconds of the tests that take some, as `scripts/test --long --durations=0` says them."""
+
+
+@pytest.fixture(autouse=True)
+def _umask() -> Iterator[None]:
+    """As most users have it. A command that runs in this process sets its own."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
 
 
 def group_of(nodeid: str) -> str:

@@ -241,7 +241,7 @@ LOOK = (
 PUT = (
     'umask 077; t=$1.$$; mkdir -p "${1%/*}" && cat > "$t" && s=$(sha256sum < "$t") && '
     'if [ "${s%% *}" != "$2" ]; then rm -f "$t"; echo "it did not arrive whole" >&2; exit 1; fi && '
-    'sync "$t" && chmod 755 "$t" && mv "$t" "$1" && sync "${1%/*}"'
+    'sync "$t" && chmod 700 "$t" && mv "$t" "$1" && sync "${1%/*}"'
 )
 NOT_OURS = 77
 CHECKED = f's=$(sha256sum < "$1") && test "${{s%% *}}" = "$2" || exit {NOT_OURS}; shift 2; exec "$@"'

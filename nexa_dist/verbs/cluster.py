@@ -14,7 +14,7 @@ from typing import Any
 from nexa_dist import ui
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.config.load import json_schema, kind_of, load_cluster, load_train, resolved
-from nexa_dist.errors import EXIT_OK, NexaError, StillRunning, UsageError
+from nexa_dist.errors import EXIT_FAILED, EXIT_OK, NexaError, StillRunning, UsageError
 from nexa_dist.ops import adopt as adopting
 from nexa_dist.ops import aws_end as ending
 from nexa_dist.ops import bucket as deleting
@@ -122,6 +122,7 @@ def status(args: Arguments) -> int:
     ctx = context(acts=False)
     folders = [find_folder(ctx, args.cluster)] if args.cluster else ctx.workspace.clusters()
     report: dict[str, Any] = {"clusters": [], "runs": []}
+    code = EXIT_OK
     for folder in folders:
         if not folder.json.exists():
             report["clusters"].append({"cluster": folder.name, "state": "unfinished", "nodes": []})
@@ -129,6 +130,7 @@ def status(args: Arguments) -> int:
         try:
             cluster = folder.load()
         except NexaError as error:
+            code = EXIT_FAILED
             ui.error(str(error), error.hint)
             report["clusters"].append({"cluster": folder.name, "state": "damaged", "nodes": []})
             continue
@@ -142,10 +144,11 @@ def status(args: Arguments) -> int:
                 nodes = running.live(ctx, found)
                 report["runs"].append({**running.summary(found), **running.progress_of(nodes), "nodes": nodes})
         except NexaError as error:
+            code = EXIT_FAILED
             ui.error(f"passed over: {error}", error.hint)
     if args.json:
         ui.emit(report)
-        return EXIT_OK
+        return code
     if not report["clusters"]:
         ui.say(f"no cluster is known in {ctx.workspace.root}")
     for entry in report["clusters"]:
@@ -172,7 +175,7 @@ def status(args: Arguments) -> int:
             "cost_usd",
         )
         ui.table(report["runs"], columns)
-    return EXIT_OK
+    return code
 
 
 def ssh(args: Arguments) -> int:

@@ -27,6 +27,8 @@ def context(*, acts: bool = True) -> Context:
     if acts:
         _refuse_foreign(runner, here.root)
         here.close_to_others()
+    else:
+        files.close_to_others()  # what is shown may be somebody else's
     for line in dotenv.load(here.root, os.environ, lambda: git.tracks(runner, here.root, dotenv.NAME) != ""):
         ui.say(line)
     return Context(here, runner, lambda text: ui.say(redact_text(text)))

@@ -278,11 +278,12 @@ def stop(args: Arguments) -> int:
 
 
 def runs(args: Arguments) -> int:
-    rows = []
+    rows, code = [], EXIT_OK
     for found in context(acts=False).workspace.runs():
         try:
             rows.append(running.summary(found))
         except NexaError as error:
+            code = EXIT_FAILED
             ui.error(f"passed over: {error}", error.hint)
     if args.json:
         ui.emit(rows)
@@ -290,4 +291,4 @@ def runs(args: Arguments) -> int:
         ui.table(rows, ("run", "state", "cluster", "minutes", "cost_usd", "cause"))
     else:
         ui.say("no run yet")
-    return EXIT_OK
+    return code

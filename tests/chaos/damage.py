@@ -26,6 +26,7 @@ from unittest import mock
 
 from nexa_dist import cli
 from nexa_dist.config.train import TrainConfig
+from nexa_dist.run import trust
 from nexa_dist.run.runner import Result, Stream
 
 NOW = 1_790_000_000.0
@@ -360,6 +361,7 @@ def rounds(root: Path, seed: int, count: int) -> Tally:
     chance, files, tally = random.Random(f"damage {seed}"), workspace(), Tally()
     for path, data in files.items():
         put(root, path, data)
+    trust.adopt(root)
     with _alone(root):
         for number in range(count):
             path = chance.choice(list(files))

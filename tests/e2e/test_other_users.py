@@ -22,7 +22,8 @@ def seen_by_others(root: Path) -> list[str]:
             names[:] = [
                 name for name in names if name not in OF_THE_PROJECT or Path(folder, name).stat().st_mode & 0o077
             ]
-            for path in (Path(folder), *(Path(folder, name) for name in (*names, *files))):
+            ours = [name for name in files if not name.startswith("trigger")]  # another test's sign for its ranks
+            for path in (Path(folder), *(Path(folder, name) for name in (*names, *ours))):
                 if not path.is_symlink() and path.exists() and path.stat().st_mode & 0o077:
                     found.append(f"{path.stat().st_mode & 0o777:o} {path.relative_to(root)}")
     return sorted(set(found))

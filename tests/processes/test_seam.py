@@ -25,7 +25,7 @@ def test_the_agent_is_put_whole_or_not_at_all_and_runs_only_as_it_was_sent(tmp_p
         return done.returncode, done.stdout
 
     assert put(b"who") and not path.exists() and run() == (NOT_OURS, b"")
-    assert not put(b"whole") and path.stat().st_mode & 0o777 == 0o755 and run() == (0, b"a b\n")
+    assert not put(b"whole") and path.stat().st_mode & 0o777 == 0o700 and run() == (0, b"a b\n")
     path.write_bytes(b"wholE")
     assert run() == (NOT_OURS, b"")
     assert [p.name for p in path.parent.iterdir()] == ["agent.pyz"]

@@ -18,14 +18,6 @@ NOBODY = 65534
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
 
 
-@pytest.fixture(autouse=True)
-def _umask() -> object:
-    """As most users have it."""
-    before = os.umask(0o022)
-    yield
-    os.umask(before)
-
-
 def as_nobody(act: Callable[[], object]) -> int:
     """0 when it could be done, else the errno."""
     child = os.fork()
