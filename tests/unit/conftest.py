@@ -12,7 +12,12 @@ from nexa_dist.run import trust
 from tests.unit.cloud_server import Desk, Emulated, emulated
 
 settings.register_profile(
-    "here", deadline=None, database=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    "here",
+    max_examples=50,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("here")  # a busy machine fails nothing, and every run tries the same
 

@@ -185,7 +185,7 @@ def parts(made: Bill) -> dict[str, Any]:
 
 
 @given(LEDGERS, TIMES)
-@settings(max_examples=200)
+@settings(max_examples=80)
 def test_phases_days_and_nodes_sum_to_the_bill(events: list[Any], now: float) -> None:
     made = bill(events, now)
     for shares in (made.phases, made.days):
@@ -199,13 +199,13 @@ def test_phases_days_and_nodes_sum_to_the_bill(events: list[Any], now: float) ->
 
 
 @given(LEDGERS, TIMES, st.integers(0, 100_000))
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_the_bill_never_shrinks_as_time_passes(events: list[Any], now: float, later: int) -> None:
     assert bill(events, now + later).usd >= bill(events, now).usd - 1e-9
 
 
 @given(LEDGERS, TIMES, st.randoms(use_true_random=False))
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_the_order_of_lines_and_lines_that_are_there_twice_do_not_matter(
     events: list[Any], now: float, dice: random.Random
 ) -> None:
