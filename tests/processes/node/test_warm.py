@@ -60,6 +60,7 @@ print(json.dumps({
 
 @pytest.mark.parametrize("words", [("sub/look.py", "--x", "a b"), ("-m", "sub.look", "--x")], ids=["script", "module"])
 def test_a_fork_sees_what_a_fresh_interpreter_sees(node: Node, words: tuple[str, ...]) -> None:
+    os.umask(0o077)  # as the agent, which starts both
     node.script(LOOK, "sub/look.py")
     node.environment["PYTHONPATH"] = f"/nonexistent:{node.work}"
     node.warm(*words)
