@@ -21,7 +21,7 @@ TOGETHER = {
     "tests/e2e/test_other_users.py": "lab 1",
     "tests/e2e/test_hostile_cli.py::test_a_command_for_a_node": "lab 1",
     "tests/e2e/test_lifecycle.py": "lab 2",
-    "tests/e2e/test_recovery.py": "lab 2",
+    "tests/e2e/test_recovery.py": "lab 1",
     "tests/e2e/test_own_hosts_provision.py": "own hosts",
     "tests/e2e/test_diag.py::test_an_unfit_node": "lab 1",
     "tests/e2e/test_diag.py": "diag",

@@ -39,6 +39,7 @@ def ends(lab: Lab) -> list[tuple[str, str | None]]:
     return [(row["kind"], row["next"]) for row in lab.manifest()["attempts"]]
 
 
+@pytest.mark.long("test_logs.py has a rank that fails and the attempt after it")
 def test_a_rank_that_raises_once_costs_one_attempt(clean: Lab) -> None:
     said = clean.nexa("run", again(clean, 6, 1), "--rank", "1").stderr
     assert "attempt 1 ended: rank 1 on n1: exit code 1; next: restart" in said

@@ -25,6 +25,7 @@ from tests.bench.bill import (
     Clock,
     Play,
     Scenario,
+    a_day_of_chance,
     compare,
     forgotten,
     simulated_region,
@@ -51,7 +52,13 @@ def events(play: Play, kind: str) -> list[dict[str, Any]]:
     return [event for event in meter.read(play.folder.path) if event["event"] == kind]
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+LONG = pytest.mark.long("a seed")
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [pytest.param(each, marks=[LONG] if each is a_day_of_chance else [], id=each.__name__) for each in SCENARIOS],
+)
 def test_the_ledger_agrees_with_the_bill(simulated: tuple[Emulated, Clock], tmp_path: Path, scenario: Scenario) -> None:
     found = compare(*simulated, tmp_path, scenario)
     assert abs(found.off) <= AGREES, (found.truth_usd, found.made.to_json())

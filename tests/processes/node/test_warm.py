@@ -355,6 +355,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.long("ten CPU seconds of imports; train/test_hf_resume.py trains in forks")
 def test_torch_works_in_forks_as_in_fresh_interpreters(node: Node) -> None:
     pytest.importorskip("torch")
     node.preload = ("torch",)

@@ -90,6 +90,7 @@ def gone(pid: int, within_s: float = 90.0) -> bool:
 VARIANT = pytest.mark.long("variant of its end")
 
 
+@pytest.mark.long("ten CPU seconds of imports; every provision measures two nodes")
 @pytest.mark.parametrize("group", [{"nodes": 3}], indirect=True)
 def test_three_nodes_measure_each_other(group: Group) -> None:
     group.start(0, 1, 2)
