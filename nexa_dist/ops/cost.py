@@ -178,7 +178,8 @@ def _run_row(ctx: Context, record: dict[str, Any], made: Bill) -> dict[str, Any]
     run_id = record["run_id"]
     share, phases = made.run(run_id), made.runs.get(run_id, {})
     manifest = _json(ctx.workspace.root / "runs" / "manifests" / f"{run_id}.json")
-    told = manifest.get("eval_report") or {}
+    report, tags = manifest.get("eval_report"), manifest.get("tags")
+    told = report if isinstance(report, dict) else {}
     steps = attempts.steps(record["attempts"]) or periods.number(told.get("steps")) or _step(ctx, run_id)
     tokens = periods.number(told.get("tokens"))
     known = not made.unpriced
@@ -193,7 +194,7 @@ def _run_row(ctx: Context, record: dict[str, Any], made: Bill) -> dict[str, Any]
         "tokens": tokens,
         "usd_per_step": share.usd / steps if steps and known else None,
         "usd_per_million_tokens": share.usd / tokens * 1e6 if tokens and known else None,
-        "tags": [str(tag) for tag in manifest.get("tags") or record["config"].get("tags") or ()],
+        "tags": [str(tag) for tag in (tags if isinstance(tags, list) else record["config"].get("tags") or ())],
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from nexa_dist.plan.findings import ACTIVE, LATEST_UNIX, Evidence, NodeEvidence,
 from nexa_dist.plan.logtail import TAIL_BYTES
 from nexa_dist.plan.signature import Exit
 from nexa_dist.plan.verdict import Verdict, judge
+from nexa_dist.run import files
 from nexa_dist.run.mirror import EVENTS, TAIL
 from nexa_dist.run.workspace import RunFolder
 
@@ -124,11 +124,7 @@ def _rank_logs(folder: Path, attempt: int) -> Iterator[tuple[int, Path]]:
 def _tail(path: Path, size: int) -> bytes:
     """The last bytes of a file; nothing when it cannot be read. Of a log that is not all here they lie beside it."""
     kept = path.with_name(path.name + TAIL)
-    path = kept if kept.exists() else path
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - size))
-        return file.read(size)
-    return b""
+    return files.tail(kept if kept.exists() else path, size)
 
 
 def _events(path: Path, attempt: int) -> tuple[dict[str, Any], ...]:

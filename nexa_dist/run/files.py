@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -105,24 +106,30 @@ def read_text(path: Path, most: int = 4096) -> str:
         return ""
 
 
+def opened(path: Path) -> IO[bytes]:
+    """A plain file, to be read: to open a pipe would wait, and a device has no end. Raises OSError."""
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115  (the caller closes it)
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise FileNotFoundError(errno.ENOENT, "it is no plain file", str(path))
+
+
 def _plain(path: Path, most: int, cut: bool = False) -> bytes:
-    """What a plain file holds: to open a pipe would wait. Raises OSError; ValueError for more than `most`."""
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError("it is no plain file")
-        if found.st_size > most and not cut:
-            raise ValueError(f"it has {found.st_size} bytes")
+    """What a plain file holds. Raises OSError; ValueError for more than `most`."""
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most and not cut:
+            raise ValueError(f"it has {size} bytes")
         return file.read(most)
 
 
 def tail(path: Path, size: int) -> bytes:
     """The last bytes of a plain file; nothing where it cannot be read."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            found = os.fstat(file.fileno())
-            file.seek(max(0, found.st_size - size))
-            return file.read(size) if stat.S_ISREG(found.st_mode) else b""
+        with opened(path) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+            return file.read(size)
     except OSError:
         return b""
 
@@ -176,7 +183,15 @@ def locked(path: Path, verb: str) -> Iterator[None]:
 
 def _opened(path: Path) -> IO[str]:
     """The lock's file, made if need be. Who can open it can hold it, so that is nobody else."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        fd = os.open(path, flags, 0o600)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        fd = os.open(
+            path.with_name(f"{path.name}.own"), flags, 0o600
+        )  # a link is not ours: all take the file beside it
     if os.fstat(fd).st_uid == os.getuid():
         os.fchmod(fd, 0o600)
     return os.fdopen(fd, "r+", encoding="utf-8", errors="replace")

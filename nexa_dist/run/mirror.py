@@ -8,6 +8,8 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nexa_dist.run import files
+
 MAX_LINE_BYTES = 64 * 1024
 INDEX = ".times"
 """Ends the name of a log's time index: lines `<unix seconds> <bytes that were there>`."""
@@ -38,7 +40,7 @@ def marks(folder: Path) -> Marks:
     """Where to go on reading the files of a mirror: behind the last newline, so that a line comes whole."""
     found: Marks = {}
     for path in sizes(folder):
-        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        with contextlib.suppress(FileNotFoundError), files.opened(path) as file:
             size = file.seek(0, os.SEEK_END)
             start = max(0, size - MAX_LINE_BYTES)
             file.seek(start)
@@ -51,7 +53,7 @@ def marks(folder: Path) -> Marks:
 def put_aside(path: Path, data: bytes) -> None:
     """Gives the file another name (`agent.1.err`) when it does not begin as `data` does: another machine wrote it."""
     with contextlib.suppress(FileNotFoundError):
-        with path.open("rb") as file:
+        with files.opened(path) as file:
             head = file.read(len(data))
         if head and not (data.startswith(head) or head.startswith(data)):
             names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in range(1, 10000))

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from nexa_dist.run import files
 from nexa_dist.run.mirror import INDEX, MAX_LINE_BYTES
 
 BLOCK_BYTES = 256 * 1024
@@ -46,7 +47,7 @@ class Times:
 
     def _more(self) -> None:
         try:
-            with self.path.open("rb") as file:
+            with files.opened(self.path) as file:
                 file.seek(self.position)
                 data = file.read(MAX_LINE_BYTES)
         except FileNotFoundError:
@@ -92,7 +93,7 @@ class Reader:
         try:
             if os.stat(self.path).st_size == self.offset and not final:
                 return
-            file = self.path.open("rb", buffering=0)
+            file = files.opened(self.path)
         except FileNotFoundError:
             return
         with file:
@@ -170,7 +171,7 @@ def offset_at(log: Path, unix: float) -> int:
     found = log.stat()
     if row is None and found.st_mtime <= unix:  # no row is as young as that, nor is the file
         return found.st_size
-    with log.open("rb") as file:
+    with files.opened(log) as file:
         low = max(0, offset - MAX_LINE_BYTES)
         newline = os.pread(file.fileno(), offset - low, low).rfind(b"\n")
     return low + newline + 1 if newline >= 0 or low == 0 else offset
@@ -178,7 +179,7 @@ def offset_at(log: Path, unix: float) -> int:
 
 def tail_offset(log: Path, lines: int, pattern: re.Pattern[bytes] | None, floor: int) -> int:
     """Where the last `lines` lines begin (of those that match), at or behind `floor`, where a line begins."""
-    with log.open("rb", buffering=0) as file:
+    with files.opened(log) as file:
         fd, size = file.fileno(), os.fstat(file.fileno()).st_size
         if lines == 0:
             return size if _ends(fd, size) else next(_backwards(fd, floor, size), (size, size))[0]

@@ -201,3 +201,20 @@ def test_runs_are_found_by_a_part_of_their_name(tmp_path: Path) -> None:
     assert workspace.run(first.run_id) == first
     with pytest.raises(UsageError, match="more than one run matches"):
         workspace.run("train")
+
+
+@pytest.mark.parametrize(
+    "make", [lambda p: p.symlink_to("/dev/zero"), os.mkfifo, Path.mkdir], ids=["link", "pipe", "folder"]
+)
+def test_only_a_plain_file_is_read(make: Callable[[Path], object], tmp_path: Path) -> None:
+    make(tmp_path / "log")
+    with pytest.raises(OSError, match=r"no plain file|directory"):
+        files.opened(tmp_path / "log")
+    assert files.tail(tmp_path / "log", 10) == b"" and files.read_lines(tmp_path / "log") == []
+
+
+def test_a_lock_that_is_a_link_is_held_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "lock").symlink_to("/dev/zero")
+    second = files.locked(tmp_path / "lock", "run")
+    with files.locked(tmp_path / "lock", "teardown"), pytest.raises(NexaError, match="is in use"), second:
+        pass
