@@ -108,10 +108,13 @@ def read_text(path: Path, most: int = 4096) -> str:
 
 def opened(path: Path) -> IO[bytes]:
     """A plain file, to be read: to open a pipe would wait, and a device has no end. Raises OSError."""
-    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115  (the caller closes it)
-    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        return file
-    file.close()
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(fd, "rb")
+    os.close(fd)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
     raise FileNotFoundError(errno.ENOENT, "it is no plain file", str(path))
 
 
@@ -189,9 +192,8 @@ def _opened(path: Path) -> IO[str]:
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-        fd = os.open(
-            path.with_name(f"{path.name}.own"), flags, 0o600
-        )  # a link is not ours: all take the file beside it
+        # A link is not ours: every command takes the file beside it.
+        fd = os.open(path.with_name(f"{path.name}.own"), flags, 0o600)
     if os.fstat(fd).st_uid == os.getuid():
         os.fchmod(fd, 0o600)
     return os.fdopen(fd, "r+", encoding="utf-8", errors="replace")

@@ -87,7 +87,7 @@ PLAIN = (
     "nvidia/cuda:12.4.1@sha256:0123456789abcdef", "--lr=1e-4", "data/train.json", "git@github.com:me/repo.git",
     "step 5/10 loss 3.2 tok/s 123", "Missing key(s) in state_dict: \"a.b\"", "Unexpected key: model.weight",
     "invalid token: '<'", "wrong password for user me", "the basic configuration of a bearer of news", "author: me",
-    f"/root/.cache/hub/models--a/snapshots/{HEX40}/config.json", "--password-file /run/x", "SSH_AUTH_SOCK=/tmp/x",
+    f"/home/ann/.cache/hub/models--a/snapshots/{HEX40}/config.json", "--password-file /run/x", "SSH_AUTH_SOCK=/tmp/x",
     "forward_pass: 3", "pass@1: 0.5", "signature: (x, y) -> z", "pattern=*.json", "path=/a", "compass: north",
     "--api-key=$WANDB_API_KEY", "token=null",
     "cluster.yaml:4: gpus_per_nod: unknown key (hint: did you mean gpus_per_node?)",
