@@ -28,7 +28,7 @@ from nexa_dist.config.load import load_cluster  # noqa: E402
 from nexa_dist.errors import NexaError  # noqa: E402
 from tests.cloud.client import Region  # noqa: E402
 
-START_LIMIT_S = 60.0
+START_LIMIT_S = 300.0
 END_LIMIT_S = 30.0
 PLAN_LIMIT_S = 600.0
 """The first plan on a machine may download the provider."""

@@ -21,7 +21,10 @@ from nexa_dist.shape import Strange, parsed
 PROGRAM = Path(__file__).parent.parent / "train" / "bandwidth.py"
 START = "import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv.pop(1))), 'bandwidth.py', 'exec'))"
 """The program comes on standard input, which stays open: when we end, or the connection, it ends too."""
+IMPORT_S = 120.0
+"""For torch to be imported on every node: a cold disk or a busy machine is not a fault of the wires."""
 LIMIT_S = {False: 30.0, True: 50.0}
+"""From then on."""
 OP_S = {False: 0.15, True: 0.5}
 """Seconds that one measurement may take."""
 STAGES = ("", "imported", "met", "joined", "all-reduce", "pairs", "slow pairs again")
@@ -47,29 +50,41 @@ def try_group(
     heard: dict[str, dict[str, Any]] = {name: {} for name in names}
     streams: list[Stream] = []
 
-    def listen(name: str, stream: Stream) -> None:
-        for line in iter(lambda: stream.out.readline(wire.FRAME_BYTES), b""):
+    def listen(name: str, last: str) -> None:
+        """Reads what a node says, until it says that it has come to stage `last`, or all of it."""
+        out = streams[names.index(name)].out
+        for line in iter(lambda: out.readline(wire.FRAME_BYTES), b""):
             try:
                 heard[name] |= parsed(line, wire.GROUP, wire.FRAME_BYTES)
             except Strange:
                 continue  # a library that prints
             if "error" in heard[name]:
                 raise _Failed
+            if last and heard[name].get("stage") == last:
+                return
         if heard[name].get("stage", "") not in STAGES:
             heard[name] = {"error": "it tells of what it does not do"}
         if heard[name].get("stage", "") not in STAGES[-2:]:
             heard[name]["error"] = "it ended without a word"
             raise _Failed
 
+    def together(pool: ThreadPoolExecutor, last: str, limit_s: float) -> bool:
+        reads = [pool.submit(listen, name, last) for name in names]
+        done, late = wait(reads, timeout=limit_s, return_when=FIRST_EXCEPTION)
+        failed = any(read.exception() for read in done)
+        if late and failed:
+            wait(late, timeout=1)  # the others may know more
+        return not late and not failed
+
     with ThreadPoolExecutor(len(links)) as pool:
         try:
             for index, link in enumerate(links):
                 argv = _argv(link, {**plan, "node": index}, interface(facts[link.node.name]), len(source))
                 streams.append(ctx.runner.stream(argv, stdin=source))
-            reads = [pool.submit(listen, name, stream) for name, stream in zip(names, streams, strict=True)]
-            done, late = wait(reads, timeout=LIMIT_S[deep] + 5, return_when=FIRST_EXCEPTION)
-            if late and any(read.exception() for read in done):
-                wait(late, timeout=1)  # the others may know more
+            if together(pool, "imported", IMPORT_S):
+                for stream in streams:
+                    stream.send(b"\n")
+                together(pool, "", LIMIT_S[deep] + 5)
         except OSError as error:
             raise NexaError(f"ssh could not be started: {error}") from error
         finally:

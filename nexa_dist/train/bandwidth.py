@@ -1,9 +1,10 @@
 """How fast the nodes reach each other: latency and all-reduce bandwidth of the group, and each pair of nodes by itself.
 
 One program a node, started by `nexa diag` over ssh: `python -m nexa_dist.train.bandwidth '{plan}'`, or with these lines
-on its standard input, since a node needs only torch for it. It forks one process for each rank (one a node with gloo,
-one a GPU with NCCL). Standard input is its life line: when it ends, the program ends, whatever the ranks wait for.
-It prints lines of JSON: where it is, and on the first node the result, or an error.
+on its standard input, since a node needs only torch for it. Once torch is imported, which takes from a second to a
+minute, it waits for one more byte: all nodes start together, and only then does `limit_s` count. It forks one process
+for each rank (one a node with gloo, one a GPU with NCCL). Standard input is its life line: when it ends, the program
+ends, whatever the ranks wait for. It prints lines of JSON: where it is, and on the first node the result, or an error.
 
 Bus bandwidth is 2 (n-1)/n x bytes / seconds for n ranks: what every rank's wire carries in a ring, whatever n is (the
 definition of nccl-tests, its doc/PERFORMANCE.md). A pair's figure is what one node sends to the other, on all GPUs at
@@ -303,10 +304,12 @@ def work(plan: dict[str, Any], local: int) -> NoReturn:
 def main(argv: list[str]) -> int:
     """Starts the ranks of this node, and ends them: when one fails, when time is up, when nobody holds our input."""
     plan = json.loads(argv[0])
-    until = time.monotonic() + plan["limit_s"]
     import torch.distributed  # noqa: F401  # once, before the forks
 
     tell({"stage": "imported"})
+    if not os.read(0, 1):
+        return 1
+    until = time.monotonic() + plan["limit_s"]
     children, us = [], os.getpid()
     ended: list[int] = []
     # Noted and no more: what a handler raises is lost where it meets the functions that Python calls around a fork.

@@ -16,7 +16,7 @@ import pytest
 
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.run import files
+from nexa_dist.run import files, trust
 from tests.cloud import image, traces
 from tests.cloud.host import nvidia_smi
 from tests.e2e import conftest
@@ -77,6 +77,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
 
 def write_cluster(root: Path, lab: Lab, efa: bool = False) -> None:
     """What a provision leaves in the workspace."""
+    trust.claim(root)
     folder = root / ".nexa" / "clusters" / "three"
     lines = [f"Host n{i}\n  HostName 203.0.113.{i + 1}" for i in range(3)]
     files.write_text(
