@@ -52,7 +52,7 @@ CUDA = (
         "cuBLAS could not be set up on the GPU; most often its memory is full, or an index out of bounds came before",
         "a smaller batch, and nexa ssh NODE -- nvidia-smi for what else holds the GPU; CUDA_LAUNCH_BLOCKING=1 in env:"
         " shows the true line, and ids are to be compared with the vocabulary",
-        says("CUBLAS_STATUS_NOT_INITIALIZED", "CUSOLVER_STATUS_NOT_INITIALIZED"),
+        says("CUBLAS_STATUS_NOT_INITIALIZED", "cusolver error: "),
     ),
     row(
         "cudnn_failed",
@@ -77,6 +77,7 @@ CUDA = (
         patterns(
             r"CUDA out of memory\. (?P<detail>Tried to allocate [0-9.]{1,12} [KMGT]?i?B)",
             r"HIP out of memory\. (?P<detail>Tried to allocate [0-9.]{1,12} [KMGT]?i?B)",
+            r"(?P<detail>Allocation on device [0-9]{0,3}[^\n]{0,40}exceed allowed memory)",
             r"RESOURCE_EXHAUSTED: (?P<detail>Out of memory[^\n]{0,80})",
             r"(?P<detail>OOM when allocating tensor[^\n]{0,80})|Triton Error \[CUDA\]: out of memory",
             r"CUDA out of memory|CUBLAS_STATUS_ALLOC_FAILED|Cuda failure 'out of memory'|CUDA error: out of memory",

@@ -109,6 +109,8 @@ LIBRARY = (
             "The size of tensor a {detail}",
             "' is invalid for input of size {detail}",
             "RuntimeError: Given groups={detail}",
+            "-dimensional weight {detail}",
+            "Recomputed values for the following tensors have different metadata",
             "to match target batch_size {detail}",
             "ValueError: Expected input batch_size {detail}",
             "cannot be broadcast to indexing result of shape {detail}",
@@ -135,7 +137,6 @@ LIBRARY = (
         says(
             "does not require grad and does not have a grad_fn",
             "ValueError: optimizer got an empty parameter list",
-            "None of the inputs have requires_grad=True. Gradients will be None. Traceback",
         ),
     ),
     row(
@@ -193,6 +194,22 @@ LIBRARY = (
         ),
     ),
     row(
+        "module_names",
+        "the model has no part of the name that was asked for: {detail}",
+        "print the names (named_modules()) and give those: target_modules of PEFT, the layer class that FSDP wraps",
+        says(
+            "ValueError: Target modules {detail} not found in the base model",
+            "Could not find the transformer layer class {detail}",
+        ),
+    ),
+    row(
+        "offload_folder",
+        "parts of the model would go to the disk, and no folder is named for them",
+        "there is too little memory for the model: more GPUs or smaller types, no device_map in training; or"
+        " offload_folder= below $NEXA_SCRATCH",
+        says("Please provide an `offload_folder`", "You are trying to offload the whole model to the disk"),
+    ),
+    row(
         "ddp_device",
         "DistributedDataParallel got a module that is not on its GPU: {detail}",
         "move the module to the device of LOCAL_RANK before it is wrapped; of device_map take one device a rank",
@@ -213,6 +230,7 @@ LIBRARY = (
             "Please correct the following DeepSpeed config values that mismatch TrainingArguments",
             "Check batch related parameters. {detail}",
             "DeepSpeedConfigError: {detail}",
+            "no_sync context manager is incompatible with {detail}",
         ),
     ),
     row(

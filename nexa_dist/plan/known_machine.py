@@ -30,6 +30,7 @@ MACHINE = (
             r"DefaultCPUAllocator: can't allocate memory: (?P<detail>you tried to allocate [0-9]{1,24} bytes)",
             r"^(?:numpy\.[\w.]{1,40})?(?:_Array)?MemoryError",
             r"\[Errno 12\] Cannot allocate memory",
+            r"slurmstepd: error: Detected [0-9]{1,6} (?P<detail>oom[-_]kill event)",
             r"^std::bad_alloc|what\(\):  std::bad_alloc",
         ),
     ),
@@ -72,7 +73,7 @@ MACHINE = (
         " --resume RUN",
         patterns(
             r"(?P<detail>Input/output error|Remote I/O error|Stale (?:NFS )?file handle|Structure needs cleaning)",
-            r"(?P<detail>Transport endpoint is not connected): '",
+            r"\[Errno 107\] (?P<detail>Transport endpoint is not connected)(?:: '|$)",
         ),
     ),
     Signature(

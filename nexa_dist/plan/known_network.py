@@ -250,6 +250,8 @@ NETWORK = (
         patterns(
             r"client socket has timed out after [0-9]{1,9}ms while trying to connect to (?P<detail>\([^\n)]{1,100}\))",
             r"RendezvousTimeoutError",
+            r"Timed out initializing process group in store based barrier[^\n]{0,60}"
+            r"(?P<detail>\(world_size=[^\n)]{1,80}\))",
             r"client socket has failed to connect to any network address of (?P<detail>\([^\n)]{1,100}\))",
             r"(?P<detail>Timed out after [0-9]{1,9} seconds waiting for clients[^\n]{0,60})",
             r"store->get\([^)\n]{1,80}\) got error: (?P<detail>(?:Socket Timeout|wait timeout)[^\n]{0,80})",

@@ -87,6 +87,7 @@ RANKS = (
             "Default process group has not been initialized",
             "default process group is not initialized",
             "You must initialize the accelerate state",
+            "AssertionError: {detail} parallel group is not initialized",
         ),
     ),
     row(
@@ -117,6 +118,13 @@ RANKS = (
         says("</torch_…: No such file or directory (2)", "No such file or directory: '/psm_"),
     ),
     row(
+        "backend_device",
+        "a collective got a tensor of a device that its backend does not serve: {detail}",
+        'NCCL wants tensors on the GPU, gloo on the CPU: move them, or init_process_group("cpu:gloo,cuda:nccl")'
+        " serves both",
+        says("Tensors must be CUDA and dense", "No backend type associated with device type {detail}"),
+    ),
+    row(
         "process_group_twice",
         "the process group was made a second time",
         "call init_process_group once: under accelerate, transformers' Trainer or Lightning not at all",
@@ -139,9 +147,15 @@ RANKS = (
             "pthread_create failed for thread {detail}",
             "libgomp: Thread creation failed: {detail}",
             "fork: retry: Resource temporarily unavailable",
-            "^BlockingIOError: [Errno 11] Resource temporarily unavailable",
-            "^OSError: [Errno 11] Resource temporarily unavailable",
         ),
+    ),
+    row(
+        "fork_refused",
+        "no further process could be started: a limit of the node's user, or of its container, is reached",
+        "start fewer (num_workers), look for what an earlier run left (nexa ssh NODE -- ps -ef), or raise the limit"
+        " (ulimit -u, TasksMax of the service, docker run --pids-limit)",
+        says("[Errno 11] Resource temporarily unavailable"),
+        near=says("/popen_fork.py", "/subprocess.py", "/popen_spawn_posix.py"),
     ),
     row(
         "host_memory_ray",

@@ -52,8 +52,6 @@ SERVICE = (
             "An error occurred while downloading using `{detail}`",
             "Data processing error: {detail}",
             "Consistency check failed: {detail}",
-            "IncompleteRead({detail}",
-            "ChunkedEncodingError: {detail}",
         ),
     ),
     row(
@@ -154,7 +152,7 @@ SERVICE = (
     ),
     row(
         "git_access",
-        "git could not fetch a repository on this node: {detail}",
+        "git or ssh got no access from this node: {detail}",
         "nexa sends no key of yours to a node: have the code in your project (a submodule, a wheel in it), or use an"
         " address that needs no login",
         says(
@@ -211,7 +209,7 @@ SERVICE = (
     ),
     row(
         "service_unreachable",
-        "a service outside could not be reached: {detail}",
+        "a service outside could not be reached, or broke off: {detail}",
         "nexa ssh NODE -- getent hosts NAME, then the way there (a firewall, a security group, an address that only"
         " your own network has); or bring the data to the node before (below $NEXA_SHARED)",
         says(
@@ -220,6 +218,9 @@ SERVICE = (
             "HTTPConnectionPool(host='{detail}', port=…Read timed out",
             "Could not connect to the endpoint URL: {detail}",
             "Connect timeout on endpoint URL: {detail}",
+            "ConnectionError: ('Connection aborted.', {detail}",
+            "ChunkedEncodingError: {detail}",
+            "IncompleteRead({detail}",
             "httpx.ConnectTimeout: {detail}",
             "httpx.ReadTimeout: {detail}",
             "httpx.ConnectError: {detail}",

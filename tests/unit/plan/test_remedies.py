@@ -25,7 +25,7 @@ SAID_OF_NEXA = {"replaces", "passes", "chooses", "sends", "logs"}
 PLACES = {"NODE": "n1", "RUN": "r1", "USD": "5", "N": "0", "FILE": "f", "FOLDER": "d", "NAME": "h", "PACKAGE": "p"}
 ON_NODE = {
     "df", "du", "head", "lscpu", "dmesg", "mount", "reboot", "systemctl", "ss", "getent", "apt-get", "nvidia-smi",
-    "nvcc", "ls", "sysctl", "timedatectl"
+    "nvcc", "ls", "ps", "sysctl", "timedatectl"
 }  # fmt: skip
 """Programs of a Debian system, of the driver and of the CUDA toolkit."""
 PACKAGES = {"build-essential", "python3-dev", "ninja-build", "ca-certificates", "patchelf", "chrony", "p"}
@@ -35,6 +35,7 @@ OF_LIBRARIES = {
     "num_workers", "prefetch_factor", "drop_last", "max_steps", "find_unused_parameters", "weights_only",
     "torch_extensions", "init_process_group", "set_sharing_strategy", "file_system", "set_device",
     "add_safe_globals", "cuda_torch", "_orig_mod", "__name__", "__main__",
+    "target_modules", "named_modules", "offload_folder",
     "attn_implementation", "device_map", "download_mode", "enable_input_require_grads", "eos_token", "eval_strategy",
     "evaluation_strategy", "exist_ok", "force_redownload", "gguf_file", "gpu_memory_utilization", "init_timeout",
     "load_dataset", "low_cpu_mem_usage", "max_model_len", "max_shard_size", "max_user_watches",
