@@ -68,10 +68,10 @@ def test_every_row_of_phrases_has_an_example() -> None:
     assert rows <= {case.name for case in POSTED if not case.never}
 
 
-@pytest.mark.parametrize("phrase", PHRASES, ids=lambda phrase: phrase.pieces[0].decode()[:40])
-def test_a_phrase_is_long_enough_to_mean_something(phrase: Phrase) -> None:
-    assert sum(map(len, phrase.pieces)) >= 8 or phrase in says("NCCL", "nccl")
-    assert not any(b"\n" in piece for piece in phrase.pieces)
+def test_a_phrase_is_long_enough_to_mean_something() -> None:
+    for phrase in PHRASES:
+        assert sum(map(len, phrase.pieces)) >= 8 or phrase in says("NCCL", "nccl"), phrase
+        assert not any(b"\n" in piece for piece in phrase.pieces), phrase
 
 
 class Counted(bytes):
@@ -92,7 +92,7 @@ def test_a_phrase_is_linear_in_any_text() -> None:
     for phrase in PHRASES:
         for joint in (b"", b"\n", b" x\n", b"\n x"):
             for pieces in (phrase.pieces[:1], phrase.pieces[:-1], phrase.pieces):
-                text = Counted(joint.join([*pieces] * (8000 // (1 + len(b"".join(pieces)))) + [b"tail"]))
+                text = Counted(joint.join([*pieces] * (2000 // (1 + len(b"".join(pieces)))) + [b"tail"]))
                 phrase.search(text)
                 assert text.seen <= (len(phrase.pieces) + 2) * (len(text) + 1)
 
