@@ -96,8 +96,8 @@ def _ranks(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _numbers(text: str) -> set[int]:
-    """The ranks that a rank's own words name."""
-    return {int(number) for number in re.findall(r"[0-9]{1,7}", text)}
+    """The ranks that a rank's own words name, in their first brackets."""
+    return {int(number) for number in re.findall(r"[0-9]{1,7}", text.partition(")")[0])}
 
 
 def _before_it_was_ended(rank: RankEvidence) -> Finding | None:

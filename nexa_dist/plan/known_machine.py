@@ -1,4 +1,4 @@
-"""Known ways to fail of a node: memory, disk, files, software. The order is the order of the search in a log."""
+"""Known ways to fail of a node: memory, disk, files. The order is the order of the search in a log."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ MACHINE = (
             r"DefaultCPUAllocator: can't allocate memory: (?P<detail>you tried to allocate [0-9]{1,24} bytes)",
             r"^(?:numpy\.[\w.]{1,40})?(?:_Array)?MemoryError",
             r"\[Errno 12\] Cannot allocate memory",
+            r"slurmstepd: error: Detected [0-9]{1,6} (?P<detail>oom[-_]kill event)",
             r"^std::bad_alloc|what\(\):  std::bad_alloc",
         ),
     ),
@@ -72,7 +73,7 @@ MACHINE = (
         " --resume RUN",
         patterns(
             r"(?P<detail>Input/output error|Remote I/O error|Stale (?:NFS )?file handle|Structure needs cleaning)",
-            r"(?P<detail>Transport endpoint is not connected): '",
+            r"\[Errno 107\] (?P<detail>Transport endpoint is not connected)(?:: '|$)",
         ),
     ),
     Signature(
@@ -108,21 +109,24 @@ MACHINE = (
     ),
     Signature(
         "permission_denied",
-        "[Errno 13] Permission denied; [Errno 30] Read-only file system",
+        "[Errno 13] Permission denied",
         "the node's user may not write or read there: {detail}",
         "write below $NEXA_SCRATCH, $NEXA_SHARED or $NEXA_DURABLE, or give the folder to the user that nexa logs in as",
         patterns(
-            r"(?:Permission denied|Read-only file system): '(?P<detail>[^'\n]{1,200})'",
-            r"PermissionError: \[Errno 13\]|Read-only file system",
+            r"Permission denied: '(?P<detail>[^'\n]{1,200})'",
+            r"PermissionError: \[Errno 13\]",
         ),
     ),
     Signature(
         "dataloader_worker",
-        "DataLoader worker (pid(s) …) exited unexpectedly; is killed by signal",
+        "DataLoader worker (pid(s) …) exited unexpectedly; is killed by signal; Pin memory thread exited unexpectedly",
         "a worker process of the DataLoader was killed, most often by the kernel for want of memory",
         "use fewer workers or a smaller prefetch_factor; num_workers=0 shows an exception of the dataset itself;"
         " nexa ssh NODE -- sudo dmesg tells whether the kernel did it",
-        patterns(r"DataLoader worker \(pid(?:\(s\))? [0-9, ]{1,60}\) (?:exited unexpectedly|is killed by signal)"),
+        patterns(
+            r"DataLoader worker \(pid(?:\(s\))? [0-9, ]{1,60}\) (?:exited unexpectedly|is killed by signal)",
+            r"Pin memory thread exited unexpectedly",
+        ),
         child=True,
     ),
     Signature(
@@ -137,59 +141,5 @@ MACHINE = (
             r"CalledProcessError: [^\n]{1,200} died with <Signals\.SIGKILL",
         ),
         child=True,
-    ),
-)
-
-SOFTWARE = (
-    Signature(
-        "no_compiler",
-        "Failed to find C compiler; No such file or directory: 'gcc'; Ninja is required; CUDA_HOME … is not set",
-        "something is to be compiled on this node, and what that needs is not there: {detail}",
-        "nexa ssh NODE -- sudo apt-get install build-essential python3-dev ninja-build on every node (nvcc and"
-        " CUDA_HOME come with NVIDIA's cuda-toolkit); or do without: TORCHDYNAMO_DISABLE=1 in env: for torch.compile",
-        patterns(
-            r"(?P<detail>Failed to find C compiler|No working C\+\+ compiler found|InvalidCxxCompiler)",
-            r"No such file or directory: '(?P<detail>(?:/usr/bin/)?(?:gcc|g\+\+|cc|c\+\+|clang|nvcc|ninja|ld))'",
-            r"(?P<detail>Ninja is required to load C\+\+ extensions|CUDA_HOME environment variable is not set)",
-            r"(?:/bin/)?sh: (?:[0-9]{1,3}: )?(?P<detail>gcc|g\+\+|cc|nvcc|ninja): (?:command )?not found",
-            r"fatal error: (?P<detail>Python\.h): No such file",
-            r"command '(?P<detail>[^'\n]{1,80})' failed: No such file or directory",
-            r"\bld: cannot find (?P<detail>-l[a-z0-9_]{1,30})",
-        ),
-    ),
-    Signature(
-        "extension_not_built",
-        "Error building extension '…'; ninja: build stopped; has no attribute 'ds_opt_adam'; CUDAMismatchException",
-        "an extension could not be compiled on this node: {detail}",
-        "the compiler's own words stand above; most often nvcc is of another CUDA than torch (nexa ssh NODE -- nvcc"
-        " --version), or the node has no compiler: build-essential; where it came halfway remove"
-        " ~/.cache/torch_extensions",
-        patterns(
-            r"Error building extension '(?P<detail>[^'\n]{1,80})'",
-            r"(?P<detail>ninja: build stopped|CUDAMismatchException)",
-            r"'(?P<detail>DeepSpeedCPU[A-Za-z]{1,20})' object has no attribute 'ds_opt_",
-        ),
-    ),
-    Signature(
-        "built_for_another",
-        "undefined symbol: …; numpy.dtype size changed; version `GLIBC_2.32' not found",
-        "a package on this node was built for another version of what it uses: {detail}",
-        "install versions that belong together (pyproject.toml, scripts/lock, nexa provision; on hosts of your own"
-        " in the environment of python:), or build it again on the node; GLIBC wants a newer system or an older wheel",
-        patterns(
-            r"(?P<detail>undefined symbol: [^\n]{1,80})",
-            r"(?P<detail>numpy\.[a-z]{1,10} size changed)",
-            r"(?P<detail>A module that was compiled using NumPy 1\.x cannot be run)",
-            r"(?P<detail>version `(?:GLIBC|GLIBCXX|CXXABI)_[0-9.]{1,10}' not found[^\n]{0,80})",
-        ),
-    ),
-    Signature(
-        "library_missing",
-        "libGL.so.1: cannot open shared object file",
-        "a shared library is not on this node: {detail}",
-        "install it on every node: nexa ssh NODE -- sudo apt-get install PACKAGE (libGL.so.1 is in libgl1);"
-        " libcudart and the like belong to another CUDA than this torch's: take the wheel that fits"
-        " (docker/cuda_torch.txt)",
-        patterns(r"(?P<detail>lib[A-Za-z0-9_.+-]{1,60}): cannot open shared object file"),
     ),
 )

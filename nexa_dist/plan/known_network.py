@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nexa_dist.plan.signature import Signature, Tier, patterns
+from nexa_dist.plan.signature import Signature, Tier, patterns, says
 
 BUSY = (
     r"(?P<detail>429 (?:Client Error|Too Many Requests)[^\n]{0,30})",
@@ -26,11 +26,15 @@ NETWORK = (
         "nexa ssh NODE -- df -h /dev/shm shows it, nexa ssh NODE -- sudo mount -o remount,size=80% /dev/shm enlarges it"
         " (of a host that is a container: docker run --shm-size); or use fewer DataLoader workers, or"
         ' torch.multiprocessing.set_sharing_strategy("file_system")',
-        patterns(
-            r"unable to allocate shared memory\(shm\)",
-            r"killed by signal: Bus error",
-            r"Error while creating shared memory segment",
-            r"unable to mmap [0-9]{1,20} bytes from file </torch_",
+        (
+            *patterns(
+                r"unable to allocate shared memory\(shm\)",
+                r"killed by signal: Bus error",
+                r"Error while creating shared memory segment",
+                r"unable to mmap [0-9]{1,20} bytes from file </torch_",
+                r"Unexpected bus error encountered in worker",
+            ),
+            *says("unable to … </torch_…>…: No space left"),
         ),
     ),
     Signature(
@@ -65,7 +69,11 @@ NETWORK = (
         "a collective of NCCL did not end in time: {detail}; some rank never joined it, or joined another one",
         "look at the rank that has no such message: it hung, or skipped the collective (rank-dependent if, uneven"
         " data); only a slow step that every rank does needs a longer timeout in init_process_group",
-        patterns(r"Watchdog caught collective operation timeout: WorkNCCL\((?P<detail>[^\n)]{1,70})"),
+        patterns(
+            r"Watchdog caught collective operation timeout: WorkNCCL\((?P<detail>[^\n)]{1,70})",
+            r"Received a dump signal due to a (?P<detail>collective timeout from rank [0-9]{1,7})",
+            r"(?P<detail>watchdog (?:got stuck for [0-9]{1,7} seconds|hang\b))",
+        ),
         tier=Tier.LATE,
     ),
     Signature(
@@ -115,7 +123,6 @@ NETWORK = (
         "look at the rank without such a message: it hung, is slow, or skipped the collective",
         patterns(
             r"Timed out waiting (?P<detail>[0-9]{1,12})ms for (?:recv|send) operation",
-            r"failed to pass monitoredBarrier",
         ),
         tier=Tier.LATE,
     ),
@@ -133,8 +140,14 @@ NETWORK = (
         "the port of the rendezvous is taken on this node{detail}",
         "end what holds it (nexa ssh NODE -- ss -ltnp), often a left-over of an earlier run; or leave rdzv out of"
         " cluster.yaml, then a free port is chosen",
-        patterns(r"EADDRINUSE", r"[Aa]ddress already in use"),
-        near=patterns(r"server socket has failed to (?:listen|bind)", r"/torch/distributed/(?:rendezvous|elastic)"),
+        patterns(
+            r"EADDRINUSE", r"[Aa]ddress already in use", r"on port `[0-9]{1,5}`, but another process is utilizing it"
+        ),
+        near=patterns(
+            r"server socket has failed to (?:listen|bind)",
+            r"/torch/distributed/(?:rendezvous|elastic)",
+            r"Tried to launch distributed communication on port",
+        ),
     ),
     Signature(
         "port_of_program",
@@ -150,7 +163,12 @@ NETWORK = (
         "the model hub cannot be reached from the node, and the files are not in its cache",
         "put them on every node before (nexa ssh NODE), below $NEXA_SHARED, and name that place with model.path or"
         " HF_HOME in env:; or open the way to the hub. HF_HUB_OFFLINE=1 forbids it on purpose",
-        patterns(r"We couldn't connect to '", r"LocalEntryNotFoundError", r"OfflineModeIsEnabled"),
+        patterns(
+            r"We couldn't connect to '",
+            r"LocalEntryNotFoundError",
+            r"OfflineModeIsEnabled",
+            r"Couldn't reach '?[^\n']{1,120}'? on the Hub",
+        ),
         unless=patterns(*BUSY),
     ),
     Signature(
@@ -178,6 +196,7 @@ NETWORK = (
         patterns(
             r"^(?:OSError: )?(?P<detail>[^\n]{1,120}?) is not a local folder and is not a valid model identifier",
             r"RepositoryNotFoundError",
+            r"Dataset '(?P<detail>[^'\n]{1,120})' doesn't exist on the Hub or cannot be accessed",
         ),
     ),
     Signature(
@@ -185,7 +204,11 @@ NETWORK = (
         "401 Client Error; Invalid username or password",
         "the model hub does not accept the token (HF_TOKEN)",
         "make a new token and set HF_TOKEN in your environment (nexa passes it on)",
-        patterns(r"401 (?:Client Error|Unauthorized)", r"Invalid username or password", r"Invalid user token"),
+        patterns(
+            r"401 (?:Client Error|Unauthorized)",
+            r"Invalid (?:username or password|user token)",
+            r"Token is required \(`token=True`\), but no token found",
+        ),
         near=HUB,
     ),
     Signature(
@@ -227,6 +250,9 @@ NETWORK = (
         patterns(
             r"client socket has timed out after [0-9]{1,9}ms while trying to connect to (?P<detail>\([^\n)]{1,100}\))",
             r"RendezvousTimeoutError",
+            r"Timed out initializing process group in store based barrier[^\n]{0,60}"
+            r"(?P<detail>\(world_size=[^\n)]{1,80}\))",
+            r"client socket has failed to connect to any network address of (?P<detail>\([^\n)]{1,100}\))",
             r"(?P<detail>Timed out after [0-9]{1,9} seconds waiting for clients[^\n]{0,60})",
             r"store->get\([^)\n]{1,80}\) got error: (?P<detail>(?:Socket Timeout|wait timeout)[^\n]{0,80})",
             r"(?P<detail>wait timeout after [0-9]{1,9}ms, keys: [^\n]{1,80})",
@@ -239,7 +265,7 @@ NETWORK = (
         "lost the connection to the rendezvous on the first node",
         "look at what happened on the first node",
         patterns(
-            r"RendezvousConnectionError",
+            r"RendezvousConnectionError|RendezvousClosedError",
             r"[Ff]ailed to recv, got 0 bytes",
             r"recvValueWithTimeout failed on SocketImpl",
             r"store->get\([^)\n]{1,80}\) got error: ",

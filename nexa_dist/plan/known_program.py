@@ -67,7 +67,10 @@ PROGRAM = (
         "No API key configured. Use `wandb login` to log in",
         "Weights & Biases is asked for and there is no key",
         "set WANDB_API_KEY in your environment (nexa passes it on), or wandb: offline in train.yaml",
-        patterns(r"[Nn]o API key configured", r"api_key not configured"),
+        patterns(
+            r"[Nn]o API key configured|api_key not configured",
+            r"API key must be (?:at least )?[0-9]{2} characters long",
+        ),
     ),
     Signature(
         "ddp_unused_parameters",
@@ -94,8 +97,9 @@ PROGRAM = (
         "check script or module in train.yaml; what git ignores is not sent",
         patterns(
             r"can't open file '(?P<detail>[^'\n]{1,200})'",
-            r"^[^\n ]{1,200}/python[0-9.]{0,5}: (?P<detail>No module named [^\n]{1,100})",
-            r"^[^\n ]{1,200}/python[0-9.]{0,5}: Error while finding module [a-z]{1,13} for '(?P<detail>[^'\n]{1,90})",
+            r"^(?:[^\n ]{1,200}/)?python[0-9.]{0,5}: (?P<detail>No module named [^\n]{1,100})",
+            r"^(?:[^\n ]{1,200}/)?python[0-9.]{0,5}: Error while finding module [a-z]{1,13} for"
+            r" '(?P<detail>[^'\n]{1,90})",
             r"^nexa: (?P<detail>[^\n]{1,200}): \[Errno (?:2|13)\]",
         ),
     ),

@@ -52,6 +52,19 @@ _LIBRARY = re.compile(rb"/(?:site|dist)-packages/|/lib(?:64)?/python[0-9.]{1,6}/
 _STACK = re.compile(
     rb"^(?:Current thread|Thread) 0x[0-9a-f]{1,16}(?: \[[^\]\n]{1,60}\])? \(most recent call first\):$", re.MULTILINE
 )
+_RANKS = re.compile(rb"CheckpointException (?P<ranks>ranks:dict_keys\(\[[0-9, ]{1,200}\]\))")
+_OF_RANK = re.compile(rb"^Traceback \(most recent call last\): \(RANK [0-9]{1,7}\)$", re.MULTILINE)
+CRASHES = {
+    b"Illegal instruction": 4, b"Aborted": 6, b"Bus error": 7, b"Floating point exception": 8, b"Killed": 9,
+    b"Segmentation fault": 11,
+}  # fmt: skip
+CRASH_LINES = 60
+"""faulthandler writes a stack behind its words."""
+_CRASH = re.compile(
+    rb"^(?:Fatal Python error: |[^\n:]{1,100}: line [0-9]{1,7}: {1,9}[0-9]{1,9} )?(" + b"|".join(CRASHES) + rb")"
+    rb"(?: {1,30}\(core dumped\)| {6}|$)",
+    re.MULTILINE,
+)
 _WORKER = re.compile(rb"/multiprocessing/|in _worker_loop")
 _COLLECTIVE = re.compile(rb"/torch/distributed/")
 
@@ -106,6 +119,34 @@ def _without_frames(text: bytes, start: int) -> int:
     if not _CHAINED.search(text, max(0, start - 100), start):
         return start
     return text.find(b"\n", max(0, start - 2 * MESSAGE_BYTES), start) + 1 if start > 2 * MESSAGE_BYTES else 0
+
+
+def said(trace: bytes) -> bytes:
+    """A traceback without the user's own frames: a line of their source may quote any words. A library's that stands
+    there was carried out."""
+    kept, inside = [], False
+    for line in trace.split(b"\n"):
+        frame = _FRAME.match(line)
+        inside = _frame(frame).own if frame else inside and line.startswith(b"    ")
+        if not inside:
+            kept.append(line)
+    return b"\n".join(kept)
+
+
+def of_ranks(trace: bytes) -> tuple[str, bytes]:
+    """Of an exception that tells what other ranks raised (torch's CheckpointException) those ranks, and the first one's
+    own traceback; empty when it is none."""
+    told, head = _RANKS.search(trace), _OF_RANK.search(trace)
+    if not told or not head:
+        return "", b""
+    after = _OF_RANK.search(trace, head.end())
+    return told["ranks"].decode(), HEADER + trace[head.end() : after.start() if after else len(trace)]
+
+
+def crash(text: bytes) -> int:
+    """The signal that the last lines tell of in words: of a shell about its child, of faulthandler; 0 when of none."""
+    found = _CRASH.findall(b"\n".join(last_lines(text, CRASH_LINES)))
+    return CRASHES[found[-1]] if found else 0
 
 
 def went_on(text: bytes) -> bool:

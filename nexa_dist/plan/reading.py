@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from nexa_dist.plan import logtail
 from nexa_dist.plan.known_program import NOT_KNOWN
-from nexa_dist.plan.signature import Exit, Signature, Tier
+from nexa_dist.plan.signature import Exit, Phrase, Signature, Tier
 from nexa_dist.plan.signatures import BY_NAME, TABLE
 
 CRASHES = (4, 6, 7, 8, 11)
@@ -53,6 +53,7 @@ def read(tail: bytes, end: Exit | None) -> Finding | None:
     region = trace or text[-logtail.REGION_BYTES :]
     shown = logtail.last_lines(region, SHOWN_LINES)
     made = Finding(BY_NAME["unknown"], "", None, math.inf, Tier.OWN, "", "", shown, end)
+    end = _of_a_shell(end)
     if end is None or end.signal not in ENDED_BY_SIGNAL:
         said = _said(text, trace, region, end)
         if said:
@@ -61,8 +62,16 @@ def read(tail: bytes, end: Exit | None) -> Finding | None:
             )
     if end is None:
         return None
+    if end.code and not trace and (number := logtail.crash(text)):
+        end = replace(end, code=0, signal=number)
     known = next(s for s in TABLE if s.exits and s.exits(end))
     return replace(made, signature=known, tier=known.tier, detail=_of_exit(known, end, text))
+
+
+def _of_a_shell(end: Exit | None) -> Exit | None:
+    """A shell's code for a child that a signal ended, as that signal."""
+    number = end.code - 128 if end else 0
+    return replace(end, code=0, signal=number) if end and number in (*CRASHES, 9) else end
 
 
 @dataclass(frozen=True)
@@ -79,8 +88,18 @@ def _said(text: bytes, trace: bytes, region: bytes, end: Exit | None) -> _Said |
     words, later = logtail.message(region)
     if trace and logtail.went_on(later):
         trace, region, words = b"", later, b""
-    frame = logtail.place(trace) if trace else None
+    ranks, inner = logtail.of_ranks(trace)
+    if ranks:
+        return _of_ranks(ranks, inner, end)
     known = _search([s for s in TABLE if not s.raised], region, end, checked=bool(trace))
+    if (
+        known
+        and known[0].child
+        and known[0].tier == Tier.OWN
+        and (told := _of_the_child(text[: text.find(trace)], end))
+    ):
+        trace, known = told
+    frame = logtail.place(trace) if trace else None
     if known and (known[0].child or known[0].tier >= Tier.LATE):
         known = _search([s for s in TABLE if s.anywhere], text, end, checked=True) or known
     own = str(frame) if frame and frame.own else ""
@@ -97,6 +116,25 @@ def _said(text: bytes, trace: bytes, region: bytes, end: Exit | None) -> _Said |
     tier = Tier.LATE if not mistake and logtail.in_collective(trace) else signature.tier
     remedy = "" if mistake else NOT_KNOWN
     return _Said(signature, tier, logtail.raised(trace), str(frame) if frame else "", remedy)
+
+
+def _of_the_child(before: bytes, end: Exit | None) -> tuple[bytes, tuple[Signature, str]] | None:
+    """A cause in the traceback before that of a parent which only tells that its child failed (not that a signal ended
+    it): that of the child, which wrote to the same log."""
+    trace = logtail.last_traceback(before)
+    if not trace or logtail.went_on(logtail.message(trace)[1]):
+        return None
+    known = _search([s for s in TABLE if not (s.raised or s.child)], trace, end, checked=True)
+    return (trace, known) if known and known[0].tier == Tier.CAUSE else None
+
+
+def _of_ranks(ranks: str, inner: bytes, end: Exit | None) -> _Said:
+    """What ranks failed of that a rank was told of, itself perhaps among them: whose it is, findings knows."""
+    said = _said(inner, inner, inner, end)
+    signature = BY_NAME["distributed_checkpoint"]
+    remedy = (said.remedy or said.signature.fix) if said else NOT_KNOWN
+    detail = f"{ranks}: {logtail.raised(inner)}"
+    return _Said(signature, signature.tier, detail, said.place if said else "", f"{signature.fix}; {remedy}")
 
 
 def _ended_of_it(later: bytes, end: Exit | None) -> bool:
@@ -117,8 +155,10 @@ def _of_exit(signature: Signature, end: Exit, text: bytes) -> str:
 def _search(
     table: Sequence[Signature], text: bytes, end: Exit | None, *, checked: bool = False
 ) -> tuple[Signature, str] | None:
-    """The first signature with a pattern that is in the text and was not handled there (unless that was `checked`
-    before), and its detail."""
+    """The first signature with words that are in the text and were not handled there (unless that was `checked`
+    before), and its detail. A phrase may be common: where nothing was raised it counts in the last lines alone."""
+    told = logtail.said(text) if checked else text
+    short = told if checked else b"\n".join(logtail.last_lines(text, SHOWN_LINES))
     for signature in table:
         if signature.exits and not (end and signature.exits(end)):
             continue
@@ -127,7 +167,8 @@ def _search(
         if any(pattern.search(text) for pattern in signature.unless):
             continue
         for pattern in signature.logs:
-            match = pattern.search(text)
-            if match and (checked or not logtail.handled(text, match.start())):
+            place = short if isinstance(pattern, Phrase) else told
+            match = pattern.search(place)
+            if match and (checked or not logtail.handled(place, match.start())):
                 return signature, (match.groupdict().get("detail") or b"").decode(errors="replace")
     return None

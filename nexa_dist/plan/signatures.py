@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import re
 
+from nexa_dist.plan.known_data import DATA
 from nexa_dist.plan.known_ends import ENDS
 from nexa_dist.plan.known_gpu import CUDA
-from nexa_dist.plan.known_machine import MACHINE, SOFTWARE
+from nexa_dist.plan.known_library import LIBRARY
+from nexa_dist.plan.known_machine import MACHINE
 from nexa_dist.plan.known_network import NETWORK
 from nexa_dist.plan.known_program import PROGRAM
+from nexa_dist.plan.known_ranks import CHILDREN, RANKS
+from nexa_dist.plan.known_service import SERVICE
+from nexa_dist.plan.known_software import COMPILED, SOFTWARE
 from nexa_dist.plan.signature import Signature
 
-TABLE: tuple[Signature, ...] = (*CUDA, *NETWORK, *MACHINE, *SOFTWARE, *PROGRAM, *ENDS)
-"""In the order of the search within one log: what is special comes before what is general."""
-BY_NAME = {signature.name: signature for signature in TABLE}
 TITLES = (
     ("GPUs", CUDA),
+    ("Ranks and their processes", RANKS),
     ("Network and rendezvous", NETWORK),
     ("Memory, disk, files", MACHINE),
     ("Software of the node", SOFTWARE),
+    ("Data", DATA),
+    ("Libraries", LIBRARY),
+    ("Services", SERVICE),
+    ("torch.compile, children", (*COMPILED, *CHILDREN)),
     ("The program", PROGRAM),
     ("Ends from outside", ENDS),
 )
+TABLE: tuple[Signature, ...] = tuple(signature for _, part in TITLES for signature in part)
+"""In the order of the search within one log: what is special comes before what is general."""
+BY_NAME = {signature.name: signature for signature in TABLE}
 
 
 def as_markdown() -> str:

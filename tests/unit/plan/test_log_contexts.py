@@ -7,6 +7,7 @@ import pytest
 from nexa_dist.plan import logtail
 from nexa_dist.plan.reading import read
 from nexa_dist.plan.signature import Exit, Tier
+from nexa_dist.plan.signatures import BY_NAME
 
 FAILED = Exit(10.0, 1, 0, 3)
 HEAD = "step 3 loss 2.5\nTraceback (most recent call last):\n"
@@ -218,7 +219,69 @@ def test_the_traceback_of_another_rank_within_an_exception_is_not_taken_for_its_
                "Traceback (most recent call last): (RANK 1)\n  …\nRuntimeError: no buffers").encode(), FAILED,
     )  # fmt: skip
     assert found is not None
-    assert (found.signature.name, found.detail) == ("distributed_checkpoint", "ranks:dict_keys([1])")
+    assert (found.signature.name, found.detail) == (
+        "distributed_checkpoint",
+        "ranks:dict_keys([1]): RuntimeError: no buffers",
+    )
+
+
+def test_of_a_checkpoint_the_cause_and_the_place_are_those_of_the_rank_that_failed() -> None:
+    told = (
+        "torch.distributed.checkpoint.api.CheckpointException: CheckpointException ranks:dict_keys([1, 3])\n"
+        "Traceback (most recent call last): (RANK 1)\n" + OWN + "OSError: [Errno 28] No space left on device\n"
+        "Traceback (most recent call last): (RANK 3)\n" + OWN + "KeyError: 'later'"
+    )  # fmt: skip
+    found = read(raised(told).encode(), FAILED)
+    assert found is not None
+    assert found.words.endswith(
+        "ranks:dict_keys([1, 3]): OSError: [Errno 28] No space left on device, at train.py:45, in step"
+    )
+    assert "nexa logs --rank N" in found.fix and BY_NAME["disk_full"].fix in found.fix
+    assert named(raised(told) + "step 4 loss 2.4\n") == "unknown"
+
+
+@pytest.mark.parametrize("code", [1, 3])
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("Fatal Python error: Illegal instruction", "illegal_instruction"),
+        ("a.sh: line 3: 412 Segmentation fault      (core dumped) python a.py", "segfault"),
+        ("Illegal instruction (core dumped)", "illegal_instruction"),
+        ("Killed", "killed"),
+        ("Killed 3 workers, started 3", "unknown"),
+        ("the child was Killed", "unknown"),
+    ],
+)
+def test_words_about_a_signal_count_where_nothing_else_is_known(line: str, name: str, code: int) -> None:
+    assert named(f"step 3\n{line}\n", Exit(10.0, code, 0)) == name
+    assert named(f"step 3\n{line}\n" + raised("KeyError: 'x'"), FAILED) == "python_exception"
+
+
+def test_the_code_of_a_shell_is_the_signal_of_its_child() -> None:
+    assert [named("", Exit(1.0, 128 + n, 0)) for n in (4, 7, 9, 11)] == [
+        "illegal_instruction", "bus_error", "killed", "segfault"
+    ]  # fmt: skip
+    assert named("", Exit(1.0, 137, 0, oom=True)) == "host_oom"
+
+
+SAID = "step 3 loss 2.5\n"
+LAUNCHED = "subprocess.CalledProcessError: Command '['python', 'train.py']' returned non-zero exit status 1."
+PARENT = raised(LAUNCHED, LIBRARY.format("a.py")).removeprefix(SAID)
+
+
+def test_of_a_parent_that_tells_of_its_child_the_cause_is_the_childs() -> None:
+    assert named(raised(OOM) + PARENT) == "cuda_oom"
+    assert named(raised(OOM) + "halving the batch to 4\nstep 4 loss 2.4\n" + PARENT) == "child_ended"
+    assert named(raised(OOM) + PARENT + raised("KeyError: 'x'")) == "python_exception"
+    assert named(raised("KeyError: 'x'") + PARENT) == "child_ended"
+    killed = raised("RuntimeError: DataLoader worker (pid 42) is killed by signal: Killed.").removeprefix(SAID)
+    assert named(raised(OOM) + killed) == "dataloader_worker"
+
+
+def test_source_in_a_frame_only_quotes_words() -> None:
+    quoted = '  File "/srv/a.py", line 9, in go\n    raise E("CUDA out of memory") or (\n    ^^^^^^^\n'
+    assert named(raised("KeyError: 'x'", quoted)) == "python_exception"
+    assert named(raised(OOM, quoted)) == "cuda_oom"
 
 
 def test_an_exception_that_a_node_can_cause_is_not_called_an_error_of_the_program() -> None:

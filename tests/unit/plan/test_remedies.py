@@ -25,24 +25,35 @@ SAID_OF_NEXA = {"replaces", "passes", "chooses", "sends", "logs"}
 PLACES = {"NODE": "n1", "RUN": "r1", "USD": "5", "N": "0", "FILE": "f", "FOLDER": "d", "NAME": "h", "PACKAGE": "p"}
 ON_NODE = {
     "df", "du", "head", "lscpu", "dmesg", "mount", "reboot", "systemctl", "ss", "getent", "apt-get", "nvidia-smi",
-    "nvcc"
+    "nvcc", "ls", "ps", "sysctl", "timedatectl"
 }  # fmt: skip
 """Programs of a Debian system, of the driver and of the CUDA toolkit."""
-PACKAGES = {"build-essential", "python3-dev", "ninja-build", "ca-certificates", "p"}
+PACKAGES = {"build-essential", "python3-dev", "ninja-build", "ca-certificates", "patchelf", "chrony", "p"}
 SECTIONS = {"trainer": TrainerConfig, "dataset": DatasetConfig, "model": ModelConfig}
 FIELDS = {**ClusterConfig.model_fields, **Host.model_fields, **TrainConfig.model_fields}
 OF_LIBRARIES = {
     "num_workers", "prefetch_factor", "drop_last", "max_steps", "find_unused_parameters", "weights_only",
     "torch_extensions", "init_process_group", "set_sharing_strategy", "file_system", "set_device",
-    "add_safe_globals", "cuda_torch", "_orig_mod", "__name__", "__main__"
+    "add_safe_globals", "cuda_torch", "_orig_mod", "__name__", "__main__",
+    "target_modules", "named_modules", "offload_folder",
+    "attn_implementation", "device_map", "download_mode", "enable_input_require_grads", "eos_token", "eval_strategy",
+    "evaluation_strategy", "exist_ok", "force_redownload", "gguf_file", "gpu_memory_utilization", "init_timeout",
+    "load_dataset", "low_cpu_mem_usage", "max_model_len", "max_shard_size", "max_user_watches",
+    "multiprocessing_context", "no_checks", "no_grad", "num_stages", "pad_token", "pad_token_id", "processing_class",
+    "resize_token_embeddings", "set_detect_anomaly", "set_start_method", "state_dict", "static_graph",
+    "sync_module_states", "tensor_parallel_size", "to_empty", "trust_remote_code", "use_orig_params", "use_reentrant",
+    "verification_mode",
 }  # fmt: skip
 VARIABLES = {
     "CUDA_HOME", "CUDA_LAUNCH_BLOCKING", "CUDA_VISIBLE_DEVICES", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME",
     "NCCL_DEBUG", "HF_HOME", "HF_HUB_OFFLINE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "TORCHDYNAMO_DISABLE",
-    "TORCH_CUDA_ARCH_LIST"
+    "TORCH_CUDA_ARCH_LIST",
+    "AWS_RETRY_MODE", "BNB_CUDA_VERSION", "HDF5_USE_FILE_LOCKING", "HF_HUB_DISABLE_XET", "HF_HUB_ENABLE_HF_TRANSFER",
+    "HTTPS_PROXY", "LC_ALL", "LD_LIBRARY_PATH", "LD_PRELOAD", "NCCL_IB_DISABLE", "NCCL_NET", "NLTK_DATA", "NO_PROXY",
+    "OMP_NUM_THREADS", "QT_QPA_PLATFORM", "WANDB_ENTITY", "WANDB_PROJECT",
 }  # fmt: skip
 """Of other programs; they go to the ranks by `env:`."""
-GIVEN = {"LOCAL_RANK"}
+GIVEN = {"LOCAL_RANK", "MASTER_ADDR", "WORLD_SIZE"}
 """By the launcher."""
 
 
