@@ -16,42 +16,47 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nexa_dist.errors import NexaError, UsageError
+from nexa_dist.refusal import of_exception, refusal
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2.client import EC2Client
 
 RETRIES = 8
 LINUX = "Linux/UNIX"
+NEVER_ASKED = frozenset(
+    {
+        *("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ConfigParseError", "ConfigNotFound"),
+        *("InvalidConfigError", "InfiniteLoopConfigError", "UnknownCredentialError"),
+    }
+)
+"""What is wrong on this machine before anybody could be asked: a matter of usage."""
 
 
 class Refused(NexaError):
-    """The cloud said no. `reason` is its error code."""
+    """The cloud said no. `reason` is its error code, `told` what that means."""
 
-    def __init__(self, what: str, reason: str, message: str, hint: str = "") -> None:
-        super().__init__(f"{what}: {reason}: {message}", hint=hint)
+    def __init__(self, what: str, reason: str, message: str, hint: str = "", operation: str = "") -> None:
+        self.told = refusal(reason, message, operation)
+        super().__init__(f"{what}: {self.told}", hint=hint or self.told.cure)
         self.reason = reason
 
 
 @contextlib.contextmanager
 def spoken(what: str) -> Iterator[None]:
     """boto3's exceptions in plain words."""
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+    from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         yield
     except ClientError as error:
         said = error.response["Error"]
-        code = said.get("Code", "Unknown")
-        hint = "repeat the command: it goes on from what exists"
-        if code in ("ExpiredToken", "RequestExpired", "ExpiredTokenException"):
-            hint = "the credentials have expired: log in again, then repeat the command (deadlines on the nodes hold)"
-        elif code in ("AuthFailure", "UnauthorizedOperation", "InvalidClientTokenId", "AccessDenied"):
-            hint = "the cloud refuses these credentials: check AWS_PROFILE or the keys, and their permissions"
-        raise Refused(what, code, said.get("Message", ""), hint) from error
-    except (NoCredentialsError, PartialCredentialsError) as error:
-        raise UsageError(f"{what}: {error}", hint="set AWS_PROFILE, or log in with the aws command") from error
-    except BotoCoreError as error:  # no route, time-out, unknown profile or region
-        raise NexaError(f"{what}: {error}", hint="check the network, AWS_PROFILE and the region") from error
+        raise Refused(
+            what, said.get("Code", "Unknown"), said.get("Message", ""), operation=error.operation_name
+        ) from error
+    except BotoCoreError as error:  # nobody was asked, or nobody answered
+        told = of_exception(error)
+        unset = told.code in NEVER_ASKED
+        raise (UsageError if unset else NexaError)(f"{what}: {told.sentence}", hint=told.cure) from error
 
 
 @functools.cache

@@ -20,6 +20,7 @@ from python_terraform import IsFlagged
 from python_terraform import Terraform as CommandLines
 
 from nexa_dist.errors import NexaError
+from nexa_dist.refusal import REPEAT, gravest, read
 from nexa_dist.run import files
 from nexa_dist.run.runner import CommandFailed, Result, Runner
 from nexa_dist.shape import Check, Strange, anything, parsed, record, rows, table, text
@@ -296,10 +297,8 @@ class Terraform:
             self._acted(verb, on_progress, *words, timeout_s=timeout_s, mend=False, **options)
             return
         late = f"no end within {timeout_s:.0f} s; " if result.code == 124 else ""
-        raise TerraformFailed(
-            f"terraform {verb} failed: {late}{said}",
-            hint="run the same command again: it goes on from what exists",
-        )
+        told = gravest(read(said))
+        raise TerraformFailed(f"terraform {verb} failed: {late}{said}", hint=told.cure if told else REPEAT)
 
     def _argv(self, *words: str, **options: Any) -> list[str]:
         argv = CommandLines(terraform_bin_path=self.program).generate_cmd_string(*words, **options)
