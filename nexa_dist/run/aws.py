@@ -1,7 +1,7 @@
 """AWS as the controller sees it: who we are, what is offered, what carries our tags. Terraform makes; this looks.
 
-Every answer is the cloud's own. An expected refusal becomes a NexaError; credentials come from boto3's usual places
-and are never read, passed on or printed here.
+Every answer is the cloud's own. An expected refusal becomes a NexaError; credentials come from boto3's usual places,
+go to Terraform alone, in its environment, and are never printed or written here.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.refusal import of_exception, refusal
+from nexa_dist.run import credentials
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2.client import EC2Client
@@ -57,6 +58,8 @@ def spoken(what: str) -> Iterator[None]:
         told = of_exception(error)
         unset = told.code in NEVER_ASKED
         raise (UsageError if unset else NexaError)(f"{what}: {told.sentence}", hint=told.cure) from error
+    except (OSError, ValueError) as error:  # of a credential_process, or a file that a profile names
+        raise NexaError(f"{what}: {error}", hint="check AWS_PROFILE, and what it names in ~/.aws/config") from error
 
 
 @functools.cache
@@ -65,7 +68,27 @@ def session() -> Any:
     import boto3
 
     with spoken("AWS"):
-        return boto3.session.Session()
+        return boto3.session.Session(botocore_session=credentials.session())
+
+
+def keys(renew: bool = False) -> dict[str, str]:
+    """boto3's credentials as a program's environment. They last for LASTING_S, or are new with `renew`, when their
+    source gives such."""
+    held = session()._session
+    with spoken("the credentials of AWS"):
+        made = credentials.environment(held)
+        if not renew and not credentials.short(held):
+            return made
+    try:
+        with spoken("the credentials of AWS"):
+            newer = credentials.session()
+            made = credentials.environment(newer)
+            held._credentials = newer.get_credentials()  # nobody is asked twice: new clients have them too
+            _client.cache_clear()
+    except NexaError:
+        if renew:
+            raise
+    return made
 
 
 def default_region() -> str:
