@@ -109,7 +109,8 @@ def client(service: str, region: str) -> Any:
 def _client(service: str, region: str) -> Any:
     from botocore.config import Config
 
-    retries: Any = {"total_max_attempts": RETRIES, "mode": "standard"}
+    quick = service == "service-quotas"  # where it is away, or has no such service, nobody waits for it
+    retries: Any = {"total_max_attempts": 2 if quick else RETRIES, "mode": "standard"}
     with spoken("AWS"):
         return session().client(
             service, region_name=region, config=Config(retries=retries, connect_timeout=10, read_timeout=60)
