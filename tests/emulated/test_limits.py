@@ -10,7 +10,7 @@ from tests.unit.cloud_server import HOME, Emulated, config, site
 
 def test_an_account_is_looked_at(emulated_region: Emulated) -> None:
     limits, image = Limits(HOME), emulated_region.image
-    assert limits.value("vpc", "L-F678F1CE") == 5
+    assert limits.value("vpc", "L-F678F1CE") == 1000
     assert limits.vpcs("ann", "c")[1] is False and limits.addresses("ann", "c") == 0
     before = limits.vcpus("ann", "c")
     for tags in ({"nexa:owner": "ann", "nexa:cluster": "c"}, {"nexa:owner": "ann", "nexa:cluster": "other"}):
@@ -23,6 +23,11 @@ def test_an_account_is_looked_at(emulated_region: Emulated) -> None:
     assert "is not" in limits.image_fault("ami-0123456789abcdef0", 200) or "InvalidAMIID" in limits.image_fault(
         "ami-0123456789abcdef0", 200
     )
+
+
+def test_what_the_account_may_have_is_left_as_it_is(emulated_region: Emulated) -> None:
+    rows = [(Candidate(kind, "us-east-1a", "spot", 4, 1.0), "why") for kind in ("g5.12xlarge", "p4d.24xlarge")]
+    assert within(config(efa=True), site(), rows) == (rows, [], [])
 
 
 def test_a_denied_look_is_named_and_stops_nobody(emulated_region: Emulated) -> None:
