@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.model import Cluster
-from nexa_dist.ops import bucket, capacity
+from nexa_dist.ops import bucket, capacity, limits
 from nexa_dist.ops.aws_boot import boot
 from nexa_dist.ops.aws_claim import claim, interrupted, reconcile, still_ours
 from nexa_dist.ops.context import Context
@@ -60,7 +60,8 @@ def create(gang: Gang, kept: set[str], saved: Saved | None = None) -> Candidate:
             return [(known_offer(folder), "the gang that is there")]
         with ctx.phase("capacity"), folder.journalled("capacity"):
             ordered, dropped = capacity.survey(ctx, gang.config, gang.site)
-        for line in dropped:
+            ordered, short, _ = limits.within(gang.config, gang.site, ordered)
+        for line in (*short, *dropped):
             ctx.detail(f"left out: {line}")
         zones[:] = [candidate.zone for candidate, _ in ordered]
         cheapest = min((candidate for candidate, _ in ordered), key=lambda candidate: candidate.usd_per_hour)

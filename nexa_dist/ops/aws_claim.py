@@ -6,7 +6,7 @@ from nexa_dist.errors import NexaError
 from nexa_dist.ops import capacity
 from nexa_dist.ops.gang import Gang, settle_s
 from nexa_dist.ops.timeline import timeline
-from nexa_dist.plan.offers import PREEMPTED
+from nexa_dist.refusal import PREEMPTED
 from nexa_dist.run import attached, files, leftovers
 from nexa_dist.run.aws import Cloud
 from nexa_dist.run.runner import CommandFailed

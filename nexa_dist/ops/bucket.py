@@ -18,9 +18,8 @@ DURABLE = "nexa:durable"
 
 def stack(ctx: Context, name: str) -> Terraform:
     """Its state lies beside those of the clusters, in `.nexa/buckets/<name>`."""
-    return Terraform(
-        ctx.runner, binary(ctx.workspace.root), ctx.workspace.root / ".nexa" / "buckets" / name, "aws-durable"
-    )
+    folder = ctx.workspace.root / ".nexa" / "buckets" / name
+    return Terraform(ctx.runner, binary(ctx.workspace.root), folder, "aws-durable", keys=aws.keys)
 
 
 def ensure(ctx: Context, site: Site) -> None:

@@ -13,6 +13,7 @@ from nexa_dist.ops.context import Context
 from nexa_dist.plan import offers, prices
 from nexa_dist.plan.aws import Site
 from nexa_dist.plan.offers import Candidate
+from nexa_dist.refusal import CURES, OF_INSTANCES_CURE
 from nexa_dist.run import files
 from nexa_dist.run.aws import Cloud
 from nexa_dist.run.terraform import TerraformFailed
@@ -91,16 +92,17 @@ def search(
 ) -> Candidate:
     """Tries `create` with one candidate after the other until one gang is whole; `release` gives a part of one back.
 
-    A lack of capacity moves on, anything else stops. With wait_for_capacity_minutes it goes round again. Raises
-    NexaError with what each one said.
+    A lack of capacity moves on, and a quota moves on to other types and markets; anything else stops. With
+    wait_for_capacity_minutes it goes round again, but not to what a quota forbids. Raises NexaError with what each one
+    said.
     """
     until = ctx.now() + config.wait_for_capacity_minutes * 60
-    wait_s, said = FIRST_WAIT_S, ""
+    wait_s = FIRST_WAIT_S
+    forbidden: dict[tuple[str, str], str] = {}
     while True:
         refused: list[str] = []
-        full: set[tuple[str, str]] = set()
         for candidate, why in look():
-            if (candidate.type, candidate.market) in full:
+            if (candidate.type, candidate.market) in forbidden:
                 continue
             price = f"{candidate.usd_per_hour:.2f} USD/h a node, {candidate.usd_per_gpu_hour:.2f} a GPU"
             ctx.detail(f"trying {candidate.title}: {price}; {why}")
@@ -111,21 +113,26 @@ def search(
                 release()
                 verdict = offers.verdict(str(error))
                 if not verdict.move_on:
-                    raise NexaError(
-                        f"{verdict.message}\n{error}" if verdict.message else str(error), hint=error.hint
-                    ) from error
+                    words = f"{verdict.message}\n{error}" if verdict.message else str(error)
+                    raise NexaError(words, hint=error.hint) from error
                 remember(ctx, candidate.title, verdict.code)
-                ctx.detail(f"{candidate.title}: {verdict.code}, its part of the gang was given back")
-                refused.append(f"{candidate.title}: {verdict.code}")
+                said = f"{candidate.title}: {verdict.said}"
+                ctx.detail(f"{candidate.title}: {verdict.code}, its part of the gang was given back ({verdict.said})")
                 if verdict.account_wide:
-                    full.add((candidate.type, candidate.market))
-        said = "; ".join(refused)
-        if ctx.now() + wait_s > until:
-            break
+                    forbidden[candidate.type, candidate.market] = said
+                else:
+                    refused.append(said)
+        if not refused or ctx.now() + wait_s > until:
+            raise _nobody(config, refused, list(forbidden.values()))
         ctx.detail(f"nobody has {config.nodes} nodes now; asking again in {wait_s:.0f} s")
         ctx.sleep(wait_s)
         wait_s = min(wait_s * 2, LONGEST_WAIT_S)
-    raise NexaError(
-        f"no capacity for {config.nodes} nodes: {said}",
-        hint="nothing is left running; name more offers, or set wait_for_capacity_minutes",
-    )
+
+
+def _nobody(config: ClusterConfig, refused: Sequence[str], forbidden: Sequence[str]) -> NexaError:
+    """What each offer said. To wait helps against a lack of capacity alone."""
+    said = "; ".join((*refused, *forbidden))
+    cures = [CURES["capacity"]] if refused else ["nothing is left running"]
+    cures += [OF_INSTANCES_CURE] if forbidden else []
+    what = "no capacity" if refused else "the account's quota has no room"
+    return NexaError(f"{what} for {config.nodes} nodes: {said}", hint="; ".join(cures))

@@ -17,7 +17,7 @@ from nexa_dist.plan import aws as planned
 from nexa_dist.plan.aws import Site
 from nexa_dist.plan.estimate import rates_of
 from nexa_dist.plan.offers import Candidate
-from nexa_dist.run import files, keys, leftovers
+from nexa_dist.run import aws, files, keys, leftovers
 from nexa_dist.run.leftovers import Thing
 from nexa_dist.run.terraform import Terraform, binary
 from nexa_dist.run.workspace import ClusterFolder
@@ -82,7 +82,7 @@ def terraform_of(ctx: Context, folder: ClusterFolder, site: Site) -> Terraform:
     backend = dict(site.backend)
     if backend and any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")):
         backend["use_path_style"] = "true"  # what answers there is seldom reached by a name for each bucket
-    return Terraform(ctx.runner, binary(ctx.workspace.root), folder.terraform, "aws", backend)
+    return Terraform(ctx.runner, binary(ctx.workspace.root), folder.terraform, "aws", backend, aws.keys)
 
 
 def open_gang(ctx: Context, folder: ClusterFolder, config: ClusterConfig, site: Site | None = None) -> Gang:

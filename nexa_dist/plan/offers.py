@@ -2,51 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nexa_dist.config.aws import region_of
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.model import Market
+from nexa_dist.refusal import NETWORK, OF_INSTANCES, PREEMPTED, gravest, read
 
 REFUSED_LATELY_S = 30 * 60.0
 PREEMPTED_LATELY_S = 2 * 3600.0
-PREEMPTED = "Preempted"
-
-MOVE_ON = frozenset(
-    {
-        "InsufficientInstanceCapacity",
-        "InsufficientHostCapacity",
-        "InsufficientCapacity",
-        "InsufficientReservedInstanceCapacity",
-        "UnfulfillableCapacity",
-        "SpotMaxPriceTooLow",
-        "Unsupported",
-    }
-)
-"""Refusals of one zone. Sources: EC2's error codes; PR 673 of aws-parallelcluster-node."""
-ACCOUNT_WIDE = frozenset({"MaxSpotInstanceCountExceeded", "VcpuLimitExceeded", "InstanceLimitExceeded"})
-"""Limits of the account in the region: another zone cannot help, another type or market may."""
-DENIED = frozenset(
-    {
-        *("AuthFailure", "UnauthorizedOperation", "AccessDenied", "ExpiredToken", "RequestExpired"),
-        *("InvalidClientTokenId", "ExpiredTokenException", "OptInRequired", "PendingVerification"),
-    }
-)
-PASSING = frozenset(
-    {
-        *("RequestLimitExceeded", "Throttling", "ThrottlingException", "RequestThrottled", "EC2ThrottledException"),
-        *("SlowDown", "InternalError", "InternalFailure", "ServiceUnavailable", "Unavailable"),
-        "InvalidPermission.NotFound",  # taken away by a call whose reply was lost, and which was then made again
-    }
-)
-"""The cloud is busy; the same request may be answered a moment later."""
-_CODE = re.compile(r"api error ([A-Za-z][A-Za-z0-9.]*)")
-_DIED = re.compile(r"unexpected state '(?:terminated|shutting-down)'")
-_OUR_FAULT = re.compile(r"last error: Client\.(\w+)")
-"""Why an instance died at its launch when it was not the cloud's doing: a limit on volumes, a key it may not use."""
 
 
 @dataclass(frozen=True)
@@ -181,31 +147,27 @@ def _holds(refusal: Refusal, now: float) -> bool:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a failed apply means: try another candidate, or stop."""
+    """What a failed apply means: try another candidate, or stop. `message` goes before Terraform's own words."""
 
     code: str
     move_on: bool
     account_wide: bool = False
     passing: bool = False
     message: str = ""
+    said: str = field(default="", compare=False)
+    """The code and AWS's own sentence."""
 
 
 def verdict(error: str) -> Verdict:
     """Reads the words of Terraform's AWS provider. What is not known to be a lack of capacity stops."""
-    codes = [code.removeprefix("Client.").removeprefix("Server.") for code in _CODE.findall(error)]
-    for code in codes:
-        if code in MOVE_ON or code in ACCOUNT_WIDE:
-            return Verdict(code, True, code in ACCOUNT_WIDE)
-    if _DIED.search(error):
-        ours = _OUR_FAULT.search(error)
-        return Verdict(ours[1], False) if ours else Verdict(PREEMPTED, True)  # reclaimed while it was being made
-    for code in codes:
-        if code in PASSING:
-            return Verdict(code, False, passing=True)
-    for code in codes:
-        if code in DENIED:
-            return Verdict(code, False, message="the cloud refuses these credentials: renew or mend them, then repeat")
-    return Verdict(codes[0] if codes else "", False)
+    told = gravest(read(error))
+    if told is None:
+        return Verdict("", False)
+    of_instances = told.kind == "quota" and told.code in OF_INSTANCES
+    passing = told.kind == "passing" and told.code != NETWORK  # what was asked for then may have been made
+    refused = told.kind in ("credentials", "denied")
+    message = f"the cloud refuses these credentials: {told.action or told.code}" if refused else ""
+    return Verdict(told.code, told.kind == "capacity" or of_instances, of_instances, passing, message, str(told))
 
 
 def refusal_of(record: Any) -> Refusal | None:

@@ -1,7 +1,7 @@
 """AWS as the controller sees it: who we are, what is offered, what carries our tags. Terraform makes; this looks.
 
-Every answer is the cloud's own. An expected refusal becomes a NexaError; credentials come from boto3's usual places
-and are never read, passed on or printed here.
+Every answer is the cloud's own. An expected refusal becomes a NexaError; credentials come from boto3's usual places,
+go to Terraform alone, in its environment, and are never printed or written here.
 """
 
 from __future__ import annotations
@@ -16,42 +16,50 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nexa_dist.errors import NexaError, UsageError
+from nexa_dist.refusal import of_exception, refusal
+from nexa_dist.run import credentials
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2.client import EC2Client
 
 RETRIES = 8
 LINUX = "Linux/UNIX"
+NEVER_ASKED = frozenset(
+    {
+        *("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ConfigParseError", "ConfigNotFound"),
+        *("InvalidConfigError", "InfiniteLoopConfigError", "UnknownCredentialError"),
+    }
+)
+"""What is wrong on this machine before anybody could be asked: a matter of usage."""
 
 
 class Refused(NexaError):
-    """The cloud said no. `reason` is its error code."""
+    """The cloud said no. `reason` is its error code, `told` what that means."""
 
-    def __init__(self, what: str, reason: str, message: str, hint: str = "") -> None:
-        super().__init__(f"{what}: {reason}: {message}", hint=hint)
+    def __init__(self, what: str, reason: str, message: str, hint: str = "", operation: str = "") -> None:
+        self.told = refusal(reason, message, operation)
+        super().__init__(f"{what}: {self.told}", hint=hint or self.told.cure)
         self.reason = reason
 
 
 @contextlib.contextmanager
 def spoken(what: str) -> Iterator[None]:
     """boto3's exceptions in plain words."""
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+    from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         yield
     except ClientError as error:
         said = error.response["Error"]
-        code = said.get("Code", "Unknown")
-        hint = "repeat the command: it goes on from what exists"
-        if code in ("ExpiredToken", "RequestExpired", "ExpiredTokenException"):
-            hint = "the credentials have expired: log in again, then repeat the command (deadlines on the nodes hold)"
-        elif code in ("AuthFailure", "UnauthorizedOperation", "InvalidClientTokenId", "AccessDenied"):
-            hint = "the cloud refuses these credentials: check AWS_PROFILE or the keys, and their permissions"
-        raise Refused(what, code, said.get("Message", ""), hint) from error
-    except (NoCredentialsError, PartialCredentialsError) as error:
-        raise UsageError(f"{what}: {error}", hint="set AWS_PROFILE, or log in with the aws command") from error
-    except BotoCoreError as error:  # no route, time-out, unknown profile or region
-        raise NexaError(f"{what}: {error}", hint="check the network, AWS_PROFILE and the region") from error
+        raise Refused(
+            what, said.get("Code", "Unknown"), said.get("Message", ""), operation=error.operation_name
+        ) from error
+    except BotoCoreError as error:  # nobody was asked, or nobody answered
+        told = of_exception(error)
+        unset = told.code in NEVER_ASKED
+        raise (UsageError if unset else NexaError)(f"{what}: {told.sentence}", hint=told.cure) from error
+    except (OSError, ValueError) as error:  # of a credential_process, or a file that a profile names
+        raise NexaError(f"{what}: {error}", hint="check AWS_PROFILE, and what it names in ~/.aws/config") from error
 
 
 @functools.cache
@@ -60,7 +68,27 @@ def session() -> Any:
     import boto3
 
     with spoken("AWS"):
-        return boto3.session.Session()
+        return boto3.session.Session(botocore_session=credentials.session())
+
+
+def keys(renew: bool = False) -> dict[str, str]:
+    """boto3's credentials as a program's environment. They last for LASTING_S, or are new with `renew`, when their
+    source gives such."""
+    held = session()._session
+    with spoken("the credentials of AWS"):
+        made = credentials.environment(held)
+        if not renew and not credentials.short(held):
+            return made
+    try:
+        with spoken("the credentials of AWS"):
+            newer = credentials.session()
+            made = credentials.environment(newer)
+            held._credentials = newer.get_credentials()  # nobody is asked twice: new clients have them too
+            _client.cache_clear()
+    except NexaError:
+        if renew:
+            raise
+    return made
 
 
 def default_region() -> str:
@@ -81,7 +109,8 @@ def client(service: str, region: str) -> Any:
 def _client(service: str, region: str) -> Any:
     from botocore.config import Config
 
-    retries: Any = {"total_max_attempts": RETRIES, "mode": "standard"}
+    quick = service == "service-quotas"  # where it is away, or has no such service, nobody waits for it
+    retries: Any = {"total_max_attempts": 2 if quick else RETRIES, "mode": "standard"}
     with spoken("AWS"):
         return session().client(
             service, region_name=region, config=Config(retries=retries, connect_timeout=10, read_timeout=60)

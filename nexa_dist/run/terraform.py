@@ -20,6 +20,7 @@ from python_terraform import IsFlagged
 from python_terraform import Terraform as CommandLines
 
 from nexa_dist.errors import NexaError
+from nexa_dist.refusal import EXPIRED_CODES, REPEAT, gravest, read
 from nexa_dist.run import files
 from nexa_dist.run.runner import CommandFailed, Result, Runner
 from nexa_dist.shape import Check, Strange, anything, parsed, record, rows, table, text
@@ -99,6 +100,8 @@ class Terraform:
     folder: Path
     stack: str
     backend: Mapping[str, str] = field(default_factory=dict)
+    keys: Callable[[bool], Mapping[str, str]] = lambda _: {}
+    """The cloud's credentials for its environment, new ones if asked."""
 
     @property
     def state(self) -> Path:
@@ -143,7 +146,7 @@ class Terraform:
 
     def plan(self) -> dict[str, Any]:
         """Plans into `plan_file`; answers it as Terraform's JSON. Breaks no lock: a plan needs no claim."""
-        options = {"out": str(self.plan_file), "var_file": str(self.variables)}
+        options: dict[str, Any] = {"out": str(self.plan_file), "var_file": str(self.variables)}
         self._acted("plan", lambda _: None, timeout_s=600.0, mend=False, **options)
         shown = self._checked("show", self._run("show", str(self.plan_file), json=IsFlagged))
         return dict(_told("show", shown.out, files.SANE))
@@ -259,9 +262,11 @@ class Terraform:
         *words: str,
         timeout_s: float,
         mend: bool = True,
+        renewed: bool = False,
         **options: Any,
     ) -> None:
         errors: list[str] = []
+        env = self._environment()
 
         def on_line(line: str) -> None:
             try:
@@ -283,7 +288,7 @@ class Terraform:
             self.folder / f"{verb}.jsonl",
             on_line=on_line,
             hold=self._hold,
-            env=self._environment(),
+            env=env,
             timeout_s=timeout_s,
             grace_s=INTERRUPT_GRACE_S,
         )
@@ -293,13 +298,22 @@ class Terraform:
         lock = self._remote_lock(said)
         if lock and mend:
             self._break_lock(lock)
-            self._acted(verb, on_progress, *words, timeout_s=timeout_s, mend=False, **options)
+            self._acted(verb, on_progress, *words, timeout_s=timeout_s, mend=False, renewed=renewed, **options)
             return
         late = f"no end within {timeout_s:.0f} s; " if result.code == 124 else ""
-        raise TerraformFailed(
-            f"terraform {verb} failed: {late}{said}",
-            hint="run the same command again: it goes on from what exists",
-        )
+        told = gravest(read(said))
+        # They end after an hour, or while the laptop sleeps. What was planned is planned anew, from what is there now.
+        if told and told.code in EXPIRED_CODES and not (renewed or words) and self._renewed(env):
+            self._acted(verb, on_progress, timeout_s=timeout_s, mend=mend, renewed=True, **options)
+            return
+        raise TerraformFailed(f"terraform {verb} failed: {late}{said}", hint=told.cure if told else REPEAT)
+
+    def _renewed(self, env: Mapping[str, str]) -> bool:
+        """Whether there are other keys than those in `env`. What failed with those is still to be told."""
+        try:
+            return {**env, **self.keys(True)} != env
+        except NexaError:
+            return False
 
     def _argv(self, *words: str, **options: Any) -> list[str]:
         argv = CommandLines(terraform_bin_path=self.program).generate_cmd_string(*words, **options)
@@ -313,6 +327,7 @@ class Terraform:
 
     def _environment(self) -> dict[str, str]:
         made = {
+            **self.keys(False),
             "TF_IN_AUTOMATION": "1",
             "CHECKPOINT_DISABLE": "1",
             "GOGC": os.environ.get("GOGC", "400"),

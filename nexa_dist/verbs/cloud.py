@@ -42,6 +42,8 @@ def show(seen: Preview) -> None:
         ui.say(f"  and {len(seen.offers) - SHOWN} more")
     for line in seen.dropped[:SHOWN]:
         ui.say(f"  left out: {line}")
+    for line in seen.not_asked:
+        ui.say(f"  not looked at, so AWS may still refuse it: {line}")
     for line in bill_lines(seen):
         ui.say(line)
 

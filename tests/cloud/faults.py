@@ -53,6 +53,7 @@ class Fault:
     zone: str | None = None
     market: str | None = None
     code: str | None = None
+    message: str = "An error was injected into this call."
     status: int = 0
     seconds: float = 0.0
     after: int = 0
@@ -132,7 +133,7 @@ class FaultBook:
         fault = self.strike("error", call=call.name)
         if fault:
             status = fault.status or 500
-            raise Refused(fault.code or "InternalError", "An error was injected into this call.", status)
+            raise Refused(fault.code or "InternalError", fault.message, status)
 
     def refuse_launch(self, *, type: str, zone: str, market: str, count: int) -> None:  # noqa: A002
         """Raises when this zone has no room for `count` instances of the type and market."""

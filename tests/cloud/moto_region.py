@@ -20,9 +20,10 @@ from moto.ec2.models.security_groups import SecurityGroupRule
 from moto.ec2.responses import EC2Response
 from moto.iam.responses import IamResponse
 from moto.s3.models import FakeBucket
+from moto.servicequotas.models import ServiceQuotasBackend
 from moto.ssm.models import ParameterDict
 
-from tests.cloud import moto_groups, moto_mends, moto_profiles, moto_spot
+from tests.cloud import moto_groups, moto_mends, moto_profiles, moto_quotas, moto_spot
 from tests.cloud.faults import FaultBook
 from tests.cloud.moto_groups import groups_of
 from tests.cloud.moto_images import Images, captures, loads_images
@@ -84,6 +85,8 @@ def patch_answers(world: World) -> None:
         put(world, EC2Response, name, action)
     for name, listing in moto_profiles.ACTIONS.items():
         put(world, IamResponse, name, listing)
+    quota = moto_quotas.knows_ec2(ServiceQuotasBackend.get_service_quota)
+    put(world, ServiceQuotasBackend, "get_service_quota", quota)
     put(world, EC2Response, "terminate_instances", moto_mends.terminate_instances)
     put(world, EC2Response, "describe_spot_price_history", price_history(world.prices))
     for name, wrap in (

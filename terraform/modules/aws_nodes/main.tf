@@ -25,7 +25,8 @@ resource "aws_instance" "node" {
   #checkov:skip=CKV_AWS_79:the launch template asks for IMDSv2
   #checkov:skip=CKV_AWS_126:detailed monitoring costs money, and the node agent reports every few seconds
   #checkov:skip=CKV_AWS_135:every type with a GPU is EBS optimized by itself, and asking others for it fails
-  for_each = toset(var.node_names)
+  for_each   = toset(var.node_names)
+  depends_on = [aws_eip.node]
 
   ami                  = var.ami_id
   instance_type        = var.instance_type
@@ -87,10 +88,18 @@ resource "terraform_data" "machine" {
   triggers_replace = [var.instance_type, var.market, var.subnet_id, var.efa_interfaces]
 }
 
+# Before the machines: an account without room for addresses is told so while nothing costs anything yet.
 resource "aws_eip" "node" {
-  for_each = { for name, node in aws_instance.node : name => node if var.efa_interfaces > 1 }
+  #checkov:skip=CKV2_AWS_19:the association below gives each to its node
+  for_each = var.efa_interfaces > 1 ? toset(var.node_names) : toset([])
 
-  domain            = "vpc"
-  network_interface = each.value.primary_network_interface_id
-  tags              = local.tags[each.key]
+  domain = "vpc"
+  tags   = local.tags[each.key]
+}
+
+resource "aws_eip_association" "node" {
+  for_each = aws_eip.node
+
+  allocation_id        = each.value.id
+  network_interface_id = aws_instance.node[each.key].primary_network_interface_id
 }

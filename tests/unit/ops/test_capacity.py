@@ -117,9 +117,28 @@ def test_it_takes_what_comes_free_while_it_waits(desk: Desk) -> None:
     assert desk.slept == [15, 30] and cloud.log[-1] == OFFERS[1]
 
 
-def test_the_account_may_have_room_again_in_the_next_round(desk: Desk) -> None:
-    cloud = Cloud(desk, lambda title, waited: "" if waited else ACCOUNT)
-    assert cloud.search(minutes=1).title == OFFERS[0]
+@pytest.mark.parametrize("code", ["VcpuLimitExceeded", "MaxSpotInstanceCountExceeded", "InstanceLimitExceeded"])
+def test_nobody_waits_for_a_quota(desk: Desk, code: str) -> None:
+    cloud = Cloud(desk, lambda *_: code)
+    with pytest.raises(NexaError, match="the account's quota has no room for 2 nodes") as caught:
+        cloud.search(minutes=60)
+    assert desk.slept == [] and [step for step in cloud.log if step != "release"] == [OFFERS[0], *OFFERS[2:]]
+    assert f"{OFFERS[0]}: {code}: no" in str(caught.value)
+    assert "more vCPUs" in caught.value.hint and "wait_for" not in caught.value.hint
+
+
+def test_what_a_quota_forbids_is_not_tried_again_while_the_others_are_waited_for(desk: Desk) -> None:
+    cloud = Cloud(desk, lambda title, waited: ACCOUNT if title != OFFERS[3] else "" if waited else FULL)
+    assert cloud.search(minutes=1).title == OFFERS[3]
+    assert [step for step in cloud.log if step != "release"] == [OFFERS[0], *OFFERS[2:], OFFERS[3]]
+
+
+@pytest.mark.parametrize("code", ["AddressLimitExceeded", "VpcLimitExceeded", "OptInRequired", "InvalidSubnet.Range"])
+def test_what_every_offer_would_meet_is_met_once(desk: Desk, code: str) -> None:
+    cloud = Cloud(desk, lambda *_: code)
+    with pytest.raises(NexaError, match=f"{code}: no"):
+        cloud.search(minutes=60)
+    assert cloud.log == [OFFERS[0], "release"] and desk.slept == []
 
 
 def test_nothing_is_waited_for_unless_it_is_asked(desk: Desk) -> None:

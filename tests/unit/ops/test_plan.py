@@ -29,6 +29,13 @@ KEYS: dict[str, Any] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def account(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is asked: it may have everything."""
+    monkeypatch.setattr(plan.limits, "refuse_impossible", lambda *_: [])
+    monkeypatch.setattr(plan.limits, "within", lambda _, __, rows: (rows, [], []))
+
+
 def saved(desk: Desk, **where: Any) -> Path:
     path = desk.root / "plan.bin"
     made = site(**{"workspace": our_tag(desk.ctx), **where})
@@ -115,6 +122,17 @@ def test_a_preview_says_the_first_price_and_the_worst(desk: Desk, monkeypatch: p
     told = json.loads(json.dumps(seen.to_json()))
     assert told["worst_usd"] == round(seen.bill.worst_usd, 4)
     assert told["offers"][0]["usd_per_gpu_hour"] == 1.0 and told["left_out"] == ["left"]
+
+
+def test_a_preview_says_what_the_account_may_not_have_and_what_was_not_looked_at(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "open_site", lambda *_: site())
+    monkeypatch.setattr(capacity, "survey", lambda *_: ([(CHOSEN, "why"), (OTHER, "")], ["left"]))
+    monkeypatch.setattr(plan.limits, "refuse_impossible", lambda *_: ["VPCs"])
+    monkeypatch.setattr(plan.limits, "within", lambda _, __, rows: (rows[1:], ["short"], ["quota"]))
+    seen = preview(desk.ctx, config(max_hours=6.0))
+    assert seen and (seen.chosen, seen.dropped, seen.not_asked) == (OTHER, ("short", "left"), ("VPCs", "quota"))
 
 
 def test_who_rents_is_asked_until_the_cluster_is_up(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

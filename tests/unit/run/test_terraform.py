@@ -9,6 +9,7 @@ import pwd
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -58,6 +59,7 @@ class Script:
 
     def __init__(self, *planned: tuple[int, str]) -> None:
         self.planned, self.calls = list(planned), list[tuple[str, ...]]()
+        self.envs: list[Mapping[str, str]] = []
 
     def run(
         self,
@@ -71,6 +73,7 @@ class Script:
         grace_s: float = 5.0,
     ) -> Result:
         self.calls.append(tuple(argv))
+        self.envs.append(env or {})
         code, text = self.planned.pop(0)
         return Result(tuple(argv), code, text.encode(), b"" if not code else text.encode())
 
@@ -264,3 +267,31 @@ def test_a_time_out_is_said(tmp_path: Path) -> None:
     terraform, _ = stack(tmp_path, (124, ""))
     with pytest.raises(TerraformFailed, match="no end within 7 s"):
         terraform.apply(lambda _: None, timeout_s=7)
+
+
+@pytest.mark.parametrize(
+    ("code", "given", "runs"),
+    [
+        ("ExpiredToken", ["1", "2"], ["1", "2"]),
+        ("RequestExpired", ["1", "1"], ["1"]),  # of a source that has no newer ones
+        ("ExpiredToken", ["1"], ["1"]),  # nobody is there to type a code
+        ("UnauthorizedOperation", ["1", "2"], ["1"]),
+    ],
+)
+def test_keys_that_end_during_an_apply_are_renewed_once(
+    tmp_path: Path, code: str, given: list[str], runs: list[str]
+) -> None:
+    late = (1, diagnostic(f"creating EC2 Instance: {REFUSED}api error {code}: x"))
+    terraform, script = stack(tmp_path, late, late)
+    held = given[:1]
+
+    def keys(renew: bool) -> dict[str, str]:
+        if renew and not given[1:]:
+            raise NexaError("no terminal")
+        held[:] = given[1:] if renew else held
+        return {"AWS_ACCESS_KEY_ID": held[0]}
+
+    with pytest.raises(TerraformFailed, match=code) as caught:
+        replace(terraform, keys=keys).apply(lambda _: None)
+    assert [env["AWS_ACCESS_KEY_ID"] for env in script.envs] == runs
+    assert "log in again" in caught.value.hint or code == "UnauthorizedOperation"

@@ -109,6 +109,11 @@ run "several_interfaces" {
     condition     = length(aws_eip.node) == 2 && output.nodes["n0"].address == aws_eip.node["n0"].public_ip
     error_message = "a node with several interfaces is reached by an Elastic IP"
   }
+
+  assert {
+    condition     = alltrue([for name, eip in aws_eip.node : aws_eip_association.node[name].allocation_id == eip.id])
+    error_message = "each node gets its own"
+  }
 }
 
 run "no_nodes" {
