@@ -60,8 +60,8 @@ def site_of(ctx: Context, folder: ClusterFolder, config: ClusterConfig | None) -
 
 def _journalled_site(ctx: Context, folder: ClusterFolder) -> Site | None:
     """By the last claim. A folder of aws without one is never taken for a local cluster's: its receipt would lie."""
-    if claims := _claims(folder):
-        region, account, owner = (str(claims[-1][key]) for key in ("region", "account", "owner"))
+    if told := claims(folder.path):
+        region, account, owner = (str(told[-1][key]) for key in ("region", "account", "owner"))
         return Site(folder.name, region, account, owner, our_tag(ctx), created_unix=0, expires_unix=0)
     if "aws" in (_provider(folder.path / "config.json"), _provider(folder.json)):
         raise StillRunning(
@@ -89,7 +89,7 @@ def destroy(ctx: Context, folder: ClusterFolder, site: Site) -> dict[str, Any]:
     """Ends everything with the exact owner and cluster tags, in every region that the journal names."""
     check_account(site, aws.identity(site.region))
     killed = interrupted(folder) or not folder.json.exists()
-    regions = sorted({site.region, *(str(record["region"]) for record in _claims(folder))})
+    regions = sorted({site.region, *(str(record["region"]) for record in claims(folder.path))})
 
     def look() -> list[Thing]:
         return [thing for region in regions for thing in leftovers.find(region, site.owner, site.cluster)]
@@ -158,8 +158,8 @@ def _terraform_destroy(ctx: Context, folder: ClusterFolder, site: Site) -> list[
     return []
 
 
-def _claims(folder: ClusterFolder) -> list[dict[str, Any]]:
-    """Every intent to claim: region, account, owner."""
-    journal = files.read_lines(folder.path / "journal.jsonl")
+def claims(folder: Path) -> list[dict[str, Any]]:
+    """Every intent to claim in the journal of a cluster's folder: region, account, owner."""
+    journal = files.read_lines(folder / "journal.jsonl")
     keys = ("region", "account", "owner")
     return [r for r in journal if r.get("step") == "claim" and all(isinstance(r.get(k), str) and r[k] for k in keys)]
