@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import EXIT_BUDGET, NexaError, UsageError
-from nexa_dist.ops import capacity, local, pricecache
+from nexa_dist.ops import bucket, capacity, local, pricecache
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.gang import Saved, known_offer, offer_file, open_gang
 from nexa_dist.ops.site import known_site, open_site, our_tag, region_wanted
@@ -42,6 +42,7 @@ class Preview:
     """What costs something and has no price in the book for this region."""
     on_demand: Mapping[str, float | None] = field(default_factory=dict)
     """USD/h by instance type."""
+    notes: tuple[str, ...] = ()
 
     @property
     def chosen(self) -> Candidate:
@@ -65,6 +66,7 @@ class Preview:
             "around_usd_per_hour": round(self.rates.around, 6),
             "budget_usd": self.budget_usd,
             "price_unknown": list(self.unknown),
+            "notes": list(self.notes),
             **self.bill.to_json(),
         }
 
@@ -77,7 +79,7 @@ def preview(ctx: Context, config: ClusterConfig) -> Preview | None:
         return None
     site = open_site(ctx, folder, config)
     ordered, dropped = capacity.survey(ctx, config, site)
-    return _preview(config, site.region, ordered, dropped)
+    return replace(_preview(config, site.region, ordered, dropped), notes=bucket.notes(site))
 
 
 def offline(ctx: Context, config: ClusterConfig) -> Preview:

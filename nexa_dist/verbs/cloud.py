@@ -62,7 +62,7 @@ def bill_lines(seen: Preview) -> list[str]:
     ]
     if seen.unknown:
         lines.append(f"  not counted either, since no price is known here: {', '.join(seen.unknown)}")
-    return lines
+    return [*lines, *(f"  {note}" for note in seen.notes)]
 
 
 def plan(args: Arguments) -> int:
@@ -102,8 +102,8 @@ def sweep(args: Arguments) -> int:
         ui.emit({**told, "not_looked_for": mine.unlooked})
     elif found:
         columns = ("cluster", "kind", "id", "region", "age_hours", "usd", "holder", "orphan")
-        columns = (*(("owner",) if len(mine.owners) > 1 else ()), *columns)
-        ui.table([entry.to_json() for entry in found], columns)
+        whose = ("owner",) if len(mine.owners) > 1 else ()
+        ui.table([entry.to_json() for entry in found], (*whose, *columns))
     ui.say(f"owner {', '.join(mine.owners)}: {len(found)} resources, {len(orphans)} of them orphans")
     for line in (*mine.unlooked, "other owners (--owner NAME)"):
         ui.say(f"  not looked for: {line}")
