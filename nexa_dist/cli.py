@@ -130,6 +130,7 @@ def parser() -> argparse.ArgumentParser:
     sweep = verbs.add_parser("sweep", help="what is yours in every region of the cloud, orphans marked")
     sweep.add_argument("--delete", action="store_true", help="end the orphans")
     sweep.add_argument("--region", action="append", default=[], metavar="REGION", help="only there; may be repeated")
+    sweep.add_argument("--owner", action="append", default=[], metavar="OWNER", help="only his; may be repeated")
     sweep.add_argument("-y", "--yes", action="store_true", help="do not ask")
     _json(sweep)
 

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import NexaError, StillRunning
-from nexa_dist.ops import cloudmeter
+from nexa_dist.ops import bucket, cloudmeter
 from nexa_dist.ops.aws_claim import interrupted
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.gang import settle_s, terraform_of
 from nexa_dist.ops.site import check_account, known_site, our_tag, owner_wanted, region_wanted
 from nexa_dist.plan.aws import Site
-from nexa_dist.run import aws, files, leftovers
+from nexa_dist.run import aws, files, leftovers, strangers
 from nexa_dist.run.leftovers import Thing
+from nexa_dist.run.strangers import Stranger
 from nexa_dist.run.terraform import Locked
 from nexa_dist.run.workspace import ClusterFolder
 
 TRIES = 3
+DESTROY_LIMIT_S = 900.0
+"""For all tries together: what Terraform has not ended by then the sweep ends, or names."""
+LOOK_EVERY_S = 10.0
 CLAIM = "key pair"
 ROUNDS = 100
 
@@ -60,8 +67,8 @@ def site_of(ctx: Context, folder: ClusterFolder, config: ClusterConfig | None) -
 
 def _journalled_site(ctx: Context, folder: ClusterFolder) -> Site | None:
     """By the last claim. A folder of aws without one is never taken for a local cluster's: its receipt would lie."""
-    if claims := _claims(folder):
-        region, account, owner = (str(claims[-1][key]) for key in ("region", "account", "owner"))
+    if told := claims(folder.path):
+        region, account, owner = (str(told[-1][key]) for key in ("region", "account", "owner"))
         return Site(folder.name, region, account, owner, our_tag(ctx), created_unix=0, expires_unix=0)
     if "aws" in (_provider(folder.path / "config.json"), _provider(folder.json)):
         raise StillRunning(
@@ -89,13 +96,16 @@ def destroy(ctx: Context, folder: ClusterFolder, site: Site) -> dict[str, Any]:
     """Ends everything with the exact owner and cluster tags, in every region that the journal names."""
     check_account(site, aws.identity(site.region))
     killed = interrupted(folder) or not folder.json.exists()
-    regions = sorted({site.region, *(str(record["region"]) for record in _claims(folder))})
+    regions = sorted({site.region, *(str(record["region"]) for record in claims(folder.path))})
 
     def look() -> list[Thing]:
         return [thing for region in regions for thing in leftovers.find(region, site.owner, site.cluster)]
 
     seen = {thing.id: thing for thing in look()}
-    destroyed = _terraform_destroy(ctx, folder, site)
+    foreign = _strangers(seen.values)
+    for stranger in foreign:  # at once: machines take minutes to end
+        ctx.say(f"in the way: {stranger}")
+    destroyed = _terraform_destroy(ctx, folder, site, look, bool(foreign))
     with ctx.phase("sweep"), folder.journalled("sweep", regions=regions, found=sorted(seen)):
         swept, errors = leftovers.sweep(lambda: [t for t in look() if t.kind != CLAIM], ctx.detail, ctx.sleep, ROUNDS)
         if not errors:
@@ -109,6 +119,7 @@ def destroy(ctx: Context, folder: ClusterFolder, site: Site) -> dict[str, Any]:
     rows = [after[i].to_json() if i in after else {**thing.to_json(), "state": "gone"} for i, thing in seen.items()]
     machines = [thing for thing in seen.values() if thing.kind == "instance"]
     left = [thing.to_json() for thing in after.values() if thing.alive]
+    foreign = _strangers(after.values) if left else []
     told = [thing for thing in after.values() if thing.kind == "instance"]
     try:
         cloudmeter.record(ctx, folder, site, told, ctx.now(), final=not left and not errors)
@@ -131,35 +142,71 @@ def destroy(ctx: Context, folder: ClusterFolder, site: Site) -> dict[str, Any]:
         "destroyed": destroyed,
         "swept": [thing.to_json() for thing in swept],
         "left": {"cloud": left, "errors": errors},
-        "kept": [f"bucket {site.bucket}"] if site.bucket else [],
+        **({"in_the_way": [asdict(stranger) for stranger in foreign]} if foreign else {}),
+        "kept": bucket.kept(site),
     }
 
 
-def _terraform_destroy(ctx: Context, folder: ClusterFolder, site: Site) -> list[str]:
-    """Addresses that Terraform destroyed. What it cannot (no state, a lock, an error) is left to the sweep."""
+class InTheWay(NexaError):
+    """Others' resources hold what is to be destroyed."""
+
+
+def _terraform_destroy(
+    ctx: Context, folder: ClusterFolder, site: Site, look: Callable[[], list[Thing]], held: bool
+) -> list[str]:
+    """Addresses that Terraform destroyed. What it cannot (no state, a lock, an error) is left to the sweep; and all of
+    it, where it would wait for what others hold."""
     terraform = terraform_of(ctx, folder, site)
     if not terraform.chdir.exists():
         return []
     terraform.settle(ctx.detail, interrupt=True)
+    until = time.monotonic() + DESTROY_LIMIT_S
     with ctx.phase("terraform: destroy"), folder.journalled("destroy"):
         try:
-            resources = terraform.resources()
+            resources = [] if held else terraform.resources()
             for attempt in range(TRIES if resources else 0):
                 try:
-                    terraform.destroy(ctx.detail)
+                    terraform.destroy(_watching(ctx, look), max(until - time.monotonic(), 1.0))
                     return resources
-                except Locked:
+                except (Locked, InTheWay):
                     raise
                 except NexaError as error:
                     ctx.detail(f"try {attempt + 1} of {TRIES} failed: {error}")
+                if time.monotonic() > until:
+                    break
+        except InTheWay as error:
+            ctx.detail(f"Terraform was told to stop: {error}")
         except NexaError as error:
             ctx.detail(f"the state cannot be used: {error}")
     ctx.detail("sweeping by tag")
     return []
 
 
-def _claims(folder: ClusterFolder) -> list[dict[str, Any]]:
-    """Every intent to claim: region, account, owner."""
-    journal = files.read_lines(folder.path / "journal.jsonl")
+def _strangers(look: Callable[[], Iterable[Thing]]) -> list[Stranger]:
+    """What of others holds what `look` finds. A cloud that does not say holds up nothing."""
+    try:
+        return strangers.find(look())
+    except NexaError:
+        return []
+
+
+def _watching(ctx: Context, look: Callable[[], list[Thing]]) -> Callable[[str], None]:
+    """Tells Terraform's progress, and looks for what is in the way while it waits."""
+    looked = time.monotonic()
+
+    def on_progress(line: str) -> None:
+        nonlocal looked
+        ctx.detail(line)
+        if "Still destroying" in line and time.monotonic() - looked >= LOOK_EVERY_S:
+            if found := _strangers(look):
+                raise InTheWay("in the way: " + "; ".join(map(str, found)))
+            looked = time.monotonic()
+
+    return on_progress
+
+
+def claims(folder: Path) -> list[dict[str, Any]]:
+    """Every intent to claim in the journal of a cluster's folder: region, account, owner."""
+    journal = files.read_lines(folder / "journal.jsonl")
     keys = ("region", "account", "owner")
     return [r for r in journal if r.get("step") == "claim" and all(isinstance(r.get(k), str) and r[k] for k in keys)]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
+from nexa_dist.plan import prices
 from nexa_dist.plan.aws import Site, only_this_run
 from nexa_dist.run import aws, bundle, files
-from nexa_dist.run.terraform import Terraform, binary
+from nexa_dist.run.terraform import Terraform, TerraformFailed, binary
 
 DURABLE = "nexa:durable"
 """Tag of the buckets that stacks/aws-durable makes: `durable` for what nodes write, `state` for Terraform's states."""
@@ -22,30 +26,114 @@ def stack(ctx: Context, name: str) -> Terraform:
     return Terraform(ctx.runner, binary(ctx.workspace.root), folder, "aws-durable", keys=aws.keys)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What the cloud tells of a bucket's name: whose it is and in which region (empty: it does not say)."""
+
+    whose: Literal["ours", "another account's", "nobody's", "unknown"]
+    region: str = ""
+
+
+def look(site: Site) -> Seen:
+    """Whose the site's bucket is. "Forbidden" alone tells nothing: ours says so too, without s3:ListBucket."""
+    region = site.region
+    for _ in range(2):
+        try:
+            with aws.spoken(f"looking at bucket {site.bucket}"):
+                head = aws.client("s3", region).head_bucket(Bucket=site.bucket, ExpectedBucketOwner=site.account)
+            return Seen("ours", _region(head))
+        except aws.Refused as error:
+            there = _region(getattr(error.__cause__, "response", {}))
+            if error.reason in ("404", "NoSuchBucket"):
+                return Seen("nobody's")
+            if error.reason in ("403", "AccessDenied", "Forbidden"):
+                return Seen(_listed(site), there)
+            if error.reason not in ("301", "PermanentRedirect") or not there:
+                raise
+            region = there  # asked where it is
+    return Seen("unknown", region)
+
+
+def _region(answer: dict[str, Any]) -> str:
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return str(answer.get("BucketRegion") or headers.get("x-amz-bucket-region") or "")
+
+
+def _listed(site: Site) -> Literal["ours", "another account's", "unknown"]:
+    """By the account's own list of its buckets."""
+    try:
+        with aws.spoken("listing buckets"):
+            rows = aws.client("s3", site.region).list_buckets()["Buckets"]
+    except aws.Refused:
+        return "unknown"
+    return "ours" if site.bucket in {row["Name"] for row in rows} else "another account's"
+
+
+def usable(site: Site) -> Seen:
+    """`look`. Raises NexaError for a bucket that is another account's, or that may be."""
+    seen = look(site)
+    if seen.whose == "another account's":
+        raise _taken(site)
+    if seen.whose == "unknown":
+        raise NexaError(
+            f"bucket {site.bucket} cannot be looked at: it is another account's, or ours and s3:ListBucket is denied",
+            hint=f"allow s3:ListBucket on it (s3:ListAllMyBuckets would tell which); if it is not of account "
+            f"{site.account}, choose another name",
+        )
+    return seen
+
+
+def _taken(site: Site) -> NexaError:
+    return NexaError(
+        f"bucket {site.bucket} is not of account {site.account}: the name is taken",
+        hint="bucket names are global: choose another",
+    )
+
+
+def notes(site: Site) -> tuple[str, ...]:
+    """What a plan says of the bucket: that its traffic costs, when it is in another region than the nodes."""
+    seen = usable(site) if site.bucket else Seen("nobody's")
+    if seen.region in ("", site.region):
+        return ()
+    usd = prices.between_regions_usd_per_gb(site.region)
+    price = (
+        "at an unknown price" if usd is None else f"{usd:.2f} USD/GB, {100 * usd:.2f} USD for a checkpoint of 100 GB"
+    )
+    where = f"bucket {site.bucket} is in {seen.region}, the nodes will be in {site.region}"
+    return (f"{where}: what they write there is traffic between regions, not counted above ({price})",)
+
+
+def kept(site: Site) -> list[str]:
+    """What a teardown leaves, as far as it is ours: a name that another account has is no bucket of ours."""
+    if not site.bucket:
+        return []
+    try:
+        whose, why = look(site).whose, "s3:ListBucket is denied"
+    except NexaError as error:
+        whose, why = "unknown", str(error)
+    told = {"ours": [f"bucket {site.bucket}"], "unknown": [f"bucket {site.bucket}, if it is ours: {why}"]}
+    return told.get(whose, [])
+
+
 def ensure(ctx: Context, site: Site) -> None:
     """The site's bucket is there and ours to use. One that exists already is taken as it is."""
     refuse_state(site)
-    if not site.bucket:
+    if not site.bucket or usable(site).whose == "ours":
         return
-    s3 = aws.client("s3", site.region)
-    try:
-        with aws.spoken(f"looking at bucket {site.bucket}"):
-            s3.head_bucket(Bucket=site.bucket, ExpectedBucketOwner=site.account)
-        return
-    except aws.Refused as error:
-        if error.reason == "403":
-            raise NexaError(
-                f"bucket {site.bucket} is not of account {site.account}", hint="bucket names are global: choose another"
-            ) from error
-        if error.reason not in ("404", "NoSuchBucket"):
-            raise
     with ctx.phase(f"bucket {site.bucket}"):
         terraform = stack(ctx, site.bucket)
         terraform.settle(ctx.detail, interrupt=False)
         terraform.prepare(
             bundle.root() / "terraform", {"region": site.region, "owner": site.owner, "bucket": site.bucket}
         )
-        terraform.apply(ctx.detail)
+        try:
+            terraform.apply(ctx.detail)
+        except TerraformFailed as error:
+            if "BucketAlreadyExists" not in str(error):
+                raise
+            if not terraform.resources():
+                shutil.rmtree(terraform.folder)  # it would say that the bucket was made from here
+            raise _taken(site) from error
 
 
 def refuse_state(site: Site) -> None:

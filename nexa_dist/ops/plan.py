@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import EXIT_BUDGET, NexaError, UsageError
-from nexa_dist.ops import capacity, limits, local, pricecache
+from nexa_dist.ops import bucket, capacity, limits, local, pricecache
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.gang import Saved, known_offer, offer_file, open_gang
 from nexa_dist.ops.site import known_site, open_site, our_tag, region_wanted
@@ -44,6 +44,7 @@ class Preview:
     """USD/h by instance type."""
     not_asked: tuple[str, ...] = ()
     """What AWS may still refuse: a quota or an image that could not be looked at, and why."""
+    notes: tuple[str, ...] = ()
 
     @property
     def chosen(self) -> Candidate:
@@ -68,6 +69,7 @@ class Preview:
             "budget_usd": self.budget_usd,
             "price_unknown": list(self.unknown),
             "not_asked": list(self.not_asked),
+            "notes": list(self.notes),
             **self.bill.to_json(),
         }
 
@@ -82,7 +84,8 @@ def preview(ctx: Context, config: ClusterConfig) -> Preview | None:
     ordered, dropped = capacity.survey(ctx, config, site)
     unasked = limits.refuse_impossible(config, site)
     within, short, silent = limits.within(config, site, ordered)
-    return replace(_preview(config, site.region, within, [*short, *dropped]), not_asked=(*unasked, *silent))
+    seen = _preview(config, site.region, within, [*short, *dropped])
+    return replace(seen, not_asked=(*unasked, *silent), notes=bucket.notes(site))
 
 
 def offline(ctx: Context, config: ClusterConfig) -> Preview:

@@ -1,16 +1,17 @@
-"""nexa sweep: everything of one owner in every region, and which of it nobody will ever end."""
+"""nexa sweep: everything of yours in every region, and which of it nobody will ever end."""
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from nexa_dist.errors import NexaError
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.site import known_site, our_tag, owner_wanted
+from nexa_dist.ops.site import our_tag
+from nexa_dist.ops.whose import Whose, whose
 from nexa_dist.plan import prices
 from nexa_dist.run import aws, images, leftovers
 from nexa_dist.run.leftovers import EXPIRES, WORKSPACE, Thing
@@ -30,6 +31,7 @@ class Found:
         return {
             **self.thing.to_json(),
             "cluster": self.thing.cluster,
+            "owner": self.thing.tags.get(leftovers.OWNER, ""),
             "offer": self.thing.offer,
             "holder": self.holder,
             "orphan": self.orphan,
@@ -38,17 +40,17 @@ class Found:
         }
 
 
-def survey(ctx: Context, only: Sequence[str] = ()) -> tuple[str, list[Found], list[str]]:
-    """The owner, all that carries the owner's tag in every region (or `only` some), and why a region did not answer."""
+def survey(ctx: Context, only: Sequence[str] = (), named: Sequence[str] = ()) -> tuple[Whose, list[Found], list[str]]:
+    """Whose it is, all that carries one of the owners' tags (those `named`, else all of `whose`) in every region (or
+    `only` some), and why a region did not answer."""
     home = (list(only) or [aws.default_region() or "us-east-1"])[0]
-    who = aws.identity(home)
-    owner = owner_wanted(None, who)
+    mine = whose(ctx, aws.identity(home), only, named)
     regions = list(only) or aws.regions(home)
     silent: list[str] = []
 
     def ask(region: str) -> list[Thing]:
         try:
-            return [thing for thing in leftovers.find(region, owner) if thing.alive]
+            return [thing for owner in mine.owners for thing in leftovers.find(region, owner) if thing.alive]
         except NexaError as error:  # one region that is denied or away must not hide the others
             silent.append(f"{region}: {error}")
             return []
@@ -56,17 +58,8 @@ def survey(ctx: Context, only: Sequence[str] = ()) -> tuple[str, list[Found], li
     with ThreadPoolExecutor(8) as pool:
         found = [thing for things in pool.map(ask, regions) for thing in things]
     unique = {(t.kind, t.id): t for t in found}  # IAM answers the same in every region
-    live: set[str] = set()
-    elsewhere: set[str] = set()
-    for folder in ctx.workspace.clusters():
-        try:
-            site = known_site(folder)
-        except NexaError:  # damaged: whose it is cannot be told, so nothing of it is an orphan
-            live.add(folder.name)
-            continue
-        if site:
-            (live if site.account == who.account else elsewhere).add(site.cluster)
-    return owner, [_judged(ctx, t, live) for t in unique.values() if t.cluster not in elsewhere], sorted(silent)
+    rows = [_judged(ctx, t, mine.live) for t in unique.values() if t.cluster not in mine.elsewhere]
+    return mine, rows, sorted(silent)
 
 
 def images_kept(ctx: Context, owner: str, only: Sequence[str] = ()) -> list[tuple[str, int, float]]:
@@ -88,7 +81,7 @@ def images_kept(ctx: Context, owner: str, only: Sequence[str] = ()) -> list[tupl
         return [(region, len(of), sum(image.usd_per_month for image in of)) for region, of in found if of]
 
 
-def _judged(ctx: Context, thing: Thing, live: set[str]) -> Found:
+def _judged(ctx: Context, thing: Thing, live: Collection[str]) -> Found:
     """An orphan: past its own deadline, or made here for a cluster that this workspace knows no more."""
     holder, ours = thing.tags.get(WORKSPACE, "?"), our_tag(ctx)
     expired = _unix(thing.tags.get(EXPIRES, "")) < ctx.now()

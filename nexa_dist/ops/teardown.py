@@ -50,6 +50,8 @@ def teardown(ctx: Context, folder: ClusterFolder, site: Site | None = None) -> d
             left = "; ".join(str(row) for rows in receipt["left"].values() for row in rows)
             again = f"run again: nexa teardown --cluster {folder.name}"
             hint = f"{again}; {GONE}" if receipt["left"].get("hosts") else again
+            if receipt.get("in_the_way"):
+                hint = f"what is in the way is not ours to end: ask who made it, remove it, then {hint}"
             raise StillRunning(f"not everything is gone: {left}", hint=hint)
         meter.end_all(ctx, folder, "teardown")
         receipt |= _costs(ctx, folder)

@@ -42,7 +42,7 @@ class Extra:
 class Book:
     """`types` by name. No price of a type is older than `as_of`; `source` says where they come from. The extras have
     a date and a source each: gp3 disks in USD per GB and month, public IPv4 addresses in USD/h, traffic to the
-    internet in USD per GB."""
+    internet and to other regions in USD per GB."""
 
     as_of: date
     source: str
@@ -50,6 +50,7 @@ class Book:
     disk: Extra
     address: Extra
     egress: Extra
+    between_regions: Extra
 
 
 @functools.cache
@@ -64,6 +65,7 @@ def book() -> Book:
         disk=_extra(raw["disk_usd_per_gb_month"]),
         address=_extra(raw["address_usd_per_hour"]),
         egress=_extra(raw["egress_usd_per_gb"]),
+        between_regions=_extra(raw["between_regions_usd_per_gb"]),
     )
 
 
@@ -86,6 +88,11 @@ def address_usd_per_hour(region: str) -> float | None:
 def egress_usd_per_gb(region: str) -> float | None:
     """Of traffic to the internet; None where the book does not know it."""
     return book().egress.usd.get(region)
+
+
+def between_regions_usd_per_gb(region: str) -> float | None:
+    """Of traffic from there to another region; None where the book does not know it."""
+    return book().between_regions.usd.get(region)
 
 
 def age_days(today: date) -> int:

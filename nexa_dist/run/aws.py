@@ -117,20 +117,35 @@ def _client(service: str, region: str) -> Any:
         )
 
 
+SSO = "AWSReservedSSO_"
+"""How IAM Identity Center names the roles of its permission sets."""
+
+
 @dataclass(frozen=True)
 class Identity:
     """Whose account this is, and who we are in it."""
 
     account: str
     who: str
-    """`user/ann` or `assumed-role/Trainer`: without the name of the session, which changes."""
+    """`user/ann`; `assumed-role/Trainer`, without the name of a session that changes; or the person that a session is
+    named for."""
+    team: str = ""
+    """The role of a session that is named for a person: everybody with this permission set has it."""
+
+    @classmethod
+    def of(cls, account: str, arn: str) -> Identity:
+        kind, *names = arn.split(":", 5)[5].split("/")
+        if kind != "assumed-role":
+            return cls(account, "/".join((kind, *names)))
+        role, session = f"{kind}/{names[0]}", names[-1]
+        person = names[0].startswith(SSO) or "@" in session  # Identity Center, or SAML with addresses
+        return cls(account, session, role) if person else cls(account, role)
 
 
 def identity(region: str) -> Identity:
     with spoken("asking AWS who we are"):
         answer = client("sts", region).get_caller_identity()
-    parts = answer["Arn"].split(":", 5)[5].split("/")
-    return Identity(answer["Account"], "/".join(parts[:2] if parts[0] == "assumed-role" else parts))
+    return Identity.of(answer["Account"], answer["Arn"])
 
 
 def rows(ec2: Any, operation: str, path: str, **arguments: Any) -> list[dict[str, Any]]:

@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from nexa_dist.errors import NexaError
+from nexa_dist.run import strangers
 from nexa_dist.run.aws import Refused, answered, client, rows, spoken, tags_of
 
 if TYPE_CHECKING:
@@ -266,10 +268,13 @@ def sweep(
 ) -> tuple[list[Thing], list[str]]:
     """Ends all that `look` finds, in the order of dependence, and looks again until nothing is alive.
 
-    Answers what it ended, and why the rest (if any) could not be. Bounded by `rounds`.
+    What others' resources hold is left, and they are named at once. Answers what it ended, and why the rest (if any)
+    could not be. Bounded by `rounds`.
     """
     ended: dict[str, Thing] = {}
     errors: dict[str, str] = {}
+    held: dict[str, list[str]] = {}
+    told: set[str] = set()
     for count in range(rounds):
         alive = [thing for thing in look() if thing.alive]
         if not alive:
@@ -279,7 +284,9 @@ def sweep(
         errors = {}
         # While an instance lives, what it uses cannot go.
         machines = [thing for thing in alive if thing.kind in ("instance", "spot request")]
-        for thing in machines or alive:
+        before, held = held, {} if machines else _held(alive, say, told)
+        todo = machines or alive
+        for thing in todo:
             if thing.state not in ENDING:
                 why = end(thing)
                 if why:
@@ -287,9 +294,27 @@ def sweep(
                 if thing.id not in ended:
                     say(f"{thing.kind} {thing.id} {thing.offer}: " + (why or "ending"))
                 ended[thing.id] = thing
-        if len(errors) == len(machines or alive) and all(_denied(why) for why in errors.values()):
-            break  # asking again does not give a permission
-    return list(ended.values()), [errors.get(t.id, f"{t.kind} {t.id} is still {t.state}") for t in look() if t.alive]
+        stuck = held.keys() & before.keys()  # seen twice: what goes away by itself is no stranger
+        if all(thing.id in stuck or _denied(errors.get(thing.id, "")) for thing in todo):
+            break  # asking again gives no permission, and what is held waits for somebody else
+    left = [thing for thing in look() if thing.alive]
+    whys = [held.get(t.id) or [errors.get(t.id, f"{t.kind} {t.id} is still {t.state}")] for t in left]
+    return list(ended.values()), list(dict.fromkeys(why for several in whys for why in several))
+
+
+def _held(alive: list[Thing], say: Callable[[str], None], told: set[str]) -> dict[str, list[str]]:
+    """What of ours cannot go, and who holds it; each is said once."""
+    held: dict[str, list[str]] = {}
+    try:
+        held = strangers.holding(found := strangers.find(alive))
+        lines = [f"in the way: {stranger}" for stranger in found]
+    except NexaError as error:  # the cloud's own word for what it refuses has to do
+        lines = [f"nobody looked for what is in the way: {error}"]
+    for line in lines:
+        if line not in told:
+            told.add(line)
+            say(line)
+    return held
 
 
 def _denied(why: str) -> bool:

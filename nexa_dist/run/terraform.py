@@ -162,8 +162,8 @@ class Terraform:
         """Makes exactly what `plan_file` holds; Terraform refuses it when the state is not the planned one's."""
         self._acted("apply", on_progress, str(self.plan_file), timeout_s=timeout_s)
 
-    def destroy(self, on_progress: Callable[[str], None]) -> None:
-        self._acted("destroy", on_progress, timeout_s=1800.0, auto_approve=IsFlagged, var_file=str(self.variables))
+    def destroy(self, on_progress: Callable[[str], None], timeout_s: float = 1800.0) -> None:
+        self._acted("destroy", on_progress, timeout_s=timeout_s, auto_approve=IsFlagged, var_file=str(self.variables))
 
     def outputs(self) -> dict[str, Any]:
         """Values of all outputs."""

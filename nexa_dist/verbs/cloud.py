@@ -64,7 +64,7 @@ def bill_lines(seen: Preview) -> list[str]:
     ]
     if seen.unknown:
         lines.append(f"  not counted either, since no price is known here: {', '.join(seen.unknown)}")
-    return lines
+    return [*lines, *(f"  {note}" for note in seen.notes)]
 
 
 def plan(args: Arguments) -> int:
@@ -96,16 +96,22 @@ def plan(args: Arguments) -> int:
 
 def sweep(args: Arguments) -> int:
     ctx = context(acts=args.delete)
-    owner, found, silent = sweeping.survey(ctx, args.region)
+    mine, found, silent = sweeping.survey(ctx, args.region, args.owner)
     orphans = [entry for entry in found if entry.orphan]
     if args.json:
-        ui.emit({"owner": owner, "found": [entry.to_json() for entry in found], "not_answered": silent})
+        rows = [entry.to_json() for entry in found]
+        told = {"owner": mine.owners[0], "owners": mine.owners, "found": rows, "not_answered": silent}
+        ui.emit({**told, "not_looked_for": mine.unlooked})
     elif found:
         columns = ("cluster", "kind", "id", "region", "age_hours", "usd", "holder", "orphan")
-        ui.table([entry.to_json() for entry in found], columns)
-    ui.say(f"owner {owner}: {len(found)} resources, {len(orphans)} of them orphans")
-    for region, count, usd in sweeping.images_kept(ctx, owner, args.region):
-        ui.say(f"  and {count} baked images in {region}, at most {usd:.2f} USD a month (nexa image list)")
+        whose = ("owner",) if len(mine.owners) > 1 else ()
+        ui.table([entry.to_json() for entry in found], (*whose, *columns))
+    ui.say(f"owner {', '.join(mine.owners)}: {len(found)} resources, {len(orphans)} of them orphans")
+    for line in (*mine.unlooked, "other owners (--owner NAME)"):
+        ui.say(f"  not looked for: {line}")
+    for owner in mine.owners:
+        for region, count, usd in sweeping.images_kept(ctx, owner, args.region):
+            ui.say(f"  and {count} baked images in {region}, at most {usd:.2f} USD a month (nexa image list)")
     if orphans and args.delete:
         _end(ctx, orphans, args.yes)
     elif orphans:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
-from nexa_dist.errors import UsageError
+from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster, Layout
 from nexa_dist.ops import bucket
 from nexa_dist.plan.aws import place_of
 from nexa_dist.run import aws
+from nexa_dist.run.terraform import TerraformFailed
+from tests.cloud.api import S3_BUCKET
 from tests.unit.cloud_server import HOME, Desk, Emulated, site
 
 
@@ -74,3 +78,72 @@ def test_a_state_lies_where_no_node_writes(emulated_region: Emulated, s3: Any) -
     bucket.refuse_state(site(state=f"s3://{states}/team", bucket=nodes))
     bucket.refuse_state(site(state=f"s3://lab-{emulated_region.name()}", bucket=nodes))
     bucket.refuse_state(site(bucket=nodes))
+
+
+FORBIDDEN = {"code": "403", "status": 403}
+
+
+def test_forbidden_is_not_another_account_s(emulated_region: Emulated, s3: Any, desk: Desk) -> None:
+    """HeadBucket is denied without s3:ListBucket, whoever's the bucket is."""
+    ours, other = f"lab-{emulated_region.name()}", f"lab-{emulated_region.name()}"
+    s3.create_bucket(Bucket=ours)
+    emulated_region.control.fault("error", call="HeadBucket", **FORBIDDEN)
+    bucket.ensure(desk.ctx, site(bucket=ours))
+    assert bucket.kept(site(bucket=ours)) == [f"bucket {ours}"]
+    with pytest.raises(NexaError, match="the name is taken"):
+        bucket.ensure(desk.ctx, site(bucket=other))
+    assert bucket.kept(site(bucket=other)) == []
+    emulated_region.control.fault("error", call=S3_BUCKET["GET"], code="AccessDenied", status=403)  # its name here
+    with pytest.raises(NexaError, match="another account's, or ours and s3:ListBucket is denied") as caught:
+        bucket.notes(site(bucket=ours))
+    assert "s3:ListAllMyBuckets" in caught.value.hint
+    assert bucket.kept(site(bucket=ours)) == [f"bucket {ours}, if it is ours: s3:ListBucket is denied"]
+
+
+def test_a_bucket_of_another_region_is_said_with_its_price(emulated_region: Emulated, s3: Any) -> None:
+    far, near = f"lab-{emulated_region.name()}", f"lab-{emulated_region.name()}"
+    s3.create_bucket(Bucket=near)
+    where = {"LocationConstraint": "eu-west-1"}
+    aws.client("s3", "eu-west-1").create_bucket(Bucket=far, CreateBucketConfiguration=where)
+    (note,) = bucket.notes(site(bucket=far))
+    assert "is in eu-west-1" in note and "0.02 USD/GB, 2.00 USD for a checkpoint of 100 GB" in note
+    assert bucket.notes(site(bucket=near)) == bucket.notes(site()) == ()
+    assert bucket.notes(site(bucket=f"lab-{emulated_region.name()}")) == ()  # it will be made where the nodes are
+
+
+def test_a_redirect_is_asked_where_it_points(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def client(_: str, region: str) -> Any:
+        def head_bucket(**_: str) -> dict[str, Any]:
+            asked.append(region)
+            headers = {"x-amz-bucket-region": "eu-west-1"}
+            answer = {"ResponseMetadata": {"HTTPHeaders": headers}, "Error": {"Code": "301"}}
+            if region == HOME:
+                raise ClientError(answer, "HeadBucket")  # type: ignore[arg-type]
+            return answer
+
+        return SimpleNamespace(head_bucket=head_bucket)
+
+    monkeypatch.setattr(aws, "client", client)
+    assert bucket.look(site(bucket="far")) == bucket.Seen("ours", "eu-west-1")
+    assert asked == [HOME, "eu-west-1"]
+
+
+def test_a_taken_name_is_no_bucket_of_ours(
+    emulated_region: Emulated, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name was free when it was looked at, and the cloud refused to make it."""
+    mine = site(bucket=f"lab-{emulated_region.name()}")
+    folder = desk.root / "stack"
+    folder.mkdir()
+
+    def refuse(*_: object) -> None:
+        raise TerraformFailed("creating S3 Bucket: BucketAlreadyExists: The requested bucket name is not available.")
+
+    made = {"settle": lambda *_, **__: None, "prepare": lambda *_: None, "apply": refuse, "resources": list}
+    monkeypatch.setattr(bucket, "stack", lambda *_: SimpleNamespace(folder=folder, **made))
+    with pytest.raises(NexaError, match="the name is taken") as caught:
+        bucket.ensure(desk.ctx, mine)
+    assert "choose another" in caught.value.hint and not folder.exists()
+    assert bucket.kept(mine) == []

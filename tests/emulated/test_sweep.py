@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from nexa_dist.errors import NexaError
+from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.ops.site import our_tag, site_file
 from nexa_dist.ops.sweep import Found, end, survey
 from nexa_dist.run import files, leftovers
@@ -26,8 +26,8 @@ class Lab:
         self.ctx = replace(desk.ctx, sleep=lambda _: time.sleep(0.01))
         self.ours = our_tag(desk.ctx)
 
-    def key_pair(self, cluster: str, workspace: str = "", expires: str = LATER) -> str:
-        given = {"nexa:cluster": cluster, "nexa:owner": self.owner, "nexa:expires": expires}
+    def key_pair(self, cluster: str, workspace: str = "", expires: str = LATER, owner: str = "") -> str:
+        given = {"nexa:cluster": cluster, "nexa:owner": owner or self.owner, "nexa:expires": expires}
         given["nexa:workspace"] = workspace or self.ours
         tags = [{"Key": key, "Value": value} for key, value in given.items()]
         spec = [{"ResourceType": "key-pair", "Tags": tags}]
@@ -39,9 +39,9 @@ class Lab:
         files.write_json(site_file(folder), site(cluster, self.owner, account=account).to_json())
 
     def survey(self) -> dict[str, Found]:
-        owner, found, silent = survey(self.ctx, [HOME])
+        mine, found, silent = survey(self.ctx, [HOME])
         assert silent == []
-        assert owner == self.owner
+        assert mine.owners[0] == self.owner
         return {entry.thing.id: entry for entry in found}
 
 
@@ -113,3 +113,29 @@ def test_a_region_that_does_not_answer_is_said_and_hides_no_other(lab: Lab, monk
     _, found, silent = survey(lab.ctx, [HOME, "eu-west-1"])
     assert [entry.thing.id for entry in found] == [made]
     assert silent == ["eu-west-1: denied"]
+
+
+def test_all_that_is_yours_is_what_files_and_records_name(lab: Lab) -> None:
+    """Resources of a cluster with `owner:` in its file were never seen: only the identity's were looked for."""
+    team, recorded, gone, alien = (lab.region.name() for _ in range(4))
+    files.write_text(lab.ctx.workspace.root / "team.yaml", f"name: t\nprovider: aws\nowner: {team}\n")
+    files.write_text(lab.ctx.workspace.root / "odd.yaml", "owner: [aws\n")
+    files.write_json(site_file(lab.ctx.workspace.cluster("r")), site("r", recorded, account="123456789012").to_json())
+    lab.known("far", account="999999999999")
+    claim = {"step": "claim", "state": "intent", "region": HOME, "account": "123456789012", "owner": gone}
+    files.append_json(lab.ctx.workspace.root / ".nexa/history/g_2026/journal.jsonl", claim)
+    made = {owner: lab.key_pair("x", owner=owner) for owner in (lab.owner, team, recorded, gone, alien)}
+
+    mine, found, _ = survey(lab.ctx, [HOME])
+    assert {entry.thing.id for entry in found} == set(made.values()) - {made[alien]}
+    assert mine.owners == (lab.owner, "user/moto", recorded, gone, team)
+    said = " | ".join(mine.unlooked)
+    assert "cluster far" in said and "account 999999999999" in said and "odd.yaml" in said
+    assert f"regions other than {HOME}" in said
+
+    mine, found, _ = survey(lab.ctx, [HOME], [alien])
+    assert [entry.thing.id for entry in found] == [made[alien]] and mine.owners == (alien,)
+    assert found[0].to_json()["owner"] == alien
+    assert f"owner {team} of team.yaml (--owner {team!r})" in mine.unlooked
+    with pytest.raises(UsageError, match=r"--owner '\*'"):
+        survey(lab.ctx, [HOME], ["*"])

@@ -151,6 +151,26 @@ def test_owner(monkeypatch: pytest.MonkeyPatch) -> None:
         owner_wanted(None, who)
 
 
+@pytest.mark.parametrize(
+    ("arn", "who", "team"),
+    [
+        ("iam::1:user/ann", "user/ann", ""),
+        ("iam::1:user/lab/ann", "user/lab/ann", ""),
+        ("iam::1:root", "root", ""),
+        ("sts::1:federated-user/ann", "federated-user/ann", ""),
+        ("sts::1:assumed-role/Trainer/botocore-session-17", "assumed-role/Trainer", ""),
+        ("sts::1:assumed-role/Nodes/i-0123456789", "assumed-role/Nodes", ""),
+        ("sts::1:assumed-role/AWSReservedSSO_Gpu_0a1b/ann", "ann", "assumed-role/AWSReservedSSO_Gpu_0a1b"),
+        ("sts::1:assumed-role/Saml/bob@example.org", "bob@example.org", "assumed-role/Saml"),
+    ],
+)
+def test_who_we_are_is_a_person_where_the_session_names_one(arn: str, who: str, team: str) -> None:
+    """One permission set is a whole team's: its resources would be everybody's orphans."""
+    told = aws.Identity.of("1", f"arn:aws:{arn}")
+    assert (told.who, told.team) == (who, team)
+    assert owner_wanted(None, told) == who
+
+
 def test_the_name_of_a_workspace_does_not_follow_the_environment(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """cron and sudo have another USER, and a laptop another host name every day."""
     monkeypatch.setenv("USER", "ann")
