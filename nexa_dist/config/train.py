@@ -224,6 +224,16 @@ class TrainConfig(_Section):
         allow_inf_nan=False,
         description="How long to wait for a lost node that cannot be replaced, or for capacity to replace it.",
     )
+    lost_after_s: float | None = Field(
+        None,
+        ge=60.0,
+        le=604_800.0,
+        allow_inf_nan=False,
+        description="Replace a node that says nothing for so long, in seconds, though nobody says that it is dead "
+        "(the cloud, another node). Without it: 1800 while another node answers, and never while none does, which is "
+        "this machine's own line first. Less ends healthy nodes with all that is on their disks; more lets a dead one "
+        "keep the others waiting, at the price of all.",
+    )
     wandb: Literal["off", "offline", "online"] = Field(
         "off", description="Weights & Biases: off, offline (files in the run folder, no network) or online."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from nexa_dist.errors import NexaError
@@ -25,6 +26,7 @@ def boot(gang: Gang, chosen: Candidate, kept: set[str]) -> tuple[Cluster, dict[s
     made = _cluster(gang, chosen)
     with ctx.phase("boot"), folder.journalled("boot"):
         silent = await_ssh(gang, made)
+        _spare_the_proven(gang, made, silent)
         if silent:
             ctx.detail(f"made anew, since they do not answer: {', '.join(silent)}")
             for name in silent:  # another key: what answers with the old one from now on is not our node
@@ -53,6 +55,19 @@ def boot(gang: Gang, chosen: Candidate, kept: set[str]) -> tuple[Cluster, dict[s
         hostkeys.rotate(ctx, folder, made)
     made = _cluster(gang, chosen, python)
     return made, homes
+
+
+def _spare_the_proven(gang: Gang, made: Cluster, silent: Sequence[str]) -> None:
+    """A machine that answered before, and that the cloud calls alive, may be training: that we do not hear it may be
+    our line's. Raises NexaError."""
+    before = {node.instance_id for node in gang.folder.load().nodes} if gang.folder.json.exists() else set()
+    doubtful = {node.name: node.instance_id for node in made.nodes if node.name in silent} if before else {}
+    alive = {thing.id for thing in gang.find() if thing.alive} if doubtful else set()
+    if spared := sorted(name for name, ident in doubtful.items() if ident in before & alive):
+        raise NexaError(
+            f"{', '.join(spared)} did not answer over ssh, and nobody says that they are dead: they are not ended",
+            hint="is it this machine's own line, or ssh_from? Else nexa teardown ends the cluster",
+        )
 
 
 def await_ssh(gang: Gang, made: Cluster) -> list[str]:

@@ -11,6 +11,20 @@ from nexa_dist.run.runner import Runner
 from nexa_dist.run.workspace import Workspace
 
 
+def _passed() -> float:
+    """Seconds, also those that the machine slept (where that clock is missing: the wall clock's)."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.time()
+
+
+_BEGAN = time.time() - _passed()
+
+
+def steady_now() -> float:
+    """The time of day as this command found it, and what has passed since: a clock that is set meanwhile uses up no
+    budget and no deadline."""
+    return _BEGAN + _passed()
+
+
 @dataclass(frozen=True)
 class Context:
     """`say` takes a line for people; `times` collects how many seconds each phase took; tests pass a clock.
@@ -20,7 +34,7 @@ class Context:
     runner: Runner
     say: Callable[[str], None]
     times: dict[str, float] = field(default_factory=dict)
-    now: Callable[[], float] = time.time
+    now: Callable[[], float] = steady_now
     sleep: Callable[[float], None] = time.sleep
     brief: bool = False
 

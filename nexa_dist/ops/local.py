@@ -52,9 +52,9 @@ def make(
     with ctx.phase(f"terraform: {len(names)} nodes"), folder.journalled("create", nodes=names):
         _apply(ctx, folder, config, terraform)
         rows = terraform.outputs()["nodes"]
-        off = [r["name"] for r in rows if r["name"] in lost or not answers(folder, r["name"], r["address"], r["port"])]
+        off = [r["name"] for r in rows if r["name"] in lost or machine(folder, r["name"]) == "off"]
         if off:  # Terraform's state says they exist; a reboot of this machine says they do not
-            ctx.detail(f"not answering, made anew: {', '.join(off)}")
+            ctx.detail(f"off, made anew: {', '.join(off)}")
             _apply(ctx, folder, config, terraform, [f'module.node["{name}"].terraform_data.node' for name in off])
     outputs = terraform.outputs()
     made = local.cluster(
@@ -149,6 +149,20 @@ def answers(folder: ClusterFolder, name: str, address: str, port: int) -> bool:
     except OSError:
         return False
     return said.endswith(hashlib.sha256(host_key).hexdigest()[:16].encode())
+
+
+def machine(folder: ClusterFolder, name: str) -> str:
+    """`on`, `frozen` or `off`: what this machine says of the parent of all of a node's processes (host.py), whatever
+    the network says."""
+    try:
+        told = json.loads((folder.path / "nodes" / name / "daemon.json").read_bytes())
+        stat = Path(f"/proc/{int(told['pid'])}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except (OSError, ValueError, TypeError, KeyError):
+        return "off"
+    if (int(stat[19]), boot) != (told.get("start_ticks"), told.get("boot_id")) or stat[0] in "ZX":
+        return "off"
+    return "frozen" if stat[0] in "Tt" else "on"
 
 
 def destroy(ctx: Context, folder: ClusterFolder) -> dict[str, Any]:

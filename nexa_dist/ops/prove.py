@@ -89,8 +89,12 @@ def proven(
 def to_replace(report: Report, known: Mapping[str, Any], fresh: Collection[str], idle: bool) -> dict[str, list[str]]:
     """Causes by node, of the nodes that get another machine. One that was there before may hold the only checkpoint of
     a run, so it has to fail twice: `known` are those whose failure the user was told of before. What all nodes
-    have is no machine's fault."""
-    found = replaceable(report.findings)
+    have is no machine's fault, and that one does not answer us may be our line's: it is no reason to end it."""
+    found = {
+        node: causes
+        for node, causes in replaceable(report.findings).items()
+        if node in fresh or causes != ["unreachable"]
+    }
     if report.cluster.provider == "static" or (len(found) == len(report.cluster.nodes) > 1):
         return {}
     return {node: causes for node, causes in found.items() if node in fresh or (idle and node in known)}

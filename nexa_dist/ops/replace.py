@@ -6,14 +6,12 @@ What makes nodes is imported when one is lost: that takes as long as the rest of
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster, Node
 from nexa_dist.ops.context import Context
-
-ASK_EVERY_S = 4.0
+from nexa_dist.plan.lost import CloudWord
 
 
 def possible(ctx: Context, cluster: Cluster) -> bool:
@@ -21,48 +19,41 @@ def possible(ctx: Context, cluster: Cluster) -> bool:
     return cluster.provider != "static" and ctx.workspace.cluster(cluster.name).json.exists()
 
 
-def teller(ctx: Context, cluster: Cluster) -> Callable[[str], str]:
-    """A function that tells why a silent node is dead for the provider; "" when it lives, or nobody knows."""
-    asked: dict[str, float] = {}
-    nodes = {node.name: node for node in cluster.nodes}
-
-    def gone(name: str) -> str:
-        if time.monotonic() - asked.get(name, -ASK_EVERY_S) < ASK_EVERY_S:
-            return ""
-        asked[name] = time.monotonic()
-        try:
-            return _dead(ctx, cluster, nodes[name])
-        except NexaError as error:  # a cloud that cannot be asked has not said that the node is dead
-            ctx.detail(f"{name}: {error}")
-            return ""
-
-    return gone
-
-
-def is_off(ctx: Context, cluster: Cluster, node: Node) -> bool:
-    """Whether the cloud says that the machine is off: nothing of a run is left on it then."""
-    try:
-        return cluster.provider == "aws" and bool(_dead(ctx, cluster, node))
-    except NexaError:
-        return False
-
-
-def _dead(ctx: Context, cluster: Cluster, node: Node) -> str:
+def cloud_says(ctx: Context, cluster: Cluster, node: Node) -> tuple[CloudWord, str]:
+    """What is known of a node's machine by who made it, and in words; ("", "") when that is nobody. Raises NexaError
+    when it cannot be asked: it has not said then that the node is dead."""
     if cluster.provider == "local":
         from nexa_dist.ops import local
 
-        folder = ctx.workspace.cluster(cluster.name)
-        return "" if local.answers(folder, node.name, node.address, node.port) else "its sshd is gone"
+        state = local.machine(ctx.workspace.cluster(cluster.name), node.name)
+        words: dict[str, CloudWord] = {"off": "off", "frozen": "unwell", "on": "works"}
+        return words[state], f"its machine is {state}"
     if cluster.provider != "aws":
-        return ""
+        return "", ""
     from nexa_dist.ops.site import known_site
     from nexa_dist.run.aws import Cloud
 
     site = known_site(ctx.workspace.cluster(cluster.name))
     if not site or not node.instance_id:
-        return ""
-    state = Cloud(site.region).state(node.instance_id)
-    return "" if state in ("pending", "running") else f"its instance {node.instance_id} is {state}"
+        return "", ""
+    cloud, said = Cloud(site.region), f"its instance {node.instance_id} is "
+    state = cloud.state(node.instance_id)
+    if state not in ("pending", "running"):
+        return "forgotten" if state == "unknown" else "off", f"{said}{state}"
+    try:
+        failed = cloud.failed_check(node.instance_id)
+    except NexaError as error:  # a right that is not needed for anything else
+        ctx.detail(f"{node.name}: {error}")
+        failed = ""
+    return ("unwell", failed) if failed else ("runs", f"{said}{state}")
+
+
+def is_off(ctx: Context, cluster: Cluster, node: Node) -> bool:
+    """Whether the cloud says that the machine is off: nothing of a run is left on it then."""
+    try:
+        return cluster.provider == "aws" and cloud_says(ctx, cluster, node)[0] in ("off", "forgotten")
+    except NexaError:
+        return False
 
 
 def make_anew(ctx: Context, cluster: Cluster, names: Sequence[str]) -> Cluster:

@@ -9,11 +9,9 @@ from typing import Any
 
 from nexa_dist.plan.budget import OF_RUN
 from nexa_dist.plan.recovery import End, Kind
-from nexa_dist.run.items import AgentEvent, Ended, Item, Quiet
+from nexa_dist.run.items import AgentEvent, Ended, Item
 from nexa_dist.wire import FINAL, MOST_RANKS
 
-LOST_AFTER_S = 30.0
-"""A node that says nothing for so long is given up, and the others are stopped. A partition of 20 s heals."""
 FAILURE = "another rank or node failed"
 NOTICE = "spot notice"
 BUDGET = "budget"
@@ -67,8 +65,6 @@ class Watch:
             return self._event(item.node, item.record)
         if isinstance(item, Ended):
             self._ended(item.node, item.status)
-        elif isinstance(item, Quiet) and item.seconds > LOST_AFTER_S:
-            self.lost(item.node, f"no word for {item.seconds:.0f} s")
         return self._failed()
 
     def lost(self, node: str, why: str, state: str = "unreachable") -> str:

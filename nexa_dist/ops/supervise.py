@@ -21,6 +21,7 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.finish import close, finish
 from nexa_dist.ops.runs import reach
 from nexa_dist.ops.watch import Choice, Outcome, View
+from nexa_dist.ops.witness import Witnesses
 from nexa_dist.plan.budget import OF_CLUSTER, OF_RUN
 from nexa_dist.plan.recovery import Decision, End, Nodes, Policy, decide
 from nexa_dist.run import archive
@@ -54,10 +55,11 @@ class Supervisor:
         last = ends(self.record)[-1]
         links, silent = reach(ssh, self.cluster.nodes)
         doomed = self.record["attempts"][-1]["next"]
-        lost = {*silent, *(doomed["nodes"] if doomed["action"] == "replace" else ())}
-        left = {node.name: None if node.name in lost else 0 for node in self.cluster.nodes}
+        gone = doomed["nodes"] if doomed["action"] == "replace" else ()
+        left = {node.name: None if node.name in {*silent, *gone} else 0 for node in self.cluster.nodes}
         with contextlib.ExitStack() as connections:
-            relaunched = self.recover(connections, ssh, links, Outcome("failed", last.words, left, last))
+            known = Outcome("failed", last.words, left, last, leaving={name: {} for name in gone})
+            relaunched = self.recover(connections, ssh, links, known)
             return relaunched if isinstance(relaunched, Outcome) else self._on(connections, *relaunched)
 
     def _on(
@@ -83,7 +85,7 @@ class Supervisor:
                 self.record,
                 view=self.view,
                 on_interrupt=self.on_interrupt,
-                gone=replace.teller(self.ctx, self.cluster),
+                witnesses=self._witnesses(ssh),
                 spent=self.meter.look,
                 detach=detach,
             )
@@ -112,7 +114,7 @@ class Supervisor:
         ctx, config = self.ctx, recorded_train(self.record["config"], self.run.run_id)
         policy = Policy(config.restarts_per_hour, config.min_nodes, config.wait_for_nodes_minutes * 60)
         whole = self.cluster
-        lost = sorted({*(name for name, left in outcome.left.items() if left is None), *outcome.leaving})
+        lost = sorted({*self._proven(ssh, outcome, policy), *outcome.leaving})
         missing_since, refused, anew = ctx.now(), "", list[str]()
         # Nodes whose agent has just proven them clean: what is known of them still holds.
         sound = [link for link in links if outcome.left.get(link.node.name) is not None]
@@ -149,10 +151,38 @@ class Supervisor:
                 if decision.action == "replace":
                     refused = str(error)
                     continue
-                before, lost = lost, self._look(ssh, [node.name for node in self.cluster.nodes])
+                silent = self._look(ssh, [node.name for node in self.cluster.nodes])
+                before, lost = lost, self._witnesses(ssh).settle(silent, self._no_more)
                 if not lost or before == lost:
                     self._failed_start(error)
                     outcome = Outcome("failed", str(error), outcome.left, ends(self.record)[-1])
+
+    def _witnesses(self, ssh: Ssh) -> Witnesses:
+        limit_s = recorded_train(self.record["config"], self.run.run_id).lost_after_s
+        return Witnesses(self.ctx, ssh, self.cluster.nodes, self.view.note, limit_s)
+
+    def _proven(self, ssh: Ssh, outcome: Outcome, policy: Policy) -> list[str]:
+        """Of the nodes that do not answer those that are lost. The others are waited for, and cleaned when they are
+        back; and before a machine is ended it is asked once more."""
+        silent = [name for name, left in outcome.left.items() if left is None and name not in outcome.leaving]
+        fit = Nodes(tuple(node.name for node in self.cluster.nodes))
+        if not silent or decide(ends(self.record), fit, policy).action in ("done", "stop") or self._no_more():
+            return silent
+        self._write(Decision("wait", f"{', '.join(silent)} may come back", tuple(silent)))
+        witnesses = self._witnesses(ssh)
+        called = [name for name in silent if name in outcome.lost]
+        found = witnesses.last_word(called)
+        lost = sorted({*called} - {*found})
+        lost += witnesses.settle([name for name in silent if name not in called], self._no_more)
+        back = [node for node in self.cluster.nodes if node.name in silent and node.name not in lost]
+        outcome.left.update(watch.sweep(self.ctx, reach(ssh, back)[0], self.record, release=False))
+        return lost
+
+    def _no_more(self) -> bool:
+        """Whether there is nothing to wait for, after a short wait."""
+        self._pause(0.5)
+        left_s = self.seconds_left(recorded_train(self.record["config"], self.run.run_id).max_hours)
+        return bool(self._wish() or self._out_of_money()) or (left_s is not None and left_s <= 0)
 
     @property
     def number(self) -> int:

@@ -16,17 +16,18 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.launch import stop_all
 from nexa_dist.ops.reports import BUDGET, FAILURE, NOTICE, Failure, Watch
 from nexa_dist.ops.spec import GRACE_S, NOTICE_GRACE_S
+from nexa_dist.ops.witness import Witnesses
 from nexa_dist.plan.logtail import TAIL_BYTES
+from nexa_dist.plan.lost import ASK_AFTER_S
 from nexa_dist.plan.recovery import End
 from nexa_dist.run import files
 from nexa_dist.run.follow import Stream, follow
 from nexa_dist.run.items import AgentEvent, Item, Line, Note, Quiet
 from nexa_dist.run.mirror import TAIL
-from nexa_dist.run.nodes import Link, on_all
+from nexa_dist.run.nodes import Link, Unreachable, on_all
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.wire import FINAL
 
-ASK_CLOUD_AFTER_S = 4.0
 WOKE_AFTER_S = 5.0
 """A turn of our own loop that took so long: this machine slept, or we were stopped. No node is to blame for that."""
 FAILED_GRACE_S = 5.0
@@ -37,6 +38,10 @@ SWEEP_TRIES = 3
 REST_S = 10.0
 """After the end of an attempt for what its logs lack here; the rest waits on the nodes for `nexa logs`."""
 TAILS_S = 10.0
+AGAIN_S = 3.0
+"""Between two tries to tell a node to stop that cannot be reached."""
+OURS = (FAILURE, "hang", NOTICE)
+"""Stops after which the run goes on."""
 ENDED_S = 90.0
 """A node that was told to stop says by then, beyond its time for a checkpoint, that it has; or it is at fault."""
 
@@ -77,6 +82,8 @@ class Outcome:
     saved_unix: float | None = None
     behind: Mapping[str, int] = field(default_factory=dict)
     """Bytes of logs that did not come in time, by node."""
+    lost: tuple[str, ...] = ()
+    """Nodes that a witness called lost; of others in `left` that do not answer nobody knows that."""
 
 
 def watch(
@@ -87,14 +94,13 @@ def watch(
     *,
     view: View,
     on_interrupt: Callable[[], Choice],
-    gone: Callable[[str], str],
+    witnesses: Witnesses,
     spent: Callable[[], str] = lambda: "",
     detach: bool = False,
 ) -> Outcome | None:
     """Follows the newest attempt to its end; None when the user lets it go on alone (or `detach`, once it runs).
 
-    `gone` tells why the provider knows a silent node to be dead; empty when it does not. `spent` tells which budget
-    is used up; it is asked all the time.
+    `witnesses` are asked for silent nodes. `spent` tells which budget is used up; it is asked all the time.
     """
     run_dirs = {name: record["nodes"][name]["run_dir"] for name in (link.node.name for link in links)}
     state = Watch(tuple(run_dirs), record["attempts"][-1]["attempt"], record["attempts"][-1].get("ranks", {}))
@@ -112,10 +118,12 @@ def watch(
                     view.note(f"{words}: stopping with a checkpoint")
                     stopper.start(BUDGET, NOTICE_GRACE_S)
                 stopper.hurry(state, awake)
+                if not isinstance(item, Line):
+                    _heard(stream, state, witnesses)
                 if item is None:
                     continue
                 _show(item, view)
-                action = _quiet(state, item, view, awake, gone) if isinstance(item, Quiet) else state.step(item)
+                action = _quiet(state, item, view, awake, witnesses) if isinstance(item, Quiet) else state.step(item)
                 if action == "go":
                     action = _go(state, links, run_dirs)
                 if action:
@@ -188,28 +196,40 @@ def _keep_tails(links: Sequence[Link], record: dict[str, Any], logs: Path) -> No
 class _Awake:
     """Notices that we slept: after that the nodes get their time anew."""
 
-    def __init__(self) -> None:
-        self.last, self.since = time.monotonic(), 0.0
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.last, self.since = clock(), 0.0
 
     def turn(self) -> None:
-        now = time.monotonic()
+        now = self.clock()
         if now - self.last > WOKE_AFTER_S:
             self.since = now
         self.last = now
 
     def for_s(self) -> float:
-        return time.monotonic() - self.since
+        return self.clock() - self.since
 
 
-def _quiet(state: Watch, item: Quiet, view: View, awake: _Awake, gone: Callable[[str], str]) -> str:
-    """A link is down. Asks the provider before the time is up; time that we slept does not count."""
+def _heard(stream: Stream, state: Watch, witnesses: Witnesses) -> None:
+    speaking = stream.speaking()
+    for name in state.nodes:
+        if name in speaking or name in state.ends:
+            witnesses.heard(name, over=name in state.ends)
+
+
+def _quiet(state: Watch, item: Quiet, view: View, awake: _Awake, witnesses: Witnesses) -> str:
+    """A link is down, which says nothing of the node: only a witness does. Time that we slept does not count."""
     seconds = min(item.seconds, awake.for_s())
-    if seconds <= ASK_CLOUD_AFTER_S or item.node in state.ends:
+    if seconds <= ASK_AFTER_S or item.node in state.ends:
         return ""
-    if why := gone(item.node):
-        return state.lost(item.node, why)
     view.quiet(item.node, seconds)
-    return state.step(Quiet(item.node, seconds))
+    verdict = witnesses.quiet(item.node, seconds)
+    if verdict.kind == "lost":
+        return state.lost(item.node, verdict.why)
+    notice = state.leaving.get(item.node, {}).get("at_unix")
+    if notice and time.time() > notice:  # its agent's own last word
+        return state.lost(item.node, f"{verdict.why}, and its notice has run out")
+    return ""
 
 
 def _go(state: Watch, links: list[Link], run_dirs: dict[str, str]) -> str:
@@ -230,9 +250,8 @@ def _outcome(
     known = [name for name, end in state.ends.items() if end["state"] == "unreachable"]
     left = sweep(ctx, [link for link in links if link.node.name not in known], record, release=state.state != "failed")
     left |= dict.fromkeys(known)
-    lost = [name for name in state.nodes if left[name] is None]
     attempt = record["attempts"][-1]
-    end = state.end(lost, attempt["resume_step"], attempt["started_unix"], ended_unix)
+    end = state.end(known, attempt["resume_step"], attempt["started_unix"], ended_unix)
     source = None
     if state.state == "failed" and end.node and end.kind != "node":
         log = f"rank_{end.rank}/attempt_{state.attempt}.log"
@@ -240,7 +259,9 @@ def _outcome(
             log = f"{'prepare' if end.kind in ('prepare', 'config') else 'torchrun'}.attempt_{state.attempt}.log"
         source = (end.node, log)
     outcome = "failed" if end.kind == "notice" else state.state
-    return Outcome(outcome, end.words, left, end, source, dict(state.leaving), state.saved, state.saved_unix, behind)
+    return Outcome(
+        outcome, end.words, left, end, source, dict(state.leaving), state.saved, state.saved_unix, behind, tuple(known)
+    )
 
 
 def sweep(ctx: Context, links: Sequence[Link], record: dict[str, Any], *, release: bool) -> dict[str, int | None]:
@@ -270,31 +291,42 @@ class _Stopper:
 
     def __init__(self, links: list[Link], record: dict[str, Any]) -> None:
         self.links, self.record = links, record
-        self.threads: list[threading.Thread] = []
+        self.threads: list[tuple[str, threading.Thread]] = []
         self.until = math.inf
         """By when the nodes have said that they ended."""
+        self.over, self.deaf = threading.Event(), set[str]()
+        """Nodes that could not be told to stop yet."""
 
     def hurry(self, state: Watch, awake: _Awake) -> None:
-        """Gives up nodes that were told to stop (by us or by somebody else) and say all the time that they go on."""
+        """Gives up nodes that were told to stop (by us or by somebody else) and do not say that they did. One that
+        cannot be told is waited for, since the line to it may be down; a person who stops a run need not wait."""
         if state.stopping and self.until == math.inf:
             self.until = time.monotonic() + NOTICE_GRACE_S + ENDED_S
         if time.monotonic() > self.until and awake.for_s() > ENDED_S:
-            for name in set(state.nodes) - set(state.ends):
+            for name in set(state.nodes) - set(state.ends) - (self.deaf if state.stopping in OURS else set()):
                 state.lost(name, "it was told to stop, and does not say that it did", "faulty")
 
     def start(self, reason: str, grace_s: float, after_s: float = 0) -> None:
         self.until = min(self.until, time.monotonic() + after_s + grace_s + ENDED_S)
-        thread = threading.Thread(target=self._stop, args=(reason, grace_s, after_s), daemon=True)
-        self.threads.append(thread)
-        thread.start()
+        for link in self.links:
+            thread = threading.Thread(target=self._stop, args=(link, reason, grace_s, after_s), daemon=True)
+            self.threads.append((link.node.name, thread))
+            thread.start()
 
-    def _stop(self, reason: str, grace_s: float, after_s: float) -> None:
+    def _stop(self, link: Link, reason: str, grace_s: float, after_s: float) -> None:
         time.sleep(after_s)
-        try:
-            stop_all(self.links, self.record, reason, grace_s, release=reason not in (FAILURE, "hang", NOTICE))
-        except NexaError:
-            return  # an unreachable node: the proof at the end names it
+        while not self.over.is_set():
+            try:
+                stop_all([link], self.record, reason, grace_s, release=reason not in OURS)
+                self.deaf.discard(link.node.name)
+                return
+            except Unreachable:
+                self.deaf.add(link.node.name)
+            except NexaError:
+                return  # the proof at the end names it
+            self.over.wait(AGAIN_S)
 
     def join(self) -> None:
-        for thread in self.threads:
-            thread.join(NOTICE_GRACE_S + 60)
+        self.over.set()
+        for name, thread in self.threads:
+            thread.join(0 if name in self.deaf else NOTICE_GRACE_S + 60)

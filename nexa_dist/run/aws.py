@@ -99,21 +99,24 @@ def default_region() -> str:
 _making = threading.Lock()
 
 
-def client(service: str, region: str) -> Any:
-    """A client with bounded time and retries, made once. Threads may share it, but not make it at the same time."""
+def client(service: str, region: str, brisk: bool = False) -> Any:
+    """A client with bounded time and retries, made once. Threads may share it, but not make it at the same time. One
+    that is `brisk` answers or fails within seconds: for who asks again."""
     with _making:
-        return _client(service, region)
+        return _client(service, region, brisk)
 
 
 @functools.cache
-def _client(service: str, region: str) -> Any:
+def _client(service: str, region: str, brisk: bool) -> Any:
     from botocore.config import Config
 
-    quick = service == "service-quotas"  # where it is away, or has no such service, nobody waits for it
-    retries: Any = {"total_max_attempts": 2 if quick else RETRIES, "mode": "standard"}
+    # Where Service Quotas is away, or a region has no such service, nobody waits for it.
+    attempts = 1 if brisk else 2 if service == "service-quotas" else RETRIES
+    retries: Any = {"total_max_attempts": attempts, "mode": "standard"}
+    connect_s, read_s = (3, 5) if brisk else (10, 60)
     with spoken("AWS"):
         return session().client(
-            service, region_name=region, config=Config(retries=retries, connect_timeout=10, read_timeout=60)
+            service, region_name=region, config=Config(retries=retries, connect_timeout=connect_s, read_timeout=read_s)
         )
 
 
@@ -260,11 +263,22 @@ class Cloud:
             return str(client("ssm", self.region).get_parameter(Name=named)["Parameter"]["Value"])
 
     def state(self, instance_id: str) -> str:
-        """State of an instance, such as running or terminated; `unknown` for one that the cloud has forgotten."""
+        """State of an instance, such as running or terminated; `unknown` for one that the cloud has forgotten. Asked
+        once: who wants to know asks again."""
         wanted: Any = [{"Name": "instance-id", "Values": [instance_id]}]  # an unknown id as a filter is no error
+        ec2 = client("ec2", self.region, brisk=True)
         with spoken(f"asking for {instance_id}"):
-            found = rows(self.ec2, "describe_instances", "Reservations[].Instances[]", Filters=wanted)
+            found = rows(ec2, "describe_instances", "Reservations[].Instances[]", Filters=wanted)
         return str(found[0]["State"]["Name"]) if found else "unknown"
+
+    def failed_check(self, instance_id: str) -> str:
+        """Which of the cloud's status checks of a running instance fails; empty when none does."""
+        ec2 = client("ec2", self.region, brisk=True)
+        with spoken(f"asking for the checks of {instance_id}"):
+            found = rows(ec2, "describe_instance_status", "InstanceStatuses[]", InstanceIds=[instance_id])
+        checks = {"system": "SystemStatus", "instance": "InstanceStatus"}
+        failed = [name for row in found for name, key in checks.items() if row[key]["Status"] == "impaired"]
+        return f"its {' and '.join(failed)} status check fails" if failed else ""
 
     def claim(self, name: str, public_key: str, tags: dict[str, str]) -> dict[str, str] | None:
         """Imports the key pair `name`, whose name only one controller can have. Answers the holder's tags: ours when

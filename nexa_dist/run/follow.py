@@ -336,6 +336,11 @@ class Stream:
         """The nodes that have not begun the attempt."""
         return {follower.link.node.name for follower in self.followers if follower.early}
 
+    def speaking(self) -> list[str]:
+        """The nodes that we hear just now."""
+        now = time.monotonic()
+        return [f.link.node.name for f in self.followers if now - f.last_word < PULSE_S and f.last_word > f.begun]
+
     def next(self, timeout_s: float = 1.0) -> Item | None:
         """The next item, or None when nothing came in time."""
         try:

@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -69,6 +69,8 @@ class Ssh:
     cluster: Cluster
     sockets: str
     kept: bool = False
+    routes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """ssh options by node name, where the usual way is cut and another one is not."""
 
     def __post_init__(self) -> None:
         """No ssh without it. Raises Unconsented."""
@@ -80,12 +82,18 @@ class Ssh:
         `options` win over ours."""
         file = self._keep() if self.kept else self.cluster.ssh_config
         config = ("-F", file) if file else ()
-        made = [f"-o{option}" for option in SSH_OPTIONS]
-        made.append(f"-oControlPath={self.sockets}/%C")
+        route = self.routes.get(node.name, ())
+        made = [f"-o{option}" for option in (*route, *SSH_OPTIONS)]
+        # The hash does not know of the way: what is shared over one that is cut must not be taken for another.
+        made.append(f"-oControlPath={self.sockets}/{'v' * bool(route)}%C")
         if self.cluster.provider == "static":
             made += [f"-p{node.port}"] * (node.port != 22) + [f"-l{node.user}"] * bool(node.user)
             return ("ssh", *config, *options, *made, "--", node.address)
         return ("ssh", *config, *options, *made, "--", node.name)
+
+    def by(self, node: Node, *route: str) -> Ssh:
+        """The same, but for the way to one node."""
+        return replace(self, routes={**self.routes, node.name: route})
 
     def _keep(self) -> str:
         """The folder of the shared connections, and the ssh_config to use with it."""

@@ -219,7 +219,10 @@ def links_to(ssh: Ssh, nodes: Sequence[Node]) -> list[Link]:
     """Links to the nodes of an attempt. One that does not answer is followed all the same: it may come back."""
     links, silent = running.reach(ssh, nodes)
     if not links:
-        raise NexaError("no node answers: " + "; ".join(silent.values()), hint="try again, or nexa teardown")
+        hint = (
+            "is it this machine's own line? A run goes on by itself under its deadline; try again when the line is back"
+        )
+        raise NexaError("no node answers: " + "; ".join(silent.values()), hint=hint)
     known = {link.node.name: link for link in links}
     return [known.get(node.name) or Link(ssh, node, links[0].home) for node in nodes]
 

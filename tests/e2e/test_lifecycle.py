@@ -232,7 +232,7 @@ def test_killed_anywhere_it_converges_and_only_a_dead_node_is_made_anew(own: Lab
     where = variables["nodes"]["n1"]["address"], variables["nodes"]["n1"]["port"]
     with socket.create_server(where):  # somebody else got the port meanwhile
         said = own.nexa("provision", "--cluster", "c.yaml").stderr
-        assert "not answering, made anew: n1" in said
+        assert "off, made anew: n1" in said
         assert f"in use by another program, choosing again: {where[0]}:{where[1]}" in said
     after = daemons(own)
     assert after["n0"] == before["n0"]

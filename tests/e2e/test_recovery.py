@@ -149,7 +149,7 @@ def test_a_lost_node_is_made_anew_alone(clean: Lab) -> None:
     hold.touch()
     _, said = child.communicate(timeout=600)
     assert child.returncode == 0, said
-    assert "node n1: its sshd is gone; next: replace (n1 made anew)" in said
+    assert "node n1: its machine is off; next: replace (n1 made anew)" in said
     assert ends(clean) == [("node", "restart"), ("completed", "done")]
     assert clean.manifest()["attempts"][1]["replaced"] == ["n1"]
     assert before & machine(clean, "n0"), "n0 was made anew too"

@@ -102,6 +102,8 @@ def test_the_report_has_facts_and_a_picture(folder: ClusterFolder) -> None:
         ([finding("n1")], {}, {"n0"}, True, []),  # it was there before, and nobody was told
         ([finding("n1")], {"n1": []}, set(), True, ["n1"]),
         ([finding("n1")], {"n1": []}, set(), False, []),  # a run is on it
+        ([finding("n1", "unreachable")], {"n1": []}, set(), True, []),  # our own line may be down
+        ([finding("n1", "unreachable")], {}, {"n1"}, True, ["n1"]),
         ([finding("n1", "disk full")], {}, {"n1"}, True, []),  # another machine would be filled too
         ([finding("n1", severity="warn")], {}, {"n1"}, True, []),
         ([finding(f"n{i}") for i in range(3)], {}, {"n0", "n1", "n2"}, True, []),  # no machine's fault

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nexa_dist.ops.reports import FAILURE, LOST_AFTER_S, NOTICE, Watch
+from nexa_dist.ops.reports import FAILURE, NOTICE, Watch
 from nexa_dist.plan.recovery import End
 from nexa_dist.run.items import AgentEvent, Ended, Quiet
 
@@ -82,10 +82,11 @@ def test_a_deadline_on_the_node_is_a_stop_and_no_failure() -> None:
     assert (watch.state, watch.stopping) == ("stopped", "deadline")
 
 
-def test_a_silent_node_is_given_up_after_a_while_only() -> None:
+def test_silence_alone_is_no_end_and_a_witness_makes_it_one() -> None:
     watch = begun("n0", "n1")
-    assert watch.step(Quiet("n1", LOST_AFTER_S - 1)) == ""
-    assert watch.step(Quiet("n1", LOST_AFTER_S + 1)) == FAILURE
+    assert watch.step(Quiet("n1", 3600.0)) == ""
+    assert not watch.ends and not watch.failures
+    assert watch.lost("n1", "its instance i-1 is terminated") == FAILURE
     assert watch.ends["n1"]["state"] == "unreachable"
     assert watch.first_failure is not None
     assert watch.first_failure.node == "n1"

@@ -1,0 +1,294 @@
+"""Events that look like the death of a node, and some true deaths, in a simulated world: no process, no network.
+
+    python -m tests.chaos.lookalikes --seeds 400
+
+What decides is real: `plan/lost.py`, `ops/witness.py`, the watch's own state, `plan/recovery.py`. A schedule fails when
+a node that lives is given up, or when one that died is not found. Times are simulated seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, Literal, get_args
+
+from nexa_dist.errors import NexaError
+from nexa_dist.model import Node
+from nexa_dist.ops import watch
+from nexa_dist.ops.reports import Watch
+from nexa_dist.ops.witness import Witnesses
+from nexa_dist.plan.recovery import End, Nodes, Policy, decide
+from nexa_dist.run.items import Quiet
+
+Kind = Literal[
+    "line", "line_one_way", "line_to_one", "between", "partition", "loss", "sshd_restart", "max_startups", "api_error",
+    "api_slow", "check_flaps", "forgotten", "dns", "stopped", "rank_fails",
+]  # fmt: skip
+KINDS: tuple[Kind, ...] = get_args(Kind)
+API: tuple[Kind, ...] = ("api_error", "api_slow", "dns")
+LONGEST_S = {"partition": 20.0, "sshd_restart": 10.0, "check_flaps": 300.0, "max_startups": 120.0}
+FOUND_WITHIN_S = 45.0
+
+
+@dataclass(frozen=True)
+class Event:
+    kind: Kind
+    at: float
+    until: float
+    node: str
+    other: str
+
+
+@dataclass
+class World:
+    """What is true at every second of one schedule."""
+
+    seed: int
+    now: float = 0.0
+    stopped_s: float = 0.0
+    wall_jump_s: float = 0.0
+    events: list[Event] = field(default_factory=list)
+    nodes: tuple[Node, ...] = ()
+    dead: str = ""
+    died_at: float = float("inf")
+    cloud_tells: bool = True
+
+    def __post_init__(self) -> None:
+        chance = self.chance = random.Random(f"looks dead {self.seed}")
+        self.nodes = tuple(Node(f"n{i}", f"198.51.100.{i}", 1) for i in range(chance.choice((1, 2, 2, 3, 4))))
+        for index in range(chance.randint(1, 3)):
+            # The first kind goes round with the seed, so that so many seeds cover every kind.
+            kind = KINDS[self.seed % len(KINDS)] if index == 0 else chance.choice(KINDS)
+            at = round(chance.uniform(10, 120))
+            length = round(chance.uniform(5, LONGEST_S.get(kind, chance.choice((40, 150, 900)))))
+            if kind == "between" and self.events:  # with our own cut of that node it is a partition, which has to heal
+                length = min(length, 20)
+            pair = chance.sample(self.nodes, 2) if len(self.nodes) > 1 else [self.nodes[0]] * 2
+            self.events.append(Event(kind, at, at + length, pair[0].name, pair[1].name))
+        # Two cuts of one node, one after the other, may be a partition that does not heal: then it is lost, rightly.
+        self.events = (
+            self.events[:1] if sum(e.kind in ("partition", "between") for e in self.events) > 1 else self.events
+        )
+        if self.seed % 4 == 3:
+            self.events, self.dead = [], chance.choice(self.nodes).name
+            self.died_at = round(chance.uniform(10, 60))
+            self.cloud_tells = len(self.nodes) == 1 or chance.random() < 0.7
+
+    def on(self, *kinds: Kind, node: str = "", pair: tuple[str, str] | None = None) -> bool:
+        return any(
+            e.kind in kinds and e.at <= self.now < e.until and (not node or e.node == node)
+            and (pair is None or (e.node, e.other) == pair)
+            for e in self.events
+        )  # fmt: skip
+
+    def lives(self, name: str) -> bool:
+        return name != self.dead or self.now < self.died_at
+
+    def ours(self, name: str, fresh: bool = True) -> str:
+        """What comes of our own connection to a node."""
+        if not self.lives(name) or self.on("line", "line_one_way") or self.on("line_to_one", "partition", node=name):
+            return "cut"
+        if self.on("loss") and self.chance.random() < 0.5:
+            return "cut"
+        if fresh and self.on("dns"):
+            return "cut"
+        return "up" if fresh and self.on("sshd_restart", "max_startups", node=name) else "reached"
+
+    def theirs(self, peer: str, name: str) -> str:
+        """What comes of a connection to `name` from another node."""
+        if not self.lives(name) or self.on("partition", node=name) or self.on("partition", node=peer):
+            return "cut"
+        if self.on("between", pair=(peer, name)):
+            return "cut"
+        return "up" if self.on("sshd_restart", "max_startups", node=name) else "reached"
+
+    def cloud(self, _ctx: Any, _cluster: Any, node: Node) -> tuple[str, str]:
+        if not self.cloud_tells or self.on(*API, "line"):
+            raise NexaError("the API does not answer")
+        if not self.lives(node.name) and self.now >= self.died_at + 2:
+            return "off", "its instance is terminated"
+        if self.on("forgotten", node=node.name) and self.chance.random() < 0.5:
+            return "forgotten", "its instance is unknown"
+        if self.on("check_flaps", node=node.name) and self.chance.random() < 0.5:
+            return "unwell", "its status check fails"
+        return "runs", "its instance is running"
+
+
+class Ways:
+    """In the place of `run/ways.py`: an option is the name of the node that the way leads through."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def reach(self, ssh: Any, node: Node, *options: str) -> bool:
+        if not options:
+            return self.world.ours(node.name) == "reached"
+        return self.world.ours(options[0]) == self.world.theirs(options[0], node.name) == "reached"
+
+    def ask(self, ssh: Any, peer: Node, node: Node) -> str:
+        word = self.world.theirs(peer.name, node.name) if self.world.ours(peer.name) == "reached" else "mute"
+        return "up" if word == "reached" else word
+
+    def joined(self, *_: Any) -> tuple[str, ...]:
+        return ()
+
+    def through(self, _ssh: Any, peer: Node, _node: Node) -> tuple[str, ...]:
+        return (peer.name,)
+
+
+class Simulated(Witnesses):
+    """Looks take simulated time: longer where nothing comes back."""
+
+    def __init__(self, world: World) -> None:
+        ssh: Any = SimpleNamespace(routes={}, by=lambda node: None, cluster=SimpleNamespace(provider="aws"))
+        ssh.by = lambda _node: ssh
+        context: Any = SimpleNamespace(detail=lambda _: None)
+        super().__init__(context, ssh, world.nodes, lambda _: None, None)
+        self.world, self.due = world, dict[str, list[float]]()
+        self.now = lambda: world.now
+        self.ways, self.cloud_says = Ways(world), world.cloud  # type: ignore[assignment]
+
+    def begin(self, name: str) -> None:
+        slow = 5.0 * self.world.on("api_slow") + 3.0 * self.world.on("line", "dns")
+        cut = self.world.ours(name) == "cut"
+        self.due[name] = [self.world.now + 1 + slow, self.world.now + 2 + slow + 10 * cut]
+
+    def turn(self) -> None:
+        for name in [name for name, due in self.due.items() if due[0] <= self.world.now]:
+            if len(self.due[name]) == 2:
+                self._ask_cloud(self.nodes[name])
+                del self.due[name][0]
+            else:
+                del self.due[name]
+                self.looked(name)
+
+
+@dataclass
+class Told:
+    """What came of one schedule."""
+
+    seed: int
+    events: list[str]
+    wrong: list[str]
+    found_s: float | None = None
+    cloud_tells: bool = True
+    nodes: int = 0
+
+
+def run(seed: int) -> Told:
+    world = World(seed)
+    told = Told(seed, [f"{e.kind} {e.node} {e.at:.0f}-{e.until:.0f}" for e in world.events], [], nodes=len(world.nodes))
+    if world.dead:
+        told.events.append(f"death of {world.dead} at {world.died_at:.0f}")
+    told.cloud_tells = world.cloud_tells
+    Attempt(world, told).run()
+    return told
+
+
+class Attempt:
+    """One attempt under the real watch, second by second."""
+
+    def __init__(self, world: World, told: Told) -> None:
+        self.world, self.told = world, told
+        self.state = Watch(tuple(node.name for node in world.nodes))
+        self.witnesses, self.awake = Simulated(world), watch._Awake(lambda: world.now)
+        self.heard = {node.name: 0.0 for node in world.nodes}
+        self.back_at = dict.fromkeys(self.heard, 0.0)
+        """When a connection that broke is made anew."""
+        self.view: Any = SimpleNamespace(quiet=lambda *_: None)
+
+    def run(self) -> None:
+        last = max([event.until for event in self.world.events], default=self.world.died_at) + 120
+        while self.world.now < last:
+            self.second()
+            if self.state.ends:
+                self.judge(list(self.state.ends))
+                return
+            if self.world.on("rank_fails"):
+                self.between()
+                return
+        if self.world.dead:
+            self.told.wrong.append(f"{self.world.dead} died and was not found")
+
+    def second(self) -> None:
+        stops = [e for e in self.world.events if e.kind == "stopped" and e.at <= self.world.now < e.until]
+        self.world.now = max([self.world.now + 1, *(e.until for e in stops)])
+        self.awake.turn()
+        self.witnesses.turn()
+        for name in self.heard:
+            self.listen(name)
+
+    def listen(self, name: str) -> None:
+        """A word a second, by the usual way or by the one that was found; silence is told of every two seconds."""
+        now, route = self.world.now, self.witnesses.ssh.routes.get(name, ())
+        broken = now < self.back_at[name]
+        restarts = self.world.on("sshd_restart", node=name)
+        node = self.witnesses.nodes[name]
+        there = self.witnesses.ways.reach(self.witnesses.ssh, node, *route) if broken or route else (
+            self.world.ours(name, fresh=restarts) == "reached")  # fmt: skip
+        if there and not broken:
+            self.heard[name] = now
+            self.witnesses.heard(name)
+            return
+        self.back_at[name] = self.back_at[name] if there else now + 2
+        if now - self.heard[name] >= 4 and now % 2 == 0:
+            watch._quiet(self.state, Quiet(name, now - self.heard[name]), self.view, self.awake, self.witnesses)
+
+    def between(self) -> None:
+        """A rank failed, so the attempt is over; who does not answer now is waited for, as the supervisor does."""
+        silent = [name for name in self.heard if self.world.ours(name) != "reached"]
+
+        def pause() -> bool:
+            self.world.now += 1
+            self.witnesses.turn()
+            return self.world.now > 5000
+
+        self.judge(self.witnesses.settle(silent, pause))
+
+    def judge(self, lost: Sequence[str]) -> None:
+        """What the policy does with those that are called lost, held against what is true."""
+        fit = tuple(name for name in self.heard if name not in lost)
+        end = End("node" if lost else "rank", "it ended", ended_unix=self.world.now)
+        decision = decide([end], Nodes(fit, tuple(lost), replaceable=True), Policy())
+        ended = decision.nodes if decision.action == "replace" else ()
+        for name in ended:
+            if self.world.lives(name):
+                why = self.state.ends.get(name, {}).get("reason")
+                self.told.wrong.append(f"{name} lives and was ended at {self.world.now:.0f}: {why}")
+            else:
+                self.told.found_s = self.world.now - self.world.died_at
+        if self.world.dead and self.told.found_s is None:
+            self.told.wrong.append(f"{self.world.dead} died and was not found")
+        elif self.told.found_s is not None and self.told.found_s > FOUND_WITHIN_S:
+            self.told.wrong.append(f"found only after {self.told.found_s:.0f} s")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.lookalikes", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=400)
+    parser.add_argument("--first", type=int, default=0)
+    asked = parser.parse_args(argv)
+    rows = [run(seed) for seed in range(asked.first, asked.first + asked.seeds)]
+    for row in (row for row in rows if row.wrong):
+        print(json.dumps({"seed": row.seed, "nodes": row.nodes, "events": row.events, "wrong": row.wrong}))
+    found = {who: [r.found_s for r in rows if r.found_s is not None and r.cloud_tells == tells]
+             for who, tells in (("the cloud", True), ("another node alone", False))}  # fmt: skip
+    for who, seconds in found.items():
+        if seconds:
+            print(f"deaths that {who} tells of: {len(seconds)}, found after {statistics.median(seconds):.0f} s "
+                  f"(median), {max(seconds):.0f} s (worst)")  # fmt: skip
+    alike = sum(not any("death" in event for event in row.events) for row in rows)
+    bad = [row.seed for row in rows if row.wrong]
+    print(f"{alike} schedules of what only looks dead, {len(rows) - alike} deaths; wrong: {bad or 0}")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
