@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nexa_dist.errors import NexaError, UsageError
+from nexa_dist.run.denied import denied_action
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2.client import EC2Client
@@ -47,7 +48,11 @@ def spoken(what: str) -> Iterator[None]:
             hint = "the credentials have expired: log in again, then repeat the command (deadlines on the nodes hold)"
         elif code in ("AuthFailure", "UnauthorizedOperation", "InvalidClientTokenId", "AccessDenied"):
             hint = "the cloud refuses these credentials: check AWS_PROFILE or the keys, and their permissions"
-        raise Refused(what, code, said.get("Message", ""), hint) from error
+        message = str(said.get("Message", ""))
+        action = denied_action(error)
+        if action not in message:
+            message = f"{message} ({action} is denied)"
+        raise Refused(what, code, message, hint) from error
     except (NoCredentialsError, PartialCredentialsError) as error:
         raise UsageError(f"{what}: {error}", hint="set AWS_PROFILE, or log in with the aws command") from error
     except BotoCoreError as error:  # no route, time-out, unknown profile or region

@@ -95,6 +95,8 @@ def plan(args: Arguments) -> int:
 def sweep(args: Arguments) -> int:
     ctx = context(acts=args.delete)
     owner, found, silent = sweeping.survey(ctx, args.region)
+    kept, hidden = sweeping.images_kept(ctx, owner, args.region)
+    silent += hidden
     orphans = [entry for entry in found if entry.orphan]
     if args.json:
         ui.emit({"owner": owner, "found": [entry.to_json() for entry in found], "not_answered": silent})
@@ -102,26 +104,29 @@ def sweep(args: Arguments) -> int:
         columns = ("cluster", "kind", "id", "region", "age_hours", "usd", "holder", "orphan")
         ui.table([entry.to_json() for entry in found], columns)
     ui.say(f"owner {owner}: {len(found)} resources, {len(orphans)} of them orphans")
-    for region, count, usd in sweeping.images_kept(ctx, owner, args.region):
+    for region, count, usd in kept:
         ui.say(f"  and {count} baked images in {region}, at most {usd:.2f} USD a month (nexa image list)")
-    if orphans and args.delete:
-        _end(ctx, orphans, args.yes)
-    elif orphans:
+    errors = _end(ctx, orphans, args.yes) if orphans and args.delete else []
+    if orphans and not args.delete:
         ui.say("nexa sweep --delete ends the orphans; what another workspace holds is left alone")
-    if silent:
+    said = [f"not everything is gone: {'; '.join(errors)}"] if errors else []
+    said += [f"not everything could be seen: {'; '.join(silent)}"] if silent else []
+    if said:
         raise StillRunning(
-            "regions that did not answer: " + "; ".join(silent), hint="--region asks only those that you can use"
+            "\n".join(said),
+            hint="--region asks only the regions that you can use" if silent else "run nexa sweep --delete again",
         )
     return EXIT_OK
 
 
-def _end(ctx: Context, orphans: list[sweeping.Found], yes: bool) -> None:
+def _end(ctx: Context, orphans: list[sweeping.Found], yes: bool) -> list[str]:
+    """Answers what did not go."""
     if not yes and not (ui.interactive() and ui.confirm(f"end {len(orphans)} orphans?")):
         raise UsageError(f"{len(orphans)} orphans would be ended", hint="-y says yes")
     errors = sweeping.end(ctx, orphans)
-    if errors:
-        raise StillRunning("not everything is gone: " + "; ".join(errors), hint="run nexa sweep --delete again")
-    ui.say(f"✓ {len(orphans)} orphans are gone")
+    if not errors:
+        ui.say(f"✓ {len(orphans)} orphans are gone")
+    return errors
 
 
 def timeline(args: Arguments) -> int:
