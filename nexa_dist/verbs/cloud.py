@@ -114,7 +114,9 @@ def sweep(args: Arguments) -> int:
     if said:
         raise StillRunning(
             "\n".join(said),
-            hint="--region asks only the regions that you can use" if silent else "run nexa sweep --delete again",
+            hint="docs/IAM.md lists the rights; --region asks only where you have them"
+            if silent
+            else "run nexa sweep --delete again",
         )
     return EXIT_OK
 
