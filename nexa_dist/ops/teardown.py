@@ -50,7 +50,8 @@ def teardown(ctx: Context, folder: ClusterFolder, site: Site | None = None) -> d
             left = "; ".join(str(row) for rows in receipt["left"].values() for row in rows)
             again = f"run again: nexa teardown --cluster {folder.name}"
             hint = f"{again}; {GONE}" if receipt["left"].get("hosts") else again
-            raise StillRunning(f"not everything is gone: {left}", hint=hint)
+            known = any(rows for kind, rows in receipt["left"].items() if kind != "unseen")
+            raise StillRunning(f"not {'everything is' if known else 'proven'} gone: {left}", hint=hint)
         meter.end_all(ctx, folder, "teardown")
         receipt |= _costs(ctx, folder)
         folder.ledger("down", cost_usd=receipt["cost_usd"])
