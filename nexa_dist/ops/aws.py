@@ -36,10 +36,11 @@ def make(
     gang.terraform.settle(ctx.detail, interrupt=False)
     with ctx.phase("claim"):
         killed = interrupted(folder)
+        gang.find()  # what may not be listed could not be ended either: told before anything is made
         claim(gang)
         if lost:
             with folder.journalled("fence", nodes=list(lost)):
-                gang.end(lambda t: t.kind == "instance" and t.tags.get(leftovers.NODE) in lost)
+                gang.end(lambda t: t.tags.get(leftovers.NODE) in lost, "instance")
         kept = reconcile(gang, killed)
         bucket.ensure(ctx, gang.site)
     with ctx.phase(f"terraform: {config.nodes} nodes"):

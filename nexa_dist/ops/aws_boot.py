@@ -93,7 +93,7 @@ def await_ssh(gang: Gang, made: Cluster) -> list[str]:
             time.sleep(0.1)
             if time.monotonic() - looked > 10:
                 looked = time.monotonic()
-                dead |= {t.id for t in gang.find() if t.kind == "instance" and not t.alive}
+                dead |= {t.id for t in gang.find("instance") if not t.alive}
         return [node.name for node, wait in zip(made.nodes, waits, strict=True) if not wait.result()]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from nexa_dist.ops.gang import settle_s, terraform_of
 from nexa_dist.ops.site import check_account, known_site, our_tag, owner_wanted, region_wanted
 from nexa_dist.plan.aws import Site
 from nexa_dist.run import aws, files, leftovers, strangers
-from nexa_dist.run.leftovers import Thing
+from nexa_dist.run.denied import denied_action
+from nexa_dist.run.leftovers import Thing, Unseen
 from nexa_dist.run.strangers import Stranger
 from nexa_dist.run.terraform import Locked
 from nexa_dist.run.workspace import ClusterFolder
@@ -28,6 +29,8 @@ DESTROY_LIMIT_S = 900.0
 LOOK_EVERY_S = 10.0
 CLAIM = "key pair"
 ROUNDS = 100
+FEWER = 40
+"""Where something is hidden: what hangs on that does not go by waiting."""
 
 
 def site_of(ctx: Context, folder: ClusterFolder, config: ClusterConfig | None) -> Site | None:
@@ -87,9 +90,50 @@ def _provider(path: Path) -> str:
 
 def holder_elsewhere(ctx: Context, site: Site) -> str:
     """Who has claimed the cluster, when it is another workspace; empty otherwise."""
-    tags = aws.Cloud(site.region).holder(site.name)
+    try:
+        tags = aws.Cloud(site.region).holder(site.name)
+    except NexaError as error:
+        if action := denied_action(error):
+            return f"an unknown workspace ({action} is denied)"
+        raise
     holder = (tags or {}).get(leftovers.WORKSPACE, "")
     return "" if holder in ("", our_tag(ctx)) else holder
+
+
+class Sight:
+    """What the cloud shows of a cluster, and what it hides, at each look.
+
+    Profiles and roles are made for a bucket alone, so without one they are not asked for: unless another workspace had
+    a part in the cluster, or the site is guessed from a file, which may have named a bucket once.
+    """
+
+    def __init__(self, site: Site, regions: Sequence[str]) -> None:
+        self.site, self.regions = site, regions
+        self.kinds = leftovers.EC2 if site.created_unix and not site.bucket else leftovers.ALL
+        self.unseen: list[Unseen] = []
+
+    def look(self) -> list[Thing]:
+        told = [leftovers.look(region, self.site.owner, self.site.cluster, self.kinds) for region in self.regions]
+        self.unseen = [kind for _, hidden in told for kind in hidden]
+        found = [thing for things, _ in told for thing in things]
+        if {thing.tags.get(leftovers.WORKSPACE) for thing in found} - {self.site.workspace}:
+            self.kinds = leftovers.ALL
+        return found
+
+
+Key = tuple[str, str]
+
+
+def _by_key(things: Sequence[Thing]) -> dict[Key, Thing]:
+    """By kind and id: a role and its profile have one name."""
+    return {thing.key: thing for thing in things}
+
+
+def _state(thing: Thing, after: Mapping[Key, Thing], unseen: Sequence[Unseen]) -> str:
+    """At the last look. What is not shown is gone where its kind was told, and `?` where it was not."""
+    if thing.key in after:
+        return after[thing.key].state
+    return "?" if (thing.kind, thing.region) in {(kind.kind, kind.region) for kind in unseen} else "gone"
 
 
 def destroy(ctx: Context, folder: ClusterFolder, site: Site) -> dict[str, Any]:
@@ -98,31 +142,34 @@ def destroy(ctx: Context, folder: ClusterFolder, site: Site) -> dict[str, Any]:
     killed = interrupted(folder) or not folder.json.exists()
     regions = sorted({site.region, *(str(record["region"]) for record in claims(folder.path))})
 
-    def look() -> list[Thing]:
-        return [thing for region in regions for thing in leftovers.find(region, site.owner, site.cluster)]
-
-    seen = {thing.id: thing for thing in look()}
+    sight = Sight(site, regions)
+    seen = _by_key(sight.look())
+    for kind in sight.unseen:
+        ctx.detail(f"{kind}; what is seen is ended all the same")
+    rounds = FEWER if sight.unseen else ROUNDS
     foreign = _strangers(seen.values)
     for stranger in foreign:  # at once: machines take minutes to end
         ctx.say(f"in the way: {stranger}")
-    destroyed = _terraform_destroy(ctx, folder, site, look, bool(foreign))
-    with ctx.phase("sweep"), folder.journalled("sweep", regions=regions, found=sorted(seen)):
-        swept, errors = leftovers.sweep(lambda: [t for t in look() if t.kind != CLAIM], ctx.detail, ctx.sleep, ROUNDS)
+    destroyed = _terraform_destroy(ctx, folder, site, sight.look, bool(foreign))
+    with ctx.phase("sweep"), folder.journalled("sweep", regions=regions, found=sorted(i for _, i in seen)):
+        swept, errors = leftovers.sweep(
+            lambda: [t for t in sight.look() if t.kind != CLAIM], ctx.detail, ctx.sleep, rounds
+        )
         if not errors:
             wait_s = settle_s() if killed else settle_s() / 6
             ctx.detail(f"nothing is left in the cloud's answer; looking again in {wait_s:.0f} s")
             ctx.sleep(wait_s)
-            more, errors = leftovers.sweep(look, ctx.detail, ctx.sleep, ROUNDS)  # the claim goes last
+            more, errors = leftovers.sweep(sight.look, ctx.detail, ctx.sleep, rounds)  # the claim goes last
             swept += more
-    after = {thing.id: thing for thing in look()}
-    seen |= {thing.id: thing for thing in swept}
-    rows = [after[i].to_json() if i in after else {**thing.to_json(), "state": "gone"} for i, thing in seen.items()]
+    after = _by_key(sight.look())
+    seen |= _by_key(swept)
+    states = {thing.key: _state(thing, after, sight.unseen) for thing in seen.values()}
     machines = [thing for thing in seen.values() if thing.kind == "instance"]
     left = [thing.to_json() for thing in after.values() if thing.alive]
     foreign = _strangers(after.values) if left else []
     told = [thing for thing in after.values() if thing.kind == "instance"]
     try:
-        cloudmeter.record(ctx, folder, site, told, ctx.now(), final=not left and not errors)
+        cloudmeter.record(ctx, folder, site, told, ctx.now(), final=not (left or errors or sight.unseen))
     except NexaError as error:  # what it cost must not hide that it is gone
         ctx.say(f"warning: the ledger is behind: {error}")
     return {
@@ -130,18 +177,14 @@ def destroy(ctx: Context, folder: ClusterFolder, site: Site) -> dict[str, Any]:
         "account": site.account,
         "owner": site.owner,
         "nodes": [
-            {
-                "name": t.tags.get(leftovers.NODE, "?"),
-                "id": t.id,
-                "offer": t.offer,
-                "state": after[t.id].state if t.id in after else "gone",
-            }
+            {"name": t.tags.get(leftovers.NODE, "?"), "id": t.id, "offer": t.offer, "state": states[t.key]}
             for t in machines
         ],
-        "resources": rows,
+        "resources": [{**thing.to_json(), "state": states[thing.key]} for thing in seen.values()],
         "destroyed": destroyed,
         "swept": [thing.to_json() for thing in swept],
-        "left": {"cloud": left, "errors": errors},
+        "not_asked": sorted(set(leftovers.ALL) - set(sight.kinds)),
+        "left": {"cloud": left, "errors": errors, **({"unseen": list(map(str, sight.unseen))} if sight.unseen else {})},
         **({"in_the_way": [asdict(stranger) for stranger in foreign]} if foreign else {}),
         "kept": bucket.kept(site),
     }
@@ -172,8 +215,8 @@ def _terraform_destroy(
                     raise
                 except NexaError as error:
                     ctx.detail(f"try {attempt + 1} of {TRIES} failed: {error}")
-                if time.monotonic() > until:
-                    break
+                    if denied_action(error) or time.monotonic() > until:
+                        break  # asking again does not give a permission
         except InTheWay as error:
             ctx.detail(f"Terraform was told to stop: {error}")
         except NexaError as error:

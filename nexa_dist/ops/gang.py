@@ -44,8 +44,10 @@ class Gang:
     site: Site
     terraform: Terraform
 
-    def find(self) -> list[Thing]:
-        return leftovers.find(self.site.region, self.site.owner, self.site.cluster)
+    def find(self, *kinds: str) -> list[Thing]:
+        """All of the cluster, or of the kinds that are named. Without a bucket no profile is made, nor asked for."""
+        wanted = kinds or (leftovers.ALL if self.site.bucket else leftovers.EC2)
+        return leftovers.find(self.site.region, self.site.owner, self.site.cluster, wanted)
 
     def variables(self, candidate: Candidate, zones: Iterable[str] = ()) -> dict[str, Any]:
         """Terraform's variables for one candidate. A zone once given a subnet keeps it."""
@@ -57,15 +59,15 @@ class Gang:
         hours = purse.hours_allowed(self.folder, self.ctx.now(), rates.running, self.config.budget_usd)
         return {**made, "max_hours": min(made["max_hours"], round(hours, 4))}
 
-    def end(self, what: Callable[[Thing], bool]) -> None:
-        """Ends everything of the cluster that `what` picks. Raises NexaError with what did not go."""
-        _, errors = leftovers.sweep(lambda: [t for t in self.find() if what(t)], self.ctx.detail, self.ctx.sleep)
+    def end(self, what: Callable[[Thing], bool], *kinds: str) -> None:
+        """Ends everything of the cluster (of these kinds) that `what` picks. Raises NexaError with what did not go."""
+        _, errors = leftovers.sweep(lambda: [t for t in self.find(*kinds) if what(t)], self.ctx.detail, self.ctx.sleep)
         if errors:
             raise NexaError("could not be ended: " + "; ".join(errors), hint="nexa teardown ends the whole cluster")
 
     def end_all_but(self, kept: set[str]) -> None:
         """Ends every instance of the cluster whose id is not in `kept`."""
-        self.end(lambda t: t.kind == "instance" and t.id not in kept)
+        self.end(lambda t: t.id not in kept, "instance")
 
 
 @dataclass(frozen=True)

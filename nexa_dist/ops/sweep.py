@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from nexa_dist.ops.site import our_tag
 from nexa_dist.ops.whose import Whose, whose
 from nexa_dist.plan import prices
 from nexa_dist.run import aws, images, leftovers
+from nexa_dist.run.denied import denied_action, in_short
 from nexa_dist.run.leftovers import EXPIRES, WORKSPACE, Thing
 
 
@@ -42,43 +44,77 @@ class Found:
 
 def survey(ctx: Context, only: Sequence[str] = (), named: Sequence[str] = ()) -> tuple[Whose, list[Found], list[str]]:
     """Whose it is, all that carries one of the owners' tags (those `named`, else all of `whose`) in every region (or
-    `only` some), and why a region did not answer."""
-    home = (list(only) or [aws.default_region() or "us-east-1"])[0]
+    `only` some), and what could not be seen."""
+    home = _home(only)
     mine = whose(ctx, aws.identity(home), only, named)
-    regions = list(only) or aws.regions(home)
-    silent: list[str] = []
+    regions, silent = regions_of(ctx, only)
+    unseen: list[tuple[str, str, str]] = []
 
     def ask(region: str) -> list[Thing]:
+        kinds = leftovers.ALL if region == home else leftovers.EC2  # IAM answers the same in every region
         try:
-            return [thing for owner in mine.owners for thing in leftovers.find(region, owner) if thing.alive]
+            looks = [leftovers.look(region, owner, None, kinds) for owner in mine.owners]
         except NexaError as error:  # one region that is denied or away must not hide the others
-            silent.append(f"{region}: {error}")
+            unseen.append(("", region, in_short(error)))
             return []
+        for _, hidden in looks:
+            unseen.extend((f"{kind.kind}s in ", region, in_short(kind.error)) for kind in hidden)
+        return [thing for things, _ in looks for thing in things if thing.alive]
 
     with ThreadPoolExecutor(8) as pool:
         found = [thing for things in pool.map(ask, regions) for thing in things]
-    unique = {(t.kind, t.id): t for t in found}  # IAM answers the same in every region
+    silent += grouped(dict.fromkeys(unseen))
+    unique = {(t.kind, t.id): t for t in found}
     rows = [_judged(ctx, t, mine.live) for t in unique.values() if t.cluster not in mine.elsewhere]
     return mine, rows, sorted(silent)
 
 
-def images_kept(ctx: Context, owner: str, only: Sequence[str] = ()) -> list[tuple[str, int, float]]:
-    """(region, images, USD a month at most) wherever there are baked images: they stay until somebody deletes them.
+def _home(only: Sequence[str]) -> str:
+    return (list(only) or [aws.default_region() or "us-east-1"])[0]
 
-    A region that does not answer is passed over: `survey` has named it.
-    """
-    regions = list(only) or aws.regions(aws.default_region() or "us-east-1")
+
+def regions_of(ctx: Context, only: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Where to look, and what that leaves out: who may not list the regions knows those of his own clusters."""
+    if only:
+        return list(only), []
+    try:
+        return sorted({_home(only), *aws.regions(_home(only))}), []
+    except NexaError as error:
+        if not (action := denied_action(error)):
+            raise
+    known = {_home(only)}
+    for folder in ctx.workspace.clusters():
+        with contextlib.suppress(NexaError):
+            if site := known_site(folder):
+                known.add(site.region)
+    return sorted(known), [f"regions other than {', '.join(sorted(known))}: {action} is denied"]
+
+
+def grouped(hidden: Iterable[tuple[str, str, str]]) -> list[str]:
+    """(what, region, why) as a line for each what and why, with all its regions."""
+    regions: dict[tuple[str, str], list[str]] = {}
+    for what, region, why in hidden:
+        regions.setdefault((what, why), []).append(region)
+    return [f"{what}{', '.join(sorted(where))}: {why}" for (what, why), where in regions.items()]
+
+
+def images_kept(ctx: Context, owner: str, only: Sequence[str] = ()) -> tuple[list[tuple[str, int, float]], list[str]]:
+    """(region, images, USD a month at most) wherever there are baked images: they stay until somebody deletes them.
+    And where they could not be listed."""
+    regions, _ = regions_of(ctx, only)
+    hidden: list[tuple[str, str, str]] = []
 
     def ask(region: str) -> list[images.Image]:
         try:
             return images.found(region, owner)
         except NexaError as error:
-            ctx.detail(f"{region}: {error}")
+            hidden.append(("images in ", region, in_short(error)))
             return []
 
     with ThreadPoolExecutor(8) as pool:
-        found = zip(regions, pool.map(ask, regions), strict=True)
-        return [(region, len(of), sum(image.usd_per_month for image in of)) for region, of in found if of]
+        found = list(zip(regions, pool.map(ask, regions), strict=True))
+    kept = [(region, len(of), sum(image.usd_per_month for image in of)) for region, of in found if of]
+    return kept, grouped(hidden)
 
 
 def _judged(ctx: Context, thing: Thing, live: Collection[str]) -> Found:
@@ -92,8 +128,11 @@ def _judged(ctx: Context, thing: Thing, live: Collection[str]) -> Found:
         price = prices.on_demand(thing.offer.split()[0], thing.region)
         if thing.offer.endswith(" spot"):
             now = datetime.datetime.fromtimestamp(ctx.now(), datetime.UTC)
-            spot = aws.Cloud(thing.region).spot_prices([thing.offer.split()[0]], now)
-            price = spot.get((thing.offer.split()[0], thing.offer.split()[1]), price)
+            try:
+                spot = aws.Cloud(thing.region).spot_prices([thing.offer.split()[0]], now)
+                price = spot.get((thing.offer.split()[0], thing.offer.split()[1]), price)
+            except NexaError as error:  # what it costs must not hide that it is there
+                ctx.say(f"warning: {thing.id} is counted at the on-demand price: {error}")
         usd = None if price is None else round(price * max(age, 1 / 60), 4)
     return Found(thing, "this workspace" if holder == ours else holder, orphan, age, usd)
 
@@ -109,13 +148,14 @@ def _unix(text: str) -> float:
 def end(ctx: Context, orphans: Sequence[Found]) -> list[str]:
     """Ends the orphans, cluster by cluster. Answers what did not go."""
     wanted = {(f.thing.kind, f.thing.id) for f in orphans}
+    kinds = tuple(kind for kind in leftovers.ALL if kind in {kind for kind, _ in wanted})
     errors: list[str] = []
     for region, owner, cluster in sorted(
         {(f.thing.region, f.thing.tags[leftovers.OWNER], f.thing.cluster) for f in orphans}
     ):
         _, left = leftovers.sweep(
             lambda r=region, o=owner, c=cluster: [  # type: ignore[misc]
-                t for t in leftovers.find(r, o, c) if (t.kind, t.id) in wanted
+                t for t in leftovers.find(r, o, c, kinds) if (t.kind, t.id) in wanted
             ],
             ctx.detail,
             ctx.sleep,

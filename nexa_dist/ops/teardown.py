@@ -52,7 +52,8 @@ def teardown(ctx: Context, folder: ClusterFolder, site: Site | None = None) -> d
             hint = f"{again}; {GONE}" if receipt["left"].get("hosts") else again
             if receipt.get("in_the_way"):
                 hint = f"what is in the way is not ours to end: ask who made it, remove it, then {hint}"
-            raise StillRunning(f"not everything is gone: {left}", hint=hint)
+            known = any(rows for kind, rows in receipt["left"].items() if kind != "unseen")
+            raise StillRunning(f"not {'everything is' if known else 'proven'} gone: {left}", hint=hint)
         meter.end_all(ctx, folder, "teardown")
         receipt |= _costs(ctx, folder)
         folder.ledger("down", cost_usd=receipt["cost_usd"])

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.refusal import of_exception, refusal
 from nexa_dist.run import credentials
+from nexa_dist.run.denied import denied_action
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2.client import EC2Client
@@ -51,9 +52,10 @@ def spoken(what: str) -> Iterator[None]:
         yield
     except ClientError as error:
         said = error.response["Error"]
-        raise Refused(
-            what, said.get("Code", "Unknown"), said.get("Message", ""), operation=error.operation_name
-        ) from error
+        message, action = str(said.get("Message", "")), denied_action(error)
+        if action not in message:
+            message = f"{message} ({action} is denied)"
+        raise Refused(what, said.get("Code", "Unknown"), message, operation=error.operation_name) from error
     except BotoCoreError as error:  # nobody was asked, or nobody answered
         told = of_exception(error)
         unset = told.code in NEVER_ASKED

@@ -6,7 +6,7 @@ here, by the cloud's own answers. Nothing is ever found by its name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -140,6 +140,10 @@ KINDS = (
 
 
 IAM_PATH = "/nexa/"
+EC2 = tuple(kind.name for kind in KINDS)
+IAM = ("instance profile", "role")
+"""Made for a bucket alone."""
+ALL = EC2 + IAM
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,10 @@ class Thing:
     alive: bool
     tags: dict[str, str] = field(default_factory=dict)
     row: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.kind, self.id
 
     @property
     def cluster(self) -> str:
@@ -176,12 +184,47 @@ class Thing:
         return {"kind": self.kind, "id": self.id, "region": self.region, "state": self.state}
 
 
-def find(region: str, owner: str, cluster: str | None = None) -> list[Thing]:
-    """All that carries `owner` and `cluster` (any cluster if None) in their tags, dead instances included."""
+@dataclass(frozen=True)
+class Unseen:
+    """A kind of which nobody knows what there is in a region, and why."""
+
+    kind: str
+    region: str
+    error: NexaError
+
+    def __str__(self) -> str:
+        return f"{self.kind}s in {self.region} could not be listed: {self.error}"
+
+
+def look(
+    region: str, owner: str, cluster: str | None = None, kinds: Sequence[str] = ALL
+) -> tuple[list[Thing], list[Unseen]]:
+    """All of the `kinds` that carries `owner` and `cluster` (any cluster if None) in its tags, dead instances included;
+    and the kinds that could not be listed. Raises NexaError when that is every kind."""
+
+    def ask(name: str) -> list[Thing] | Unseen:
+        try:
+            if name in IAM:
+                return _profiles(name, region, owner, cluster)
+            return _listed(KINDS[EC2.index(name)], region, owner, cluster)[0]
+        except NexaError as error:  # one that is denied must not hide the others
+            return Unseen(name, region, error)
+
     with ThreadPoolExecutor(8) as pool:
-        lists = pool.map(lambda kind: _listed(kind, region, owner, cluster)[0], KINDS)
-        found = [thing for things in lists for thing in things]
-    return found + _profiles(region, owner, cluster)
+        answers = list(pool.map(ask, kinds))
+    unseen = [answer for answer in answers if isinstance(answer, Unseen)]
+    if unseen and len(unseen) == len(answers):
+        raise unseen[0].error
+    return [thing for answer in answers if not isinstance(answer, Unseen) for thing in answer], unseen
+
+
+def find(region: str, owner: str, cluster: str | None = None, kinds: Sequence[str] = ALL) -> list[Thing]:
+    """As `look`, where nothing may stay unseen: raises NexaError that says all that could not be listed."""
+    found, unseen = look(region, owner, cluster, kinds)
+    if unseen:
+        first = unseen[0].error
+        raise NexaError("; ".join(map(str, unseen)), hint=first.hint, code=first.code)
+    return found
 
 
 def machines(region: str, owner: str, cluster: str) -> tuple[list[Thing], float | None]:
@@ -210,22 +253,23 @@ def _listed(kind: Kind, region: str, owner: str, cluster: str | None) -> tuple[l
     return things, at
 
 
-def _profiles(region: str, owner: str, cluster: str | None) -> list[Thing]:
-    """Instance profiles and roles below our path. They cost nothing, but are not ours to leave behind."""
+def _profiles(kind: str, region: str, owner: str, cluster: str | None) -> list[Thing]:
+    """Instance profiles or roles below our path. They cost nothing, but are not ours to leave behind."""
     iam = client("iam", region)
     prefix = f"{IAM_PATH}{cluster}/" if cluster else IAM_PATH
-    found = []
-    with spoken("listing instance profiles and roles"):
-        profiles = rows(iam, "list_instance_profiles", "InstanceProfiles[]", PathPrefix=prefix)
-        roles = rows(iam, "list_roles", "Roles[]", PathPrefix=prefix)
-        for row in profiles:
-            name = row["InstanceProfileName"]
-            tags = tags_of(iam.list_instance_profile_tags(InstanceProfileName=name))
-            found.append(Thing("instance profile", name, region, "present", True, tags, row))
-        for row in roles:
-            tags = tags_of(iam.list_role_tags(RoleName=row["RoleName"]))
-            found.append(Thing("role", row["RoleName"], region, "present", True, tags, row))
-    return [thing for thing in found if _exact(thing, owner, cluster)]
+    with spoken(f"listing {kind}s"):
+        if kind == "role":
+            found = [(row["RoleName"], row) for row in rows(iam, "list_roles", "Roles[]", PathPrefix=prefix)]
+            tagged = [iam.list_role_tags(RoleName=name) for name, _ in found]
+        else:
+            profiles = rows(iam, "list_instance_profiles", "InstanceProfiles[]", PathPrefix=prefix)
+            found = [(row["InstanceProfileName"], row) for row in profiles]
+            tagged = [iam.list_instance_profile_tags(InstanceProfileName=name) for name, _ in found]
+    things = [
+        Thing(kind, name, region, "present", True, tags_of(tags), row)
+        for (name, row), tags in zip(found, tagged, strict=True)
+    ]
+    return [thing for thing in things if _exact(thing, owner, cluster)]
 
 
 def _exact(thing: Thing, owner: str, cluster: str | None) -> bool:
@@ -248,7 +292,7 @@ def _end_profile(iam: Any, thing: Thing) -> None:
 
 def end(thing: Thing) -> str:
     """Ends one thing. Answers why not, in the cloud's words; empty when it is gone or going."""
-    service = "iam" if thing.kind in ("instance profile", "role") else "ec2"
+    service = "iam" if thing.kind in IAM else "ec2"
     made = client(service, thing.region)
     try:
         with spoken(f"ending {thing.kind} {thing.id}"):
@@ -271,8 +315,8 @@ def sweep(
     What others' resources hold is left, and they are named at once. Answers what it ended, and why the rest (if any)
     could not be. Bounded by `rounds`.
     """
-    ended: dict[str, Thing] = {}
-    errors: dict[str, str] = {}
+    ended: dict[tuple[str, str], Thing] = {}
+    errors: dict[tuple[str, str], str] = {}
     held: dict[str, list[str]] = {}
     told: set[str] = set()
     for count in range(rounds):
@@ -290,15 +334,15 @@ def sweep(
             if thing.state not in ENDING:
                 why = end(thing)
                 if why:
-                    errors[thing.id] = why
-                if thing.id not in ended:
+                    errors[thing.key] = why
+                if thing.key not in ended:
                     say(f"{thing.kind} {thing.id} {thing.offer}: " + (why or "ending"))
-                ended[thing.id] = thing
+                ended[thing.key] = thing
         stuck = held.keys() & before.keys()  # seen twice: what goes away by itself is no stranger
-        if all(thing.id in stuck or _denied(errors.get(thing.id, "")) for thing in todo):
+        if all(thing.id in stuck or _denied(errors.get(thing.key, "")) for thing in todo):
             break  # asking again gives no permission, and what is held waits for somebody else
     left = [thing for thing in look() if thing.alive]
-    whys = [held.get(t.id) or [errors.get(t.id, f"{t.kind} {t.id} is still {t.state}")] for t in left]
+    whys = [held.get(t.id) or [errors.get(t.key, f"{t.kind} {t.id} is still {t.state}")] for t in left]
     return list(ended.values()), list(dict.fromkeys(why for several in whys for why in several))
 
 

@@ -97,6 +97,11 @@ def plan(args: Arguments) -> int:
 def sweep(args: Arguments) -> int:
     ctx = context(acts=args.delete)
     mine, found, silent = sweeping.survey(ctx, args.region, args.owner)
+    kept: list[tuple[str, int, float]] = []
+    for owner in mine.owners:
+        rows_kept, hidden = sweeping.images_kept(ctx, owner, args.region)
+        kept += rows_kept
+        silent += [line for line in hidden if line not in silent]
     orphans = [entry for entry in found if entry.orphan]
     if args.json:
         rows = [entry.to_json() for entry in found]
@@ -109,27 +114,31 @@ def sweep(args: Arguments) -> int:
     ui.say(f"owner {', '.join(mine.owners)}: {len(found)} resources, {len(orphans)} of them orphans")
     for line in (*mine.unlooked, "other owners (--owner NAME)"):
         ui.say(f"  not looked for: {line}")
-    for owner in mine.owners:
-        for region, count, usd in sweeping.images_kept(ctx, owner, args.region):
-            ui.say(f"  and {count} baked images in {region}, at most {usd:.2f} USD a month (nexa image list)")
-    if orphans and args.delete:
-        _end(ctx, orphans, args.yes)
-    elif orphans:
+    for region, count, usd in kept:
+        ui.say(f"  and {count} baked images in {region}, at most {usd:.2f} USD a month (nexa image list)")
+    errors = _end(ctx, orphans, args.yes) if orphans and args.delete else []
+    if orphans and not args.delete:
         ui.say("nexa sweep --delete ends the orphans; what another workspace holds is left alone")
-    if silent:
+    said = [f"not everything is gone: {'; '.join(errors)}"] if errors else []
+    said += [f"not everything could be seen: {'; '.join(silent)}"] if silent else []
+    if said:
         raise StillRunning(
-            "regions that did not answer: " + "; ".join(silent), hint="--region asks only those that you can use"
+            "\n".join(said),
+            hint="docs/IAM.md lists the rights; --region asks only where you have them"
+            if silent
+            else "run nexa sweep --delete again",
         )
     return EXIT_OK
 
 
-def _end(ctx: Context, orphans: list[sweeping.Found], yes: bool) -> None:
+def _end(ctx: Context, orphans: list[sweeping.Found], yes: bool) -> list[str]:
+    """Answers what did not go."""
     if not yes and not (ui.interactive() and ui.confirm(f"end {len(orphans)} orphans?")):
         raise UsageError(f"{len(orphans)} orphans would be ended", hint="-y says yes")
     errors = sweeping.end(ctx, orphans)
-    if errors:
-        raise StillRunning("not everything is gone: " + "; ".join(errors), hint="run nexa sweep --delete again")
-    ui.say(f"✓ {len(orphans)} orphans are gone")
+    if not errors:
+        ui.say(f"✓ {len(orphans)} orphans are gone")
+    return errors
 
 
 def timeline(args: Arguments) -> int:

@@ -105,7 +105,7 @@ class App:
             headers = {k: v for k, v in headers.items() if k.lower() != "content-length"}
             headers["Content-Length"] = str(len(body))
         start_response(f"{status} {'OK' if status < 400 else 'Error'}", list(headers.items()))
-        return [body]
+        return [b"" if environ["REQUEST_METHOD"] == "HEAD" else body]
 
     def _aws(self, environ: Environ) -> Reply:
         call, faults = call_of(environ), self.world.faults
@@ -117,6 +117,7 @@ class App:
         with self.world.life.lock:
             self.world.life.settle()
             try:
+                self.world.rights.check(call, environ)
                 faults.refuse(call)
                 reply = self._dispatch(call, environ)
             except Refused as refused:

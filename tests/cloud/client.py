@@ -6,7 +6,7 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -35,6 +35,22 @@ class Region:
 
     def clear(self) -> None:
         self._ask("DELETE", "faults")
+
+    def rights(self, allow: Iterable[str] | None = None, deny: Iterable[str] = (), silent: bool = False) -> None:
+        """What callers may from now on, in IAM's words: `allow` alone (None: everything), and of that not `deny`."""
+        self._ask(
+            "POST",
+            "rights",
+            {"allow": None if allow is None else sorted(allow), "deny": sorted(deny), "silent": silent},
+        )
+
+    def used(self) -> set[str]:
+        """The rights that were used since they were given."""
+        return set(self._ask("GET", "rights")["used"])
+
+    def refused(self) -> set[str]:
+        """Those that lacked since then."""
+        return set(self._ask("GET", "rights")["refused"])
 
     def price(self, type: str, zone: str, usd: float, market: str = "spot") -> None:  # noqa: A002
         """USD per instance-hour from now on."""

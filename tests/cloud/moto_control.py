@@ -47,6 +47,12 @@ class Control:
                 return asdict(self.world.faults.add(asked))
             case ("DELETE", "faults"):
                 self.world.faults.clear()
+                self.world.rights.give()
+            case ("POST", "rights"):
+                self.world.rights.give(**asked)
+            case ("GET", "rights"):
+                rights = self.world.rights
+                return {"used": sorted(rights.used), "refused": sorted(rights.refused)}
             case ("POST", "prices"):
                 market = asked.get("market", "spot")
                 self.world.prices.move(asked["type"], asked["zone"], market, float(asked["usd"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
@@ -30,6 +30,7 @@ from tests.cloud.moto_images import Images, captures, loads_images
 from tests.cloud.moto_launch import Launch
 from tests.cloud.moto_life import Life, Pace
 from tests.cloud.moto_prices import Prices, price_history
+from tests.cloud.rights import Rights
 from tests.cloud.types import Hosts
 
 
@@ -42,6 +43,7 @@ class World:
     prices: Prices
     images: Images
     stack: ExitStack
+    rights: Rights = field(default_factory=Rights)
 
     def close(self) -> None:
         self.stack.close()

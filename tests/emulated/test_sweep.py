@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -102,14 +103,14 @@ def test_an_instance_has_an_age_and_a_price(lab: Lab) -> None:
 
 
 def test_a_region_that_does_not_answer_is_said_and_hides_no_other(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, real = lab.key_pair("living"), leftovers.find
+    made, real = lab.key_pair("living"), leftovers.look
 
-    def find(region: str, owner: str, cluster: str | None = None) -> list[leftovers.Thing]:
+    def look(region: str, *words: Any) -> tuple[list[leftovers.Thing], list[leftovers.Unseen]]:
         if region != HOME:
             raise NexaError("denied")
-        return real(region, owner, cluster)
+        return real(region, *words)
 
-    monkeypatch.setattr(leftovers, "find", find)
+    monkeypatch.setattr(leftovers, "look", look)
     _, found, silent = survey(lab.ctx, [HOME, "eu-west-1"])
     assert [entry.thing.id for entry in found] == [made]
     assert silent == ["eu-west-1: denied"]
