@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nexa_dist.run.aws import Refused, answered, client, rows, spoken, tags_of
+from nexa_dist.run.aws import Refused, answered, client, rows, spoken, tag_list, tags_of
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2.client import EC2Client
@@ -137,6 +137,8 @@ KINDS = (
 """Everything that the stack makes, in the order in which it can be ended."""
 
 
+LAUNCHED = {"network interface": "network-interface-id", "spot request": "spot-instance-request-id"}
+"""What comes with an instance, and the filter that has its id."""
 IAM_PATH = "/nexa/"
 
 
@@ -179,7 +181,45 @@ def find(region: str, owner: str, cluster: str | None = None) -> list[Thing]:
     with ThreadPoolExecutor(8) as pool:
         lists = pool.map(lambda kind: _listed(kind, region, owner, cluster)[0], KINDS)
         found = [thing for things in lists for thing in things]
-    return found + _profiles(region, owner, cluster)
+    return found + _launched(region, found) + _profiles(region, owner, cluster)
+
+
+def _launched(region: str, found: Iterable[Thing]) -> list[Thing]:
+    """Interfaces and spot requests of our instances that have no tags, with those of the instance.
+
+    A launch template says their tags, and EC2's reference says of a launch that what it names itself overwrites what
+    the template says. What outlives an instance is not its own: somebody attached it.
+    """
+    known = {thing.id for thing in found}
+    holders: dict[str, Thing] = {}
+    for machine in (thing for thing in found if thing.kind == "instance"):
+        cards = machine.row.get("NetworkInterfaces", ())
+        own = [card["NetworkInterfaceId"] for card in cards if card["Attachment"].get("DeleteOnTermination")]
+        holders |= {i: machine for i in (*own, machine.row.get("SpotInstanceRequestId")) if i and i not in known}
+    things: list[Thing] = []
+    for kind in KINDS if holders else ():
+        if key := LAUNCHED.get(kind.name):
+            wanted = [{"Name": key, "Values": sorted(holders)}]
+            with spoken(f"listing {kind.name}s in {region}"):
+                for row in rows(client("ec2", region), kind.operation, kind.path, Filters=wanted):
+                    things.append(_thing(kind, region, row, holders[row[kind.id]].tags))
+    return things
+
+
+def tag_launched(found: Iterable[Thing]) -> None:
+    """Gives them these tags, so that they are found when the instance is forgotten."""
+    for thing in found:
+        if thing.kind in LAUNCHED and thing.alive and tags_of(thing.row).get(OWNER) != thing.tags[OWNER]:
+            own = {key: value for key, value in thing.tags.items() if not key.startswith("aws:")}
+            with spoken(f"tagging {thing.kind} {thing.id}"):
+                client("ec2", thing.region).create_tags(Resources=[thing.id], Tags=tag_list(own))
+
+
+def _thing(kind: Kind, region: str, row: dict[str, Any], tags: dict[str, str]) -> Thing:
+    import jmespath
+
+    state = str(jmespath.search(kind.state, row) or "present")
+    return Thing(kind.name, row[kind.id], region, state, state not in kind.gone, tags, row)
 
 
 def machines(region: str, owner: str, cluster: str) -> tuple[list[Thing], float | None]:
@@ -188,8 +228,6 @@ def machines(region: str, owner: str, cluster: str) -> tuple[list[Thing], float 
 
 
 def _listed(kind: Kind, region: str, owner: str, cluster: str | None) -> tuple[list[Thing], float | None]:
-    import jmespath
-
     wanted = [{"Name": f"tag:{OWNER}", "Values": [owner]}]
     wanted.append(
         {"Name": f"tag:{CLUSTER}", "Values": [cluster]} if cluster else {"Name": "tag-key", "Values": [CLUSTER]}
@@ -200,8 +238,7 @@ def _listed(kind: Kind, region: str, owner: str, cluster: str | None) -> tuple[l
     for row in found:
         if row.get("GroupName") == "default" and kind.name == "security group":
             continue  # a VPC's own: it cannot be deleted, and goes with the VPC
-        state = str(jmespath.search(kind.state, row) or "present")
-        thing = Thing(kind.name, row[kind.id], region, state, state not in kind.gone, tags_of(row), row)
+        thing = _thing(kind, region, row, tags_of(row))
         # Filters are the cloud's work; the exact pair is checked here once more, since what follows may delete.
         if _exact(thing, owner, cluster):
             things.append(thing)

@@ -22,7 +22,7 @@ from moto.iam.responses import IamResponse
 from moto.s3.models import FakeBucket
 from moto.ssm.models import ParameterDict
 
-from tests.cloud import moto_groups, moto_mends, moto_profiles, moto_spot
+from tests.cloud import moto_groups, moto_mends, moto_profiles, moto_reservations, moto_spot
 from tests.cloud.faults import FaultBook
 from tests.cloud.moto_groups import groups_of
 from tests.cloud.moto_images import Images, captures, loads_images
@@ -80,7 +80,7 @@ def patch_instances(world: World) -> None:
 
 def patch_answers(world: World) -> None:
     """Calls that moto lacks, or answers in another way than EC2."""
-    for name, action in {**moto_groups.ACTIONS, **moto_spot.ACTIONS}.items():
+    for name, action in {**moto_groups.ACTIONS, **moto_reservations.ACTIONS, **moto_spot.ACTIONS}.items():
         put(world, EC2Response, name, action)
     for name, listing in moto_profiles.ACTIONS.items():
         put(world, IamResponse, name, listing)

@@ -24,7 +24,7 @@ resource "aws_launch_template" "node" {
       subnet_id          = var.subnet_id
       security_groups    = [var.security_group_id]
       # EC2 gives a public address only to a machine with a single interface; the others get an Elastic IP.
-      associate_public_ip_address = length(var.efa_interfaces) == 1 ? true : null
+      associate_public_ip_address = length(var.efa_interfaces) == 1 ? var.public_addresses : null
       delete_on_termination       = true
     }
   }

@@ -39,7 +39,7 @@ resource "aws_instance" "node" {
   # With EFA these are said by the launch template's interfaces, and EC2 refuses to be told twice.
   subnet_id                   = var.efa_interfaces == 0 ? var.subnet_id : null
   vpc_security_group_ids      = var.efa_interfaces == 0 ? [var.security_group_id] : null
-  associate_public_ip_address = var.efa_interfaces == 0 ? true : null
+  associate_public_ip_address = var.efa_interfaces == 0 ? var.public_addresses : null
 
   launch_template {
     id      = var.launch_template_id
@@ -54,15 +54,29 @@ resource "aws_instance" "node" {
   }
 
   dynamic "instance_market_options" {
-    for_each = var.market == "spot" ? ["spot"] : []
+    for_each = var.capacity_block ? ["capacity-block"] : var.market == "spot" ? ["spot"] : []
 
     content {
-      market_type = "spot"
+      market_type = instance_market_options.value
 
       # The only kind that a placement group takes. No max_price: it adds interruptions, and the budget is ours to keep.
-      spot_options {
-        spot_instance_type             = "one-time"
-        instance_interruption_behavior = "terminate"
+      dynamic "spot_options" {
+        for_each = instance_market_options.value == "spot" ? ["spot"] : []
+
+        content {
+          spot_instance_type             = "one-time"
+          instance_interruption_behavior = "terminate"
+        }
+      }
+    }
+  }
+
+  dynamic "capacity_reservation_specification" {
+    for_each = var.capacity_reservation == "" ? [] : [var.capacity_reservation]
+
+    content {
+      capacity_reservation_target {
+        capacity_reservation_id = capacity_reservation_specification.value
       }
     }
   }
@@ -84,11 +98,14 @@ resource "aws_instance" "node" {
 # What another value of needs another machine. The provider would stop a node to change its type, which a one-time spot
 # instance cannot, and EFA's subnet is hidden in the launch template, whose changes are ignored above.
 resource "terraform_data" "machine" {
-  triggers_replace = [var.instance_type, var.market, var.subnet_id, var.efa_interfaces]
+  triggers_replace = concat(
+    [var.instance_type, var.market, var.subnet_id, var.efa_interfaces],
+    var.capacity_reservation == "" ? [] : [var.capacity_reservation],
+  )
 }
 
 resource "aws_eip" "node" {
-  for_each = { for name, node in aws_instance.node : name => node if var.efa_interfaces > 1 }
+  for_each = { for name, node in aws_instance.node : name => node if var.efa_interfaces > 1 && var.public_addresses }
 
   domain            = "vpc"
   network_interface = each.value.primary_network_interface_id

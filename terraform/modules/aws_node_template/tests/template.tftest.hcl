@@ -67,6 +67,19 @@ run "efa_on_one_card" {
   }
 }
 
+run "private" {
+  command = plan
+  variables {
+    efa_interfaces   = [{ card = 0, device = 0, type = "efa" }]
+    public_addresses = false
+  }
+
+  assert {
+    condition     = aws_launch_template.node.network_interfaces[0].associate_public_ip_address == "false"
+    error_message = "in a private subnet nothing public is asked for"
+  }
+}
+
 run "efa_on_two_cards" {
   command = plan
   variables { efa_interfaces = [{ card = 0, device = 0, type = "efa" }, { card = 1, device = 1, type = "efa-only" }] }

@@ -62,6 +62,11 @@ run "refused_1" {
     vpc_cidr      = "10.77.0.0/8"
     volume_gb     = 1.5
     bucket        = "Not_A_Bucket"
+    tags          = { "Nexa:owner" = "eve" }
+    subnet_ids    = { "us-east-1a" = "subnet" }
+
+    capacity_reservation = "cb-0123456789abcdef0"
+    placement_group_name = "a\nb"
   }
 
   expect_failures = [
@@ -86,6 +91,10 @@ run "refused_1" {
     var.vpc_cidr,
     var.volume_gb,
     var.bucket,
+    var.tags,
+    var.subnet_ids,
+    var.capacity_reservation,
+    var.placement_group_name,
   ]
 }
 
@@ -100,9 +109,14 @@ run "refused_2" {
     gpus_per_node = 0
     ssh_from      = ["::/0"]
     bucket_prefix = "/runs/"
+
+    capacity_reservation = "cr-0123456789abcdef0" # on spot
+    subnet_ids           = { "us-east-1c" = "subnet-0123456789abcdef0" }
   }
 
   expect_failures = [
+    var.capacity_reservation,
+    var.subnet_ids,
     var.expires_unix,
     var.node_names,
     var.zone,
