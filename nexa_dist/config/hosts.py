@@ -24,6 +24,7 @@ _LOGIN = re.compile(
     r"(?:ssh://)?(?:(?P<user>[^@:/\s]+)@)?(?P<host>\[.+\]|[^@:\s]+|[0-9A-Fa-f:.]+)(?::(?P<port>[0-9]{1,5}))?/?"
 )
 _NUMBER = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]*")
+_SHOWN = re.compile(r"[0-9]{3,5} (SHA256:[A-Za-z0-9+/]{43}) .*\([A-Z0-9-]+\)")
 _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 _KEY_TYPES = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa")
 _ENDPOINT = re.compile(r"(?:\[(?P<six>[^\[\]]*)\]|(?P<host>[^:]*)):(?P<port>[1-9][0-9]{0,4})")
@@ -131,7 +132,10 @@ def check_program(text: str) -> str:
 
 
 def check_host_key(text: str) -> str:
-    """The fingerprint of a host key, or the key itself as in a .pub file, without its comment."""
+    """The fingerprint of a host key, also in the whole line that ssh-keygen -l shows, or the key itself as in a .pub
+    file; without the comment."""
+    if line := _SHOWN.fullmatch(text.strip()):
+        return line[1]
     kind, _, rest = text.strip().partition(" ")
     if not rest and _FINGERPRINT.fullmatch(kind):
         return kind
@@ -153,7 +157,7 @@ def _shape(pattern: str) -> object:
 Name = Annotated[str, AfterValidator(check_name), _shape(NAME_PATTERN)]
 User = Annotated[str, AfterValidator(check_user), _shape(USER_PATTERN)]
 HostName = Annotated[str, AfterValidator(check_host), _shape(HOST_PATTERN)]
-HostKeyText = Annotated[str, AfterValidator(check_host_key), _shape("^(SHA256:|ssh-|ecdsa-)")]
+HostKeyText = Annotated[str, AfterValidator(check_host_key), _shape("^(([0-9]+ )?SHA256:|ssh-|ecdsa-)")]
 ImageDigest = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][A-Za-z0-9._/:-]{0,200}@sha256:[0-9a-f]{64}$")]
 Endpoint = Annotated[str, AfterValidator(check_endpoint), _shape("^[^ ]+:[1-9][0-9]{0,4}$")]
 LocalPath = Annotated[str, AfterValidator(check_local_path)]

@@ -6,7 +6,7 @@ import pytest
 
 from nexa_dist.config.cluster import ClusterConfig, Host
 from nexa_dist.config.explain import meant
-from nexa_dist.config.hosts import Misplaced, check_endpoint, check_host, check_user
+from nexa_dist.config.hosts import Misplaced, check_endpoint, check_host, check_host_key, check_user
 from nexa_dist.config.train import TrainConfig
 
 CLUSTER, TRAIN = [*ClusterConfig.model_fields], [*TrainConfig.model_fields]
@@ -91,3 +91,12 @@ def test_an_endpoint_has_no_login() -> None:
 )
 def test_did_you_mean_a_slip_and_never_another_meaning(word: str, words: list[str], wanted: str) -> None:
     assert meant(word, words) == wanted
+
+
+def test_a_fingerprint_as_ssh_keygen_shows_it() -> None:
+    print_ = "SHA256:" + "x" * 43
+    for text in (print_, f"256 {print_} root@gpu-1 (ED25519)", f"3072 {print_} no comment (RSA)", f" {print_}\n"):
+        assert check_host_key(text) == print_
+    for text in (f"256 {print_}", f"{print_}x", f"256 {print_} a\nb (RSA)", "256 MD5:aa:bb root@gpu-1 (ED25519)"):
+        with pytest.raises(ValueError, match="expected a fingerprint"):
+            check_host_key(text)
