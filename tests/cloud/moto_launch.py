@@ -60,7 +60,11 @@ class Launch:
         answer = self.plain(response)
         for instance in answer.result.instances:  # type: ignore[attr-defined]
             self._complete(ec2, instance, params, group)
-            vars(instance)["capacity_reservation_id"] = reservation
+            if reservation:
+                held = {"CapacityReservationTarget": {"CapacityReservationId": reservation}}
+                vars(instance).update(capacity_reservation_id=reservation, capacity_reservation_specification=held)
+                if params.get("InstanceMarketOptions"):
+                    instance.lifecycle = "capacity-block"
         if key[2]:
             self.tokens[key] = (print_, answer)
         return answer

@@ -103,6 +103,7 @@ def patch_models(world: World) -> None:
     put(world, elastic_ip_addresses, "random_ip", addresses.take)
     put(world, TaggedEC2Resource, "get_tags", moto_mends.get_tags)
     put(world, NetworkInterface, "attachment", moto_mends.tells_card(vars(NetworkInterface)["attachment"]))
+    put(world, NetworkInterface, "association", moto_mends.none_when_empty(vars(NetworkInterface)["association"]))
     put(world, SecurityGroupRule, "description", property(moto_mends.rule_description))
     put(world, FakeBucket, "get_permission", moto_mends.speaks_tls(FakeBucket.get_permission))
     put(world, LaunchTemplate, "tags", property(moto_mends.template_tags, moto_mends.no_template_tags))

@@ -83,8 +83,9 @@ resource "aws_instance" "node" {
 
   lifecycle {
     # A new version of the template, a later deadline or another host key is for nodes to come: it never replaces one
-    # that runs. What makes it another machine (type, image, zone, market) does.
-    ignore_changes = [launch_template, user_data]
+    # that runs. What makes it another machine (type, image, zone, market, reservation) does, by the resource below: what
+    # the provider reads back of the market is a spot request's, and a reservation changes only on a stopped node.
+    ignore_changes = [launch_template, user_data, instance_market_options, capacity_reservation_specification]
 
     replace_triggered_by = [terraform_data.machine]
 

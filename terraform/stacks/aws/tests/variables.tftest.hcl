@@ -63,9 +63,7 @@ run "refused_1" {
     volume_gb     = 1.5
     bucket        = "Not_A_Bucket"
     tags          = { "Nexa:owner" = "eve" }
-    subnet_ids    = { "us-east-1a" = "subnet" }
 
-    capacity_reservation = "cb-0123456789abcdef0"
     placement_group_name = "a\nb"
   }
 
@@ -92,8 +90,6 @@ run "refused_1" {
     var.volume_gb,
     var.bucket,
     var.tags,
-    var.subnet_ids,
-    var.capacity_reservation,
     var.placement_group_name,
   ]
 }
@@ -111,12 +107,10 @@ run "refused_2" {
     bucket_prefix = "/runs/"
 
     capacity_reservation = "cr-0123456789abcdef0" # on spot
-    subnet_ids           = { "us-east-1c" = "subnet-0123456789abcdef0" }
   }
 
   expect_failures = [
     var.capacity_reservation,
-    var.subnet_ids,
     var.expires_unix,
     var.node_names,
     var.zone,
@@ -134,6 +128,8 @@ run "refused_3" {
     node_names   = [for number in range(65) : "n${number}"]
     zones        = ["us-east-1a", "us-east-1a"]
     bucket       = "lab-durable"
+
+    capacity_reservation = "cb-0123456789abcdef0"
   }
 
   expect_failures = [
@@ -141,5 +137,12 @@ run "refused_3" {
     var.node_names,
     var.zones,
     var.bucket_prefix,
+    var.capacity_reservation,
   ]
+}
+
+run "refused_4" {
+  command = plan
+  variables { subnet_ids = { "us-east-1c" = "subnet" } }
+  expect_failures = [var.subnet_ids]
 }
