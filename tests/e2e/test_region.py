@@ -382,6 +382,7 @@ def test_a_private_network_a_capacity_block_and_tags_of_the_users_own(cloud: Lab
     things = here.client.state()["resources"]
     lacking = [i for kind, ids in kinds.items() for i in ids if things[kind][i].get("CostCenter") != "1234"]
     assert lacking == []
+    assert cloud.json("plan", "--cluster", "cloud.yaml")["changes"] == {}, "another provision changes nothing"
 
 
 @contextlib.contextmanager
