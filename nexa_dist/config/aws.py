@@ -13,6 +13,9 @@ from nexa_dist.config.paths import bad_characters
 ZONE_PATTERN = r"^[a-z]{2}(-[a-z]+)+-[0-9][a-z]$"
 _ZONE = re.compile(ZONE_PATTERN)
 WIDEST = 8
+MAX_TAGS = 40
+"""AWS takes 50 a resource, ours among them."""
+_TAG_TEXT = re.compile(r"[A-Za-z0-9 +=._:/@-]*")
 
 
 def region_of(zone: str) -> str:
@@ -52,12 +55,31 @@ def check_owner(text: str) -> str:
     return text
 
 
+def check_tags(tags: dict[str, str]) -> dict[str, str]:
+    """Tags that every service takes, none of which is AWS's own or ours. IAM does not tell upper from lower case."""
+    seen: set[str] = set()
+    for key, value in tags.items():
+        if not 1 <= len(key) <= 128 or len(value) > 256 or key != key.strip():
+            raise ValueError(f"tag {key[:40]!r}: expected a name of 1 to 128 and a value of at most 256 characters")
+        if not _TAG_TEXT.fullmatch(key) or not _TAG_TEXT.fullmatch(value):
+            raise ValueError(f"tag {key[:40]!r}: expected letters, digits, spaces and any of + - = . _ : / @")
+        if key.lower() == "name" or key.lower().startswith(("nexa:", "aws:")):
+            raise ValueError(f"tag {key!r}: Name and what begins with nexa: or aws: is not yours to give")
+        if key.lower() in seen:
+            raise ValueError(f"tag {key!r} is given twice: IAM does not tell upper from lower case")
+        seen.add(key.lower())
+    return tags
+
+
 Region = Annotated[str, StringConstraints(pattern=r"^[a-z]{2}(-[a-z]+)+-[0-9]$")]
 Cidr = Annotated[str, AfterValidator(check_cidr)]
 MeshCidr = Annotated[str, AfterValidator(check_mesh_cidr)]
 Owner = Annotated[str, Field(max_length=128), AfterValidator(check_owner)]
 Ami = Annotated[str, StringConstraints(pattern=r"^(ami-[0-9a-f]{8,17}|/[A-Za-z0-9/._-]{1,512})$")]
 VpcId = Annotated[str, StringConstraints(pattern=r"^vpc-[0-9a-f]{8,17}$")]
+SubnetId = Annotated[str, StringConstraints(pattern=r"^subnet-[0-9a-f]{8,17}$")]
+ReservationId = Annotated[str, StringConstraints(pattern=r"^c[rb]-[0-9a-f]{8,17}$")]
+Tags = Annotated[dict[str, str], Field(max_length=MAX_TAGS), AfterValidator(check_tags)]
 BucketName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$")]
 StatePlace = Annotated[
     str, StringConstraints(pattern=r"^s3://[a-z0-9][a-z0-9-]{1,61}[a-z0-9](/[A-Za-z0-9._-]{1,64}){0,8}$")

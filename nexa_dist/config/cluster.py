@@ -17,7 +17,20 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails
 
-from nexa_dist.config.aws import ZONE_PATTERN, Ami, BucketName, Cidr, MeshCidr, Owner, Region, StatePlace, VpcId
+from nexa_dist.config.aws import (
+    ZONE_PATTERN,
+    Ami,
+    BucketName,
+    Cidr,
+    MeshCidr,
+    Owner,
+    Region,
+    ReservationId,
+    StatePlace,
+    SubnetId,
+    Tags,
+    VpcId,
+)
 from nexa_dist.config.hosts import (
     Endpoint,
     HostKeyText,
@@ -177,6 +190,23 @@ class ClusterConfig(_Section):
     vpc_cidr: Cidr | None = Field(
         None, description="IPv4 network of the nodes, /16 to /20; with vpc a free part of it, and then required."
     )
+    subnets: Annotated[tuple[SubnetId, ...], Field(strict=False, min_length=1, max_length=16)] | None = Field(
+        None,
+        description="Subnets of yours to put the nodes into, of one VPC; the first of a zone that has room. In private "
+        "ones nodes have private addresses alone: this machine reaches them by VPN, peering or from within.",
+    )
+    placement_group: bool | None = Field(
+        None, description="Nodes close together, in a cluster placement group; several are, if left out."
+    )
+    capacity_reservation: ReservationId | None = Field(
+        None,
+        description="Capacity that is reserved for you: cr-… (a capacity reservation) or cb-… (a Capacity Block). It "
+        "says instance type and zone.",
+    )
+    tags: Tags = Field(
+        default_factory=dict,
+        description="Tags of your own on everything that is made, such as CostCenter. Name and nexa:… are ours.",
+    )
     volume_gb: int = Field(200, ge=50, le=16_384, description="Size of each node's root disk, in GB (gp3, encrypted).")
     efa: bool = Field(False, description="Elastic Fabric Adapters, on the instance types that have them.")
     bucket: BucketName | None = Field(
@@ -269,7 +299,7 @@ class ClusterConfig(_Section):
             fields = [
                 InitErrorDetails(type=e["type"], loc=e["loc"], input=e["input"], ctx=e.get("ctx", {}))
                 if e["type"] != "value_error"
-                else fault(e["loc"], str(e["ctx"]["error"]), "", e["input"])
+                else fault(e["loc"], str(e["ctx"]["error"]), getattr(e["ctx"]["error"], "hint", ""), e["input"])
                 for e in error.errors(include_url=False)
             ]
             faults = [*fields, *faults]

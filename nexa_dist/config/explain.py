@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
@@ -90,10 +90,38 @@ def value_at(data: Any, path: PathKey, default: Any = None) -> Any:
     return data
 
 
+def meant(word: str, words: Sequence[str]) -> str:
+    """The one of `words` that `word` is a slip of: a letter in four is wrong, lacks, is too much or stands beside its
+    place; or it is the beginning of one only. Empty when it is none: a word near in letters may be far in meaning
+    (zones, owner)."""
+    plain = {re.sub(r"[\W_]", "", each).lower(): each for each in words}
+    typed = re.sub(r"[\W_]", "", word[:64]).lower()
+    begun = [each for each in plain if len(typed) > 2 and each.startswith(typed)]
+    if typed in plain or len(begun) == 1:
+        return plain[typed if typed in plain else begun[0]]
+    most = min(max(1, len(typed) // 4), len(typed) - 1)
+    slips = {each: _slips(typed, each) for each in plain if abs(len(each) - len(typed)) <= most}
+    best = min(slips, key=slips.__getitem__, default="")
+    return plain[best] if best and slips[best] <= most else ""
+
+
+def _slips(one: str, other: str) -> int:
+    """How many slips make `other` of `one`: letters changed, left out, put in, or swapped with the next."""
+    rows = [list(range(len(other) + 1))]
+    for i, a in enumerate(one, 1):
+        row = [i]
+        for j, b in enumerate(other, 1):
+            row.append(min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (a != b)))
+            if i > 1 and j > 1 and a == other[j - 2] and b == one[i - 2]:
+                row[-1] = min(row[-1], rows[-2][j - 2] + 1)
+        rows.append(row)
+    return rows[-1][-1]
+
+
 def nearest(word: str, words: Sequence[str]) -> str:
     """`did you mean …`, or all the words when none is near."""
-    if near := difflib.get_close_matches(word[:64].lower(), words, 1, 0.6):
-        return f"did you mean {near[0]}?"
+    if near := meant(word, words):
+        return f"did you mean {near}?"
     shown = sorted(words)[:MAX_WORDS]
     return f"{_ONE_OF}{', '.join(shown)}{' …' if len(words) > MAX_WORDS else ''}" if words else ""
 
@@ -194,7 +222,7 @@ def _hint(details: ErrorDetails, model: type[BaseModel], path: PathKey) -> str:
         return f'quote it: "{_found(value, path)}"'
     if kind == "literal_error" and isinstance(value, str):
         words = choices_at(model, path)
-        return nearest(value, words) if difflib.get_close_matches(value[:64], words, 1, 0.6) else ""
+        return nearest(value, words) if meant(value, words) else ""
     if kind in ("int_type", "float_type", "bool_type") and isinstance(value, str) and value.strip():
         return "write it without quotes" if isinstance(_plain(value), int | float) else ""
     return ""

@@ -13,17 +13,29 @@ from pydantic import AfterValidator, Field, StringConstraints
 from nexa_dist.config.paths import bad_characters
 
 NAME_PATTERN = "^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$"
-USER_PATTERN = "^[a-z_][a-z0-9_-]{0,31}$"
-HOST_PATTERN = "^[A-Za-z0-9:][A-Za-z0-9:.-]{0,252}$"
+USER_PATTERN = "^[A-Za-z_][A-Za-z0-9_.@-]{0,63}$"
+HOST_PATTERN = "^[A-Za-z0-9:_][A-Za-z0-9:._-]{0,252}$"
 
 _NAME = re.compile(NAME_PATTERN[1:-1])
 _USER = re.compile(USER_PATTERN[1:-1])
 _PROGRAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
-_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+_LOGIN = re.compile(
+    r"(?:ssh://)?(?:(?P<user>[^@:/\s]+)@)?(?P<host>\[.+\]|[^@:\s]+|[0-9A-Fa-f:.]+)(?::(?P<port>[0-9]{1,5}))?/?"
+)
 _NUMBER = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]*")
+_SHOWN = re.compile(r"[0-9]{3,5} (SHA256:[A-Za-z0-9+/]{43}) .*\([A-Z0-9-]+\)")
 _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 _KEY_TYPES = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa")
 _ENDPOINT = re.compile(r"(?:\[(?P<six>[^\[\]]*)\]|(?P<host>[^:]*)):(?P<port>[1-9][0-9]{0,4})")
+
+
+class Misplaced(ValueError):
+    """What is right elsewhere; `hint` says where."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
 
 
 def check_name(text: str) -> str:
@@ -34,12 +46,30 @@ def check_name(text: str) -> str:
 
 def check_user(text: str) -> str:
     if not _USER.fullmatch(text):
-        raise ValueError("expected a login name: a-z or '_', then up to 31 of a-z, 0-9, '_' and '-'")
+        raise ValueError("expected a login name: a letter or '_', then up to 63 letters, digits and any of _ . @ -")
     return text
 
 
 def check_host(text: str) -> str:
-    """An IPv4 or IPv6 address without zone, or an RFC 1123 host name: never an option of ssh."""
+    """As `check_address`; a login name and a port that stand with it are told where they belong."""
+    try:
+        return check_address(text)
+    except ValueError as error:
+        found = _LOGIN.fullmatch(text)
+        parts = {key: found[key] for key in ("host", "user", "port") if found and found[key]}
+        if len(parts) < 2:
+            raise
+        parts["host"] = parts["host"].removeprefix("[").removesuffix("]")
+        try:
+            check_address(parts["host"])
+            check_user(parts.get("user", "u"))
+        except ValueError:
+            raise error from None
+        raise Misplaced(str(error), "write " + ", ".join(f"{key}: {value}" for key, value in parts.items())) from None
+
+
+def check_address(text: str) -> str:
+    """An IPv4 or IPv6 address without zone, a host name or a name of ssh_config: never an option of ssh."""
     try:
         # isascii: Python takes other scripts' digits for digits in some versions.
         address = ipaddress.ip_address(text) if text.isascii() and "%" not in text else None
@@ -53,7 +83,7 @@ def check_host(text: str) -> str:
     named = len(text) <= 253 and all(_LABEL.fullmatch(label) for label in labels)
     # A last label of digits is an address to the resolver: 127.1 is 127.0.0.1.
     if not named or _NUMBER.fullmatch(labels[-1]):
-        raise ValueError("expected an IPv4 or IPv6 address, or a host name (letters, digits, '-' and '.')")
+        raise ValueError("expected an IPv4 or IPv6 address, or a host name (letters, digits, '-', '_' and '.')")
     return text
 
 
@@ -70,7 +100,7 @@ def check_endpoint(text: str) -> str:
     found = _ENDPOINT.fullmatch(text)
     if not found or int(found["port"]) > 65535 or (found["six"] is not None and ":" not in found["six"]):
         raise ValueError("expected host:port (an IPv6 address in brackets: [::1]:29500)")
-    check_host(found["host"] if found["six"] is None else found["six"])
+    check_address(found["host"] if found["six"] is None else found["six"])
     return text
 
 
@@ -102,7 +132,10 @@ def check_program(text: str) -> str:
 
 
 def check_host_key(text: str) -> str:
-    """The fingerprint of a host key, or the key itself as in a .pub file, without its comment."""
+    """The fingerprint of a host key, also in the whole line that ssh-keygen -l shows, or the key itself as in a .pub
+    file; without the comment."""
+    if line := _SHOWN.fullmatch(text.strip()):
+        return line[1]
     kind, _, rest = text.strip().partition(" ")
     if not rest and _FINGERPRINT.fullmatch(kind):
         return kind
@@ -124,7 +157,7 @@ def _shape(pattern: str) -> object:
 Name = Annotated[str, AfterValidator(check_name), _shape(NAME_PATTERN)]
 User = Annotated[str, AfterValidator(check_user), _shape(USER_PATTERN)]
 HostName = Annotated[str, AfterValidator(check_host), _shape(HOST_PATTERN)]
-HostKeyText = Annotated[str, AfterValidator(check_host_key), _shape("^(SHA256:|ssh-|ecdsa-)")]
+HostKeyText = Annotated[str, AfterValidator(check_host_key), _shape("^(([0-9]+ )?SHA256:|ssh-|ecdsa-)")]
 ImageDigest = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][A-Za-z0-9._/:-]{0,200}@sha256:[0-9a-f]{64}$")]
 Endpoint = Annotated[str, AfterValidator(check_endpoint), _shape("^[^ ]+:[1-9][0-9]{0,4}$")]
 LocalPath = Annotated[str, AfterValidator(check_local_path)]

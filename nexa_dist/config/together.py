@@ -39,7 +39,9 @@ KEYS: Mapping[str, frozenset[str]] = {
         "ami",
         "vpc",
         "vpc_cidr",
+        "subnets",
     }
+    | {"placement_group", "capacity_reservation", "tags"}
     | {"volume_gb", "efa", "bucket", "wait_for_capacity_minutes", "state"},
 }
 """The keys that mean something for a provider. Any other is refused: no setting is silently ignored."""
@@ -94,8 +96,8 @@ def together(data: dict[str, Any], known: Collection[str]) -> Iterator[InitError
             yield fault(("max_hours",), f"expected at most {MAX_AWS_HOURS} with provider aws, found {hours}")
         if data.get("user") == "root":
             yield fault(("user",), "expected the image's own user, not root", "ubuntu, on Ubuntu images")
-        if data.get("vpc") is not None and data.get("vpc_cidr") is None:
-            yield fault(("vpc",), "a given VPC needs vpc_cidr, a free part of it", "add vpc_cidr, such as 10.0.64.0/20")
+        yield from _given_network(data)
+        yield from _reserved(data)
         state = data.get("state")
         if isinstance(state, str) and state.removeprefix("s3://").partition("/")[0] == data.get("bucket"):
             yield fault(("state",), "lies in `bucket`, which nodes write to", "name another bucket", state)
@@ -107,6 +109,36 @@ def together(data: dict[str, Any], known: Collection[str]) -> Iterator[InitError
         yield fault(("containers",), "Docker is installed by root", "add system_changes: true")
     if data.get("rdzv") is not None and data.get("rdzv_port") is not None:
         yield fault(("rdzv_port",), "`rdzv` already gives the port", "remove one of the two")
+
+
+def _given_network(data: dict[str, Any]) -> Iterator[InitErrorDetails]:
+    if data.get("subnets") is not None:
+        for key in ("vpc", "vpc_cidr"):
+            if data.get(key) is not None:
+                yield fault((key,), "`subnets` already say where the nodes are", "remove one of the two")
+        named = data["subnets"] if isinstance(data["subnets"], list | tuple) else ()
+        for index, subnet in enumerate(named):
+            if subnet in named[:index]:
+                yield fault(("subnets", index), "is listed twice", "remove one", subnet)
+    elif data.get("vpc") is not None and data.get("vpc_cidr") is None:
+        yield fault(
+            ("vpc",),
+            "a given VPC needs vpc_cidr, a free part of it",
+            "add vpc_cidr, such as 10.0.64.0/20, or name `subnets` of it instead",
+        )
+
+
+def _reserved(data: dict[str, Any]) -> Iterator[InitErrorDetails]:
+    if data.get("capacity_reservation") is None:
+        return
+    if data.get("market", "on_demand") != "on_demand":
+        yield fault(("market",), "reserved capacity is no spot capacity", "remove it", data["market"])
+    if data.get("placement_group") is True:
+        hint = "remove it: nodes are in the reservation's own group, if it was made in one"
+        yield fault(("placement_group",), "reserved capacity cannot be moved into a new placement group", hint)
+    for key in ("offers", "max_price_usd_per_hour"):
+        if key in data:
+            yield fault((key,), "`capacity_reservation` says what is rented", "remove one of the two")
 
 
 def _meaningless(key: str, provider: str) -> InitErrorDetails:

@@ -34,6 +34,9 @@ NAMES = {
 }
 """In `shared`: folders, and what nexa calls the things that it puts into them."""
 RUN = r"[a-z]+_[0-9]{8}_[0-9]{6}_.+"
+ROOM_GB = {"cpu": 2, "cuda": 8}
+"""What an environment and uv's cache of it take, by the build of torch in it."""
+FILES = 60000
 TOOLS = {"rsync": "rsync", "tar": "tar", "setsid": "util-linux"}
 """Programs, and the Debian packages that bring them."""
 
@@ -53,6 +56,8 @@ def look(message: dict[str, Any]) -> dict[str, Any]:
             faults.append("%s is not a folder" % base)
         elif not os.access(base, os.W_OK | os.X_OK):
             faults.append("%s cannot write to %s" % (user(), base))
+        elif folder == folders["shared"]:
+            faults += unfit(folder, base)
     lacks = [package for name, package in TOOLS.items() if not shutil.which(name)]
     if not shutil.which("uv") and not can_make_environments():
         lacks.append("python3-venv")
@@ -70,6 +75,23 @@ def look(message: dict[str, Any]) -> dict[str, Any]:
         "account": "%s %d %d" % (boot_id(), status.st_dev, status.st_ino),
         "has_wheels": os.path.isdir(message.get("find_links") or "/nonexistent"),
     }
+
+
+def unfit(shared: str, base: str) -> list[str]:
+    """Why the environment cannot lie in `shared`, of which `base` is there. One that is there already needs no room."""
+    told = os.statvfs(base)
+    faults = []
+    if told.f_flag & os.ST_NOEXEC:
+        faults.append("%s is mounted noexec, and the environment's Python runs from there: name another shared:" % base)
+    need = ROOM_GB["cuda" if os.path.exists("/proc/driver/nvidia/version") else "cpu"]
+    free = told.f_bavail * told.f_frsize / 1e9
+    there = any(os.path.isdir(os.path.join(shared, "envs", name)) for name in matching(shared + "/envs", NAMES["envs"]))
+    if not there and free < need:
+        room = "%s has %.1f GB free, and the environment needs %d: make room, or name another shared:"
+        faults.append(room % (base, free, need))
+    elif not there and told.f_files and told.f_favail < FILES:
+        faults.append("%s has inodes for %d files, and the environment has %d" % (base, told.f_favail, FILES))
+    return faults
 
 
 def tidy(message: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from nexa_dist.config.cluster import ClusterConfig
+from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster
 from nexa_dist.ops import bucket, capacity, limits
 from nexa_dist.ops.aws_boot import boot
@@ -46,7 +47,12 @@ def make(
     with ctx.phase(f"terraform: {config.nodes} nodes"):
         chosen = create(gang, kept, saved)
     still_ours(gang)
-    return boot(gang, chosen, kept)
+    made = boot(gang, chosen, kept)
+    try:
+        leftovers.tag_launched(gang.find())
+    except NexaError as error:  # a cluster that trains is worth more; they go with their instances
+        ctx.say(f"warning: interfaces or spot requests have no tags: {error}")
+    return made
 
 
 def create(gang: Gang, kept: set[str], saved: Saved | None = None) -> Candidate:

@@ -18,6 +18,8 @@ from nexa_dist.run import keys, nodes
 from nexa_dist.run.runner import CommandFailed
 from nexa_dist.run.terraform import TerraformFailed
 
+PRIVATE = "whether this machine reaches private addresses of your subnets (VPN, peering, a machine within)"
+
 
 def boot(gang: Gang, chosen: Candidate, kept: set[str]) -> tuple[Cluster, dict[str, str]]:
     """Waits until every node has booted. One that does not come is replaced once, then all but `kept` are given
@@ -26,8 +28,10 @@ def boot(gang: Gang, chosen: Candidate, kept: set[str]) -> tuple[Cluster, dict[s
     made = _cluster(gang, chosen)
     with ctx.phase("boot"), folder.journalled("boot"):
         silent = await_ssh(gang, made)
+        # In a private network all of them at once are out of reach, not broken: others would cost and be so too.
+        away = not gang.site.given.public and len(silent) == len(made.nodes)
         _spare_the_proven(gang, made, silent)
-        if silent:
+        if silent and not away:
             ctx.detail(f"made anew, since they do not answer: {', '.join(silent)}")
             for name in silent:  # another key: what answers with the old one from now on is not our node
                 keys.forget_host_key(folder.ssh, name)
@@ -47,8 +51,10 @@ def boot(gang: Gang, chosen: Candidate, kept: set[str]) -> tuple[Cluster, dict[s
         if silent:
             gang.end_all_but(kept)
             raise NexaError(
-                f"{', '.join(silent)} did not answer over ssh within {gang.config.boot_timeout_s:.0f} s, twice",
-                hint="what was made was given back; check ssh_from, and the image's console output",
+                f"{', '.join(silent)} did not answer over ssh within {gang.config.boot_timeout_s:.0f} s"
+                + ("" if away else ", twice"),
+                hint="what was made was given back; check ssh_from, and "
+                + (PRIVATE if away else "the image's console output"),
             )
     with ctx.phase("ssh"), folder.journalled("ssh"):
         homes, python = _settled(gang, made)

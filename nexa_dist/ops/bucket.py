@@ -124,7 +124,8 @@ def ensure(ctx: Context, site: Site) -> None:
         terraform = stack(ctx, site.bucket)
         terraform.settle(ctx.detail, interrupt=False)
         terraform.prepare(
-            bundle.root() / "terraform", {"region": site.region, "owner": site.owner, "bucket": site.bucket}
+            bundle.root() / "terraform",
+            {"region": site.region, "owner": site.owner, "bucket": site.bucket, "tags": site.labels},
         )
         try:
             terraform.apply(ctx.detail)

@@ -10,7 +10,7 @@ from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import NexaError
 from nexa_dist.ops import pricecache
 from nexa_dist.ops.context import Context
-from nexa_dist.plan import offers, prices
+from nexa_dist.plan import given, offers, prices
 from nexa_dist.plan.aws import Site
 from nexa_dist.plan.offers import Candidate
 from nexa_dist.refusal import CURES, OF_INSTANCES_CURE
@@ -36,6 +36,8 @@ def remember(ctx: Context, title: str, code: str) -> None:
 
 def survey(ctx: Context, config: ClusterConfig, site: Site) -> tuple[list[tuple[Candidate, str]], list[str]]:
     """Candidates in the order in which they are tried, each with its reason, and what was left out and why."""
+    if site.given.reservation:
+        return [(one := _reserved(ctx, config, site), one.why)], []
     cloud = Cloud(site.region)
     named = sorted({o.type for o in config.offers if not isinstance(o, str)})
     gpus = cloud.gpus(named)
@@ -52,6 +54,8 @@ def survey(ctx: Context, config: ClusterConfig, site: Site) -> tuple[list[tuple[
         on_demand=lambda kind: prices.on_demand(kind, site.region),
     )
     found, dropped = offers.candidates(config, market)
+    if site.given.subnets:
+        found, dropped = offers.in_zones(found, dropped, site.given.subnets)
     past = [r for line in files.read_lines(memory_file(ctx)) if (r := offers.refusal_of(line))]
     if not found:
         raise NexaError(
@@ -59,6 +63,26 @@ def survey(ctx: Context, config: ClusterConfig, site: Site) -> tuple[list[tuple[
             hint="widen offers, or raise max_price_usd_per_hour",
         )
     return offers.ordered(found, past, ctx.now()), dropped
+
+
+def _reserved(ctx: Context, config: ClusterConfig, site: Site) -> Candidate:
+    """What the reservation holds; it must hold enough now, too."""
+    name, cloud = site.given.reservation, Cloud(site.region)
+    row = cloud.reservation(name)
+    _, faults = given.reserved(name, row, config.nodes or 0, ctx.now())
+    kind = row["InstanceType"] if row else ""
+    gpus = cloud.gpus([kind]).get(kind, 0) if row else 0
+    if row and gpus < (config.gpus_per_node or 0):
+        faults.append(f"capacity reservation {name} is of {kind} with {gpus} GPUs, {config.gpus_per_node} are wanted")
+    usd = config.price_usd_per_hour or prices.on_demand(kind, site.region)
+    if row and usd is None:
+        faults.append(f"{kind}: no price is known (price_usd_per_hour in the cluster's file gives one)")
+    if row is None or usd is None or faults:
+        raise NexaError(
+            "; ".join(faults), hint="the reservation is in your account: aws ec2 describe-capacity-reservations"
+        )
+    why = f"reserved: {name}, paid for whether it runs or not"
+    return Candidate(kind, row["AvailabilityZone"], "on_demand", gpus, usd, why)
 
 
 def _some(reasons: Sequence[str]) -> str:

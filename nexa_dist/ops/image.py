@@ -64,8 +64,10 @@ def bake(ctx: Context, config: ClusterConfig) -> dict[str, Any]:
     assert site is not None  # provision wrote it
     with folder.locked("image bake"), ctx.phase("image"), folder.journalled("image"):
         clean(ctx, made)
-        tags = {OWNER: site.owner, images.ENV: made.env_hash, images.BASE: site.image, "Name": f"nexa-{one.name}"}
-        ident = images.make(site.region, made.nodes[0].instance_id, f"nexa-{one.name}-{int(time.time())}", tags)
+        ours = {OWNER: site.owner, images.ENV: made.env_hash, images.BASE: site.image, "Name": f"nexa-{one.name}"}
+        ident = images.make(
+            site.region, made.nodes[0].instance_id, f"nexa-{one.name}-{int(time.time())}", site.labels | ours
+        )
         ctx.detail(f"{ident} is being made")
         whole = _whole(ctx, site.region, site.owner, ident)
     receipt = destroying.teardown(ctx, folder, site)

@@ -96,6 +96,8 @@ def offline(ctx: Context, config: ClusterConfig) -> Preview:
     """
     if config.provider != "aws":
         raise UsageError("only provider aws has a price book", hint="leave --offline")
+    if config.capacity_reservation:
+        raise UsageError("only the cloud knows what the reservation holds", hint="leave --offline")
     region = region_wanted(config)
     types = {kind: known.gpus for kind, known in prices.book().types.items() if region in known.on_demand_usd_per_hour}
     spot, age_s = pricecache.kept(ctx, region)

@@ -15,6 +15,7 @@ from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.ops.bootstrap import env_hash
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.given import changed, given
 from nexa_dist.plan.aws import DEFAULT_IMAGE, Site, place_of, workspace_tag
 from nexa_dist.run import aws, files, images, trust
 from nexa_dist.run.workspace import ClusterFolder
@@ -92,7 +93,8 @@ def open_site(ctx: Context, folder: ClusterFolder, config: ClusterConfig, planne
     region = region_wanted(config)
     who = aws.identity(region)
     if known is None:
-        now, owner = ctx.now(), owner_wanted(config, who)
+        now, owner, own = ctx.now(), owner_wanted(config, who), given(ctx, config, region)
+        end = int(now + (config.max_hours or 0) * 3600)
         return Site(
             cluster=folder.name,
             region=region,
@@ -100,11 +102,13 @@ def open_site(ctx: Context, folder: ClusterFolder, config: ClusterConfig, planne
             owner=owner,
             workspace=our_tag(ctx),
             created_unix=now,
-            expires_unix=int(now + (config.max_hours or 0) * 3600),
+            expires_unix=min(end, own.ends_unix or end),
             image=_image(ctx, config, region, owner),
             bucket=config.bucket or "",
             state=config.state or "",
             prefix=place_of(owner, folder.name),
+            labels=dict(config.tags),
+            given=own,
         )
     _refuse_change(known, config, region, who)
     if known.expires_unix <= ctx.now():
@@ -130,15 +134,22 @@ def _image(ctx: Context, config: ClusterConfig, region: str, owner: str) -> str:
 def _refuse_change(known: Site, config: ClusterConfig, region: str, who: aws.Identity) -> None:
     """What cannot change under a living cluster, and an account that is not the one it was made in."""
     check_account(known, who)
+    if key := changed(known.given, config):
+        raise UsageError(
+            f"cluster {known.cluster} was made in other {key} than the file names",
+            hint="nexa teardown first, or put the old value back",
+        )
     wanted: dict[str, Any] = {"region": region, "bucket": config.bucket or "", "state": config.state or ""}
+    wanted["labels"] = dict(config.tags)
     if config.owner:
         wanted["owner"] = config.owner
     if config.ami and config.ami.startswith("ami-"):
         wanted["image"] = config.ami
     for key, value in wanted.items():
         if getattr(known, key) != value:
+            named = {"labels": "tags"}.get(key, key)
             raise UsageError(
-                f"cluster {known.cluster} was made with {key} {getattr(known, key)!r}, and the file says {value!r}",
+                f"cluster {known.cluster} was made with {named} {getattr(known, key)!r}, and the file says {value!r}",
                 hint="nexa teardown first, or put the old value back",
             )
 

@@ -6,11 +6,12 @@ import hashlib
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.model import Cluster, Layout, Node
+from nexa_dist.plan.given import Given
 from nexa_dist.plan.offers import Candidate
 from nexa_dist.plan.ranks import endpoint
 
@@ -38,6 +39,9 @@ class Site:
     state: str = ""
     prefix: str = ""
     """Below which nodes write in the bucket, chosen with the site; the cluster's name for one of an older nexa."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """The user's own tags, beside ours and never in their place."""
+    given: Given = field(default_factory=Given)
 
     @property
     def name(self) -> str:
@@ -52,6 +56,7 @@ class Site:
     @property
     def tags(self) -> dict[str, str]:
         return {
+            **self.labels,
             "nexa:cluster": self.cluster,
             "nexa:owner": self.owner,
             "nexa:workspace": self.workspace,
@@ -113,6 +118,8 @@ def tfvars(
 ) -> dict[str, Any]:
     """Variables of terraform/stacks/aws. `zones` are those of every candidate: moving the gang moves no network."""
     names = [f"n{index}" for index in range(config.nodes or 0)]
+    given = site.given
+    together = config.placement_group is True or (config.placement_group is None and len(names) > 1)
     return {
         "region": site.region,
         "cluster": site.cluster,
@@ -134,9 +141,16 @@ def tfvars(
         "ssh_dir": ssh_dir,
         "ssh_from": sorted(ssh_from),
         "user": config.user,
-        "vpc_id": config.vpc or "",
+        "tags": site.labels,
+        "vpc_id": given.vpc or config.vpc or "",
+        "subnet_ids": given.subnets,
+        "public_addresses": given.public,
         **({"vpc_cidr": config.vpc_cidr} if config.vpc_cidr else {}),
-        "placement_group": len(names) > 1,
+        # A reservation is used from within the group that it was made in, or from none.
+        "placement_group": together and not given.reservation,
+        "placement_group_name": given.group,
+        "capacity_reservation": given.reservation,
+        "capacity_block": given.block,
         "efa": config.efa,
         "volume_gb": config.volume_gb,
         "bucket": site.bucket,

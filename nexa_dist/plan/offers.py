@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,6 +85,15 @@ def candidates(config: ClusterConfig, region: RegionMarket) -> tuple[list[Candid
         found += sorted(tier, key=lambda c: c.usd_per_gpu_hour) if config.offers == "cheapest" else tier
     first = {candidate.title: candidate for candidate in reversed(found)}  # an offer may be named twice
     return [candidate for candidate in found if first[candidate.title] is candidate], list(dict.fromkeys(dropped))
+
+
+def in_zones(
+    found: Sequence[Candidate], dropped: Sequence[str], zones: Collection[str]
+) -> tuple[list[Candidate], list[str]]:
+    """The candidates in these zones, which are those of the user's own subnets, and a line for each of the others."""
+    kept = [candidate for candidate in found if candidate.zone in zones]
+    others = [f"{one.title}: none of `subnets` with room is in that zone" for one in found if one not in kept]
+    return kept, [*dropped, *others]
 
 
 def _markets(config: ClusterConfig) -> tuple[Market, ...]:

@@ -217,6 +217,7 @@ def _unix(text: Any) -> float | None:
 def tagged(plan: Plan) -> Found:
     wanted = {f"nexa:{name}": plan.variables[name] for name in TAG_VARIABLES if name in plan.variables}
     wanted.setdefault("nexa:owner", None)
+    wanted |= plan.variables.get("tags") or {}  # an organisation may refuse what lacks them
     for resource in plan.resources:
         for where, tags in _tag_sets(resource):
             wrong = [key for key, value in wanted.items() if not tags.get(key) or value not in (None, tags[key])]

@@ -5,10 +5,11 @@ ssh-keyscan knows none of these. Until a key is adopted no login is tried.
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from nexa_dist.model import Cluster, Node
-from nexa_dist.run.nodes import Ssh, Unreachable, ssh_hint
+from nexa_dist.run.nodes import Ssh, Unreachable, refusal
 from nexa_dist.run.runner import CommandFailed, Result, Runner
 
 NO_LOGIN = (
@@ -57,8 +58,9 @@ def settings(runner: Runner, cluster: Cluster, node: Node) -> dict[str, str]:
 
 def silent(node: Node, asked: Result) -> Unreachable:
     lines = [line for line in asked.err.decode(errors="replace").splitlines() if not line.startswith("debug")]
-    said = "\n".join(lines[-3:]) or f"ssh ended with exit code {asked.code}"
-    return Unreachable(f"node {node.name} ({node.address}) shows no host key: {said}", hint=ssh_hint(asked))
+    said, hint = refusal(replace(asked, out=b"", err="\n".join(lines).encode()), "static")
+    said = said or f"ssh ended with exit code {asked.code}"
+    return Unreachable(f"node {node.name} ({node.address}) shows no host key: {said}", hint=hint)
 
 
 def _ask(runner: Runner, cluster: Cluster, node: Node, *options: str) -> Result:

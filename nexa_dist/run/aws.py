@@ -264,6 +264,16 @@ class Cloud:
         with spoken(f"reading the SSM parameter {named}"):
             return str(client("ssm", self.region).get_parameter(Name=named)["Parameter"]["Value"])
 
+    def reservation(self, named: str) -> dict[str, Any] | None:
+        """A capacity reservation by its id (cr-…), or the roomiest of a Capacity Block (cb-…); None when there is none.
+
+        No filter has these ids, and an unknown one in a list is an error.
+        """
+        with spoken(f"looking at {named}"):
+            found = rows(self.ec2, "describe_capacity_reservations", "CapacityReservations[]")
+        held = [row for row in found if named in (row["CapacityReservationId"], row.get("CapacityBlockId"))]
+        return max(held, key=lambda row: int(row.get("AvailableInstanceCount", 0)), default=None)
+
     def state(self, instance_id: str) -> str:
         """State of an instance, such as running or terminated; `unknown` for one that the cloud has forgotten. Asked
         once: who wants to know asks again."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nexa_dist.errors import NexaError
 from nexa_dist.run import strangers
-from nexa_dist.run.aws import Refused, answered, client, rows, spoken, tags_of
+from nexa_dist.run.aws import Refused, answered, client, rows, spoken, tag_list, tags_of
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2.client import EC2Client
@@ -139,6 +139,8 @@ KINDS = (
 """Everything that the stack makes, in the order in which it can be ended."""
 
 
+LAUNCHED = {"network interface": "network-interface-id", "spot request": "spot-instance-request-id"}
+"""What comes with an instance, and the filter that has its id."""
 IAM_PATH = "/nexa/"
 EC2 = tuple(kind.name for kind in KINDS)
 IAM = ("instance profile", "role")
@@ -215,7 +217,13 @@ def look(
     unseen = [answer for answer in answers if isinstance(answer, Unseen)]
     if unseen and len(unseen) == len(answers):
         raise unseen[0].error
-    return [thing for answer in answers if not isinstance(answer, Unseen) for thing in answer], unseen
+    found = [thing for answer in answers if not isinstance(answer, Unseen) for thing in answer]
+    for name in sorted(LAUNCHED.keys() & set(kinds) - {kind.kind for kind in unseen}):
+        try:
+            found += _launched(KINDS[EC2.index(name)], region, found)
+        except NexaError as error:
+            unseen.append(Unseen(name, region, error))
+    return found, unseen
 
 
 def find(region: str, owner: str, cluster: str | None = None, kinds: Sequence[str] = ALL) -> list[Thing]:
@@ -227,14 +235,49 @@ def find(region: str, owner: str, cluster: str | None = None, kinds: Sequence[st
     return found
 
 
+def _launched(kind: Kind, region: str, found: Sequence[Thing]) -> list[Thing]:
+    """Those of our instances that have no tags, with the tags of the instance.
+
+    A launch template says their tags, and EC2's reference says of a launch that what it names itself overwrites what
+    the template says. What outlives an instance is not its own: somebody attached it.
+    """
+    known = {thing.id for thing in found}
+    holders: dict[str, Thing] = {}
+    for machine in (thing for thing in found if thing.kind == "instance"):
+        cards = machine.row.get("NetworkInterfaces", ())
+        own = [card["NetworkInterfaceId"] for card in cards if card["Attachment"].get("DeleteOnTermination")]
+        own = own if kind.name == "network interface" else [machine.row.get("SpotInstanceRequestId")]
+        holders |= {i: machine for i in own if i and i not in known}
+    if not holders:
+        return []
+    wanted = [{"Name": LAUNCHED[kind.name], "Values": sorted(holders)}]
+    with spoken(f"listing {kind.name}s in {region}"):
+        listed = list(rows(client("ec2", region), kind.operation, kind.path, Filters=wanted))
+    return [_thing(kind, region, row, holders[row[kind.id]].tags) for row in listed]
+
+
+def tag_launched(found: Iterable[Thing]) -> None:
+    """Gives them these tags, so that they are found when the instance is forgotten."""
+    for thing in found:
+        if thing.kind in LAUNCHED and thing.alive and tags_of(thing.row).get(OWNER) != thing.tags[OWNER]:
+            own = {key: value for key, value in thing.tags.items() if not key.startswith("aws:")}
+            with spoken(f"tagging {thing.kind} {thing.id}"):
+                client("ec2", thing.region).create_tags(Resources=[thing.id], Tags=tag_list(own))
+
+
+def _thing(kind: Kind, region: str, row: dict[str, Any], tags: dict[str, str]) -> Thing:
+    import jmespath
+
+    state = str(jmespath.search(kind.state, row) or "present")
+    return Thing(kind.name, row[kind.id], region, state, state not in kind.gone, tags, row)
+
+
 def machines(region: str, owner: str, cluster: str) -> tuple[list[Thing], float | None]:
     """The instances of a cluster, dead ones included, and what time it was for the cloud when it told of them."""
     return _listed(KINDS[0], region, owner, cluster)
 
 
 def _listed(kind: Kind, region: str, owner: str, cluster: str | None) -> tuple[list[Thing], float | None]:
-    import jmespath
-
     wanted = [{"Name": f"tag:{OWNER}", "Values": [owner]}]
     wanted.append(
         {"Name": f"tag:{CLUSTER}", "Values": [cluster]} if cluster else {"Name": "tag-key", "Values": [CLUSTER]}
@@ -245,8 +288,7 @@ def _listed(kind: Kind, region: str, owner: str, cluster: str | None) -> tuple[l
     for row in found:
         if row.get("GroupName") == "default" and kind.name == "security group":
             continue  # a VPC's own: it cannot be deleted, and goes with the VPC
-        state = str(jmespath.search(kind.state, row) or "present")
-        thing = Thing(kind.name, row[kind.id], region, state, state not in kind.gone, tags_of(row), row)
+        thing = _thing(kind, region, row, tags_of(row))
         # Filters are the cloud's work; the exact pair is checked here once more, since what follows may delete.
         if _exact(thing, owner, cluster):
             things.append(thing)

@@ -116,7 +116,8 @@ class Ssh:
         if result.code == TOO_MUCH:
             raise wire.Faulty(node.name, "what it says", result.tail(1))
         if result.code == UNREACHABLE or (result.code == 124 and timeout_s):
-            raise Unreachable(f"node {node.name} ({node.address}): {result.tail(3)}", hint=ssh_hint(result))
+            said, hint = refusal(result, self.cluster.provider)
+            raise Unreachable(f"node {node.name} ({node.address}): {said}", hint=hint)
         return result
 
 
@@ -138,10 +139,35 @@ def ssh_config_of(user_files: Sequence[str]) -> str:
     return "\n".join(["Host *", *include, "    SendEnv -*"]) + "\n"
 
 
+ANEW = {
+    "static": "if the host was made anew, put its new key into host_key of the cluster's file and provision again",
+    "local": "nexa teardown, then nexa provision",
+    "aws": "nexa teardown gives the node back, and needs no login on it",
+}
+"""By provider, for a node whose host key is another one, as docs/RUNBOOK.md says it."""
+
+
+def refusal(result: Result, provider: str) -> tuple[str, str]:
+    """Why there is no connection, and what to do. ssh's own words about a changed key begin with a command that would
+    forget the pinned one: they are left out."""
+    text = result.err.decode(errors="replace")
+    if re.search(r"No \S+ host key is known for", text):
+        return f"no host key of it is known here. ssh says: {result.tail(2)}", (
+            "nexa provision adopts it; or log in once with ssh, and compare the key that it shows"
+        )
+    if "REMOTE HOST IDENTIFICATION HAS CHANGED" in text or "verification failed" in text:
+        shown = re.search(r"SHA256:[A-Za-z0-9+/]{43}", text)
+        return (
+            "the host key is not the pinned one, so it may be another machine; nothing was sent to it"
+            + (f" (it shows {shown[0]})" if shown else "")
+            + f". ssh says: {result.tail(1)}",
+            f"do not connect until you know why; then: {ANEW.get(provider, ANEW['static'])}",
+        )
+    return result.tail(3), ssh_hint(result)
+
+
 def ssh_hint(result: Result) -> str:
     text = result.err.decode(errors="replace")
-    if "REMOTE HOST IDENTIFICATION HAS CHANGED" in text or "verification failed" in text:
-        return "the host key is not the pinned one: do not connect until you know why"
     if "Permission denied" in text:
         return "check the user and the key in ssh_config, or load the key with ssh-add"
     return "is the host up, and reachable from here?"

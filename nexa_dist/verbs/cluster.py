@@ -118,6 +118,12 @@ def _host_keys(ctx: Context, config: ClusterConfig) -> list[Adopted]:
     return [dataclasses.replace(one, by=one.by or "asked") for one in found]
 
 
+NOT_UP = {
+    "planned": "planned: nothing was made; nexa provision makes it",
+    **{state: f"{state}: run nexa provision or nexa teardown" for state in ("unfinished", "damaged")},
+}
+
+
 def status(args: Arguments) -> int:
     ctx = context(acts=False)
     folders = [find_folder(ctx, args.cluster)] if args.cluster else ctx.workspace.clusters()
@@ -125,7 +131,10 @@ def status(args: Arguments) -> int:
     code = EXIT_OK
     for folder in folders:
         if not folder.json.exists():
-            report["clusters"].append({"cluster": folder.name, "state": "unfinished", "nodes": []})
+            begun = destroying.may_exist(folder)
+            report["clusters"].append(
+                {"cluster": folder.name, "state": "unfinished" if begun else "planned", "nodes": []}
+            )
             continue
         try:
             cluster = folder.load()
@@ -153,7 +162,7 @@ def status(args: Arguments) -> int:
         ui.say(f"no cluster is known in {ctx.workspace.root}")
     for entry in report["clusters"]:
         rows = [{"cluster": entry["cluster"], **node} for node in entry["nodes"]] or [
-            {"cluster": entry["cluster"], "state": f"{entry['state']}: run nexa provision or nexa teardown"}
+            {"cluster": entry["cluster"], "state": NOT_UP.get(entry["state"], entry["state"])}
         ]
         ui.table(rows, ("cluster", "node", "address", "ranks", "state"))
         if entry.get("usd") is not None:

@@ -9,7 +9,17 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 from xml.sax.saxutils import escape
 
-KINDS = ("capacity", "throttle", "error", "lost_reply", "hidden", "expired_credentials", "no_boot", "slow")
+KINDS = (
+    "capacity",
+    "throttle",
+    "error",
+    "lost_reply",
+    "hidden",
+    "expired_credentials",
+    "no_boot",
+    "slow",
+    "overwritten",
+)
 FAULTED_ON_SERVER = ("InsufficientInstanceCapacity", "UnfulfillableCapacity", "InternalError", "Unavailable")
 Protocol = Literal["ec2", "query", "json", "s3"]
 

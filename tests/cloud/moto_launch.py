@@ -18,6 +18,7 @@ from tests.cloud.faults import FaultBook, Refused
 from tests.cloud.moto_groups import group_named
 from tests.cloud.moto_life import Life
 from tests.cloud.moto_prices import Prices
+from tests.cloud.moto_reservations import target
 from tests.cloud.moto_spot import SpotRecord
 from tests.cloud.types import HostSpec
 
@@ -44,10 +45,12 @@ class Launch:
             if before != print_:
                 raise Refused("IdempotentParameterMismatch", f"Client token {key[2]} was used with other parameters.")
             return answer
-        params = with_template(ec2, asked)
+        merged = not self.faults.strike("overwritten")
+        params = with_template(ec2, asked, merged)
         params["MinCount"] = params.get("MaxCount", params.get("MinCount", 1))
         response.params = params
         zone, group = check(ec2, params)
+        reservation = target(ec2, params, group)
         market = "spot" if is_spot(params) else "on_demand"
         type_ = params.get("InstanceType", "m1.small")
         if not params.get("DryRun"):
@@ -57,6 +60,11 @@ class Launch:
         answer = self.plain(response)
         for instance in answer.result.instances:  # type: ignore[attr-defined]
             self._complete(ec2, instance, params, group)
+            if reservation:
+                held = {"CapacityReservationTarget": {"CapacityReservationId": reservation}}
+                vars(instance).update(capacity_reservation_id=reservation, capacity_reservation_specification=held)
+                if params.get("InstanceMarketOptions"):
+                    instance.lifecycle = "capacity-block"
         if key[2]:
             self.tokens[key] = (print_, answer)
         return answer
@@ -107,29 +115,31 @@ def by_number(params: Params) -> Params:
     return {"NetworkInterfaces": [{**nic, "DeviceIndex": number} for number, nic in enumerate(own)]} if own else {}
 
 
-def with_template(ec2: Any, asked: Params) -> Params:
-    """The request laid over its launch template; tags of both, the request's first."""
+def with_template(ec2: Any, asked: Params, merged: bool = True) -> Params:
+    """The request laid over its launch template; tags of both, the request's first. EC2's reference says that what a
+    request names overwrites the template, and nothing of tags: with `merged` false its tags take the place of all."""
     if not asked.get("LaunchTemplate"):
         return dict(asked)
     data: Params = copy.deepcopy(ec2._get_template_from_args(asked["LaunchTemplate"]).data)
     if data.get("UserData") is not None:
         data["UserData"] = str(data["UserData"])
     tags = convert_tag_spec(data.get("TagSpecifications", []))
+    tags = tags if merged or not asked.get("TagSpecifications") else {}
     for kind, own in convert_tag_spec(asked.get("TagSpecifications", [])).items():
         tags[kind] = {**tags.get(kind, {}), **own}
-    merged = {**data, **asked}
+    made = {**data, **asked}
     if tags:
-        merged["TagSpecifications"] = [
+        made["TagSpecifications"] = [
             {"ResourceType": kind, "Tags": [{"Key": k, "Value": v} for k, v in own.items()]}
             for kind, own in tags.items()
         ]
     if "NetworkInterfaces" in asked:
-        merged.update({k: asked.get(k) for k in ("SecurityGroupIds", "SecurityGroups", "SubnetId")})
-    for mapping in merged.get("BlockDeviceMappings", []):
+        made.update({k: asked.get(k) for k in ("SecurityGroupIds", "SecurityGroups", "SubnetId")})
+    for mapping in made.get("BlockDeviceMappings", []):
         ebs = mapping.get("Ebs")
         if ebs is not None and not ebs.get("VolumeSize") and not ebs.get("SnapshotId"):
             ebs["VolumeSize"] = 8
-    return {k: v for k, v in merged.items() if v is not None}
+    return {k: v for k, v in made.items() if v is not None}
 
 
 def check(ec2: Any, params: Params) -> tuple[str, str]:

@@ -211,6 +211,16 @@ def tells_card(plain: property) -> property:
     return property(attachment)
 
 
+def none_when_empty(plain: property) -> property:
+    """An interface without a public address has no association, not an empty one."""
+
+    def association(self: Any) -> Any:
+        assert plain.fget is not None
+        return plain.fget(self) or None
+
+    return property(association)
+
+
 def speaks_tls(plain: Callable[[Any, str, str], Any]) -> Callable[[Any, str, str], Any]:
     """moto leaves conditions of a bucket's policy out, so a ban of plain HTTP would ban everything. Here HTTP stands
     for the TLS of S3."""

@@ -23,7 +23,7 @@ from moto.s3.models import FakeBucket
 from moto.servicequotas.models import ServiceQuotasBackend
 from moto.ssm.models import ParameterDict
 
-from tests.cloud import moto_groups, moto_mends, moto_profiles, moto_quotas, moto_spot
+from tests.cloud import moto_groups, moto_mends, moto_profiles, moto_quotas, moto_reservations, moto_spot
 from tests.cloud.faults import FaultBook
 from tests.cloud.moto_groups import groups_of
 from tests.cloud.moto_images import Images, captures, loads_images
@@ -83,7 +83,7 @@ def patch_instances(world: World) -> None:
 
 def patch_answers(world: World) -> None:
     """Calls that moto lacks, or answers in another way than EC2."""
-    for name, action in {**moto_groups.ACTIONS, **moto_spot.ACTIONS}.items():
+    for name, action in {**moto_groups.ACTIONS, **moto_reservations.ACTIONS, **moto_spot.ACTIONS}.items():
         put(world, EC2Response, name, action)
     for name, listing in moto_profiles.ACTIONS.items():
         put(world, IamResponse, name, listing)
@@ -108,6 +108,7 @@ def patch_models(world: World) -> None:
     put(world, elastic_ip_addresses, "random_ip", addresses.take)
     put(world, TaggedEC2Resource, "get_tags", moto_mends.get_tags)
     put(world, NetworkInterface, "attachment", moto_mends.tells_card(vars(NetworkInterface)["attachment"]))
+    put(world, NetworkInterface, "association", moto_mends.none_when_empty(vars(NetworkInterface)["association"]))
     put(world, SecurityGroupRule, "description", property(moto_mends.rule_description))
     put(world, FakeBucket, "get_permission", moto_mends.speaks_tls(FakeBucket.get_permission))
     put(world, LaunchTemplate, "tags", property(moto_mends.template_tags, moto_mends.no_template_tags))

@@ -131,8 +131,8 @@ class Links:
                 # As if translated: what leaves the VPC comes from the public address, so VPCs may overlap.
                 f"route add default via {network.network_address + 1}" + (f" src {public}" if public else ""),
             )
-        if public:
-            ip(f"route replace {public}/32 dev {bridge} src {CONTROLLER}")
+        # A machine without a public address is reached by its private one, as over a VPN.
+        ip(f"route replace {public or private}/32 dev {bridge} src {CONTROLLER}")
 
     def unplug(self, machine: str, public: str | None) -> None:
         gone = [f"link del {short('ve', machine)}", *([f"route del {public}/32"] if public else [])]

@@ -10,10 +10,13 @@ import shlex
 import shutil
 import signal
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+from botocore.config import Config
 
 from nexa_dist.run import files
 from tests.chaos.kill_loop import Loop
@@ -343,6 +346,43 @@ def test_a_full_zone_a_lost_reply_and_a_busy_api(cloud: Lab, here: Running) -> N
     assert receipt["left"] == {"cloud": [], "errors": []}
     assert ours(here) == {}
     assert "gone" in cloud.nexa("teardown", "-y", timeout_s=400).stderr  # the first workspace learns it
+
+
+@pytest.mark.long("a cluster in the user's own network; tests/emulated/test_given.py has each judgement of it")
+def test_a_private_network_a_capacity_block_and_tags_of_the_users_own(cloud: Lab, here: Running) -> None:
+    """Nothing of a network is made. What a launch makes has the tags, though the template's were overwritten."""
+    ec2 = boto3.client(
+        "ec2", "us-east-1", endpoint_url=f"http://127.0.0.1:{here.port}",
+        aws_access_key_id="test", aws_secret_access_key="test", config=Config(proxies={}),
+    )  # fmt: skip
+    vpc = ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
+    made = ec2.create_subnet(VpcId=vpc, CidrBlock="10.9.1.0/24", AvailabilityZone="us-east-1c")
+    subnet = made["Subnet"]["SubnetId"]
+    ends = datetime.now(UTC) + timedelta(hours=2)
+    block = ec2.create_capacity_reservation(
+        InstanceType="g5.12xlarge", InstancePlatform="Linux/UNIX", AvailabilityZone="us-east-1c", InstanceCount=1,
+        EndDate=ends,
+    )["CapacityReservation"]["CapacityReservationId"]  # fmt: skip
+    here.client.fault("overwritten")
+    text = CLUSTER.replace("nodes: 2", "nodes: 1").partition("offers:")[0]
+    text += f"subnets: [{subnet}]\ncapacity_reservation: cb-{block[3:]}\ntags: {{CostCenter: '1234'}}\n"
+    cloud.write("cloud.yaml", text)
+    said = provision(cloud)
+    assert f"{subnet}: no route to 0.0.0.0/0" in said
+    (node,) = cluster_json(cloud)["nodes"]
+    assert node["address"] == node["private_address"] and node["address"].startswith("10.9.1.")
+    assert node["offer"] == "g5.12xlarge us-east-1c on_demand"
+    site = json.loads((cloud.root / ".nexa/clusters/cloud/site.json").read_text())
+    assert site["expires_unix"] == int(ends.timestamp()) - 35 * 60 < site["created_unix"] + 2 * 3600
+    kinds = ours(here)
+    assert not {"vpcs", "subnets", "route_tables", "internet_gateways", "vpc_endpoints", "placement_groups"} & set(
+        kinds
+    )
+    assert {"instances", "volumes", "network_interfaces", "launch_templates", "key_pairs"} <= set(kinds)
+    things = here.client.state()["resources"]
+    lacking = [i for kind, ids in kinds.items() for i in ids if things[kind][i].get("CostCenter") != "1234"]
+    assert lacking == []
+    assert cloud.json("plan", "--cluster", "cloud.yaml")["changes"] == {}, "another provision changes nothing"
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nexa_dist.run import attached, leftovers
-from nexa_dist.run.leftovers import KINDS, Thing, find, instances, sweep
+from nexa_dist.run.leftovers import KINDS, Thing, find, instances, sweep, tag_launched
 from tests.cloud import moto_hidden
 from tests.unit.cloud_server import HOME, Emulated
 
@@ -172,6 +172,47 @@ def test_everything_of_a_cluster_goes_in_order_and_no_decoy_does(emulated_region
     (decoy_instance,) = decoys[1].made["instance"]
     told = emulated_region.ec2.describe_instances(InstanceIds=[decoy_instance])["Reservations"][0]["Instances"][0]
     assert told["State"]["Name"] in ("pending", "running")
+
+
+def test_what_was_launched_without_tags_is_found_by_its_instance(emulated_region: Emulated) -> None:
+    """EC2's reference leaves open whether a launch template's tags stay when the request has tags of its own."""
+    ours = emulated_region.name()
+    given = {**tags(ours), "CostCenter": "1234"}
+    emulated_region.control.fault("overwritten")
+    template = emulated_region.ec2.create_launch_template(
+        LaunchTemplateName=emulated_region.name(),
+        LaunchTemplateData={"TagSpecifications": spec(given, "network-interface", "spot-instances-request")},
+        TagSpecifications=spec(given, "launch-template"),
+    )["LaunchTemplate"]["LaunchTemplateId"]
+    made = emulated_region.ec2.run_instances(
+        ImageId=emulated_region.image,
+        InstanceType="g5.xlarge",
+        MinCount=1,
+        MaxCount=1,
+        LaunchTemplate={"LaunchTemplateId": template},
+        InstanceMarketOptions={"MarketType": "spot"},
+        TagSpecifications=spec(given, "instance", "volume"),
+    )["Instances"][0]
+    emulated_region.control.clear()
+    card, spot = made["NetworkInterfaces"][0]["NetworkInterfaceId"], made["SpotInstanceRequestId"]
+    subnet = emulated_region.ec2.describe_subnets()["Subnets"][0]["SubnetId"]
+    other = emulated_region.ec2.create_network_interface(SubnetId=subnet)["NetworkInterface"]["NetworkInterfaceId"]
+    emulated_region.ec2.attach_network_interface(NetworkInterfaceId=other, InstanceId=made["InstanceId"], DeviceIndex=1)
+    holdings = emulated_region.control.state()["resources"]
+    assert holdings["network_interfaces"][card] == {} and holdings["spot_requests"][spot] == {}, "the fault is there"
+
+    found = find(HOME, "ann", ours)
+    assert {(t.kind, t.id) for t in found if t.id in (card, spot, other)} == {
+        ("network interface", card),
+        ("spot request", spot),
+    }, "what somebody attached is his"
+    tag_launched(found)
+    holdings = emulated_region.control.state()["resources"]
+    assert holdings["network_interfaces"][card] == holdings["spot_requests"][spot] == given
+    assert holdings["network_interfaces"][other] == {}
+    done, errors, _ = swept(ours)
+    assert {spot, made["InstanceId"], template} <= {thing.id for thing in done} and errors == []
+    assert emulated_region.ids() & {card, spot, other} == {other}
 
 
 def test_the_owners_things_of_all_clusters_have_a_cluster(emulated_region: Emulated) -> None:

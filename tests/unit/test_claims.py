@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -172,6 +173,34 @@ def test_a_provision_that_was_killed_before_the_claim(home: Path) -> None:
 def test_a_folder_that_is_none_is_a_fault(home: Path) -> None:
     faults = claims.look({"folders": {"scratch": "~/thesis.tex/x", "shared": "/s", "durable": "~/d"}})["faults"]
     assert [f"{home}/thesis.tex is not a folder"] == [fault for fault in faults if "thesis" in fault]
+
+
+@pytest.mark.parametrize(
+    ("flag", "free_gb", "inodes", "there", "said"),
+    [
+        (0, 50, 10**6, False, ""),
+        (os.ST_NOEXEC, 50, 10**6, False, "{} is mounted noexec"),
+        (os.ST_NOEXEC, 50, 10**6, True, "{} is mounted noexec"),
+        (0, 1, 10**6, False, "{} has 1.0 GB free, and the environment needs"),
+        (0, 1, 10, True, ""),  # what is there needs no room
+        (0, 50, 10, False, "{} has inodes for 10 files"),
+        (0, 50, 0, False, ""),  # btrfs counts none
+    ],
+)
+def test_a_place_where_no_environment_can_lie_is_a_fault(
+    home: Path, monkeypatch: pytest.MonkeyPatch, flag: int, free_gb: int, inodes: int, there: bool, said: str
+) -> None:
+    told = SimpleNamespace(
+        f_flag=flag, f_bavail=free_gb * 10**6, f_frsize=1000, f_files=inodes and 10**7, f_favail=inodes
+    )
+    asked: list[str] = []
+    monkeypatch.setattr(claims.os, "statvfs", lambda path: asked.append(path) or told)
+    if there:
+        (home / "h" / "envs" / ENV).mkdir(parents=True)
+    faults = claims.look({"folders": {"scratch": "~/s", "shared": "~/h", "durable": "~/d"}})["faults"]
+    place = str(home / "h" if there else home)
+    assert asked == [place]
+    assert len(faults) == bool(said) and all(fault.startswith(said.format(place)) for fault in faults)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -57,3 +57,9 @@ variable "security_group_id" {
   description = "Security group of the EFA interfaces."
   type        = string
 }
+
+variable "public_addresses" {
+  description = "Whether the nodes have public addresses, beside their private ones."
+  type        = bool
+  default     = true
+}

@@ -40,7 +40,7 @@ resource "aws_instance" "node" {
   # With EFA these are said by the launch template's interfaces, and EC2 refuses to be told twice.
   subnet_id                   = var.efa_interfaces == 0 ? var.subnet_id : null
   vpc_security_group_ids      = var.efa_interfaces == 0 ? [var.security_group_id] : null
-  associate_public_ip_address = var.efa_interfaces == 0 ? true : null
+  associate_public_ip_address = var.efa_interfaces == 0 ? var.public_addresses : null
 
   launch_template {
     id      = var.launch_template_id
@@ -55,23 +55,38 @@ resource "aws_instance" "node" {
   }
 
   dynamic "instance_market_options" {
-    for_each = var.market == "spot" ? ["spot"] : []
+    for_each = var.capacity_block ? ["capacity-block"] : var.market == "spot" ? ["spot"] : []
 
     content {
-      market_type = "spot"
+      market_type = instance_market_options.value
 
       # The only kind that a placement group takes. No max_price: it adds interruptions, and the budget is ours to keep.
-      spot_options {
-        spot_instance_type             = "one-time"
-        instance_interruption_behavior = "terminate"
+      dynamic "spot_options" {
+        for_each = instance_market_options.value == "spot" ? ["spot"] : []
+
+        content {
+          spot_instance_type             = "one-time"
+          instance_interruption_behavior = "terminate"
+        }
+      }
+    }
+  }
+
+  dynamic "capacity_reservation_specification" {
+    for_each = var.capacity_reservation == "" ? [] : [var.capacity_reservation]
+
+    content {
+      capacity_reservation_target {
+        capacity_reservation_id = capacity_reservation_specification.value
       }
     }
   }
 
   lifecycle {
     # A new version of the template, a later deadline or another host key is for nodes to come: it never replaces one
-    # that runs. What makes it another machine (type, image, zone, market) does.
-    ignore_changes = [launch_template, user_data]
+    # that runs. What makes it another machine (type, image, zone, market, reservation) does, by the resource below: what
+    # the provider reads back of the market is a spot request's, and a reservation changes only on a stopped node.
+    ignore_changes = [launch_template, user_data, instance_market_options, capacity_reservation_specification]
 
     replace_triggered_by = [terraform_data.machine]
 
@@ -85,13 +100,16 @@ resource "aws_instance" "node" {
 # What another value of needs another machine. The provider would stop a node to change its type, which a one-time spot
 # instance cannot, and EFA's subnet is hidden in the launch template, whose changes are ignored above.
 resource "terraform_data" "machine" {
-  triggers_replace = [var.instance_type, var.market, var.subnet_id, var.efa_interfaces]
+  triggers_replace = concat(
+    [var.instance_type, var.market, var.subnet_id, var.efa_interfaces],
+    var.capacity_reservation == "" ? [] : [var.capacity_reservation],
+  )
 }
 
 # Before the machines: an account without room for addresses is told so while nothing costs anything yet.
 resource "aws_eip" "node" {
   #checkov:skip=CKV2_AWS_19:the association below gives each to its node
-  for_each = var.efa_interfaces > 1 ? toset(var.node_names) : toset([])
+  for_each = var.efa_interfaces > 1 && var.public_addresses ? toset(var.node_names) : toset([])
 
   domain = "vpc"
   tags   = local.tags[each.key]

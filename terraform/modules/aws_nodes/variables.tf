@@ -128,7 +128,7 @@ variable "user" {
   default     = "ubuntu"
 
   validation {
-    condition     = can(regex("^[a-z_][a-z0-9_-]{0,31}$", var.user)) && var.user != "root"
+    condition     = can(regex("^[A-Za-z_][A-Za-z0-9_.@-]{0,63}$", var.user)) && var.user != "root"
     error_message = "user must be a login name other than root."
   }
 }
@@ -183,4 +183,27 @@ variable "idle_s" {
     condition     = var.idle_s == 0 || (var.idle_s >= 60 && var.idle_s <= 2592000 && floor(var.idle_s) == var.idle_s)
     error_message = "idle_s must be 0, or a whole number of seconds from 60 to 2592000."
   }
+}
+
+variable "public_addresses" {
+  description = "Whether the nodes have public addresses, beside their private ones."
+  type        = bool
+  default     = true
+}
+
+variable "capacity_reservation" {
+  description = "Capacity reservation (cr-…) that the nodes use; empty for none."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = can(regex("^(cr-[0-9a-f]{8,17})?$", var.capacity_reservation))
+    error_message = "capacity_reservation must be a reservation's id (cr-…), or empty."
+  }
+}
+
+variable "capacity_block" {
+  description = "Whether the reservation is a Capacity Block, which is a market of its own."
+  type        = bool
+  default     = false
 }

@@ -14,5 +14,5 @@ module "bucket" {
   bucket           = each.value
   noncurrent_days  = var.noncurrent_days
   destroy_contents = var.destroy_contents
-  tags             = { "nexa:owner" = var.owner, "nexa:durable" = each.key }
+  tags             = merge(var.tags, { "nexa:owner" = var.owner, "nexa:durable" = each.key })
 }

@@ -55,3 +55,14 @@ variable "destroy_contents" {
   type        = bool
   default     = false
 }
+
+variable "tags" {
+  description = "Tags of the user's own on everything, beside ours."
+  type        = map(string)
+  default     = {}
+
+  validation {
+    condition     = alltrue([for key in keys(var.tags) : !can(regex("^(?i:nexa:|aws:|name$)", key))])
+    error_message = "tags must not hold Name, nor what begins with nexa: or aws:."
+  }
+}

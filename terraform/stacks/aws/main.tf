@@ -2,12 +2,16 @@
 locals {
   name = "nexa-${var.cluster}-${substr(sha256(var.owner), 0, 8)}"
 
-  tags = {
+  # Ours last: what a sweep goes by is never another's word.
+  tags = merge(var.tags, {
     "nexa:cluster"   = var.cluster
     "nexa:owner"     = var.owner
     "nexa:workspace" = var.workspace
     "nexa:expires"   = var.expires
-  }
+  })
+
+  vpc_id    = length(var.subnet_ids) > 0 ? var.vpc_id : module.network[0].vpc_id
+  subnet_id = length(var.subnet_ids) > 0 ? var.subnet_ids[var.zone] : module.network[0].subnet_ids[var.zone]
 
   type = one(data.aws_ec2_instance_type.node[*])
 
@@ -50,8 +54,10 @@ data "aws_ec2_instance_type" "node" {
   }
 }
 
+# None of it in the user's own subnets: their routes are the user's.
 module "network" {
   source = "../../modules/aws_network"
+  count  = length(var.subnet_ids) > 0 ? 0 : 1
 
   name     = local.name
   tags     = local.tags
@@ -60,12 +66,17 @@ module "network" {
   vpc_cidr = var.vpc_cidr
 }
 
+moved {
+  from = module.network
+  to   = module.network[0]
+}
+
 module "firewall" {
   source = "../../modules/aws_firewall"
 
   name     = local.name
   tags     = local.tags
-  vpc_id   = module.network.vpc_id
+  vpc_id   = local.vpc_id
   ssh_from = var.ssh_from
 }
 
@@ -88,7 +99,8 @@ module "template" {
   market            = var.market
   placement_group   = var.placement_group
   efa_interfaces    = local.efa_interfaces
-  subnet_id         = module.network.subnet_ids[var.zone]
+  public_addresses  = var.public_addresses
+  subnet_id         = local.subnet_id
   security_group_id = module.firewall.security_group_id
 }
 
@@ -103,12 +115,15 @@ module "nodes" {
   ami_id                  = var.ami_id
   market                  = var.market
   key_name                = var.key_name
-  subnet_id               = module.network.subnet_ids[var.zone]
+  subnet_id               = local.subnet_id
+  public_addresses        = var.public_addresses
   security_group_id       = module.firewall.security_group_id
   instance_profile        = one(module.profile[*].instance_profile)
   launch_template_id      = module.template.launch_template_id
   launch_template_version = module.template.launch_template_version
-  placement_group         = module.template.placement_group
+  placement_group         = var.placement_group_name == "" ? module.template.placement_group : var.placement_group_name
+  capacity_reservation    = var.capacity_reservation
+  capacity_block          = var.capacity_block
   volume_gb               = var.volume_gb
   efa_interfaces          = length(local.efa_interfaces)
   user                    = var.user

@@ -216,13 +216,13 @@ variable "user" {
   default     = "ubuntu"
 
   validation {
-    condition     = can(regex("^[a-z_][a-z0-9_-]{0,31}$", var.user)) && var.user != "root"
+    condition     = can(regex("^[A-Za-z_][A-Za-z0-9_.@-]{0,63}$", var.user)) && var.user != "root"
     error_message = "user must be a login name other than root."
   }
 }
 
 variable "vpc_id" {
-  description = "VPC to use, with an internet gateway; empty to make one."
+  description = "VPC to use: that of subnet_ids, or one with an internet gateway; empty to make one."
   type        = string
   default     = ""
 
@@ -289,5 +289,71 @@ variable "bucket_prefix" {
   validation {
     condition     = var.bucket == "" || var.bucket_prefix != ""
     error_message = "bucket_prefix is needed with bucket: nodes may not read and write all of it."
+  }
+}
+
+variable "tags" {
+  description = "Tags of the user's own on everything, beside ours."
+  type        = map(string)
+  default     = {}
+
+  validation {
+    condition     = alltrue([for key in keys(var.tags) : !can(regex("^(?i:nexa:|aws:|name$)", key))])
+    error_message = "tags must not hold Name, nor what begins with nexa: or aws:."
+  }
+}
+
+variable "subnet_ids" {
+  description = "Subnets of the user's own by zone, all of the VPC vpc_id; empty to make some."
+  type        = map(string)
+  default     = {}
+
+  validation {
+    condition     = alltrue([for id in values(var.subnet_ids) : can(regex("^subnet-[0-9a-f]{8,17}$", id))])
+    error_message = "subnet_ids must hold subnets' ids (subnet-…)."
+  }
+
+  validation {
+    condition     = length(var.subnet_ids) == 0 || (contains(keys(var.subnet_ids), var.zone) && var.vpc_id != "")
+    error_message = "subnet_ids must have a subnet in the zone of the nodes, and vpc_id their VPC."
+  }
+}
+
+variable "public_addresses" {
+  description = "Whether the nodes have public addresses, beside their private ones."
+  type        = bool
+  default     = true
+}
+
+variable "capacity_reservation" {
+  description = "Capacity reservation (cr-…) that the nodes use; empty for none."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = can(regex("^(cr-[0-9a-f]{8,17})?$", var.capacity_reservation))
+    error_message = "capacity_reservation must be a reservation's id (cr-…), or empty."
+  }
+
+  validation {
+    condition     = var.capacity_reservation == "" || (var.market == "on_demand" && !var.placement_group)
+    error_message = "capacity_reservation goes with market on_demand, and with no placement group but its own."
+  }
+}
+
+variable "capacity_block" {
+  description = "Whether the reservation is a Capacity Block, which is a market of its own."
+  type        = bool
+  default     = false
+}
+
+variable "placement_group_name" {
+  description = "Placement group that the reservation was made in; empty for none."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = can(regex("^[ -~]{0,255}$", var.placement_group_name))
+    error_message = "placement_group_name must be a placement group's name, or empty."
   }
 }

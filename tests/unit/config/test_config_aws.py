@@ -33,7 +33,18 @@ HOSTILE = (
     'a"b',
     "x" * 5000,
 )
-TEXT_KEYS = ("region", "owner", "user", "ami", "vpc", "vpc_cidr", "bucket", "state", "mesh_cidr")
+TEXT_KEYS = (
+    "region",
+    "owner",
+    "user",
+    "ami",
+    "vpc",
+    "vpc_cidr",
+    "bucket",
+    "state",
+    "mesh_cidr",
+    "capacity_reservation",
+)
 
 Write = Callable[..., Path]
 
@@ -113,6 +124,30 @@ def test_no_cloud_node_without_a_deadline(write: Write) -> None:
         ({"on_budget": "panic"}, "on_budget"),
         ({"lease_minutes": 1}, "lease_minutes"),
         ({"efa": "yes please"}, "efa"),
+        ({"subnets": ["subnet-0123456789abcdef0", "subnet-01234567"], "placement_group": False}, ""),
+        ({"subnets": ["subnet-x"]}, "subnets[0]"),
+        ({"subnets": []}, "subnets"),
+        ({"subnets": ["subnet-01234567"] * 2}, "subnets[1]: is listed twice"),
+        ({"subnets": ["subnet-01234567"], "vpc_cidr": "10.0.0.0/20"}, "vpc_cidr: `subnets` already say where"),
+        ({"subnets": ["subnet-01234567"], "vpc": "vpc-01234567"}, "vpc: `subnets` already say where"),
+        ({"capacity_reservation": "cr-0123456789abcdef0"}, ""),
+        ({"capacity_reservation": "cb-0123456789abcdef0", "market": "on_demand", "efa": True}, ""),
+        ({"capacity_reservation": "cx-0123456789abcdef0"}, "capacity_reservation"),
+        ({"capacity_reservation": "cr-01234567", "market": "spot"}, "market: reserved capacity is no spot capacity"),
+        ({"capacity_reservation": "cr-01234567", "offers": "cheapest"}, "offers: `capacity_reservation` says what"),
+        ({"capacity_reservation": "cr-01234567", "placement_group": True}, "cannot be moved into a new placement"),
+        ({"tags": {"CostCenter": "1234", "team:gpu/x": "", "a b": "ada@lab +=._:/-"}}, ""),
+        ({"tags": {"CostCenter": 1234}}, 'tags.CostCenter: expected text, found 1234 (hint: quote it: "1234")'),
+        ({"tags": {"nexa:owner": "eve"}}, "is not yours to give"),
+        ({"tags": {"NEXA:x": "eve"}}, "is not yours to give"),
+        ({"tags": {"aws:x": "y"}}, "is not yours to give"),
+        ({"tags": {"name": "y"}}, "is not yours to give"),
+        ({"tags": {"Team": "a", "team": "b"}}, "is given twice"),
+        ({"tags": {"": "y"}}, "1 to 128"),
+        ({"tags": {"a": "y" * 257}}, "at most 256"),
+        ({"tags": {"a": "${file(x)}"}}, "expected letters, digits"),
+        ({"tags": {f"k{i}": "v" for i in range(41)}}, "tags"),
+        ({"tags": ["a"]}, "tags: expected a mapping"),
     ],
 )
 def test_forms(write: Write, keys: dict[str, Any], fault: str) -> None:
@@ -125,9 +160,9 @@ def test_forms(write: Write, keys: dict[str, Any], fault: str) -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-@pytest.mark.parametrize("key", [*TEXT_KEYS, "ssh_from", "zone", "type"])
+@pytest.mark.parametrize("key", [*TEXT_KEYS, "ssh_from", "subnets", "zone", "type"])
 def test_hostile_text_is_refused_in_every_key(write: Write, key: str, text: str) -> None:
-    value: dict[str, Any] = {key: [text] if key == "ssh_from" else text}
+    value: dict[str, Any] = {key: [text] if key in ("ssh_from", "subnets") else text}
     if key in ("zone", "type"):
         value = {"offers": [{"type": "g5.xlarge", "zone": "us-east-1a", key: text}]}
     told = said(write(**value))
@@ -154,12 +189,18 @@ def test_mesh_cidr(write: Write, text: str, mesh: str, fault: str) -> None:
         assert load_cluster(path).mesh_cidr == text
 
 
+@pytest.mark.parametrize("text", set(HOSTILE) - {"-oProxyCommand=x", "../../etc/passwd"})
+@pytest.mark.parametrize("tag", ["a", None], ids=["value", "name"])
+def test_a_tag_is_text_and_means_nothing_to_terraform(write: Write, tag: str | None, text: str) -> None:
+    assert "tag" in said(write(tags={tag or text: text}))
+
+
 def test_every_text_key_of_aws_is_in_that_test() -> None:
     """A key that is added later is attacked too, or is not text."""
     known = ClusterConfig.model_json_schema()["properties"]
     own = KEYS["aws"] - KEYS["local"] - {"mesh", "market", "offers"}
     texts = {key for key in own if "string" in json.dumps({**known[key], "description": ""})}
-    assert texts == {*TEXT_KEYS, "ssh_from", "images"}
+    assert texts == {*TEXT_KEYS, "ssh_from", "subnets", "tags", "images"}
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_faults_of_hosts(path: Path) -> None:
         """
     assert said(path, text) == [
         "c.yaml:2: cluster[0].host: expected an IPv4 or IPv6 address, or a host name "
-        "(letters, digits, '-' and '.'), found '-oProxyCommand=x'",
+        "(letters, digits, '-', '_' and '.'), found '-oProxyCommand=x'",
         "c.yaml:2: cluster[0].gpus: this key is missing (hint: Ranks (processes) on this host, one a GPU; 1 to 64.)",
         "c.yaml:2: cluster[0].gpu: unknown key (hint: did you mean gpus?)",
         "c.yaml:3: cluster[1].port: expected a whole number, found a list of 1",

@@ -9,9 +9,10 @@ import pytest
 
 from nexa_dist.errors import NexaError, StillRunning, UsageError
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.ops import aws_end, teardown
+from nexa_dist.ops import aws_boot, aws_end, teardown
 from nexa_dist.ops.aws_claim import Held, claim, reconcile, still_ours
 from nexa_dist.ops.gang import Gang
+from nexa_dist.plan.given import Given
 from nexa_dist.plan.offers import Candidate
 from nexa_dist.run import files, leftovers
 from nexa_dist.run.aws import Cloud, Refused
@@ -196,3 +197,27 @@ def test_new_nodes_get_the_hours_that_the_budget_pays_for(lab: Lab) -> None:
     broke = replace(lab.gang, config=config(budget_usd=0.4))
     with pytest.raises(NexaError, match="used up before the nodes have booted"):
         broke.variables(offer)
+
+
+@pytest.mark.parametrize(
+    ("public", "silent", "tries"), [(False, ["n0", "n1"], 1), (True, ["n0", "n1"], 2), (False, ["n0"], 2)]
+)
+def test_nodes_that_nobody_can_reach_are_not_paid_for_twice(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, public: bool, silent: list[str], tries: int
+) -> None:
+    """In a private network, all at once: this machine has no way there."""
+    lab.things = [thing("i-0"), thing("i-1")]
+    gang = replace(lab.gang, site=site(given=Given(public=public)))
+    nodes = tuple(Node(name, "10.9.0.4", 4, instance_id=f"i-{name[1]}") for name in ("n0", "n1"))
+    made = Cluster("c", "aws", nodes, Layout("p", "/s", "/h", "/d"))
+    applied: list[Any] = []
+    monkeypatch.setattr(aws_boot, "_cluster", lambda *_: made)
+    monkeypatch.setattr(aws_boot, "await_ssh", lambda *_: silent)
+    monkeypatch.setattr(aws_boot.keys, "forget_host_key", lambda *_: None)
+    monkeypatch.setattr(aws_boot.keys, "ensure_cluster_keys", lambda *_: None)
+    monkeypatch.setattr(Terraform, "apply", lambda *_, **how: applied.append(how["replace"]))
+    with pytest.raises(NexaError, match=r"n0.* did not answer over ssh within") as caught:
+        aws_boot.boot(gang, Candidate("g5.12xlarge", "us-east-1a", "on_demand", 4, 1.0), set())
+    assert len(applied) == tries - 1 and ("twice" in str(caught.value)) == (tries == 2)
+    assert ("reaches private addresses" in caught.value.hint) == (tries == 1)
+    assert sorted(lab.ended) == ["i-0", "i-1"], "what was made is given back"

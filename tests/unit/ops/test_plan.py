@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from nexa_dist.ops.site import our_tag, site_file
 from nexa_dist.plan import prices
 from nexa_dist.plan.offers import Candidate
 from nexa_dist.run import files
+from nexa_dist.verbs import cluster as verbs
 from tests.unit.cloud_server import HOME, Desk, config, site
 
 CHOSEN = Candidate("g6e.12xlarge", "us-east-1b", "spot", 4, 4.0, "offer 1 of the file")
@@ -196,3 +198,16 @@ def test_offline_the_spot_prices_asked_last_are_taken_and_their_age_is_told(desk
     assert seen.to_json()["offers"][0]["on_demand_usd_per_hour"] == prices.on_demand("g6e.12xlarge", HOME)
     (desk.ctx.workspace.root / ".nexa/prices" / f"{HOME}.json").write_text('{"a b": 3, "c d": ["x", 1]}')
     assert pricecache.kept(desk.ctx, HOME) == ({}, 0.0)
+
+
+@pytest.mark.parametrize(("left", "state"), [("ssh/client", "planned"), ("journal.jsonl", "unfinished")])
+def test_status_after_a_mere_plan(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], left: str, state: str
+) -> None:
+    """Keys and sources are what a plan leaves; of more something may exist."""
+    files.write_text(desk.ctx.workspace.cluster("c").path / left, "")
+    monkeypatch.setattr(verbs, "context", lambda acts: desk.ctx)
+    assert verbs.status(argparse.Namespace(cluster=None, json=True)) == 0
+    assert json.loads(capsys.readouterr().out)["clusters"] == [{"cluster": "c", "state": state, "nodes": []}]
+    verbs.status(argparse.Namespace(cluster=None, json=False))
+    assert (f"{state}: nothing was made" if state == "planned" else "nexa teardown") in "".join(capsys.readouterr())

@@ -11,6 +11,7 @@ import pytest
 
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.ops import aws_end
+from nexa_dist.ops import site as site_module
 from nexa_dist.ops.site import (
     known_site,
     open_site,
@@ -21,11 +22,12 @@ from nexa_dist.ops.site import (
     ssh_sources,
 )
 from nexa_dist.plan.aws import Site
+from nexa_dist.plan.given import Given
 from nexa_dist.run import aws, files
 from nexa_dist.run.workspace import ClusterFolder
 from tests.unit.cloud_server import HOME, NOW, UNSET, Desk, config, site
 
-AMI = "ami-01234567"
+AMI, SUBNET = "ami-01234567", "subnet-01234567"
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +70,10 @@ def test_a_known_site_is_kept(desk: Desk, folder: ClusterFolder) -> None:
         ({}, {"bucket": "b0b"}, "bucket ''"),
         ({"state": "s3://team"}, {}, "state 's3://team', and the file says ''"),
         ({}, {"ami": "ami-89abcdef"}, f"image '{AMI}'"),
+        ({"labels": {"CostCenter": "1"}}, {"tags": {"CostCenter": "2"}}, "tags {'CostCenter': '1'}, and the file says"),
+        ({"given": Given(subnets={"us-east-1a": SUBNET})}, {}, "was made in other subnets"),
+        ({}, {"subnets": [SUBNET]}, "was made in other subnets"),
+        ({"given": Given(reservation="cr-01234567")}, {"capacity_reservation": "cr-89abcdef"}, "other capacity_reserv"),
         ({"expires_unix": int(NOW)}, {}, "expired at 2027-01-15T08:00:00Z"),
     ],
 )
@@ -80,13 +86,25 @@ def test_what_cannot_change_is_refused(
     assert caught.value.hint
 
 
+def test_what_the_user_has_and_his_tags_are_kept_with_the_site(
+    desk: Desk, folder: ClusterFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Capacity Block ends before max_hours: so do the nodes, by their own deadline."""
+    own = Given(vpc="vpc-1", subnets={"us-east-1a": SUBNET}, public=False, reservation="cr-01234567", ends_unix=5)
+    monkeypatch.setattr(site_module, "given", lambda *_: own)
+    made = open_site(desk.ctx, folder, config(ami=AMI, tags={"CostCenter": "1234"}))
+    assert (made.given, made.labels, made.expires_unix) == (own, {"CostCenter": "1234"}, 5)
+    files.write_json(site_file(folder), made.to_json())
+    assert known_site(folder) == made
+
+
 def test_an_owner_or_image_left_out_is_the_known_one(desk: Desk, folder: ClusterFolder) -> None:
     files.write_json(site_file(folder), site().to_json())
     assert open_site(desk.ctx, folder, config(owner="ann", ami="/aws/any/parameter")).owner == "ann"
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"cluster": 1}', '"x"', json.dumps({**vars(site()), "owner": None})]
+    "text", ["", "{", "[]", "{}", '{"cluster": 1}', '"x"', json.dumps({**site().to_json(), "owner": None})]
 )
 def test_a_torn_site_is_said_to_be_damaged(folder: ClusterFolder, text: str) -> None:
     files.write_text(site_file(folder), text)

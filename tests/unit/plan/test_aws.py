@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from nexa_dist.plan.aws import cluster, only_this_run, place_of, tfvars, workspace_tag
+from nexa_dist.plan.given import Given
 from nexa_dist.plan.offers import Candidate
 from tests.unit.cloud_server import config, site
 
@@ -61,9 +62,31 @@ def test_variables() -> None:
     assert (made["lease_s"], made["idle_s"]) == (0, 0)
     clocks = tfvars(config(lease_minutes=2.51, idle_minutes=1.0), site(), CHOSEN, [], "/s", [])
     assert (clocks["lease_s"], clocks["idle_s"]) == (151, 60)  # whole seconds, which Terraform insists on
+    assert (made["tags"], made["subnet_ids"], made["public_addresses"], made["vpc_id"]) == ({}, {}, True, "")
     alone = tfvars(config(nodes=1), site(bucket="b0b"), CHOSEN, [], "/s", [])
     assert alone["placement_group"] is False
     assert alone["bucket_prefix"] == "c/", "of a nexa before owners had prefixes: its runs stay where they are"
+
+
+def test_a_network_a_reservation_and_tags_of_the_users_own() -> None:
+    own = Given("vpc-1", {"us-east-1b": "subnet-1"}, False, "cr-1", True, "near")
+    mine = site(given=own, labels={"CostCenter": "1234", "nexa:owner": "eve"})
+    made = tfvars(config(), mine, CHOSEN, [], "/s", [])
+    assert {key: made[key] for key in ("vpc_id", "subnet_ids", "public_addresses", "tags")} == {
+        "vpc_id": "vpc-1",
+        "subnet_ids": {"us-east-1b": "subnet-1"},
+        "public_addresses": False,
+        "tags": mine.labels,
+    }
+    assert (made["capacity_reservation"], made["capacity_block"]) == ("cr-1", True)
+    assert (made["placement_group"], made["placement_group_name"]) == (False, "near")
+    assert mine.tags["CostCenter"] == "1234" and mine.tags["nexa:owner"] == "ann", "ours are ours"
+
+
+@pytest.mark.parametrize(("nodes", "said", "made"), [(1, True, True), (2, False, False), (2, None, True)])
+def test_placement_group(nodes: int, said: bool | None, made: bool) -> None:
+    asked = config(nodes=nodes, placement_group=said)
+    assert tfvars(asked, site(), CHOSEN, [], "/s", [])["placement_group"] is made
 
 
 def test_every_owner_cluster_and_run_writes_to_a_place_of_its_own() -> None:

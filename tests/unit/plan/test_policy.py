@@ -55,6 +55,15 @@ def test_good_plans_pass(name: str) -> None:
     assert findings(GOOD[name]) == []
 
 
+def test_the_users_tags_are_on_everything_that_has_tags() -> None:
+    plan = copy.deepcopy(GOOD["cluster"])
+    plan["variables"]["tags"] = {"value": {"CostCenter": "1234"}}
+    lacking = findings(plan)
+    assert {finding.policy for finding in lacking} == {"tagged"} and "lack CostCenter" in lacking[0].message
+    kinds = {finding.address.split(".")[-2] for finding in lacking}
+    assert {"aws_instance", "aws_launch_template", "aws_subnet", "aws_placement_group", "aws_vpc_endpoint"} <= kinds
+
+
 def test_every_policy_has_a_violation() -> None:
     assert set(VIOLATIONS) == set(POLICIES)
 

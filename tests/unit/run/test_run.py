@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO
@@ -122,10 +123,25 @@ def test_links_are_made_meanwhile_and_their_faults_come_when_they_are_asked_for(
 
 
 def test_a_changed_host_key_is_said_to_be_one() -> None:
-    runner = FakeRunner(Result((), 255, err=b"Host key verification failed."))
-    with pytest.raises(Unreachable, match="node n0") as caught:
-        Ssh(runner, CLUSTER, "/tmp/s").run(NODES[0], ("true",))
-    assert "not the pinned one" in caught.value.hint
+    shown = "SHA256:" + "x" * 43
+    banner = f"@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\nThe key sent by the remote host is\n{shown}.\n"
+    banner += '  ssh-keygen -f "/k" -R "n0"\nED25519 host key for n0 has changed\nHost key verification failed.'
+    cures = {"local": "nexa teardown, then", "static": "put its new key into host_key", "aws": "needs no login"}
+    for provider, then in cures.items():
+        runner = FakeRunner(Result((), 255, err=banner.encode()))
+        with pytest.raises(Unreachable) as caught:
+            Ssh(runner, replace(CLUSTER, provider=provider), "/tmp/s").run(NODES[0], ("true",))
+        said = str(caught.value)
+        assert said.startswith(f"node n0 ({NODES[0].address}): the host key is not the pinned one") and shown in said
+        assert "ssh-keygen" not in said and "verification failed" in said
+        assert caught.value.hint.startswith("do not connect until you know why") and then in caught.value.hint
+
+
+def test_a_host_whose_key_nobody_knows_is_no_changed_one() -> None:
+    said = b"No ED25519 host key is known for n0 and you have requested strict checking.\nHost key verification failed."
+    with pytest.raises(Unreachable, match=r"n0 .*: no host key of it is known here") as caught:
+        Ssh(FakeRunner(Result((), 255, err=said)), CLUSTER, "/tmp/s").run(NODES[0], ("true",))
+    assert "nexa provision adopts it" in caught.value.hint
 
 
 def test_on_all_reports_every_failure() -> None:

@@ -18,6 +18,11 @@ run "safe_machine" {
   }
 
   assert {
+    condition     = aws_launch_template.node.metadata_options[0].instance_metadata_tags == "enabled"
+    error_message = "a node may ask for its own name"
+  }
+
+  assert {
     condition     = aws_launch_template.node.instance_initiated_shutdown_behavior == "terminate"
     error_message = "a machine that powers itself off is gone"
   }
@@ -64,6 +69,29 @@ run "efa_on_one_card" {
   assert {
     condition     = aws_launch_template.node.network_interfaces[0].interface_type == "efa" && aws_launch_template.node.network_interfaces[0].associate_public_ip_address == "true"
     error_message = "a single interface carries the public address"
+  }
+}
+
+run "tags_that_are_no_path" {
+  command = plan
+  variables { tags = { "nexa:cluster" = "unit", "Cost Center" = "1234" } }
+
+  assert {
+    condition     = aws_launch_template.node.metadata_options[0].instance_metadata_tags == "disabled"
+    error_message = "EC2 refuses a launch whose tags it cannot show"
+  }
+}
+
+run "private" {
+  command = plan
+  variables {
+    efa_interfaces   = [{ card = 0, device = 0, type = "efa" }]
+    public_addresses = false
+  }
+
+  assert {
+    condition     = aws_launch_template.node.network_interfaces[0].associate_public_ip_address == "false"
+    error_message = "in a private subnet nothing public is asked for"
   }
 }
 

@@ -101,6 +101,39 @@ run "on_demand" {
   }
 }
 
+run "capacity_block" {
+  command = plan
+  variables {
+    market               = "on_demand"
+    placement_group      = null
+    capacity_reservation = "cr-0123456789abcdef0"
+    capacity_block       = true
+  }
+
+  assert {
+    condition     = alltrue([for node in aws_instance.node : node.instance_market_options[0].market_type == "capacity-block"])
+    error_message = "a Capacity Block is a market of its own"
+  }
+
+  assert {
+    condition     = alltrue([for node in aws_instance.node : node.capacity_reservation_specification[0].capacity_reservation_target[0].capacity_reservation_id == "cr-0123456789abcdef0"])
+    error_message = "nodes use the reservation"
+  }
+}
+
+run "private" {
+  command = apply
+  variables {
+    public_addresses = false
+    efa_interfaces   = 2
+  }
+
+  assert {
+    condition     = length(aws_eip.node) == 0 && output.nodes["n0"].address == aws_instance.node["n0"].private_ip
+    error_message = "no address of the public internet"
+  }
+}
+
 run "several_interfaces" {
   command = apply
   variables { efa_interfaces = 4 }
@@ -151,6 +184,8 @@ run "refused_1" {
     max_hours      = 0
     lease_s        = 1
     idle_s         = 2592001
+
+    capacity_reservation = "cb-0123456789abcdef0"
   }
 
   expect_failures = [
@@ -168,6 +203,7 @@ run "refused_1" {
     var.max_hours,
     var.lease_s,
     var.idle_s,
+    var.capacity_reservation,
   ]
 }
 

@@ -38,9 +38,10 @@ run "refused_1" {
     owner           = ""
     noncurrent_days = 0.5
     state_bucket    = "lab-durable"
+    tags            = { "aws:x" = "y" }
   }
 
-  expect_failures = [var.region, var.owner, var.noncurrent_days, var.state_bucket]
+  expect_failures = [var.region, var.owner, var.noncurrent_days, var.state_bucket, var.tags]
 }
 
 run "refused_2" {

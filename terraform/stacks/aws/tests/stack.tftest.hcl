@@ -83,6 +83,25 @@ run "network_kept_without_nodes" {
   }
 }
 
+run "own_subnets_and_tags" {
+  command = plan
+  variables {
+    tags       = { CostCenter = "1234" }
+    vpc_id     = "vpc-0123456789abcdef0"
+    subnet_ids = { "us-east-1c" = "subnet-0123456789abcdef0" }
+  }
+
+  assert {
+    condition     = length(module.network) == 0 && local.subnet_id == "subnet-0123456789abcdef0" && local.vpc_id == var.vpc_id
+    error_message = "no network is made"
+  }
+
+  assert {
+    condition     = local.tags["CostCenter"] == "1234" && local.tags["nexa:owner"] == var.owner
+    error_message = "the user's tags beside ours"
+  }
+}
+
 run "profile_with_bucket" {
   command = plan
   variables {

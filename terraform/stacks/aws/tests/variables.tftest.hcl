@@ -62,6 +62,9 @@ run "refused_1" {
     vpc_cidr      = "10.77.0.0/8"
     volume_gb     = 1.5
     bucket        = "Not_A_Bucket"
+    tags          = { "Nexa:owner" = "eve" }
+
+    placement_group_name = "a\nb"
   }
 
   expect_failures = [
@@ -86,6 +89,8 @@ run "refused_1" {
     var.vpc_cidr,
     var.volume_gb,
     var.bucket,
+    var.tags,
+    var.placement_group_name,
   ]
 }
 
@@ -100,9 +105,12 @@ run "refused_2" {
     gpus_per_node = 0
     ssh_from      = ["::/0"]
     bucket_prefix = "/runs/"
+
+    capacity_reservation = "cr-0123456789abcdef0" # on spot
   }
 
   expect_failures = [
+    var.capacity_reservation,
     var.expires_unix,
     var.node_names,
     var.zone,
@@ -120,6 +128,8 @@ run "refused_3" {
     node_names   = [for number in range(65) : "n${number}"]
     zones        = ["us-east-1a", "us-east-1a"]
     bucket       = "lab-durable"
+
+    capacity_reservation = "cb-0123456789abcdef0"
   }
 
   expect_failures = [
@@ -127,5 +137,12 @@ run "refused_3" {
     var.node_names,
     var.zones,
     var.bucket_prefix,
+    var.capacity_reservation,
   ]
+}
+
+run "refused_4" {
+  command = plan
+  variables { subnet_ids = { "us-east-1c" = "subnet" } }
+  expect_failures = [var.subnet_ids]
 }
