@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
+import stat
 import sys
 from collections.abc import Callable, Sequence
 
 from nexa_dist import __version__
-from nexa_dist.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, NexaError
+from nexa_dist.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Leave, NexaError
 
 MODULES = {
     "run": "begin",
@@ -23,6 +25,8 @@ MODULES = {
     "trust": "trust",
 }
 """Module below verbs/ of each verb that is not in `cluster`."""
+FOLLOWING = ("run", "attach", "logs")
+"""Verbs that show what goes on without them."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,6 +66,8 @@ def parser() -> argparse.ArgumentParser:
 
     run = verbs.add_parser("run", help="start a training on every node and follow it")
     run.add_argument("train", nargs="?", metavar="TRAIN.yaml")
+    run.usage = "nexa run [TRAIN.yaml] [--resume RUN] [--cluster NAME|FILE] [--set a.b=c] [options] [-- ARGS …]"
+    run.epilog = "what stands after -- comes after the arguments that the file has"
     _cluster(run)
     _set(run)
     run.add_argument("--resume", metavar="RUN", help="go on with a run: take it over, or start it again")
@@ -168,7 +174,8 @@ def _json(verb: argparse.ArgumentParser) -> None:
 
 
 def _set(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a value of the file")
+    text = "override a value of the file; a.b=[c, d] replaces a list, a.b+=c adds to it"
+    verb.add_argument("--set", action="append", default=[], metavar="a.b=c", help=text)
 
 
 def _seconds(text: str) -> float:
@@ -178,15 +185,32 @@ def _seconds(text: str) -> float:
     return value
 
 
-def interrupt(*_: object) -> None:
-    """SIGTERM is handled as Ctrl-C is."""
-    raise KeyboardInterrupt
+def leave(number: int, _: object) -> None:
+    """SIGTERM and SIGHUP unwind us as Ctrl-C does, but are no wish to end what runs on the nodes."""
+    if number == signal.SIGHUP:  # the terminal is gone: what is still said must not fail
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            if stat.S_ISCHR(os.fstat(stream).st_mode):
+                os.dup2(null, stream)
+    raise Leave
+
+
+def hear(verb: str) -> None:
+    """From here on we leave when we are told to. What nohup or a script ignores stays ignored."""
+    for number in (signal.SIGTERM, signal.SIGHUP) if verb in FOLLOWING else (signal.SIGTERM,):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, leave)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of one command; the only place where an expected error becomes words."""
-    arguments = parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, interrupt)
+    words, program = list(sys.argv[1:] if argv is None else argv), []
+    if words[:1] == ["run"] and "--" in words:  # argparse would take options of nexa for the script's, or the reverse
+        at = words.index("--")
+        words, program = words[:at], words[at + 1 :]
+    arguments = parser().parse_args(words)
+    arguments.program = program
+    hear(arguments.verb)
     return guarded(lambda: _call(arguments))
 
 

@@ -14,6 +14,10 @@ EXIT_STILL_RUNNING = 4
 EXIT_INTERRUPTED = 130
 
 
+class Leave(KeyboardInterrupt):
+    """We are to go (SIGTERM, SIGHUP). Unlike Ctrl-C nobody is there to be asked what is to become of a run."""
+
+
 class NexaError(Exception):
     """An expected failure. The command line prints it without a traceback and exits with `code`."""
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from nexa_dist.cli import guarded, interrupt
+from nexa_dist.cli import guarded, hear
 from nexa_dist.errors import UsageError
 
 
@@ -23,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="machine-readable output on stdout")
     parser.add_argument("program", nargs=argparse.REMAINDER, metavar="-- SCRIPT|-m MODULE ARGS…")
     args = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, interrupt)
+    hear("run")
     return guarded(lambda: _launch(args))
 
 
@@ -40,10 +38,8 @@ def _launch(args: argparse.Namespace) -> int:
     words = words[1:] if target == "module" else words
     if not words:
         raise UsageError("no script to run", hint="python -m nexa_dist.launch --config CLUSTER.yaml -- script.py ARGS…")
-    plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in Path(words[0]).stem.lower())
-    name = plain.strip("-")[:32] or "script"
     ctx = context()
-    values = {"name": name, target: words[0], "args": words[1:], "nproc_per_node": args.nproc_per_node}
+    values = {target: words[0], "args": words[1:], "nproc_per_node": args.nproc_per_node}
     try:
         config = TrainConfig.model_validate(values)
     except ValidationError as error:

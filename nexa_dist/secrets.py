@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
 HIDDEN = "***"
+SHORTEST = 8
+"""Of a value that is looked for as it is, in characters."""
 
 _ALWAYS = re.compile("passw|passphrase|passcode|pwd|secret|credential|creds|authorization|bearer|cookie|jwt")
 """In any word of a name."""
@@ -76,6 +79,14 @@ _REFERENCE = re.compile(r"\$\{?\w+\}?|\*+|null|none|true|false|yes|no|<\w+>|\[\]
 """Values that give nothing away: a variable, what is hidden already, a switch."""
 
 
+_known: set[str] = set()
+
+
+def remember(values: Iterable[str]) -> None:
+    """Values that are hidden from here on wherever they stand; what is short stands in other words too."""
+    _known.update(value for value in values if len(value) >= SHORTEST)
+
+
 @lru_cache(4096)
 def is_secret_name(name: str) -> bool:
     """Whether what stands under this key, option or variable is a secret."""
@@ -117,6 +128,8 @@ def redact(value: Any, name: str = "") -> Any:
 
 def redact_text(text: str, name: str = "") -> str:
     """The same for text of any kind: a message, a line of a log, a word of a command line, JSON in a word."""
+    for value in tuple(_known):
+        text = text.replace(value, HIDDEN)
     if text[:1] in ("{", "[") and (told := _json(text)) is not None:
         hidden = redact(told)
         text = text if hidden == told else json.dumps(hidden, ensure_ascii=False)

@@ -120,8 +120,8 @@ def confirm(question: str) -> bool:
 
 
 def choose(question: str, answers: Mapping[str, str], default: str) -> str:
-    """Asks once for one of the letters of `answers`; anything else is the default."""
+    """Asks once for one of the letters of `answers`; anything else, also a longer word, is the default."""
     sys.stderr.write(f"{question} " + ", ".join(f"[{key}] {text}" for key, text in answers.items()) + ": ")
     sys.stderr.flush()
-    given = sys.stdin.readline().strip().lower()[:1]
+    given = sys.stdin.readline().strip().lower()
     return given if given in answers else default

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -78,6 +79,37 @@ def _literals_in(annotation: Any) -> Iterator[str]:
     else:
         for inner in get_args(annotation):
             yield from _literals_in(inner)
+
+
+def kinds_at(model: type[BaseModel], path: PathKey) -> set[Any]:
+    """The plain types (str, int, list, …) that the schema takes at `path`; none where it knows no such place."""
+    found: list[Any] = [model]
+    for part in path:
+        found = [inner for one in found for inner in _inside(one, part)]
+    return {get_origin(one) or one for one in found}
+
+
+def _inside(annotation: Any, part: str | int) -> Iterator[Any]:
+    """What stands under a key or index of this type, without Annotated and unions around it."""
+    origin, words = get_origin(annotation), get_args(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        field = annotation.model_fields.get(str(part))
+        yield from _plain_types(field.annotation) if field else ()
+    elif origin in (list, tuple) and isinstance(part, int):
+        yield from _plain_types(words[0])
+    elif origin is dict:
+        yield from _plain_types(words[1])
+
+
+def _plain_types(annotation: Any) -> Iterator[Any]:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _plain_types(get_args(annotation)[0])
+    elif origin in (Union, UnionType):
+        for inner in get_args(annotation):
+            yield from _plain_types(inner)
+    else:
+        yield annotation
 
 
 def value_at(data: Any, path: PathKey, default: Any = None) -> Any:

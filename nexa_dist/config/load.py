@@ -12,19 +12,19 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from nexa_dist.config.cluster import ClusterConfig
-from nexa_dist.config.explain import MAX_PROBLEMS, choices_at, models_at, problem_at, problems_of, value_at
+from nexa_dist.config.explain import MAX_PROBLEMS, choices_at, kinds_at, models_at, problem_at, problems_of, value_at
 from nexa_dist.config.hosts import check_name
 from nexa_dist.config.overrides import apply_overrides
 from nexa_dist.config.scalars import shown
 from nexa_dist.config.schema import MODELS, Kind, json_schema
 from nexa_dist.config.together import KEYS
-from nexa_dist.config.train import TrainConfig
+from nexa_dist.config.train import TrainConfig, name_of
 from nexa_dist.config.yamlfile import display_name, parse_yaml, read_bytes
 from nexa_dist.config.yamltree import Document, PathKey
 from nexa_dist.errors import ConfigError, Problem
 from nexa_dist.secrets import redact
 
-__all__ = ["json_schema", "kind_of", "load_cluster", "load_train", "recorded_train", "resolved"]
+__all__ = ["changed_train", "json_schema", "kind_of", "load_cluster", "load_train", "recorded_train", "resolved"]
 
 _KIND_OF: Mapping[type[BaseModel], Kind] = {model: kind for kind, model in MODELS.items()}
 _MARKS: Mapping[Kind, tuple[str, ...]] = {
@@ -46,9 +46,27 @@ def load_cluster(path: Path, overrides: Sequence[str] = ()) -> ClusterConfig:
     return config.model_copy(update={"ssh_config": str(ssh_config)})
 
 
-def load_train(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """The training of `path`."""
-    return _load(path, overrides, TrainConfig)
+def load_train(path: Path, overrides: Sequence[str] = (), more: Sequence[str] = ()) -> TrainConfig:
+    """The training of `path`, named after it unless it says otherwise. `more` are arguments after those of the file."""
+
+    def prepare(document: Document) -> list[Problem]:
+        document.data.setdefault("name", name_of(path.stem))
+        return _append(document.data, more)
+
+    return _load(path, overrides, TrainConfig, prepare)
+
+
+def changed_train(data: Any, run_id: str, overrides: Sequence[str], more: Sequence[str] = ()) -> TrainConfig:
+    """The training as run.json keeps it, with the values of `--set` and more arguments."""
+    recorded_train(data, run_id)
+    document = replace(parse_yaml(json.dumps(data).encode(), f"{run_id}/run.json"), lines={})
+    return _validated(document, overrides, TrainConfig, lambda document: _append(document.data, more))
+
+
+def _append(data: dict[str, Any], more: Sequence[str]) -> list[Problem]:
+    if more and isinstance(have := data.setdefault("args", []), list):
+        have += more
+    return []
 
 
 def recorded_train(data: Any, run_id: str) -> TrainConfig:
@@ -65,7 +83,7 @@ def resolved(config: BaseModel) -> dict[str, Any]:
     data = config.model_dump(mode="json", exclude_none=True)
     if isinstance(config, ClusterConfig):
         data = {key: value for key, value in data.items() if key in KEYS[config.provider]}
-    return {key: redact(value, key) for key, value in data.items()}
+    return {key: redact(value, "" if key == "secrets" else key) for key, value in data.items()}  # which are names
 
 
 def kind_of(path: Path) -> Kind:
@@ -82,7 +100,16 @@ def _load(
 ) -> M:
     document = parse_yaml(read_bytes(path), display_name(path))
     _refuse_other_kind(document, model)
-    origins, problems = apply_overrides(document.data, overrides)
+    return _validated(document, overrides, model, prepare)
+
+
+def _validated(
+    document: Document,
+    overrides: Sequence[str],
+    model: type[M],
+    prepare: Callable[[Document], list[Problem]] | None,
+) -> M:
+    origins, problems = apply_overrides(document.data, overrides, lambda path: kinds_at(model, path))
     doubtful = {
         at: problem
         for at, problem in document.yes_no.items()

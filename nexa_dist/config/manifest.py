@@ -26,6 +26,7 @@ class ManifestAttempt(_Part):
     why: str | None = Field(None, description="Which rank failed first and the known cause, in one line.")
     next: str | None = Field(None, description="What was decided then: done, stop, restart, replace, shrink or wait.")
     replaced: tuple[str, ...] = Field((), description="Nodes that were made anew for this attempt.")
+    changed: tuple[str, ...] = Field((), description="What of the training was changed by hand for this attempt.")
     notices: dict[str, dict[str, float | None]] = Field(
         default_factory=dict,
         description="Spot notices by node, in unix seconds: seen by the node, when the cloud acts, checkpoint saved.",
@@ -64,7 +65,9 @@ class Manifest(_Part):
     code_hash: str = Field(description="Hash of the project's files as sent to the nodes.")
     package_hash: str = Field(description="Hash of the nexa_dist package as sent to the nodes.")
     env_hash: str = Field(description="Hash of lock, torch pin and Python; empty for the user's own environment.")
-    git_commit: str | None = Field(description="Commit of the project; the work tree may differ, see code_hash.")
+    git_commit: str | None = Field(
+        description="Commit of the project; with -dirty when what was sent is not what it has. See code_hash too."
+    )
     parallel: str | None = Field(description="How the model was spread, for instance DDP.")
     nodes: tuple[ManifestNode, ...] = Field(description="Nodes in rank order.")
     attempts: tuple[ManifestAttempt, ...] = Field(description="Every start, with the cause of its end.")

@@ -12,6 +12,8 @@ RESERVED_ENV = re.compile(
     r"^(NEXA_.*|TORCHELASTIC_.*|RANK|LOCAL_RANK|GROUP_RANK|ROLE_RANK|NODE_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE"
     r"|GROUP_WORLD_SIZE|ROLE_WORLD_SIZE|MASTER_ADDR|MASTER_PORT)\Z"
 )
+NO_SECRET = re.compile(r"^(AWS_.*|TS_.*|LD_.*|PYTHON.*|PATH|HOME|USER|SHELL|TMPDIR)\Z")
+"""Cloud credentials stay here, and what belongs to this machine is wrong on another."""
 HF_SECTIONS = ("model", "dataset", "trainer")
 
 
@@ -29,6 +31,12 @@ def _not_an_option(value: str) -> str:
     if any(ord(char) < 32 for char in value):
         raise ValueError("must not contain control characters")
     return value
+
+
+def name_of(stem: str) -> str:
+    """A name for a training from that of a file or module."""
+    plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in stem.lower())
+    return plain.strip("-")[:32].strip("-") or "train"
 
 
 Word = Annotated[str, AfterValidator(_plain_text)]
@@ -144,7 +152,9 @@ class TrainConfig(_Section):
     """One training: what torchrun starts on every node, and how the run is labelled."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,32}$")] = Field(
-        description="Short name of the training: a-z, 0-9 and '-', at most 32 characters."
+        "",
+        description="Short name of the training: a-z, 0-9 and '-', at most 32 characters. Without it, that of the "
+        "file, or of the script.",
     )
     stage: Literal["train"] = Field("train", description="Stage of the pipeline that the manifest names.")
     backend: Literal["hf"] | None = Field(
@@ -160,6 +170,12 @@ class TrainConfig(_Section):
     env: dict[str, Word] = Field(
         default_factory=dict,
         description="Environment of every rank. NEXA_*, RANK, WORLD_SIZE, MASTER_ADDR and the like are the launcher's.",
+    )
+    secrets: tuple[Word, ...] = Field(
+        (),
+        max_length=50,
+        description="Names of variables that every rank gets beside WANDB_API_KEY and HF_TOKEN, from your environment "
+        "or .env; their values are in no file, argument or log of nexa's. Not for cloud or Tailscale credentials.",
     )
     files: tuple[FilePath, ...] = Field(
         (),
@@ -234,8 +250,10 @@ class TrainConfig(_Section):
         "this machine's own line first. Less ends healthy nodes with all that is on their disks; more lets a dead one "
         "keep the others waiting, at the price of all.",
     )
-    wandb: Literal["off", "offline", "online"] = Field(
-        "off", description="Weights & Biases: off, offline (files in the run folder, no network) or online."
+    wandb: Literal["off", "offline", "online"] | None = Field(
+        None,
+        description="Weights & Biases: off, offline (files in the run folder, no network) or online. Without it, a "
+        "script that uses it is online when WANDB_API_KEY is there, and else off.",
     )
     model: ModelConfig | None = Field(None, description="backend hf: the model.")
     dataset: DatasetConfig | None = Field(None, description="backend hf: the text.")
@@ -257,6 +275,23 @@ class TrainConfig(_Section):
                 raise ValueError(f"{name} is set by the launcher and cannot be changed here")
         return value
 
+    @field_validator("secrets")
+    @classmethod
+    def _secret_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for number, name in enumerate(value):
+            if not ENV_NAME.match(name):  # which is not shown: it may be the secret itself
+                raise ValueError(f"item {number} is no name of an environment variable; give names, not values")
+            if RESERVED_ENV.match(name) or NO_SECRET.match(name):
+                raise ValueError(f"{name} is never taken from here to a node")
+        return value
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if not self.name:
+            program = self.script or self.module or self.backend or ""
+            object.__setattr__(self, "name", name_of(program.rpartition("/")[2].removesuffix(".py")))
+        return self
+
     @model_validator(mode="after")
     def _one_program(self) -> Self:
         programs = [name for name in ("backend", "script", "module") if getattr(self, name) is not None]
@@ -270,6 +305,8 @@ class TrainConfig(_Section):
             raise ValueError(
                 "max_tokens is for backend: hf, which counts them; budget_usd and max_hours end any program"
             )
+        if both := sorted({*self.secrets} & {*self.env}):
+            raise ValueError(f"{', '.join(both)} cannot be in env: and in secrets:")
         if self.backend is None and given:
             raise ValueError(f"{', '.join(given)} belong to backend: hf, not to {programs[0]}; give args instead")
         if self.backend is not None:

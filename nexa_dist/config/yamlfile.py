@@ -107,6 +107,18 @@ def parse_scalar(text: str, file: str) -> Scalar:
         raise ConfigError([Problem(file, 0, "", str(error), error.hint)]) from None
 
 
+def parse_list(text: str, file: str, *, text_only: bool) -> list[Scalar]:
+    """A list of single values written as YAML, `[a, b]`, for `--set`; with `text_only` each as it is written."""
+    try:
+        begin, *items, end = _expanded_events(text, file)
+        whole = isinstance(begin, yaml.SequenceStartEvent) and isinstance(end, yaml.SequenceEndEvent)
+        if not whole or not all(isinstance(item, yaml.ScalarEvent) and item.tag is None for item in items):
+            raise ConfigError([Problem(file, 0, "", "expected a list of single values", "such as '[--lr, 3e-4]'")])
+        return [str(item.value) if text_only else scalar_of(item) for item in items]
+    except AmbiguousError as error:
+        raise ConfigError([Problem(file, 0, "", str(error), error.hint)]) from None
+
+
 def _decode(raw: bytes, file: str) -> str:
     try:
         text = raw.decode("utf-8-sig")

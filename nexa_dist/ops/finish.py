@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from nexa_dist import wire
@@ -21,19 +21,25 @@ from nexa_dist.secrets import redact, redact_text
 from nexa_dist.shape import record as record_of
 
 
-def close(run: RunFolder, record: dict[str, Any], outcome: Outcome) -> None:
-    """Writes down how the newest attempt ended: before anything is decided from it."""
-    attempt, end = record["attempts"][-1], outcome.end
+def close(run: RunFolder, record: dict[str, Any], outcome: Outcome) -> Outcome:
+    """Writes down how the newest attempt ended, before anything is decided from it; answers that with the rank that
+    failed first."""
+    attempt = record["attempts"][-1]
+    attempt |= {"state": outcome.state, "cause": redact_text(outcome.cause)}
+    if outcome.state == "failed":
+        from nexa_dist.ops.why import blamed  # its table of causes is of no use to a run that goes well
+
+        end, why = blamed(run, record, outcome.end)
+        attempt["why"] = redact_text(why)
+        if end != outcome.end:
+            source = (end.node, f"rank_{end.rank}/attempt_{attempt['attempt']}.log")
+            outcome = replace(outcome, cause=end.words, end=end, failed_source=source)
+    end = outcome.end
     attempt |= {
-        "state": outcome.state,
         "cause": redact_text(outcome.cause),
         "ended_unix": attempt.get("ended_unix") or end.ended_unix,
         "end": redact(asdict(end)),
     }
-    if outcome.state == "failed":
-        from nexa_dist.ops.why import explain  # its table of causes is of no use to a run that goes well
-
-        attempt["why"] = redact_text(explain(run, record))
     if outcome.behind:
         files.write_json(run.behind, dict(outcome.behind))
     if outcome.leaving:
@@ -46,13 +52,14 @@ def close(run: RunFolder, record: dict[str, Any], outcome: Outcome) -> None:
             for name, notice in outcome.leaving.items()
         }
     run.save(record)
+    return outcome
 
 
 def finish(ctx: Context, run: RunFolder, links: Sequence[Link], record: dict[str, Any], outcome: Outcome) -> None:
     """Closes the run and writes its manifest. Safe to do again."""
     attempt = record["attempts"][-1]
     if "end" not in attempt:
-        close(run, record, outcome)
+        outcome = close(run, record, outcome)
     attempt |= {"state": outcome.state, "cause": redact_text(outcome.cause)}
     run.save(record)
     result = read_result(ctx, links, record) if links else {}

@@ -15,6 +15,7 @@ from nexa_dist.errors import NexaError, StillRunning
 from nexa_dist.model import Cluster
 from nexa_dist.ops.code import of_now, send
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.reports import STOPPED
 from nexa_dist.ops.spec import Job, code_folder, secrets
 from nexa_dist.plan import preflight, told
 from nexa_dist.plan.command import Place
@@ -25,6 +26,8 @@ from nexa_dist.run.nodes import Connecting, Link, Ssh, on_all
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.secrets import redact, redact_text
 
+BEFORE = "before every node had started"
+NOT_STARTED = "could not be started"
 FORGET_S = 10.0
 """With a node that falls silent while a launch is refused; what was begun there ends by itself after 120 s."""
 
@@ -45,6 +48,7 @@ class Prepared:
     """By node: CPUs, GPUs by name, torch."""
     skew_s: dict[str, float]
     """By node: how far its clock is ahead of ours."""
+    secrets: Mapping[str, str] = dataclasses.field(repr=False)
     resume_step: int | None = None
 
 
@@ -99,8 +103,9 @@ def prepare(
     draft = assign_ranks(ssh.cluster, 0, config.nproc_per_node)
     if codes is None:
         codes = of_now(ctx, config)
+    hidden = secrets(ctx, config)
     linked = links()
-    job = Job(config, run_id, attempt, *codes, resume)
+    job = Job(config, run_id, attempt, *codes, resume, hidden)
     asked = time.time()
     more: dict[str, dict[str, Any]] = {}
     for link, node in zip(linked, draft.nodes, strict=True):
@@ -128,6 +133,7 @@ def prepare(
             name: {key: answer.get(key) for key in ("cpus", "gpus", "torch")} for name, answer in answers.items()
         },
         skew_s={name: round(answer["unix"] - asked, 2) for name, answer in answers.items()},
+        secrets=hidden,
         resume_step=resume[0] if resume else None,
     )
 
@@ -185,7 +191,7 @@ def start(run: RunFolder, prepared: Prepared, record: dict[str, Any], attempt: i
     def begin(link: Link) -> None:
         name = link.node.name
         spec = prepared.specs[name]
-        message = {"spec": spec, "secrets": secrets(), "go": not spec["prepare"]}
+        message = {"spec": spec, "secrets": prepared.secrets, "go": not spec["prepare"]}
         answer = link.call("start", prepared.places[name].run_dir, message=message)
         begun.append(link)
         if found := {key: names for key in ("kept", "aside") if (names := list(filter(None, answer.get(key, ()))))}:
@@ -197,21 +203,23 @@ def start(run: RunFolder, prepared: Prepared, record: dict[str, Any], attempt: i
             on_all(prepared.links, begin)
             keeping.result()
     except BaseException as error:
+        by_us = isinstance(error, KeyboardInterrupt)
+        cause = f"{STOPPED} {BEFORE}" if by_us else f"an agent {NOT_STARTED}: {error or type(error).__name__}"
         unproven = ""
         try:
-            stop_all(prepared.links, record, "another node could not start", grace_s=0)
+            stop_all(prepared.links, record, STOPPED if by_us else "another node could not start", grace_s=0)
         except NexaError as fault:
             unproven = str(fault)
         with contextlib.suppress(OSError):  # their ranks may have said something already
             fetch(begun, {name: place.run_dir for name, place in prepared.places.items()}, run.logs)
         record["attempts"][-1] |= {
-            "state": "failed",
+            "state": "stopped" if by_us else "failed",
             "ended_unix": time.time(),
-            "cause": redact_text(f"an agent could not be started: {error}"),
+            "cause": redact_text(cause),
         }
         run.save(record)
         if unproven:
-            raise StillRunning(f"{error}\nand not every node is proven clean: {unproven}") from error
+            raise StillRunning(f"{cause}\nand not every node is proven clean: {unproven}") from error
         raise
     record["attempts"][-1] |= {"state": "running"} | ({"laid": laid} if laid else {})
     run.save(record)
@@ -237,9 +245,19 @@ def stop_all(
     )
 
 
-def new_record(ctx: Context, run_id: str, cluster: Cluster, config: TrainConfig, config_file: str) -> dict[str, Any]:
+def commit(ctx: Context, config: TrainConfig, code: archive.Code) -> str | None:
+    """The commit that the project's code is of; what `files:` adds is none of it."""
+    also = tuple(word.rstrip("/") for word in config.files)
+    files = code.files if isinstance(code, archive.Archive) else ()
+    ours = {file.name: file.content for file in files if not any(f"{file.name}/".startswith(f"{a}/") for a in also)}
+    return git.commit(ctx.runner, ctx.workspace.root, ours)
+
+
+def new_record(
+    ctx: Context, prepared: Prepared, cluster: Cluster, config: TrainConfig, config_file: str
+) -> dict[str, Any]:
     """What run.json holds before the first attempt."""
-    commit = git.ask(ctx.runner, ctx.workspace.root, "rev-parse", "HEAD")
+    run_id = prepared.specs[cluster.nodes[0].name]["run_id"]
     return {
         "version": 1,
         "run_id": run_id,
@@ -247,7 +265,7 @@ def new_record(ctx: Context, run_id: str, cluster: Cluster, config: TrainConfig,
         "config_file": config_file,
         "config": config.model_dump(mode="json"),
         "cluster": cluster.to_json(),
-        "git_commit": commit.out.decode().strip() if commit.code == 0 else None,
+        "git_commit": commit(ctx, config, prepared.archives[0]),
         "nodes": {},
         "attempts": [],
     }

@@ -12,7 +12,7 @@ from typing import Any
 from nexa_dist.errors import UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.runs import ACTIVE, active, pending, reach
+from nexa_dist.ops.runs import ACTIVE, going_on, reach
 from nexa_dist.ops.watch import View
 from nexa_dist.run.follow import Stream, fetch, follow
 from nexa_dist.run.items import AgentEvent, Line, Note, Quiet, is_last
@@ -124,11 +124,6 @@ def logs(ctx: Context, run: RunFolder, wanted: Wanted, *, follow_on: bool) -> It
     for log in find(run, wanted):
         for chunk in wanted.reader(log).read(final=True):
             yield log, chunk
-
-
-def going_on(run: RunFolder) -> bool:
-    """Whether more may come: an attempt is not closed, or another one was decided."""
-    return active(run) or pending(run.load())
 
 
 def _links(ctx: Context, ssh: Ssh, record: dict[str, Any]) -> tuple[list[Link], dict[str, str]]:

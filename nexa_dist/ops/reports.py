@@ -15,6 +15,9 @@ from nexa_dist.wire import FINAL, MOST_RANKS
 FAILURE = "another rank or node failed"
 NOTICE = "spot notice"
 BUDGET = "budget"
+STOPPED = "stopped by the user"
+NEARLY_S = 1.0
+"""By so much the times of two nodes may be wrong."""
 EXIT_STOPPED = 143
 ENDED = "signal 15"
 NEVER_AGAIN = (2, 78)
@@ -58,6 +61,8 @@ class Watch:
     saved_unix: float | None = None
     spent: str = ""
     """Which budget is used up, in words."""
+    skew_s: Mapping[str, float] = field(default_factory=dict)
+    """By how much the clock of a node is ahead of ours."""
 
     def step(self, item: Item) -> str:
         """Takes an item; answers what to do: "", "go" or why to stop."""
@@ -87,7 +92,7 @@ class Watch:
         self.ends[node] = status
         reason = str(status.get("reason") or "")
         if status["state"] == "stopped":
-            self.stopping = self.stopping or reason
+            self._told_to_stop(reason)
         for record in status.get("ranks", []):  # an attach comes too late for the events
             self._rank_exit(node, record)
         if status["state"] in ("failed", "lost", "absent"):
@@ -114,7 +119,7 @@ class Watch:
             self.leaving[node] = record
             return "" if self.stopping else NOTICE
         elif name == "stopping":  # by its deadline, a spot notice, or somebody else's `nexa stop`
-            self.stopping = self.stopping or str(record["reason"])
+            self._told_to_stop(str(record["reason"]), record["at"] - self.skew_s.get(node, 0.0))
         elif name == "hang":
             stuck = ", ".join(str(rank) for rank in record["ranks"] if self._owns(node, rank))
             self._fail(record["at"], node, -1, f"rank {stuck} did no step for {record['stalled_s']:.0f} s", "hang")
@@ -123,6 +128,13 @@ class Watch:
             self._rank_exit(node, record)
             return self._failed()
         return ""
+
+    def _told_to_stop(self, reason: str, at: float | None = None) -> None:
+        """What failed since a node was told to stop failed of that: its own words may come first, since each node is
+        heard by itself."""
+        since = at is not None and all(f.at > at - NEARLY_S for f in self.failures)
+        if not self.stopping or (since and self.stopping == FAILURE and reason not in (FAILURE, "hang")):
+            self.stopping = reason
 
     def _owns(self, node: str, rank: int) -> bool:
         first, last = self.spans.get(node, (0, MOST_RANKS))
@@ -145,7 +157,8 @@ class Watch:
             what = f"signal {record['signal']}" if record["signal"] else f"exit code {record['code']}"
             if record.get("oom"):
                 kind, what = "oom", f"{what}, out of memory"
-            self._fail(record.get("at", time.time()), node, record["rank"], what, kind)
+            at = record["at"] - self.skew_s.get(node, 0.0) if "at" in record else time.time()
+            self._fail(at, node, record["rank"], what, kind)
 
     def _fail(self, at: float, node: str, rank: int, what: str, kind: Kind) -> None:
         # What follows a stop is its consequence; but what failed just before it, and began it, may be told of late.

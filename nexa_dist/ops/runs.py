@@ -15,6 +15,7 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.finish import finish
 from nexa_dist.ops.launch import stop_all
 from nexa_dist.ops.replace import is_off
+from nexa_dist.ops.reports import NEARLY_S, STOPPED
 from nexa_dist.ops.spec import GRACE_S
 from nexa_dist.ops.watch import Outcome
 from nexa_dist.plan.cost import cost_usd, gpu_hours
@@ -25,9 +26,10 @@ from nexa_dist.run.nodes import Link, Ssh, connect, on_all, session
 from nexa_dist.run.workspace import RunFolder
 
 ACTIVE = ("starting", "running")
-STOPPED = "stopped by the user"
 LAST_LOGS_S = 20.0
 """For the last lines of a run that is stopped; `nexa stop` does not wait for more."""
+SETTLES_S = 45.0
+"""For the words of a living supervisor about a run whose processes have ended; it fetches the last lines before."""
 PENDING = ("restart", "replace", "shrink", "wait")
 """Decisions after which a run goes on."""
 
@@ -42,6 +44,11 @@ def pending(record: dict[str, Any]) -> bool:
     """Whether the newest attempt has ended and another one was decided, but not begun."""
     attempts = record["attempts"]
     return bool(attempts) and (attempts[-1].get("next") or {}).get("action") in PENDING
+
+
+def going_on(run: RunFolder) -> bool:
+    """Whether more may come: an attempt is not closed, or another one was decided."""
+    return active(run) or pending(run.load())
 
 
 def summary(run: RunFolder) -> dict[str, Any]:
@@ -114,6 +121,7 @@ def stop(ctx: Context, run: RunFolder, grace_s: float = GRACE_S) -> dict[str, An
 
     Raises StillRunning when a node does not answer or has processes left; the others are stopped all the same.
     """
+    began = ctx.now()
     try:
         files.write_text(run.stop_wish, STOPPED + "\n")
     except OSError as error:  # a full disk: the agents can be told all the same
@@ -134,13 +142,37 @@ def stop(ctx: Context, run: RunFolder, grace_s: float = GRACE_S) -> dict[str, An
             fetch(links, run_dirs, run.logs, LAST_LOGS_S)
         left = {name: answer["left"] for name, answer in answers.items()}
         # With a silent node the run stays open: it may still hold that node. A supervisor writes the end itself.
-        if not silent and not run.supervised and (active(run) or pending(record)):
-            _close(ctx, run, links, record, {answer["state"] for answer in answers.values()})
+        if not silent and not _settled(ctx, run):
+            record = run.load()
+            if not run.supervised:
+                _close(ctx, run, links, record, "stopped" if pending(record) else _state(answers, record, began))
     if silent or any(left.values()):
         faults = [*silent.values(), *(f"{name}: processes left: {pids}" for name, pids in left.items() if pids)]
         raise StillRunning(f"{run.run_id} may still run:\n" + "\n".join(faults), hint="stop it again when they answer")
     ended = {name: answer["ended"] for name, answer in answers.items()}
-    return {"run": run.run_id, "state": run.load()["attempts"][-1]["state"], "ended": ended, "left": left}
+    state = run.load()["attempts"][-1]["state"]
+    return {"run": run.run_id, "state": "stopping" if state in ACTIVE else state, "ended": ended, "left": left}
+
+
+def _settled(ctx: Context, run: RunFolder) -> bool:
+    """Whether the end of the run is written down; a living supervisor gets some time for it."""
+    until = ctx.now() + SETTLES_S
+    while going_on(run):
+        if not run.supervised or ctx.now() > until:
+            return False
+        ctx.sleep(0.2)
+    return True
+
+
+def _state(answers: Mapping[str, Mapping[str, Any]], record: Mapping[str, Any], asked_unix: float) -> str:
+    """How the attempt ended: what failed before it was asked to stop did so by itself, what failed after did not."""
+    states = {answer["state"] for answer in answers.values()}
+    if states == {"completed"}:
+        return "completed"
+    skew = record["attempts"][-1].get("skew_s", {})
+    ends = [(row, skew.get(name, 0.0)) for name, answer in answers.items() for row in answer.get("ranks", ())]
+    own = any(row["code"] or row["signal"] for row, ahead in ends if row["at"] - ahead < asked_unix - NEARLY_S)
+    return "failed" if own or (not ends and "failed" in states) else "stopped"
 
 
 def _stopped(
@@ -159,18 +191,19 @@ def _stopped(
     return good, {name: answer for name, answer in answers.items() if isinstance(answer, str)}
 
 
-def _close(ctx: Context, run: RunFolder, links: list[Link], record: dict[str, Any], states: set[str]) -> None:
+def _close(ctx: Context, run: RunFolder, links: list[Link], record: dict[str, Any], state: str) -> None:
     """The end of a run that nobody else will write."""
-    state = "completed" if states == {"completed"} else "failed" if "failed" in states else "stopped"
     attempt = record["attempts"][-1]
     attempt["next"] = asdict(Decision("stop", STOPPED))
-    kind: Kind = "completed" if state == "completed" else "stopped"
+    kinds: dict[str, Kind] = {"completed": "completed", "failed": "rank"}
+    cause = "it had failed before it was stopped" if state == "failed" else STOPPED
     span = {
         "first_step": attempt.get("resume_step"),
         "started_unix": attempt["started_unix"],
         "ended_unix": time.time(),
     }
-    finish(ctx, run, links, record, Outcome(state, STOPPED, {}, End(kind, STOPPED, **span)))
+    end = End(kinds.get(state, "stopped"), cause, **span)
+    finish(ctx, run, links, record, Outcome(state, cause, {}, end))
 
 
 def progress_of(answers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from nexa_dist.config.train import TrainConfig
+from nexa_dist.errors import UsageError
 from nexa_dist.model import Cluster
+from nexa_dist.ops.context import Context
 from nexa_dist.plan import command
 from nexa_dist.plan.command import Place
 from nexa_dist.plan.ranks import NodePlan, RankPlan
-from nexa_dist.run import archive
+from nexa_dist.run import archive, dotenv, git
 from nexa_dist.run.nodes import Link
+from nexa_dist.secrets import remember
 
 SECRETS = ("WANDB_API_KEY", "HF_TOKEN")
 ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
@@ -37,6 +41,7 @@ class Job:
     package: archive.Code
     resume: tuple[int, dict[str, str]] | None
     """The step and, by node name, its verified checkpoint there."""
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def preload(self) -> tuple[str, ...]:
@@ -80,7 +85,7 @@ class Job:
             del env["OMP_NUM_THREADS"]
         argv = (place.python, *command.program(self.config, place).argv)
         spec = {"argv": argv, "cwd": place.work, "env": env, "nproc": node.nproc, "preload": self.preload}
-        return {"run_dir": place.run_dir, "spec": spec, "secrets": secrets()}
+        return {"run_dir": place.run_dir, "spec": spec, "secrets": self.secrets}
 
     def spec(
         self, plan: RankPlan, node: NodePlan, link: Link, interface: str, cpus: int, seconds_left: float | None
@@ -118,9 +123,20 @@ class Job:
         }
 
 
-def secrets() -> dict[str, str]:
-    """Of our own environment; they travel on standard input alone."""
-    return {name: os.environ[name] for name in SECRETS if os.environ.get(name)}
+def secrets(ctx: Context, config: TrainConfig) -> dict[str, str]:
+    """Of our own environment, and those that train.yaml names also from `.env`. They travel on standard input alone,
+    and nothing that we write has them. Raises UsageError when one is missing."""
+    found = {name: os.environ[name] for name in SECRETS if os.environ.get(name)}
+    if config.secrets:
+        root = ctx.workspace.root
+        kept = dotenv.named(root, config.secrets, lambda: git.tracks(ctx.runner, root, dotenv.NAME) != "")
+        found |= {name: value for name in config.secrets if (value := os.environ.get(name) or kept.get(name))}
+        if missing := [name for name in config.secrets if name not in found]:
+            where = f"neither in the environment nor in {root / dotenv.NAME}"
+            raise UsageError(f"secrets: {', '.join(missing)}: {where}", hint="set it there, or take it out of secrets:")
+        ctx.say(f"secrets: the nodes get {', '.join(config.secrets)}")
+    remember(found.values())
+    return found
 
 
 def code_folder(link: Link, code: archive.Code) -> str:
@@ -135,5 +151,5 @@ def bucket_environment(cluster: Cluster, package: str) -> dict[str, str]:
 
 
 def _user_environment(config: TrainConfig) -> dict[str, str]:
-    wandb = "disabled" if config.wandb == "off" else config.wandb
+    wandb = config.wandb if config.wandb in ("online", "offline") else "disabled"
     return {"NEXA_DURABLE_WAIT_S": f"{DURABLE_WAIT_S:.0f}", "WANDB_MODE": wandb, **config.env}

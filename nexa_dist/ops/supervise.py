@@ -19,11 +19,12 @@ from nexa_dist.ops import launch, replace, resume, watch
 from nexa_dist.ops.code import tell_kept
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.finish import close, finish
+from nexa_dist.ops.reports import STOPPED
 from nexa_dist.ops.runs import reach
 from nexa_dist.ops.watch import Choice, Outcome, View
 from nexa_dist.ops.witness import Witnesses
 from nexa_dist.plan.budget import OF_CLUSTER, OF_RUN
-from nexa_dist.plan.recovery import Decision, End, Nodes, Policy, decide
+from nexa_dist.plan.recovery import Decision, End, Kind, Nodes, Policy, decide
 from nexa_dist.run import archive
 from nexa_dist.run.nodes import Link, Ssh, connect, on_all, session
 from nexa_dist.run.workspace import RunFolder
@@ -91,7 +92,7 @@ class Supervisor:
             )
             if outcome is None:
                 return None
-            close(self.run, self.record, outcome)
+            outcome = close(self.run, self.record, outcome)
             relaunched = self.recover(connections, ssh, links, outcome)
             if isinstance(relaunched, Outcome):
                 return relaunched
@@ -156,6 +157,9 @@ class Supervisor:
                 if not lost or before == lost:
                     self._failed_start(error)
                     outcome = Outcome("failed", str(error), outcome.left, ends(self.record)[-1])
+            except KeyboardInterrupt:
+                self._left(decision)
+                raise
 
     def _witnesses(self, ssh: Ssh) -> Witnesses:
         limit_s = recorded_train(self.record["config"], self.run.run_id).lost_after_s
@@ -200,9 +204,9 @@ class Supervisor:
 
     def _wish(self) -> Decision | None:
         """Somebody asked the run to end while no agent was there to be told."""
-        if not self.run.stop_wish.exists():
+        if not self.run.stop_wish.exists() or self.record["attempts"][-1]["state"] == "completed":
             return None
-        return Decision("stop", self.run.stop_wish.read_text(encoding="utf-8").strip() or "stopped by the user")
+        return Decision("stop", self.run.stop_wish.read_text(encoding="utf-8").strip() or STOPPED)
 
     def _out_of_money(self) -> Decision | None:
         """Another attempt is not worth its start."""
@@ -285,6 +289,15 @@ class Supervisor:
         row |= {"state": "failed", "cause": end.words, "ended_unix": now, "end": asdict(end)}
         self.run.save(self.record)
 
+    def _left(self, decision: Decision) -> None:
+        """We go between two attempts: an attempt whose start that has undone is no end of the run, nor a failure of
+        its program."""
+        row, now = self.record["attempts"][-1], time.time()
+        if "end" not in row:
+            end = End("node", f"left {launch.BEFORE}", started_unix=row["started_unix"], ended_unix=now)
+            row |= {"end": asdict(end), "next": asdict(decision)}
+            self.run.save(self.record)
+
     def _over(self, links: list[Link], outcome: Outcome, decision: Decision) -> Outcome:
         """Ends what waited for another attempt, and writes the manifest."""
         left = dict(outcome.left)
@@ -297,9 +310,10 @@ class Supervisor:
                 left[node.name] = 0
         cause = outcome.cause if decision.action == "done" or not decision.why else decision.why
         ended = dataclasses.replace(outcome, cause=cause, left=left)
-        if cause.startswith((OF_CLUSTER, OF_RUN)):
+        if cause.startswith((OF_CLUSTER, OF_RUN)) or (cause == STOPPED and outcome.state == "failed"):
+            kind: Kind = "stopped" if cause == STOPPED else "budget"
             ended = dataclasses.replace(
-                ended, state="stopped", end=dataclasses.replace(outcome.end, kind="budget", words=cause)
+                ended, state="stopped", end=dataclasses.replace(outcome.end, kind=kind, words=cause)
             )
         finish(self.ctx, self.run, links, self.record, ended)
         return ended

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from nexa_dist.errors import NexaError
+from nexa_dist.errors import Leave, NexaError
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.launch import stop_all
-from nexa_dist.ops.reports import BUDGET, FAILURE, NOTICE, Failure, Watch
+from nexa_dist.ops.reports import BUDGET, FAILURE, NOTICE, STOPPED, Failure, Watch
 from nexa_dist.ops.spec import GRACE_S, NOTICE_GRACE_S
 from nexa_dist.ops.witness import Witnesses
 from nexa_dist.plan.logtail import TAIL_BYTES
@@ -99,14 +99,16 @@ def watch(
     detach: bool = False,
 ) -> Outcome | None:
     """Follows the newest attempt to its end; None when the user lets it go on alone (or `detach`, once it runs).
+    Raises Leave when we are told to go; it goes on then too.
 
     `witnesses` are asked for silent nodes. `spent` tells which budget is used up; it is asked all the time.
     """
     run_dirs = {name: record["nodes"][name]["run_dir"] for name in (link.node.name for link in links)}
-    state = Watch(tuple(run_dirs), record["attempts"][-1]["attempt"], record["attempts"][-1].get("ranks", {}))
+    row = record["attempts"][-1]
+    state = Watch(tuple(run_dirs), row["attempt"], row.get("ranks", {}), skew_s=row.get("skew_s", {}))
     # Events also that an earlier reader has seen: an attach decides from all of them.
     stream = follow(links, run_dirs, run.logs, replay=True)
-    stopper, awake = _Stopper(links, record), _Awake()
+    stopper, awake, asked = _Stopper(links, record), _Awake(), False
     try:
         while not state.done:
             try:
@@ -132,13 +134,15 @@ def watch(
                     stopper.start(action, grace_s, HANG_WAIT_S if action == "hang" else 0)
                 if detach and state.running == set(state.nodes):
                     return None
+            except Leave:
+                raise
             except KeyboardInterrupt:
-                if not state.stopping and on_interrupt() == "detach":
+                if not asked and on_interrupt() == "detach":
                     return None
-                again = bool(state.stopping)
-                state.stopping = "stopped by the user"
-                view.note("stopping at once" if again else f"stopping: up to {GRACE_S:.0f} s for a checkpoint")
-                stopper.start(state.stopping, 0 if again else GRACE_S)
+                state.stopping = STOPPED
+                view.note("stopping at once" if asked else f"stopping: up to {GRACE_S:.0f} s for a checkpoint")
+                stopper.start(state.stopping, 0 if asked else GRACE_S)
+                asked = True
         ended_unix = time.time()
         behind = _rest(stream, view, [name for name, end in state.ends.items() if end["state"] in FINAL])
         if state.state == "failed":
@@ -165,6 +169,8 @@ def _rest(stream: Stream, view: View, names: Sequence[str]) -> dict[str, int]:
             view.tick()
             if item is not None:
                 _show(item, view)
+    except Leave:
+        raise
     except KeyboardInterrupt:
         view.note("not waiting for the last lines")
     behind = {name: size for name, size in stream.behind().items() if name in names}

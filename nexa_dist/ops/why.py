@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nexa_dist.errors import UsageError
 from nexa_dist.plan.findings import ACTIVE, LATEST_UNIX, Evidence, NodeEvidence, RankEvidence
 from nexa_dist.plan.logtail import TAIL_BYTES
+from nexa_dist.plan.recovery import End, Kind
 from nexa_dist.plan.signature import Exit
 from nexa_dist.plan.verdict import Verdict, judge
 from nexa_dist.run import files
@@ -20,6 +21,7 @@ from nexa_dist.run.workspace import RunFolder
 
 EVENTS_BYTES = 8 << 20
 """How much of a node's events is read, from the end."""
+BY_A_RANK = ("rank", "killed", "oom")
 FREQUENT = (b'"event": "heartbeat"', b'"event": "progress"')
 """Of these only the last one of a node matters."""
 
@@ -42,7 +44,7 @@ class Story:
 
 
 def _line(verdict: Verdict) -> str:
-    return f"{verdict.who}: {verdict.words}" if verdict.first else verdict.words
+    return f"{verdict.who}: {verdict.words}" if verdict.who else verdict.words
 
 
 def why(run: RunFolder, record: Record, attempt: int | None = None) -> tuple[Story, list[Story]]:
@@ -68,6 +70,19 @@ def explain(run: RunFolder, record: Record) -> str:
     """One line about the newest attempt: who failed first and why; empty when it completed."""
     entry = record["attempts"][-1]
     return "" if entry["state"] == "completed" else _line(judge(collect(run, entry)))
+
+
+def blamed(run: RunFolder, record: Record, end: End) -> tuple[End, str]:
+    """How the newest attempt ended, with the rank that its logs say failed first, and that in one line. The nodes only
+    tell when which rank ended: one that lost its peer may end before the one that it lost."""
+    verdict = judge(collect(run, record["attempts"][-1]))
+    (node, rank), how = verdict.first or ("", None), verdict.exit
+    if rank is not None and how and rank != end.rank >= 0 and end.kind in BY_A_RANK:
+        what = f"signal {how.signal}" if how.signal else f"exit code {how.code}"
+        kind: Kind = "oom" if how.oom else "killed" if how.signal else "rank"
+        more = ", out of memory" if how.oom else "" if how.bad else " while others still worked"
+        end = replace(end, kind=kind, node=node, rank=rank, words=f"rank {rank} on {node}: {what}{more}")
+    return end, _line(verdict)
 
 
 def _story(run: RunFolder, entry: Record) -> Story:

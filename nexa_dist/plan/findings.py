@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,8 @@ PHASES = ("", "prepare", "torchrun", FAILURE)
 QUIET = ("killed", "terminated", "aborted", "unknown")
 """Ends that others bring about too."""
 HEARTBEAT_S = 10.0
+LATE_S = 2.0
+"""So much later than it came an end may be written: each rank's by a process of its own, on a node that may be busy."""
 LATEST_UNIX = 1e11
 
 Event = Mapping[str, Any]
@@ -73,9 +75,9 @@ def collected(evidence: Evidence) -> list[Finding]:
 
 def _ranks(evidence: Evidence) -> Iterator[Finding]:
     nodes = {node.node: node for node in evidence.nodes}
-    for rank in evidence.ranks:
+    told = [(rank, _of_rank(rank) if rank.exit or evidence.state not in ACTIVE else None) for rank in evidence.ranks]
+    for rank, found in told:
         node = nodes.get(rank.node, NodeEvidence(rank.node))
-        found = _of_rank(rank) if rank.exit or evidence.state not in ACTIVE else None
         if found is None:
             continue
         at = (
@@ -85,14 +87,36 @@ def _ranks(evidence: Evidence) -> Iterator[Finding]:
         )
         stops = [e for e in (*node.of("stopping"), *node.of("hang")) if e["at"] <= at]
         wanted = any(e.get("reason") not in (FAILURE, None) or e["event"] == "hang" for e in stops)
-        before = [r for r in evidence.ranks if r.node == rank.node and r.exit and r.exit.bad and r.exit.at < at]
+        beside = [other for r, other in told if r is not rank and r.node == rank.node and other and other.exit]
         if found.signature.name == "distributed_checkpoint" and rank.rank not in _numbers(found.detail):
             found = replace(found, tier=Tier.FOLLOWS)
-        if found.signature.name in QUIET and (stops or before):
-            found = _before_it_was_ended(rank) or replace(found, tier=Tier.FOLLOWS)
+        if found.signature.name in QUIET and (stops or _ended_for(found, at, beside)):
+            early = found.signature.name == "killed" and not _ended_for(found, at, beside)
+            early = early and all(at - e["at"] < _grace_s(e) - 0.5 for e in stops)  # an agent gives the rank that time
+            found = _before_it_was_ended(rank) or replace(found, tier=Tier.LATE if early else Tier.FOLLOWS)
         if wanted or (stops and found.tier == Tier.OWN):
             found = replace(found, tier=Tier.FOLLOWS)
         yield replace(found, at=at - node.skew_s)
+
+
+def _grace_s(event: Event) -> float:
+    told = event.get("grace_s")
+    return told if isinstance(told, int | float) else 0.0
+
+
+def _ended_for(found: Finding, at: float, beside: Sequence[Finding]) -> bool:
+    """Whether a rank may have been ended because another one of its node had failed: by torchrun, with SIGTERM and at
+    last SIGKILL. One that lost its peer, or was itself ended so, may have been written down before the one that it
+    lost."""
+    for other in beside:
+        assert other.exit is not None
+        own = other.tier <= Tier.SETUP and other.signature.name != "terminated"
+        if found.signature.name == "terminated":
+            if other.exit.at < at + (LATE_S if own else 0.0):
+                return True
+        elif other.exit.at < at - (0.0 if own else LATE_S):
+            return True
+    return False
 
 
 def _numbers(text: str) -> set[int]:

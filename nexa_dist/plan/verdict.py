@@ -13,6 +13,11 @@ from nexa_dist.plan.reading import Finding, read
 from nexa_dist.plan.signature import Exit, Tier
 from nexa_dist.plan.signatures import BY_NAME, TABLE
 
+NOBODY = ("deadline", "budget", "stopped_by_user", "disconnected", "superseded")
+"""Ends that somebody wanted: no node and no rank is to blame."""
+STOPPED = "stopped by the user"
+NOT_STARTED = "could not be started"
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -28,10 +33,15 @@ class Verdict:
     exit: Exit | None = None
 
     @property
+    def blamed(self) -> tuple[str, int | None] | None:
+        """`first`, unless somebody wanted the end: then it is only where that was told."""
+        return None if self.name in NOBODY else self.first
+
+    @property
     def who(self) -> str:
-        if self.first is None:
+        if self.blamed is None:
             return ""
-        node, rank = self.first
+        node, rank = self.blamed
         return f"rank {rank} on {node}" if rank is not None else f"node {node}"
 
 
@@ -50,6 +60,8 @@ def judge(evidence: Evidence) -> Verdict:
     if best is None:
         return RUNNING if evidence.state in ACTIVE else _without(evidence)
     others = _others(evidence, findings, best)
+    if evidence.state not in ACTIVE and best.tier == Tier.FOLLOWS and (_told(best) or NOT_STARTED in evidence.cause):
+        return replace(_without(evidence), others=others)
     signature = best.signature
     return Verdict((best.node, best.rank), signature.name, best.words, best.fix, best.lines, others, best.exit)
 
@@ -81,10 +93,12 @@ def _order(found: Finding) -> tuple[float, int]:
 
 
 def _left_early(evidence: Evidence, best: Finding) -> Finding | None:
+    """A rank that was through while others still needed it. What these lose comes before its own end, as torch closes
+    its connections when it ends: then nothing else may explain them."""
     nodes = {node.node: node for node in evidence.nodes}
-    through = [r for r in evidence.ranks if r.exit and not r.exit.bad and r.exit.at <= best.at]
+    through = [r for r in evidence.ranks if r.exit and not r.exit.bad]
     if best.tier < Tier.LATE:
-        through = [r for r in through if _behind(r.exit, best)]
+        through = [r for r in through if r.exit and r.exit.at <= best.at and _behind(r.exit, best)]
     if best.rank is None or not through:
         return None
     rank = min(through, key=lambda r: r.exit.at if r.exit else math.inf)
@@ -106,6 +120,7 @@ def _behind(end: Exit | None, best: Finding) -> bool:
 def _without(evidence: Evidence) -> Verdict:
     """No node told of a failure: what the supervisor wrote down is all there is."""
     text = evidence.cause
+    text = STOPPED if text.startswith(STOPPED) else text
     name = next((s.name for s in TABLE if text in s.reasons), "")
     found = read(text.encode(), None) if text else None
     if found:
@@ -114,7 +129,7 @@ def _without(evidence: Evidence) -> Verdict:
         return Verdict(None, name, BY_NAME[name].words, BY_NAME[name].fix)
     if "budget" in text:
         return Verdict(None, "budget", BY_NAME["budget"].words, BY_NAME["budget"].fix)
-    if "could not be started" in text:
+    if NOT_STARTED in text:
         return Verdict(None, "not_started", text, BY_NAME["not_started"].fix)
     return Verdict(None, "unknown", text or "nothing is known of it: no event and no line came", BY_NAME["unknown"].fix)
 
@@ -127,7 +142,7 @@ def _others(evidence: Evidence, findings: Sequence[Finding], best: Finding) -> t
             brief = replace(found, place="") if said else replace(found, place="", detail="")
             groups.setdefault(brief.words, []).append(found)
     lines = [f"{_span(group)}: {words}" for words, group in groups.items()]
-    if best.tier == Tier.LATE and best.signature.tier == Tier.LATE:
+    if best.tier >= Tier.LATE and best.signature.tier >= Tier.LATE:
         heard = {(f.node, f.rank) for f in findings if not _told(f)}
         silent = [r for r in evidence.ranks if (r.node, r.rank) not in heard and not (r.exit and not r.exit.bad)]
         if silent and len(silent) < len(evidence.ranks):
@@ -137,7 +152,7 @@ def _others(evidence: Evidence, findings: Sequence[Finding], best: Finding) -> t
 
 def _told(found: Finding) -> bool:
     """Whether a rank only did what it was told."""
-    return found.signature.name in ("terminated", "killed", "aborted") and found.tier == Tier.FOLLOWS
+    return found.signature.name in ("terminated", "killed", "aborted") and found.tier >= Tier.LATE
 
 
 def _span(group: Sequence[Finding]) -> str:

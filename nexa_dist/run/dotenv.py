@@ -1,7 +1,8 @@
 """`.env` in the workspace: the keys of other people's services, which are in no file that is sent or shown.
 
-Only the names below are taken. A repository that somebody else wrote must not choose where our cloud is
-(AWS_ENDPOINT_URL) or which program gives its credentials (AWS_CONFIG_FILE). What the environment has already stays.
+Only the names below are taken, and those that a training names as its secrets. A repository that somebody else wrote
+must not choose where our cloud is (AWS_ENDPOINT_URL) or which program gives its credentials (AWS_CONFIG_FILE). What the
+environment has already stays.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import difflib
 import os
 import re
 import stat
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from pathlib import Path
 
 from nexa_dist.errors import UsageError
@@ -32,16 +33,30 @@ def load(root: Path, environ: MutableMapping[str, str], is_tracked: Callable[[],
     Raises UsageError when others may read its secrets, or chose them: by their file, or by the repository that tracks
     it. Also when a line is none.
     """
+    values, said = _checked(root, KNOWN, SECRET, is_tracked)
+    for name, value in values.items():
+        environ.setdefault(name, value)
+    return said
+
+
+def named(root: Path, names: Sequence[str], is_tracked: Callable[[], bool] = lambda: False) -> dict[str, str]:
+    """What `.env` of this folder has under these names, every one of them a secret. Raises as `load`."""
+    return _checked(root, names, names, is_tracked)[0]
+
+
+def _checked(
+    root: Path, known: Sequence[str], secrets: Sequence[str], is_tracked: Callable[[], bool]
+) -> tuple[dict[str, str], list[str]]:
     path = root / NAME
     try:
         with path.open(encoding="utf-8") as file:
             told, text = os.fstat(file.fileno()), file.read()
     except FileNotFoundError:
-        return []
+        return {}, []
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not UTF-8 text") from None
-    values, said = parse(text, str(path))
-    mode, secret = stat.S_IMODE(told.st_mode), set(values) & set(SECRET)
+    values, said = parse(text, str(path), known)
+    mode, secret = stat.S_IMODE(told.st_mode), set(values) & set(secrets)
     if mode & 0o077 and secret:
         raise UsageError(f"{path} holds secrets, and others may read it (mode {mode:04o})", hint=f"chmod 600 {path}")
     if told.st_uid != os.geteuid():
@@ -53,12 +68,10 @@ def load(root: Path, environ: MutableMapping[str, str], is_tracked: Callable[[],
             f"{path} holds secrets, and git tracks it: whoever wrote the repository chose whose accounts are used",
             hint=f"git rm -q --cached {NAME} takes it out of git, if the keys are yours; they are in its history",
         )
-    for name, value in values.items():
-        environ.setdefault(name, value)
-    return said
+    return values, said
 
 
-def parse(text: str, where: str) -> tuple[dict[str, str], list[str]]:
+def parse(text: str, where: str, known: Sequence[str] = KNOWN) -> tuple[dict[str, str], list[str]]:
     """NAME=value lines as a shell has them: quotes, `export`, comments; nothing is expanded. Values are never said."""
     values: dict[str, str] = {}
     said: list[str] = []
@@ -77,8 +90,8 @@ def parse(text: str, where: str) -> tuple[dict[str, str], list[str]]:
             value = quoted["text"]
         else:
             value = value.split(" #")[0].rstrip()
-        if name in KNOWN:
+        if name in known:
             values |= {name: value} if value else {}
-        elif close := difflib.get_close_matches(name, KNOWN, 1, CLOSE):
+        elif close := difflib.get_close_matches(name, known, 1, CLOSE):
             said.append(f"warning: {where}:{number}: {name} is not used; did you mean {close[0]}?")
     return values, [line for line in said if line.rpartition("did you mean ")[2][:-1] not in values]

@@ -53,6 +53,7 @@ class _Attempt(BaseModel):
     skew_s: dict[str, float] = {}
     hardware: dict[str, dict[str, Any]] = {}
     replaced: list[str] = []
+    changed: list[str] = []
     notices: dict[str, dict[str, float | None]] = {}
     end: _End | None = None
     next: _Next | None = None

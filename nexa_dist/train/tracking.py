@@ -15,7 +15,7 @@ class Tracker:
 
     def __init__(self, config: TrainConfig, env: RankEnv) -> None:
         self._run: Any = None
-        if config.wandb == "off" or env.rank != 0:
+        if config.wandb in (None, "off") or env.rank != 0:
             return
         wandb = import_module("wandb")
         env.run_dir.mkdir(parents=True, exist_ok=True)

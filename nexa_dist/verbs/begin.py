@@ -14,25 +14,31 @@ from nexa_dist.errors import UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.fitness import refuse_unfit
+from nexa_dist.ops.wandb import settled
 from nexa_dist.run.nodes import connecting, session
 from nexa_dist.verbs.common import context, find_cluster, ranks
 
 
 def run(args: argparse.Namespace) -> int:
     ctx, shown = context(), ranks(args.rank)
-    if bool(args.train) == bool(args.resume):
+    if not args.train and not args.resume:
         raise UsageError("nexa run takes TRAIN.yaml or --resume RUN", hint="nexa runs lists what can be resumed")
     if args.resume:
-        from nexa_dist.verbs.run import resumed
+        from nexa_dist.verbs.resume import resumed
 
         return resumed(ctx, ctx.workspace.run(args.resume), args, shown)
-    config = load_train(Path(args.train), args.set)
+    config = load_train(Path(args.train), args.set, args.program)
     cluster = find_cluster(ctx, args.cluster)
     if not args.dry_run and not args.ignore_diag:
         refuse_unfit(ctx.workspace.cluster(cluster.name), cluster)
     return launched(
         ctx, cluster, config, args.train, dry_run=args.dry_run, detach=args.detach, shown=shown, as_json=args.json
     )
+
+
+def refuse_detach(config: TrainConfig, detach: bool) -> None:
+    if config.on_disconnect == "kill" and detach:
+        raise UsageError("--detach leaves the nodes without a controller, and on_disconnect is kill")
 
 
 def launched(
@@ -47,8 +53,8 @@ def launched(
     as_json: bool = False,
 ) -> int:
     """A new run, followed to its end."""
-    if config.on_disconnect == "kill" and detach:
-        raise UsageError("--detach leaves the nodes without a controller, and on_disconnect is kill")
+    refuse_detach(config, detach)
+    config = settled(ctx, config)
     with session(ctx.runner, cluster) as ssh, connecting(ssh) as links:
         from nexa_dist.verbs import run
 

@@ -64,6 +64,8 @@ def provision(args: Arguments) -> int:
     if bool(args.plan) == bool(args.cluster):
         raise UsageError("nexa provision needs --cluster FILE, or --plan FILE", hint="nexa plan -o makes the latter")
     saved = None
+    if args.plan and args.set:
+        raise UsageError("--plan is applied as it was saved, so --set could not be heeded", hint="nexa plan --set …")
     if args.plan:
         config, saved = planning.load(ctx, Path(args.plan))
     else:

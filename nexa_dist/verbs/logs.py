@@ -10,9 +10,10 @@ import time
 from datetime import datetime
 
 from nexa_dist import ui
-from nexa_dist.errors import EXIT_OK, NexaError, UsageError
+from nexa_dist.errors import EXIT_INTERRUPTED, EXIT_OK, NexaError, UsageError
 from nexa_dist.ops import logs as mirrored
 from nexa_dist.ops.logs import Log, Wanted
+from nexa_dist.ops.runs import going_on
 from nexa_dist.run.reader import Chunk
 from nexa_dist.verbs.common import context, ranks
 
@@ -39,6 +40,12 @@ def logs(args: argparse.Namespace) -> int:
                 ui.flush()
             else:
                 writer.write(*item)
+    except KeyboardInterrupt:
+        if not args.follow:
+            raise
+        state = "goes on" if going_on(run) else "has ended"
+        ui.say(f"{run.run_id} {state}")
+        return EXIT_INTERRUPTED
     finally:
         writer.close()
     return EXIT_OK

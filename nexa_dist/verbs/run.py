@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nexa_dist import live, ui
-from nexa_dist.config.load import recorded_train
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import (
     EXIT_BUDGET,
@@ -21,16 +20,14 @@ from nexa_dist.errors import (
     UsageError,
 )
 from nexa_dist.model import Cluster, Node
-from nexa_dist.ops import finish, launch, resume, watch
+from nexa_dist.ops import finish, launch, watch
 from nexa_dist.ops import logs as logging
 from nexa_dist.ops import runs as running
-from nexa_dist.ops.code import tell_kept
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.fitness import refuse_unfit
 from nexa_dist.ops.runs import pending
 from nexa_dist.ops.supervise import Supervisor, alone
 from nexa_dist.run import files
-from nexa_dist.run.nodes import Connecting, Link, Ssh, connect, session
+from nexa_dist.run.nodes import Connecting, Link, Ssh, session
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.secrets import redact
 from nexa_dist.verbs.common import context, ranks
@@ -57,7 +54,7 @@ def fresh(
     """A new run, followed to its end."""
     cluster = ssh.cluster
     running.refuse_busy(ctx, cluster)
-    _refuse_without_money(ctx, cluster, config)
+    refuse_without_money(ctx, cluster, config)
     with ctx.phase(f"checks on {len(cluster.nodes)} nodes"):
         folder = ctx.workspace.new_run(config.stage, config.name)
         try:
@@ -69,14 +66,14 @@ def fresh(
     if cluster.provider == "aws" and not cluster.bucket:
         first = cluster.nodes[0].name
         ctx.say(f"warning: checkpoints lie on {first} alone and are lost with it: name a bucket in the cluster's file")
-    record = launch.new_record(ctx, folder.run_id, cluster, config, config_file)
+    record = launch.new_record(ctx, prepared, cluster, config, config_file)
     with alone(folder, "run"):
-        launch.start(folder, prepared, record, 1)
-        shower = Shower(ctx, folder, record, shown, detach, as_json)
+        started(ctx, folder, prepared, record, 1)
+        shower = Shower(ctx, folder, record, shown, detach, as_json, began=True)
         return shower.follow(ssh, list(prepared.links))
 
 
-def _refuse_without_money(ctx: Context, cluster: Cluster, config: TrainConfig) -> None:
+def refuse_without_money(ctx: Context, cluster: Cluster, config: TrainConfig) -> None:
     file = ctx.workspace.cluster(cluster.name).path / "config.json"
     if config.budget_usd or (file.exists() and "budget_usd" in files.read_object(file)):
         from nexa_dist.ops.purse import refuse_a_run  # a run is launched sooner without it
@@ -84,38 +81,13 @@ def _refuse_without_money(ctx: Context, cluster: Cluster, config: TrainConfig) -
         refuse_a_run(ctx, cluster, config.budget_usd)
 
 
-def resumed(ctx: Context, folder: RunFolder, args: Arguments, shown: set[int] | None) -> int:
-    """Takes over a run that nobody supervises, or begins a new attempt of one that is over."""
-    record = folder.load()
-    if running.active(folder) or pending(record):
-        return taken_over(ctx, folder, shown, args.json, args.detach)
-    attempt = len(record["attempts"]) + 1
-    config = recorded_train(record["config"], folder.run_id)
-    cluster = Cluster.from_json(record["cluster"])
-    if cluster.provider != "static":
-        cluster = ctx.workspace.cluster(cluster.name).load()
-    if not args.dry_run and not args.ignore_diag:
-        refuse_unfit(ctx.workspace.cluster(cluster.name), cluster)
-    running.refuse_busy(ctx, cluster)
-    _refuse_without_money(ctx, cluster, config)
-    with session(ctx.runner, cluster) as ssh, alone(folder, "run --resume") as ours:
-        if not ours:
-            raise UsageError(f"{folder.run_id} is in the hands of another nexa", hint=f"nexa attach {folder.run_id}")
-        with ctx.phase("newest whole checkpoint"):
-            links = connect(ssh)
-            found = resume.spread_checkpoint(ctx, links, record)
-            ctx.detail(f"step {found[0]}, verified on every node" if found else "none yet: from the beginning")
-        prepared = launch.prepare(
-            ctx, ssh, config, folder.run_id, attempt, found, links=lambda: links, dry_run=args.dry_run
-        )
-        if args.dry_run:
-            return printed(prepared, args.json)
-        launch.deliver(ctx, prepared)
-        record["cluster"], record["by_hand"] = cluster.to_json(), attempt
-        folder.stop_wish.unlink(missing_ok=True)
+def started(ctx: Context, folder: RunFolder, prepared: launch.Prepared, record: dict[str, Any], attempt: int) -> None:
+    """launch.start, and a word when somebody interrupts it: it is undone then."""
+    try:
         launch.start(folder, prepared, record, attempt)
-        tell_kept(ctx, record["attempts"][-1])
-        return Shower(ctx, folder, record, shown, args.detach, args.json).follow(ssh, list(prepared.links))
+    except KeyboardInterrupt:
+        ctx.say(f"✗ {folder.run_id} {record['attempts'][-1].get('cause') or 'interrupted'}; no process of it is left")
+        raise
 
 
 def taken_over(ctx: Context, folder: RunFolder, shown: set[int] | None, as_json: bool, detach: bool = False) -> int:
@@ -124,14 +96,17 @@ def taken_over(ctx: Context, folder: RunFolder, shown: set[int] | None, as_json:
         record = folder.load()  # only now: the other one may have written until it died
         shower = Shower(ctx, folder, record, shown, detach, as_json)
         if not ours:
-            ctx.say(f"{folder.run_id} is supervised by another nexa: looking on")
-            return shower.look_on()
+            ctx.say(f"{folder.run_id} is supervised by another nexa" + ("" if detach else ": looking on"))
+            return EXIT_OK if detach else shower.look_on()
         cluster = Cluster.from_json(record["cluster"])
-        with session(ctx.runner, cluster) as ssh:
-            if running.active(folder):
-                nodes = [node for node in cluster.nodes if node.name in record["attempts"][-1]["ranks"]]
-                return shower.follow(ssh, links_to(ssh, nodes))
-            return shower.recover(ssh)
+        try:
+            with session(ctx.runner, cluster) as ssh:
+                if running.active(folder):
+                    nodes = [node for node in cluster.nodes if node.name in record["attempts"][-1]["ranks"]]
+                    return shower.follow(ssh, links_to(ssh, nodes))
+                return shower.recover(ssh)
+        except KeyboardInterrupt:  # while it was still connecting
+            return shower.left(EXIT_INTERRUPTED)
 
 
 def printed(prepared: launch.Prepared, as_json: bool) -> int:
@@ -160,8 +135,12 @@ class Shower:
         shown: set[int] | None,
         detach: bool,
         as_json: bool,
+        *,
+        began: bool = False,
     ) -> None:
-        self.folder, self.record, self.detach, self.as_json = folder, record, detach, as_json
+        """`began`: this command started the attempt, it has not only come to see it."""
+        self.folder, self.record, self.detach, self.as_json, self.began = folder, record, detach, as_json, began
+        self.looks_on = False
         cluster = Cluster.from_json(record["cluster"])
         self.view = live.view(
             # A program that only starts a run wants one answer, not what happens until then.
@@ -182,8 +161,11 @@ class Shower:
 
     def look_on(self) -> int:
         """Only the lines; another command decides."""
+        self.looks_on = True
         try:
             logging.look_on(self.ctx, self.folder, self.view)
+        except KeyboardInterrupt:
+            return self.left(EXIT_INTERRUPTED)
         finally:
             self.view.close()
         return EXIT_OK
@@ -191,15 +173,12 @@ class Shower:
     def _told(self, work: Callable[[], watch.Outcome | None]) -> int:
         try:
             outcome = work()
+        except KeyboardInterrupt:
+            return self.left(EXIT_INTERRUPTED)
         finally:
             self.view.close()
         if outcome is None:
-            ui.say(
-                f"the run goes on. Follow it: nexa attach {self.folder.run_id}; end it: nexa stop {self.folder.run_id}"
-            )
-            if self.as_json:
-                ui.emit_line({"run": self.folder.run_id, "state": "running"})
-            return EXIT_OK
+            return self.left(EXIT_OK)
         ctx = dataclasses.replace(self.ctx, say=ui.say)
         code = told(ctx, self.folder, outcome, self.as_json)
         from nexa_dist.ops.aftermath import carry_out  # a run is launched sooner without it
@@ -207,12 +186,33 @@ class Shower:
         carry_out(ctx, self.supervisor.cluster, outcome)
         return code
 
+    def left(self, code: int) -> int:
+        """What becomes of the run without us."""
+        self.view.close()
+        run, record = self.folder.run_id, self.folder.load()
+        state = "recovering" if pending(record) else record["attempts"][-1]["state"]
+        if state == "recovering" and not self.looks_on:
+            ui.say(f"between two attempts: nothing is started again until nexa attach {run}; end it: nexa stop {run}")
+        elif state in ("recovering", *running.ACTIVE):
+            ui.say(f"{self._goes_on}. Follow it: nexa attach {run}; end it: nexa stop {run}")
+        else:
+            ui.say(f"{run} has ended: {state}")
+        if self.as_json:
+            ui.emit_line({"run": run, "state": "running" if state in running.ACTIVE else state})
+        return code
+
+    @property
+    def _goes_on(self) -> str:
+        kill = self.record["config"].get("on_disconnect") == "kill" and not self.looks_on
+        return "the nodes end it soon: on_disconnect is kill" if kill else "the run goes on"
+
     def _interrupted(self) -> watch.Choice:
+        """Who only looks ends nothing, and who began it ends it at a terminal only by saying so."""
         if not ui.interactive():
-            return "stop"
+            return "stop" if self.began else "detach"
         with self.view.paused():
-            answer = ui.choose("interrupted.", {"d": "detach (the run goes on)", "s": "stop it"}, "s")
-        return "detach" if answer == "d" else "stop"
+            answer = ui.choose("interrupted.", {"d": f"detach ({self._goes_on})", "s": "stop it"}, "d")
+        return "stop" if answer == "s" else "detach"
 
 
 def links_to(ssh: Ssh, nodes: Sequence[Node]) -> list[Link]:
@@ -274,7 +274,10 @@ def stop(args: Arguments) -> int:
         raise UsageError("nexa stop needs the name of a run", hint="nexa runs lists them")
     answer = running.stop(ctx, ctx.workspace.run(args.run), args.grace)
     ended = ", ".join(f"{node} {count}" for node, count in answer["ended"].items())
-    ctx.say(f"✓ {answer['run']} {answer['state']}; processes ended: {ended}; left: 0")
+    known = answer["state"] != "stopping"
+    ctx.say(f"{'✓' if known else '·'} {answer['run']} {answer['state']}; processes ended: {ended}; left: 0")
+    if not known:
+        ctx.say(f"  the nexa that supervises it has not written its end yet: nexa attach {answer['run']} shows it")
     if args.json:
         ui.emit(answer)
     return EXIT_OK

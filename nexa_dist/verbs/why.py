@@ -36,8 +36,10 @@ def why(args: Arguments) -> int:
 
 def _first(story: asking.Story) -> str:
     verdict = story.verdict
-    if verdict.first is None:
+    if verdict.blamed is None:
         return verdict.words
+    if verdict.name == "spot_notice":
+        return story.line
     end = verdict.exit
     how = "" if end is None else f" (signal {end.signal})" if end.signal else f" (exit code {end.code})"
     return f"{verdict.who} failed first{how}: {verdict.words}"
@@ -57,7 +59,7 @@ def _shown(text: str) -> str:
 
 def _told(story: asking.Story) -> dict[str, Any]:
     verdict = story.verdict
-    node, rank = verdict.first or (None, None)
+    node, rank = verdict.blamed or (None, None)
     end = verdict.exit
     return {
         "attempt": story.attempt,

@@ -117,7 +117,7 @@ EVENTS = (
     Event("host frozen 60 s", lambda c: c.hosts.freeze("n1")),
     Event("Ctrl-C (process group)", lambda c: os.killpg(c.child.pid, signal.SIGINT)),
     Event("SIGINT to launcher pid", lambda c: os.kill(c.child.pid, signal.SIGINT)),
-    Event("SIGTERM to launcher", lambda c: os.kill(c.child.pid, signal.SIGTERM)),
+    Event("SIGTERM to launcher", lambda c: os.kill(c.child.pid, signal.SIGTERM), controller_lost=True),
     Event("SIGKILL of launcher", lambda c: os.kill(c.child.pid, signal.SIGKILL), controller_lost=True),
     Event("controller host dies, quiet", lose_controller, controller_lost=True),
     Event("controller host dies, chatty job", lose_controller, "chatty", controller_lost=True),

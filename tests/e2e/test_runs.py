@@ -14,6 +14,7 @@ import jsonschema
 import pexpect
 import pytest
 
+from nexa_dist.run.files import held
 from tests.e2e.conftest import REPO, Lab, environment, kill, runs, until
 
 pytestmark = pytest.mark.e2e
@@ -132,6 +133,12 @@ def test_a_killed_process_ends_the_run_everywhere(clean: Lab, victim: str) -> No
     assert "processes left: n0 0, n1 0" in said
 
 
+def heard(pid: int, number: int) -> bool:
+    """Whether a process has a handler for this signal."""
+    caught = re.search(r"SigCgt:\s*([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text())
+    return bool(caught and int(caught[1], 16) >> (number - 1) & 1)
+
+
 def test_at_a_terminal_an_interrupt_asks_once(clean: Lab) -> None:
     before = runs(clean)
     train = clean.script("quiet", QUIET)
@@ -140,14 +147,29 @@ def test_at_a_terminal_an_interrupt_asks_once(clean: Lab) -> None:
     until(lambda: ready(clean, before), "four ranks are ready")
     child.sendintr()
     child.expect(r"\[d\] detach .*, \[s\] stop it: ")
-    child.sendline("d")
+    child.sendline("")  # Enter is no wish to stop
     child.expect("the run goes on")
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0
     assert len(clean.processes()) >= 8
     assert "is busy with" in clean.nexa("run", train, code=2).stderr
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):  # nobody can be asked: a viewer leaves
+        viewer = clean.begin("attach")
+        until(lambda: held(clean.newest() / "lock"), "the run is in its hands")
+        until(lambda seen=(viewer.pid, number): heard(*seen), "it hears signals")
+        viewer.send_signal(number)
+        _, said = viewer.communicate(timeout=600)
+        assert viewer.returncode in ((0, 130) if number == signal.SIGINT else (130,)), said
+        assert "the run goes on" in said and "error" not in said, said
+    assert len(clean.processes()) >= 8
+    supervisor = clean.begin("attach")
+    until(lambda: held(clean.newest() / "lock"), "the run is supervised again")
     stopped = clean.json("stop", clean.newest().name, "--grace", "1")
+    assert (stopped["state"], clean.manifest()["status"]) == ("stopped", "stopped")
+    assert "stopped: stopped by the user" in supervisor.communicate(timeout=600)[1]
+    why = clean.nexa("why").stdout
+    assert "somebody stopped it" in why and "failed first" not in why
     assert stopped["left"] == {"n0": [], "n1": []}
     assert min(stopped["ended"].values()) >= 4
 

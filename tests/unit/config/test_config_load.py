@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from nexa_dist.config.load import kind_of, load_cluster, load_train, resolved
+from nexa_dist.config.load import changed_train, kind_of, load_cluster, load_train, resolved
+from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import ConfigError
 
 LOCAL = "name: x\nprovider: local\nnodes: 2\ngpus_per_node: 2\n"
@@ -151,6 +152,65 @@ def test_train(path: Path) -> None:
     config = load_train(path, ["wandb=offline", 'env.A="1"', "args.1=x"])
     assert (config.wandb, config.env, config.args) == ("offline", {"A": "1"}, ("--lr", "x"))
     assert load_train(path).wandb == "off"
+
+
+def test_a_word_for_a_program_needs_no_quotes(path: Path) -> None:
+    path.write_text("script: a.py\nargs: [--lr, '5e-4']\n")
+    odd = ("3e-4", "60", "0x10", "1_000", "null", "yes", "2026-01-01", "1:30", "*.txt", "{a}", "--flag", "a: b", "nan")
+    for word in odd:
+        config = load_train(path, [f"args.1={word}", f"env.A={word}", f"args+={word}"])
+        assert (config.args, config.env) == (("--lr", word, word), {"A": word})
+    assert load_train(path, ['args.1="60"', "experiment=5"]).args == ("--lr", "60")
+    assert load_train(path, ["experiment=5"]).experiment == "5"
+    assert load_train(path, ["max_hours=2", "wandb=offline"]).max_hours == 2.0
+
+
+def test_a_list_is_replaced_and_added_to(path: Path) -> None:
+    path.write_text("script: a.py\nargs: [--lr, '5e-4']\ntags: [x]\n")
+    config = load_train(path, ["args=[--steps, 60, '--a b']", "args+=--more", "tags+=y", "tags.2=z", "files+=data"])
+    assert config.args == ("--steps", "60", "--a b", "--more")
+    assert (config.tags, config.files) == (("x", "y", "z"), ("data",))
+    assert load_train(path, ["args=[]"]).args == ()
+    assert load_train(path, ["args.0=x"], ["--lr", "3e-4"]).args == ("x", "5e-4", "--lr", "3e-4")
+    path.write_text("script: a.py\n")
+    assert load_train(path, ["args.0=x"], ["y"]).args == ("x", "y")
+    assert load_train(path, ["args+=x", "env.A=1"]).args == ("x",)
+    for wrong in ("args.4=x", "name+=x", "args=x", "args=[[a]]", "args=[a", "max_hours=[1]"):
+        assert "--set" in str(said(path, path.read_text(), wrong, load=load_train))
+
+
+def test_a_training_is_named_by_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "My Run_2.yaml"
+    path.write_text("script: a.py\n")
+    assert load_train(path).name == "my-run-2"
+    assert load_train(path, ["name=x"]).name == "x"
+    assert TrainConfig.model_validate({"script": "src/Fine_Tune.py"}).name == "fine-tune"
+    assert TrainConfig.model_validate({"module": "a.b.sft"}).name == "a-b-sft"
+
+
+def test_a_recorded_training_is_changed_as_it_is_asked(path: Path) -> None:
+    path.write_text("script: a.py\nargs: [--steps, '30']\nenv: {A: '1'}\n")
+    data = load_train(path).model_dump(mode="json") | {"hang_timeout_s": None}
+    config = changed_train(data, "r", ["args.1=60", "max_hours=2"], ["--x"])
+    assert (config.args, config.env, config.max_hours) == (("--steps", "60", "--x"), {"A": "1"}, 2.0)
+    assert data["args"] == ["--steps", "30"] and config.hang_timeout_s is None
+    with pytest.raises(ConfigError, match="unknown key"):
+        changed_train(data, "r", ["arg.1=60"])
+
+
+def test_secrets_are_names_and_never_values(path: Path) -> None:
+    assert load_train(path_with(path, "secrets: [MY_API_KEY]")).secrets == ("MY_API_KEY",)
+    for line in ("secrets: [hunter2-value]", "secrets: [AWS_SECRET_ACCESS_KEY]", "secrets: [NEXA_X, PATH]",
+                 "secrets: [A]\nenv: {A: b}"):  # fmt: skip
+        with pytest.raises(ConfigError) as caught:
+            load_train(path_with(path, line))
+        assert "hunter2" not in str(caught.value)
+    assert resolved(load_train(path_with(path, "secrets: [MY_API_KEY]")))["secrets"] == ["MY_API_KEY"]
+
+
+def path_with(path: Path, line: str) -> Path:
+    path.write_text(f"script: a.py\n{line}\n")
+    return path
 
 
 def test_train_faults(path: Path) -> None:

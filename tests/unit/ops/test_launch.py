@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shlex
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -13,15 +14,17 @@ from typing import IO, Any
 import pytest
 
 from nexa_dist.config.train import TrainConfig
-from nexa_dist.errors import NexaError
+from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops import launch
 from nexa_dist.ops.code import of_now, tell_kept
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.wandb import settled
 from nexa_dist.run import archive
 from nexa_dist.run.nodes import Link, Ssh
 from nexa_dist.run.runner import Result, Stream, SystemRunner
 from nexa_dist.run.workspace import RunFolder, Workspace
+from nexa_dist.secrets import redact_text
 
 NODES = (Node("n0", "10.0.0.1", 1), Node("n1", "10.0.0.2", 1))
 CLUSTER = Cluster("c", "static", NODES, Layout("python3", "~/s", "~/h", "~/d"))
@@ -133,6 +136,25 @@ def test_a_node_that_cannot_start_stops_those_that_run_and_their_lines_are_kept(
     assert fetched == ["n0"]
 
 
+def test_who_interrupts_a_start_has_stopped_it_and_no_agent_is_to_blame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = Trial(tmp_path, Nodes())
+    monkeypatch.setattr(launch, "fetch", lambda *_: {})
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "_keep", interrupted)
+    record: dict[str, Any] = {"nodes": {}, "attempts": []}
+    trial.run.path.mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt):
+        launch.start(trial.run, trial.prepare(), record, 1)
+    row = record["attempts"][0]
+    assert (row["state"], row["cause"]) == ("stopped", "stopped by the user before every node had started")
+    assert {message["reason"] for message in trial.nodes.told("stop").values()} == {"stopped by the user"}
+
+
 def test_the_interpreter_of_the_ranks_is_loaded_while_the_nodes_are_asked(tmp_path: Path) -> None:
     trial = Trial(tmp_path, Nodes(), launcher="direct", env={"A": "b"})
     prepared = trial.prepare()
@@ -212,3 +234,57 @@ def test_code_that_is_there_is_neither_asked_for_nor_sent(tmp_path: Path) -> Non
     trial = Trial(tmp_path, Nodes())
     launch.deliver(trial.ctx, trial.prepare())
     assert {verb for _, verb, _ in trial.nodes.calls} == {"probe"}
+
+
+def test_secrets_of_a_training_reach_the_agents_and_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_API_KEY", "s3cr3t-of-mine-5")
+    (tmp_path / ".env").write_text("OTHER_KEY=from-the-file-7\nWANDB_ENTITY=x\n")
+    (tmp_path / ".env").chmod(0o600)
+    trial = Trial(tmp_path, Nodes(), secrets=["MY_API_KEY", "OTHER_KEY"], args=["--key", "s3cr3t-of-mine-5"])
+    record = trial.start()
+    for message in trial.nodes.told("start").values():
+        own = {name: message["secrets"][name] for name in ("MY_API_KEY", "OTHER_KEY")}
+        assert own == {"MY_API_KEY": "s3cr3t-of-mine-5", "OTHER_KEY": "from-the-file-7"}
+        assert "from-the-file-7" not in json.dumps(message["spec"])
+    assert "OTHER_KEY" not in os.environ  # nor does what we start get it
+    assert "s3cr3t" not in json.dumps(record)
+    assert redact_text("at s3cr3t-of-mine-5 and from-the-file-7") == "at *** and ***"
+
+
+def test_a_secret_that_is_nowhere_refuses_the_launch(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, Nodes(), secrets=["NOT_SET_HERE"])
+    with pytest.raises(UsageError, match=r"secrets: NOT_SET_HERE: neither in the environment nor in .*env"):
+        trial.prepare()
+    assert trial.nodes.calls == []
+    (tmp_path / ".env").write_text("NOT_SET_HERE=x\n")
+    (tmp_path / ".env").chmod(0o644)
+    with pytest.raises(UsageError, match="others may read it"):
+        trial.prepare()
+
+
+@pytest.mark.parametrize(
+    ("files", "key", "config", "mode", "said"),
+    [
+        ({"train.py": "import wandb\n"}, "k", {}, "online", "wandb: online, since WANDB_API_KEY is there and train.py"),
+        ({"train.py": "import lib\n", "lib.py": "x = WandbLogger()\n"}, "k", {}, "online", "lib.py may use it"),
+        ({}, "k", {"args": ["--report_to", "wandb"]}, "online", "args may use it"),
+        ({"train.py": "import wandb\n"}, "", {}, "off", "wandb: off, since there is no WANDB_API_KEY"),
+        ({"train.py": "pass\n"}, "k", {}, "off", "wandb: off, since nothing asks for it"),
+        ({"train.py": "pass\n"}, "", {}, "off", ""),
+        ({"train.py": "import wandb\n"}, "k", {"wandb": "off"}, "off", ""),
+        ({"train.py": "import wandb\n"}, "k", {"env": {"WANDB_MODE": "offline"}}, None, ""),
+        ({}, "k", {"script": None, "backend": "hf", **PREPARED}, "off", "wandb: online in train.yaml uses it"),
+    ],
+)
+def test_wandb_is_on_when_a_key_is_there_and_the_script_uses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], key: str, config: dict[str, Any],
+    mode: str | None, said: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    trial = Trial(tmp_path, Nodes(), **config)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    lines: list[str] = []
+    found = settled(dataclasses.replace(trial.ctx, say=lines.append, runner=SystemRunner()), trial.config)
+    assert found.wandb == mode
+    assert (said in lines[0]) if said else not lines

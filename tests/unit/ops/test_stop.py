@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,3 +47,51 @@ def test_one_that_is_silent_may_still_run(desk: Desk, silent: RunFolder, monkeyp
     monkeypatch.setattr(runs, "is_off", lambda *_: False)
     with pytest.raises(StillRunning, match="n0: no route to host"):
         runs.stop(desk.ctx, silent)
+
+
+def rank(code: int, at: float) -> dict[str, Any]:
+    return {"rank": 0, "code": code, "signal": 0, "at": at}
+
+
+def test_what_failed_only_since_it_was_asked_to_stop_is_stopped() -> None:
+    record = {"attempts": [{"skew_s": {"n1": 50.0}}]}
+    lost = {"state": "failed", "ranks": [rank(1, 100.2)]}
+    stopped = {"state": "stopped", "ranks": [rank(143, 150.4)]}
+    assert runs._state({"n0": lost, "n1": stopped}, record, 100.0) == "stopped"
+    assert runs._state({"n0": {**lost, "ranks": [rank(1, 90.0)]}, "n1": stopped}, record, 100.0) == "failed"
+    assert runs._state({"n0": stopped, "n1": {**lost, "ranks": [rank(1, 140.0)]}}, record, 100.0) == "failed"
+    assert runs._state({"n0": {"state": "completed"}, "n1": {"state": "completed"}}, record, 100.0) == "completed"
+    assert runs._state({"n0": {"state": "failed"}, "n1": stopped}, record, 100.0) == "stopped"
+    assert runs._state({"n0": {"state": "failed"}}, record, 100.0) == "failed"
+
+
+def test_a_living_supervisor_gets_time_to_write_the_end(
+    desk: Desk, silent: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = silent.load()
+    record["attempts"][-1] |= {"state": "running", "next": None}
+    silent.save(record)
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 3:
+            record["attempts"][-1]["state"] = "stopped"
+            silent.save(record)
+
+    ctx = dataclasses.replace(desk.ctx, sleep=sleep)
+    monkeypatch.setattr(runs, "reach", lambda *_: ([], {}))
+    with silent.locked("run"):
+        assert runs.stop(ctx, silent)["state"] == "stopped"
+    assert len(waited) == 3
+
+
+def test_and_one_that_writes_none_is_said(desk: Desk, silent: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = silent.load()
+    record["attempts"][-1] |= {"state": "running", "next": None}
+    silent.save(record)
+    clock = iter(range(0, 10_000, 30))
+    ctx = dataclasses.replace(desk.ctx, sleep=lambda _: None, now=lambda: float(next(clock)))
+    monkeypatch.setattr(runs, "reach", lambda *_: ([], {}))
+    with silent.locked("run"):
+        assert runs.stop(ctx, silent)["state"] == "stopping"

@@ -82,6 +82,26 @@ def test_a_deadline_on_the_node_is_a_stop_and_no_failure() -> None:
     assert (watch.state, watch.stopping) == ("stopped", "deadline")
 
 
+def test_a_rank_that_loses_a_peer_whom_somebody_stopped_has_not_failed() -> None:
+    watch = begun("n0", "n1")
+    assert watch.step(event("n1", "rank_exit", rank=2, code=1, signal=0, at=20.3)) == FAILURE  # heard first
+    watch.stopping = FAILURE
+    watch.step(event("n1", "stopping", reason=FAILURE, at=20.4))
+    watch.step(event("n0", "stopping", reason="stopped by the user", at=20.0))
+    watch.step(end("n0", "stopped", reason="stopped by the user"))
+    watch.step(end("n1", "failed", reason="torchrun"))
+    assert (watch.state, ended(watch).kind, ended(watch).words) == ("stopped", "stopped", "stopped by the user")
+
+
+def test_but_one_that_failed_before_somebody_stopped_the_rest_has() -> None:
+    watch = begun("n0", "n1")
+    watch.skew_s = {"n0": 100.0}
+    watch.step(event("n1", "rank_exit", rank=2, code=1, signal=0, at=20.0))
+    watch.stopping = FAILURE
+    watch.step(event("n0", "stopping", reason="stopped by the user", at=125.0))
+    assert (watch.state, ended(watch).words) == ("failed", "rank 2 on n1: exit code 1")
+
+
 def test_silence_alone_is_no_end_and_a_witness_makes_it_one() -> None:
     watch = begun("n0", "n1")
     assert watch.step(Quiet("n1", 3600.0)) == ""

@@ -11,7 +11,10 @@ import pytest
 
 from nexa_dist.errors import UsageError
 from nexa_dist.ops import why as asking
+from nexa_dist.ops.finish import close
+from nexa_dist.ops.watch import Outcome
 from nexa_dist.plan.logtail import TAIL_BYTES
+from nexa_dist.plan.recovery import End
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.verbs.why import why
 
@@ -95,6 +98,32 @@ def test_one_line_about_the_newest_attempt(run: RunFolder) -> None:
         "rank 1 on n1: KeyError: 'labels', at train.py:45, in step"
     )
     assert asking.explain(run, record(attempt(1, "completed"))) == ""
+
+
+def test_the_headline_of_a_run_names_who_failed_first_and_not_who_lost_it(run: RunFolder) -> None:
+    closed = b"RuntimeError: [../gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.11]:4711\n"
+    put(run, "n0", line("started", 30, attempt=3) + line("rank_exit", 40.0, rank=0, code=1, signal=0), r0_3=closed)
+    put(run, "n1", line("started", 30, attempt=3) + line("rank_exit", 40.2, rank=1, code=1, signal=0), r1_3=TRACE)
+    for node in ("n0", "n1"):
+        put(run, node, line("ended", 41, state="failed", code=1, reason="torchrun", left=[], attempt=3))
+    told = End("rank", "rank 0 on n0: exit code 1", "n0", 0, last_step=7)
+    kept = {**record(attempt(3, "running")), "nodes": {}}
+    outcome = Outcome("failed", told.words, {}, told, ("n0", "rank_0/attempt_3.log"))
+    closed_with = close(run, kept, outcome)
+    row = kept["attempts"][0]
+    assert closed_with.cause == closed_with.end.words == row["cause"] == "rank 1 on n1: exit code 1"
+    assert closed_with.failed_source == ("n1", "rank_1/attempt_3.log")
+    assert row["why"].startswith("rank 1 on n1: KeyError")
+    assert (row["end"]["node"], row["end"]["rank"], row["end"]["last_step"]) == ("n1", 1, 7)
+    hang = End("hang", "node n0: rank 1 did no step for 30 s", "n0")
+    assert close(run, kept, Outcome("failed", hang.words, {}, hang)).end == hang
+
+
+def test_nobody_failed_first_when_somebody_stopped_it(run: RunFolder) -> None:
+    told = {"reason": "stopped by the user", "code": 143, "state": "stopped"}
+    put(run, "n0", line("started", 30, attempt=3) + line("stopping", 39, **told) + line("ended", 41, **told))
+    story, _ = asking.why(run, record(attempt(3, "stopped", "stopped by the user")))
+    assert story.line == "somebody stopped it (nexa stop, Ctrl-C)"
 
 
 def test_a_run_that_goes_on(run: RunFolder) -> None:

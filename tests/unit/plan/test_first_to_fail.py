@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -189,6 +190,62 @@ def test_the_neighbours_that_torchrun_ended_are_not_first() -> None:
     verdict = judge(attempt(*ranks, rank(3, 10.4, "-15")))
     assert (verdict.first, verdict.name) == (("n0", 0), "python_exception")
     assert len(verdict.others) == 1 and "rank 2" in verdict.others[0]
+
+
+CLOSED = raised("RuntimeError: [../gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.11]:4711")
+
+
+@pytest.mark.parametrize("end", ["-9", "3", "-6"])
+@pytest.mark.parametrize("late", [-0.5, 0.05, 1.5])
+def test_who_lost_its_neighbour_is_not_first_in_whatever_order_their_ends_were_written(end: str, late: float) -> None:
+    assert first(rank(0, 10.0, "1", CLOSED), rank(1, 10.0 + late, end))[:2] == ("n0", 1)
+    across = rank(2, 10.02, "1", CLOSED)
+    assert first(rank(0, 10.0, "1", CLOSED), rank(1, 10.0 + late, end), across)[:2] == ("n0", 1)
+
+
+def test_nor_is_who_torchrun_ended_and_wrote_that_before() -> None:
+    assert first(rank(0, 10.0, "-15"), rank(1, 10.05, "-9")) == ("n0", 1, "killed")
+    assert first(rank(0, 10.0, "-15"), rank(1, 10.05, "1", raised("KeyError: 'x'")))[:2] == ("n0", 1)
+    assert first(rank(0, 10.0, "-15"), rank(1, 40.0, "-9")) == ("n0", 0, "terminated")  # one that would not go
+
+
+def test_a_rank_that_was_killed_while_its_agent_still_gave_it_time_was_killed_by_another() -> None:
+    stop = [(10.2, "stopping", {"reason": FAILURE, "grace_s": 5})]
+    peer = rank(0, 10.1, "1", CLOSED)
+    assert first(peer, rank(2, 10.4, "-9"), n1=stop) == ("n1", 2, "killed")
+    assert first(peer, rank(2, 15.3, "-9"), n1=stop)[:2] == ("n0", 0)
+
+
+@pytest.mark.parametrize("through", [9.0, 10.8])
+def test_a_rank_that_leaves_its_loop_early_is_not_the_network(through: float) -> None:
+    others = [rank(n, 10.0 + n / 100, "1", CLOSED) for n in (0, 1, 3)]
+    verdict = judge(attempt(*others, rank(2, through, "0")))
+    assert (verdict.first, verdict.name) == (("n1", 2), "left_early")
+    assert "network" not in verdict.fix
+
+
+def test_a_rank_without_an_error_of_its_own_is_pointed_at() -> None:
+    verdict = judge(attempt(rank(0, 10.0, "1", CLOSED), rank(1, 10.2, "-15")))
+    assert verdict.others == ("rank 1: no error of their own; look there first",)
+
+
+@pytest.mark.parametrize(
+    ("reason", "name"), [("stopped by the user", "stopped_by_user"), ("deadline", "deadline"), ("budget", "budget")]
+)
+def test_nobody_is_blamed_for_what_somebody_wanted(reason: str, name: str) -> None:
+    stop = [(9.9, "stopping", {"reason": reason, "grace_s": 25})]
+    ranks = (rank(0, 10.0, "-15"), rank(1, 10.0, "143"), rank(2, 10.1, "1", CLOSED))
+    verdict = judge(attempt(*ranks, n0=stop))
+    assert (verdict.name, verdict.who, verdict.blamed) == (name, "", None)
+
+
+@pytest.mark.parametrize("cause", ["an agent could not be started: n1: no space", "stopped by the user before every n"])
+def test_nor_are_ranks_that_were_ended_because_another_node_could_not_start(cause: str) -> None:
+    stop = [(9.9, "stopping", {"reason": "another node could not start", "grace_s": 0})]
+    found = attempt(rank(0, 10.0, "-15"), rank(1, 10.1, "1", CLOSED), n0=stop)
+    verdict = judge(dataclasses.replace(found, cause=cause))
+    assert verdict.who == "" and "somebody other than nexa" not in verdict.words
+    assert "no space" in verdict.words or verdict.name == "stopped_by_user"
 
 
 def test_a_node_that_fell_silent_before_an_unknown_exception_is_first() -> None:

@@ -313,3 +313,45 @@ def test_patterns_mean_what_they_mean_to_git() -> None:
     trap = Rules()
     trap.add("*a" * 60 + "*b")
     assert trap.first("a" * 250) == ""
+
+
+def commit(root: Path) -> str:
+    """The commit that is named for what is sent, without its hash."""
+    sent = {file.name: file.content for file in found(root).files}
+    name = git.commit(SystemRunner(), root, sent) or "none"
+    return name if len(name) < 40 else name[40:] or "clean"
+
+
+def test_a_commit_is_called_dirty_when_what_is_sent_is_not_what_it_has(tmp_path: Path) -> None:
+    write(tmp_path, "a.py", "b/c.py", "d\r\n.txt", **{".gitignore": "data\n"})
+    (tmp_path / "link").symlink_to("a.py")
+    assert commit(tmp_path) == "none"
+    run_git(tmp_path, "init", "-q")
+    assert commit(tmp_path) == "none"
+    run_git(tmp_path, "add", ".")
+    run_git(tmp_path, "commit", "-qm", "x")
+    write(tmp_path, "data", "runs/manifests/x.json", ".nexa/y")
+    assert commit(tmp_path) == commit(tmp_path / "b") == "clean"
+    (tmp_path / "b" / "c.py").write_text("changed")
+    assert commit(tmp_path) == commit(tmp_path / "b") == "-dirty"
+    run_git(tmp_path, "add", ".")
+    assert commit(tmp_path) == "-dirty"  # nor when it is only staged
+    run_git(tmp_path, "commit", "-qm", "y")
+    assert commit(tmp_path) == "clean"
+    (tmp_path / "a.py").unlink()
+    assert (commit(tmp_path), commit(tmp_path / "b")) == ("-dirty", "clean")
+    run_git(tmp_path, "checkout", "-q", "a.py")
+    write(tmp_path, "new.py")
+    assert commit(tmp_path) == "-dirty"
+
+
+def test_what_programs_make_of_a_file_is_not_compared_and_they_are_not_run(tmp_path: Path) -> None:
+    write(tmp_path, "model.bin", "a.py", **{".gitattributes": "*.bin filter=x\n"})
+    run_git(tmp_path, "init", "-q")
+    run_git(tmp_path, "-c", "filter.x.clean=tr a-z A-Z", "add", ".")
+    run_git(tmp_path, "-c", "filter.x.clean=tr a-z A-Z", "commit", "-qm", "x")
+    run_git(tmp_path, "config", "filter.x.clean", f"touch {tmp_path}/pwned; cat")
+    assert commit(tmp_path) == "clean"
+    (tmp_path / "a.py").write_text("changed")
+    assert commit(tmp_path) == "-dirty"
+    assert not (tmp_path / "pwned").exists()
