@@ -65,7 +65,7 @@ def summary(run: RunFolder) -> dict[str, Any]:
 def active_runs(ctx: Context, cluster: str) -> list[RunFolder]:
     """Runs on this cluster that nobody has closed. A torn record is passed over: it must not keep nodes alive."""
     found = []
-    for run in ctx.workspace.runs():
+    for run in [run for workspace in ctx.workspace.users(cluster) for run in workspace.runs()]:
         try:
             record = run.load()
             if record["cluster"]["name"] == cluster and (active(run) or pending(record)):

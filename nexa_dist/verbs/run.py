@@ -237,8 +237,8 @@ def told(ctx: Context, folder: RunFolder, outcome: watch.Outcome, as_json: bool)
     if known := folder.load()["attempts"][-1].get("why"):
         ctx.say(f"  why: {ui.plain(known)} (nexa why {folder.run_id})")
     ctx.say(f"  {row['minutes']} min, {row['gpu_hours']} GPU-hours, {row['cost_usd']:.2f} USD")
-    here = ctx.workspace.root
-    ctx.say(f"  manifest {folder.manifest.relative_to(here)}, logs {folder.logs.relative_to(here)}")
+    near = ctx.workspace.near
+    ctx.say(f"  manifest {near(folder.manifest)}, logs {near(folder.logs)}")
     unknown = [name for name, count in outcome.left.items() if count is None]
     left = {name: count for name, count in outcome.left.items() if count}
     ctx.say(
