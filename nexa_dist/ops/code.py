@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nexa_dist.config.launchers import calls_one
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError
 from nexa_dist.ops.context import Context
@@ -24,6 +25,12 @@ def of_now(ctx: Context, config: TrainConfig) -> tuple[archive.Archive, archive.
     root = ctx.workspace.root
     found = archive.project(ctx.runner, root, config.files)
     _check_script(config, root, found)
+    source = next((file.content for file in found.files if file.name == os.path.normpath(config.script or "")), b"")
+    if launcher := calls_one(source):
+        ctx.say(
+            f"warning: {config.script} seems to call {launcher}, and nexa starts the ranks itself: below it they would "
+            f"wait without end; name the program that {launcher} starts as script"
+        )
     for name, path in found.followed:
         inside = sum(one == name or one.startswith(f"{name}/") for one in found.names)
         ctx.say(f"sent from outside the project, as files: says: {name} → {shown(path)} ({inside} files)")

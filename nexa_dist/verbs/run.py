@@ -23,6 +23,7 @@ from nexa_dist.errors import (
 from nexa_dist.model import Cluster, Node
 from nexa_dist.ops import finish, launch, resume, watch
 from nexa_dist.ops import logs as logging
+from nexa_dist.ops import runlist as listing
 from nexa_dist.ops import runs as running
 from nexa_dist.ops.code import tell_kept
 from nexa_dist.ops.context import Context
@@ -267,9 +268,9 @@ def attach(args: Arguments) -> int:
 
 def stop(args: Arguments) -> int:
     ctx = context()
-    if not args.run:  # an unset variable of a script must not stop whatever is newest
-        raise UsageError("nexa stop needs the name of a run", hint="nexa runs lists them")
-    answer = running.stop(ctx, ctx.workspace.run(args.run), args.grace)
+    if args.run == "":  # an unset variable of a script must not stop whatever is there
+        raise UsageError("nexa stop '' names no run", hint="nexa runs lists them")
+    answer = running.stop(ctx, ctx.workspace.run(args.run) if args.run else _only_active(ctx), args.grace)
     ended = ", ".join(f"{node} {count}" for node, count in answer["ended"].items())
     ctx.say(f"✓ {answer['run']} {answer['state']}; processes ended: {ended}; left: 0")
     if args.json:
@@ -277,18 +278,34 @@ def stop(args: Arguments) -> int:
     return EXIT_OK
 
 
+def _only_active(ctx: Context) -> RunFolder:
+    """The one run that goes on. Raises UsageError when there is none or a choice."""
+    found = running.active_runs(ctx)
+    if len(found) != 1:
+        names = ", ".join(run.run_id for run in found)
+        raise UsageError(
+            f"which run? {names}" if found else f"no run goes on in {ctx.workspace}", hint="nexa runs lists them"
+        )
+    ctx.say(f"{found[0].run_id} is the only run that goes on: stopping it")
+    return found[0]
+
+
 def runs(args: Arguments) -> int:
-    rows, code = [], EXIT_OK
+    rows: list[dict[str, Any]] = []
+    before: dict[str, dict[str, Any]] = {}
+    code = EXIT_OK
     for found in context(acts=False).workspace.runs():
         try:
-            rows.append(running.summary(found))
+            rows.append(running.summary(found) | listing.figures(found, before))
         except NexaError as error:
             code = EXIT_FAILED
             ui.error(f"passed over: {error}", error.hint)
     if args.json:
         ui.emit(rows)
     elif rows:
-        ui.table(rows, ("run", "state", "cluster", "minutes", "cost_usd", "cause"))
+        ui.table(
+            rows, ("run", "state", "cluster", "experiment", "step", "loss", "minutes", "cost_usd", "changed", "cause")
+        )
     else:
         ui.say("no run yet")
     return code
