@@ -159,6 +159,11 @@ class TrainConfig(_Section):
         None, description="Any module torchrun can start (python -m style): it runs unchanged with args."
     )
     args: tuple[Word, ...] = Field((), description="Arguments of script or module, one a list item, never split.")
+    expand: bool = Field(
+        False,
+        description="Put values in for ${NEXA_X} in args (NEXA_DURABLE, NEXA_NODE and so on; not RANK, which "
+        "each rank reads itself). Without it args arrive as they are.",
+    )
     env: dict[str, Word] = Field(
         default_factory=dict,
         description="Environment of every rank. NEXA_*, RANK, WORLD_SIZE, MASTER_ADDR and the like are the launcher's.",
