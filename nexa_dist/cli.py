@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         words = [wrong[1]] if wrong else re.findall(r"--[\w-]+", message.partition("unrecognized arguments: ")[2])
         meant = [close for word in words for close in difflib.get_close_matches(word, known, 1)]
         if wrong:
-            message = f"{'no' if ' VERB:' in message else message.split(':')[0] + ': no'} {wrong[1]!r}"
+            message = f"{'no verb' if ' VERB:' in message else message.split(':')[0] + ': no'} {wrong[1]!r}"
         hint = f"did you mean {', '.join(meant)}?" if meant else f"{self.prog} --help lists what there is"
         from nexa_dist import ui
 
