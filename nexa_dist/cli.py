@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
+import re
 import signal
 import stat
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from nexa_dist import __version__
 from nexa_dist.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Leave, NexaError
@@ -29,9 +32,43 @@ FOLLOWING = ("run", "attach", "logs")
 """Verbs that show what goes on without them."""
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse that says which word was meant."""
+
+    def error(self, message: str) -> NoReturn:
+        wrong = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        known = re.findall(r"[\w-]+", wrong[2]) if wrong else re.findall(r"--[a-z][a-z-]*", self.format_help())
+        words = [wrong[1]] if wrong else re.findall(r"--[\w-]+", message.partition("unrecognized arguments: ")[2])
+        meant = [close for word in words for close in difflib.get_close_matches(word, known, 1)]
+        if wrong:
+            message = f"{'no verb' if ' VERB:' in message else message.split(':')[0] + ': no'} {wrong[1]!r}"
+        hint = f"did you mean {', '.join(meant)}?" if meant else f"{self.prog} --help lists what there is"
+        from nexa_dist import ui
+
+        ui.error(f"{self.prog}: {message}", hint)
+        raise SystemExit(EXIT_USAGE)
+
+
+def parsed(words: Sequence[str]) -> argparse.Namespace:
+    """The command line as a person means it: `help VERB` too, and `ssh -- COMMAND` where the node is left out."""
+    top, words = parser(), list(words)
+    if words[:1] == ["help"]:
+        words = [*words[1:2], "--help"]
+    if words[:1] == ["ssh"] and "--" in words:
+        before = words[1 : words.index("--")]
+        named = " ".join(word.partition("=")[0] for word in before[:1])
+        if (named, len(before)) in (("", 0), ("--cluster", 2 - ("=" in "".join(before[:1])))):
+            words = ["ssh", *before, "", *words[1 + len(before) :]]
+    arguments, more = top.parse_known_args(words)
+    if more:
+        verb = next(action for action in top._actions if action.dest == "verb").choices
+        dict(verb or {})[arguments.verb].error(f"unrecognized arguments: {' '.join(more)}")
+    return arguments
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="nexa",
         description="Rent GPU nodes, train on all of them, give everything back.",
         epilog="exit codes: 0 done, 1 failed, 2 bad usage or config, 3 over budget or time, "
@@ -79,7 +116,7 @@ def parser() -> argparse.ArgumentParser:
 
     for name, text in (("attach", "follow a run that goes on without us"), ("stop", "end a run on every node")):
         verb = verbs.add_parser(name, help=text)
-        verb.add_argument("run", nargs="?" if name == "attach" else None, default="", metavar="RUN")
+        verb.add_argument("run", nargs="?", default="" if name == "attach" else None, metavar="RUN")
         if name == "attach":
             verb.add_argument("--rank", default="0", metavar="N,N|all")
         else:
@@ -114,7 +151,7 @@ def parser() -> argparse.ArgumentParser:
 
     ssh = verbs.add_parser("ssh", help="a shell (or a command) on a node")
     ssh.add_argument("--cluster", metavar="NAME|FILE")
-    ssh.add_argument("node", metavar="NODE")
+    ssh.add_argument("node", nargs="?", default="", metavar="NODE", help="may be left out when there is one")
     ssh.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
 
     diag = verbs.add_parser("diag", help="what is wrong with which node or link; exit 1 when something is")
@@ -208,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] == ["run"] and "--" in words:  # argparse would take options of nexa for the script's, or the reverse
         at = words.index("--")
         words, program = words[:at], words[at + 1 :]
-    arguments = parser().parse_args(words)
+    arguments = parsed(words)
     arguments.program = program
     hear(arguments.verb)
     return guarded(lambda: _call(arguments))

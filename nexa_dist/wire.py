@@ -164,12 +164,14 @@ DIAG = record(
 )  # fmt: skip
 FILES = rows(lenient(NAME), 100)
 """Names of files of the user's, which may be no text; those that are shown."""
+MANY_FILES = 200_000
 _ANSWERS: dict[str, Check] = {
     "probe": PROBE,
     "diag": DIAG,
     "forget": record({}),
     "unpack": record({}),
     "whole": record({"whole": flag}),
+    "lacks": record({"lacks": rows(whole(0, MANY_FILES), MANY_FILES)}),
     "start": record({"pid": PID, "already": flag}, dict.fromkeys(("kept", "aside"), FILES)),
     "go": record({}),
     "allow": record({}),

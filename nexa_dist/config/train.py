@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from nexa_dist.config.launchers import refuse_nested
+
 ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*\Z")
 RESERVED_ENV = re.compile(
     r"^(NEXA_.*|TORCHELASTIC_.*|RANK|LOCAL_RANK|GROUP_RANK|ROLE_RANK|NODE_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE"
@@ -167,6 +169,11 @@ class TrainConfig(_Section):
         None, description="Any module torchrun can start (python -m style): it runs unchanged with args."
     )
     args: tuple[Word, ...] = Field((), description="Arguments of script or module, one a list item, never split.")
+    expand: bool = Field(
+        False,
+        description="Put values in for ${NEXA_X} in args (NEXA_DURABLE, NEXA_NODE and so on; not RANK, which "
+        "each rank reads itself). Without it args arrive as they are.",
+    )
     env: dict[str, Word] = Field(
         default_factory=dict,
         description="Environment of every rank. NEXA_*, RANK, WORLD_SIZE, MASTER_ADDR and the like are the launcher's.",
@@ -298,6 +305,8 @@ class TrainConfig(_Section):
         if len(programs) != 1:
             found = f"found {' and '.join(programs)}" if programs else "found none"
             raise ValueError(f"exactly one of backend, script, module is needed: {found}")
+        if programs[0] != "backend":
+            refuse_nested(programs[0], str(self.script or self.module), self.args)
         given = [name for name in HF_SECTIONS if getattr(self, name) is not None]
         if self.min_nodes is not None and self.restarts_per_hour == 0:
             raise ValueError("min_nodes has no effect with restarts_per_hour: 0, which starts nothing again")

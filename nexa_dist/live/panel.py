@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nexa_dist import ui
-from nexa_dist.live.state import Row, State, span
+from nexa_dist.live.state import UNREPORTED, Row, State, guess, span
 from nexa_dist.live.views import QUIET_S, Silent, labelled
 
 REDRAW_EVERY_S = 0.25
@@ -73,6 +73,7 @@ class Drawn(Silent):
         self.waiting.append(text)
 
     def _open(self) -> None:
+        self.width = self.console.size.width
         self.live = Live(self._panel(), console=self.console, auto_refresh=False, vertical_overflow="crop")
         self.live.start()
         self.console.show_cursor(True)  # a kill -9 would leave the terminal without one
@@ -86,6 +87,10 @@ class Drawn(Silent):
     def _draw(self) -> None:
         if self.live is None:
             return
+        if self.console.size.width < self.width:  # what was drawn is wrapped now, and nobody knows into how many rows
+            self.live.stop()
+            self.console.clear()
+            self._open()
         self.drawn_at = self.now()
         lines = [Text(_cut(line)) for line in self.waiting]
         if missed := self.came - len(lines):
@@ -114,10 +119,17 @@ def panel(state: State, now: float, rows: int) -> RenderableType:
     nodes = Table.grid(padding=(0, 2))
     for row in _rows(state, now, rows):
         nodes.add_row(*row)
-    return Panel(Group(_bar(figures), _numbers(figures, state.resume_step), nodes), title=Text(ui.plain(title)))
+    return Panel(
+        Group(_bar(figures, state.unreported(now)), _numbers(figures, state.resume_step), nodes),
+        title=Text(ui.plain(title)),
+    )
 
 
-def _bar(figures: dict[str, Any]) -> RenderableType:
+def _bar(figures: dict[str, Any], unreported: bool) -> RenderableType:
+    if figures["read"]:
+        return Text(guess(figures["read"]))
+    if unreported:
+        return Text(UNREPORTED)
     step, of = figures["step"], figures["of"]
     line = Table.grid(padding=(0, 2))
     words = Text("no step yet" if step is None else f"step {step}" + (f" of {of:.0f}" if of is not None else ""))

@@ -9,7 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from nexa_dist.live.reading import read
+
 RATE_SAMPLES = 60
+UNREPORTED_S = 60.0
+UNREPORTED = "no step is reported; configs/train/own_script.py shows the lines that report them, loss and checkpoints"
 RANK = re.compile(r"[0-9]{1,7}")
 
 
@@ -45,6 +49,9 @@ class State:
     last: dict[str, Any] = field(default_factory=dict)
     """of, loss, tokens_per_s, saved, durable: the newest value of each, rank 0's where it is known."""
     resume_step: int | None = None
+    read: dict[str, float] = field(default_factory=dict)
+    """step, of and loss as rank 0's lines have them, while no rank reports a step."""
+    running_since: float | None = None
     samples: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=RATE_SAMPLES))
     """(unix time on the node, step) at each change of the step."""
 
@@ -52,6 +59,8 @@ class State:
         self.number, self.world_size, self.resume_step = number, world_size, resume_step
         self.rows = {name: Row(heard=now) for name in nodes}
         self.samples.clear()
+        self.read.clear()
+        self.running_since = None
         self.last.pop("loss", None)
         self.last.pop("tokens_per_s", None)
 
@@ -65,8 +74,19 @@ class State:
             return False
         if name == "progress":
             self._progress(row, record)
+        if name == "torchrun" and self.running_since is None:
+            self.running_since = now
         row.state = _state(name, record, row.state, now)
         return True
+
+    def line(self, rank: int | None, text: bytes) -> None:
+        if rank == 0 and self.step is None:
+            self.read |= read(text)
+
+    def unreported(self, now: float) -> bool:
+        """Whether the ranks have run for a while, and nobody knows how far they are."""
+        silent = self.step is None and "step" not in self.read
+        return silent and self.running_since is not None and now - self.running_since >= UNREPORTED_S
 
     def quiet(self, node: str, seconds: float, now: float) -> None:
         row = self.rows.setdefault(node, Row())
@@ -114,6 +134,7 @@ class State:
             "attempt": self.number,
             "step": self.step,
             **{key: self.last.get(key) for key in ("of", "loss", "tokens_per_s", "saved", "durable")},
+            "read": None if self.step is not None else dict(self.read) or None,
             "eta_s": None if eta_s is None else round(eta_s, 1),
             "elapsed_s": round(elapsed_s, 1),
             "cost_usd": round(elapsed_s / 3600 * self.usd_per_hour, 4),
@@ -152,8 +173,18 @@ def span(seconds: float | None) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def guess(found: Mapping[str, float]) -> str:
+    """`step 550/1000 loss 2.3 (read from its lines, not reported)`"""
+    of = f"/{found['of']:.0f}" if "of" in found else ""
+    words = [f"step {found['step']:.0f}{of}"] if "step" in found else []
+    words += [f"loss {found['loss']:.4g}"] if "loss" in found else []
+    return f"{' '.join(words)} (read from its lines, not reported)"
+
+
 def sentence(figures: Mapping[str, Any]) -> str:
     """`step 40/240 loss 4.21 3200 tok/s, ETA 3 min, saved 40, durable 20, 0.12 USD`"""
+    if figures.get("read") and figures["step"] is None:
+        return f"{guess(figures['read'])}, {figures['cost_usd']:.2f} USD"
     of = f"/{figures['of']:.0f}" if figures["of"] is not None else ""
     words = [f"step {'-' if figures['step'] is None else figures['step']}{of}"]
     if figures["loss"] is not None:

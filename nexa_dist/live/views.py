@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nexa_dist import ui
-from nexa_dist.live.state import State, sentence, span
+from nexa_dist.live.state import UNREPORTED, State, sentence, span
 
 PLAIN_EVERY_S = 10.0
 PLAIN_SHARE = 0.05
@@ -36,6 +36,7 @@ class Silent:
 
     def line(self, node: str, source: str, rank: int | None, text: bytes, passing: bool = False) -> None:
         self.state.heard(node, self.now())
+        self.state.line(rank, ui.last_state(text))
         if source.startswith("prepare") if rank is None else self.shown is None or rank in self.shown:
             (self._passing if passing else self._line)(node, source, rank, ui.last_state(text))
 
@@ -75,6 +76,7 @@ class Plain(Silent):
         super().__init__(state, shown, now)
         self.told_at, self.told = now(), ""
         self.told_step = 0
+        self.told_how = False
         self.told_quiet: dict[str, float] = {}
 
     def attempt(
@@ -107,6 +109,11 @@ class Plain(Silent):
     def tick(self) -> None:
         self._back()
         now, step = self.now(), self.state.step
+        if self.state.unreported(now) and not self.told_how:
+            self.told_how = True
+            self.say(UNREPORTED)
+        if step is None and "step" in self.state.read and now - self.told_at >= PLAIN_EVERY_S:
+            self._tell(now)
         if step is None or now - self.told_at < 1:
             return
         of = self.state.last.get("of")
@@ -125,7 +132,7 @@ class Plain(Silent):
     def _tell(self, now: float) -> None:
         """The line of progress, unless it would say what was said."""
         figures = self.state.figures(now)
-        key = f"{figures['attempt']} {figures['step']} {figures['saved']} {figures['durable']}"
+        key = f"{figures['attempt']} {figures['step']} {figures['saved']} {figures['durable']} {figures['read']}"
         if key != self.told:
             self.say(sentence(figures))
             self.told_at, self.told, self.told_step = now, key, self.state.step or 0

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from . import cgroup, watcher
+from . import cgroup, tree, watcher
 from .base import (
     POLL_S,
     ROOM,
@@ -144,6 +144,8 @@ class Attempt:
         if now - self.beat >= HEARTBEAT_S:
             self.beat = now
             self.event("heartbeat")
+            for path in (self.spec.get("code") or "", self.spec["env"].get("PYTHONPATH", "").partition(":")[0]):
+                tree.touch(path)
         if self.deadline is not None and now > self.deadline:
             self.ask_to_stop("deadline")
         reason = self.watcher.look(now)

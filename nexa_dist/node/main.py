@@ -7,6 +7,8 @@ other command is short and answers with JSON. Each imports only what it needs.
     agent.pyz diag             < {"python", "peers", "deep", …}      whether its parts are as they should be
     agent.pyz forget RUN_DIR                                         the launch was refused: what probe began ends
     agent.pyz unpack DIR [HASH] < tar.gz                             make DIR from an archive, whole or not at all
+    agent.pyz unpack DIR HASH part < marks, tar.gz                   the same, with what other code here has already
+    agent.pyz lacks DIR        < {"files"}                           which files no other code here has
     agent.pyz whole DIR                                              whether DIR holds what its name, a hash, says
     agent.pyz start RUN_DIR    < {"spec", "secrets", "go"}           start the attempt (again: the same one)
     agent.pyz go RUN_DIR                                             every node is prepared: start the ranks
@@ -59,7 +61,8 @@ def main(argv: list[str]) -> int:
     act = command(name, rest[1:])
     if act is None:
         print(
-            "usage: agent.pyz probe|diag|forget|unpack|whole|start|go|status|allow|follow|stop|rank …", file=sys.stderr
+            "usage: agent.pyz probe|diag|forget|unpack|whole|lacks|start|go|status|allow|follow|stop|rank …",
+            file=sys.stderr,
         )
         return 2
     try:
@@ -80,10 +83,12 @@ def command(name: str, more: list[str]) -> Callable[[str], dict[str, Any]] | Non
         from .diag import diag
 
         return lambda _: diag(json.load(sys.stdin))
-    if name in ("unpack", "whole"):
-        from .unpack import unpack, whole
+    if name in ("unpack", "whole", "lacks"):
+        from .unpack import lacks, unpack, whole
 
-        return whole if name == "whole" else lambda folder: unpack(folder, *more[:1])
+        if name == "lacks":
+            return lambda folder: lacks(folder, json.load(sys.stdin))
+        return whole if name == "whole" else lambda folder: unpack(folder, *more[:2])
     if name == "start":
         from .start import start
 

@@ -6,6 +6,7 @@ counted and never sent: Python makes it, also in the package that the ranks impo
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -57,4 +58,13 @@ def digest(marks: dict[str, str]) -> str:
 
 def whole(folder: str) -> bool:
     """Whether the folder holds what its name says."""
-    return os.path.isdir(folder) and digest(read(folder)) == os.path.basename(folder)
+    if not os.path.isdir(folder) or digest(read(folder)) != os.path.basename(folder):
+        return False
+    touch(folder)
+    return True
+
+
+def touch(folder: str) -> None:
+    """It is in use: what is not for long is taken away."""
+    with contextlib.suppress(OSError):
+        os.utime(folder)

@@ -10,7 +10,8 @@ and still as it was put, and nothing else:
     the script deleted it           it is put back
     any other file                  stays
 
-What is as the code has it is not written again; what is gets a time later than that of the file before it, and its
+At first a file has the time that it has in the project. What is as the code has it is not written again; what is gets a
+time later than that of the file before it, and its
 .pyc files go: Python, make and ninja notice every change and nothing else.
 """
 
@@ -54,7 +55,7 @@ def lay_out(code: str, work: str, run_dir: str, attempt: int) -> dict[str, Any]:
             continue
         if rewritten and seen is not None:
             room.put_aside(name)
-        room.place(os.path.join(code, name), name, wanted)
+        room.place(os.path.join(code, name), name, wanted, first=attempt == 1 and not old)
     write_json(note, {"hash": os.path.basename(code), "boot": _boot(), "files": new})
     return {"kept": kept[:TOLD], "aside": room.aside[:TOLD]}
 
@@ -102,12 +103,13 @@ class _Room:
         os.rename(self.path(name), target)
         self.aside.append(name)
 
-    def place(self, source: str, name: str, wanted: str) -> None:
-        """Puts one file of the code there, checked as it is read."""
+    def place(self, source: str, name: str, wanted: str, *, first: bool) -> None:
+        """Puts one file of the code there, checked as it is read. On the `first` occasion nothing can have been made of
+        it yet, so it has its own time."""
         obstacle = self.obstacle(name)
         if obstacle:
             self.put_aside(obstacle)
-        path = self.path(name)
+        path, seen = self.path(name), self.mark(name)
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         found = tree.content(source)
         if found is None or tree.mark(found) != wanted:
@@ -122,6 +124,8 @@ class _Room:
                 file.write(data)
             os.chmod(self.temporary, 0o700 if kind == "x" else 0o600)
         now = time.time()
+        if first and seen is None and os.lstat(source).st_mtime > 0:
+            now = min(now, os.lstat(source).st_mtime)
         with contextlib.suppress(FileNotFoundError):
             now = max(now, os.lstat(path).st_mtime + 1)
         os.utime(self.temporary, (now, now), follow_symlinks=False)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nexa_dist.config.launchers import calls_one
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError
 from nexa_dist.ops.context import Context
@@ -15,6 +16,8 @@ from nexa_dist.run import archive
 from nexa_dist.run.listing import shown
 from nexa_dist.run.nodes import Link, on_all
 
+PART_BYTES = 1 << 20
+"""Smaller code is sent whole: to ask first would take longer."""
 LINES = 20
 """Of what is not sent; the rest is counted."""
 
@@ -24,6 +27,12 @@ def of_now(ctx: Context, config: TrainConfig) -> tuple[archive.Archive, archive.
     root = ctx.workspace.root
     found = archive.project(ctx.runner, root, config.files)
     _check_script(config, root, found)
+    source = next((file.content for file in found.files if file.name == os.path.normpath(config.script or "")), b"")
+    if launcher := calls_one(source):
+        ctx.say(
+            f"warning: {config.script} seems to call {launcher}, and nexa starts the ranks itself: below it they would "
+            f"wait without end; name the program that {launcher} starts as script"
+        )
     for name, path in found.followed:
         inside = sum(one == name or one.startswith(f"{name}/") for one in found.names)
         ctx.say(f"sent from outside the project, as files: says: {name} → {shown(path)} ({inside} files)")
@@ -58,10 +67,23 @@ def send(
     """
     packed: dict[str, bytes] = {}
 
+    def part(link: Link, target: str, code: archive.Code) -> bytes | None:
+        """Of large code, what the node lacks; None where that would be most of it."""
+        if not isinstance(code, archive.Archive) or code.size < PART_BYTES:
+            return None
+        marks = {file.name: file.mark for file in code.files}
+        lacking = [n for n in link.call("lacks", target, message={"files": marks})["lacks"] if n < len(code.files)]
+        saved = code.size - sum(len(code.files[n].content) for n in lacking)
+        return code.pack_part(lacking) if saved > code.size / 2 else None
+
     def to_node(link: Link) -> None:
         for code in archives:
             target = code_folder(link, code)
             if link.call("whole", target)["whole"] if have is None else target in have[link.node.name]:
+                continue
+            if (some := part(link, target, code)) is not None:
+                link.unpack(target, some, code.hash, part=True)
+                ctx.detail(f"{link.node.name}: sent {max(1, len(some) >> 10)} KiB of code, what was changed")
                 continue
             if code.hash not in packed:
                 packed[code.hash] = code.pack()

@@ -164,10 +164,11 @@ def _refuse_what_is_expanded(ctx: Context) -> None:
 
 
 def node_of(cluster: Cluster, name: str) -> Node:
-    """The node called `name`. Raises UsageError with the names there are."""
+    """The node called `name`, or the only one. Raises UsageError with the names there are."""
     for node in cluster.nodes:
-        if node.name == name:
+        if node.name == name or (not name and len(cluster.nodes) == 1):
             return node
     raise UsageError(
-        f"cluster {cluster.name} has no node {name!r}", hint=f"nodes: {', '.join(n.name for n in cluster.nodes)}"
+        f"cluster {cluster.name} has no node {name!r}" if name else f"which node of cluster {cluster.name}?",
+        hint=f"nodes: {', '.join(n.name for n in cluster.nodes)}",
     )

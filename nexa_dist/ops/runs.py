@@ -69,13 +69,15 @@ def summary(run: RunFolder) -> dict[str, Any]:
     }
 
 
-def active_runs(ctx: Context, cluster: str) -> list[RunFolder]:
-    """Runs on this cluster that nobody has closed. A torn record is passed over: it must not keep nodes alive."""
+def active_runs(ctx: Context, cluster: str = "") -> list[RunFolder]:
+    """Runs on this cluster, or here on any, that nobody has closed. A torn record is passed over: it must not keep
+    nodes alive."""
     found = []
-    for run in ctx.workspace.runs():
+    workspaces = ctx.workspace.users(cluster) if cluster else [ctx.workspace]
+    for run in [run for workspace in workspaces for run in workspace.runs()]:
         try:
             record = run.load()
-            if record["cluster"]["name"] == cluster and (active(run) or pending(record)):
+            if record["cluster"]["name"] == (cluster or record["cluster"]["name"]) and (active(run) or pending(record)):
                 found.append(run)
         except NexaError as error:
             ctx.say(f"warning: passed over: {error}")

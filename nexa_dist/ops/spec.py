@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,7 @@ NOTICE_GRACE_S = 90.0
 """For a checkpoint and its way to the durable store, of the 120 s of a spot notice."""
 DURABLE_WAIT_S = NOTICE_GRACE_S - 20
 """How long a rank that stops waits for the durable store; the rest of a notice's grace is for the checkpoint."""
+VARIABLE = re.compile(r"\$\{(NEXA_\w+)\}|\$(NEXA_\w+)")
 PRELOAD = {"hf": ("torch", "transformers.trainer")}
 """By backend: what the warm interpreter imports. For the user's own scripts it is torch alone."""
 
@@ -42,6 +44,20 @@ class Job:
     resume: tuple[int, dict[str, str]] | None
     """The step and, by node name, its verified checkpoint there."""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def expanded(self, environment: dict[str, str]) -> TrainConfig:
+        """The config with the values of a node in its arguments, where it says so. Raises UsageError for a name that
+        no node has."""
+        if not self.config.expand:
+            return self.config
+
+        def value(found: re.Match[str]) -> str:
+            if (name := found[1] or found[2]) not in environment:
+                known = ", ".join(sorted(key for key in environment if key.startswith("NEXA_")))
+                raise UsageError(f"args: {found[0]}: there is no {name}", hint=f"expand: true knows {known}")
+            return environment[name]
+
+        return self.config.model_copy(update={"args": tuple(VARIABLE.sub(value, word) for word in self.config.args)})
 
     @property
     def preload(self) -> tuple[str, ...]:
@@ -83,7 +99,7 @@ class Job:
         env = self.environment(plan, node, link, "", 1)
         if "OMP_NUM_THREADS" not in self.config.env:
             del env["OMP_NUM_THREADS"]
-        argv = (place.python, *command.program(self.config, place).argv)
+        argv = (place.python, *command.program(self.expanded(env), place).argv)
         spec = {"argv": argv, "cwd": place.work, "env": env, "nproc": node.nproc, "preload": self.preload}
         return {"run_dir": place.run_dir, "spec": spec, "secrets": self.secrets}
 
@@ -91,7 +107,8 @@ class Job:
         self, plan: RankPlan, node: NodePlan, link: Link, interface: str, cpus: int, seconds_left: float | None
     ) -> dict[str, Any]:
         """Version 2, as the agent's `start` takes it."""
-        config, place = self.config, self.place(link)
+        env = self.environment(plan, node, link, interface, cpus)
+        config, place = self.expanded(env), self.place(link)
         what = command.program(config, place)
         return {
             "version": 2,
@@ -101,7 +118,7 @@ class Job:
             "launcher": config.launcher,
             "argv": command.ranks_argv(plan, node, place, what, self.run_id, self.attempt, config.launcher),
             "prepare": what.prepare or None,
-            "env": self.environment(plan, node, link, interface, cpus),
+            "env": env,
             "cwd": place.work,
             "code": place.code,
             "config": config.model_dump(mode="json") if config.backend else None,

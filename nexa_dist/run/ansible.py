@@ -9,13 +9,16 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nexa_dist.errors import NexaError
 from nexa_dist.run.files import close_tree
 from nexa_dist.secrets import is_secret_name
+
+SHOWN = 4
+"""Changed tasks of a role that are named."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,12 @@ def run_playbook(
 
     failures: list[str] = []
     stats: dict[str, Any] = {}
+    roles = Roles(on_progress)
 
     def on_event(event: dict[str, Any]) -> bool:
         if event["event"] == "playbook_on_stats":
             stats.update(event["event_data"])
-        said = _describe(event)
-        if said:
-            on_progress(said)
+        roles.take(event)
         if event["event"] in ("runner_on_failed", "runner_on_unreachable"):
             if not event["event_data"].get("ignore_errors"):
                 failures.append(_failure(event))
@@ -112,15 +114,41 @@ def _stdout(done: Any) -> str:
     return "\n".join(done.stdout.read().strip().splitlines()[-8:])
 
 
-def _describe(event: dict[str, Any]) -> str:
-    data = event.get("event_data", {})
-    if event["event"] == "runner_on_ok" and data.get("res", {}).get("changed"):
-        return f"{data['host']}: {data['task']} (changed, {data.get('duration', 0):.1f} s)"
-    if event["event"] == "runner_retry" and data.get("res", {}).get("stderr"):
-        return f"{data['host']}: {data['task']}: {data['res']['stderr'].strip().splitlines()[-1]}"
-    if event["event"] == "playbook_on_task_start":
-        return f"task: {data['task']}"
-    return ""
+@dataclass
+class Roles:
+    """Says one line a role when it is through, and each try that failed."""
+
+    say: Callable[[str], None]
+    now: Callable[[], float] = time.monotonic
+    role: str = ""
+    tasks: int = 0
+    began: float = 0.0
+    changed: dict[str, list[str]] = field(default_factory=dict)
+    """By task: the hosts that it changed."""
+
+    def take(self, event: dict[str, Any]) -> None:
+        data, name = event.get("event_data", {}), event["event"]
+        if name == "playbook_on_task_start":
+            role = str(data.get("role") or data.get("play") or "play")
+            if role != self.role:
+                self.end()
+                self.role, self.began = role, self.now()
+            self.tasks += 1
+        elif name == "runner_on_ok" and data.get("res", {}).get("changed"):
+            self.changed.setdefault(str(data["task"]), []).append(str(data["host"]))
+        elif name == "runner_retry" and data.get("res", {}).get("stderr"):
+            self.say(f"{data['host']}: {data['task']}: {data['res']['stderr'].strip().splitlines()[-1]}")
+        elif name == "playbook_on_stats":
+            self.end()
+
+    def end(self) -> None:
+        if self.role:
+            what = [f"{task} ({', '.join(hosts) if len(hosts) < 4 else f'{len(hosts)} hosts'})"
+                    for task, hosts in self.changed.items()]  # fmt: skip
+            more = f" and {len(what) - SHOWN} more" if len(what) > SHOWN else ""
+            changed = f"; changed: {', '.join(what[:SHOWN])}{more}" if what else ""
+            self.say(f"{self.role}: {self.tasks} tasks, {self.now() - self.began:.1f} s{changed}")
+        self.role, self.tasks, self.changed = "", 0, {}
 
 
 def _failure(event: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ import functools
 import gzip
 import hashlib
 import io
+import json
 import os
 import stat
 import tarfile
@@ -71,6 +72,12 @@ class File:
     name: str
     kind: str
     content: bytes
+    unix: int = field(default=0, compare=False)
+    """When it was changed last; no part of the hash."""
+
+    @property
+    def mark(self) -> str:
+        return f"{self.kind} {hashlib.sha256(self.content).hexdigest()}"
 
 
 @dataclass(frozen=True)
@@ -86,31 +93,45 @@ class Archive:
     def names(self) -> tuple[str, ...]:
         return tuple(file.name for file in self.files)
 
+    @property
+    def size(self) -> int:
+        return sum(len(file.content) for file in self.files)
+
     def pack(self) -> bytes:
-        """Same files, same bytes: times and owners are left out."""
-        buffer = io.BytesIO()
-        with (
-            gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0, compresslevel=6) as packed,
-            tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as tar,
-        ):
-            for file in self.files:
-                info = tarfile.TarInfo(file.name)
-                info.mode = 0o600 if file.kind == "-" else 0o700
-                if file.kind == "l":
-                    info.type, info.linkname = tarfile.SYMTYPE, os.fsdecode(file.content)
-                    tar.addfile(info)
-                else:
-                    info.size = len(file.content)
-                    tar.addfile(info, io.BytesIO(file.content))
-        return buffer.getvalue()
+        """Same files, same bytes: owners are left out."""
+        return _packed(self.files)
+
+    def pack_part(self, lacking: Sequence[int]) -> bytes:
+        """For a node that has the other files under another hash: a line with all marks by name, then a tar.gz of those
+        that it lacks, by their place in `names`."""
+        marks = json.dumps({file.name: file.mark for file in self.files})
+        return marks.encode() + b"\n" + _packed([self.files[n] for n in lacking])
+
+
+def _packed(files: Iterable[File]) -> bytes:
+    buffer = io.BytesIO()
+    with (
+        gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0, compresslevel=6) as packed,
+        tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for file in files:
+            info = tarfile.TarInfo(file.name)
+            info.mtime = file.unix
+            info.mode = 0o600 if file.kind == "-" else 0o700
+            if file.kind == "l":
+                info.type, info.linkname = tarfile.SYMTYPE, os.fsdecode(file.content)
+                tar.addfile(info)
+            else:
+                info.size = len(file.content)
+                tar.addfile(info, io.BytesIO(file.content))
+    return buffer.getvalue()
 
 
 def digest(files: Iterable[File]) -> str:
     """The name of code, as node/tree.py makes it anew from what has arrived."""
     whole = hashlib.sha256()
     for file in sorted(files, key=lambda file: os.fsencode(file.name)):
-        mark = f"{file.kind} {hashlib.sha256(file.content).hexdigest()}"
-        whole.update(os.fsencode(file.name) + b"\0" + mark.encode() + b"\n")
+        whole.update(os.fsencode(file.name) + b"\0" + file.mark.encode() + b"\n")
     return whole.hexdigest()[:DIGITS]
 
 
@@ -202,7 +223,7 @@ def _whole(name: str, inside: Path, path: Path) -> File | None:
     same = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
     if not same or len(content) != after.st_size or not stat.S_ISREG(after.st_mode):
         return None
-    return File(name, "x" if after.st_mode & 0o111 else "-", content)
+    return File(name, "x" if after.st_mode & 0o111 else "-", content, max(0, int(after.st_mtime)))
 
 
 def _target(inside: Path, path: Path) -> str:

@@ -47,6 +47,12 @@ def close_tree(top: Path) -> None:
                     path.chmod(stat.S_IMODE(found) & 0o700)
 
 
+def hide_from_git(folder: Path) -> None:
+    """Keys, states and logs in it are not for `git add -A`. A .gitignore that is there is left as it is."""
+    if folder.is_dir() and not os.path.lexists(folder / ".gitignore"):
+        write_text(folder / ".gitignore", "*\n")
+
+
 def make_folder(path: Path) -> None:
     """The folder and the missing ones above it, 0700 each."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]

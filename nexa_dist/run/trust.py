@@ -49,9 +49,22 @@ def adopt(root: Path) -> None:
     _mark(root)
 
 
-def refuse_foreign(runner: Runner, root: Path) -> None:
-    """Raises Foreign when this folder holds what nexa would act on, and we did not make it."""
-    found = next(_findings(root), None)
+def is_workspace(folder: Path) -> bool:
+    """Whether nexa has worked in this folder, ours or not. `.nexa` alone says little: on a node it is in the home."""
+    return any(os.path.lexists(folder / ".nexa" / name) for name in (ID, "clusters"))
+
+
+def roots() -> list[Path]:
+    """The workspaces of ours that are still there."""
+    marks = sorted((state() / "workspaces").glob("[0-9a-f]*"))[: 2 * KEPT]
+    found = [Path(path) for mark in marks if (path := _read(mark, 3)[2])]
+    return sorted(root for root in found if root.is_dir() and is_ours(root))
+
+
+def refuse_foreign(runner: Runner, root: Path, *, above: bool = False) -> None:
+    """Raises Foreign when this folder holds what nexa would act on, and we did not make it. One that was found above
+    the folder that we are in has to be ours whatever it holds: nobody named it."""
+    found = next(_findings(root), root / ".nexa" if above else None)
     if found is None:
         return
     if stranger := _stranger(root):
@@ -129,8 +142,7 @@ def _mark(root: Path) -> None:
             _make_room(outside.parent)
             inside.mkdir(mode=0o700, parents=True, exist_ok=True)
             files.write_text(outside, f"{ident}\n{_inode(root)}\n{os.path.realpath(root)}\n", 0o600)
-            if not (inside / ".gitignore").exists():
-                files.write_text(inside / ".gitignore", "*\n")
+            files.hide_from_git(inside)
             files.write_text(inside / ID, ident + "\n", 0o600)
     except OSError as error:
         where = error.filename or inside

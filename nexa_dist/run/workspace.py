@@ -14,9 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster
-from nexa_dist.run import files, trust
+from nexa_dist.run import files, git, trust
 from nexa_dist.secrets import redact_text
 
+USERS = "users.jsonl"
+"""In a cluster's folder: the workspaces that borrowed it."""
 Unix = Annotated[float, Field(ge=0, le=4.2e9, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=1 << 53)]
 
@@ -216,20 +218,88 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folder nexa is called in (or NEXA_WORKSPACE)."""
+    """A project's folder with what nexa keeps of it in `.nexa` and `runs`."""
 
     root: Path
+    where: str = ""
+    """The same in words, and how it was found."""
+    above: bool = False
+    """It was found above the folder that nexa is called in."""
 
     @classmethod
     def here(cls) -> Workspace:
-        return cls(Path(os.environ.get("NEXA_WORKSPACE") or os.getcwd()).absolute())
+        """What NEXA_WORKSPACE names, else the nearest workspace from the folder that we are in upwards, else that
+        folder. It is looked for no higher than the git repository goes: what lies above is of another project."""
+        if named := os.environ.get("NEXA_WORKSPACE"):
+            root = Path(named).absolute()
+            if not root.is_dir():
+                raise UsageError(f"NEXA_WORKSPACE: {root} is no folder")
+            return cls(root, f"{root} (named by NEXA_WORKSPACE)")
+        return cls.of(Path.cwd())
+
+    @classmethod
+    def of(cls, folder: Path) -> Workspace:
+        """The one that this folder is in, or would be."""
+        top = git.top(folder)
+        looked = [p for p in (folder, *folder.parents) if top is None or p.is_relative_to(top)]
+        root = next((p for p in looked if trust.is_workspace(p)), None)
+        if root is None:
+            end = f"{looked[-1]}, where the git repository ends" if top else str(looked[-1])
+            return cls(folder, f"{folder}, nor in a workspace above it (looked up to {end})")
+        return cls(root, f"{root} (the workspace above {folder})" if root != folder else str(root), root != folder)
+
+    def __str__(self) -> str:
+        return self.where or str(self.root)
+
+    def near(self, path: Path) -> str:
+        """As a person would type it from the folder that he is in."""
+        try:
+            return os.path.relpath(path)
+        except OSError:  # that folder is gone
+            return str(path)
 
     def close_to_others(self) -> None:
-        """Nobody else on this machine may look into what we keep here, or lock it."""
+        """Nobody else on this machine may look into what we keep here, or lock it; and git leaves it alone."""
         files.close_to_others(self.root / ".nexa", self.root / "runs")
+        for folder in (self.root / ".nexa", *([self.root / "runs"] if self.runs() else [])):
+            files.hide_from_git(folder)
 
     def cluster(self, name: str) -> ClusterFolder:
-        return ClusterFolder(self.root / ".nexa" / "clusters" / name)
+        """Also of another workspace, when it was borrowed."""
+        path = self.root / ".nexa" / "clusters" / name
+        return ClusterFolder(path.resolve() if path.is_symlink() else path)
+
+    def knows(self, name: str) -> bool:
+        return name in [folder.name for folder in self.clusters()]
+
+    def others(self, name: str = "") -> list[Workspace]:
+        """Other workspaces of ours that have a cluster (of this name)."""
+        found = [Workspace(root) for root in trust.roots() if root.resolve() != self.root.resolve()]
+        return [one for one in found if (one.knows(name) if name else one.clusters())]
+
+    def borrow(self, name: str, owner: Workspace) -> None:
+        """Makes the other workspace's cluster known here too, by a link, so that its runs can be here. The owner gets a
+        line that says who uses it. Raises UsageError when this name is taken here."""
+        link, target = self.root / ".nexa" / "clusters" / name, owner.cluster(name).path.resolve()
+        if self.cluster(name).path.resolve() == target:
+            return
+        if link.exists():
+            raise UsageError(
+                f"{self.root} has a cluster called {name} of its own, beside that of {owner.root}",
+                hint=f"run it from {owner.root}, or give one of them another name",
+            )
+        trust.claim(self.root)
+        files.make_folder(link.parent)
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        files.append_json(target / USERS, {"root": str(self.root)})
+
+    def users(self, name: str) -> list[Workspace]:
+        """The workspaces that have runs on this cluster: this one, its owner's, and those that borrowed it."""
+        folder = self.cluster(name).path
+        roots = [str(folder.parents[2]), *(str(row.get("root", "")) for row in files.read_lines(folder / USERS))]
+        others = {Path(root) for root in roots} - {self.root}
+        return [self, *(Workspace(root) for root in sorted(others) if trust.is_ours(root))]
 
     def clusters(self) -> list[ClusterFolder]:
         folder = self.root / ".nexa" / "clusters"
@@ -241,7 +311,13 @@ class Workspace:
         if len(known) == 1:
             return known[0]
         if not known:
-            raise UsageError(f"no cluster is known in {self.root}", hint="nexa provision --cluster FILE makes one")
+            elsewhere = [f"{found.name} in {other.root}" for other in self.others() for found in other.clusters()]
+            more = f"; known elsewhere: {', '.join(elsewhere[:5])}" if elsewhere else ""
+            raise UsageError(
+                f"no cluster is known in {self}{more}",
+                hint="nexa provision --cluster FILE makes one; --cluster FILE|NAME or NEXA_WORKSPACE=DIR names one of "
+                "another folder",
+            )
         raise UsageError(f"which cluster? {', '.join(c.name for c in known)}", hint="name it with --cluster")
 
     def runs(self) -> list[RunFolder]:
@@ -254,7 +330,7 @@ class Workspace:
         """A run by its id, by a unique part of it, or the newest. Raises UsageError."""
         known = self.runs()
         if not known:
-            raise UsageError(f"no run is known in {self.root}", hint="nexa run TRAIN.yaml starts one")
+            raise UsageError(f"no run is known in {self}", hint="nexa run TRAIN.yaml starts one")
         if not run_id:
             return known[-1]
         found = [r for r in known if r.run_id == run_id] or [r for r in known if run_id in r.run_id]
@@ -271,6 +347,7 @@ class Workspace:
             stamp = time.strftime("%Y%m%d_%H%M%S", time.gmtime(time.time() + tie))
             path = self.root / "runs" / f"{stage}_{stamp}_{name}"
             files.make_folder(path.parent)
+            files.hide_from_git(path.parent)
             with contextlib.suppress(FileExistsError):
                 path.mkdir(mode=0o700)
                 return RunFolder(path)

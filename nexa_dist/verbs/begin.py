@@ -16,7 +16,7 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.fitness import refuse_unfit
 from nexa_dist.ops.wandb import settled
 from nexa_dist.run.nodes import connecting, session
-from nexa_dist.verbs.common import context, find_cluster, ranks
+from nexa_dist.verbs.common import borrowed, context, find_cluster, ranks
 
 
 def run(args: argparse.Namespace) -> int:
@@ -28,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
 
         return resumed(ctx, ctx.workspace.run(args.resume), args, shown)
     config = load_train(Path(args.train), args.set, args.program)
+    borrowed(ctx, args.cluster)
     cluster = find_cluster(ctx, args.cluster)
     if not args.dry_run and not args.ignore_diag:
         refuse_unfit(ctx.workspace.cluster(cluster.name), cluster)

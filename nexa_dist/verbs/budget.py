@@ -14,7 +14,7 @@ Arguments = argparse.Namespace
 
 
 def budget(args: Arguments) -> int:
-    ctx = context(acts=args.action == "extend")
+    ctx = context(acts=args.action == "extend", cluster=args.cluster)
     folder = find_folder(ctx, args.cluster)
     if args.action == "extend":
         if args.usd is None or not math.isfinite(args.usd) or args.usd <= 0:

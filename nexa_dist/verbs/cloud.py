@@ -142,7 +142,7 @@ def _end(ctx: Context, orphans: list[sweeping.Found], yes: bool) -> list[str]:
 
 
 def timeline(args: Arguments) -> int:
-    ctx = context(acts=False)
+    ctx = context(acts=False, cluster=args.cluster)
     folder = _folder(ctx.workspace.root, args.cluster)
     rows: list[dict[str, Any]] = steps_of(files.read_lines(folder / "journal.jsonl"))
     if args.json:

@@ -27,7 +27,9 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.init import init as initialise
 from nexa_dist.ops.ownrecord import Record
 from nexa_dist.plan.adopt import Adopted
+from nexa_dist.run import trust
 from nexa_dist.run.nodes import Ssh
+from nexa_dist.run.workspace import Workspace
 from nexa_dist.verbs.cloud import show
 from nexa_dist.verbs.common import context, find_cluster, find_folder, is_file, load_said
 
@@ -35,8 +37,11 @@ Arguments = argparse.Namespace
 
 
 def init(args: Arguments) -> int:
-    for path in initialise(Path(args.folder)):
+    folder = Path(args.folder)
+    for path in initialise(folder):
         ui.say(f"made {path}")
+    if not Workspace.of(folder.absolute()).above:  # from below it is found from now on
+        trust.claim(folder)
     ui.say("next: nexa provision --cluster cluster.yaml, then nexa run train.yaml, then nexa teardown")
     return EXIT_OK
 
@@ -127,7 +132,7 @@ NOT_UP = {
 
 
 def status(args: Arguments) -> int:
-    ctx = context(acts=False)
+    ctx = context(acts=False, cluster=args.cluster)
     folders = [find_folder(ctx, args.cluster)] if args.cluster else ctx.workspace.clusters()
     report: dict[str, Any] = {"clusters": [], "runs": []}
     code = EXIT_OK
@@ -161,7 +166,7 @@ def status(args: Arguments) -> int:
         ui.emit(report)
         return code
     if not report["clusters"]:
-        ui.say(f"no cluster is known in {ctx.workspace.root}")
+        ui.say(f"no cluster is known in {ctx.workspace}")
     for entry in report["clusters"]:
         rows = [{"cluster": entry["cluster"], **node} for node in entry["nodes"]] or [
             {"cluster": entry["cluster"], "state": NOT_UP.get(entry["state"], entry["state"])}
@@ -190,7 +195,7 @@ def status(args: Arguments) -> int:
 
 
 def ssh(args: Arguments) -> int:
-    ctx = context()
+    ctx = context(cluster=args.cluster)
     cluster = find_cluster(ctx, args.cluster)
     node = provisioning.node_of(cluster, args.node)
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
@@ -207,9 +212,9 @@ def ssh(args: Arguments) -> int:
 
 
 def teardown(args: Arguments) -> int:
-    ctx = context(acts=not args.dry_run)
+    ctx = context(acts=not args.dry_run, cluster=args.cluster)
     if not args.cluster and not ctx.workspace.clusters():
-        ui.say(f"nothing to tear down in {ctx.workspace.root}")
+        ui.say(f"nothing to tear down in {ctx.workspace}")
         return EXIT_OK
     folder, config = find_folder(ctx, args.cluster), None
     if args.cluster and is_file(args.cluster):
@@ -258,7 +263,7 @@ def teardown(args: Arguments) -> int:
     else:
         for kept in receipt.get("kept", ()):
             ui.say(f"  kept: {kept}")
-    ui.say(f"  receipt {receipt['receipt']}")
+    ui.say(f"  receipt {ctx.workspace.near(ctx.workspace.root / receipt['receipt'])}")
     for line in receipt["waste"]["lines"] if receipt["cost_usd"] else ():
         ui.say(f"  {line}")
     if args.json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,28 +21,57 @@ from nexa_dist.run.workspace import ClusterFolder, Workspace
 from nexa_dist.secrets import redact_text
 
 
-def context(*, acts: bool = True) -> Context:
-    """Of the folder that we are in, with what its `.env` adds to the environment. A verb that `acts` on what lies there
-    does so only when it is known to be ours; one that shows it may show anybody's."""
+def context(*, acts: bool = True, cluster: str | None = None) -> Context:
+    """Of the workspace that we are in, or the one that `cluster`, a file or name, belongs to, with what its `.env` adds
+    to the environment. A verb that `acts` on what lies there does so only when it is known to be ours; one that shows
+    it may show anybody's."""
     here, runner = Workspace.here(), SystemRunner()
+    if cluster and (owner := owner_of(here, cluster)):
+        here = owner
     if acts:
-        _refuse_foreign(runner, here.root)
+        _refuse_foreign(runner, here.root, here.above)
         here.close_to_others()
     else:
         files.close_to_others()  # what is shown may be somebody else's
-    for line in dotenv.load(here.root, os.environ, lambda: git.tracks(runner, here.root, dotenv.NAME) != ""):
-        ui.say(line)
+    if not here.above or trust.is_ours(here.root):
+        for line in dotenv.load(here.root, os.environ, lambda: git.tracks(runner, here.root, dotenv.NAME) != ""):
+            ui.say(line)
     return Context(here, runner, lambda text: ui.say(redact_text(text)))
 
 
-def _refuse_foreign(runner: Runner, root: Path) -> None:
+def owner_of(here: Workspace, named: str) -> Workspace | None:
+    """The other workspace that this cluster belongs to: the one that its file lies in, if it knows the cluster, or for
+    a name that is not known here the only one of ours that knows it. Raises UsageError for more than one."""
+    if is_file(named):
+        other = Workspace.of(Path(named).resolve().parent)
+        if other.root.resolve() == here.root.resolve() or not other.clusters():
+            return None
+        name = load_cluster(Path(named)).name or ""
+        return dataclasses.replace(other, above=True) if other.knows(name) else None
+    if here.knows(named):
+        return None
+    found = here.others(named)
+    if len(found) > 1:
+        places = ", ".join(str(other.root) for other in found)
+        raise UsageError(f"cluster {named!r} is known in {places}", hint="--cluster FILE, or NEXA_WORKSPACE=DIR")
+    return found[0] if found else None
+
+
+def borrowed(ctx: Context, named: str | None) -> None:
+    """For a run in this workspace on a cluster of another one: makes that cluster known here."""
+    if named and (owner := owner_of(ctx.workspace, named)):
+        _refuse_foreign(ctx.runner, owner.root, above=True)
+        ctx.workspace.borrow(load_cluster(Path(named)).name if is_file(named) else named, owner)
+
+
+def _refuse_foreign(runner: Runner, root: Path, above: bool) -> None:
     try:
-        trust.refuse_foreign(runner, root)
+        trust.refuse_foreign(runner, root, above=above)
     except trust.Foreign as error:
         if not error.cure or not _agreed(f"{error}\nis it yours?"):
             raise
         trust.adopt(root)
-        trust.refuse_foreign(runner, root)
+        trust.refuse_foreign(runner, root, above=above)
 
 
 def _agreed(question: str) -> bool:
@@ -100,7 +130,10 @@ def find_folder(ctx: Context, named: str | None) -> ClusterFolder:
         return ctx.workspace.cluster(load_cluster(Path(named)).name or "")
     if named not in [folder.name for folder in ctx.workspace.clusters()]:
         known = ", ".join(folder.name for folder in ctx.workspace.clusters()) or "none"
-        raise UsageError(f"no cluster called {named!r} is known in {ctx.workspace.root}", hint=f"known: {known}")
+        raise UsageError(
+            f"no cluster called {named!r} is known in {ctx.workspace}, nor in another workspace of yours",
+            hint=f"known: {known}; NEXA_WORKSPACE=DIR names another folder",
+        )
     return ctx.workspace.cluster(named)
 
 

@@ -21,7 +21,7 @@ COLUMNS = ("node", "state", "gpus", "driver", "python", "torch", "cuda", "nccl",
 
 
 def diag(args: Arguments) -> int:
-    ctx = context()
+    ctx = context(cluster=args.cluster)
     cluster = find_cluster(ctx, args.cluster)
     folder = ctx.workspace.cluster(cluster.name)
     known = folder.json.exists()

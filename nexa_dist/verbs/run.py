@@ -22,6 +22,7 @@ from nexa_dist.errors import (
 from nexa_dist.model import Cluster, Node
 from nexa_dist.ops import finish, launch, watch
 from nexa_dist.ops import logs as logging
+from nexa_dist.ops import runlist as listing
 from nexa_dist.ops import runs as running
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs import pending
@@ -240,8 +241,8 @@ def told(ctx: Context, folder: RunFolder, outcome: watch.Outcome, as_json: bool)
     if known := folder.load()["attempts"][-1].get("why"):
         ctx.say(f"  why: {ui.plain(known)} (nexa why {folder.run_id})")
     ctx.say(f"  {row['minutes']} min, {row['gpu_hours']} GPU-hours, {row['cost_usd']:.2f} USD")
-    here = ctx.workspace.root
-    ctx.say(f"  manifest {folder.manifest.relative_to(here)}, logs {folder.logs.relative_to(here)}")
+    near = ctx.workspace.near
+    ctx.say(f"  manifest {near(folder.manifest)}, logs {near(folder.logs)}")
     unknown = [name for name, count in outcome.left.items() if count is None]
     left = {name: count for name, count in outcome.left.items() if count}
     ctx.say(
@@ -270,9 +271,9 @@ def attach(args: Arguments) -> int:
 
 def stop(args: Arguments) -> int:
     ctx = context()
-    if not args.run:  # an unset variable of a script must not stop whatever is newest
-        raise UsageError("nexa stop needs the name of a run", hint="nexa runs lists them")
-    answer = running.stop(ctx, ctx.workspace.run(args.run), args.grace)
+    if args.run == "":  # an unset variable of a script must not stop whatever is there
+        raise UsageError("nexa stop '' names no run", hint="nexa runs lists them")
+    answer = running.stop(ctx, ctx.workspace.run(args.run) if args.run else _only_active(ctx), args.grace)
     ended = ", ".join(f"{node} {count}" for node, count in answer["ended"].items())
     known = answer["state"] != "stopping"
     ctx.say(f"{'✓' if known else '·'} {answer['run']} {answer['state']}; processes ended: {ended}; left: 0")
@@ -283,18 +284,34 @@ def stop(args: Arguments) -> int:
     return EXIT_OK
 
 
+def _only_active(ctx: Context) -> RunFolder:
+    """The one run that goes on. Raises UsageError when there is none or a choice."""
+    found = running.active_runs(ctx)
+    if len(found) != 1:
+        names = ", ".join(run.run_id for run in found)
+        raise UsageError(
+            f"which run? {names}" if found else f"no run goes on in {ctx.workspace}", hint="nexa runs lists them"
+        )
+    ctx.say(f"{found[0].run_id} is the only run that goes on: stopping it")
+    return found[0]
+
+
 def runs(args: Arguments) -> int:
-    rows, code = [], EXIT_OK
+    rows: list[dict[str, Any]] = []
+    before: dict[str, dict[str, Any]] = {}
+    code = EXIT_OK
     for found in context(acts=False).workspace.runs():
         try:
-            rows.append(running.summary(found))
+            rows.append(running.summary(found) | listing.figures(found, before))
         except NexaError as error:
             code = EXIT_FAILED
             ui.error(f"passed over: {error}", error.hint)
     if args.json:
         ui.emit(rows)
     elif rows:
-        ui.table(rows, ("run", "state", "cluster", "minutes", "cost_usd", "cause"))
+        ui.table(
+            rows, ("run", "state", "cluster", "experiment", "step", "loss", "minutes", "cost_usd", "changed", "cause")
+        )
     else:
         ui.say("no run yet")
     return code

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from nexa_dist.live import Kind, View, view
 from nexa_dist.live.panel import Drawn, panel
+from nexa_dist.live.reading import read
 from nexa_dist.live.state import State, sentence, span
 
 HOSTILE = b"\x1b]0;owned\x07red \x1b[31m\xff end"
@@ -264,3 +265,63 @@ def test_a_progress_bar_is_shown_by_its_last_state(capsys: pytest.CaptureFixture
     made.line("n0", "rank_0/attempt_1.log", 0, b" 3%", True)
     made.line("n0", "rank_0/attempt_1.log", 0, b"\r 1%\r 3%\r 4%\r")
     assert capsys.readouterr().err == "[n0:0]  3%\n[n0:0]  4%\n"
+
+
+@pytest.mark.parametrize(
+    "line, found",
+    [
+        ("iter 550: loss 2.3012, time 81.5ms, mfu 4.1%", {"step": 550, "loss": 2.3012}),
+        ("step 20/100 | loss: 4.5e-1 | lr 1e-3", {"step": 20, "of": 100, "loss": 0.45}),
+        ("Iteration 7, training loss = nan", {"step": 7, "loss": None}),
+        ("{'loss': 2.31, 'grad_norm': 1.2, 'learning_rate': 5e-05, 'epoch': 0.5}", {"loss": 2.31}),
+        (" 12%|#2        | 12/100 [00:03<00:22,  3.99it/s]", {"step": 12, "of": 100}),
+        (
+            "Epoch 0:  50%|##   | 100/200 [00:10<00:10, 9.9it/s, v_num=0, train_loss=2.250]",
+            {"step": 100, "of": 200, "loss": 2.25},
+        ),
+        ("Map: 100%|##########| 1000/1000 [00:01<00:00, 900 examples/s]", {}),
+        ("first step of the plan", {}),
+        ("model.safetensors:  42%|####  | 42/100 [00:01<00:01]", {}),
+        ("loss_fn: CrossEntropyLoss()", {}),
+        ("footsteps 5", {}),
+    ],
+)
+def test_the_usual_lines_are_read(line: str, found: dict[str, float | None]) -> None:
+    got = {key: None if value != value else value for key, value in read(line.encode()).items()}
+    assert got == found
+
+
+def test_what_is_read_from_lines_is_marked_and_never_beats_what_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    shown = made("plain", clock, {0})
+    shown.attempt(1, ["n0", "n1"], 4, None)
+    begin(shown, clock)
+    clock.at += 61
+    shown.tick()
+    assert "no step is reported" in capsys.readouterr().err
+    shown.line("n0", "rank_0/stdout.log", 0, b"iter 550: loss 2.3")
+    shown.line("n0", "rank_1/stdout.log", 1, b"iter 999: loss 9.9")
+    clock.at += 11
+    shown.tick()
+    assert "step 550 loss 2.3 (read from its lines, not reported)" in capsys.readouterr().err
+    shown.event("n0", progress({"0": 3, "1": 3}, 1.0, of=10, loss=1.0))
+    clock.at += 11
+    shown.tick()
+    said = capsys.readouterr().err
+    assert "step 3/10 loss 1" in said and "read from" not in said
+
+
+def test_a_narrower_window_is_begun_anew() -> None:
+    clock = Clock()
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, height=30, _environ={})
+    drawn = Drawn(state_of(clock), None, clock, console)
+    clock.at += 1
+    drawn.tick()
+    console.file = io.StringIO()
+    console.width = 60
+    clock.at += 1
+    drawn.tick()
+    said = console.file.getvalue()
+    begun = said.rindex("\x1b[2J")
+    assert "\u2500" * 59 not in said[begun:] and "\u256d" in said[begun:]
+    drawn.close()

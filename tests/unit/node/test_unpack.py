@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from nexa_dist.node import tree
-from nexa_dist.node.unpack import STALE_S, unpack, whole
+from nexa_dist.node.unpack import KEPT, STALE_S, lacks, prune, unpack, whole
 from nexa_dist.run import archive
 
 
@@ -123,3 +123,67 @@ def test_a_checkpoint_that_is_there_stays_and_old_leftovers_go(
     sent(monkeypatch, project.pack(), target)
     assert {p.name for p in target.parent.iterdir()} == {"step_1", "step_2.99.tmp"}
     assert [p.name for p in target.iterdir()] == ["there"]
+
+
+def changed(project: archive.Archive, tmp_path: Path) -> archive.Archive:
+    root = tmp_path / "project"
+    (root / "a.py").write_text("print(2)")
+    (root / "new.py").write_text("new")
+    return archive.build(root, [*project.names, "new.py"])
+
+
+def test_only_what_no_other_code_has_is_sent_and_the_whole_is_checked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, project: archive.Archive
+) -> None:
+    first = tmp_path / "node" / "code" / project.hash
+    new = changed(project, tmp_path)
+    target = first.with_name(new.hash)
+    asked = {"files": {file.name: file.mark for file in new.files}}
+    assert lacks(str(target), asked)["lacks"] == list(range(len(new.names)))
+    sent(monkeypatch, project.pack(), first, project.hash)
+    lacking = lacks(str(target), asked)["lacks"]
+    assert [new.names[n] for n in lacking] == ["a.py", "new.py"]
+    part = new.pack_part(lacking)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(part)))
+    unpack(str(target), new.hash, "part")
+    assert whole(str(target)) == {"whole": True} and os.access(target / "run.sh", os.X_OK)
+    assert (first / "a.py").read_text() == "print(1)"
+    (first / "a.py").chmod(0o700)  # the hash of what comes of it decides, whatever a rank did there
+    (target / "run.sh").write_text("false")
+    (first / "run.sh").write_text("false")
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(part)))
+    with pytest.raises(SystemExit):
+        unpack(str(target), new.hash, "part")
+    assert "what arrived is not" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["../evil", "/evil", "sub/../../evil"])
+def test_a_mark_takes_nothing_from_outside(tmp_path: Path, name: str) -> None:
+    code = tmp_path / "code" / ("0" * 16)
+    code.mkdir(parents=True)
+    for path in (tmp_path / "code" / "evil", tmp_path / "evil"):
+        path.write_text("x")
+    assert lacks(str(tmp_path / "code" / "x"), {"files": {name: tree.mark(("-", b"x"))}}) == {"lacks": [0]}
+
+
+def test_files_keep_their_times(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, project: archive.Archive) -> None:
+    os.utime(tmp_path / "project" / "a.py", (1.5e9, 1.5e9))
+    old = archive.build(tmp_path / "project", project.names)
+    assert old.hash == project.hash  # times are no part of what runs
+    target = tmp_path / "node" / "code" / old.hash
+    sent(monkeypatch, old.pack(), target, old.hash)
+    assert (target / "a.py").stat().st_mtime == 1.5e9
+
+
+def test_old_code_goes_and_what_is_used_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    above = tmp_path / "code"
+    names = [f"{n:016x}" for n in range(KEPT + 4)]
+    for n, name in enumerate(names):
+        (above / name).mkdir(parents=True)
+        os.utime(above / name, (1e9 - n, 1e9 - n))
+    (above / "not-ours").mkdir()
+    os.utime(above / names[-1])  # the agent of a living run touches it
+    monkeypatch.setattr("nexa_dist.node.unpack._named", lambda codes: {names[-2]})  # a process here names it
+    prune(str(above), names[-3])
+    left = {path.name for path in above.iterdir()}
+    assert left == {*names[: KEPT - 1], names[-1], names[-2], names[-3], "not-ours"}

@@ -188,3 +188,18 @@ def test_a_note_that_a_rank_has_spoilt_ends_nothing(run: Run, note: str) -> None
     (run.folder / "code.json").write_text(note)
     run.lay({"a.py": "2"})
     assert run.text("a.py") == "2"
+
+
+def test_a_file_has_its_own_time_at_first_and_later_one_that_is_noticed(run: Run) -> None:
+    code = run.code(**{"a.py": "1", "b.py": "1"})
+    os.utime(code / "a.py", (1.5e9, 1.5e9))
+    os.utime(code / "b.py", (9e9, 9e9))  # a clock that is ahead
+    work.lay_out(str(code), str(run.work), str(run.folder), 1)
+    assert (run.work / "a.py").stat().st_mtime == 1.5e9
+    assert 1.5e9 < (run.work / "b.py").stat().st_mtime < 9e9
+    later = run.code(**{"a.py": "2", "c.py": "1"})
+    for path in later.iterdir():
+        os.utime(path, (1.4e9, 1.4e9))
+    work.lay_out(str(later), str(run.work), str(run.folder), 2)
+    # What was made of an older a.py, or of a c.py that is gone, must not look newer than these.
+    assert min((run.work / name).stat().st_mtime for name in ("a.py", "c.py")) > 1.6e9

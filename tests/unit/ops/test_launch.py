@@ -17,7 +17,7 @@ from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops import launch
-from nexa_dist.ops.code import of_now, tell_kept
+from nexa_dist.ops.code import of_now, send, tell_kept
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.wandb import settled
 from nexa_dist.run import archive
@@ -288,3 +288,28 @@ def test_wandb_is_on_when_a_key_is_there_and_the_script_uses_it(
     found = settled(dataclasses.replace(trial.ctx, say=lines.append, runner=SystemRunner()), trial.config)
     assert found.wandb == mode
     assert (said in lines[0]) if said else not lines
+
+
+def test_variables_in_args_get_a_nodes_values_where_the_file_says_so(tmp_path: Path) -> None:
+    args = ["--out=${NEXA_DURABLE}/x", "$NEXA_NODE", "$HOME", "${RANK}", "$$NEXA"]
+    for expand, wanted in ((False, args), (True, ["--out=/d/x", "n1", *args[2:]])):
+        trial = Trial(tmp_path, Nodes(), args=args, expand=expand)
+        got = [word.replace(trial.links[1].path(CLUSTER.layout.durable), "/d") for word in
+               trial.prepare().specs["n1"]["argv"][-len(args):]]  # fmt: skip
+        assert got == wanted
+    with pytest.raises(UsageError, match="there is no NEXA_NOED"):
+        Trial(tmp_path, Nodes(), args=["$NEXA_NOED"], expand=True).prepare()
+
+
+def test_of_large_code_only_what_a_node_lacks_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "big.bin").write_bytes(os.urandom(2 << 20))
+    (tmp_path / "train.py").write_text("changed\n")
+    code, calls = archive.build(tmp_path, ["big.bin", "train.py"]), list[Any]()
+    monkeypatch.setattr(Link, "call", lambda _, verb, target, message: {"lacks": [1]})
+    monkeypatch.setattr(Link, "unpack", lambda _, target, data, name, part=False: calls.append((len(data), name, part)))
+    trial = Trial(tmp_path, Nodes())
+    send(trial.ctx, trial.links, (code,), {"n0": (), "n1": ()})
+    assert [(name, part) for _, name, part in calls] == [(code.hash, True)] * 2 and calls[0][0] < 1000
+    monkeypatch.setattr(Link, "call", lambda _, verb, target, message: {"lacks": [0, 1]})
+    send(trial.ctx, trial.links, (code,), {"n0": (), "n1": ()})
+    assert [part for _, _, part in calls[2:]] == [False, False] and calls[2][0] > 2 << 20

@@ -1,0 +1,30 @@
+"""Steps and losses in the lines that training programs commonly write: a courtesy, and shown as one. Nothing is decided
+by it: a script that tells its steps by nexa_dist.train.progress is believed, and this is not asked."""
+
+from __future__ import annotations
+
+import re
+
+LONGEST = 500
+"""Bytes of a line that are looked at."""
+_NUMBER = rb"[-+]?(?:[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|nan|inf)"
+_STEP = re.compile(
+    rb"\b(?:iter(?:ation)?|(?:global[_ ])?step)s?\b[ :=#\[(]*([0-9]{1,12})\b(?:\s*(?:/|of)\s*([0-9]{1,12}))?", re.I
+)
+_BAR = re.compile(
+    rb"(?:^|\r)\s*(?:(?:epoch|train|step|iter)[^|%]*)?\s*[0-9]{1,3}%\|[^|]*\|\s*([0-9]+)/([0-9]+) \[", re.I
+)
+"""tqdm's, without a label or with one of training: those of downloads and of data sets have others."""
+_LOSS = re.compile(
+    rb"(?<![a-z_])(?:train(?:ing)?[_/ ])?loss(?:_step)?\b['\"]?\s*[:=]?\s*(" + _NUMBER + rb")(?![0-9a-z])", re.I
+)
+
+
+def read(line: bytes) -> dict[str, float]:
+    """step, of and loss, as far as the line has them."""
+    text, found = line[:LONGEST], dict[str, float]()
+    if step := _BAR.search(text) or _STEP.search(text):
+        found = {key: float(value) for key, value in zip(("step", "of"), step.groups(), strict=True) if value}
+    if loss := _LOSS.search(text):
+        found["loss"] = float(loss[1])
+    return found
