@@ -11,7 +11,7 @@ from typing import Any
 
 from nexa_dist.errors import NexaError
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.site import our_tag
+from nexa_dist.ops.site import known_site, our_tag
 from nexa_dist.ops.whose import Whose, whose
 from nexa_dist.plan import prices
 from nexa_dist.run import aws, images, leftovers

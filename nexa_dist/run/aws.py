@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.refusal import of_exception, refusal
 from nexa_dist.run import credentials
-from nexa_dist.run.denied import denied_action
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2.client import EC2Client
@@ -39,7 +38,9 @@ class Refused(NexaError):
 
     def __init__(self, what: str, reason: str, message: str, hint: str = "", operation: str = "") -> None:
         self.told = refusal(reason, message, operation)
-        super().__init__(f"{what}: {self.told}", hint=hint or self.told.cure)
+        action = self.told.action
+        unsaid = f" ({action} is denied)" if action not in str(self.told) else ""
+        super().__init__(f"{what}: {self.told}{unsaid}", hint=hint or self.told.cure)
         self.reason = reason
 
 
@@ -52,10 +53,9 @@ def spoken(what: str) -> Iterator[None]:
         yield
     except ClientError as error:
         said = error.response["Error"]
-        message, action = str(said.get("Message", "")), denied_action(error)
-        if action not in message:
-            message = f"{message} ({action} is denied)"
-        raise Refused(what, said.get("Code", "Unknown"), message, operation=error.operation_name) from error
+        raise Refused(
+            what, said.get("Code", "Unknown"), said.get("Message", ""), operation=error.operation_name
+        ) from error
     except BotoCoreError as error:  # nobody was asked, or nobody answered
         told = of_exception(error)
         unset = told.code in NEVER_ASKED

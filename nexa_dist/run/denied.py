@@ -4,36 +4,25 @@ from __future__ import annotations
 
 import re
 
-CODES = ("UnauthorizedOperation", "AccessDenied", "AccessDeniedException", "403", "Forbidden")
-_SAID = re.compile(r"not authorized to perform:? ([a-z0-9-]+:\w+)|\b([a-z0-9-]+:\w+) is denied")
-_BY_TERRAFORM = re.compile(r"operation error (\w+): (\w+),[^\n]*?\b(?:403|UnauthorizedOperation|AccessDenied)")
+from nexa_dist import refusal
+from nexa_dist.run.aws import Refused
+
+_OURS = re.compile(r"\b([a-z0-9-]+:\w+) is (?:denied|not allowed)")
 _WHY = re.compile(r"explicit deny in an? [\w -]+?policy|no [\w -]+?policy allows")
-_SERVICES = (("s3", r"Bucket|Object"), ("iam", r"Role|InstanceProfile"), ("ssm", r"Parameter"))
-_OTHER_NAMES = {"HeadBucket": "ListBucket", "ListObjectsV2": "ListBucket", "HeadObject": "GetObject"}
-"""Calls whose right has another name, of those that boto3 makes here."""
 
 
-def denied_action(error: BaseException | str) -> str:
-    """The right that was missing; empty when it was something else that went wrong. AWS says it in most answers; where
-    it does not (a HEAD has no body, older ones say only that it is so), the call tells it."""
-    from botocore.exceptions import ClientError
-
-    cause = error.__cause__ if isinstance(error, Exception) and error.__cause__ else error
-    text = f"{error}"
-    if said := _SAID.search(text) or _SAID.search(f"{cause}"):
-        return said[1] or said[2]
-    if isinstance(cause, ClientError) and cause.response["Error"].get("Code") in CODES:
-        return _right(cause.operation_name)
-    called = _BY_TERRAFORM.search(text)
-    return _right(called[2], called[1].lower()) if called else ""
+def denied_action(error: Exception) -> str:
+    """The right that was missing, in an error of boto3, of Terraform or of ours; empty when it was something else that
+    went wrong."""
+    if isinstance(error, Refused):
+        return error.told.action
+    text = str(error)
+    if said := _OURS.search(text):
+        return said[1]
+    return next((one.action for one in refusal.read(text) if one.action), "") or refusal.denied_action(text)
 
 
-def _right(call: str, service: str = "") -> str:
-    of = service or next((name for name, words in _SERVICES if re.search(words, call)), "ec2")
-    return f"{of}:{_OTHER_NAMES.get(call, call)}"
-
-
-def in_short(error: BaseException) -> str:
+def in_short(error: Exception) -> str:
     """The missing right and whose policy it is that lacks it or forbids it, else all that was said."""
     if not (action := denied_action(error)):
         return str(error)

@@ -114,7 +114,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, stream: Interrupted, *answers: Choi
     monkeypatch.setattr(Silent, "note", lambda self, text: None)
     try:
         answer = watch.watch(
-            None, RunFolder(Path("/x")), [node], record, view=view, on_interrupt=lambda: next(given), gone=lambda _: ""
+            None, RunFolder(Path("/x")), [node], record, view=view, on_interrupt=lambda: next(given), witnesses=None
         )  # type: ignore[arg-type]
     except BaseException as error:
         answer = type(error)

@@ -206,7 +206,7 @@ def test_status_after_a_mere_plan(
 ) -> None:
     """Keys and sources are what a plan leaves; of more something may exist."""
     files.write_text(desk.ctx.workspace.cluster("c").path / left, "")
-    monkeypatch.setattr(verbs, "context", lambda acts: desk.ctx)
+    monkeypatch.setattr(verbs, "context", lambda **_: desk.ctx)
     assert verbs.status(argparse.Namespace(cluster=None, json=True)) == 0
     assert json.loads(capsys.readouterr().out)["clusters"] == [{"cluster": "c", "state": state, "nodes": []}]
     verbs.status(argparse.Namespace(cluster=None, json=False))
