@@ -43,7 +43,7 @@ def owner_of(here: Workspace, named: str) -> Workspace | None:
     """The other workspace that this cluster belongs to: the one that its file lies in, if it knows the cluster, or for
     a name that is not known here the only one of ours that knows it. Raises UsageError for more than one."""
     if is_file(named):
-        other = Workspace.of(Path(named).resolve().parent)
+        other = Workspace.of(Path(os.path.abspath(named)).parent)  # not resolved: it may be a loop, or no name at all
         if other.root.resolve() == here.root.resolve() or not other.clusters():
             return None
         name = load_cluster(Path(named)).name or ""

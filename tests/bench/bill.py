@@ -18,7 +18,6 @@ from pathlib import Path
 from time import struct_time
 from typing import Any
 
-import moto.ec2.models.instances
 import pytest
 
 from nexa_dist.ops import meter
@@ -28,7 +27,6 @@ from nexa_dist.plan.ledger import Bill
 from nexa_dist.run import files, leftovers
 from nexa_dist.run.runner import SystemRunner
 from nexa_dist.run.workspace import ClusterFolder, Workspace
-from tests.cloud import moto_life, moto_prices, moto_spot
 from tests.unit.cloud_server import Emulated, emulated, site
 
 TYPE = "g5.xlarge"
@@ -64,10 +62,11 @@ def simulated_region() -> Iterator[tuple[Emulated, Clock]]:
     """The region with a clock that can be moved. It shows dead instances for an hour, as AWS does."""
     clock = Clock()
     with pytest.MonkeyPatch.context() as patch:
-        for module in (moto_life, moto_prices, http.server):
-            patch.setattr(module, "time", clock)
-        for module in (moto.ec2.models.instances, moto_spot):
-            patch.setattr(module, "utcnow", clock.utcnow)
+        patch.setattr(http.server, "time", clock)
+        for module in ("moto_life", "moto_prices"):
+            patch.setattr(f"tests.cloud.{module}.time", clock)
+        for module in ("moto.ec2.models.instances", "tests.cloud.moto_spot"):
+            patch.setattr(f"{module}.utcnow", clock.utcnow)
         for region in emulated(forget_s=HOUR):
             yield region, clock
 

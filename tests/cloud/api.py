@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.parse
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +25,8 @@ from werkzeug.test import run_wsgi_app
 from tests.cloud.faults import Call, Protocol, Refused, error_reply
 from tests.cloud.moto_control import Control
 from tests.cloud.moto_hidden import Veil
-from tests.cloud.moto_life import Pace
 from tests.cloud.moto_region import World, open_world
-from tests.cloud.types import Facts, Hosts, HostSpec, HostState
+from tests.cloud.types import Hosts, NoHosts, Pace
 
 Environ = dict[str, Any]
 Reply = tuple[int, dict[str, str], bytes]
@@ -35,32 +34,6 @@ ERROR_CODE = re.compile(rb"<Code>([\w.]+)</Code>|\"__type\":\s*\"(?:[^\"#]*#)?([
 S3_OBJECT = {"GET": "GetObject", "PUT": "PutObject", "DELETE": "DeleteObject", "HEAD": "HeadObject"}
 S3_BUCKET = {"GET": "ListObjectsV2", "PUT": "CreateBucket", "DELETE": "DeleteBucket", "HEAD": "HeadBucket"}
 TICK_S = 0.1
-
-
-class NoHosts:
-    """Machines that are up at once and do nothing."""
-
-    def __init__(self) -> None:
-        self._states: dict[str, HostState] = {}
-        self.on_off: Callable[[str, str], None] = lambda instance_id, reason: None
-
-    def boot(self, spec: HostSpec) -> None:
-        self._states[spec.instance_id] = "up" if spec.boots else "failed"
-
-    def power_off(self, instance_id: str) -> None:
-        self._states[instance_id] = "off"
-
-    def partition(self, instance_id: str, cut: bool) -> None: ...
-
-    def capture(self, instance_id: str, image: str) -> None: ...
-
-    def notice(self, instance_id: str, at_unix: float | None) -> None: ...
-
-    def states(self) -> dict[str, HostState]:
-        return dict(self._states)
-
-    def facts(self) -> dict[str, Facts]:
-        return {}
 
 
 class Dropped(ConnectionError):

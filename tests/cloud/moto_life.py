@@ -12,22 +12,12 @@ from moto.ec2.models.instances import Instance, InstanceState, StateReason
 from tests.cloud.faults import Refused
 from tests.cloud.moto_prices import BillLine
 from tests.cloud.moto_spot import SpotRecord
-from tests.cloud.types import Hosts, HostSpec
+from tests.cloud.types import Hosts, HostSpec, Pace
 
 BY_USER = ("Client.UserInitiatedShutdown", "User initiated shutdown")
 BY_ITSELF = ("Client.InstanceInitiatedShutdown", "Instance initiated shutdown")
 BY_SPOT = ("Server.SpotInstanceTermination", "Spot instance termination")
 CODES = {"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48, "stopping": 64, "stopped": 80}
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How long the states last, in seconds. AWS forgets a terminated instance after about an hour."""
-
-    pending_s: float = 0.3
-    shutting_down_s: float = 1.0
-    forget_s: float = 600.0
-    notice_s: float = 120.0
 
 
 @dataclass

@@ -28,10 +28,10 @@ from tests.cloud.faults import FaultBook
 from tests.cloud.moto_groups import groups_of
 from tests.cloud.moto_images import Images, captures, loads_images
 from tests.cloud.moto_launch import Launch
-from tests.cloud.moto_life import Life, Pace
+from tests.cloud.moto_life import Life
 from tests.cloud.moto_prices import Prices, price_history
 from tests.cloud.rights import Rights
-from tests.cloud.types import Hosts
+from tests.cloud.types import Hosts, Pace
 
 
 @dataclass

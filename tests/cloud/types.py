@@ -65,3 +65,39 @@ class Hosts(Protocol):
     def facts(self) -> dict[str, Facts]:
         """Of every machine that is on, by instance id."""
         ...
+
+
+class NoHosts:
+    """Machines that are up at once and do nothing."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, HostState] = {}
+        self.on_off: Callable[[str, str], None] = lambda instance_id, reason: None
+
+    def boot(self, spec: HostSpec) -> None:
+        self._states[spec.instance_id] = "up" if spec.boots else "failed"
+
+    def power_off(self, instance_id: str) -> None:
+        self._states[instance_id] = "off"
+
+    def partition(self, instance_id: str, cut: bool) -> None: ...
+
+    def capture(self, instance_id: str, image: str) -> None: ...
+
+    def notice(self, instance_id: str, at_unix: float | None) -> None: ...
+
+    def states(self) -> dict[str, HostState]:
+        return dict(self._states)
+
+    def facts(self) -> dict[str, Facts]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long the states last, in seconds. AWS forgets a terminated instance after about an hour."""
+
+    pending_s: float = 0.3
+    shutting_down_s: float = 1.0
+    forget_s: float = 600.0
+    notice_s: float = 120.0

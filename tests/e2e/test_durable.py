@@ -16,7 +16,6 @@ from typing import Any
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from nexa_dist.train import checkpoint
 from nexa_dist.train.env import RankEnv
@@ -39,6 +38,8 @@ SHARD_BYTES = 9 << 20
 
 @pytest.fixture(scope="module")
 def s3_url() -> Iterator[str]:
+    from moto.server import ThreadedMotoServer
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -70,6 +70,7 @@ def fill(root: Path) -> Path:
     (root / "binary.yaml").write_bytes(b"\x7fELF\0\xff\xfe")
     save(root / ".nexa" / "clusters" / "lab" / "cluster.json", CLUSTER)
     save(root / "runs" / RUN / "run.json", RECORD)
+    save(root / "runs" / ".gitignore", "*\n")
     log = root / "runs" / RUN / "logs" / "n0" / "rank_0" / "attempt_1.log"
     log.parent.mkdir(parents=True)
     log.write_text("a" * 64 + "!\n")
@@ -103,7 +104,7 @@ Door = Callable[..., str]
 @pytest.fixture
 def door(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Door]:
     """`main` in this process, for a command that must be refused; returns what it said."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
 
     def never(*_: object) -> None:
         raise AssertionError("a program would have been started in our place")
@@ -122,7 +123,8 @@ def door(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
         return said
 
     yield call
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def as_program(root: Path, words: list[str | bytes], **env: str) -> subprocess.CompletedProcess[bytes]:

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.cloud.api import NoHosts, serve
 from tests.cloud.client import Region
+from tests.cloud.types import NoHosts
 from tests.e2e.conftest import REPO, Lab
 
 pytestmark = pytest.mark.e2e
@@ -108,6 +108,8 @@ def test_bad_words_are_refused(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def api() -> Iterator[Region]:
+    from tests.cloud.api import serve  # with moto: seconds, where only some workers need it
+
     server = serve("127.0.0.1", 0, NoHosts())
     try:
         yield Region(server.url)

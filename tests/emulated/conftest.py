@@ -5,17 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
 from botocore.config import Config
 
-from tests.cloud.api import NoHosts, Server, serve
 from tests.cloud.client import Region
-from tests.cloud.moto_life import Pace
-from tests.cloud.types import HostSpec
+from tests.cloud.types import HostSpec, NoHosts, Pace
 from tests.unit.conftest import _emulated, desk, emulated_region
+
+if TYPE_CHECKING:
+    from tests.cloud.api import Server
 
 __all__ = ["_emulated", "desk", "emulated_region"]
 
@@ -103,6 +104,8 @@ class Cloud:
 
 @pytest.fixture(scope="module")
 def _served() -> Iterator[Cloud]:
+    from tests.cloud.api import serve  # with moto: seconds, where only some workers need it
+
     hosts = Recorder()
     server = serve("127.0.0.1", 0, hosts, FAST)
     once = Config(retries={"total_max_attempts": 1}, proxies={}, connect_timeout=300, read_timeout=300)

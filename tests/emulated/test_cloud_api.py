@@ -14,8 +14,7 @@ from botocore.exceptions import ClientError
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from tests.cloud import moto_life
-from tests.cloud.moto_life import Pace
+from tests.cloud.types import Pace
 from tests.emulated.conftest import FAST, Cloud
 
 ROOT = {"DeviceName": "/dev/sda1", "Ebs": {"VolumeType": "gp3", "VolumeSize": 50, "DeleteOnTermination": True}}
@@ -305,7 +304,7 @@ def test_bill_counts_seconds_and_at_least_a_minute(cloud: Cloud, monkeypatch: py
     cloud.region.price("g6.48xlarge", "us-east-1c", 36.0)
     now = [time.time()]
     clock = SimpleNamespace(time=lambda: now[0], gmtime=time.gmtime, strftime=time.strftime)
-    monkeypatch.setattr(moto_life, "time", clock)
+    monkeypatch.setattr("tests.cloud.moto_life.time", clock)
     node = cloud.run(InstanceType="g6.48xlarge", Placement={"AvailabilityZone": "us-east-1c"})["InstanceId"]
     now[0] += 20
     cloud.ec2.terminate_instances(InstanceIds=[node])

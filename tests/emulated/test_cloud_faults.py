@@ -9,8 +9,7 @@ from types import SimpleNamespace
 import pytest
 from botocore.exceptions import ClientError, ConnectionClosedError
 
-from tests.cloud import api, moto_hidden
-from tests.cloud.moto_region import open_world
+from tests.cloud import moto_hidden
 from tests.cloud.types import HostState
 from tests.emulated.conftest import FAST, Cloud, Recorder
 
@@ -125,7 +124,7 @@ def test_slow_call_does_not_hold_up_others(cloud: Cloud, monkeypatch: pytest.Mon
         asleep.set()
         assert over.wait(90)
 
-    monkeypatch.setattr(api, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr("tests.cloud.api.time", SimpleNamespace(sleep=sleep))
     cloud.region.fault("slow", call="DescribeVpcs", seconds=0.6, times=1)
     slow = threading.Thread(target=cloud.ec2.describe_vpcs)
     slow.start()
@@ -177,6 +176,8 @@ def test_mistakes_of_a_test_are_refused(cloud: Cloud) -> None:
             cloud.region.fault(**how)
     with pytest.raises(RuntimeError, match="no instance i-0"):
         cloud.region.reclaim("i-0")
+    from tests.cloud import moto_region
+
     with pytest.raises(RuntimeError, match="close that one first"):
-        open_world(Recorder(), FAST)
+        moto_region.open_world(Recorder(), FAST)
     assert cloud.region.state()["faults"] == []

@@ -132,7 +132,7 @@ def test_a_sweep_shows_and_ends_what_it_sees(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(lab.ctx.workspace.root)
-    monkeypatch.setattr(sweep, "known_site", lambda _: None)  # this workspace knows it no more
+    monkeypatch.setattr("nexa_dist.ops.whose.known_site", lambda _: None)  # this workspace knows it no more
     monkeypatch.setattr(leftovers, "PAUSE_S", 0.03)
     monkeypatch.setattr(leftovers, "sweep", functools.partial(leftovers.sweep, rounds=5))
     lab.may("iam:ListInstanceProfiles", "ec2:DescribeRegions", "ec2:DescribeImages", "ec2:DescribeSpotPriceHistory")

@@ -96,7 +96,7 @@ def test_an_instance_has_an_age_and_a_price(lab: Lab) -> None:
     )
     launched = made["Instances"][0]["LaunchTime"].timestamp()
     lab.desk.slept.append(launched + 2 * 3600 - NOW)  # two hours later
-    (found,) = lab.survey().values()
+    found = lab.survey()[made["Instances"][0]["InstanceId"]]
     assert found.age_hours == pytest.approx(2.0, abs=0.01)
     assert found.usd == pytest.approx(2 * 1.006, rel=0.01)  # the book's g5.xlarge in us-east-1
     assert found.to_json()["offer"].endswith(" on_demand") and not found.orphan

@@ -89,9 +89,9 @@ class Emulated:
 def emulated(forget_s: float = 600.0) -> Iterator[Emulated]:
     """The region on a free port, and an environment in which the controller finds it. It shows dead instances for
     `forget_s`."""
-    from tests.cloud.api import NoHosts, serve
+    from tests.cloud.api import serve
     from tests.cloud.client import Region
-    from tests.cloud.moto_life import Pace
+    from tests.cloud.types import NoHosts, Pace
 
     server = serve("127.0.0.1", 0, NoHosts(), Pace(pending_s=0.02, shutting_down_s=0.03, forget_s=forget_s))
     with pytest.MonkeyPatch.context() as patch:
