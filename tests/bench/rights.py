@@ -340,9 +340,13 @@ is listed is used, and one that is taken away is named by the error. What the em
 take no right of AWS; nodes have a role of their own, with the bucket alone (terraform/modules/aws_profile).
 
 A right that is missing is named by the command (`… ec2:DescribeVolumes …`, exit 1, or 4 where something may be left).
+But ec2:DescribeNetworkAcls: Terraform's provider does without it, and does not say so.
 One read that is denied hides nothing else: `nexa teardown` and `nexa sweep` show and end what they can see, name what
 they cannot, and write no receipt that says more. Roles and instance profiles are looked for where a bucket was given,
 where another workspace had a part in the cluster, where only its file is left, and by `nexa sweep`.
+
+No life was led with `subnets:` or `capacity_reservation:`: they take ec2:DescribeSubnets, DescribeRouteTables,
+DescribeInternetGateways and DescribeCapacityReservations besides, and `tags:` ec2:CreateTags on what a launch made.
 
 Once an account, by whoever may: `aws iam create-service-linked-role --aws-service-name spot.amazonaws.com`. With a
 customer-managed key as the default of EBS, that key's policy has to let the caller use it (kms:CreateGrant and others).
