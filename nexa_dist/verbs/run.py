@@ -93,21 +93,22 @@ def started(ctx: Context, folder: RunFolder, prepared: launch.Prepared, record: 
 
 def taken_over(ctx: Context, folder: RunFolder, shown: set[int] | None, as_json: bool, detach: bool = False) -> int:
     """Goes on with a run where another controller left it; looks on while that one lives."""
-    with alone(folder, "attach") as ours:
-        record = folder.load()  # only now: the other one may have written until it died
-        shower = Shower(ctx, folder, record, shown, detach, as_json)
-        if not ours:
-            ctx.say(f"{folder.run_id} is supervised by another nexa" + ("" if detach else ": looking on"))
-            return EXIT_OK if detach else shower.look_on()
-        cluster = Cluster.from_json(record["cluster"])
-        try:
+    shower = None
+    try:
+        with alone(folder, "attach") as ours:
+            record = folder.load()  # only now: the other one may have written until it died
+            shower = Shower(ctx, folder, record, shown, detach, as_json)
+            if not ours:
+                ctx.say(f"{folder.run_id} is supervised by another nexa" + ("" if detach else ": looking on"))
+                return EXIT_OK if detach else shower.look_on()
+            cluster = Cluster.from_json(record["cluster"])
             with session(ctx.runner, cluster) as ssh:
                 if running.active(folder):
                     nodes = [node for node in cluster.nodes if node.name in record["attempts"][-1]["ranks"]]
                     return shower.follow(ssh, links_to(ssh, nodes))
                 return shower.recover(ssh)
-        except KeyboardInterrupt:  # while it was still connecting
-            return shower.left(EXIT_INTERRUPTED)
+    except KeyboardInterrupt:  # while it was still connecting, or before
+        return (shower or Shower(ctx, folder, folder.load(), shown, detach, as_json)).left(EXIT_INTERRUPTED)
 
 
 def printed(prepared: launch.Prepared, as_json: bool) -> int:
