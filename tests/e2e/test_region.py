@@ -331,7 +331,9 @@ def reached(cloud: Lab) -> dict[int, int]:
 
 
 @pytest.mark.long("a cluster for variants of a create; tests/emulated and tests/unit/ops/test_capacity.py have each")
-def test_a_full_zone_a_lost_reply_and_a_busy_api(cloud: Lab, here: Running, tmp_path: Path) -> None:
+def test_a_full_zone_a_lost_reply_and_a_busy_api(
+    cloud: Lab, here: Running, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     here.client.fault("capacity", zone="us-east-1a", after=1)  # n0 is made there, n1 is refused: a part of a gang
     here.client.fault("throttle", call="Describe*", rate=0.1)
     here.client.fault("lost_reply", call="RunInstances", times=2)
@@ -343,7 +345,7 @@ def test_a_full_zone_a_lost_reply_and_a_busy_api(cloud: Lab, here: Running, tmp_
     here.client.clear()
 
     # Another workspace, on another machine: it may not touch the cluster, but may be told to end it.
-    other = Lab(tmp_path, cloud.prefix, cloud.env)
+    other = Lab(tmp_path_factory.mktemp("elsewhere"), cloud.prefix, cloud.env)
     other.write("cloud.yaml", CLUSTER)
     assert "is held by" in other.nexa("provision", "--cluster", "cloud.yaml", "-y", code=1).stderr
     assert set(running(here)) == {"n0", "n1"}
