@@ -98,15 +98,17 @@ def grouped(hidden: Iterable[tuple[str, str, str]]) -> list[str]:
     return [f"{what}{', '.join(sorted(where))}: {why}" for (what, why), where in regions.items()]
 
 
-def images_kept(ctx: Context, owner: str, only: Sequence[str] = ()) -> tuple[list[tuple[str, int, float]], list[str]]:
-    """(region, images, USD a month at most) wherever there are baked images: they stay until somebody deletes them.
-    And where they could not be listed."""
+def images_kept(
+    ctx: Context, owners: Sequence[str], only: Sequence[str] = ()
+) -> tuple[list[tuple[str, int, float]], list[str]]:
+    """(region, images, USD a month at most) wherever these owners have baked images, which stay until somebody deletes
+    them; and where they could not be listed."""
     regions, _ = regions_of(ctx, only)
     hidden: list[tuple[str, str, str]] = []
 
     def ask(region: str) -> list[images.Image]:
         try:
-            return images.found(region, owner)
+            return [image for owner in owners for image in images.found(region, owner)]
         except NexaError as error:
             hidden.append(("images in ", region, in_short(error)))
             return []

@@ -97,11 +97,8 @@ def plan(args: Arguments) -> int:
 def sweep(args: Arguments) -> int:
     ctx = context(acts=args.delete)
     mine, found, silent = sweeping.survey(ctx, args.region, args.owner)
-    kept: list[tuple[str, int, float]] = []
-    for owner in mine.owners:
-        rows_kept, hidden = sweeping.images_kept(ctx, owner, args.region)
-        kept += rows_kept
-        silent += [line for line in hidden if line not in silent]
+    kept, hidden = sweeping.images_kept(ctx, mine.owners, args.region)
+    silent += hidden
     orphans = [entry for entry in found if entry.orphan]
     if args.json:
         rows = [entry.to_json() for entry in found]

@@ -177,8 +177,7 @@ class Life:
     def sweep(self) -> None:
         """All that there is of the lost cluster is an orphan."""
         mine, found, silent = sweep.survey(self.ctx)
-        for owner in mine.owners:
-            silent += sweep.images_kept(self.ctx, owner)[1]
+        silent += sweep.images_kept(self.ctx, mine.owners)[1]
         orphans = [entry for entry in found if entry.thing.cluster == self.config.name and entry.orphan]
         assert orphans and silent == []
         assert sweep.end(self.ctx, orphans) == []

@@ -57,7 +57,7 @@ def test_deleting_takes_the_snapshots_too_and_only_what_is_ours(
     assert row["usd_per_month"] == round(row["gb"] * 0.05, 2) > 0
     [made] = [found.made_unix for found in images.found(HOME, "ann") if found.id == ours]
     assert row["age_hours"] == round((NOW - made) / 3600, 1)
-    assert sweep.images_kept(desk.ctx, "ann", [HOME])[0][0][0] == HOME
+    assert sweep.images_kept(desk.ctx, ["ann"], [HOME])[0][0][0] == HOME
     with pytest.raises(UsageError, match="no image of nexa's"):
         image.delete(None, HOME, theirs)
     image.delete(None, HOME, ours)
