@@ -199,7 +199,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", type=Path)
     asked = parser.parse_args(argv)
     end_by_sigterm()
     chance, folder = random.Random(asked.seed), Path(tempfile.mkdtemp(prefix="nexa-cutoff-"))
@@ -224,8 +223,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = {"rounds": len(made.rounds), "wrong": len(bad), "death_found_s": round(found_s, 1),
               "attempts": [row.get("cause", "") for row in attempts], "code": code}  # fmt: skip
     print(json.dumps(result))
-    if asked.json:
-        asked.json.write_text(json.dumps({**result, "events": made.rounds}))
     return 1 if bad or code or found_s > 45 else 0
 
 
