@@ -15,19 +15,12 @@ from typing import NoReturn
 from nexa_dist import __version__
 from nexa_dist.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Leave, NexaError
 
-MODULES = {
-    "run": "begin",
-    **dict.fromkeys(("attach", "stop", "runs"), "run"),
-    **dict.fromkeys(("plan", "sweep", "timeline"), "cloud"),
-    "logs": "logs",
-    "why": "why",
-    "cost": "cost",
-    "budget": "budget",
-    "image": "image",
-    "diag": "diag",
-    "trust": "trust",
+GROUPS = {
+    "cluster": ("init", "config", "plan", "provision", "status", "ssh", "diag", "teardown", "sweep", "image", "trust"),
+    "run": ("run", "attach", "stop", "runs", "logs", "why"),
+    "money": ("cost", "budget", "timeline"),
 }
-"""Module below verbs/ of each verb that is not in `cluster`."""
+"""The folder below verbs/ of each verb, and where `nexa --help` shows it."""
 FOLLOWING = ("run", "attach", "logs")
 """Verbs that show what goes on without them."""
 
@@ -43,9 +36,9 @@ class Parser(argparse.ArgumentParser):
         if wrong:
             message = f"{'no verb' if ' VERB:' in message else message.split(':')[0] + ': no'} {wrong[1]!r}"
         hint = f"did you mean {', '.join(meant)}?" if meant else f"{self.prog} --help lists what there is"
-        from nexa_dist import ui
+        from nexa_dist.ui import terminal
 
-        ui.error(f"{self.prog}: {message}", hint)
+        terminal.error(f"{self.prog}: {message}", hint)
         raise SystemExit(EXIT_USAGE)
 
 
@@ -254,31 +247,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _call(arguments: argparse.Namespace) -> int:
     import importlib
 
-    module = importlib.import_module(f"nexa_dist.verbs.{MODULES.get(arguments.verb, 'cluster')}")
-    verb = getattr(module, arguments.verb)
-    return int(verb(arguments))
+    group = next(name for name, verbs in GROUPS.items() if arguments.verb in verbs)
+    module = importlib.import_module(f"nexa_dist.verbs.{group}.{arguments.verb}")
+    return int(getattr(module, arguments.verb)(arguments))
 
 
 def guarded(call: Callable[[], int]) -> int:
     """Runs a door's work: an expected error is said with its hint, never with a traceback."""
-    from nexa_dist import ui
+    from nexa_dist.ui import terminal
 
     try:
         return call()
     except NexaError as error:
         from nexa_dist.secrets import redact_text
 
-        ui.error(redact_text(str(error)), redact_text(error.hint))
+        terminal.error(redact_text(str(error)), redact_text(error.hint))
         return error.code
     except KeyboardInterrupt:
-        ui.error("interrupted", "nexa status shows what is there; provision and teardown go on when repeated")
+        terminal.error("interrupted", "nexa status shows what is there; provision and teardown go on when repeated")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         return EXIT_FAILED
     except OSError as error:  # a full disk, a folder without permission, a file where a folder should be
-        ui.error(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+        terminal.error(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
         return EXIT_FAILED
     except UnicodeEncodeError as error:
-        ui.error(f"this terminal or argument cannot be encoded: {error}", "use a UTF-8 locale")
+        terminal.error(f"this terminal or argument cannot be encoded: {error}", "use a UTF-8 locale")
         return EXIT_USAGE

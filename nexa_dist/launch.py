@@ -30,8 +30,8 @@ def _launch(args: argparse.Namespace) -> int:
 
     from nexa_dist.config.train import TrainConfig
     from nexa_dist.errors import ConfigError, Problem
-    from nexa_dist.verbs.begin import launched
-    from nexa_dist.verbs.common import context, find_cluster, ranks
+    from nexa_dist.verbs._shared import context, find_cluster, ranks
+    from nexa_dist.verbs.run.run import launched
 
     words = args.program[1:] if args.program[:1] == ["--"] else list(args.program)
     target = "module" if words[:1] == ["-m"] else "script"

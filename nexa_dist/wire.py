@@ -199,7 +199,7 @@ CLAIMS: dict[str, Check] = {
     "claim": record({"changed": flag}),
     "release": record({"removed": rows(text(), 100_000), "stays": rows(STAY, 1000), "processes": PIDS}),
 }
-"""Answers of node/claims.py."""
+"""Answers of remote/footprint.py."""
 _MATRIX = rows(rows(maybe(number(0, 1e9)), 4096), 4096)
 GROUP = record(
     {},
@@ -220,7 +220,7 @@ GROUP = record(
         ),
     },
 )
-"""A line of train/bandwidth.py."""
+"""A line of remote/group_test.py."""
 # The last part is used on other nodes too.
 CHECKPOINT = text(4096, r"/(?:[^\x00-\x1f\x7f]*/)?step_[0-9]{1,16}")
 CHECKPOINTS = record(

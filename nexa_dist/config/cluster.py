@@ -17,34 +17,32 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails
 
-from nexa_dist.config.aws import (
+from nexa_dist.config.fields import (
     ZONE_PATTERN,
     Ami,
     BucketName,
     Cidr,
-    MeshCidr,
-    Owner,
-    Region,
-    ReservationId,
-    StatePlace,
-    SubnetId,
-    Tags,
-    VpcId,
-)
-from nexa_dist.config.hosts import (
     Endpoint,
     HostKeyText,
     HostName,
     ImageDigest,
     LocalPath,
+    MeshCidr,
     Name,
     NodePath,
+    Owner,
     Port,
     Price,
     Program,
+    Region,
+    ReservationId,
+    StatePlace,
+    SubnetId,
+    Tags,
     User,
+    VpcId,
 )
-from nexa_dist.config.together import REQUIRED, fault, together
+from nexa_dist.config.rules import REQUIRED, fault, together
 from nexa_dist.model import Provider, RdzvBackend
 
 MAX_NODES = 64

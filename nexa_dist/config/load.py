@@ -12,15 +12,15 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from nexa_dist.config.cluster import ClusterConfig
-from nexa_dist.config.explain import MAX_PROBLEMS, choices_at, kinds_at, models_at, problem_at, problems_of, value_at
-from nexa_dist.config.hosts import check_name
+from nexa_dist.config.fields import check_name
+from nexa_dist.config.json_schema import MODELS, Kind, json_schema
 from nexa_dist.config.overrides import apply_overrides
-from nexa_dist.config.scalars import shown
-from nexa_dist.config.schema import MODELS, Kind, json_schema
-from nexa_dist.config.together import KEYS
+from nexa_dist.config.problems import MAX_PROBLEMS, choices_at, kinds_at, models_at, problem_at, problems_of, value_at
+from nexa_dist.config.rules import KEYS
 from nexa_dist.config.train import TrainConfig, name_of
-from nexa_dist.config.yamlfile import display_name, parse_yaml, read_bytes
-from nexa_dist.config.yamltree import Document, PathKey
+from nexa_dist.config.yaml.file import display_name, parse_yaml, read_bytes
+from nexa_dist.config.yaml.scalars import shown
+from nexa_dist.config.yaml.tree import Document, PathKey
 from nexa_dist.errors import ConfigError, Problem
 from nexa_dist.secrets import redact
 

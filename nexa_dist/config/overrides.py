@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nexa_dist.config.scalars import shown
-from nexa_dist.config.yamlfile import parse_list, parse_scalar
-from nexa_dist.config.yamltree import PathKey
+from nexa_dist.config.yaml.file import parse_list, parse_scalar
+from nexa_dist.config.yaml.scalars import shown
+from nexa_dist.config.yaml.tree import PathKey
 from nexa_dist.errors import ConfigError, Problem
 from nexa_dist.secrets import HIDDEN, is_secret_name, redact
 

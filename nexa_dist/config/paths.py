@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from pathlib import Path
 
-from nexa_dist.config.scalars import shown
+from nexa_dist.config.yaml.scalars import shown
 from nexa_dist.errors import UsageError
 
 # ssh_config expands % and quotes with ", Ansible renders {{ }}, Terraform ${ } and %{ }, shells $ and `.

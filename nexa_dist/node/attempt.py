@@ -12,8 +12,10 @@ import traceback
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from . import cgroup, tree, watcher
-from .base import (
+from .code import tree as code_tree
+from .machine import cgroup
+from .machine.processes import kill_run, remove_tmp
+from .oslib import (
     POLL_S,
     ROOM,
     boot_clock,
@@ -26,7 +28,7 @@ from .base import (
     start_time,
     write_json,
 )
-from .processes import kill_run, remove_tmp
+from .watch import watcher
 
 HEARTBEAT_S = 10.0
 GO_TIMEOUT_S = 3600.0
@@ -145,7 +147,7 @@ class Attempt:
             self.beat = now
             self.event("heartbeat")
             for path in (self.spec.get("code") or "", self.spec["env"].get("PYTHONPATH", "").partition(":")[0]):
-                tree.touch(path)
+                code_tree.touch(path)
         if self.deadline is not None and now > self.deadline:
             self.ask_to_stop("deadline")
         reason = self.watcher.look(now)
@@ -186,7 +188,7 @@ class Attempt:
         """torchrun, or the ranks themselves behind an object that looks like one child."""
         if self.spec.get("launcher", "torchrun") == "torchrun":
             return self.popen(self.spec["argv"], log)
-        from .direct import Direct
+        from .warm.launcher import Direct
 
         child = Direct(self.spec, self.environment, self.run_dir, log)
         for pid in child.pids:

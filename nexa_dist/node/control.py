@@ -7,8 +7,8 @@ import os
 import time
 from typing import Any
 
-from .base import PAID, ROOM, alive, boot_clock, newest_attempt, read_json, write_json
-from .processes import kill_run, remove_tmp, run_processes
+from .machine.processes import kill_run, remove_tmp, run_processes
+from .oslib import PAID, ROOM, alive, boot_clock, newest_attempt, read_json, write_json
 from .record import Record
 
 
@@ -44,9 +44,9 @@ def allow(run_dir: str, message: dict[str, Any]) -> dict[str, Any]:
 def _warm_pid(run_dir: str) -> int | None:
     if not os.path.exists(os.path.join(run_dir, "warm.json")):
         return None
-    from . import warm
+    from .warm import client as warm_client
 
-    return warm.pid(run_dir)
+    return warm_client.pid(run_dir)
 
 
 def stop(run_dir: str, message: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def stop(run_dir: str, message: dict[str, Any]) -> dict[str, Any]:
     if alive(holder):
         end_agent(holder, grace_s + 15)
     if release:
-        from .watcher import release_warm
+        from .watch.watcher import release_warm
 
         release_warm(run_dir)
     _, left = kill_run(run_dir, warm=release)

@@ -11,10 +11,10 @@ import sys
 import time
 from typing import Any, BinaryIO
 
-from . import contact
-from .base import POLL_S, boot_clock, read_at
 from .control import status
+from .oslib import POLL_S, boot_clock, read_at
 from .record import Record
+from .watch import controller_lease
 
 CHUNK_BYTES = 65536
 BEAT_S = 1.0
@@ -46,7 +46,7 @@ class Door:
         found = dict(json.loads(text.split(b"\n")[0] or b"{}"))
         if self.open and not found.get("once") and found.get("contact", True):
             with contextlib.suppress(OSError):
-                self.seat = contact.take_seat(self.run_dir)
+                self.seat = controller_lease.take_seat(self.run_dir)
         return found
 
     def wait(self, timeout_s: float) -> None:

@@ -46,9 +46,9 @@ def main(argv: list[str]) -> int:
 
         return rank.main(rest[1:])
     if name == "warm":
-        from . import warm
+        from .warm import server as warm_server
 
-        return warm.serve(rest[0], rest[1], rest[2:])
+        return warm_server.serve(rest[0], rest[1], rest[2:])
     target = os.path.abspath(os.path.expanduser(rest[0])) if rest else ""
     if name == "follow":
         from .follow import follow
@@ -80,11 +80,11 @@ def command(name: str, more: list[str]) -> Callable[[str], dict[str, Any]] | Non
 
         return forget if name == "forget" else lambda _: probe(json.load(sys.stdin))
     if name == "diag":
-        from .diag import diag
+        from .machine.diag import diag
 
         return lambda _: diag(json.load(sys.stdin))
     if name in ("unpack", "whole", "lacks"):
-        from .unpack import lacks, unpack, whole
+        from .code.unpack import lacks, unpack, whole
 
         if name == "lacks":
             return lambda folder: lacks(folder, json.load(sys.stdin))

@@ -14,8 +14,9 @@ import sys
 import time
 from typing import Any
 
-from . import VERSION, tree
-from .base import alive, inherited, newest_attempt, read_json
+from . import VERSION
+from .code import tree as code_tree
+from .oslib import alive, inherited, newest_attempt, read_json
 
 VERSIONS = """\
 import json, os, sys
@@ -47,7 +48,7 @@ def probe(message: dict[str, Any]) -> dict[str, Any]:
         preload(**message["warm"])
     asked = ask(message.get("python") or sys.executable)
     answer = {
-        "have": [path for path in message.get("have", []) if tree.whole(path)],
+        "have": [path for path in message.get("have", []) if code_tree.whole(path)],
         "gpus": gpus(),  # the driver may take its time, and so may the interpreter
         **answer_of(asked),
         "agent": VERSION,
@@ -69,7 +70,7 @@ def preload(run_dir: str, spec: dict[str, Any], secrets: dict[str, str]) -> None
     `spec` has what is known of it: "argv", "cwd", "env", "nproc", "preload". What cannot be had only costs time: the
     ranks then get interpreters of their own.
     """
-    from . import warm
+    from .warm import client as warm_client
 
     if alive(read_json(os.path.join(run_dir, "agent.pid"))):
         return
@@ -79,16 +80,16 @@ def preload(run_dir: str, spec: dict[str, Any], secrets: dict[str, str]) -> None
     try:
         os.makedirs(run_dir, mode=0o700, exist_ok=True)
         os.makedirs(spec["cwd"], exist_ok=True)
-        warm.ensure(spec, environment, run_dir)
+        warm_client.ensure(spec, environment, run_dir)
     except OSError as error:
         print("warm interpreter: %s" % error, file=sys.stderr)
 
 
 def forget(run_dir: str) -> dict[str, Any]:
     """The launch was refused: the interpreter ends, and a run that has no attempt leaves no folder."""
-    from . import warm
+    from .warm import client as warm_client
 
-    left = warm.release(run_dir)
+    left = warm_client.release(run_dir)
     if os.path.isdir(run_dir) and not newest_attempt(run_dir):
         for name in ("warm.json", "warm.log", "agent.jsonl"):
             with contextlib.suppress(FileNotFoundError):

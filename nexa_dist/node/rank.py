@@ -10,8 +10,8 @@ import subprocess
 import sys
 from typing import Any, NoReturn
 
-from . import oom
-from .base import alive, die_with_parent, event, read_at, read_json
+from .machine import oom
+from .oslib import alive, die_with_parent, event, read_at, read_json
 
 EXIT_WRONG_WORLD = 78
 OOM_LOOK_S = 5.0

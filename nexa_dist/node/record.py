@@ -6,7 +6,7 @@ import json
 import os
 from typing import Any
 
-from .base import alive, newest_attempt, read_at, read_json
+from .oslib import alive, newest_attempt, read_at, read_json
 
 BLOCK_BYTES = 1 << 20
 LINE_BYTES = 1 << 16

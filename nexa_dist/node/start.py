@@ -11,10 +11,10 @@ import traceback
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from .base import PAID, POLL_S, alive, event, fail, holder_of, newest_attempt, read_json, write_json
-from .processes import kill_run, remove_tmp
+from .code.work import lay_out
+from .machine.processes import kill_run, remove_tmp
+from .oslib import PAID, POLL_S, alive, event, fail, holder_of, newest_attempt, read_json, write_json
 from .record import Record
-from .work import lay_out
 
 LOCK_TIMEOUT_S = 60.0
 SUPERSEDE_S = 10.0

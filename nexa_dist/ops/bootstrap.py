@@ -11,8 +11,9 @@ from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
 from nexa_dist.plan.inventory import groups, inventory
 from nexa_dist.plan.local import environment_hash
-from nexa_dist.run import agentfile, bundle, files, nodes
+from nexa_dist.run import agent_file, bundle, files
 from nexa_dist.run.ansible import run_playbook
+from nexa_dist.run.ssh import connections
 from nexa_dist.run.workspace import ClusterFolder
 
 LOCK = Path("docker/lock/train.txt")
@@ -43,23 +44,23 @@ def bootstrap(
         "nexa_lock_file": str(root / LOCK),
         "nexa_torch_file": str(root / TORCH),
         "nexa_agent_file": str(_agent_file(folder)),
-        "nexa_agent_sha256": agentfile.sha256(),
+        "nexa_agent_sha256": agent_file.sha256(),
         "nexa_torch_backend": BACKEND,
         **own,
     }
     hosts = inventory(made, homes, variables, each)
     hosts["all"]["children"] = groups([node.name for node in made.nodes], only, own.get("nexa_mesh", "none"))
-    with ctx.phase("ansible: bootstrap"), folder.journalled("bootstrap"), nodes.session(ctx.runner, made) as ssh:
+    with ctx.phase("ansible: bootstrap"), folder.journalled("bootstrap"), connections.session(ctx.runner, made) as ssh:
         # Ansible cannot work in a home whose path has a space or a quote, and a local node's may.
         if made.provider == "local":
             hosts["all"]["vars"]["ansible_remote_tmp"] = f"{ssh.sockets}/ansible"
-        args = shlex.join(f"-o{option}" for option in (*nodes.SSH_OPTIONS, f"ControlPath={ssh.sockets}/%C"))
+        args = shlex.join(f"-o{option}" for option in (*connections.SSH_OPTIONS, f"ControlPath={ssh.sockets}/%C"))
         play = run_playbook(root / "playbooks" / "bootstrap.yml", folder.path / "ansible", hosts, args, ctx.detail)
         ctx.detail(f"{sum(play.changed.values())} tasks changed")
 
 
 def _agent_file(folder: ClusterFolder) -> Path:
     """The agent on the disk, where Ansible can take it from."""
-    path = folder.path / agentfile.NAME
-    files.write_bytes(path, agentfile.content())
+    path = folder.path / agent_file.NAME
+    files.write_bytes(path, agent_file.content())
     return path

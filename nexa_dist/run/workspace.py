@@ -156,7 +156,7 @@ class ClusterFolder:
         self._append(journal, {"at": time.time(), "step": step, "state": "done", "seconds": seconds, **more})
 
     def ledger(self, event: str, **details: Any) -> None:
-        """One line of what the bill is made from (plan/periods.py reads it); `at` may be told, else it is now."""
+        """One line of what the bill is made from (plan/money/ledger.py reads it); `at` may be told, else it is now."""
         self._append("ledger.jsonl", {"at": time.time(), "event": event, **details})
 
 

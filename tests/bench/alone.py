@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nexa_dist.plan.budget import BOOT_S, GUARD, RESERVE_S
+from nexa_dist.plan.money.budget import BOOT_S, GUARD, RESERVE_S
 from tests.chaos.kill_loop import kill_tree
 from tests.cloud.region import Running, region
 from tests.e2e.conftest import NEXA, Lab

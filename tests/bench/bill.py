@@ -20,14 +20,15 @@ from typing import Any
 
 import pytest
 
-from nexa_dist.ops import meter
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.site import site_file
-from nexa_dist.plan.ledger import Bill
-from nexa_dist.run import files, leftovers
+from nexa_dist.ops.money import record_usage as money_record_usage
+from nexa_dist.ops.providers.aws.scope import scope_file
+from nexa_dist.plan.money.bill import Bill
+from nexa_dist.run import files
+from nexa_dist.run.aws import tagged
 from nexa_dist.run.runner import SystemRunner
 from nexa_dist.run.workspace import ClusterFolder, Workspace
-from tests.unit.cloud_server import Emulated, emulated, site
+from tests.unit.cloud_server import Emulated, emulated, scope
 
 TYPE = "g5.xlarge"
 MINUTE, HOUR = 60.0, 3600.0
@@ -84,8 +85,8 @@ class Play:
 
     def __post_init__(self) -> None:
         self.folder = ClusterFolder(self.root / ".nexa" / "clusters" / self.name)
-        self.site = site(self.name, owner="bill", expires_unix=int(self.clock.time() + LIVES_S))
-        files.write_json(site_file(self.folder), self.site.to_json())
+        self.scope = scope(self.name, owner="bill", expires_unix=int(self.clock.time() + LIVES_S))
+        files.write_json(scope_file(self.folder), self.scope.to_json())
 
     @property
     def ctx(self) -> Context:
@@ -101,7 +102,7 @@ class Play:
     def on(self, *nodes: str, zone: str = "us-east-1a", market: str = "spot") -> None:
         """Nodes that start."""
         for node in nodes:
-            tags = {**self.site.tags, leftovers.NODE: node}
+            tags = {**self.scope.tags, tagged.NODE: node}
             rows = [{"Key": key, "Value": value} for key, value in tags.items()]
             spot = {"InstanceMarketOptions": {"MarketType": "spot"}} if market == "spot" else {}
             made = self.region.ec2.run_instances(
@@ -122,12 +123,12 @@ class Play:
 
     def look(self) -> Bill:
         """What the controller knows once it has asked."""
-        return meter.refresh(self.ctx, self.folder).bill
+        return money_record_usage.refresh(self.ctx, self.folder).bill
 
     def truth_usd(self) -> float:
         """The region's own bill of this cluster."""
         rows = self.region.control.bill()["instances"]
-        return float(sum(row["usd"] for row in rows if row["tags"].get(leftovers.CLUSTER) == self.name))
+        return float(sum(row["usd"] for row in rows if row["tags"].get(tagged.CLUSTER) == self.name))
 
 
 Scenario = Callable[[Play], None]

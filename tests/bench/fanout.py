@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.ops.local import free_port
-from nexa_dist.run.nodes import Ssh, on_all, session
+from nexa_dist.ops.providers.local import free_port
 from nexa_dist.run.runner import SystemRunner
+from nexa_dist.run.ssh.connections import Ssh, on_all, session
 from tests.bench.hosts import HOST
 from tests.e2e.local_cluster import is_open, make_key
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nexa_dist.ops.local import free_port
+from nexa_dist.ops.providers.local import free_port
 from tests.bench.hosts import Hosts
 
 JOB = Path(__file__).with_name("job.py")

@@ -22,17 +22,25 @@ import pytest
 
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.model import Cluster
-from nexa_dist.ops import aws as making
-from nexa_dist.ops import aws_boot, bucket, capacity, meter, prove, sweep
-from nexa_dist.ops import plan as planning
-from nexa_dist.ops import provision as provisioning
-from nexa_dist.ops import replace as replacing
-from nexa_dist.ops import teardown as destroying
+from nexa_dist.ops.cluster import plan as planning
+from nexa_dist.ops.cluster import provision as provisioning
+from nexa_dist.ops.cluster import sweep
+from nexa_dist.ops.cluster import teardown as destroying
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.gang import Gang
-from nexa_dist.ops.site import known_site
-from nexa_dist.plan.offers import Candidate
-from nexa_dist.run import aws, images, leftovers, trust
+from nexa_dist.ops.health import acceptance
+from nexa_dist.ops.money import record_usage as money_record_usage
+from nexa_dist.ops.providers import machine_state
+from nexa_dist.ops.providers.aws import boot as aws_boot
+from nexa_dist.ops.providers.aws import bucket, capacity
+from nexa_dist.ops.providers.aws import make as making
+from nexa_dist.ops.providers.aws.gang import Gang
+from nexa_dist.ops.providers.aws.scope import known_scope
+from nexa_dist.ops.runs.stop import stop
+from nexa_dist.plan.aws.offers import Candidate
+from nexa_dist.run import trust
+from nexa_dist.run.aws import client as aws_client
+from nexa_dist.run.aws import end_tagged, tagged
+from nexa_dist.run.aws import images as aws_images
 from nexa_dist.run.runner import SystemRunner
 from nexa_dist.run.workspace import Workspace
 from tests.unit.cloud_server import HOME, Emulated, config, emulated
@@ -124,7 +132,7 @@ class Life:
         if "vpc" in told:
             told |= {"vpc": _network(region.ec2), "vpc_cidr": CIDR}
         if "state" in told:
-            aws.client("s3", HOME).create_bucket(Bucket=told["state"].split("/")[2])
+            aws_client.client("s3", HOME).create_bucket(Bucket=told["state"].split("/")[2])
         made = config(**{"name": region.name(), **told})
         ctx = Context(Workspace(root), SystemRunner(), lambda _: None, sleep=lambda _: time.sleep(0.05))
         return cls(region, ctx, made)
@@ -148,29 +156,29 @@ class Life:
     def run(self) -> None:
         made = self.folder.load()
         bucket.before_attempt(self.ctx, made, "train_1", 1)
-        meter.refresh(self.ctx, self.folder)
-        replacing.is_off(self.ctx, made, made.nodes[0])
+        money_record_usage.refresh(self.ctx, self.folder)
+        machine_state.is_off(self.ctx, made, made.nodes[0])
 
     def mark(self) -> None:
         """An attempt that nobody began, which a run takes away."""
         place = self.folder.load().bucket.removeprefix("s3://")
         if place:
             name, _, prefix = place.partition("/")
-            aws.client("s3", HOME).put_object(Bucket=name, Key=f"{prefix}/train_1/generation/000009", Body=b"")
+            aws_client.client("s3", HOME).put_object(Bucket=name, Key=f"{prefix}/train_1/generation/000009", Body=b"")
 
     def teardown(self) -> None:
-        destroying.teardown(self.ctx, self.folder, known_site(self.folder))
+        destroying.teardown(self.ctx, self.folder, known_scope(self.folder), stop)
 
     def lose(self) -> None:
         """The folder and the state in it go, and what that never knew is there: a volume and a network interface."""
-        site = known_site(self.folder)
-        assert site
-        tags = [{"Key": key, "Value": value} for key, value in site.tags.items()]
+        scope = known_scope(self.folder)
+        assert scope
+        tags = [{"Key": key, "Value": value} for key, value in scope.tags.items()]
         self.region.ec2.create_volume(
             AvailabilityZone=f"{HOME}a", Size=1, TagSpecifications=[{"ResourceType": "volume", "Tags": tags}]
         )
         card = [{"ResourceType": "network-interface", "Tags": tags}]
-        subnet = next(t.id for t in leftovers.find(HOME, site.owner, site.cluster) if t.kind == "subnet")
+        subnet = next(t.id for t in tagged.find(HOME, scope.owner, scope.cluster) if t.kind == "subnet")
         self.region.ec2.create_network_interface(SubnetId=subnet, TagSpecifications=card)
         shutil.rmtree(self.folder.path)
 
@@ -183,11 +191,11 @@ class Life:
         assert sweep.end(self.ctx, orphans) == []
 
     def image(self) -> None:
-        node, site = self.folder.load().nodes[0], known_site(self.folder)
-        assert site
-        images.make(HOME, node.instance_id, site.name, {leftovers.OWNER: site.owner, images.ENV: "e"})
-        for image in images.found(HOME, site.owner):
-            images.delete(HOME, image)
+        node, scope = self.folder.load().nodes[0], known_scope(self.folder)
+        assert scope
+        aws_images.make(HOME, node.instance_id, scope.name, {tagged.OWNER: scope.owner, aws_images.ENV: "e"})
+        for image in aws_images.found(HOME, scope.owner):
+            aws_images.delete(HOME, image)
 
 
 def _network(ec2: Any) -> str:
@@ -209,11 +217,11 @@ def without_hosts() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NEXA_SETTLE_S", "0")
         patch.setattr(making, "boot", _booted)
-        patch.setattr(leftovers, "PAUSE_S", 0.05)
+        patch.setattr(end_tagged, "PAUSE_S", 0.05)
         patch.setattr(capacity, "BUSY_WAITS_S", (0.1,))
         patch.setattr(provisioning, "bootstrap", lambda *_: None)
-        patch.setattr(prove, "proven", lambda ctx, folder, config, made, *_, **__: (made, None))
-        patch.setattr(prove, "refuse", lambda _: None)
+        patch.setattr(acceptance, "proven", lambda ctx, folder, config, made, *_, **__: (made, None))
+        patch.setattr(acceptance, "refuse", lambda _: None)
         yield
 
 

@@ -4,7 +4,7 @@
     scripts/simulated_day --replace-s 60 --notices 0.9 --intervals 150
 
 Discrete events, no clock: each node is taken after an exponential time (mean `--mean-hours`), anew for each machine
-that takes its place. Every end goes through the real decision, nexa_dist.plan.recovery.decide, and its answer is
+that takes its place. Every end goes through the real decision, nexa_dist.plan.runs.recovery.decide, and its answer is
 carried out with the durations below, so a day of 24 h takes about a millisecond and nothing else is scaled. The
 durations are measured by scripts/bench_faults where a machine can tell them; how long a cloud takes to hand over a
 new machine is the one that no emulation knows, and is an assumption here.
@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nexa_dist.plan.recovery import End, Nodes, Policy, decide
+from nexa_dist.plan.runs.recovery import End, Nodes, Policy, decide
 
 DAY_S = 86400.0
 NOTICE_S = 120.0

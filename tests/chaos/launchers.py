@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nexa_dist.ops.local import free_port
+from nexa_dist.ops.providers.local import free_port
 from tests.chaos.local_hosts import NEXA, LocalHosts
 
 JOB = Path(__file__).with_name("orphan_job.py")

@@ -2,8 +2,8 @@
 
     python -m tests.chaos.lookalikes --seeds 400
 
-What decides is real: `plan/lost.py`, `ops/witness.py`, the watch's own state, `plan/recovery.py`. A schedule fails when
-a node that lives is given up, or when one that died is not found. Times are simulated seconds.
+What decides is real: `plan/health/lost.py`, `ops/health/witness.py`, the watch's own state, `plan/runs/recovery.py`. A
+schedule fails when a node that lives is given up, or when one that died is not found. Times are simulated seconds.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any, Literal, get_args
 
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Node
-from nexa_dist.ops import watch
-from nexa_dist.ops.reports import Watch
-from nexa_dist.ops.witness import Witnesses
-from nexa_dist.plan.recovery import End, Nodes, Policy, decide
-from nexa_dist.run.items import Quiet
+from nexa_dist.ops.health.witness import Witnesses
+from nexa_dist.ops.runs import watch
+from nexa_dist.ops.runs.attempt_state import AttemptState
+from nexa_dist.plan.runs.recovery import End, Nodes, Policy, decide
+from nexa_dist.run.logs.items import Quiet
 
 Kind = Literal[
     "line", "line_one_way", "line_to_one", "between", "partition", "loss", "sshd_restart", "max_startups", "api_error",
@@ -121,7 +121,7 @@ class World:
 
 
 class Ways:
-    """In the place of `run/ways.py`: an option is the name of the node that the way leads through."""
+    """In the place of `run/ssh/ways.py`: an option is the name of the node that the way leads through."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -196,7 +196,7 @@ class Attempt:
 
     def __init__(self, world: World, told: Told) -> None:
         self.world, self.told = world, told
-        self.state = Watch(tuple(node.name for node in world.nodes))
+        self.state = AttemptState(tuple(node.name for node in world.nodes))
         self.witnesses, self.awake = Simulated(world), watch._Awake(lambda: world.now)
         self.heard = {node.name: 0.0 for node in world.nodes}
         self.back_at = dict.fromkeys(self.heard, 0.0)

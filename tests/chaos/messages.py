@@ -21,18 +21,18 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, cast
 
-from nexa_dist import live
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.ops import finish, resume
-from nexa_dist.ops.reports import Watch
-from nexa_dist.ops.runs import progress_of
-from nexa_dist.plan import preflight
-from nexa_dist.run import follow as following
-from nexa_dist.run.follow import Follower
-from nexa_dist.run.items import AgentEvent, Ended, Items, Line, Note, Quiet
-from nexa_dist.run.nodes import Link, Ssh
+from nexa_dist.ops.runs import checkpoints, finish
+from nexa_dist.ops.runs.attempt_state import AttemptState
+from nexa_dist.ops.runs.status import progress_of
+from nexa_dist.plan.runs import preflight
+from nexa_dist.run.logs import stream as following
+from nexa_dist.run.logs.items import AgentEvent, Ended, Items, Line, Note, Quiet
+from nexa_dist.run.logs.stream import Follower
 from nexa_dist.run.runner import Result, Runner, Stream
+from nexa_dist.run.ssh.connections import Link, Ssh
+from nexa_dist.ui import run_view
 from tests.chaos.damage import ODD, WHOLE, Tally, replaced
 
 NODE = Node("n0", "10.0.0.1", 2)
@@ -177,8 +177,8 @@ class Bench:
         self.runner.sent, said = frames(self.chance, count)
         self.tally.rounds += said
         folder = self.root / f"mirror{self.tally.rounds}"
-        out, state = Items(), Watch(("n0",), 1, {"n0": (0, 1)})
-        view = live.view("none", run_id="r", usd_per_hour=1.0, started_unix=AT["at"], shown=None)
+        out, state = Items(), AttemptState(("n0",), 1, {"n0": (0, 1)})
+        view = run_view.view("none", run_id="r", usd_per_hour=1.0, started_unix=AT["at"], shown=None)
         view.attempt(1, ["n0"], 2, None)
         follower = Follower(self.link, "/run", folder, out)
         raised: list[str] = []
@@ -223,7 +223,7 @@ class Bench:
 
         def act() -> None:
             if verb == "checkpoints":
-                resume._verified(link, "/root")
+                checkpoints._verified(link, "/root")
             elif verb == "result":
                 finish.read_result(cast(Any, _Quiet()), [link], record)
             else:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from nexa_dist.plan.prices import book
+from nexa_dist.plan.aws.prices import book
 from tests.cloud import net
 from tests.cloud.image import GUEST, NAMESPACES, hold
 from tests.cloud.imds import Imds

@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from nexa_dist.ops.local import free_port
+from nexa_dist.ops.providers.local import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 STACK = ROOT / "terraform" / "stacks" / "local"

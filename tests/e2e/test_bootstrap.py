@@ -17,7 +17,7 @@ import pytest
 
 from nexa_dist.errors import NexaError
 from nexa_dist.ops import bootstrap
-from nexa_dist.run import agentfile
+from nexa_dist.run import agent_file
 from nexa_dist.run.ansible import run_playbook
 from tests.e2e.local_cluster import ROOT, LocalCluster, clean_env, marked_pids
 
@@ -38,7 +38,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     try:
         for name in made.nodes:
             assert made.host(name, "up").returncode == 0
-        (folder / agentfile.NAME).write_bytes(agentfile.content())
+        (folder / agent_file.NAME).write_bytes(agent_file.content())
         yield made
     finally:
         made.sweep()
@@ -51,8 +51,8 @@ def inventory(cluster: LocalCluster, **changes: str) -> dict[str, Any]:
         "nexa_shared": str(SHARED),
         "nexa_lock_file": str(ROOT / "docker" / "lock" / "train.txt"),
         "nexa_torch_file": str(ROOT / "docker" / "cuda_torch.txt"),
-        "nexa_agent_file": str(cluster.folder / agentfile.NAME),
-        "nexa_agent_sha256": agentfile.sha256(),
+        "nexa_agent_file": str(cluster.folder / agent_file.NAME),
+        "nexa_agent_sha256": agent_file.sha256(),
         "nexa_python": BASE_PYTHON,
         "nexa_torch_backend": BACKEND,
         "nexa_uv_find_links": FIND_LINKS,

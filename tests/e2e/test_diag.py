@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from nexa_dist.ops.local import free_port
+from nexa_dist.ops.providers.local import free_port
 from nexa_dist.run import files
 from tests.e2e.conftest import Lab, everything_of, until
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.e2e
 
 USD_PER_HOUR = 72.0
 RESERVED = USD_PER_HOUR * 180 / 3600
-"""What a stop in order may need, by plan/budget.py."""
+"""What a stop in order may need, by plan/money/budget.py."""
 MORE_USD = 1.0
 """Fifty seconds: a busy machine takes long until a rank does its first step."""
 

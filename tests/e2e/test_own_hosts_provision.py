@@ -20,8 +20,8 @@ import pytest
 
 from nexa_dist.config.load import load_cluster
 from nexa_dist.errors import NexaError
-from nexa_dist.ops import adopt
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.providers.static import known_hosts as static_known_hosts
 from nexa_dist.run.runner import SystemRunner
 from nexa_dist.run.workspace import Workspace
 from tests.e2e.conftest import Lab, until
@@ -89,7 +89,7 @@ class Own:
     def find(self, file: str) -> list[tuple[str, str, str]]:
         """Whose key each host shows, in this process."""
         ctx = Context(Workspace(self.lab.root), SystemRunner(), lambda _: None)
-        found = adopt.find(ctx, load_cluster(self.lab.root / file))
+        found = static_known_hosts.find(ctx, load_cluster(self.lab.root / file))
         return [(one.node, one.key.fingerprint, one.by) for one in found]
 
 
@@ -304,10 +304,10 @@ def test_through_a_jump_host(own: Own, tmp_path: Path) -> None:
 
     ctx = Context(Workspace(tmp_path), SystemRunner(), lambda _: None)
     config = load_cluster(tmp_path / file)
-    found = adopt.find(ctx, config)
+    found = static_known_hosts.find(ctx, config)
     assert [(one.key.fingerprint, one.by) for one in found] == [(own.fingerprint("n1"), "")]
     folder = ctx.workspace.cluster("own")
-    adopt.pin(folder, config, found)
+    static_known_hosts.pin(folder, config, found)
     argv = ["ssh", "-F", str(folder.ssh_config), "behind", "pwd"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL)
     assert done.stdout.strip() == str(own.home("n1")), done.stderr

@@ -380,8 +380,8 @@ def test_a_private_network_a_capacity_block_and_tags_of_the_users_own(cloud: Lab
     (node,) = cluster_json(cloud)["nodes"]
     assert node["address"] == node["private_address"] and node["address"].startswith("10.9.1.")
     assert node["offer"] == "g5.12xlarge us-east-1c on_demand"
-    site = json.loads((cloud.root / ".nexa/clusters/cloud/site.json").read_text())
-    assert site["expires_unix"] == int(ends.timestamp()) - 35 * 60 < site["created_unix"] + 2 * 3600
+    scope = json.loads((cloud.root / ".nexa/clusters/cloud/site.json").read_text())
+    assert scope["expires_unix"] == int(ends.timestamp()) - 35 * 60 < scope["created_unix"] + 2 * 3600
     kinds = ours(here)
     assert not {"vpcs", "subnets", "route_tables", "internet_gateways", "vpc_endpoints", "placement_groups"} & set(
         kinds

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nexa_dist.ops.mesh import JOINED_BY_US, KEY_FILE
+from nexa_dist.ops.cluster.mesh import JOINED_BY_US, KEY_FILE
 from tests.cloud import image, net, traces
 from tests.e2e import conftest
 from tests.e2e.conftest import REPO

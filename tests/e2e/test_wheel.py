@@ -78,9 +78,9 @@ def venv(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh environment with the wheel in it; its dependencies are those of the environment that tests."""
     venv = tmp_path_factory.mktemp("an env") / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
-    site = next(venv.glob("lib/python3*/site-packages"))
+    scope = next(venv.glob("lib/python3*/site-packages"))
     # A path from a .pth file is searched last, and its own .pth files are not read: no editable install counts.
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (scope / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     argv = ["uv", "pip", "install", "-q", "--no-deps", "--offline", "--python", str(venv / "bin" / "python")]
     subprocess.run([*argv, str(wheel)], env=outside(), check=True, timeout=600)
     return venv

@@ -11,12 +11,17 @@ import pytest
 
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import NexaError
-from nexa_dist.ops import aws_end, cloudmeter, meter
-from nexa_dist.ops import cost as costing
-from nexa_dist.ops import provision as provisioning
-from nexa_dist.ops import teardown as destroying
-from nexa_dist.plan.ledger import bill
-from nexa_dist.run import aws, billed, files, leftovers
+from nexa_dist.ops.cluster import provision as provisioning
+from nexa_dist.ops.cluster import teardown as destroying
+from nexa_dist.ops.money import cost as costing
+from nexa_dist.ops.money import record_usage as money_record_usage
+from nexa_dist.ops.providers.aws import end as aws_end
+from nexa_dist.ops.providers.aws import record_usage as aws_record_usage
+from nexa_dist.ops.runs.stop import stop
+from nexa_dist.plan.money.bill import bill
+from nexa_dist.run import files
+from nexa_dist.run.aws import client as aws_client
+from nexa_dist.run.aws import instance_usage, tagged
 from tests.bench.bill import (
     AGREES,
     LIVES_S,
@@ -49,7 +54,7 @@ def play(simulated: tuple[Emulated, Clock], tmp_path: Path) -> Play:
 
 
 def events(play: Play, kind: str) -> list[dict[str, Any]]:
-    return [event for event in meter.read(play.folder.path) if event["event"] == kind]
+    return [event for event in money_record_usage.read(play.folder.path) if event["event"] == kind]
 
 
 LONG = pytest.mark.long("a seed")
@@ -79,11 +84,11 @@ def test_asking_again_adds_nothing(play: Play) -> None:
     play.pass_s(10)
     play.off("n0")
     play.look()
-    before = meter.read(play.folder.path)
+    before = money_record_usage.read(play.folder.path)
     kinds = [event["event"] for event in before]
     assert kinds == ["price", "node_start", "node_start", "node_stop", "seen"]
     play.look()
-    assert meter.read(play.folder.path) == before
+    assert money_record_usage.read(play.folder.path) == before
 
 
 def test_a_start_holds_what_is_to_be_known_of_it(play: Play) -> None:
@@ -102,7 +107,7 @@ def test_a_start_holds_what_is_to_be_known_of_it(play: Play) -> None:
 def test_what_is_of_others_is_not_counted(play: Play) -> None:
     """Another workspace's instance, and one of an earlier cluster of the same name that the cloud still shows."""
     play.on("n0", "n1")
-    play.region.ec2.create_tags(Resources=[play.ids["n0"]], Tags=[{"Key": leftovers.WORKSPACE, "Value": "eve@x/9"}])
+    play.region.ec2.create_tags(Resources=[play.ids["n0"]], Tags=[{"Key": tagged.WORKSPACE, "Value": "eve@x/9"}])
     old = {"at": play.now(), "event": "node_start", "id": play.ids["n1"], "node": "n1"}
     files.append_json(play.root / ".nexa" / "history" / f"{play.name}_2026-11-22T000000Z" / "ledger.jsonl", old)
     assert play.look().nodes == ()
@@ -113,9 +118,9 @@ def test_the_end_of_a_spot_request_is_that_of_its_instance(play: Play) -> None:
     play.pass_s(600)
     play.reclaim("n0")
     play.pass_s(5)
-    things, _ = leftovers.machines("us-east-1", play.site.owner, play.name)
+    things, _ = tagged.machines("us-east-1", play.scope.owner, play.name)
     things[0].row.pop("StateTransitionReason")
-    (machine,) = billed.machines(things)
+    (machine,) = instance_usage.machines(things)
     assert machine.stop_unix == pytest.approx(machine.start_unix + 600, abs=3)
     play.on("n1")
     request = str(
@@ -123,18 +128,18 @@ def test_the_end_of_a_spot_request_is_that_of_its_instance(play: Play) -> None:
             "SpotInstanceRequestId"
         ]
     )
-    assert aws.Cloud("us-east-1").spot_ends([request]) == {}, "it lives"
+    assert aws_client.Cloud("us-east-1").spot_ends([request]) == {}, "it lives"
 
 
 def test_phases_of_a_node_on_its_way(play: Play) -> None:
     play.on("n0")
     play.pass_s(60)
-    reading = meter.refresh(play.ctx, play.folder)
-    meter.advance(play.ctx, play.folder, "booting")
-    meter.advance(play.ctx, play.folder, "bootstrapping", reading.ahead_s)
+    reading = money_record_usage.refresh(play.ctx, play.folder)
+    money_record_usage.advance(play.ctx, play.folder, "booting")
+    money_record_usage.advance(play.ctx, play.folder, "bootstrapping", reading.ahead_s)
     play.pass_s(120)
-    meter.advance(play.ctx, play.folder, "idle")
-    meter.advance(play.ctx, play.folder, "bootstrapping")
+    money_record_usage.advance(play.ctx, play.folder, "idle")
+    money_record_usage.advance(play.ctx, play.folder, "bootstrapping")
     play.pass_s(30)
     phases = {name: share.seconds for name, share in play.look().phases.items() if share.seconds}
     assert phases == pytest.approx({"booting": 60, "bootstrapping": 120, "idle": 30}, abs=3)
@@ -144,8 +149,8 @@ def test_at_the_end_nothing_is_on(play: Play) -> None:
     play.on("n0")
     play.pass_s(600)
     play.look()
-    cloudmeter.record(play.ctx, play.folder, play.site, [], play.now(), final=True)
-    made = bill(meter.read(play.folder.path), play.now() + 9e4)
+    aws_record_usage.record(play.ctx, play.folder, play.scope, [], play.now(), final=True)
+    made = bill(money_record_usage.read(play.folder.path), play.now() + 9e4)
     assert made.usd_per_hour == 0
     assert made.seconds == pytest.approx(600, abs=3)
 
@@ -155,11 +160,11 @@ def test_the_receipt_of_a_teardown_says_what_it_cost_and_the_history_keeps_it(
 ) -> None:
     monkeypatch.setenv("NEXA_SETTLE_S", "0")
     monkeypatch.setattr(aws_end, "terraform_of", lambda *_: FakeState(play.folder.terraform))
-    account = aws.identity("us-east-1").account
+    account = aws_client.identity("us-east-1").account
     play.on("n0", "n1")
     play.pass_s(3600)
     play.reclaim("n1")
-    receipt = destroying.teardown(play.ctx, play.folder, dataclasses.replace(play.site, account=account))
+    receipt = destroying.teardown(play.ctx, play.folder, dataclasses.replace(play.scope, account=account), stop)
     assert receipt["left"] == {"cloud": [], "errors": []}
     assert receipt["cost"]["instances_usd"] == pytest.approx(play.truth_usd(), rel=AGREES)
     assert receipt["cost"]["usd_per_hour"] == 0
@@ -185,11 +190,11 @@ def test_what_a_failed_provision_has_cost_is_written_down(play: Play, monkeypatc
         play.off("n0", "n1")
         raise NexaError("n0 did not answer")
 
-    monkeypatch.setattr("nexa_dist.ops.aws.make", make)
+    monkeypatch.setattr("nexa_dist.ops.providers.aws.make.make", make)
     told = {"name": play.name, "provider": "aws", "nodes": 2, "gpus_per_node": 1, "max_hours": 6.0}
     with pytest.raises(NexaError, match="did not answer"):
         provisioning.provision(play.ctx, ClusterConfig.model_validate(told))
-    made = meter.known(play.ctx, play.folder).bill
+    made = money_record_usage.known(play.ctx, play.folder).bill
     assert made.instances_usd == pytest.approx(play.truth_usd(), rel=AGREES)
     assert len(made.nodes) == 2
     assert made.usd_per_hour == 0

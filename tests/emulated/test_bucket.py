@@ -12,23 +12,23 @@ from botocore.exceptions import ClientError
 
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster, Layout
-from nexa_dist.ops import bucket
-from nexa_dist.plan.aws import place_of
-from nexa_dist.run import aws
+from nexa_dist.ops.providers.aws import bucket
+from nexa_dist.plan.aws.scope import place_of
+from nexa_dist.run.aws import client as aws_client
 from nexa_dist.run.terraform import TerraformFailed
-from tests.unit.cloud_server import HOME, Desk, Emulated, site
+from tests.unit.cloud_server import HOME, Desk, Emulated, scope
 
 
 @pytest.fixture
 def s3(emulated_region: Emulated) -> Iterator[Any]:
-    yield aws.client("s3", HOME)
+    yield aws_client.client("s3", HOME)
 
 
 def made(emulated_region: Emulated, s3: Any, owner: str = "user/ann") -> tuple[Cluster, str, str]:
     """A cluster with a bucket; the bucket, and the role of its nodes."""
     name = emulated_region.name()
     s3.create_bucket(Bucket=f"lab-{name}")
-    mine = site(cluster=name, owner=owner, bucket=f"lab-{name}", prefix=place_of(owner, name))
+    mine = scope(cluster=name, owner=owner, bucket=f"lab-{name}", prefix=place_of(owner, name))
     role = mine.name
     emulated_region.iam.create_role(RoleName=role, Path=f"/nexa/{name}/", AssumeRolePolicyDocument="{}")
     place = f"s3://lab-{name}/{mine.place}"
@@ -73,10 +73,10 @@ def test_a_state_lies_where_no_node_writes(emulated_region: Emulated, s3: Any) -
         s3.put_bucket_tagging(Bucket=name, Tagging={"TagSet": [{"Key": "nexa:durable", "Value": kind}]})
     for state, own in ((f"s3://{nodes}/team", ""), (f"s3://{nodes}", nodes), (f"s3://{states}/x", states)):
         with pytest.raises(UsageError, match="which nodes write to"):
-            bucket.refuse_state(site(state=state, bucket=own))
-    bucket.refuse_state(site(state=f"s3://{states}/team", bucket=nodes))
-    bucket.refuse_state(site(state=f"s3://lab-{emulated_region.name()}", bucket=nodes))
-    bucket.refuse_state(site(bucket=nodes))
+            bucket.refuse_state(scope(state=state, bucket=own))
+    bucket.refuse_state(scope(state=f"s3://{states}/team", bucket=nodes))
+    bucket.refuse_state(scope(state=f"s3://lab-{emulated_region.name()}", bucket=nodes))
+    bucket.refuse_state(scope(bucket=nodes))
 
 
 FORBIDDEN = {"code": "403", "status": 403}
@@ -87,27 +87,27 @@ def test_forbidden_is_not_another_account_s(emulated_region: Emulated, s3: Any, 
     ours, other = f"lab-{emulated_region.name()}", f"lab-{emulated_region.name()}"
     s3.create_bucket(Bucket=ours)
     emulated_region.control.fault("error", call="HeadBucket", **FORBIDDEN)
-    bucket.ensure(desk.ctx, site(bucket=ours))
-    assert bucket.kept(site(bucket=ours)) == [f"bucket {ours}"]
+    bucket.ensure(desk.ctx, scope(bucket=ours))
+    assert bucket.kept(scope(bucket=ours)) == [f"bucket {ours}"]
     with pytest.raises(NexaError, match="the name is taken"):
-        bucket.ensure(desk.ctx, site(bucket=other))
-    assert bucket.kept(site(bucket=other)) == []
+        bucket.ensure(desk.ctx, scope(bucket=other))
+    assert bucket.kept(scope(bucket=other)) == []
     emulated_region.control.fault("error", call="ListObjectsV2", code="AccessDenied", status=403)
     with pytest.raises(NexaError, match="another account's, or ours and s3:ListBucket is denied") as caught:
-        bucket.notes(site(bucket=ours))
+        bucket.notes(scope(bucket=ours))
     assert "s3:ListAllMyBuckets" in caught.value.hint
-    assert bucket.kept(site(bucket=ours)) == [f"bucket {ours}, if it is ours: s3:ListBucket is denied"]
+    assert bucket.kept(scope(bucket=ours)) == [f"bucket {ours}, if it is ours: s3:ListBucket is denied"]
 
 
 def test_a_bucket_of_another_region_is_said_with_its_price(emulated_region: Emulated, s3: Any) -> None:
     far, near = f"lab-{emulated_region.name()}", f"lab-{emulated_region.name()}"
     s3.create_bucket(Bucket=near)
     where = {"LocationConstraint": "eu-west-1"}
-    aws.client("s3", "eu-west-1").create_bucket(Bucket=far, CreateBucketConfiguration=where)
-    (note,) = bucket.notes(site(bucket=far))
+    aws_client.client("s3", "eu-west-1").create_bucket(Bucket=far, CreateBucketConfiguration=where)
+    (note,) = bucket.notes(scope(bucket=far))
     assert "is in eu-west-1" in note and "0.02 USD/GB, 2.00 USD for a checkpoint of 100 GB" in note
-    assert bucket.notes(site(bucket=near)) == bucket.notes(site()) == ()
-    assert bucket.notes(site(bucket=f"lab-{emulated_region.name()}")) == ()  # it will be made where the nodes are
+    assert bucket.notes(scope(bucket=near)) == bucket.notes(scope()) == ()
+    assert bucket.notes(scope(bucket=f"lab-{emulated_region.name()}")) == ()  # it will be made where the nodes are
 
 
 def test_a_redirect_is_asked_where_it_points(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,8 +124,8 @@ def test_a_redirect_is_asked_where_it_points(desk: Desk, monkeypatch: pytest.Mon
 
         return SimpleNamespace(head_bucket=head_bucket)
 
-    monkeypatch.setattr(aws, "client", client)
-    assert bucket.look(site(bucket="far")) == bucket.Seen("ours", "eu-west-1")
+    monkeypatch.setattr(aws_client, "client", client)
+    assert bucket.look(scope(bucket="far")) == bucket.Seen("ours", "eu-west-1")
     assert asked == [HOME, "eu-west-1"]
 
 
@@ -133,7 +133,7 @@ def test_a_taken_name_is_no_bucket_of_ours(
     emulated_region: Emulated, desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its name was free when it was looked at, and the cloud refused to make it."""
-    mine = site(bucket=f"lab-{emulated_region.name()}")
+    mine = scope(bucket=f"lab-{emulated_region.name()}")
     folder = desk.root / "stack"
     folder.mkdir()
 

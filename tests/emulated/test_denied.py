@@ -11,17 +11,22 @@ import pytest
 
 from nexa_dist import cli
 from nexa_dist.errors import EXIT_STILL_RUNNING, NexaError, StillRunning
-from nexa_dist.ops import aws_end, sweep
-from nexa_dist.ops import teardown as destroying
+from nexa_dist.ops.cluster import sweep
+from nexa_dist.ops.cluster import teardown as destroying
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.gang import Gang
-from nexa_dist.ops.site import our_tag, site_file
-from nexa_dist.plan.aws import Site
-from nexa_dist.run import aws, files, leftovers
-from nexa_dist.run.denied import in_short
+from nexa_dist.ops.providers.aws import end as aws_end
+from nexa_dist.ops.providers.aws.gang import Gang
+from nexa_dist.ops.providers.aws.scope import scope_file
+from nexa_dist.ops.runs.stop import stop
+from nexa_dist.ops.workspace_tag import our_tag
+from nexa_dist.plan.aws.scope import AwsScope
+from nexa_dist.run import files
+from nexa_dist.run.aws import client as aws_client
+from nexa_dist.run.aws import end_tagged, tagged
+from nexa_dist.run.aws.denied import in_short
 from nexa_dist.run.workspace import ClusterFolder
 from tests.emulated.test_leftovers import Maker
-from tests.unit.cloud_server import HOME, NOW, Desk, Emulated, config, site
+from tests.unit.cloud_server import HOME, NOW, Desk, Emulated, config, scope
 
 PROFILES = ("iam:ListInstanceProfiles", "iam:ListRoles")
 
@@ -33,7 +38,7 @@ class Lab:
     region: Emulated
     ctx: Context
     folder: ClusterFolder
-    site: Site
+    scope: AwsScope
     made: Maker
 
     def there(self) -> set[str]:
@@ -52,8 +57,8 @@ def lab(desk: Desk, emulated_region: Emulated, monkeypatch: pytest.MonkeyPatch, 
     name, owner = emulated_region.name(), emulated_region.name()
     monkeypatch.setenv("NEXA_OWNER", owner)
     ctx = replace(desk.ctx, sleep=lambda _: time.sleep(0.02))
-    account = aws.identity(HOME).account
-    mine = site(name, owner, account=account, bucket=bucket, workspace=our_tag(ctx), expires_unix=int(NOW) - 60)
+    account = aws_client.identity(HOME).account
+    mine = scope(name, owner, account=account, bucket=bucket, workspace=our_tag(ctx), expires_unix=int(NOW) - 60)
     made = Maker(emulated_region, mine.tags)
     _, subnet = made.network()
     made.rest(subnet)
@@ -62,34 +67,34 @@ def lab(desk: Desk, emulated_region: Emulated, monkeypatch: pytest.MonkeyPatch, 
     if bucket:
         made.profile(f"/nexa/{name}/")
     folder = ctx.workspace.cluster(name)
-    files.write_json(site_file(folder), mine.to_json())
+    files.write_json(scope_file(folder), mine.to_json())
     return Lab(emulated_region, ctx, folder, mine, made)
 
 
 @pytest.mark.parametrize("silent", [False, True])
 @pytest.mark.parametrize("lab", ["a-bucket"], indirect=True)
 def test_one_denied_kind_hides_no_other(lab: Lab, silent: bool) -> None:
-    everything = leftovers.find(HOME, lab.site.owner, lab.site.cluster)
+    everything = tagged.find(HOME, lab.scope.owner, lab.scope.cluster)
     lab.may("iam:ListInstanceProfiles", "ec2:DescribeVolumes", "iam:ListRoleTags", silent=silent)
-    found, unseen = leftovers.look(HOME, lab.site.owner, lab.site.cluster)
+    found, unseen = tagged.look(HOME, lab.scope.owner, lab.scope.cluster)
     dark = {"instance profile": "iam:ListInstanceProfiles", "volume": "ec2:DescribeVolumes", "role": "iam:ListRoleTags"}
     why = "" if silent else " (no identity-based policy allows)"
     told = {kind.kind: in_short(kind.error) for kind in unseen}
     assert told == {kind: f"{right} is denied{why}" for kind, right in dark.items()}
     assert {t.id for t in found} == {t.id for t in everything if t.kind not in dark}
     with pytest.raises(NexaError) as all_of_them:
-        leftovers.find(HOME, lab.site.owner, lab.site.cluster)
+        tagged.find(HOME, lab.scope.owner, lab.scope.cluster)
     assert all(right in str(all_of_them.value) for right in dark.values())
     lab.region.control.rights(allow=())
     with pytest.raises(NexaError, match="ec2:DescribeInstances"):  # nothing seen is no answer
-        leftovers.look(HOME, lab.site.owner, lab.site.cluster)
+        tagged.look(HOME, lab.scope.owner, lab.scope.cluster)
 
 
 def test_without_a_bucket_no_profile_is_asked_for_and_the_receipt_says_so(lab: Lab) -> None:
     lab.may(*PROFILES)
-    told = Gang(lab.ctx, lab.folder, config(), lab.site, None).find()  # type: ignore[arg-type]
+    told = Gang(lab.ctx, lab.folder, config(), lab.scope, None, None).find()  # type: ignore[arg-type]
     assert {t.id for t in told} >= lab.there()
-    receipt = destroying.teardown(lab.ctx, lab.folder, lab.site)
+    receipt = destroying.teardown(lab.ctx, lab.folder, lab.scope, stop)
     assert lab.there() == set() and receipt["left"] == {"cloud": [], "errors": []}
     assert receipt["not_asked"] == ["instance profile", "role"]
     assert not {right for right in lab.region.control.used() if right.startswith("iam:")}
@@ -100,23 +105,23 @@ def test_a_teardown_ends_what_it_sees_and_names_what_it_does_not(lab: Lab, by_fi
     """Also by the file from elsewhere: that it names no bucket today does not say that the cluster had none. A role
     cannot go before its profile, and while something is known to be left the claim stays."""
     lab.may("iam:ListInstanceProfiles")
-    mine = replace(lab.site, created_unix=0) if by_file else lab.site
+    mine = replace(lab.scope, created_unix=0) if by_file else lab.scope
     with pytest.raises(StillRunning, match=r"instance profiles .* iam:ListInstanceProfiles") as caught:
-        destroying.teardown(lab.ctx, lab.folder, mine)
+        destroying.teardown(lab.ctx, lab.folder, mine, stop)
     assert caught.value.code == EXIT_STILL_RUNNING
-    left = [*lab.made.made.get("instance profile", ()), *lab.made.made["key pair"]] if lab.site.bucket else []
+    left = [*lab.made.made.get("instance profile", ()), *lab.made.made["key pair"]] if lab.scope.bucket else []
     assert lab.there() == set(left)
     kept = json.loads((lab.folder.path / "receipt.json").read_text())
     assert [row for row in kept["left"]["unseen"] if "iam:ListInstanceProfiles" in row] and not kept["not_asked"]
     lab.may()
-    receipt = destroying.teardown(lab.ctx, lab.folder, mine)
+    receipt = destroying.teardown(lab.ctx, lab.folder, mine, stop)
     assert not any(receipt["left"].values()) and lab.there() == set()
 
 
 def test_what_was_seen_once_and_then_hidden_is_not_called_gone(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aws_end, "_terraform_destroy", lambda *_: lab.may("ec2:DescribeKeyPairs") or [])
     with pytest.raises(StillRunning, match="ec2:DescribeKeyPairs"):
-        destroying.teardown(lab.ctx, lab.folder, lab.site)
+        destroying.teardown(lab.ctx, lab.folder, lab.scope, stop)
     (pair,) = lab.made.made["key pair"]
     rows = json.loads((lab.folder.path / "receipt.json").read_text())["resources"]
     assert {row["id"]: row["state"] for row in rows}[pair] == "?" and lab.there() == {pair}
@@ -124,7 +129,7 @@ def test_what_was_seen_once_and_then_hidden_is_not_called_gone(lab: Lab, monkeyp
 
 def test_a_claim_that_may_not_be_read_is_no_end_of_a_teardown(lab: Lab) -> None:
     lab.may("ec2:DescribeKeyPairs")
-    assert "ec2:DescribeKeyPairs is denied" in aws_end.holder_elsewhere(lab.ctx, lab.site)
+    assert "ec2:DescribeKeyPairs is denied" in aws_end.holder_elsewhere(lab.ctx, lab.scope)
 
 
 @pytest.mark.parametrize("lab", ["a-bucket"], indirect=True)
@@ -132,9 +137,11 @@ def test_a_sweep_shows_and_ends_what_it_sees(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(lab.ctx.workspace.root)
-    monkeypatch.setattr("nexa_dist.ops.whose.known_site", lambda _: None)  # this workspace knows it no more
-    monkeypatch.setattr(leftovers, "PAUSE_S", 0.03)
-    monkeypatch.setattr(leftovers, "sweep", functools.partial(leftovers.sweep, rounds=5))
+    monkeypatch.setattr(
+        "nexa_dist.ops.providers.aws.owners.known_scope", lambda _: None
+    )  # this workspace knows it no more
+    monkeypatch.setattr(end_tagged, "PAUSE_S", 0.03)
+    monkeypatch.setattr(end_tagged, "sweep", functools.partial(end_tagged.sweep, rounds=5))
     lab.may("iam:ListInstanceProfiles", "ec2:DescribeRegions", "ec2:DescribeImages", "ec2:DescribeSpotPriceHistory")
     assert cli.main(["sweep", "--delete", "-y"]) == EXIT_STILL_RUNNING
     out, err = capfd.readouterr()
@@ -156,5 +163,5 @@ def test_a_right_that_lacks_everywhere_is_one_line(lab: Lab, monkeypatch: pytest
     assert {entry.thing.kind for entry in found} > {"instance", "vpc"}
     why = " (no identity-based policy allows)"
     everywhere = f"volumes in eu-west-1, {HOME}, us-west-2: ec2:DescribeVolumes is denied{why}"
-    once = [f"{kind}s in {HOME}: {right} is denied{why}" for kind, right in zip(leftovers.IAM, PROFILES, strict=True)]
+    once = [f"{kind}s in {HOME}: {right} is denied{why}" for kind, right in zip(tagged.IAM, PROFILES, strict=True)]
     assert silent == sorted([everywhere, *once])

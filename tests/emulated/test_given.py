@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from nexa_dist.errors import NexaError, UsageError
-from nexa_dist.ops.capacity import survey
-from nexa_dist.ops.given import given
-from nexa_dist.plan.given import Given
-from nexa_dist.run import aws
-from tests.unit.cloud_server import HOME, NOW, Desk, Emulated, config, site
+from nexa_dist.ops.providers.aws.capacity import survey
+from nexa_dist.ops.providers.aws.given import given
+from nexa_dist.plan.aws.given import Given
+from nexa_dist.run.aws import client as aws_client
+from tests.unit.cloud_server import HOME, NOW, Desk, Emulated, config, scope
 
 
 def network(region: Emulated, *zones: str) -> tuple[str, list[str]]:
@@ -57,7 +57,7 @@ def test_private_subnets_decide_the_zones(desk: Desk, emulated_region: Emulated)
     own = given(desk.ctx, config(subnets=[b, a]), HOME)
     assert own == Given(vpc=vpc, subnets={"us-east-1a": a, "us-east-1b": b}, public=False) and desk.said == []
     wanted = config(subnets=[b], offers=[{"type": "g5.12xlarge"}], price_usd_per_hour=5.0)
-    rows, dropped = survey(desk.ctx, wanted, site(given=Given(vpc=vpc, subnets={"us-east-1b": b}, public=False)))
+    rows, dropped = survey(desk.ctx, wanted, scope(given=Given(vpc=vpc, subnets={"us-east-1b": b}, public=False)))
     assert {candidate.zone for candidate, _ in rows} == {"us-east-1b"}
     assert any("g5.12xlarge us-east-1a spot: none of `subnets` with room is in that zone" in line for line in dropped)
     with pytest.raises(UsageError, match="subnet subnet-0123456789abcdef0 does not exist"):
@@ -81,7 +81,7 @@ def test_a_capacity_block_says_what_is_rented(desk: Desk, emulated_region: Emula
     asked = config(capacity_reservation=f"cb-{held[3:]}")
     own = given(desk.ctx, asked, HOME)
     assert own == Given(reservation=held, block=True, ends_unix=int(NOW) + 86_400 - 35 * 60)
-    ((one, why),), dropped = survey(desk.ctx, asked, site(given=own))
+    ((one, why),), dropped = survey(desk.ctx, asked, scope(given=own))
     assert (one.title, one.gpus, dropped) == ("g5.12xlarge us-east-1c on_demand", 4, [])
     assert one.usd_per_hour == 5.672 and f"reserved: {held}" in why
 
@@ -89,8 +89,8 @@ def test_a_capacity_block_says_what_is_rented(desk: Desk, emulated_region: Emula
     with pytest.raises(UsageError, match="has 2 of 2 instances free, and 3 nodes are wanted"):
         given(desk.ctx, asked_twice, HOME)
     with pytest.raises(NexaError, match=r"is of g5.12xlarge with 4 GPUs, 8 are wanted"):
-        survey(desk.ctx, config(gpus_per_node=8, capacity_reservation=held), site(given=own))
+        survey(desk.ctx, config(gpus_per_node=8, capacity_reservation=held), scope(given=own))
     _, subnets = network(emulated_region, "us-east-1a")
     with pytest.raises(UsageError, match=f"{held} is in us-east-1c, where none of `subnets` is"):
         given(desk.ctx, config(capacity_reservation=held, subnets=subnets), HOME)
-    assert aws.Cloud(HOME).reservation("cr-0123456789abcdef0") is None
+    assert aws_client.Cloud(HOME).reservation("cr-0123456789abcdef0") is None

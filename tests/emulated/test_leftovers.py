@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from nexa_dist.run import attached, leftovers
-from nexa_dist.run.leftovers import KINDS, Thing, find, instances, sweep, tag_launched
+from nexa_dist.run.aws import dangling, end_tagged
+from nexa_dist.run.aws.end_tagged import sweep
+from nexa_dist.run.aws.tagged import KINDS, TaggedResource, find, instances, tag_launched
 from tests.cloud import moto_hidden
 from tests.unit.cloud_server import HOME, Emulated
 
@@ -117,7 +118,7 @@ class Maker:
         self.add("instance profile", self.add("role", name))
 
 
-def swept(cluster: str, rounds: int = 40) -> tuple[list[Thing], list[str], list[str]]:
+def swept(cluster: str, rounds: int = 40) -> tuple[list[TaggedResource], list[str], list[str]]:
     said: list[str] = []
     done, errors = sweep(lambda: find(HOME, "ann", cluster), said.append, lambda _: time.sleep(0.08), rounds)
     return done, errors, said
@@ -241,7 +242,7 @@ def test_what_cannot_go_is_told_and_the_sweep_ends(emulated_region: Emulated) ->
     waits: list[float] = []
     done, errors = sweep(lambda: find(HOME, "ann", ours), lambda _: None, waits.append, rounds=3)
     assert len(errors) == 1 and stuck in errors[0] and "VolumeInUse" in errors[0]
-    assert waits == [leftovers.PAUSE_S] * 2
+    assert waits == [end_tagged.PAUSE_S] * 2
     assert (
         {t.id for t in done} == {stuck, gone} and stuck in emulated_region.ids() and gone not in emulated_region.ids()
     )
@@ -253,8 +254,8 @@ def test_what_is_gone_already_is_no_error(emulated_region: Emulated) -> None:
     mine.volume()
     mine.key_pair()
     found = find(HOME, "ann", ours)
-    assert [leftovers.end(thing) for thing in found] == ["", ""]
-    assert [leftovers.end(thing) for thing in found] == ["", ""]
+    assert [end_tagged.end(thing) for thing in found] == ["", ""]
+    assert [end_tagged.end(thing) for thing in found] == ["", ""]
 
 
 def test_what_the_cloud_hides_is_found_later(emulated_region: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,7 +272,7 @@ def test_what_the_cloud_hides_is_found_later(emulated_region: Emulated, monkeypa
 @pytest.mark.parametrize(("state", "alive"), [("terminated", False), ("running", True)])
 def test_a_thing_says_what_it_is(state: str, alive: bool) -> None:
     row = {"InstanceType": "g5.xlarge", "Placement": {"AvailabilityZone": "us-east-1a"}, "InstanceLifecycle": "spot"}
-    thing = Thing("instance", "i-1", HOME, state, alive, {"nexa:cluster": "c"}, row)
+    thing = TaggedResource("instance", "i-1", HOME, state, alive, {"nexa:cluster": "c"}, row)
     assert (thing.offer, thing.cluster, thing.since_unix) == ("g5.xlarge us-east-1a spot", "c", None)
     assert instances([thing]) == ([thing] if alive else [])
     assert thing.to_json() == {"kind": "instance", "id": "i-1", "region": HOME, "state": state}
@@ -291,10 +292,10 @@ def test_only_what_no_state_knows_is_taken_off_what_it_knows(emulated_region: Em
 
     rules, [association] = there()
     spared = sorted(rules)[0]
-    assert list(attached.take_off(find(HOME, "ann", ours), {spared})) == []  # on what itself goes as a whole
+    assert list(dangling.take_off(find(HOME, "ann", ours), {spared})) == []  # on what itself goes as a whole
     assert there() == (rules, {association})
     known = mine.made["security group"] | mine.made["route table"] | {spared}
-    said = list(attached.take_off(find(HOME, "ann", ours), known))
+    said = list(dangling.take_off(find(HOME, "ann", ours), known))
     assert there() == ({spared}, set())
     assert len(said) == len(rules) and any("subnet-" in line for line in said)
-    assert list(attached.take_off(find(HOME, "ann", ours), known)) == []
+    assert list(dangling.take_off(find(HOME, "ann", ours), known)) == []

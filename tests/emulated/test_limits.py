@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from nexa_dist.ops.limits import refuse_impossible, within
-from nexa_dist.plan.offers import Candidate
-from nexa_dist.run.limits import Limits
-from tests.unit.cloud_server import HOME, Emulated, config, site
+from nexa_dist.ops.providers.aws.limits import refuse_impossible, within
+from nexa_dist.plan.aws.offers import Candidate
+from nexa_dist.run.aws.limits import Limits
+from tests.unit.cloud_server import HOME, Emulated, config, scope
 
 
 def test_an_account_is_looked_at(emulated_region: Emulated) -> None:
@@ -27,14 +27,14 @@ def test_an_account_is_looked_at(emulated_region: Emulated) -> None:
 
 def test_what_the_account_may_have_is_left_as_it_is(emulated_region: Emulated) -> None:
     rows = [(Candidate(kind, "us-east-1a", "spot", 4, 1.0), "why") for kind in ("g5.12xlarge", "p4d.24xlarge")]
-    assert within(config(efa=True), site(), rows) == (rows, [], [])
+    assert within(config(efa=True), scope(), rows) == (rows, [], [])
 
 
 def test_a_denied_look_is_named_and_stops_nobody(emulated_region: Emulated) -> None:
     for call in ("GetServiceQuota", "DescribeVpcs"):
         emulated_region.control.fault("error", call=call, code="AccessDeniedException", status=400)
     rows = [(Candidate("g5.12xlarge", "us-east-1a", "spot", 4, 1.0), "why")]
-    kept, dropped, unasked = within(config(), site(), rows)
+    kept, dropped, unasked = within(config(), scope(), rows)
     assert (kept, dropped) == (rows, []) and "servicequotas:GetServiceQuota is not allowed" in unasked[0]
-    lines = refuse_impossible(config(), site(image=emulated_region.image))
+    lines = refuse_impossible(config(), scope(image=emulated_region.image))
     assert lines == ["VPCs: ec2:DescribeVpcs is not allowed"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nexa_dist.errors import NexaError
-from nexa_dist.ops import provision as provisioning
+from nexa_dist.ops.cluster import provision as provisioning
 from tests.bench.rights import DATA, FEATURES, PAGE, PLOTS, VERBS, Life, known, lead, page, rights, without_hosts
 from tests.unit.cloud_server import Emulated
 

@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 
 from nexa_dist.errors import StillRunning
-from nexa_dist.ops import aws_end
-from nexa_dist.ops.site import known_site, site_file
-from nexa_dist.ops.teardown import teardown
-from nexa_dist.run import files, leftovers, strangers
-from nexa_dist.run.aws import identity
+from nexa_dist.ops.cluster.teardown import teardown
+from nexa_dist.ops.providers.aws import end as aws_end
+from nexa_dist.ops.providers.aws.scope import known_scope, scope_file
+from nexa_dist.ops.runs.stop import stop
+from nexa_dist.run import files
+from nexa_dist.run.aws import end_tagged, strangers, tagged
+from nexa_dist.run.aws.client import identity
 from tests.emulated.test_leftovers import Maker, tags
-from tests.unit.cloud_server import HOME, Desk, Emulated, site
+from tests.unit.cloud_server import HOME, Desk, Emulated, scope
 
 MOUNT = "EFS mount target for fs-0123 (fsmt-0456)"
 
@@ -37,8 +39,8 @@ class Lab:
             "GroupId"
         ]
 
-    def look(self) -> list[leftovers.Thing]:
-        return leftovers.find(HOME, "ann", self.cluster)
+    def look(self) -> list[tagged.TaggedResource]:
+        return tagged.find(HOME, "ann", self.cluster)
 
     def mount(self) -> str:
         asked = {"SubnetId": self.subnet, "Description": MOUNT, "Groups": [self.group]}
@@ -62,7 +64,7 @@ def test_what_is_ours_is_in_nobodys_way(lab: Lab) -> None:
 def test_what_others_hold_is_named_and_the_rest_goes(lab: Lab) -> None:
     card, waits, said = lab.mount(), [], []
     lab.refer()
-    _, errors = leftovers.sweep(lab.look, said.append, waits.append)
+    _, errors = end_tagged.sweep(lab.look, said.append, waits.append)
     assert len(waits) <= 2, "it is not asked again and again"
     by_id = {line.split()[2]: line for line in errors}
     assert set(by_id) == {card, lab.theirs}
@@ -76,7 +78,7 @@ def test_what_others_hold_is_named_and_the_rest_goes(lab: Lab) -> None:
 
     lab.region.ec2.delete_network_interface(NetworkInterfaceId=card)
     lab.region.ec2.delete_security_group(GroupId=lab.theirs)
-    assert leftovers.sweep(lab.look, said.append, waits.append)[1] == []
+    assert end_tagged.sweep(lab.look, said.append, waits.append)[1] == []
 
 
 @pytest.mark.parametrize("kind", ["security group", "subnet", "route table", "instance"])
@@ -122,8 +124,8 @@ def test_terraform_does_not_wait_for_a_stranger(
     lab: Lab, desk: Desk, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """It said "Still destroying" for more than six minutes, and the interface was named nowhere."""
-    folder, mine = desk.ctx.workspace.cluster(lab.cluster), site(lab.cluster, account=identity(HOME).account)
-    files.write_json(site_file(folder), mine.to_json())
+    folder, mine = desk.ctx.workspace.cluster(lab.cluster), scope(lab.cluster, account=identity(HOME).account)
+    files.write_json(scope_file(folder), mine.to_json())
     made: list[str] = [lab.mount()] if when == "before" else []
     terraform = Destroys(folder.path, lambda: made or made.append(lab.mount()))
     monkeypatch.setattr(aws_end, "terraform_of", lambda *_: terraform)
@@ -131,7 +133,7 @@ def test_terraform_does_not_wait_for_a_stranger(
     monkeypatch.setenv("NEXA_SETTLE_S", "0")
     ctx = replace(desk.ctx, sleep=lambda _: time.sleep(0.01))
     with pytest.raises(StillRunning, match=MOUNT.partition(" (")[0]) as caught:
-        teardown(ctx, folder, known_site(folder))
+        teardown(ctx, folder, known_scope(folder), stop)
     assert caught.value.code == 4 and "not ours to end" in caught.value.hint and made[0] in str(caught.value)
     receipt = files.read_json(folder.path / "receipt.json")
     (way,) = receipt["in_the_way"]
@@ -142,4 +144,4 @@ def test_terraform_does_not_wait_for_a_stranger(
     assert terraform.limits == ([] if when == "before" else [pytest.approx(aws_end.DESTROY_LIMIT_S, abs=60)])
     lab.region.ec2.delete_network_interface(NetworkInterfaceId=made[0])
     monkeypatch.setattr(aws_end, "terraform_of", lambda *_: SimpleNamespace(chdir=folder.path / "none"))
-    assert teardown(ctx, folder, known_site(folder))["left"] == {"cloud": [], "errors": []}
+    assert teardown(ctx, folder, known_scope(folder), stop)["left"] == {"cloud": [], "errors": []}

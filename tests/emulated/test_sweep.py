@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from nexa_dist.errors import NexaError, UsageError
-from nexa_dist.ops.site import our_tag, site_file
-from nexa_dist.ops.sweep import Found, end, survey
-from nexa_dist.run import files, leftovers
-from tests.unit.cloud_server import HOME, NOW, Desk, Emulated, site
+from nexa_dist.ops.cluster.sweep import Found, end, survey
+from nexa_dist.ops.providers.aws.scope import scope_file
+from nexa_dist.ops.workspace_tag import our_tag
+from nexa_dist.run import files
+from nexa_dist.run.aws import end_tagged, tagged
+from tests.unit.cloud_server import HOME, NOW, Desk, Emulated, scope
 
 LATER, PAST = "2099-01-01T00:00:00Z", "2026-01-01T00:00:00Z"
 
@@ -37,7 +39,7 @@ class Lab:
 
     def known(self, cluster: str, account: str = "123456789012") -> None:
         folder = self.ctx.workspace.cluster(cluster)
-        files.write_json(site_file(folder), site(cluster, self.owner, account=account).to_json())
+        files.write_json(scope_file(folder), scope(cluster, self.owner, account=account).to_json())
 
     def survey(self) -> dict[str, Found]:
         mine, found, silent = survey(self.ctx, [HOME])
@@ -54,7 +56,7 @@ def lab(desk: Desk, emulated_region: Emulated, monkeypatch: pytest.MonkeyPatch) 
 def test_only_what_nobody_will_end_is_an_orphan_and_only_that_goes(lab: Lab) -> None:
     lab.known("living")
     torn = lab.ctx.workspace.cluster("torn")
-    files.write_text(site_file(torn), "{")
+    files.write_text(scope_file(torn), "{")
     living, forgotten, damaged = (lab.key_pair(name) for name in ("living", "forgotten", "torn"))
     elsewhere = lab.key_pair("theirs", workspace="bob@desk/2")
     expired = lab.key_pair("old", workspace="bob@desk/2", expires=PAST)
@@ -77,7 +79,7 @@ def test_another_account_s_cluster_is_left_out(lab: Lab) -> None:
 
 
 def test_what_does_not_go_is_told(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leftovers, "sweep", functools.partial(leftovers.sweep, rounds=2))
+    monkeypatch.setattr(end_tagged, "sweep", functools.partial(end_tagged.sweep, rounds=2))
     ident = lab.key_pair("stuck")
     lab.region.control.fault("error", call="DeleteKeyPair", code="UnauthorizedOperation", status=403)
     errors = end(lab.ctx, list(lab.survey().values()))
@@ -103,14 +105,14 @@ def test_an_instance_has_an_age_and_a_price(lab: Lab) -> None:
 
 
 def test_a_region_that_does_not_answer_is_said_and_hides_no_other(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, real = lab.key_pair("living"), leftovers.look
+    made, real = lab.key_pair("living"), tagged.look
 
-    def look(region: str, *words: Any) -> tuple[list[leftovers.Thing], list[leftovers.Unseen]]:
+    def look(region: str, *words: Any) -> tuple[list[tagged.TaggedResource], list[tagged.Unseen]]:
         if region != HOME:
             raise NexaError("denied")
         return real(region, *words)
 
-    monkeypatch.setattr(leftovers, "look", look)
+    monkeypatch.setattr(tagged, "look", look)
     _, found, silent = survey(lab.ctx, [HOME, "eu-west-1"])
     assert [entry.thing.id for entry in found] == [made]
     assert silent == ["eu-west-1: denied"]
@@ -121,7 +123,7 @@ def test_all_that_is_yours_is_what_files_and_records_name(lab: Lab) -> None:
     team, recorded, gone, alien = (lab.region.name() for _ in range(4))
     files.write_text(lab.ctx.workspace.root / "team.yaml", f"name: t\nprovider: aws\nowner: {team}\n")
     files.write_text(lab.ctx.workspace.root / "odd.yaml", "owner: [aws\n")
-    files.write_json(site_file(lab.ctx.workspace.cluster("r")), site("r", recorded, account="123456789012").to_json())
+    files.write_json(scope_file(lab.ctx.workspace.cluster("r")), scope("r", recorded, account="123456789012").to_json())
     lab.known("far", account="999999999999")
     claim = {"step": "claim", "state": "intent", "region": HOME, "account": "123456789012", "owner": gone}
     files.append_json(lab.ctx.workspace.root / ".nexa/history/g_2026/journal.jsonl", claim)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from nexa_dist.run.nodes import CHECKED, NOT_OURS, PUT, on_all
 from nexa_dist.run.runner import TOO_MUCH, Result, SystemRunner
+from nexa_dist.run.ssh.connections import CHECKED, NOT_OURS, PUT, on_all
 
 
 def test_the_agent_is_put_whole_or_not_at_all_and_runs_only_as_it_was_sent(tmp_path: Path) -> None:

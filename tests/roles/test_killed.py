@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import yaml
 
-from nexa_dist.run import agentfile
+from nexa_dist.run import agent_file
 from tests.roles import test_efa, test_nvidia_driver
 from tests.roles.rig import ROOT, Host
 
@@ -39,8 +39,8 @@ def stage(host: Host) -> dict[str, Any]:
     pins = yaml.safe_load((ROOT / "configs" / "pins.yaml").read_text())["nexa_pins"]
     pins["nvidia_driver"]["keyrings"] = driver["nvidia_driver_keyrings"]
     pins["efa"] |= {"url": "file:///srv/efa.tar.gz", "sha256": hashlib.sha256(data).hexdigest()}
-    agent = host.folder / agentfile.NAME
-    agent.write_bytes(agentfile.content())
+    agent = host.folder / agent_file.NAME
+    agent.write_bytes(agent_file.content())
     (host.folder / "pins.json").write_text(json.dumps({"nexa_pins": pins}))
     return {
         "nexa_provider": "aws",
@@ -50,7 +50,7 @@ def stage(host: Host) -> dict[str, Any]:
         "nexa_lock_file": str(ROOT / "docker" / "lock" / "train.txt"),
         "nexa_torch_file": str(ROOT / "docker" / "cuda_torch.txt"),
         "nexa_agent_file": str(agent),
-        "nexa_agent_sha256": agentfile.sha256(),
+        "nexa_agent_sha256": agent_file.sha256(),
         "nexa_torch_backend": "auto",
     }
 

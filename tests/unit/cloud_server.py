@@ -13,8 +13,8 @@ import pytest
 
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.ops.context import Context
-from nexa_dist.plan.aws import DEFAULT_IMAGE, Site
-from nexa_dist.run import aws
+from nexa_dist.plan.aws.scope import DEFAULT_IMAGE, AwsScope
+from nexa_dist.run.aws import client as aws_client
 from nexa_dist.run.runner import SystemRunner
 from nexa_dist.run.workspace import Workspace
 
@@ -32,7 +32,7 @@ def config(**keys: Any) -> ClusterConfig:
     return ClusterConfig.model_validate({**told, "region": HOME, "ssh_from": ["198.51.100.7/32"], **keys})
 
 
-def site(cluster: str = "c", owner: str = "ann", **keys: Any) -> Site:
+def scope(cluster: str = "c", owner: str = "ann", **keys: Any) -> AwsScope:
     """Of a cluster that was made now and lives for six hours."""
     told = {
         "workspace": "ann@desk/1",
@@ -40,7 +40,7 @@ def site(cluster: str = "c", owner: str = "ann", **keys: Any) -> Site:
         "expires_unix": int(NOW) + 6 * 3600,
         "image": "ami-01234567",
     }
-    return Site(**{"cluster": cluster, "region": HOME, "account": "1", "owner": owner, **told, **keys})
+    return AwsScope(**{"cluster": cluster, "region": HOME, "account": "1", "owner": owner, **told, **keys})
 
 
 @dataclass
@@ -75,15 +75,15 @@ class Emulated:
 
     @functools.cached_property
     def image(self) -> str:
-        return aws.Cloud(HOME).image(DEFAULT_IMAGE)
+        return aws_client.Cloud(HOME).image(DEFAULT_IMAGE)
 
     @property
     def ec2(self) -> Any:
-        return aws.client("ec2", HOME)
+        return aws_client.client("ec2", HOME)
 
     @property
     def iam(self) -> Any:
-        return aws.client("iam", HOME)
+        return aws_client.client("iam", HOME)
 
 
 def emulated(forget_s: float = 600.0) -> Iterator[Emulated]:
@@ -112,5 +112,5 @@ def emulated(forget_s: float = 600.0) -> Iterator[Emulated]:
 
 def _forget() -> None:
     """Clients of another endpoint."""
-    aws.session.cache_clear()
-    aws._client.cache_clear()
+    aws_client.session.cache_clear()
+    aws_client._client.cache_clear()

@@ -15,7 +15,8 @@ from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops.context import Context
 from nexa_dist.run.runner import SystemRunner
 from nexa_dist.run.workspace import RunFolder, Workspace
-from nexa_dist.verbs import cluster, resume
+from nexa_dist.verbs.cluster import provision as cluster
+from nexa_dist.verbs.run import resume
 
 CLUSTER = Cluster("c", "static", (Node("n0", "198.51.100.1", 1),), Layout("p", "s", "s", "d"))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nexa_dist.node import claims
+from nexa_dist.remote import footprint
 
 RUN, FOREIGN = "train_20261123_060336_who", "train_20261122_000000_theirs"
 ENV, AGENT, CODE, DATA = "a939bd936108870b", "38a96d64ef624ef7", "c24a8d0c0b8db0c4", "0123456789abcdef"
@@ -38,10 +38,10 @@ class Machine:
 
     def __init__(self, home: Path, ident: str = "ws.c.n0", **folders: str) -> None:
         base = {kind: f"~/.nexa/{kind}" for kind in ("scratch", "shared", "durable")}
-        self.folders = claims.absolute({**base, **folders}, str(home))
+        self.folders = footprint.absolute({**base, **folders}, str(home))
         found = {
-            "missing": claims.look({"folders": {**base, **folders}})["missing"],
-            "before": claims.before(self.folders),
+            "missing": footprint.look({"folders": {**base, **folders}})["missing"],
+            "before": footprint.before(self.folders),
         }
         self.claim = {"id": ident, "folders": self.folders, **found}
 
@@ -50,14 +50,14 @@ class Machine:
 
     def used(self) -> None:
         """As after a bootstrap and a run."""
-        assert claims.claim(self.claim) == {"changed": True}
+        assert footprint.claim(self.claim) == {"changed": True}
         shared = self.path("shared")
         put(shared / "envs" / ENV / "bin" / "python", shared / "envs" / f"{ENV}.lock", shared / "uv-0.13.9" / "uv")
         put(shared / "agent" / AGENT / "agent.pyz", shared / "code" / CODE / "a.py", shared / "uv-cache" / "x")
         put(self.path("scratch", RUN, "spec.json"))
 
     def release(self) -> dict[str, Any]:
-        return claims.release({**self.claim, "names": NAMES})
+        return footprint.release({**self.claim, "names": NAMES})
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_what_two_clusters_share_goes_with_the_last(home: Path) -> None:
     first = Machine(home)
     first.used()
     second = Machine(home, ident="ws.other.n0")
-    assert claims.claim(second.claim)["changed"]
+    assert footprint.claim(second.claim)["changed"]
     answer = first.release()
     assert answer["removed"] == [first.folders["scratch"] + "/" + RUN]
     assert [row["why"] for row in answer["stays"]] == ["in use by ws.other.n0"]
@@ -131,8 +131,8 @@ def test_a_node_that_shares_a_folder_with_another_machine_cleans_its_own(home: P
     """The claim of n1, on another machine, names the same paths: of these only `shared` is the same folder."""
     first, second = Machine(home), Machine(home, ident="ws.c.n1")
     first.used()
-    claims.claim(second.claim)
-    path = first.path("shared", claims.CLAIMS, "ws.c.n1.json")
+    footprint.claim(second.claim)
+    path = first.path("shared", footprint.CLAIMS, "ws.c.n1.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), "host": "another"}))
     first.release()
     assert not first.path("scratch").exists() and not first.path("durable").exists()
@@ -144,7 +144,7 @@ def test_a_first_claim_is_kept(home: Path) -> None:
     machine = Machine(home)
     machine.used()
     again = Machine(home)
-    assert claims.claim(again.claim) == {"changed": False}
+    assert footprint.claim(again.claim) == {"changed": False}
     assert again.release()["processes"] == []
     assert tree(home) == before
 
@@ -171,7 +171,7 @@ def test_a_provision_that_was_killed_before_the_claim(home: Path) -> None:
 
 
 def test_a_folder_that_is_none_is_a_fault(home: Path) -> None:
-    faults = claims.look({"folders": {"scratch": "~/thesis.tex/x", "shared": "/s", "durable": "~/d"}})["faults"]
+    faults = footprint.look({"folders": {"scratch": "~/thesis.tex/x", "shared": "/s", "durable": "~/d"}})["faults"]
     assert [f"{home}/thesis.tex is not a folder"] == [fault for fault in faults if "thesis" in fault]
 
 
@@ -194,10 +194,10 @@ def test_a_place_where_no_environment_can_lie_is_a_fault(
         f_flag=flag, f_bavail=free_gb * 10**6, f_frsize=1000, f_files=inodes and 10**7, f_favail=inodes
     )
     asked: list[str] = []
-    monkeypatch.setattr(claims.os, "statvfs", lambda path: asked.append(path) or told)
+    monkeypatch.setattr(footprint.os, "statvfs", lambda path: asked.append(path) or told)
     if there:
         (home / "h" / "envs" / ENV).mkdir(parents=True)
-    faults = claims.look({"folders": {"scratch": "~/s", "shared": "~/h", "durable": "~/d"}})["faults"]
+    faults = footprint.look({"folders": {"scratch": "~/s", "shared": "~/h", "durable": "~/d"}})["faults"]
     place = str(home / "h" if there else home)
     assert asked == [place]
     assert len(faults) == bool(said) and all(fault.startswith(said.format(place)) for fault in faults)
@@ -206,6 +206,6 @@ def test_a_place_where_no_environment_can_lie_is_a_fault(
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written_to_is_a_fault(home: Path) -> None:
     home.chmod(0o500)
-    faults = claims.look({"folders": {"scratch": "~/s", "shared": "~/h", "durable": "~/d"}})["faults"]
+    faults = footprint.look({"folders": {"scratch": "~/s", "shared": "~/h", "durable": "~/d"}})["faults"]
     home.chmod(0o700)
     assert all(f"cannot write to {home}" in fault for fault in faults) and len(faults) == 3

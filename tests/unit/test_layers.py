@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "nexa_dist"
+GROUND = {"wire", "shape", "errors", "secrets", "refusal", "model"}
 BELOW = {
     "errors": set(),
     "shape": set(),
@@ -18,12 +19,12 @@ BELOW = {
     "secrets": set(),
     "refusal": set(),
     "config": {"model", "errors", "secrets"},
-    "plan": {"config", "model", "wire", "shape", "errors", "secrets", "refusal"},
-    "run": {"model", "wire", "shape", "errors", "secrets", "refusal"},
-    "ops": {"plan", "run", "config", "model", "wire", "shape", "errors", "secrets", "refusal"},
+    "plan": {"config", "train", *GROUND},
+    "remote": set(),
+    "run": {"node", *GROUND},
+    "ops": {"plan", "run", "config", "remote", "train", *GROUND},
     "ui": set(),
-    "live": {"ui"},
-    "verbs": {"ops", "plan", "run", "config", "model", "errors", "secrets", "ui", "live"},
+    "verbs": {"ops", "plan", "run", "config", "model", "errors", "secrets", "ui"},
     "cli": {"verbs", "ui", "errors", "secrets"},
     "launch": {"cli", "verbs", "config", "errors"},
     "train": {"config", "model", "errors", "secrets"},
@@ -31,38 +32,105 @@ BELOW = {
     "__main__": {"cli"},
     "__init__": set(),
 }
+ROOMS = {
+    "plan": ("failures", "runs", "money", "health", "aws", "static"),
+    "ops": ("runs", "failures", "cluster", "health", "money", "providers"),
+    "node": ("watch", "warm", "code", "machine"),
+    "run": ("logs", "code", "ssh", "aws"),
+}
+"""Folders of a layer, from the top down: each may import only what stands after it. Modules beside them have no place
+in the order; like all others they may be in no circle."""
+LARGEST = 15
+BY_PATH = {"nexa_dist.run.agent_file": "nexa_dist.node"}
+"""Packages that are opened as files. Modules that another program imports are found as strings."""
 
 
-def layer_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def known(name: str) -> str:
+    """The module that `name`, of a module or of something in it, is or is in."""
+    while name and name not in MODULES:
+        name = name.rpartition(".")[0]
+    return name
 
 
 def imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level:
-            # The agent's package has another name on the nodes; elsewhere a relative import would hide the layer.
-            assert layer_of(path) == "node" and node.level == 1, f"{path}: relative imports hide the layer"
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module] if node.module != "nexa_dist" else [f"nexa_dist.{a.name}" for a in node.names]
-        found |= {name.split(".")[1] for name in names if name.startswith("nexa_dist.")}
-    return found - {"__version__"}
-
-
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_down(path: Path) -> None:
-    layer = layer_of(path)
-    assert layer in BELOW, f"{layer} has no place in the layers: add it, and docs/DECISIONS.md, first"
-    wrong = imports(path) - BELOW[layer] - {layer}
-    assert not wrong, f"{path.relative_to(PACKAGE)} ({layer}) imports {sorted(wrong)}"
-
-
-@pytest.mark.parametrize("path", sorted((PACKAGE / "node").glob("*.py")), ids=lambda p: p.name)
-def test_the_agent_needs_only_the_standard_library(path: Path) -> None:
+    """Modules of ours that this one imports, has started by name (`-m nexa_dist.…`), or opens as files."""
+    found, me = {BY_PATH.get(name_of(path), "")}, name_of(path)
+    folder = me.split(".") if path.name == "__init__.py" else me.split(".")[:-1]
     tree = ast.parse(path.read_text())
+    words = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {known(alias.name) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            # The agent's package has another name on the nodes; elsewhere a relative import would hide the layer.
+            assert not node.level or folder[1] == "node", f"{path}: relative imports hide the layer"
+            above = ".".join(folder[: len(folder) - node.level + 1]) if node.level else ""
+            base = ".".join(filter(None, (above, node.module)))
+            found |= {known(f"{base}.{alias.name}") for alias in node.names}
+        elif isinstance(node, ast.Constant) and id(node) not in words and isinstance(node.value, str):
+            if node.value.startswith("nexa_dist.") and known(node.value) == node.value:
+                found.add(node.value)
+    return found - {"", "nexa_dist", me}
+
+
+IMPORTS = {name: imports(path) for name, path in MODULES.items()}
+
+
+def layer_of(name: str) -> str:
+    return name.split(".")[1] if "." in name else "__init__"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_down(name: str) -> None:
+    layer = layer_of(name)
+    assert layer in BELOW, f"{layer} has no place in the layers: add it, and docs/DECISIONS.md, first"
+    wrong = {one for one in IMPORTS[name] if layer_of(one) not in BELOW[layer] | {layer}}
+    assert not wrong, f"{name} ({layer}) imports {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("layer", ROOMS)
+def test_rooms_point_down(layer: str) -> None:
+    order = {f"nexa_dist.{layer}.{room}": place for place, room in enumerate(ROOMS[layer])}
+    there = {name_of(path.parent / "__init__.py") for path in (PACKAGE / layer).glob("*/__init__.py")}
+    assert there == set(order), "a folder has no place in its layer's order"
+
+    def place(name: str) -> int | None:
+        return next((at for room, at in order.items() if f"{name}.".startswith(f"{room}.")), None)
+
+    for name, others in IMPORTS.items():
+        for other in others if place(name) is not None else ():
+            mine, its = place(name), place(other)
+            assert its is None or mine is None or mine <= its, f"{name} imports {other}, which stands above it"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    reached = {name: set(others) for name, others in IMPORTS.items()}
+    for through in reached:
+        for others in reached.values():
+            if through in others:
+                others |= reached[through]
+    assert sorted(name for name, others in reached.items() if name in others) == []
+
+
+def test_no_folder_is_a_bag() -> None:
+    sizes = {
+        str(path.parent.relative_to(PACKAGE)): len(list(path.parent.glob("*.py"))) - 1 for path in MODULES.values()
+    }
+    assert {folder: size for folder, size in sizes.items() if size > LARGEST} == {}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in MODULES if layer_of(name) in ("node", "remote") and name != "nexa_dist.remote.group_test"]
+)
+def test_what_runs_on_a_node_needs_only_the_standard_library(name: str) -> None:
+    tree = ast.parse(MODULES[name].read_text())
     names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     names |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module and not n.level}
     assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names

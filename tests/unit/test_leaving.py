@@ -11,23 +11,24 @@ from typing import Any
 
 import pytest
 
-from nexa_dist import cli, ui
+from nexa_dist import cli
 from nexa_dist.errors import EXIT_INTERRUPTED, EXIT_OK, Leave
-from nexa_dist.live.views import Silent
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.ops import watch
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.watch import Choice
+from nexa_dist.ops.runs import watch
+from nexa_dist.ops.runs.watch import Choice
 from nexa_dist.run.runner import SystemRunner
 from nexa_dist.run.workspace import RunFolder, Workspace
-from nexa_dist.verbs import run as verb
-from nexa_dist.verbs.run import Shower
+from nexa_dist.ui import terminal
+from nexa_dist.ui.run_view.views import Silent
+from nexa_dist.verbs.run import attach as verb
+from nexa_dist.verbs.run.presenter import RunPresenter
 
 CLUSTER = Cluster("c", "static", (Node("n0", "198.51.100.1", 1),), Layout("p", "s", "s", "d"))
 STAYS = {"action": "restart", "nodes": ["n0"]}
 
 
-def shower(root: Path, *, began: bool, state: str = "running", **row: Any) -> Shower:
+def shower(root: Path, *, began: bool, state: str = "running", **row: Any) -> RunPresenter:
     folder = RunFolder(root / "runs" / "train_20261122_200000_x")
     folder.path.mkdir(parents=True)
     attempt = {"attempt": 1, "state": state, "started_unix": 1.0, "world_size": 1, "rdzv": "x:1", **row}
@@ -35,7 +36,7 @@ def shower(root: Path, *, began: bool, state: str = "running", **row: Any) -> Sh
     record = {"cluster": CLUSTER.to_json(), "config": {}, "nodes": nodes, "attempts": [attempt]}
     folder.save(record)
     ctx = Context(Workspace(root), SystemRunner(), lambda text: None)
-    return Shower(ctx, folder, record, None, True, True, began=began)
+    return RunPresenter(ctx, folder, record, None, True, True, began=began)
 
 
 @pytest.mark.parametrize(
@@ -45,13 +46,13 @@ def shower(root: Path, *, began: bool, state: str = "running", **row: Any) -> Sh
 )  # fmt: skip
 @pytest.mark.parametrize("began", [True, False])
 def test_only_s_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, choice: Choice, began: bool) -> None:
-    monkeypatch.setattr(ui, "interactive", lambda: True)
+    monkeypatch.setattr(terminal, "interactive", lambda: True)
     monkeypatch.setattr("sys.stdin", io.StringIO(typed))
     assert shower(tmp_path, began=began)._interrupted() == choice
 
 
 def test_without_a_terminal_only_who_began_it_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ui, "interactive", lambda: False)
+    monkeypatch.setattr(terminal, "interactive", lambda: False)
     assert shower(tmp_path / "a", began=True)._interrupted() == "stop"
     assert shower(tmp_path / "b", began=False)._interrupted() == "detach"
 

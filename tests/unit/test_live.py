@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from nexa_dist.live import Kind, View, view
-from nexa_dist.live.panel import Drawn, panel
-from nexa_dist.live.reading import read
-from nexa_dist.live.state import State, sentence, span
+from nexa_dist.ui.run_view import Kind, View, view
+from nexa_dist.ui.run_view.panel import Drawn, panel
+from nexa_dist.ui.run_view.state import State, sentence, span
+from nexa_dist.ui.run_view.step_lines import read
 
 HOSTILE = b"\x1b]0;owned\x07red \x1b[31m\xff end"
 

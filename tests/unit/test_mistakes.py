@@ -13,9 +13,9 @@ from nexa_dist.config.launchers import calls_one
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import UsageError
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.ops import runs as running
-from nexa_dist.ops.provision import node_of
-from nexa_dist.ops.runlist import changed
+from nexa_dist.ops.cluster.provision import node_of
+from nexa_dist.ops.runs import stop as stopping
+from nexa_dist.ops.runs.summary import changed
 from nexa_dist.run import trust
 from nexa_dist.run.ansible import Roles
 from nexa_dist.run.workspace import Workspace
@@ -95,7 +95,7 @@ def test_stop_takes_the_only_run_that_goes_on(
         stopped.append(run.run_id)
         return {"run": run.run_id, "state": "stopped", "ended": {}, "left": {}}
 
-    monkeypatch.setattr(running, "stop", stop)
+    monkeypatch.setattr(stopping, "stop", stop)
     run(root, "completed", {"name": "x"})
     assert main(["stop"]) == 2 and "no run goes on" in capsys.readouterr().err
     alive = run(root, "running", {"name": "x"})

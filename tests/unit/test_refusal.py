@@ -10,7 +10,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.refusal import Kind, denied_action, gravest, kind_of, of_exception, read, refusal
-from nexa_dist.run.aws import Refused, spoken
+from nexa_dist.run.aws.client import Refused, spoken
 
 TABLE: dict[Kind, str] = {
     "permanent": "VPCIdNotSpecified InvalidBlockDeviceMapping InvalidSubnet.Range InvalidSubnet.Conflict OptInRequired "

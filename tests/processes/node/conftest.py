@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from nexa_dist.run import agentfile
+from nexa_dist.run.agent_file import NAME, content
 from tests.processes.node.rig import Rig
 
 
 @pytest.fixture(scope="session")
 def agent_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("agent") / agentfile.NAME
-    path.write_bytes(agentfile.content())
+    path = tmp_path_factory.mktemp("agent") / NAME
+    path.write_bytes(content())
     return path
 
 

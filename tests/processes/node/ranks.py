@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nexa_dist.node import direct, processes, warm
+from nexa_dist.node.machine import processes
+from nexa_dist.node.warm import client as warm
+from nexa_dist.node.warm import launcher as warm_launcher
 from tests.processes.node.rig import events_of, until
 
 HOLDER = """
@@ -82,10 +84,10 @@ class Node:
         }  # fmt: skip
 
     @contextlib.contextmanager
-    def begin(self, spec: dict[str, Any]) -> Iterator[direct.Direct]:
+    def begin(self, spec: dict[str, Any]) -> Iterator[warm_launcher.Direct]:
         """The ranks; what is left of them at the end is killed, and that nothing of them is left is asserted."""
         with open(self.run_dir / "torchrun.log", "ab") as log:
-            ranks = direct.Direct(spec, spec["env"], str(self.run_dir), log)
+            ranks = warm_launcher.Direct(spec, spec["env"], str(self.run_dir), log)
             try:
                 yield ranks
             finally:
@@ -93,13 +95,13 @@ class Node:
                 assert left == []
                 until(lambda: ranks.poll() is not None)
 
-    def start(self, *words: str, **more: Any) -> contextlib.AbstractContextManager[direct.Direct]:
+    def start(self, *words: str, **more: Any) -> contextlib.AbstractContextManager[warm_launcher.Direct]:
         return self.begin(self.spec(*words, **more))
 
     @contextlib.contextmanager
     def held(self, *words: str, **more: Any) -> Iterator[int]:
         """The ranks under a process of their own; its pid."""
-        root = str(Path(direct.__file__).parents[2])
+        root = str(Path(warm_launcher.__file__).parents[2])
         argv = [sys.executable, "-c", HOLDER, root, str(self.agent_file), json.dumps(self.spec(*words, **more))]
         agent = subprocess.Popen(argv)
         try:

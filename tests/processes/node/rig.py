@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nexa_dist.node import control, record
-from nexa_dist.node.stacks import state_of
+from nexa_dist.node.watch.stack_dump import state_of
 
 # Starts the ranks as torchrun does: in sessions of their own, through the agent's `rank`; ends them when one fails.
 TORCHRUN = """

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from nexa_dist.node import attempt, tree
+from nexa_dist.node import attempt
+from nexa_dist.node.code import tree as code_tree
 from nexa_dist.node.rank import EXIT_WRONG_WORLD
 from tests.processes.node.rig import IGNORE, PASS_ON, Rig, until
 
@@ -112,7 +113,7 @@ def test_a_resumed_run_runs_the_new_code_and_finds_what_it_wrote(rig: Rig, tmp_p
         made = tmp_path / "made"
         made.mkdir()
         (made / "v.py").write_text(f"V = {text!r}")
-        return str(made.rename(tmp_path / tree.digest(tree.read(str(made)))))
+        return str(made.rename(tmp_path / code_tree.digest(code_tree.read(str(made)))))
 
     script = "import v; from pathlib import Path; p = Path('seen.txt'); p.touch(); "
     script += "p.write_text(p.read_text() + v.V); print(p.read_text())"

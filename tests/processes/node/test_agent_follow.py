@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from nexa_dist.node import contact
-from nexa_dist.node.times import Times
+from nexa_dist.node.watch import controller_lease
+from nexa_dist.node.watch.log_index import Times
 from tests.processes.node.rig import Rig, until
 
 SLEEP = "import time; print('ready', flush=True); time.sleep(600)"
@@ -115,13 +115,13 @@ def test_a_run_is_kept_by_default_without_a_controller(rig: Rig, controller: Any
     child = controller()
     child.kill()
     child.wait()
-    time.sleep(contact.CLOSED_AFTER_S + 1)  # where it does matter, the run would end
+    time.sleep(controller_lease.CLOSED_AFTER_S + 1)  # where it does matter, the run would end
     (rig.folder / "work" / "go").touch()
     assert rig.ended()["state"] == "completed"
 
 
 def test_silence_counts_only_while_the_agent_is_awake(tmp_path: Path) -> None:
-    watch = contact.Contact(str(tmp_path))
+    watch = controller_lease.Contact(str(tmp_path))
     now = 0.0
 
     def lost_after(steps: int, tick: float) -> bool:
@@ -133,7 +133,7 @@ def test_silence_counts_only_while_the_agent_is_awake(tmp_path: Path) -> None:
         return False
 
     assert not lost_after(80, 1.0)  # nobody has come yet
-    seat = contact.take_seat(str(tmp_path))
+    seat = controller_lease.take_seat(str(tmp_path))
     assert not lost_after(10, 1.0)
     os.utime(seat, ns=(1, 1))  # a sign of life
     assert not lost_after(14, 1.0)
@@ -150,7 +150,7 @@ def test_silence_counts_only_while_the_agent_is_awake(tmp_path: Path) -> None:
 def test_a_controller_that_comes_and_goes_between_two_looks_is_not_missed(tmp_path: Path) -> None:
     (tmp_path / "contact").touch()
     os.utime(tmp_path / "contact", ns=(1, 1))  # the clock of the file system may stand still for all of this test
-    watch = contact.Contact(str(tmp_path))
+    watch = controller_lease.Contact(str(tmp_path))
     assert not watch.lost(0.0)
-    os.close(contact.take_seat(str(tmp_path)))
+    os.close(controller_lease.take_seat(str(tmp_path)))
     assert [watch.lost(1.0), watch.lost(2.0), watch.lost(3.0)] == [False, False, True]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from nexa_dist.node.base import start_time
+from nexa_dist.node.oslib import start_time
 from tests.processes.node.rig import REPORT, Rig, freeze, until
 
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from nexa_dist.node import cgroup, oom, record, start
-from nexa_dist.node.base import start_time
-from nexa_dist.node.processes import run_processes
+from nexa_dist.node import record, start
+from nexa_dist.node.machine import cgroup, oom
+from nexa_dist.node.machine.processes import run_processes
+from nexa_dist.node.oslib import start_time
 from tests.processes.node.rig import IGNORE, Rig, until
 
 STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
@@ -259,7 +260,7 @@ def test_a_rank_whose_agent_is_gone_does_not_run(rig: Rig) -> None:
 
 
 def test_who_asks_too_late_to_die_with_its_parent_dies() -> None:
-    code = "import os; from nexa_dist.node.base import die_with_parent as die; die({}); print('lives')"
+    code = "import os; from nexa_dist.node.oslib import die_with_parent as die; die({}); print('lives')"
     for parent, expected in (("os.getppid()", (0, b"lives\n")), ("os.getpid()", (-signal.SIGKILL, b""))):
         done = subprocess.run([sys.executable, "-c", code.format(parent)], stdout=subprocess.PIPE)
         assert (done.returncode, done.stdout) == expected

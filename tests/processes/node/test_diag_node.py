@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from nexa_dist.node.devices import REASONS, Asked, parse_gpus, parse_nvlink
-from nexa_dist.node.diag import diag, disk, write_speed
+from nexa_dist.node.machine.devices import REASONS, Asked, parse_gpus, parse_nvlink
+from nexa_dist.node.machine.diag import diag, disk, write_speed
 from tests.processes.node.rig import Rig
 
 SMI = """\
@@ -46,7 +46,7 @@ class Machine:
         self.bin.mkdir()
         (self.root / "dev" / "shm").mkdir(parents=True)
         monkeypatch.setenv("PATH", f"{self.bin}:/usr/bin:/bin")
-        monkeypatch.setattr("nexa_dist.node.diag.LIMIT_S", 90.0)
+        monkeypatch.setattr("nexa_dist.node.machine.diag.LIMIT_S", 90.0)
 
     def program(self, name: str, text: str) -> None:
         path = self.bin / name

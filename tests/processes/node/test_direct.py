@@ -11,18 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from nexa_dist.node import direct, warm
+from nexa_dist.node.warm import client as warm_client
+from nexa_dist.node.warm import launcher as warm_launcher
 from tests.processes.node.ranks import Node
 from tests.processes.node.rig import until
 
 
 @pytest.fixture
 def node(tmp_path: Path, agent_file: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
-    monkeypatch.setattr("nexa_dist.node.warm.agent_path", lambda: str(agent_file))
+    monkeypatch.setattr("nexa_dist.node.warm.client.agent_path", lambda: str(agent_file))
     return Node(tmp_path, agent_file)
 
 
-def finish(ranks: direct.Direct) -> int:
+def finish(ranks: warm_launcher.Direct) -> int:
     until(lambda: ranks.poll() is not None)
     assert ranks.returncode is not None
     return ranks.returncode
@@ -64,7 +65,7 @@ def test_ranks_get_the_environment_that_torchrun_gives(node: Node) -> None:
     ("end", "code"), [("sys.exit(7)", 7), ("os.kill(os.getpid(), signal.SIGKILL)", 137), ("raise ValueError", 1)]
 )
 def test_one_rank_that_fails_ends_the_others(node: Node, end: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(direct, "LAST_S", 60.0)
+    monkeypatch.setattr(warm_launcher, "LAST_S", 60.0)
     script = node.script(f"""
 import os, signal, sys, time
 open("up" + os.environ["RANK"], "w").close()
@@ -82,7 +83,7 @@ time.sleep(600)
 def test_a_rank_that_ignores_sigterm_is_killed_beside_one_that_failed(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(direct, "LAST_S", 0.1)
+    monkeypatch.setattr(warm_launcher, "LAST_S", 0.1)
     script = node.script("""
 import os, signal, sys, time
 if os.environ["RANK"] == "0":
@@ -99,7 +100,7 @@ sys.exit(3)
 
 
 def test_a_stop_leaves_a_rank_its_time_when_another_has_gone(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(direct, "LAST_S", 0.0)
+    monkeypatch.setattr(warm_launcher, "LAST_S", 0.0)
     script = node.script("""
 import os, signal, sys, time
 def save(*_):
@@ -148,7 +149,7 @@ def test_a_rank_that_ended_before_it_was_seen_as_did_its_interpreter_has_ended(
         there.sendall(json.dumps({"pids": [gone.pid]}).encode() + b"\n")
         there.close()
         here.setblocking(False)
-        monkeypatch.setattr(warm, "fork", lambda *_: warm.Ranks(str(node.run_dir), here, 90.0))
+        monkeypatch.setattr(warm_client, "fork", lambda *_: warm_client.Ranks(str(node.run_dir), here, 90.0))
         with node.start("x.py", keep_warm=True) as ranks:
             assert finish(ranks) == 137
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nexa_dist.node.due import Due
+from nexa_dist.node.watch.machine_deadline import Due
 from tests.processes.node.rig import Rig, until
 
 SAVING = """

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nexa_dist.node import stall
-from nexa_dist.node.base import stat
+from nexa_dist.node.oslib import stat
+from nexa_dist.node.watch import hang as watch_hang
 from tests.processes.node.rig import PASS_ON, REPORT, Rig, freeze, until
 
 STUCK = (
@@ -38,12 +38,12 @@ wait_for_the_others()
 """Two threads of each rank hang; rank 0 reports for both ranks once the file "go" is in their folder, too."""
 
 
-def feed(watch: stall.Stall, now: float, steps: dict[int, int], gone: tuple[int, ...] = ()) -> bool:
+def feed(watch: watch_hang.Stall, now: float, steps: dict[int, int], gone: tuple[int, ...] = ()) -> bool:
     return watch.step(now, steps, set(gone))
 
 
 def test_only_the_slowest_rank_counts_and_only_once_it_has_reported() -> None:
-    watch = stall.Stall(10)
+    watch = watch_hang.Stall(10)
     assert not any(feed(watch, float(now), {}) for now in range(100))  # still loading
     assert not any(feed(watch, 100.0 + now, {0: now, 1: now // 8}) for now in range(60))
     verdicts = [feed(watch, 160.0 + now, {0: 60 + now, 1: 7}) for now in range(12)]
@@ -52,14 +52,14 @@ def test_only_the_slowest_rank_counts_and_only_once_it_has_reported() -> None:
 
 
 def test_a_rank_that_is_through_does_not_hang() -> None:
-    watch = stall.Stall(10)
+    watch = watch_hang.Stall(10)
     assert not any(feed(watch, float(now), {0: 5, 1: now}, gone=(0,)) for now in range(60))
     assert not any(feed(watch, 60.0 + now, {0: 5, 1: 59}, gone=(0, 1)) for now in range(60))
 
 
 @pytest.mark.parametrize("slept_s", [60, 100_000])
 def test_time_that_the_agent_did_not_see_is_no_hang(slept_s: float) -> None:
-    watch = stall.Stall(10)
+    watch = watch_hang.Stall(10)
     feed(watch, 0, {0: 1})
     assert not any(feed(watch, float(now), {0: 1}) for now in range(1, 7))
     assert not feed(watch, 6 + slept_s, {0: 1})
@@ -68,7 +68,7 @@ def test_time_that_the_agent_did_not_see_is_no_hang(slept_s: float) -> None:
 
 
 def test_without_a_timeout_nothing_hangs() -> None:
-    watch = stall.Stall(None)
+    watch = watch_hang.Stall(None)
     assert not any(feed(watch, float(now), {0: 1}) for now in range(5000))
 
 
@@ -84,25 +84,25 @@ def test_without_a_timeout_nothing_hangs() -> None:
     ],
 )
 def test_the_rank_to_blame_is_named(steps: dict[int, int], states: dict[int, str], named: list[int]) -> None:
-    assert stall.stuck(steps, states) == named
+    assert watch_hang.stuck(steps, states) == named
 
 
 def test_a_report_that_is_being_written_is_read_later(tmp_path: Path) -> None:
     path = tmp_path / "rank_3" / "progress.json"
     path.parent.mkdir()
     path.write_text('{"step": 4, "tokens_per_s": 90.5}'.ljust(512))
-    first = stall.read_all(str(tmp_path), {})
+    first = watch_hang.read_all(str(tmp_path), {})
     path.write_text('{"step": 5, "tok')
-    second = stall.read_all(str(tmp_path), first)
+    second = watch_hang.read_all(str(tmp_path), first)
     assert second == first
-    assert stall.fields(second) == {
+    assert watch_hang.fields(second) == {
         "steps": {"3": 4}, "of": None, "loss": None, "tokens_per_s": 90.5, "saved": None, "durable": None,
     }  # fmt: skip
     path.write_text('{"step": 5, "saved": null, "durable": 2}'.ljust(512))
-    assert stall.fields(stall.read_all(str(tmp_path), second))["durable"] == 2
+    assert watch_hang.fields(watch_hang.read_all(str(tmp_path), second))["durable"] == 2
     for junk in ("null", "[]", '"step"', '{"step": "5"}', "{}"):
         path.write_text(junk)
-        assert stall.read_all(str(tmp_path), {}) == {}
+        assert watch_hang.read_all(str(tmp_path), {}) == {}
 
 
 def test_ranks_that_hang_leave_their_stacks_and_end(rig: Rig) -> None:
@@ -155,8 +155,8 @@ def test_ranks_that_move_do_not_hang(rig: Rig) -> None:
 
 
 def test_what_follows_the_last_step_is_no_hang() -> None:
-    assert stall.through({0: {"step": 9, "of": 9}, 1: {"step": 9}, 2: {"step": 8, "of": 5}}) == {0, 1}
-    assert stall.through({0: {"step": 9}}) == stall.through({0: {"step": 9, "of": "9"}}) == set()
-    hang = stall.Stall(5.0)
+    assert watch_hang.through({0: {"step": 9, "of": 9}, 1: {"step": 9}, 2: {"step": 8, "of": 5}}) == {0, 1}
+    assert watch_hang.through({0: {"step": 9}}) == watch_hang.through({0: {"step": 9, "of": "9"}}) == set()
+    hang = watch_hang.Stall(5.0)
     assert not any(hang.step(float(now), {0: 9, 1: 9}, {0, 1}) for now in range(100))
     assert any(hang.step(float(now), {0: 9, 1: 8}, {0}) for now in range(100, 200))

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nexa_dist.node import tree
-from nexa_dist.node.base import start_time
+from nexa_dist.node.code import tree as code_tree
+from nexa_dist.node.oslib import start_time
 from nexa_dist.node.probe import free_port
 from tests.processes.node.rig import Rig, until
 
@@ -36,7 +36,7 @@ def early(rig: Rig, spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_what_is_there_and_which_versions(rig: Rig, tmp_path: Path) -> None:
-    there, wrong, missing = tmp_path / tree.digest({}), tmp_path / "0123456789abcdef", tmp_path / "missing"
+    there, wrong, missing = tmp_path / code_tree.digest({}), tmp_path / "0123456789abcdef", tmp_path / "missing"
     there.mkdir()
     wrong.mkdir()
     answer = probe(rig, have=[str(there), str(wrong), str(missing)])

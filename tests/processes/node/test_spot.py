@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from nexa_dist.node import spot
-from nexa_dist.node.watcher import NOTICE_MARGIN_S
+from nexa_dist.node.watch import spot
+from nexa_dist.node.watch.watcher import NOTICE_MARGIN_S
 from tests.processes.node.rig import Rig
 
 SAVING = """

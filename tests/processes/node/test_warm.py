@@ -13,18 +13,20 @@ from typing import Any
 
 import pytest
 
-from nexa_dist.node import base, probe, processes, warm
+from nexa_dist.node import oslib, probe
+from nexa_dist.node.machine import processes
+from nexa_dist.node.warm import client as warm_client
 from tests.processes.node.ranks import Node
 from tests.processes.node.rig import until
 
 
 @pytest.fixture
 def node(tmp_path: Path, agent_file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
-    monkeypatch.setattr(warm, "agent_path", lambda: str(agent_file))
-    monkeypatch.setattr(warm, "ANSWER_S", 90.0)
+    monkeypatch.setattr(warm_client, "agent_path", lambda: str(agent_file))
+    monkeypatch.setattr(warm_client, "ANSWER_S", 90.0)
     made = Node(tmp_path, agent_file)
     yield made
-    assert warm.release(str(made.run_dir), 90.0) == []
+    assert warm_client.release(str(made.run_dir), 90.0) == []
     assert processes.run_processes(str(made.run_dir), warm=True) == []
     assert list(Path("/tmp").glob(f"nexa-warm-*/{tmp_path.name}")) == []
 
@@ -160,7 +162,7 @@ def test_an_interpreter_with_a_thread_is_never_forked(node: Node) -> None:
     script = node.script("print('ran')")
     node.warm(script)
     assert node.warm_file()["refused"] == "importing threaded left 1 threads that a fork would lose"
-    until(lambda: warm.pid(str(node.run_dir)) is None)
+    until(lambda: warm_client.pid(str(node.run_dir)) is None)
     assert node.finish(script, keep_warm=True) == 0
     assert node.log(0) == "ran\n"
     before = node.all_events()
@@ -197,13 +199,13 @@ def test_what_the_interpreter_says_of_itself_is_never_written_over(node: Node, m
     monkeypatch.setattr(subprocess, "Popen", Slow)
     node.preload = ("no_such_module",)
     spec = node.spec(node.script("pass"))
-    warm.ensure(spec, spec["env"], str(node.run_dir))
+    warm_client.ensure(spec, spec["env"], str(node.run_dir))
     assert node.warm_file()["refused"].startswith("import no_such_module: ModuleNotFoundError")
 
 
 def test_an_interpreter_that_cannot_be_started_leaves_nothing(node: Node) -> None:
     spec = node.spec(node.script("pass"))
-    warm.ensure({**spec, "argv": ["/nonexistent/python", "x.py"]}, spec["env"], str(node.run_dir))
+    warm_client.ensure({**spec, "argv": ["/nonexistent/python", "x.py"]}, spec["env"], str(node.run_dir))
     assert node.warm_file() == {}
     assert list(node.folder.glob("nexa-warm-*")) == []
     assert "/nonexistent/python" in (node.run_dir / "warm.log").read_text()
@@ -212,17 +214,17 @@ def test_an_interpreter_that_cannot_be_started_leaves_nothing(node: Node) -> Non
 def test_other_variables_ask_for_another_interpreter(node: Node) -> None:
     script = node.script("import os; print(os.environ['OMP_NUM_THREADS'])")
     node.warm(script)
-    first = warm.pid(str(node.run_dir))
+    first = warm_client.pid(str(node.run_dir))
     node.warm(script, attempt=2, port=29599)
-    assert warm.pid(str(node.run_dir)) == first
+    assert warm_client.pid(str(node.run_dir)) == first
     node.environment["OMP_NUM_THREADS"] = "2"
     assert node.finish(script, attempt=3, keep_warm=True) == 0
     assert node.log(0, 3) == "2\n"
     assert [bool(e.get("warm")) for e in node.all_events() if e["event"] == "rank_start"] == [False]
     node.warm(script, attempt=3)
-    assert warm.pid(str(node.run_dir)) != first
+    assert warm_client.pid(str(node.run_dir)) != first
     assert first is not None
-    assert base.start_time(first) is None
+    assert oslib.start_time(first) is None
 
 
 ORPHANS = """
@@ -253,20 +255,20 @@ def orphaned(node: Node) -> list[int]:
 def test_what_was_forked_is_found_as_part_of_the_run_and_the_interpreter_is_not(node: Node) -> None:
     script = node.script(ORPHANS)
     node.warm(script)
-    server = warm.pid(str(node.run_dir))
+    server = warm_client.pid(str(node.run_dir))
     assert server
     with node.start(script, world=2, keep_warm=True) as ranks:
         found = orphaned(node)
         assert set(ranks.pids) < set(found)
         assert server not in found
-        assert sorted(warm.ranks(str(node.run_dir))) == found
+        assert sorted(warm_client.ranks(str(node.run_dir))) == found
         mark = f"\0NEXA_RUN_DIR={node.run_dir}\0".encode()
         assert all(mark in b"\0" + Path(f"/proc/{pid}/environ").read_bytes() for pid in ranks.pids)
         _, left = processes.kill_run(str(node.run_dir))
         assert left == []
         until(lambda: ranks.poll() is not None)
         assert ranks.returncode == 137
-    assert warm.pid(str(node.run_dir)) == server
+    assert warm_client.pid(str(node.run_dir)) == server
     assert node.finish(node.script("pass"), attempt=2, keep_warm=True) == 0
 
 
@@ -274,7 +276,7 @@ def test_what_was_forked_is_found_as_part_of_the_run_and_the_interpreter_is_not(
 def test_nothing_is_left_when_the_agent_or_the_interpreter_is_killed(node: Node, victim: str) -> None:
     script = node.script(ORPHANS if victim == "agent" else "import time; time.sleep(600)")
     node.warm(script, world=2)
-    server = warm.pid(str(node.run_dir))
+    server = warm_client.pid(str(node.run_dir))
     assert server
     with node.held(script, world=2, keep_warm=True) as agent:
         until(lambda: len(node.events("rank_start")) == 2)
@@ -286,29 +288,29 @@ def test_nothing_is_left_when_the_agent_or_the_interpreter_is_killed(node: Node,
         if victim == "interpreter":
             until(lambda: node.events("rank_exit") == [("rank_exit", 0, -9), ("rank_exit", 1, -9)])
         if victim != "agent":  # without the agent it has no ranks any more, whether its own signal has come or not
-            until(lambda: base.start_time(server) is None)
-        assert warm.pid(str(node.run_dir)) == (server if victim == "agent" else None)
+            until(lambda: oslib.start_time(server) is None)
+        assert warm_client.pid(str(node.run_dir)) == (server if victim == "agent" else None)
 
 
 def test_a_frozen_interpreter_is_ended_and_the_ranks_start_without_it(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(warm, "ANSWER_S", 0.2)
+    monkeypatch.setattr(warm_client, "ANSWER_S", 0.2)
     script = node.script("print('ran')")
     node.warm(script)
-    server = warm.pid(str(node.run_dir))
+    server = warm_client.pid(str(node.run_dir))
     assert server
     os.kill(server, signal.SIGSTOP)
     assert node.finish(script, keep_warm=True) == 0
     assert node.log(0) == "ran\n"
-    assert base.start_time(server) is None
+    assert oslib.start_time(server) is None
     assert "it gives no answer" in (node.run_dir / "torchrun.log").read_text()
 
 
 def test_a_stop_before_the_answer_starts_nothing(node: Node) -> None:
     script = node.script("open('ran', 'w')")
     node.warm(script)
-    server = warm.pid(str(node.run_dir))
+    server = warm_client.pid(str(node.run_dir))
     assert server
     os.kill(server, signal.SIGSTOP)
     with node.start(script, keep_warm=True) as ranks:
@@ -316,7 +318,7 @@ def test_a_stop_before_the_answer_starts_nothing(node: Node) -> None:
         ranks.terminate()
         assert ranks.poll() == 143
     assert not (node.work / "ran").exists()
-    assert warm.pid(str(node.run_dir)) is None
+    assert warm_client.pid(str(node.run_dir)) is None
 
 
 def test_a_rank_of_an_older_attempt_does_not_run(node: Node) -> None:
@@ -329,12 +331,12 @@ def test_a_rank_of_an_older_attempt_does_not_run(node: Node) -> None:
 
 def test_the_interpreter_goes_when_the_run_folder_does(node: Node) -> None:
     node.warm(node.script("pass"))
-    server, folder = warm.pid(str(node.run_dir)), Path(node.warm_file()["socket"]).parent
+    server, folder = warm_client.pid(str(node.run_dir)), Path(node.warm_file()["socket"]).parent
     assert server
     assert folder.stat().st_mode & 0o777 == 0o700
     moved = node.folder / "moved"
     node.run_dir.rename(moved)
-    until(lambda: base.start_time(server) is None)
+    until(lambda: oslib.start_time(server) is None)
     assert not folder.exists()
     moved.rename(node.run_dir)
 

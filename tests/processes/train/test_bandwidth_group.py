@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from nexa_dist.node import probe
-from nexa_dist.ops.wires import PROGRAM, START
+from nexa_dist.ops.health.group_test import START
+from nexa_dist.remote import GROUP_TEST as PROGRAM
 
 
 class Group:

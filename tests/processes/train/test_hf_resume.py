@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nexa_dist.ops.local import free_port
+from nexa_dist.ops.providers.local import free_port
 
 REPO = Path(__file__).resolve().parents[3]
 STEPS, STOP_AT = 24, 13

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from nexa_dist.config.aws import check_cidr, check_owner, region_of
 from nexa_dist.config.cluster import ClusterConfig
+from nexa_dist.config.fields import check_cidr, check_owner, region_of
 from nexa_dist.config.load import load_cluster
-from nexa_dist.config.together import KEYS
+from nexa_dist.config.rules import KEYS
 from nexa_dist.errors import ConfigError
 
 PLAIN = {"name": "c", "provider": "aws", "nodes": 2, "gpus_per_node": 4, "max_hours": 6}

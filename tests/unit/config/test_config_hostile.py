@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from nexa_dist.config.load import load_cluster, load_train
 from nexa_dist.config.paths import safe_path
-from nexa_dist.config.yamlfile import MAX_BYTES, parse_yaml
+from nexa_dist.config.yaml.file import MAX_BYTES, parse_yaml
 from nexa_dist.errors import ConfigError, UsageError
 
 TABLE: dict[str, list[str]] = yaml.safe_load(

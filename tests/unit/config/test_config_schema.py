@@ -10,8 +10,8 @@ import jsonschema
 import pytest
 import yaml
 
+from nexa_dist.config.json_schema import MODELS, Kind, main, schema_text
 from nexa_dist.config.load import json_schema, kind_of, load_cluster, load_train
-from nexa_dist.config.schema import MODELS, Kind, main, schema_text
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = sorted(p.relative_to(ROOT) for p in [*ROOT.glob("configs/[dt]*/*.yaml"), ROOT / "tests/cloud/cluster.yaml"])
@@ -30,7 +30,7 @@ def test_files_are_up_to_date(tmp_path: Path) -> None:
         name = f"{kind}.schema.json"
         text = (ROOT / "docs" / name).read_text(encoding="utf-8")
         assert text == (tmp_path / name).read_text(encoding="utf-8") == schema_text(kind), (
-            "write it anew: python -m nexa_dist.config.schema"
+            "write it anew: python -m nexa_dist.config.json_schema"
         )
 
 

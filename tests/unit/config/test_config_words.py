@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nexa_dist.config.cluster import ClusterConfig, Host
-from nexa_dist.config.explain import meant
-from nexa_dist.config.hosts import Misplaced, check_endpoint, check_host, check_host_key, check_user
+from nexa_dist.config.fields import Misplaced, check_endpoint, check_host, check_host_key, check_user
+from nexa_dist.config.problems import meant
 from nexa_dist.config.train import TrainConfig
 
 CLUSTER, TRAIN = [*ClusterConfig.model_fields], [*TrainConfig.model_fields]

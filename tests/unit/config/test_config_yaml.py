@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nexa_dist.config.yamlfile import parse_yaml, read_yaml
+from nexa_dist.config.yaml.file import parse_yaml, read_yaml
 from nexa_dist.errors import ConfigError
 
 

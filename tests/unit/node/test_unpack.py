@@ -12,9 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from nexa_dist.node import tree
-from nexa_dist.node.unpack import KEPT, STALE_S, lacks, prune, unpack, whole
-from nexa_dist.run import archive
+from nexa_dist.node.code import tree as code_tree
+from nexa_dist.node.code.unpack import KEPT, STALE_S, lacks, prune, unpack, whole
+from nexa_dist.run.code import archive
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_node_and_the_controller_name_code_alike(
         monkeypatch.delattr(tarfile, "data_filter", raising=False)
     target = tmp_path / "node" / "code" / project.hash
     sent(monkeypatch, project.pack(), target, project.hash)
-    assert tree.digest(tree.read(str(target))) == project.hash == archive.digest(project.files)
+    assert code_tree.digest(code_tree.read(str(target))) == project.hash == archive.digest(project.files)
     assert os.access(target / "run.sh", os.X_OK) and not os.access(target / "a.py", os.X_OK)
     (target / "__pycache__").mkdir()
     (target / "__pycache__" / "a.pyc").touch()  # the ranks import the package from there
@@ -163,7 +163,7 @@ def test_a_mark_takes_nothing_from_outside(tmp_path: Path, name: str) -> None:
     code.mkdir(parents=True)
     for path in (tmp_path / "code" / "evil", tmp_path / "evil"):
         path.write_text("x")
-    assert lacks(str(tmp_path / "code" / "x"), {"files": {name: tree.mark(("-", b"x"))}}) == {"lacks": [0]}
+    assert lacks(str(tmp_path / "code" / "x"), {"files": {name: code_tree.mark(("-", b"x"))}}) == {"lacks": [0]}
 
 
 def test_files_keep_their_times(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, project: archive.Archive) -> None:
@@ -183,7 +183,7 @@ def test_old_code_goes_and_what_is_used_stays(monkeypatch: pytest.MonkeyPatch, t
         os.utime(above / name, (1e9 - n, 1e9 - n))
     (above / "not-ours").mkdir()
     os.utime(above / names[-1])  # the agent of a living run touches it
-    monkeypatch.setattr("nexa_dist.node.unpack._named", lambda codes: {names[-2]})  # a process here names it
+    monkeypatch.setattr("nexa_dist.node.code.unpack._named", lambda codes: {names[-2]})  # a process here names it
     prune(str(above), names[-3])
     left = {path.name for path in above.iterdir()}
     assert left == {*names[: KEPT - 1], names[-1], names[-2], names[-3], "not-ours"}

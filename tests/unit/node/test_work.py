@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from nexa_dist.node import tree, work
+from nexa_dist.node.code import tree as code_tree
+from nexa_dist.node.code import work
 
 
 class Run:
@@ -31,7 +32,7 @@ class Run:
             else:
                 path.write_text(text)
         made.mkdir(parents=True, exist_ok=True)
-        named = self.shared / tree.digest(tree.read(str(made)))
+        named = self.shared / code_tree.digest(code_tree.read(str(made)))
         if named.exists():
             return named
         return made.rename(named)

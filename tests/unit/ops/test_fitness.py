@@ -12,11 +12,12 @@ import pytest
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.ops import diag, fitness, prove
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.diag import Report
-from nexa_dist.ops.wires import STAGES, blamed, interface
-from nexa_dist.plan.health import ALL, Cause, Finding
+from nexa_dist.ops.health import acceptance as prove
+from nexa_dist.ops.health import diag, gate
+from nexa_dist.ops.health.diag import Report
+from nexa_dist.ops.health.group_test import STAGES, blamed, interface
+from nexa_dist.plan.health.fault import ALL, Cause, Fault
 from nexa_dist.run import files
 from nexa_dist.run.workspace import ClusterFolder, Workspace
 
@@ -25,11 +26,11 @@ CLUSTER = Cluster("c", "aws", NODES, Layout("py", "/s", "/h", "/d"))
 FACTS: dict[str, Any] = {"error": "not asked in these tests"}
 
 
-def finding(node: str, cause: Cause = "ecc", severity: Any = "fail") -> Finding:
-    return Finding(node, cause, severity, "seen", "wanted", "do this")
+def finding(node: str, cause: Cause = "ecc", severity: Any = "fail") -> Fault:
+    return Fault(node, cause, severity, "seen", "wanted", "do this")
 
 
-def report(*findings: Finding, cluster: Cluster = CLUSTER, deep: bool = False, test: Any = None) -> Report:
+def report(*findings: Fault, cluster: Cluster = CLUSTER, deep: bool = False, test: Any = None) -> Report:
     facts = {node.name: FACTS for node in cluster.nodes}
     return Report(cluster, 1_700_000_000.0, deep, facts, findings, test, "", 1.0)
 
@@ -40,30 +41,30 @@ def folder(tmp_path: Path) -> ClusterFolder:
 
 
 def test_without_a_diagnosis_and_with_a_good_one_a_run_may_go_on(folder: ClusterFolder) -> None:
-    fitness.refuse_unfit(folder, CLUSTER)
+    gate.refuse_unfit(folder, CLUSTER)
     diag.keep(folder, report(finding("n1", severity="warn")))
-    fitness.refuse_unfit(folder, CLUSTER)
+    gate.refuse_unfit(folder, CLUSTER)
 
 
 def test_an_unfit_node_is_refused_by_name_until_it_is_another_machine(folder: ClusterFolder) -> None:
     diag.keep(folder, report(finding("n1", "gpu missing")))
     with pytest.raises(NexaError, match="n1: gpu missing: seen") as refused:
-        fitness.refuse_unfit(folder, CLUSTER)
+        gate.refuse_unfit(folder, CLUSTER)
     assert "nexa diag" in refused.value.hint and "nexa provision" in refused.value.hint
     other = dataclasses.replace(NODES[1], instance_id="i-9")
-    fitness.refuse_unfit(folder, dataclasses.replace(CLUSTER, nodes=(NODES[0], other, NODES[2])))
+    gate.refuse_unfit(folder, dataclasses.replace(CLUSTER, nodes=(NODES[0], other, NODES[2])))
 
 
 def test_what_is_wrong_with_nobody_in_particular_holds_while_the_machines_do(folder: ClusterFolder) -> None:
     diag.keep(folder, report(finding(ALL, "slow network")))
     with pytest.raises(NexaError, match="all: slow network"):
-        fitness.refuse_unfit(folder, CLUSTER)
-    fitness.refuse_unfit(folder, dataclasses.replace(CLUSTER, nodes=NODES[:2]))
+        gate.refuse_unfit(folder, CLUSTER)
+    gate.refuse_unfit(folder, dataclasses.replace(CLUSTER, nodes=NODES[:2]))
 
 
 def test_a_torn_file_keeps_nobody_from_training(folder: ClusterFolder) -> None:
-    files.write_text(fitness.path_of(folder), '{"findings"')
-    fitness.refuse_unfit(folder, CLUSTER)
+    files.write_text(gate.path_of(folder), '{"findings"')
+    gate.refuse_unfit(folder, CLUSTER)
 
 
 def test_what_only_deep_checks_can_see_is_not_made_good_by_short_ones(folder: ClusterFolder) -> None:
@@ -78,10 +79,10 @@ def test_a_slow_link_is_not_made_good_by_not_looking(folder: ClusterFolder) -> N
     diag.keep(folder, report(finding("n1", "slow link"), finding("n2", "clock"), test={"busbw_gb_s": 1.0}))
     diag.keep(folder, report())
     with pytest.raises(NexaError, match="n1: slow link") as refused:
-        fitness.refuse_unfit(folder, CLUSTER)
+        gate.refuse_unfit(folder, CLUSTER)
     assert "clock" not in str(refused.value)
     diag.keep(folder, report(test={"busbw_gb_s": 1.0}))
-    fitness.refuse_unfit(folder, CLUSTER)
+    gate.refuse_unfit(folder, CLUSTER)
 
 
 def test_the_report_has_facts_and_a_picture(folder: ClusterFolder) -> None:
@@ -90,7 +91,7 @@ def test_the_report_has_facts_and_a_picture(folder: ClusterFolder) -> None:
     kept = files.read_json(path)
     assert kept["facts"]["n0"] == FACTS and kept["replaced"] == {"n1": ["ecc"]}
     assert path.with_suffix(".svg").read_text().startswith("<svg")
-    verdict = fitness.newest(folder)
+    verdict = gate.newest(folder)
     assert verdict and verdict["ok"] and verdict["report"] == path.name and "facts" not in verdict
 
 
@@ -111,7 +112,7 @@ def test_the_report_has_facts_and_a_picture(folder: ClusterFolder) -> None:
     ],
 )
 def test_who_gets_another_machine(
-    findings: list[Finding], known: dict[str, Any], fresh: set[str], idle: bool, wanted: list[str]
+    findings: list[Fault], known: dict[str, Any], fresh: set[str], idle: bool, wanted: list[str]
 ) -> None:
     assert list(prove.to_replace(report(*findings), known, fresh, idle)) == wanted
 
@@ -169,7 +170,7 @@ def test_a_bad_node_is_replaced_once_and_its_cost_is_told(tmp_path: Path, monkey
     done = next(row for row in journal if row["step"] == "replace" and row["state"] == "done")
     assert (done["minutes"], done["usd"]) == (told["minutes"], told["usd"])
     assert any("n1 (gpu missing) cost 1.0 min and 13.00 USD" in line for line in trial.said)
-    verdict = fitness.newest(trial.folder)
+    verdict = gate.newest(trial.folder)
     assert verdict and verdict["ok"] and verdict["replaced"] == {"n1": ["gpu missing"]}
 
 

@@ -9,27 +9,32 @@ import pytest
 
 from nexa_dist.errors import NexaError, StillRunning, UsageError
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.ops import aws_boot, aws_end, teardown
-from nexa_dist.ops.aws_claim import Held, claim, reconcile, still_ours
-from nexa_dist.ops.gang import Gang
-from nexa_dist.plan.given import Given
-from nexa_dist.plan.offers import Candidate
-from nexa_dist.run import files, leftovers
-from nexa_dist.run.aws import Cloud, Refused
-from nexa_dist.run.leftovers import Thing
+from nexa_dist.ops.cluster import teardown
+from nexa_dist.ops.money.budget import allowance
+from nexa_dist.ops.providers.aws import boot as aws_boot
+from nexa_dist.ops.providers.aws import end as aws_end
+from nexa_dist.ops.providers.aws.claim import Held, claim, reconcile, still_ours
+from nexa_dist.ops.providers.aws.gang import Gang
+from nexa_dist.ops.runs.stop import stop
+from nexa_dist.plan.aws.given import Given
+from nexa_dist.plan.aws.offers import Candidate
+from nexa_dist.run import files
+from nexa_dist.run.aws import end_tagged, tagged
+from nexa_dist.run.aws.client import Cloud, Refused
+from nexa_dist.run.aws.tagged import TaggedResource
 from nexa_dist.run.runner import CommandFailed, Result
 from nexa_dist.run.terraform import Terraform
-from tests.unit.cloud_server import HOME, Desk, config, site
+from tests.unit.cloud_server import HOME, Desk, config, scope
 
 OURS = {"nexa:workspace": "ann@desk/1", "nexa:cluster": "c", "nexa:owner": "ann"}
 THEIRS = {**OURS, "nexa:workspace": "bob@desk/2"}
 Tags = dict[str, str]
 
 
-def thing(ident: str, tags: Tags | None = None, **how: Any) -> Thing:
+def thing(ident: str, tags: Tags | None = None, **how: Any) -> TaggedResource:
     kind = {"i": "instance", "vo": "volume", "ke": "key pair"}.get(ident.split("-")[0], "vpc")
     row = {"InstanceType": "g5.xlarge", "Placement": {"AvailabilityZone": "us-east-1a"}, **how.pop("row", {})}
-    return Thing(kind, ident, HOME, "running", how.pop("alive", True), OURS if tags is None else tags, row)
+    return TaggedResource(kind, ident, HOME, "running", how.pop("alive", True), OURS if tags is None else tags, row)
 
 
 class Lab:
@@ -37,18 +42,18 @@ class Lab:
 
     def __init__(self, desk: Desk, patch: pytest.MonkeyPatch) -> None:
         self.desk, self.patch = desk, patch
-        self.things: list[Thing] = []
+        self.things: list[TaggedResource] = []
         self.ended: list[str] = []
         folder = desk.ctx.workspace.cluster("c")
         folder.ssh.mkdir(parents=True)
         (folder.ssh / "client.pub").write_text("ssh-ed25519 AAAA")
         self.terraform = Terraform(desk.ctx.runner, "terraform", folder.terraform, "aws")
-        self.gang = Gang(desk.ctx, folder, config(), site(), self.terraform)
+        self.gang = Gang(desk.ctx, folder, config(), scope(), self.terraform, lambda _: float("inf"))
         patch.setenv("NEXA_SETTLE_S", "10")
-        patch.setattr(leftovers, "find", lambda *_: [t for t in self.things if t.id not in self.ended])
-        patch.setattr(leftovers, "end", self.end)
+        patch.setattr(tagged, "find", lambda *_: [t for t in self.things if t.id not in self.ended])
+        patch.setattr(end_tagged, "end", self.end)
 
-    def end(self, gone: Thing) -> str:
+    def end(self, gone: TaggedResource) -> str:
         self.ended.append(gone.id)
         return ""
 
@@ -137,7 +142,7 @@ def test_a_remote_state_out_of_reach_ends_nothing(lab: Lab) -> None:
     lab.things = [thing("i-0")]
     lab.state(error="api error AccessDenied")
     with pytest.raises(CommandFailed, match="AccessDenied"):
-        reconcile(Gang(lab.desk.ctx, lab.gang.folder, config(), site(), remote), killed=False)
+        reconcile(Gang(lab.desk.ctx, lab.gang.folder, config(), scope(), remote, lambda _: float("inf")), killed=False)
     assert lab.ended == []
 
 
@@ -165,7 +170,7 @@ def test_a_teardown_that_cannot_ask_the_cloud_has_proven_nothing(
 
     lab.patch.setattr(aws_end, "destroy", destroy)
     with pytest.raises(wanted) as caught:
-        teardown.teardown(lab.desk.ctx, lab.gang.folder, site())
+        teardown.teardown(lab.desk.ctx, lab.gang.folder, scope(), stop)
     assert type(caught.value) is wanted and caught.value.hint == error.hint
     assert lab.gang.folder.path.exists()
 
@@ -189,12 +194,13 @@ def test_a_whole_gang_that_no_state_knows_is_spared(lab: Lab) -> None:
 def test_new_nodes_get_the_hours_that_the_budget_pays_for(lab: Lab) -> None:
     """On the node itself, so that it holds with nobody home: at 1.2 times the price of today."""
     offer = Candidate("g5.xlarge", "us-east-1a", "spot", 4, 2.0)
-    rich, poor = (replace(lab.gang, config=config(budget_usd=usd)) for usd in (1000.0, 12.0))
+    said = (config(budget_usd=usd) for usd in (1000.0, 12.0, 0.4))
+    ctx, folder = lab.desk.ctx, lab.gang.folder
+    rich, poor, broke = (replace(lab.gang, config=one, hours=allowance(ctx, folder, one)) for one in said)
     lab.patch.setenv("NEXA_SSH_FROM", "198.51.100.7/32")
     assert lab.gang.variables(offer)["max_hours"] == rich.variables(offer)["max_hours"] == 6.0
     usd_per_hour = 2 * (2.0 + 200 * 0.08 / 730 + 0.005)
     assert poor.variables(offer)["max_hours"] == pytest.approx(12.0 / (usd_per_hour * 1.2), abs=1e-3)
-    broke = replace(lab.gang, config=config(budget_usd=0.4))
     with pytest.raises(NexaError, match="used up before the nodes have booted"):
         broke.variables(offer)
 
@@ -207,7 +213,7 @@ def test_nodes_that_nobody_can_reach_are_not_paid_for_twice(
 ) -> None:
     """In a private network, all at once: this machine has no way there."""
     lab.things = [thing("i-0"), thing("i-1")]
-    gang = replace(lab.gang, site=site(given=Given(public=public)))
+    gang = replace(lab.gang, scope=scope(given=Given(public=public)))
     nodes = tuple(Node(name, "10.9.0.4", 4, instance_id=f"i-{name[1]}") for name in ("n0", "n1"))
     made = Cluster("c", "aws", nodes, Layout("p", "/s", "/h", "/d"))
     applied: list[Any] = []

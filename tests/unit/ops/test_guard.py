@@ -15,9 +15,9 @@ import pytest
 
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.ops import guard
-from nexa_dist.run.nodes import Link, Ssh
+from nexa_dist.ops.money import lease
 from nexa_dist.run.runner import Result, SystemRunner
+from nexa_dist.run.ssh.connections import Link, Ssh
 
 DEADLINE = Path(__file__).resolve().parents[3] / "terraform" / "modules" / "aws_nodes" / "deadline.sh"
 
@@ -53,7 +53,7 @@ def make(folder: Path, name: str, due_unix: int) -> None:
 def links(folder: Path, *silent: str) -> list[Link]:
     nodes = tuple(Node(name, "198.51.100.1", 1) for name in ("n0", "n1"))
     cluster = Cluster("c", "aws", nodes, Layout("p", "s", "s", "d"))
-    return guard.doors(Ssh(Shell(folder, *silent), cluster, "/nowhere"))
+    return lease.doors(Ssh(Shell(folder, *silent), cluster, "/nowhere"))
 
 
 def age_s(path: Path) -> float:
@@ -64,11 +64,11 @@ def test_a_sign_of_life_renews_the_lease_and_says_what_is_left(tmp_path: Path) -
     due = int(time.time()) + 1000
     for name in ("n0", "n1"):
         make(tmp_path, name, due)
-    signs = guard.renew(links(tmp_path))
+    signs = lease.renew(links(tmp_path))
     assert signs.silent == {}
     assert all(left is not None and 970 <= left <= 1000 for left in signs.left_s.values())
     assert age_s(tmp_path / "n1/lease") < 60 < age_s(tmp_path / "n1/busy")
-    guard.renew(links(tmp_path), busy=True)
+    lease.renew(links(tmp_path), busy=True)
     assert age_s(tmp_path / "n1/busy") < 60
     assert sorted(path.name for path in (tmp_path / "n0").iterdir()) == sorted(
         ["acts_unix", "busy", "deadline", "due_unix", "lease", "limits"]
@@ -77,16 +77,16 @@ def test_a_sign_of_life_renews_the_lease_and_says_what_is_left(tmp_path: Path) -
 
 def test_a_silent_node_and_one_without_a_clock_hold_up_no_other(tmp_path: Path) -> None:
     make(tmp_path, "n1", int(time.time()) + 1000)
-    signs = guard.renew(links(tmp_path, "n0"))
+    signs = lease.renew(links(tmp_path, "n0"))
     assert "No route to host" in signs.silent["n0"]
     assert set(signs.left_s) == {"n1"} and age_s(tmp_path / "n1/lease") < 60
-    assert guard.renew(links(tmp_path)).left_s["n0"] is None  # it answers, and has no clock
+    assert lease.renew(links(tmp_path)).left_s["n0"] is None  # it answers, and has no clock
 
 
 def test_nodes_are_in_use_for_as_long_as_a_block_lasts(tmp_path: Path) -> None:
     make(tmp_path, "n0", int(time.time()) + 1000)
     busy, before = tmp_path / "n0/busy", set(threading.enumerate())
-    with guard.in_use(links(tmp_path, "n1"), every_s=0.05):
+    with lease.in_use(links(tmp_path, "n1"), every_s=0.05):
         for _ in range(2):
             os.utime(busy, (1, 1))
             give_up = time.monotonic() + 90
@@ -104,16 +104,16 @@ def test_another_deadline_as_far_as_max_s_allows(tmp_path: Path) -> None:
     due = int(time.time()) + 1000
     for name in ("n0", "n1"):
         make(tmp_path, name, due)
-    assert guard.rearm(links(tmp_path), due - 500) == {"n0": due - 500, "n1": due - 500}
-    assert guard.rearm(links(tmp_path), due + 500)["n0"] == due
-    assert guard.rearm(links(tmp_path), due + 500, max_s=7200) == {"n0": due + 500, "n1": due + 500}
+    assert lease.rearm(links(tmp_path), due - 500) == {"n0": due - 500, "n1": due - 500}
+    assert lease.rearm(links(tmp_path), due + 500)["n0"] == due
+    assert lease.rearm(links(tmp_path), due + 500, max_s=7200) == {"n0": due + 500, "n1": due + 500}
     assert (tmp_path / "n1/due_unix").read_text() == f"{due + 500}\n"
     (tmp_path / "n0/due_unix").unlink()
     with pytest.raises(NexaError, match=r"(?s)n0: setting its deadline.*it has none"):
-        guard.rearm(links(tmp_path), due)
+        lease.rearm(links(tmp_path), due)
     assert (tmp_path / "n1/due_unix").read_text() == f"{due}\n"
 
 
 @pytest.mark.parametrize(("lease_s", "every_s"), [(120, 12), (600, 60), (86_400, 60), (10, 5)])
 def test_a_lease_is_renewed_many_times_before_it_ends(lease_s: float, every_s: float) -> None:
-    assert guard.renew_every_s(lease_s) == every_s
+    assert lease.renew_every_s(lease_s) == every_s

@@ -16,13 +16,13 @@ import pytest
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.ops import launch
-from nexa_dist.ops.code import of_now, send, tell_kept
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.wandb import settled
-from nexa_dist.run import archive
-from nexa_dist.run.nodes import Link, Ssh
+from nexa_dist.ops.runs import launch
+from nexa_dist.ops.runs.code import of_now, send, tell_kept
+from nexa_dist.ops.runs.wandb import settled
+from nexa_dist.run.code import archive
 from nexa_dist.run.runner import Result, Stream, SystemRunner
+from nexa_dist.run.ssh.connections import Link, Ssh
 from nexa_dist.run.workspace import RunFolder, Workspace
 from nexa_dist.secrets import redact_text
 

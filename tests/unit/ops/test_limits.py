@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from nexa_dist.errors import NexaError
-from nexa_dist.ops import limits
-from nexa_dist.plan.offers import Candidate
-from nexa_dist.run.aws import Refused
-from tests.unit.cloud_server import config, site
+from nexa_dist.ops.providers.aws import limits as aws_limits
+from nexa_dist.plan.aws.offers import Candidate
+from nexa_dist.run.aws.client import Refused
+from tests.unit.cloud_server import config, scope
 
 TYPE: dict[str, Any] = {
     "VCpuInfo": {"DefaultVCpus": 48},
@@ -53,7 +53,7 @@ class Account:
 def account(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Account]:
     def made(**how: Any) -> Account:
         found = Account(**how)
-        monkeypatch.setattr(limits, "Limits", lambda region: found)
+        monkeypatch.setattr(aws_limits, "Limits", lambda region: found)
         return found
 
     return made
@@ -61,21 +61,21 @@ def account(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Account]:
 
 def test_what_the_quotas_have_no_room_for_is_left_out(account: Callable[..., Account]) -> None:
     mine = account()
-    assert limits.within(config(), site(), ROWS) == (ROWS, [], [])
+    assert aws_limits.within(config(), scope(), ROWS) == (ROWS, [], [])
     mine.used = {("p3.2xlarge", "spot"): 8, ("g5.xlarge", "on_demand"): 4}
-    kept, dropped, _ = limits.within(config(), site(), ROWS)
+    kept, dropped, _ = aws_limits.within(config(), scope(), ROWS)
     assert kept == ROWS[:1] and "leaves 88" in dropped[0] and "L-7212CCBC" in dropped[0]
     mine.used = {("p3.2xlarge", "spot"): 8, ("g5.xlarge", "spot"): 4}
     with pytest.raises(NexaError, match=r"may have none of the offers: g5.*leaves 92") as caught:
-        limits.within(config(), site(), ROWS)
+        aws_limits.within(config(), scope(), ROWS)
     assert "servicequotas" in caught.value.hint and "waiting changes nothing" in caught.value.hint
 
 
 def test_what_may_not_be_asked_stops_nobody_and_the_right_is_named(account: Callable[..., Account]) -> None:
     account(denied=("GetServiceQuota", "DescribeInstances", "DescribeInstanceTypes", "DescribeVpcs", "DescribeImages"))
-    kept, dropped, unasked = limits.within(config(), site(), ROWS)
+    kept, dropped, unasked = aws_limits.within(config(), scope(), ROWS)
     assert (kept, dropped) == (ROWS, [])
-    unasked += limits.refuse_impossible(config(), site())
+    unasked += aws_limits.refuse_impossible(config(), scope())
     for right in ("ec2:DescribeInstances", "ec2:DescribeInstanceTypes", "ec2:DescribeVpcs", "ec2:DescribeImages"):
         assert any(f"{right} is not allowed" in line for line in unasked), right
     assert sum("servicequotas:GetServiceQuota is not allowed" in line for line in unasked) == 2
@@ -94,7 +94,7 @@ def test_what_may_not_be_asked_stops_nobody_and_the_right_is_named(account: Call
 def test_what_cannot_be_is_refused(account: Callable[..., Account], how: Any, keys: dict[str, Any], said: str) -> None:
     account(**how)
     if not said:
-        assert limits.refuse_impossible(config(**keys), site()) == []
+        assert aws_limits.refuse_impossible(config(**keys), scope()) == []
         return
     with pytest.raises(NexaError, match=said):
-        limits.refuse_impossible(config(**keys), site())
+        aws_limits.refuse_impossible(config(**keys), scope())

@@ -13,11 +13,11 @@ import pytest
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.ops import mesh, mesh_end
+from nexa_dist.ops.cluster import mesh, mesh_end
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.site import our_tag
+from nexa_dist.ops.workspace_tag import our_tag
 from nexa_dist.plan.mesh import hostname
-from nexa_dist.plan.static import static_cluster
+from nexa_dist.plan.static.cluster import static_cluster
 from nexa_dist.run import files
 from nexa_dist.run.runner import Result, SystemRunner
 from nexa_dist.run.workspace import ClusterFolder

@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 
 from nexa_dist.errors import EXIT_BUDGET, NexaError, UsageError
-from nexa_dist.ops import capacity, plan, pricecache
-from nexa_dist.ops.gang import Saved, offer_file
-from nexa_dist.ops.plan import changes, load, offline, preview, refuse_moved_price, save
-from nexa_dist.ops.site import our_tag, site_file
-from nexa_dist.plan import prices
-from nexa_dist.plan.offers import Candidate
+from nexa_dist.ops.cluster import plan
+from nexa_dist.ops.cluster.plan import changes, load, offline, preview, refuse_moved_price, save
+from nexa_dist.ops.providers.aws import capacity, price_cache
+from nexa_dist.ops.providers.aws.gang import Saved, offer_file
+from nexa_dist.ops.providers.aws.scope import scope_file
+from nexa_dist.ops.workspace_tag import our_tag
+from nexa_dist.plan.aws import prices
+from nexa_dist.plan.aws.offers import Candidate
 from nexa_dist.run import files
-from nexa_dist.verbs import cluster as verbs
-from tests.unit.cloud_server import HOME, Desk, config, site
+from nexa_dist.verbs.cluster.status import status
+from tests.unit.cloud_server import HOME, Desk, config, scope
 
 CHOSEN = Candidate("g6e.12xlarge", "us-east-1b", "spot", 4, 4.0, "offer 1 of the file")
 OTHER = Candidate("g5.12xlarge", "us-east-1a", "on_demand", 4, 9.0)
@@ -34,13 +36,13 @@ KEYS: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def account(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is asked: it may have everything."""
-    monkeypatch.setattr(plan.limits, "refuse_impossible", lambda *_: [])
-    monkeypatch.setattr(plan.limits, "within", lambda _, __, rows: (rows, [], []))
+    monkeypatch.setattr(plan.aws_limits, "refuse_impossible", lambda *_: [])
+    monkeypatch.setattr(plan.aws_limits, "within", lambda _, __, rows: (rows, [], []))
 
 
 def saved(desk: Desk, **where: Any) -> Path:
     path = desk.root / "plan.bin"
-    made = site(**{"workspace": our_tag(desk.ctx), **where})
+    made = scope(**{"workspace": our_tag(desk.ctx), **where})
     save(path, config(**KEYS), made, CHOSEN, {"zones": ["us-east-1b"]}, b"\x00PK\xff")
     return path
 
@@ -49,7 +51,7 @@ def test_round_trip(desk: Desk) -> None:
     path = saved(desk)
     told, made = load(desk.ctx, path)
     assert told == config(**KEYS)
-    assert made.site == site(workspace=our_tag(desk.ctx))
+    assert made.scope == scope(workspace=our_tag(desk.ctx))
     assert (made.candidate, made.variables, made.plan) == (CHOSEN, {"zones": ["us-east-1b"]}, b"\x00PK\xff")
     assert path.stat().st_mode & 0o777 == 0o600
 
@@ -75,7 +77,7 @@ def test_every_torn_plan_is_refused(desk: Desk) -> None:
         {"nexa_plan": 2},
         {"nexa_plan": None},
         {"site": {}},
-        {"site": {**asdict(site()), "expires_unix": "soon"}},
+        {"site": {**asdict(scope()), "expires_unix": "soon"}},
         {"candidate": {**asdict(CHOSEN), "market": "auction"}},
         {"config": {"name": "c"}},
         {"variables": 1},
@@ -114,7 +116,7 @@ def test_changes_are_named_by_what_happens() -> None:
 
 
 def test_a_preview_says_the_first_price_and_the_worst(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "open_site", lambda *_: site())
+    monkeypatch.setattr(plan, "open_scope", lambda *_: scope())
     monkeypatch.setattr(capacity, "survey", lambda *_: ([(CHOSEN, "why"), (OTHER, "")], ["left"]))
     seen = preview(desk.ctx, config(max_hours=6.0))
     assert seen and seen.chosen == CHOSEN
@@ -129,21 +131,21 @@ def test_a_preview_says_the_first_price_and_the_worst(desk: Desk, monkeypatch: p
 def test_a_preview_says_what_the_account_may_not_have_and_what_was_not_looked_at(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "open_site", lambda *_: site())
+    monkeypatch.setattr(plan, "open_scope", lambda *_: scope())
     monkeypatch.setattr(capacity, "survey", lambda *_: ([(CHOSEN, "why"), (OTHER, "")], ["left"]))
-    monkeypatch.setattr(plan.limits, "refuse_impossible", lambda *_: ["VPCs"])
-    monkeypatch.setattr(plan.limits, "within", lambda _, __, rows: (rows[1:], ["short"], ["quota"]))
+    monkeypatch.setattr(plan.aws_limits, "refuse_impossible", lambda *_: ["VPCs"])
+    monkeypatch.setattr(plan.aws_limits, "within", lambda _, __, rows: (rows[1:], ["short"], ["quota"]))
     seen = preview(desk.ctx, config(max_hours=6.0))
     assert seen and (seen.chosen, seen.dropped, seen.not_asked) == (OTHER, ("short", "left"), ("VPCs", "quota"))
 
 
 def test_who_rents_is_asked_until_the_cluster_is_up(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """A try that failed leaves an offer behind; the next one may cost something else."""
-    monkeypatch.setattr(plan, "open_site", lambda *_: site())
+    monkeypatch.setattr(plan, "open_scope", lambda *_: scope())
     monkeypatch.setattr(capacity, "survey", lambda *_: ([(CHOSEN, "why")], []))
     folder = desk.ctx.workspace.cluster("c")
     assert preview(desk.ctx, config()) is not None
-    files.write_json(site_file(folder), site().to_json())
+    files.write_json(scope_file(folder), scope().to_json())
     files.write_json(offer_file(folder), asdict(OTHER))
     assert preview(desk.ctx, config()) is not None
     files.write_json(folder.json, {})
@@ -153,7 +155,7 @@ def test_who_rents_is_asked_until_the_cluster_is_up(desk: Desk, monkeypatch: pyt
 def test_a_budget_that_buys_no_boot_is_refused_before_anything_is_made(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "open_site", lambda *_: site())
+    monkeypatch.setattr(plan, "open_scope", lambda *_: scope())
     monkeypatch.setattr(capacity, "survey", lambda *_: ([(CHOSEN, "why")], []))
     with pytest.raises(NexaError, match="used up before the nodes have booted") as caught:
         preview(desk.ctx, config(budget_usd=0.5))
@@ -169,7 +171,7 @@ def test_a_saved_plan_whose_price_has_moved_is_refused(
     now: Candidate, said: str, desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(capacity, "survey", lambda *_: ([(now, "why")], []))
-    then = Saved(site(), CHOSEN, {}, b"")
+    then = Saved(scope(), CHOSEN, {}, b"")
     if not said:
         refuse_moved_price(desk.ctx, config(), then)
         return
@@ -189,15 +191,15 @@ def test_offline_the_book_alone_is_asked(desk: Desk) -> None:
 
 def test_offline_the_spot_prices_asked_last_are_taken_and_their_age_is_told(desk: Desk) -> None:
     wanted = config(offers=[{"type": "g6e.12xlarge"}], market="spot")
-    pricecache.keep(desk.ctx, HOME, {("g6e.12xlarge", f"{HOME}b"): 3.0, ("g6e.12xlarge", f"{HOME}c"): 2.5})
+    price_cache.keep(desk.ctx, HOME, {("g6e.12xlarge", f"{HOME}b"): 3.0, ("g6e.12xlarge", f"{HOME}c"): 2.5})
     desk.slept.append(7200.0)
-    pricecache.keep(desk.ctx, HOME, {("g6e.12xlarge", f"{HOME}c"): 2.75})
+    price_cache.keep(desk.ctx, HOME, {("g6e.12xlarge", f"{HOME}c"): 2.75})
     seen = offline(desk.ctx, wanted)
     assert [(c.zone, c.usd_per_hour) for c, _ in seen.offers] == [(f"{HOME}c", 2.75), (f"{HOME}b", 3.0)]
     assert seen.offers[0][1].endswith("spot price of 2.0 h ago")
     assert seen.to_json()["offers"][0]["on_demand_usd_per_hour"] == prices.on_demand("g6e.12xlarge", HOME)
     (desk.ctx.workspace.root / ".nexa/prices" / f"{HOME}.json").write_text('{"a b": 3, "c d": ["x", 1]}')
-    assert pricecache.kept(desk.ctx, HOME) == ({}, 0.0)
+    assert price_cache.kept(desk.ctx, HOME) == ({}, 0.0)
 
 
 @pytest.mark.parametrize(("left", "state"), [("ssh/client", "planned"), ("journal.jsonl", "unfinished")])
@@ -206,8 +208,8 @@ def test_status_after_a_mere_plan(
 ) -> None:
     """Keys and sources are what a plan leaves; of more something may exist."""
     files.write_text(desk.ctx.workspace.cluster("c").path / left, "")
-    monkeypatch.setattr(verbs, "context", lambda **_: desk.ctx)
-    assert verbs.status(argparse.Namespace(cluster=None, json=True)) == 0
+    monkeypatch.setattr("nexa_dist.verbs.cluster.status.context", lambda **_: desk.ctx)
+    assert status(argparse.Namespace(cluster=None, json=True)) == 0
     assert json.loads(capsys.readouterr().out)["clusters"] == [{"cluster": "c", "state": state, "nodes": []}]
-    verbs.status(argparse.Namespace(cluster=None, json=False))
+    status(argparse.Namespace(cluster=None, json=False))
     assert (f"{state}: nothing was made" if state == "planned" else "nexa teardown") in "".join(capsys.readouterr())

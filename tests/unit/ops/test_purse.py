@@ -11,13 +11,14 @@ import pytest
 
 from nexa_dist.errors import EXIT_BUDGET, NexaError, UsageError
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.ops import guard, meter, purse
-from nexa_dist.ops.meter import Reading
-from nexa_dist.ops.purse import Meter
-from nexa_dist.ops.tend import Tender
-from nexa_dist.plan.budget import ALONE_S, GUARD
-from nexa_dist.plan.ledger import bill
+from nexa_dist.ops.money import budget, lease, meter
+from nexa_dist.ops.money import record_usage as money_record_usage
+from nexa_dist.ops.money.meter import Meter
+from nexa_dist.ops.money.record_usage import Reading
+from nexa_dist.plan.money.bill import bill
+from nexa_dist.plan.money.budget import ALONE_S, GUARD
 from nexa_dist.run import files
+from nexa_dist.run.periodic import PeriodicTask
 from nexa_dist.run.workspace import ClusterFolder, RunFolder
 from tests.unit.cloud_server import Desk
 
@@ -32,7 +33,7 @@ def folder(desk: Desk) -> ClusterFolder:
     made.path.mkdir(parents=True)
     config = {"name": "c", "provider": "aws", "max_hours": 4, "budget_usd": 24.0, "lease_minutes": 10}
     files.write_json(made.path / "config.json", config)
-    purse.open_budget(made, 24.0, desk.now())
+    budget.open_budget(made, 24.0, desk.now())
     for node in NODES:
         made.ledger("node_start", at=desk.now(), node=node.name, id=node.name, offer="g zone spot", usd_per_hour=6.0)
     return made
@@ -50,18 +51,18 @@ class Told:
         self.max_s: list[float | None] = []
         self.renewed = 0
         self.silent: dict[str, str] = {}
-        patch.setattr(guard, "rearm", self.rearm)
-        patch.setattr(guard, "renew", self.renew)
-        patch.setattr(meter, "refresh", lambda *_: Reading([], 0.0, ahead_s=0.0))
+        patch.setattr(lease, "rearm", self.rearm)
+        patch.setattr(lease, "renew", self.renew)
+        patch.setattr(money_record_usage, "refresh", lambda *_: Reading([], 0.0, ahead_s=0.0))
 
     def rearm(self, links: Any, due_unix: float, max_s: float | None = None) -> dict[str, int]:
         self.due.append(due_unix)
         self.max_s.append(max_s)
         return {}
 
-    def renew(self, links: Any) -> guard.Signs:
+    def renew(self, links: Any) -> lease.Signs:
         self.renewed += 1
-        return guard.Signs({}, self.silent)
+        return lease.Signs({}, self.silent)
 
 
 @pytest.fixture
@@ -160,7 +161,7 @@ def test_without_a_budget_only_the_lease_is_tended(desk: Desk, folder: ClusterFo
     files.write_json(folder.path / "config.json", {"name": "c", "provider": "aws", "max_hours": 4})
     made = Meter(desk.ctx, cluster(desk), None, desk.now(), lambda _: None)
     made.links = ("a link",)  # type: ignore[assignment]
-    assert made.look() == "" and made.purses() == []
+    assert made.look() == "" and made.budgets() == []
     made.tend()
     assert (told.renewed, told.due) == (1, [])
     made.close()
@@ -179,46 +180,46 @@ def test_what_the_thread_has_to_say_is_said_once_by_the_one_who_looks(monkeypatc
         rounds.append(1)
         raise NexaError("n1: no sudo")
 
-    tender = Tender(refuse, 0.001)
-    tender.start()
+    task = PeriodicTask(refuse, 0.001)
+    task.start()
     end = time.monotonic() + 90
     while len(rounds) < 5 and time.monotonic() < end:
         time.sleep(0.001)
-    tender.close()
-    assert list(tender.said) == ["warning: the nodes' own clocks were not set: n1: no sudo"]
+    task.close()
+    assert list(task.said) == ["warning: the nodes' own clocks were not set: n1: no sudo"]
 
 
 def test_a_run_that_money_would_end_at_once_or_never_is_refused(desk: Desk, folder: ClusterFolder) -> None:
-    purse.refuse_a_run(desk.ctx, cluster(desk), 2.0)
+    meter.refuse_a_run(desk.ctx, cluster(desk), 2.0)
     with pytest.raises(NexaError, match="needed to stop in order") as caught:
-        purse.refuse_a_run(desk.ctx, cluster(desk), 0.5)
+        meter.refuse_a_run(desk.ctx, cluster(desk), 0.5)
     assert caught.value.code == EXIT_BUDGET
     free = replace(cluster(desk), nodes=(Node("n0", "198.51.100.1", 1),))
     with pytest.raises(UsageError, match="whose nodes have no price"):
-        purse.refuse_a_run(desk.ctx, free, 2.0)
+        meter.refuse_a_run(desk.ctx, free, 2.0)
 
 
 def test_new_nodes_live_as_long_as_the_money_does(desk: Desk, folder: ClusterFolder) -> None:
     first_minute = 1 / 60  # is billed whole
-    assert purse.hours_allowed(folder, desk.now(), 12.0, 24.0) == pytest.approx((2 - first_minute) / GUARD)
-    assert purse.hours_allowed(folder, desk.now() + HOUR, 12.0, 24.0) == pytest.approx(1 / GUARD)
+    assert budget.hours_allowed(folder, desk.now(), 12.0, 24.0) == pytest.approx((2 - first_minute) / GUARD)
+    assert budget.hours_allowed(folder, desk.now() + HOUR, 12.0, 24.0) == pytest.approx(1 / GUARD)
     with pytest.raises(NexaError, match=r"used up before the nodes have booted.*23\.00 of 24\.00") as caught:
-        purse.hours_allowed(folder, desk.now() + HOUR * 23 / 12, 12.0, 24.0)
+        budget.hours_allowed(folder, desk.now() + HOUR * 23 / 12, 12.0, 24.0)
     assert caught.value.code == EXIT_BUDGET
     empty = desk.ctx.workspace.cluster("none")
-    assert purse.hours_allowed(empty, desk.now(), 12.0, None) == float("inf")
+    assert budget.hours_allowed(empty, desk.now(), 12.0, None) == float("inf")
 
 
 def test_an_extension_stays_when_the_file_is_provisioned_again(desk: Desk, folder: ClusterFolder, told: Told) -> None:
     files.write_json(folder.json, cluster(desk).to_json())
     desk.slept.append(HOUR)
-    purse.extend(desk.ctx, folder, 12.0)
-    purse.open_budget(folder, 24.0, desk.now())
-    found = purse.of_cluster(folder, desk.now(), 0.0)
+    meter.extend(desk.ctx, folder, 12.0)
+    budget.open_budget(folder, 24.0, desk.now())
+    found = budget.of_cluster(folder, desk.now(), 0.0)
     assert found and found.budget_usd == 36.0
     assert told.due == [pytest.approx(desk.now() + 2 * HOUR / GUARD)]
-    purse.open_budget(folder, 30.0, desk.now() + 1)  # another value of the file is another decision
-    assert replace(found, budget_usd=30.0) == purse.of_cluster(folder, desk.now(), 0.0)
+    budget.open_budget(folder, 30.0, desk.now() + 1)  # another value of the file is another decision
+    assert replace(found, budget_usd=30.0) == budget.of_cluster(folder, desk.now(), 0.0)
 
 
 def test_an_extension_reaches_the_agents_of_a_run_that_nobody_follows(
@@ -232,8 +233,8 @@ def test_an_extension_reaches_the_agents_of_a_run_that_nobody_follows(
               "attempts": [attempt],
               "nodes": {"n0": {"run_dir": "/s/n0"}, "n1": {"run_dir": "/s/n1"}}})  # fmt: skip
     agent = Agent(NODES[0])
-    monkeypatch.setattr(purse, "reach", lambda ssh, nodes: ([agent], {"n1": "no route"}))
-    purse.extend(desk.ctx, folder, 12.0)
+    monkeypatch.setattr(meter, "reach", lambda ssh, nodes: ([agent], {"n1": "no route"}))
+    meter.extend(desk.ctx, folder, 12.0)
     assert agent.told == [("allow", "/s/n0", pytest.approx(3 * HOUR / GUARD - ALONE_S, abs=120))]
     assert any("n1 ends train_1 when the old budget says so: no route" in line for line in desk.said)
 
@@ -241,4 +242,4 @@ def test_an_extension_reaches_the_agents_of_a_run_that_nobody_follows(
 def test_what_has_no_budget_cannot_be_extended(desk: Desk, folder: ClusterFolder) -> None:
     (folder.path / "ledger.jsonl").unlink()
     with pytest.raises(UsageError, match="has no budget"):
-        purse.extend(desk.ctx, folder, 5.0)
+        meter.extend(desk.ctx, folder, 5.0)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.ops import resume
 from nexa_dist.ops.context import Context
-from nexa_dist.run.nodes import Link, Ssh
+from nexa_dist.ops.runs import checkpoints
 from nexa_dist.run.runner import SystemRunner
+from nexa_dist.run.ssh.connections import Link, Ssh
 from nexa_dist.run.workspace import Workspace
 
 
@@ -26,13 +26,13 @@ def test_the_newest_whole_checkpoint_goes_to_every_node_and_damage_is_told(
         "n1": {"whole": [{"step": 10, "path": "/s/10"}, {"step": 30, "path": "/s/30"}], "skipped": []},
         "n2": {"whole": [], "skipped": []},
     }
-    monkeypatch.setattr(resume, "send", lambda *_: None)
-    monkeypatch.setattr(resume, "_root", lambda *_: "/s")
-    monkeypatch.setattr(resume, "_durable", lambda *_: "/d")
-    monkeypatch.setattr(resume, "_verified", lambda link, *_: answers[link.node.name])
-    monkeypatch.setattr(resume, "_copy", lambda source, path, *_: f"{path} of {source.node.name}")
+    monkeypatch.setattr(checkpoints, "send", lambda *_: None)
+    monkeypatch.setattr(checkpoints, "_root", lambda *_: "/s")
+    monkeypatch.setattr(checkpoints, "_durable", lambda *_: "/d")
+    monkeypatch.setattr(checkpoints, "_verified", lambda link, *_: answers[link.node.name])
+    monkeypatch.setattr(checkpoints, "_copy", lambda source, path, *_: f"{path} of {source.node.name}")
     said: list[str] = []
     ctx = Context(Workspace(tmp_path), SystemRunner(), said.append)
-    found = resume.spread_checkpoint(ctx, links, {"run_id": "r"})
+    found = checkpoints.spread_checkpoint(ctx, links, {"run_id": "r"})
     assert found == (30, {"n0": "/s/30 of n1", "n1": "/s/30", "n2": "/s/30 of n1"})
     assert "warning: n0: /s/40 is passed over: torn" in said

@@ -10,22 +10,23 @@ from typing import Any
 import pytest
 
 from nexa_dist.errors import NexaError, UsageError
-from nexa_dist.ops import aws_end
-from nexa_dist.ops import site as site_module
-from nexa_dist.ops.site import (
-    known_site,
-    open_site,
-    our_tag,
+from nexa_dist.ops.providers.aws import end as aws_end
+from nexa_dist.ops.providers.aws import scope as site_module
+from nexa_dist.ops.providers.aws.scope import (
+    known_scope,
+    open_scope,
     owner_wanted,
     region_wanted,
-    site_file,
+    scope_file,
     ssh_sources,
 )
-from nexa_dist.plan.aws import Site
-from nexa_dist.plan.given import Given
-from nexa_dist.run import aws, files
+from nexa_dist.ops.workspace_tag import our_tag
+from nexa_dist.plan.aws.given import Given
+from nexa_dist.plan.aws.scope import AwsScope
+from nexa_dist.run import files
+from nexa_dist.run.aws import client as aws_client
 from nexa_dist.run.workspace import ClusterFolder
-from tests.unit.cloud_server import HOME, NOW, UNSET, Desk, config, site
+from tests.unit.cloud_server import HOME, NOW, UNSET, Desk, config, scope
 
 AMI, SUBNET = "ami-01234567", "subnet-01234567"
 
@@ -36,8 +37,8 @@ def account(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*UNSET, "AWS_REGION"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
-    monkeypatch.setattr(aws, "identity", lambda region: aws.Identity("1", "user/ann"))
-    aws.session.cache_clear()
+    monkeypatch.setattr(aws_client, "identity", lambda region: aws_client.Identity("1", "user/ann"))
+    aws_client.session.cache_clear()
 
 
 @pytest.fixture
@@ -46,19 +47,19 @@ def folder(desk: Desk) -> ClusterFolder:
 
 
 def test_a_new_site_is_written_nowhere_and_lives_for_max_hours(desk: Desk, folder: ClusterFolder) -> None:
-    made = open_site(desk.ctx, folder, config(ami=AMI, bucket="b0b", state="s3://team"))
+    made = open_scope(desk.ctx, folder, config(ami=AMI, bucket="b0b", state="s3://team"))
     assert (made.region, made.account, made.owner, made.image) == (HOME, "1", "user/ann", AMI)
     assert made.expires_unix - made.created_unix == 6 * 3600 and made.created_unix == NOW
     assert (made.bucket, made.state) == ("b0b", "s3://team")
-    assert known_site(folder) is None
+    assert known_scope(folder) is None
 
 
 def test_a_known_site_is_kept(desk: Desk, folder: ClusterFolder) -> None:
-    before = site(owner="somebody", image="ami-89abcdef")
-    files.write_json(site_file(folder), before.to_json())
+    before = scope(owner="somebody", image="ami-89abcdef")
+    files.write_json(scope_file(folder), before.to_json())
     desk.slept.append(3600.0)
-    assert open_site(desk.ctx, folder, config()) == before  # the same deadline, image and owner
-    assert open_site(desk.ctx, folder, config(), planned=site(created_unix=5.0)) == before
+    assert open_scope(desk.ctx, folder, config()) == before  # the same deadline, image and owner
+    assert open_scope(desk.ctx, folder, config(), planned=scope(created_unix=5.0)) == before
 
 
 @pytest.mark.parametrize(
@@ -80,9 +81,9 @@ def test_a_known_site_is_kept(desk: Desk, folder: ClusterFolder) -> None:
 def test_what_cannot_change_is_refused(
     desk: Desk, folder: ClusterFolder, known: dict[str, Any], keys: dict[str, Any], said: str
 ) -> None:
-    files.write_json(site_file(folder), site(**known).to_json())
+    files.write_json(scope_file(folder), scope(**known).to_json())
     with pytest.raises(UsageError, match=said) as caught:
-        open_site(desk.ctx, folder, config(**keys))
+        open_scope(desk.ctx, folder, config(**keys))
     assert caught.value.hint
 
 
@@ -92,24 +93,24 @@ def test_what_the_user_has_and_his_tags_are_kept_with_the_site(
     """A Capacity Block ends before max_hours: so do the nodes, by their own deadline."""
     own = Given(vpc="vpc-1", subnets={"us-east-1a": SUBNET}, public=False, reservation="cr-01234567", ends_unix=5)
     monkeypatch.setattr(site_module, "given", lambda *_: own)
-    made = open_site(desk.ctx, folder, config(ami=AMI, tags={"CostCenter": "1234"}))
+    made = open_scope(desk.ctx, folder, config(ami=AMI, tags={"CostCenter": "1234"}))
     assert (made.given, made.labels, made.expires_unix) == (own, {"CostCenter": "1234"}, 5)
-    files.write_json(site_file(folder), made.to_json())
-    assert known_site(folder) == made
+    files.write_json(scope_file(folder), made.to_json())
+    assert known_scope(folder) == made
 
 
 def test_an_owner_or_image_left_out_is_the_known_one(desk: Desk, folder: ClusterFolder) -> None:
-    files.write_json(site_file(folder), site().to_json())
-    assert open_site(desk.ctx, folder, config(owner="ann", ami="/aws/any/parameter")).owner == "ann"
+    files.write_json(scope_file(folder), scope().to_json())
+    assert open_scope(desk.ctx, folder, config(owner="ann", ami="/aws/any/parameter")).owner == "ann"
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"cluster": 1}', '"x"', json.dumps({**site().to_json(), "owner": None})]
+    "text", ["", "{", "[]", "{}", '{"cluster": 1}', '"x"', json.dumps({**scope().to_json(), "owner": None})]
 )
 def test_a_torn_site_is_said_to_be_damaged(folder: ClusterFolder, text: str) -> None:
-    files.write_text(site_file(folder), text)
+    files.write_text(scope_file(folder), text)
     with pytest.raises(NexaError, match=r"site\.json"):
-        known_site(folder)
+        known_scope(folder)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_region(monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], env: dict
 
 
 def test_owner(monkeypatch: pytest.MonkeyPatch) -> None:
-    who = aws.Identity("1", "user/ann")
+    who = aws_client.Identity("1", "user/ann")
     assert owner_wanted(None, who) == "user/ann"
     monkeypatch.setenv("NEXA_OWNER", "team")
     assert owner_wanted(config(), who) == "team"
@@ -184,7 +185,7 @@ def test_owner(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_who_we_are_is_a_person_where_the_session_names_one(arn: str, who: str, team: str) -> None:
     """One permission set is a whole team's: its resources would be everybody's orphans."""
-    told = aws.Identity.of("1", f"arn:aws:{arn}")
+    told = aws_client.Identity.of("1", f"arn:aws:{arn}")
     assert (told.who, told.team) == (who, team)
     assert owner_wanted(None, told) == who
 
@@ -211,12 +212,12 @@ def test_teardown_knows_the_site_by_file_journal_or_config(desk: Desk, folder: C
     assert aws_end.site_of(desk.ctx, folder, None) is None  # nothing was ever made here
     journal(folder, CLAIM, {"step": "claim", "state": "done"})
     told = aws_end.site_of(desk.ctx, folder, None)
-    assert isinstance(told, Site)
+    assert isinstance(told, AwsScope)
     assert (told.cluster, told.region, told.account, told.owner) == ("c", "us-west-2", "7", "bob")
     named = aws_end.site_of(desk.ctx, folder, config(owner="eve"))
     assert named is not None and (named.region, named.owner, named.account) == (HOME, "eve", "1")
-    files.write_json(site_file(folder), site().to_json())
-    assert aws_end.site_of(desk.ctx, folder, None) == site()
+    files.write_json(scope_file(folder), scope().to_json())
+    assert aws_end.site_of(desk.ctx, folder, None) == scope()
 
 
 @pytest.mark.parametrize("name", ["config.json", "cluster.json"])
@@ -231,7 +232,7 @@ def test_an_aws_cluster_is_never_taken_for_a_local_one(desk: Desk, folder: Clust
 
 
 def test_a_torn_site_with_a_file_is_done_without(desk: Desk, folder: ClusterFolder) -> None:
-    files.write_text(site_file(folder), "{")
+    files.write_text(scope_file(folder), "{")
     told = aws_end.site_of(desk.ctx, folder, config())
     assert told is not None and told.owner == "user/ann"
     with pytest.raises(NexaError):
@@ -239,4 +240,4 @@ def test_a_torn_site_with_a_file_is_done_without(desk: Desk, folder: ClusterFold
 
 
 def test_paths(folder: ClusterFolder, tmp_path: Path) -> None:
-    assert site_file(folder) == tmp_path / ".nexa" / "clusters" / "c" / "site.json"
+    assert scope_file(folder) == tmp_path / ".nexa" / "clusters" / "c" / "site.json"

@@ -9,11 +9,11 @@ import pytest
 
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import NexaError, UsageError
-from nexa_dist.ops import static_end
-from nexa_dist.ops.ownrecord import Host, Record
-from nexa_dist.ops.provision import refuse_other_provider
-from nexa_dist.plan.adopt import Adopted, HostKey
-from nexa_dist.plan.static import static_cluster
+from nexa_dist.ops.cluster.provision import refuse_other_provider
+from nexa_dist.ops.providers.static import end as static_end
+from nexa_dist.ops.providers.static.record import Host, Record
+from nexa_dist.plan.static.cluster import static_cluster
+from nexa_dist.plan.static.known_hosts import Adopted, HostKey
 from nexa_dist.run import files
 from nexa_dist.run.workspace import ClusterFolder
 from tests.unit.cloud_server import Desk

@@ -11,7 +11,7 @@ import pytest
 
 from nexa_dist.errors import StillRunning
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.ops import runs
+from nexa_dist.ops.runs import stop as runs_stop
 from nexa_dist.run.workspace import RunFolder
 from tests.unit.cloud_server import Desk
 
@@ -32,21 +32,21 @@ def silent(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     def session(*_: Any) -> Iterator[None]:
         yield None
 
-    monkeypatch.setattr(runs, "session", session)
-    monkeypatch.setattr(runs, "reach", lambda *_: ([], {"n0": "node n0: no route to host"}))
+    monkeypatch.setattr(runs_stop, "session", session)
+    monkeypatch.setattr(runs_stop, "reach", lambda *_: ([], {"n0": "node n0: no route to host"}))
     return made
 
 
 def test_a_machine_that_is_off_has_nothing_left(desk: Desk, silent: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "is_off", lambda *_: True)
-    assert runs.stop(desk.ctx, silent)["state"] == "completed"
+    monkeypatch.setattr(runs_stop, "is_off", lambda *_: True)
+    assert runs_stop.stop(desk.ctx, silent)["state"] == "completed"
     assert desk.said == ["  n0: its machine is off, so nothing is left there"]
 
 
 def test_one_that_is_silent_may_still_run(desk: Desk, silent: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "is_off", lambda *_: False)
+    monkeypatch.setattr(runs_stop, "is_off", lambda *_: False)
     with pytest.raises(StillRunning, match="n0: no route to host"):
-        runs.stop(desk.ctx, silent)
+        runs_stop.stop(desk.ctx, silent)
 
 
 def rank(code: int, at: float) -> dict[str, Any]:
@@ -57,12 +57,12 @@ def test_what_failed_only_since_it_was_asked_to_stop_is_stopped() -> None:
     record = {"attempts": [{"skew_s": {"n1": 50.0}}]}
     lost = {"state": "failed", "ranks": [rank(1, 100.2)]}
     stopped = {"state": "stopped", "ranks": [rank(143, 150.4)]}
-    assert runs._state({"n0": lost, "n1": stopped}, record, 100.0) == "stopped"
-    assert runs._state({"n0": {**lost, "ranks": [rank(1, 90.0)]}, "n1": stopped}, record, 100.0) == "failed"
-    assert runs._state({"n0": stopped, "n1": {**lost, "ranks": [rank(1, 140.0)]}}, record, 100.0) == "failed"
-    assert runs._state({"n0": {"state": "completed"}, "n1": {"state": "completed"}}, record, 100.0) == "completed"
-    assert runs._state({"n0": {"state": "failed"}, "n1": stopped}, record, 100.0) == "stopped"
-    assert runs._state({"n0": {"state": "failed"}}, record, 100.0) == "failed"
+    assert runs_stop._state({"n0": lost, "n1": stopped}, record, 100.0) == "stopped"
+    assert runs_stop._state({"n0": {**lost, "ranks": [rank(1, 90.0)]}, "n1": stopped}, record, 100.0) == "failed"
+    assert runs_stop._state({"n0": stopped, "n1": {**lost, "ranks": [rank(1, 140.0)]}}, record, 100.0) == "failed"
+    assert runs_stop._state({"n0": {"state": "completed"}, "n1": {"state": "completed"}}, record, 100.0) == "completed"
+    assert runs_stop._state({"n0": {"state": "failed"}, "n1": stopped}, record, 100.0) == "stopped"
+    assert runs_stop._state({"n0": {"state": "failed"}}, record, 100.0) == "failed"
 
 
 def test_a_living_supervisor_gets_time_to_write_the_end(
@@ -80,9 +80,9 @@ def test_a_living_supervisor_gets_time_to_write_the_end(
             silent.save(record)
 
     ctx = dataclasses.replace(desk.ctx, sleep=sleep)
-    monkeypatch.setattr(runs, "reach", lambda *_: ([], {}))
+    monkeypatch.setattr(runs_stop, "reach", lambda *_: ([], {}))
     with silent.locked("run"):
-        assert runs.stop(ctx, silent)["state"] == "stopped"
+        assert runs_stop.stop(ctx, silent)["state"] == "stopped"
     assert len(waited) == 3
 
 
@@ -92,6 +92,6 @@ def test_and_one_that_writes_none_is_said(desk: Desk, silent: RunFolder, monkeyp
     silent.save(record)
     clock = iter(range(0, 10_000, 30))
     ctx = dataclasses.replace(desk.ctx, sleep=lambda _: None, now=lambda: float(next(clock)))
-    monkeypatch.setattr(runs, "reach", lambda *_: ([], {}))
+    monkeypatch.setattr(runs_stop, "reach", lambda *_: ([], {}))
     with silent.locked("run"):
-        assert runs.stop(ctx, silent)["state"] == "stopping"
+        assert runs_stop.stop(ctx, silent)["state"] == "stopping"

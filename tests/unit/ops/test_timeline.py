@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from nexa_dist.ops.aws_claim import interrupted
-from nexa_dist.ops.timeline import timeline
+from nexa_dist.ops.providers.aws.claim import interrupted
+from nexa_dist.plan.timeline import timeline
 from nexa_dist.run import files
 from tests.unit.cloud_server import NOW, Desk
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from nexa_dist.ops.reports import FAILURE, NOTICE, Watch
-from nexa_dist.plan.recovery import End
-from nexa_dist.run.items import AgentEvent, Ended, Quiet
+from nexa_dist.ops.runs.attempt_state import FAILURE, NOTICE, AttemptState
+from nexa_dist.plan.runs.recovery import End
+from nexa_dist.run.logs.items import AgentEvent, Ended, Quiet
 
 
 def event(node: str, name: str, **fields: Any) -> AgentEvent:
@@ -19,19 +19,19 @@ def end(node: str, state: str, **more: Any) -> Ended:
     return Ended(node, {"state": state, "ranks": [], **more})
 
 
-def ended(watch: Watch, *lost: str) -> End:
+def ended(watch: AttemptState, *lost: str) -> End:
     return watch.end(lost, 0, 0.0, 100.0)
 
 
-def begun(*nodes: str, attempt: int = 1) -> Watch:
-    watch = Watch(nodes, attempt)
+def begun(*nodes: str, attempt: int = 1) -> AttemptState:
+    watch = AttemptState(nodes, attempt)
     for node in nodes:
         assert watch.step(event(node, "started", attempt=attempt)) == ""
     return watch
 
 
 def test_what_an_earlier_attempt_left_is_not_of_this_one() -> None:
-    watch = Watch(("n0",), attempt=2)
+    watch = AttemptState(("n0",), attempt=2)
     old = [("started", {"attempt": 1}), ("prepared", {}), ("rank_exit", {"rank": 0, "code": 1, "signal": 0})]
     for name, fields in old:
         assert watch.step(event("n0", name, **fields)) == ""
@@ -189,7 +189,7 @@ def test_kinds_of_ends(status: dict[str, Any], kind: str) -> None:
 
 
 def test_a_node_tells_of_its_own_ranks_alone() -> None:
-    watch = Watch(("n0", "n1"), 1, {"n0": (0, 1), "n1": (2, 3)})
+    watch = AttemptState(("n0", "n1"), 1, {"n0": (0, 1), "n1": (2, 3)})
     for node in watch.nodes:
         watch.step(AgentEvent(node, {"event": "started", "at": 1.0, "attempt": 1}))
     watch.step(AgentEvent("n1", {"event": "progress", "at": 2.0, "steps": {"0": 99, "2": 5}, "saved": 7}))
@@ -201,7 +201,7 @@ def test_a_node_tells_of_its_own_ranks_alone() -> None:
 
 
 def test_a_faulty_node_is_the_one_that_failed_and_is_still_swept() -> None:
-    watch = Watch(("n0", "n1"))
+    watch = AttemptState(("n0", "n1"))
     assert watch.step(Ended("n1", {"state": "faulty", "reason": "what it sends makes no sense"})) == FAILURE
     assert watch.step(Ended("n0", {"state": "running"})) == FAILURE  # says that it ended and that it goes on
     assert watch.done and watch.state == "failed"

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from nexa_dist.errors import UsageError
-from nexa_dist.ops import why as asking
-from nexa_dist.ops.finish import close
-from nexa_dist.ops.watch import Outcome
-from nexa_dist.plan.logtail import TAIL_BYTES
-from nexa_dist.plan.recovery import End
+from nexa_dist.ops.failures import why as asking
+from nexa_dist.ops.runs.finish import close
+from nexa_dist.ops.runs.watch import Outcome
+from nexa_dist.plan.failures.log_tail import TAIL_BYTES
+from nexa_dist.plan.runs.recovery import End
 from nexa_dist.run.workspace import RunFolder
-from nexa_dist.verbs.why import why
+from nexa_dist.verbs.run.why import why
 
 TRACE = b"""step 3 loss 2.5
 Traceback (most recent call last):

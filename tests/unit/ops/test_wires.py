@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from nexa_dist.ops import wires
+from nexa_dist.ops.health import group_test as health_group_test
 from nexa_dist.run.runner import Stream
 
 FACTS = {"gpus": [], "environment": {}, "test_port": 2000, "peers": {}}
@@ -42,7 +42,7 @@ class Nodes:
             for name in self.lines
         ]
         ctx: Any = SimpleNamespace(runner=self)
-        return wires.try_group(ctx, links, dict.fromkeys(self.lines, FACTS), deep=False, floor_gbps=0.0)
+        return health_group_test.try_group(ctx, links, dict.fromkeys(self.lines, FACTS), deep=False, floor_gbps=0.0)
 
 
 def test_nobody_starts_before_all_have_imported() -> None:

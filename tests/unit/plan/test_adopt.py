@@ -8,10 +8,10 @@ import pytest
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.config.load import load_cluster
 from nexa_dist.errors import ConfigError
-from nexa_dist.plan import adopt
-from nexa_dist.plan.adopt import HostKey
 from nexa_dist.plan.inventory import inventory
-from nexa_dist.plan.static import judge, settled, static_cluster
+from nexa_dist.plan.static import known_hosts as static_known_hosts
+from nexa_dist.plan.static.cluster import judge, settled, static_cluster
+from nexa_dist.plan.static.known_hosts import HostKey
 
 BLOB = "AAAAC3NzaC1lZDI1NTE5AAAAIJ/AezfhpVr7vwAd2wQjOU/WVxD4sIo5qrO0iTwsfuzS"
 PRINT = "SHA256:MR4kIWze7Fo9ZLAKYKwZj9zUY4j1a+w8t/iUnxTRwYo"
@@ -21,18 +21,20 @@ SHOWN = f"debug1: kex: host key algorithm: ssh-ed25519\ndebug1: Server host key:
 
 
 def test_a_fingerprint_is_the_one_that_ssh_keygen_shows() -> None:
-    assert adopt.fingerprint(BLOB) == PRINT
+    assert static_known_hosts.fingerprint(BLOB) == PRINT
     assert HostKey.of_line(f"{KEY} a comment") == KEY
 
 
 def test_a_key_fits_by_its_fingerprint_or_by_itself_alone() -> None:
-    assert adopt.fits(PRINT, KEY) and adopt.fits(f"ssh-ed25519 {BLOB}", KEY)
-    assert not adopt.fits(OTHER, KEY) and not adopt.fits(f"ssh-rsa {BLOB}", KEY)
+    assert static_known_hosts.fits(PRINT, KEY) and static_known_hosts.fits(f"ssh-ed25519 {BLOB}", KEY)
+    assert not static_known_hosts.fits(OTHER, KEY) and not static_known_hosts.fits(f"ssh-rsa {BLOB}", KEY)
 
 
 def test_a_fingerprint_may_be_of_any_type_of_key() -> None:
-    assert adopt.kinds_to_ask(PRINT)[0] == "ssh-ed25519" and len(adopt.kinds_to_ask(PRINT)) == 5
-    assert adopt.kinds_to_ask(f"ssh-rsa {BLOB}") == ("ssh-rsa",)
+    assert (
+        static_known_hosts.kinds_to_ask(PRINT)[0] == "ssh-ed25519" and len(static_known_hosts.kinds_to_ask(PRINT)) == 5
+    )
+    assert static_known_hosts.kinds_to_ask(f"ssh-rsa {BLOB}") == ("ssh-rsa",)
 
 
 @pytest.mark.parametrize(
@@ -45,19 +47,23 @@ def test_a_fingerprint_may_be_of_any_type_of_key() -> None:
     ],
 )
 def test_what_ssh_says_of_a_key(debug: str, known: str) -> None:
-    assert adopt.verdict(debug) == (known, "ssh-ed25519", PRINT)
+    assert static_known_hosts.verdict(debug) == (known, "ssh-ed25519", PRINT)
 
 
 def test_a_certificate_is_its_key_and_a_silent_host_has_none() -> None:
     said = f"debug1: Server host certificate: ssh-ed25519-cert-v01@openssh.com {PRINT}, serial 0 ID"
-    assert adopt.verdict(said) == ("known", "ssh-ed25519", PRINT)
+    assert static_known_hosts.verdict(said) == ("known", "ssh-ed25519", PRINT)
     # A jump host that is unknown: the target never said a word.
-    assert adopt.verdict("No ED25519 host key is known for jump.\nHost key verification failed.") == ("", "", "")
+    assert static_known_hosts.verdict("No ED25519 host key is known for jump.\nHost key verification failed.") == (
+        "",
+        "",
+        "",
+    )
 
 
 def test_one_host_under_two_names_is_found() -> None:
-    assert adopt.same_place([("n0", KEY), ("n1", KEY)]) == ["n1 is the same host as n0: [127.0.9.9]:2299"]
-    assert adopt.same_place([("n0", KEY), ("n1", HostKey("h", "ssh-ed25519", BLOB))]) == []
+    assert static_known_hosts.same_place([("n0", KEY), ("n1", KEY)]) == ["n1 is the same host as n0: [127.0.9.9]:2299"]
+    assert static_known_hosts.same_place([("n0", KEY), ("n1", HostKey("h", "ssh-ed25519", BLOB))]) == []
 
 
 def test_the_pinned_keys_alone_count_and_the_users_settings_stay(tmp_path: Path) -> None:
@@ -67,7 +73,9 @@ def test_the_pinned_keys_alone_count_and_the_users_settings_stay(tmp_path: Path)
         "  UserKnownHostsFile /theirs\n  Port 2222\n"
     )
     ours = tmp_path / "ssh_config"
-    ours.write_text(adopt.ssh_config(["front", "front", "192.0.2.8"], f"{tmp_path}/known hosts", [str(theirs)]))
+    ours.write_text(
+        static_known_hosts.ssh_config(["front", "front", "192.0.2.8"], f"{tmp_path}/known hosts", [str(theirs)])
+    )
 
     def asked(host: str) -> dict[str, str]:
         told = subprocess.run(["ssh", "-F", str(ours), "-G", host], capture_output=True, text=True, check=True).stdout

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from nexa_dist.plan.attempts import events, steps
-from nexa_dist.plan.ledger import Bill, bill
+from nexa_dist.plan.money.bill import Bill, bill
+from nexa_dist.plan.money.phases import events, steps
 
 T = 1_800_000_000.0
 

@@ -4,8 +4,8 @@ import pytest
 
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.model import Cluster, Layout, Node, RdzvBackend
-from nexa_dist.plan.command import Place, environment, program, torchrun
 from nexa_dist.plan.ranks import RankPlan, assign_ranks
+from nexa_dist.plan.runs.torchrun import Place, environment, program, torchrun
 
 PLACE = Place("/env/bin/python", "/a/agent.pyz", "/s", "/sh", "/d", "/s/run1", "/sh/code/p", "/sh/code/c")
 

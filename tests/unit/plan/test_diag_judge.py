@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.plan.diag import judge
-from nexa_dist.plan.expect import Expected, expected
-from nexa_dist.plan.health import Finding, replaceable
+from nexa_dist.plan.health.expected import Expected, expected
+from nexa_dist.plan.health.fault import Fault, replaceable
+from nexa_dist.plan.health.node_checks import judge
 
 Change = Callable[[dict[str, Any]], object]
 GIB = 1 << 30
@@ -62,7 +62,7 @@ def facts(cluster: Cluster, **changes: Change) -> dict[str, dict[str, Any]]:
     return found
 
 
-def judged(cluster: Cluster, said: dict[str, dict[str, Any]], test: dict[str, Any] | None = None) -> list[Finding]:
+def judged(cluster: Cluster, said: dict[str, dict[str, Any]], test: dict[str, Any] | None = None) -> list[Fault]:
     return judge(cluster, said, {node.name: expected(cluster, node, efa=True) for node in cluster.nodes}, test)
 
 

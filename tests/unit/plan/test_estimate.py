@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from nexa_dist.plan.budget import GUARD
-from nexa_dist.plan.estimate import Rates, estimate, moved, useful_hours
+from nexa_dist.plan.money.budget import GUARD
+from nexa_dist.plan.money.estimate import Rates, estimate, moved, useful_hours
 
 SPOT = Rates(instances=2.82, dearest=2.9, disks=0.044, addresses=0.01, egress_usd_per_gb=0.09, spot=True)
 LOGS = 2 * 0.02 * 0.09

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from nexa_dist.plan.findings import FAILURE, Evidence, NodeEvidence, RankEvidence
-from nexa_dist.plan.signature import Exit
-from nexa_dist.plan.verdict import judge
+from nexa_dist.plan.failures.diagnose import judge
+from nexa_dist.plan.failures.evidence import FAILURE, Evidence, NodeEvidence, RankEvidence
+from nexa_dist.plan.failures.known.signature import Exit
 
 
 def raised(words: str, file: str = "/mnt/scratch/r/work/train.py", *after: str) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nexa_dist.plan.given import Given, into_subnets, joined, reserved, vpc_faults, way_out
+from nexa_dist.plan.aws.given import Given, into_subnets, joined, reserved, vpc_faults, way_out
 
 VPC, NOW = {"VpcId": "vpc-1", "CidrBlock": "10.0.0.0/16"}, 1_800_000_000.0
 GATE = [{"InternetGatewayId": "igw-1"}]

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nexa_dist.plan.ledger import Bill, bill
-from nexa_dist.plan.periods import PHASES
+from nexa_dist.plan.money.bill import Bill, bill
+from nexa_dist.plan.money.ledger import PHASES
 
 T = 1_800_000_000.0
 SPOT = "g5.xlarge us-east-1a spot"

@@ -3,8 +3,8 @@ from __future__ import annotations
 from typing import Any
 from xml.etree import ElementTree
 
-from nexa_dist.plan.health import odd_ones
-from nexa_dist.plan.links import Slow, best_of, picture, slow
+from nexa_dist.plan.health.fault import odd_ones
+from nexa_dist.plan.health.slow_links import Slow, best_of, picture, slow
 
 
 def table(count: int, good: float = 10.0, **changed: float) -> list[list[float | None]]:

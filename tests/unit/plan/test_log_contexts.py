@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from nexa_dist.plan import logtail
-from nexa_dist.plan.reading import read
-from nexa_dist.plan.signature import Exit, Tier
-from nexa_dist.plan.signatures import BY_NAME
+from nexa_dist.plan.failures import log_tail
+from nexa_dist.plan.failures.known.signature import Exit, Tier
+from nexa_dist.plan.failures.log_reading import read
+from nexa_dist.plan.failures.table import BY_NAME
 
 FAILED = Exit(10.0, 1, 0, 3)
 HEAD = "step 3 loss 2.5\nTraceback (most recent call last):\n"
@@ -209,7 +209,7 @@ def test_a_destructor_or_another_thread_that_fails_in_passing_is_not_the_end() -
     passing = "Exception ignored in: <function Engine.__del__ at 0x7f00>\nTraceback (most recent call last):\n" + OWN
     text = raised(OOM) + passing + "AttributeError: 'Engine' object has no attribute 'handle'\n"
     assert named(text) == "cuda_oom"
-    assert b"AttributeError" not in logtail.last_traceback(logtail.clean(text.encode()))
+    assert b"AttributeError" not in log_tail.last_traceback(log_tail.clean(text.encode()))
     assert named(passing + "AttributeError: 'Engine' object has no attribute 'handle'\n") == "python_exception"
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from nexa_dist.plan import lost
-from nexa_dist.plan.lost import Bench, CloudWord, PeerWord
+from nexa_dist.plan.health import lost
+from nexa_dist.plan.health.lost import Bench, CloudWord, PeerWord
 
 
 @dataclass

@@ -13,7 +13,7 @@ from nexa_dist.errors import UsageError
 from nexa_dist.plan import mesh
 from nexa_dist.plan.inventory import groups
 from nexa_dist.plan.mesh import Seat
-from nexa_dist.plan.static import static_cluster
+from nexa_dist.plan.static.cluster import static_cluster
 from tests.unit.cloud_server import config as cloud_config
 
 KINDS = (Seat("", "8.8.8.8"), Seat("", "10.1.1.1"), Seat("", "a.example"), Seat("", "box", jump=True))

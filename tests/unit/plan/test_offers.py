@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nexa_dist.plan.offers import (
+from nexa_dist.plan.aws.offers import (
     PREEMPTED,
     Candidate,
     Refusal,

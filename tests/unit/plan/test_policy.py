@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from nexa_dist.plan.policy import POLICIES, Finding, findings
+from nexa_dist.plan.aws.policy import POLICIES, Violation, findings
 
 CASES = Path(__file__).parents[2] / "cases" / "plans"
 GOOD: dict[str, dict[str, Any]] = {path.stem: json.loads(path.read_text()) for path in CASES.glob("*.json")}
@@ -114,4 +114,4 @@ def test_the_address_says_which() -> None:
         violated({"of": "aws_instance", "named": "n1", "change": {"root_block_device.0.encrypted": False}})
     )
     message = "a volume of it is not encrypted: say encrypted = true for each"
-    assert found == [Finding("encrypted-volumes", 'module.nodes.aws_instance.node["n1"]', message)]
+    assert found == [Violation("encrypted-volumes", 'module.nodes.aws_instance.node["n1"]', message)]

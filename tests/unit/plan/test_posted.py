@@ -10,9 +10,9 @@ from typing import NamedTuple, SupportsIndex
 
 import pytest
 
-from nexa_dist.plan.reading import read
-from nexa_dist.plan.signature import Exit, Phrase, says
-from nexa_dist.plan.signatures import TABLE
+from nexa_dist.plan.failures.known.signature import Exit, Phrase, says
+from nexa_dist.plan.failures.log_reading import read
+from nexa_dist.plan.failures.table import TABLE
 
 TEXTS = Path(__file__).parents[2] / "cases" / "why" / "posted.txt"
 OWN = 'Traceback (most recent call last):\n  File "/mnt/scratch/r/work/train.py", line 45, in main\n    go()'

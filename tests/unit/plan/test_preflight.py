@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.plan.preflight import judge
+from nexa_dist.plan.runs.preflight import judge
 
 CLUSTER = Cluster("c", "static", (Node("n0", "a", 4), Node("n1", "b", 4)), Layout("py", "~/s", "~/h", "~/d"))
 

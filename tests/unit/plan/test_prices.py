@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nexa_dist.plan.prices import (
+from nexa_dist.plan.aws.prices import (
     Book,
     GpuType,
     address_usd_per_hour,

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from nexa_dist.plan.offers import Candidate
-from nexa_dist.plan.quotas import ADDRESSES, Kind, Quota, judged, kind_of, quota_of, wanted
+from nexa_dist.plan.aws.offers import Candidate
+from nexa_dist.plan.aws.quotas import ADDRESSES, Kind, Quota, judged, kind_of, quota_of, wanted
 from tests.unit.cloud_server import config
 
 BOTH = frozenset({"spot", "on_demand"})

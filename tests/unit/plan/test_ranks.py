@@ -4,7 +4,7 @@ import pytest
 
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.plan.cost import cost_usd, gpu_hours
+from nexa_dist.plan.money.cost import cost_usd, gpu_hours
 from nexa_dist.plan.ranks import assign_ranks, split_endpoint
 
 LAYOUT = Layout(python="/py", scratch="~/s", shared="/sh", durable="/d")

@@ -12,9 +12,9 @@ import pytest
 from nexa_dist import cli
 from nexa_dist.config.cluster import ClusterConfig, Host
 from nexa_dist.config.train import DatasetConfig, ModelConfig, TrainConfig, TrainerConfig
-from nexa_dist.ops.spec import SECRETS
-from nexa_dist.plan.known_program import NOT_KNOWN
-from nexa_dist.plan.signatures import TABLE
+from nexa_dist.ops.runs.agent_spec import SECRETS
+from nexa_dist.plan.failures.known.program import NOT_KNOWN
+from nexa_dist.plan.failures.table import TABLE
 
 ROOT = Path(__file__).parents[3]
 REMEDIES = {signature.name: signature.fix for signature in TABLE} | {"not known": NOT_KNOWN}
@@ -119,7 +119,9 @@ VALUES = {value for key in FIELDS for value in values_of(key)}
 def check_its_variables_reach_a_rank(fix: str) -> None:
     for name in re.findall(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b", fix):
         if name.startswith("NEXA_"):
-            assert f'"{name}"' in "".join(path.read_text() for path in (ROOT / "nexa_dist" / "plan").glob("command.py"))
+            assert f'"{name}"' in "".join(
+                path.read_text() for path in (ROOT / "nexa_dist" / "plan").rglob("torchrun.py")
+            )
         elif name in VARIABLES:
             TrainConfig.model_validate({"name": "x", "script": "a.py", "env": {name: "1"}}, context={})
         else:

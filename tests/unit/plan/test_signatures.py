@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from nexa_dist.ops.why import collect
-from nexa_dist.plan import logtail
-from nexa_dist.plan.findings import FAILURE, Evidence, NodeEvidence, RankEvidence
-from nexa_dist.plan.signature import Exit, Phrase, Tier
-from nexa_dist.plan.signatures import BY_NAME, TABLE, as_markdown
-from nexa_dist.plan.verdict import judge
+from nexa_dist.ops.failures.why import collect
+from nexa_dist.plan.failures import log_tail
+from nexa_dist.plan.failures.diagnose import judge
+from nexa_dist.plan.failures.evidence import FAILURE, Evidence, NodeEvidence, RankEvidence
+from nexa_dist.plan.failures.known.signature import Exit, Phrase, Tier
+from nexa_dist.plan.failures.table import BY_NAME, TABLE, as_markdown
 from nexa_dist.run.workspace import RunFolder
 
 ROOT = Path(__file__).parents[3]
@@ -79,7 +79,7 @@ def test_cases_hold_no_path_but_the_neutral_ones() -> None:
 
 def test_the_page_is_the_table() -> None:
     page = (ROOT / "docs" / "WHY.md").read_text()
-    again = "python -c 'from nexa_dist.plan.signatures import as_markdown; print(as_markdown(), end=\"\")'"
+    again = "python -c 'from nexa_dist.plan.failures.table import as_markdown; print(as_markdown(), end=\"\")'"
     assert page.endswith(as_markdown()), f"docs/WHY.md: put what this prints behind its first words: {again}"
     assert again in page
 
@@ -211,13 +211,13 @@ def test_an_earlier_exception_does_not_hide_the_last_one() -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_hostile_bytes(seed: int) -> None:
     source = random.Random(seed)
-    parts = [bytes(source.randbytes(400)), b"\xff\x1b]0;x\x07", b"\x00" * 50, logtail.HEADER + b"\n", b"\r" * 9]
+    parts = [bytes(source.randbytes(400)), b"\xff\x1b]0;x\x07", b"\x00" * 50, log_tail.HEADER + b"\n", b"\r" * 9]
     parts += [tail_of("python_exception")[: source.randrange(400)], b'  File "', b'", line 9' * 3, b"x" * 70000]
     tail = b"".join(source.choices(parts, k=200))
     for end in (None, lost(), Exit(10.0, 0, 6), Exit(10.0, 0, 11), Exit(10.0, 2, 0)):
         verdict = judge(of_ranks(RankEvidence("n0", 0, tail, end)))
         assert len(verdict.words) < 1500
-        assert all(len(line) <= logtail.LINE_BYTES for line in verdict.lines)
+        assert all(len(line) <= log_tail.LINE_BYTES for line in verdict.lines)
 
 
 @pytest.mark.parametrize("steps", [None, 3, [1], {"x": 1}, {"0": "far"}, {"0": None}])
@@ -273,7 +273,7 @@ def choices(parsed: Any, behind: tuple[Any, Any] = END) -> int:
     return ways
 
 
-INNER = [value for value in vars(logtail).values() if isinstance(value, re.Pattern)]
+INNER = [value for value in vars(log_tail).values() if isinstance(value, re.Pattern)]
 WORDS = [p for s in TABLE for p in (*s.logs, *s.near, *s.unless)]
 PATTERNS = [*(p for p in WORDS if isinstance(p, re.Pattern)), *INNER]
 """Phrases are linear by their making: test_posted.py."""
@@ -304,7 +304,7 @@ def test_the_guard_refuses_what_it_should(bad: bytes, why: str) -> None:
 
 
 def test_only_the_end_of_a_log_is_read() -> None:
-    tail = tail_of("cuda_oom") + b"\n" * (logtail.TAIL_BYTES + 1)
+    tail = tail_of("cuda_oom") + b"\n" * (log_tail.TAIL_BYTES + 1)
     assert judge(of_ranks(RankEvidence("n0", 0, tail, lost()))).name == "unknown"
 
 

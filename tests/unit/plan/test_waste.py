@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nexa_dist.plan.waste import Waste, waste
+from nexa_dist.plan.money.waste import Waste, waste
 
 T = 1_800_000_000.0
 SPOT = "g5.xlarge us-east-1a spot"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nexa_dist.errors import NexaError
-from nexa_dist.run import archive
+from nexa_dist.run.code import archive
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from nexa_dist.errors import EXIT_USAGE, NexaError, UsageError
-from nexa_dist.run import aws, credentials
+from nexa_dist.run.aws import client as aws_client
+from nexa_dist.run.aws import credentials
 
 CONFIG = """
 [profile mfa]
@@ -62,8 +63,8 @@ def use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
 
     def chosen(profile: str) -> None:
-        aws.session.cache_clear()
-        aws._client.cache_clear()
+        aws_client.session.cache_clear()
+        aws_client._client.cache_clear()
         if profile:
             monkeypatch.setenv("AWS_PROFILE", profile)
 
@@ -75,8 +76,8 @@ def use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None
 @pytest.fixture(autouse=True)
 def forget() -> Any:
     yield
-    aws.session.cache_clear()
-    aws._client.cache_clear()
+    aws_client.session.cache_clear()
+    aws_client._client.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_what_is_missing_is_said_in_one_line(
 ) -> None:
     use(profile)
     with pytest.raises(NexaError) as caught:
-        aws.keys() or aws.identity("us-east-1")
+        aws_client.keys() or aws_client.identity("us-east-1")
     line = f"{caught.value}"
     assert said in line and "\n" not in line and hint in caught.value.hint
     assert isinstance(caught.value, UsageError) == usage and (caught.value.code == EXIT_USAGE) == usage
@@ -109,9 +110,9 @@ def test_terraform_gets_the_keys_and_finds_nothing_else(
     use: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use("")
-    assert aws.keys() == {}  # it looks for itself then, and says that there are none
+    assert aws_client.keys() == {}  # it looks for itself then, and says that there are none
     use("keys")
-    made = aws.keys()
+    made = aws_client.keys()
     assert (made["AWS_ACCESS_KEY_ID"], made["AWS_SECRET_ACCESS_KEY"], made["AWS_SESSION_TOKEN"]) == (
         "AKIA",
         "hidden",
@@ -123,7 +124,7 @@ def test_terraform_gets_the_keys_and_finds_nothing_else(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
     use("")
-    assert (aws.keys()["AWS_ACCESS_KEY_ID"], aws.keys()["AWS_SESSION_TOKEN"]) == ("OTHER", "token")
+    assert (aws_client.keys()["AWS_ACCESS_KEY_ID"], aws_client.keys()["AWS_SESSION_TOKEN"]) == ("OTHER", "token")
 
 
 class Sts:
@@ -179,13 +180,16 @@ def test_a_one_time_code_is_asked_for_once(
 ) -> None:
     use("mfa")
     asked = terminal(monkeypatch, "123456")
-    made = aws.keys()
+    made = aws_client.keys()
     assert (made["AWS_ACCESS_KEY_ID"], made["AWS_SESSION_TOKEN"], made["AWS_CA_BUNDLE"]) == (
         "ASIA1",
         "t",
         "/etc/own.pem",
     )
-    assert aws.keys() == made and aws.client("sts", "us-east-1")._request_signer._credentials.access_key == "ASIA1"
+    assert (
+        aws_client.keys() == made
+        and aws_client.client("sts", "us-east-1")._request_signer._credentials.access_key == "ASIA1"
+    )
     assert sts.codes == ["123456"] and len(asked) == 1
 
 
@@ -193,7 +197,7 @@ def test_no_answer_is_said(use: Callable[[str], None], sts: Sts, monkeypatch: py
     use("mfa")
     terminal(monkeypatch)
     with pytest.raises(UsageError, match="none was given"):
-        aws.keys() or aws.identity("us-east-1")
+        aws_client.keys() or aws_client.identity("us-east-1")
 
 
 def test_the_session_of_the_aws_command_is_used_and_none_is_written(
@@ -201,9 +205,9 @@ def test_the_session_of_the_aws_command_is_used_and_none_is_written(
 ) -> None:
     use("mfa")
     terminal(monkeypatch, "123456")
-    aws.keys()
+    aws_client.keys()
     assert not (tmp_path / ".aws").exists()
-    role = aws.session()._session.get_component("credential_provider").get_provider("assume-role")
+    role = aws_client.session()._session.get_component("credential_provider").get_provider("assume-role")
     ((key, held),) = role.cache.items()
     folder = tmp_path / ".aws" / "cli" / "cache"
     folder.mkdir(parents=True)
@@ -211,11 +215,11 @@ def test_the_session_of_the_aws_command_is_used_and_none_is_written(
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
     use("mfa")
     with pytest.raises(UsageError, match="no terminal"):
-        aws.keys()
+        aws_client.keys()
     held["Credentials"]["AccessKeyId"] = "ASIACLI"
     (folder / f"{key}.json").write_text(json.dumps(held, default=str))
     use("mfa")
-    assert aws.keys()["AWS_ACCESS_KEY_ID"] == "ASIACLI" and len(sts.codes) == 1
+    assert aws_client.keys()["AWS_ACCESS_KEY_ID"] == "ASIACLI" and len(sts.codes) == 1
 
 
 @pytest.mark.parametrize(("minutes", "renewed"), [(60, False), (18, True)])
@@ -226,10 +230,12 @@ def test_who_starts_gets_keys_that_last(
     terminal(monkeypatch, *"123")
     sts.minutes = minutes
     first, newest = ("ASIA2", "ASIA3") if renewed else ("ASIA1", "ASIA2")
-    assert aws.keys()["AWS_ACCESS_KEY_ID"] == first
+    assert aws_client.keys()["AWS_ACCESS_KEY_ID"] == first
     sts.minutes = 60
-    assert aws.keys(True)["AWS_ACCESS_KEY_ID"] == newest == aws.keys()["AWS_ACCESS_KEY_ID"]
-    assert aws.client("sts", "us-east-1")._request_signer._credentials.access_key == newest  # nobody is asked twice
+    assert aws_client.keys(True)["AWS_ACCESS_KEY_ID"] == newest == aws_client.keys()["AWS_ACCESS_KEY_ID"]
+    assert (
+        aws_client.client("sts", "us-east-1")._request_signer._credentials.access_key == newest
+    )  # nobody is asked twice
 
 
 def test_what_is_left_of_them_is_used_when_nobody_is_there_for_newer_ones(
@@ -238,6 +244,6 @@ def test_what_is_left_of_them_is_used_when_nobody_is_there_for_newer_ones(
     use("mfa")
     terminal(monkeypatch, "1")
     sts.minutes = 18
-    assert aws.keys()["AWS_ACCESS_KEY_ID"] == "ASIA1" == aws.keys()["AWS_ACCESS_KEY_ID"]
+    assert aws_client.keys()["AWS_ACCESS_KEY_ID"] == "ASIA1" == aws_client.keys()["AWS_ACCESS_KEY_ID"]
     with pytest.raises(UsageError, match="none was given"):
-        aws.keys(True)
+        aws_client.keys(True)

@@ -6,8 +6,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from nexa_dist.errors import NexaError
-from nexa_dist.run.aws import Refused, spoken
-from nexa_dist.run.denied import denied_action, in_short
+from nexa_dist.run.aws.client import Refused, spoken
+from nexa_dist.run.aws.denied import denied_action, in_short
 
 TOLD = "User: arn:aws:iam::1:user/ann is not authorized to perform: {} because no identity-based policy allows it"
 TERRAFORM = (

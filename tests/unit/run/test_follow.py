@@ -20,13 +20,13 @@ from typing import Any, BinaryIO, cast
 import pytest
 
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.run import follow as module
-from nexa_dist.run import items as waiting
-from nexa_dist.run.follow import Follower, follow
-from nexa_dist.run.items import AgentEvent, Ended, Item, Items, Line, Note, Quiet, Through
-from nexa_dist.run.mirror import Mirror, marks, sizes
-from nexa_dist.run.nodes import Link, Ssh
+from nexa_dist.run.logs import items as waiting
+from nexa_dist.run.logs import stream as module
+from nexa_dist.run.logs.items import AgentEvent, Ended, Item, Items, Line, Note, Quiet, Through
+from nexa_dist.run.logs.mirror import Mirror, marks, sizes
+from nexa_dist.run.logs.stream import Follower, follow
 from nexa_dist.run.runner import Result, Runner, Stream, SystemRunner
+from nexa_dist.run.ssh.connections import Link, Ssh
 
 ROOT = Path(__file__).parents[3]
 NODE = Node("n0", "10.0.0.1", 2)

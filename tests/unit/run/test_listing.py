@@ -12,9 +12,9 @@ import pytest
 
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.run import git
-from nexa_dist.run.archive import Archive, project
-from nexa_dist.run.ignore import Rules
-from nexa_dist.run.listing import NAME_IT
+from nexa_dist.run.code.archive import Archive, project
+from nexa_dist.run.code.ignore import Rules
+from nexa_dist.run.code.listing import NAME_IT
 from nexa_dist.run.runner import Result, SystemRunner
 
 

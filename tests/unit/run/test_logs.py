@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from nexa_dist.errors import NexaError
-from nexa_dist.ops.logs import Log, Wanted, check, find
-from nexa_dist.ops.runs import progress_of
-from nexa_dist.run.reader import Chunk
+from nexa_dist.ops.runs.logs import Log, Wanted, check, find
+from nexa_dist.ops.runs.status import progress_of
+from nexa_dist.run.logs.reader import Chunk
 from nexa_dist.run.workspace import RunFolder, Workspace
-from nexa_dist.verbs import logs as verb
+from nexa_dist.verbs.run import logs as verb
 
 NODES = [{"name": name, "address": "127.0.0.1", "gpus": 2} for name in ("n0", "n1")]
 LAYOUT = {"python": "python3", "shared": "~/s", "scratch": "~/h", "durable": "~/d"}

@@ -13,9 +13,9 @@ import pytest
 
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.run import nodes
-from nexa_dist.run.nodes import Ssh, session
 from nexa_dist.run.runner import Result
+from nexa_dist.run.ssh import connections
+from nexa_dist.run.ssh.connections import Ssh, session
 
 NODE = Node("n0", "front", 1)
 HURT = """\
@@ -84,7 +84,7 @@ def test_what_helps_is_kept_and_what_hurts_is_off(tmp_path: Path) -> None:
 
 def test_the_users_own_files_are_read_where_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config").write_text("Host front\n  ProxyJump jump\n  SendEnv HF_TOKEN\n")
-    monkeypatch.setattr(nodes, "USER_FILES", (str(tmp_path / "config"), "/nowhere"))
+    monkeypatch.setattr(connections, "USER_FILES", (str(tmp_path / "config"), "/nowhere"))
     with session(Quiet(), cluster()) as ssh:  # type: ignore[arg-type]
         found = effective(ssh)
     assert found["proxyjump"] == "jump" and "sendenv" not in found

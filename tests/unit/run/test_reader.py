@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from nexa_dist.run import reader as module
-from nexa_dist.run.reader import Chunk, Reader, Times, offset_at, tail_offset
+from nexa_dist.run.logs import reader as module
+from nexa_dist.run.logs.reader import Chunk, Reader, Times, offset_at, tail_offset
 
 ROOT = Path(__file__).parents[3]
 SMALL = {"BLOCK_BYTES": 64, "MAX_LINE_BYTES": 40, "OVERLAP_BYTES": 8}
@@ -132,7 +132,7 @@ def test_a_log_without_an_index_is_all_of_a_time_or_nothing(tmp_path: Path) -> N
 LIMITED = """
 import re, resource, sys
 from pathlib import Path
-from nexa_dist.run.reader import Reader, tail_offset
+from nexa_dist.run.logs.reader import Reader, tail_offset
 path, limit = Path(sys.argv[1]), int(sys.argv[2])
 now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (now + limit, now + limit))

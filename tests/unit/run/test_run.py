@@ -18,10 +18,11 @@ import pytest
 from nexa_dist import wire
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.run import agentfile, files, nodes
-from nexa_dist.run.keys import write_ssh_config
-from nexa_dist.run.nodes import LOOK, Link, Ssh, Unreachable, connect, connecting, on_all
+from nexa_dist.run import agent_file, files
 from nexa_dist.run.runner import Result, Stream, SystemRunner
+from nexa_dist.run.ssh import connections
+from nexa_dist.run.ssh.connections import LOOK, Link, Ssh, Unreachable, connect, connecting, on_all
+from nexa_dist.run.ssh.keys import write_ssh_config
 from nexa_dist.run.workspace import Workspace
 
 NODES = (Node("n0", "10.0.0.1", 2), Node("n1", "::1", 2, port=2201, user="ubuntu"))
@@ -83,15 +84,15 @@ def test_a_shell_that_talks_is_told_apart_from_an_answer() -> None:
 def test_a_missing_agent_is_sent() -> None:
     runner = FakeRunner(Result((), 0, b"1\n/home/u\n"), Result((), 0))
     (link,) = connect(Ssh(runner, CLUSTER, "/tmp/s"), NODES[:1])
-    assert shlex.split(runner.calls[1][-1])[-2:] == [link.agent, agentfile.sha256()]
+    assert shlex.split(runner.calls[1][-1])[-2:] == [link.agent, agent_file.sha256()]
 
 
 def test_an_agent_that_is_not_ours_is_sent_again_and_then_the_node_is_at_fault() -> None:
-    bad, good = Result((), nodes.NOT_OURS), Result((), 0, b'{"ok": true}')
+    bad, good = Result((), connections.NOT_OURS), Result((), 0, b'{"ok": true}')
     runner = FakeRunner(bad, Result((), 0), good, bad, Result((), 0), bad)
     link = Link(Ssh(runner, CLUSTER, "/s"), NODES[0], "/home/u")
     assert link.call("go", "/run") == {}
-    assert shlex.split(runner.calls[1][-1])[-2:] == [link.agent, agentfile.sha256()]
+    assert shlex.split(runner.calls[1][-1])[-2:] == [link.agent, agent_file.sha256()]
     with pytest.raises(wire.Faulty, match="n0: its node agent makes no sense: it is not the file that was sent"):
         link.call("go", "/run")
 

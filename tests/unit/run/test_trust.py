@@ -12,9 +12,10 @@ import pytest
 
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.run import consent, dotenv, git, trust
-from nexa_dist.run.nodes import Ssh
+from nexa_dist.run import dotenv, git, trust
 from nexa_dist.run.runner import Result
+from nexa_dist.run.ssh import consent
+from nexa_dist.run.ssh.connections import Ssh
 from nexa_dist.run.workspace import Workspace
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.run import ways
-from nexa_dist.run.nodes import Ssh
 from nexa_dist.run.runner import Result
+from nexa_dist.run.ssh import ways
+from nexa_dist.run.ssh.connections import Ssh
 
 N0 = Node("n0", "198.51.100.1", 1, private_address="10.0.0.1")
 N1 = Node("n1", "198.51.100.2", 1, port=2222, private_address="10.0.0.2")

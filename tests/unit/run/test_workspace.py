@@ -10,12 +10,12 @@ import pytest
 
 from nexa_dist.cli import main
 from nexa_dist.errors import UsageError
+from nexa_dist.ops.active_runs import active_runs
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.runs import active_runs
 from nexa_dist.run import trust
 from nexa_dist.run.runner import SystemRunner
 from nexa_dist.run.workspace import Workspace
-from nexa_dist.verbs import common
+from nexa_dist.verbs import _shared
 
 CLUSTER = {
     "name": "lab", "provider": "local", "layout": {"python": "p", "scratch": "s", "shared": "s", "durable": "d"},
@@ -99,12 +99,12 @@ def test_a_cluster_of_another_project_by_its_file_and_by_its_name(
     other, here = made(folder(tmp_path / "other")), made(folder(tmp_path / "here"), "mine")
     monkeypatch.chdir(here)
     for named in ("../other/lab.yaml", "lab"):
-        assert common.context(cluster=named).workspace.root == other
+        assert _shared.context(cluster=named).workspace.root == other
     for named in ("mine.yaml", "mine", None):
-        assert common.context(cluster=named).workspace.root == here
+        assert _shared.context(cluster=named).workspace.root == here
     made(folder(tmp_path / "third"))
     with pytest.raises(UsageError, match=r"is known in .*other, .*third"):
-        common.context(cluster="lab")
+        _shared.context(cluster="lab")
 
 
 def test_a_run_on_a_borrowed_cluster_is_seen_by_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,7 @@ def test_a_run_on_a_borrowed_cluster_is_seen_by_its_owner(tmp_path: Path, monkey
     monkeypatch.chdir(here)
     ctx = Context(Workspace.here(), SystemRunner(), lambda _: None)
     for _ in range(2):
-        common.borrowed(ctx, "../other/lab.yaml")
+        _shared.borrowed(ctx, "../other/lab.yaml")
     assert ctx.workspace.only_cluster().load().name == "lab"
     assert ctx.workspace.cluster("lab").path == other / ".nexa" / "clusters" / "lab"
     run = ctx.workspace.new_run("train", "x")
@@ -123,7 +123,7 @@ def test_a_run_on_a_borrowed_cluster_is_seen_by_its_owner(tmp_path: Path, monkey
         assert [found.path for found in seen] == [run.path]
     made(folder(tmp_path / "third"))
     with pytest.raises(UsageError, match="of its own"):
-        common.borrowed(Context(Workspace(tmp_path / "third"), ctx.runner, lambda _: None), "../other/lab.yaml")
+        _shared.borrowed(Context(Workspace(tmp_path / "third"), ctx.runner, lambda _: None), "../other/lab.yaml")
 
 
 def test_git_never_takes_keys_states_and_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from nexa_dist.train.bandwidth import rounds, suspects, tries
+from nexa_dist.remote.group_test import rounds, suspects, tries
 
 
 @pytest.mark.parametrize("nodes", range(1, 10))

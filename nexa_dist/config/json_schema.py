@@ -1,0 +1,62 @@
+"""JSON Schema of the config files, for editors. `python -m nexa_dist.config.json_schema [DIR]` writes it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from nexa_dist.config.cluster import ClusterConfig
+from nexa_dist.config.manifest import Manifest
+from nexa_dist.config.train import TrainConfig
+
+Kind = Literal["cluster", "train", "manifest"]
+MODELS: dict[Kind, type[BaseModel]] = {"cluster": ClusterConfig, "train": TrainConfig, "manifest": Manifest}
+
+
+def json_schema(kind: Kind) -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of cluster.yaml, train.yaml or a run's manifest, without $id."""
+    model = MODELS[kind]
+    schema = model.model_json_schema()
+    # Without a file there is no file name to take the name from, but a file always has one.
+    if kind == "cluster":
+        schema["required"] = [key for key in schema.get("required", []) if key != "name"]
+        _drop_null(schema)
+    if not schema.get("required"):
+        schema.pop("required", None)
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return {**head, **schema, "title": f"NexaCompute {kind}{'.json' if kind == 'manifest' else '.yaml'}"}
+
+
+def _drop_null(node: Any) -> None:
+    """An optional key may be left out; written without a value it is refused."""
+    if isinstance(node, list):
+        for item in node:
+            _drop_null(item)
+    elif isinstance(node, dict):
+        kinds = [kind for kind in node.get("anyOf", []) if kind != {"type": "null"}]
+        if "anyOf" in node and len(kinds) == 1:
+            del node["anyOf"]
+            node.update({**kinds[0], **node})
+        if node.get("default", "") in (None, []):
+            del node["default"]
+        for item in node.values():
+            _drop_null(item)
+
+
+def schema_text(kind: Kind) -> str:
+    return json.dumps(json_schema(kind), indent=2, ensure_ascii=False) + "\n"
+
+
+def main(argv: list[str]) -> int:
+    folder = Path(argv[0]) if argv else Path("docs")
+    for kind in MODELS:
+        (folder / f"{kind}.schema.json").write_text(schema_text(kind), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

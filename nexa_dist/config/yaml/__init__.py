@@ -1,0 +1,1 @@
+"""Strict YAML: text to plain data, and where each key stands."""

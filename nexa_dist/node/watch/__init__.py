@@ -1,0 +1,1 @@
+"""What the agent looks at while an attempt goes on."""

@@ -1,0 +1,179 @@
+"""Why a run ended as it did: evidence from what the controller has of it, also after its nodes are gone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nexa_dist.errors import UsageError
+from nexa_dist.plan.failures.diagnose import Diagnosis, judge
+from nexa_dist.plan.failures.evidence import ACTIVE, LATEST_UNIX, Evidence, NodeEvidence, RankEvidence
+from nexa_dist.plan.failures.known.signature import Exit
+from nexa_dist.plan.failures.log_tail import TAIL_BYTES
+from nexa_dist.plan.runs.recovery import End, Kind
+from nexa_dist.run import files
+from nexa_dist.run.logs.mirror import EVENTS, TAIL
+from nexa_dist.run.workspace import RunFolder
+
+EVENTS_BYTES = 8 << 20
+"""How much of a node's events is read, from the end."""
+BY_A_RANK = ("rank", "killed", "oom")
+FREQUENT = (b'"event": "heartbeat"', b'"event": "progress"')
+"""Of these only the last one of a node matters."""
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Story:
+    """One attempt: how it ended, and why. `step` is the highest that a rank reported."""
+
+    attempt: int
+    state: str
+    cause: str
+    step: int | None
+    verdict: Diagnosis
+
+    @property
+    def line(self) -> str:
+        return _line(self.verdict)
+
+
+def _line(verdict: Diagnosis) -> str:
+    return f"{verdict.who}: {verdict.words}" if verdict.who else verdict.words
+
+
+def why(run: RunFolder, record: Record, attempt: int | None = None) -> tuple[Story, list[Story]]:
+    """The attempt to explain (default: the newest that ended badly, else the newest) and the others, oldest first.
+
+    Raises UsageError when there is no such attempt.
+    """
+    stories = [_story(run, entry) for entry in record["attempts"]]
+    if not stories:
+        raise UsageError(f"{run.run_id} was never started", hint="nexa run starts it; its words said why it did not")
+    if attempt is None:
+        bad = [s for s in stories if s.state not in ("completed", *ACTIVE)]
+        chosen = bad[-1] if bad else stories[-1]
+    else:
+        found = [s for s in stories if s.attempt == attempt]
+        if not found:
+            raise UsageError(f"{run.run_id} has no attempt {attempt}", hint=f"attempts: 1 to {stories[-1].attempt}")
+        chosen = found[0]
+    return chosen, [s for s in stories if s is not chosen]
+
+
+def explain(run: RunFolder, record: Record) -> str:
+    """One line about the newest attempt: who failed first and why; empty when it completed."""
+    entry = record["attempts"][-1]
+    return "" if entry["state"] == "completed" else _line(judge(collect(run, entry)))
+
+
+def blamed(run: RunFolder, record: Record, end: End) -> tuple[End, str]:
+    """How the newest attempt ended, with the rank that its logs say failed first, and that in one line. The nodes only
+    tell when which rank ended: one that lost its peer may end before the one that it lost."""
+    verdict = judge(collect(run, record["attempts"][-1]))
+    (node, rank), how = verdict.first or ("", None), verdict.exit
+    if rank is not None and how and rank != end.rank >= 0 and end.kind in BY_A_RANK:
+        what = f"signal {how.signal}" if how.signal else f"exit code {how.code}"
+        kind: Kind = "oom" if how.oom else "killed" if how.signal else "rank"
+        more = ", out of memory" if how.oom else "" if how.bad else " while others still worked"
+        end = replace(end, kind=kind, node=node, rank=rank, words=f"rank {rank} on {node}: {what}{more}")
+    return end, _line(verdict)
+
+
+def _story(run: RunFolder, entry: Record) -> Story:
+    evidence = collect(run, entry)
+    told = [
+        step
+        for node in evidence.nodes
+        for event in node.of("progress")
+        for step in dict(event.get("steps") or {}).values()
+        if isinstance(step, int)
+    ]
+    told += [r.exit.step for r in evidence.ranks if r.exit and r.exit.step is not None]
+    verdict = judge(evidence)
+    return Story(entry["attempt"], evidence.state, evidence.cause, max(told, default=None), verdict)
+
+
+def collect(run: RunFolder, entry: Record) -> Evidence:
+    """Of one attempt, an entry of run.json: bounded reads of each node's mirrored logs."""
+    number, spans = int(entry["attempt"]), dict(entry.get("ranks") or {})
+    skews = dict(entry.get("skew_s") or {})
+    folders = sorted(path for path in run.logs.iterdir() if path.is_dir()) if run.logs.is_dir() else []
+    nodes: list[NodeEvidence] = []
+    ranks: list[RankEvidence] = []
+    for folder in folders:
+        if spans and folder.name not in spans:
+            continue
+        events = _events(folder / EVENTS, number)
+        exits = {event["rank"]: _exit(event) for event in events if event["event"] == "rank_exit"}
+        first, last = spans.get(folder.name, (0, 1 << 30))
+        logs = {n: path for n, path in _rank_logs(folder, number) if first <= n <= last}
+        for rank in sorted({*exits, *logs}):
+            failed = rank not in exits or exits[rank].bad
+            tail = _tail(logs[rank], TAIL_BYTES if failed else 4096) if rank in logs else b""
+            ranks.append(RankEvidence(folder.name, rank, tail, exits.get(rank)))
+        phases = [_tail(folder / f"{name}.attempt_{number}.log", TAIL_BYTES) for name in ("prepare", "torchrun")]
+        agent, skew_s = _tail(folder / "agent.err", 4096), float(skews.get(folder.name) or 0.0)
+        nodes.append(NodeEvidence(folder.name, events, phases[0], phases[1], agent, skew_s))
+    return Evidence(tuple(nodes), tuple(ranks), str(entry["state"]), str(entry.get("cause") or ""))
+
+
+def _exit(event: Mapping[str, Any]) -> Exit:
+    step = event.get("step")
+    step = step if isinstance(step, int) else None
+    return Exit(float(event["at"]), event["code"], event["signal"], step, event.get("oom") is True)
+
+
+def _rank_logs(folder: Path, attempt: int) -> Iterator[tuple[int, Path]]:
+    for path in folder.glob(f"rank_*/attempt_{attempt}.log"):
+        name = path.parent.name[5:]
+        if name.isascii() and name.isdigit():
+            yield int(name), path
+
+
+def _tail(path: Path, size: int) -> bytes:
+    """The last bytes of a file; nothing when it cannot be read. Of a log that is not all here they lie beside it."""
+    kept = path.with_name(path.name + TAIL)
+    return files.tail(kept if kept.exists() else path, size)
+
+
+def _events(path: Path, attempt: int) -> tuple[dict[str, Any], ...]:
+    """The events of one attempt, oldest first, of those that come often only the last.
+
+    Records that are torn or not as they should be are passed over: this file came from a node.
+    """
+    current: int | None = None
+    found: dict[int | None, list[dict[str, Any]]] = {}
+    often: dict[tuple[int | None, int], dict[str, Any] | bytes] = {}
+    for line in _tail(path, EVENTS_BYTES).split(b"\n"):
+        kind = next((i for i, name in enumerate(FREQUENT) if name in line), None)
+        if kind is not None:
+            often[current, kind] = line
+            continue
+        event = _parsed(line)
+        if event is None:
+            continue
+        if event["event"] == "started":
+            current = event.get("attempt")
+        found.setdefault(current, []).append(event)
+    if attempt not in found and None in found:  # its beginning lies before what was read
+        found[attempt] = found[None]
+        often |= {(attempt, kind): line for (key, kind), line in often.items() if key is None}
+    last = [_parsed(line) for (key, _), line in often.items() if key == attempt and isinstance(line, bytes)]
+    return tuple(sorted([*found.get(attempt, []), *(e for e in last if e)], key=lambda e: float(e["at"])))
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    with contextlib.suppress(ValueError, RecursionError):
+        event = json.loads(line)
+        if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+            return None
+        at, numbers = event.get("at"), ("rank", "code", "signal") if event["event"] == "rank_exit" else ()
+        if isinstance(at, int | float) and 0 < at < LATEST_UNIX and all(type(event.get(n)) is int for n in numbers):
+            return event
+    return None

@@ -1,0 +1,1 @@
+"""Diagnosis of nodes, and the gates that ask for it."""

@@ -1,0 +1,1 @@
+"""Budget, lease, usage and cost of a cluster."""

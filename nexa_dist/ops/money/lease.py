@@ -1,0 +1,102 @@
+"""The clocks by which nodes switch themselves off, as far as a controller has a hand in them.
+
+A node counts by its own clock since nobody may be there to tell it; a living controller renews the lease, and sets
+another deadline when the budget allows more or less. Nodes of your own have no such clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from nexa_dist.errors import NexaError
+from nexa_dist.run.periodic import PeriodicTask
+from nexa_dist.run.runner import CommandFailed
+from nexa_dist.run.ssh.connections import Link, Ssh, on_all
+
+TIMEOUT_S = 20.0
+FOLDER = "d=${NEXA_DEADLINE_DIR:-/var/lib/nexa}; "
+SIGN_SH = FOLDER + (
+    '[ -e "$d/due_unix" ] || exit 0; for name; do touch -c "$d/$name" || exit; done; '
+    'acts=$(cat "$d/acts_unix" 2>/dev/null) || exit 0; echo "$((acts - $(date +%s)))"'
+)
+EXTEND_SH = FOLDER + (
+    '[ -e "$d/due_unix" ] || { echo "it has none" >&2; exit 1; }; '
+    '[ -w "$d" ] && exec "$d/deadline" extend "$@"; exec sudo -n "$d/deadline" extend "$@"'
+)
+
+
+@dataclass(frozen=True)
+class Signs:
+    """What came of a sign of life, by node."""
+
+    left_s: Mapping[str, int | None]
+    """Seconds until the node switches itself off as things stand; None without a clock."""
+    silent: Mapping[str, str]
+    """Nodes whose lease was not renewed, and why."""
+
+
+def renew_every_s(lease_s: float) -> float:
+    """How often a lease of this length is to be renewed: a few that fail, or a pause of half of it, end nothing."""
+    return max(5.0, min(60.0, lease_s / 10))
+
+
+def doors(ssh: Ssh) -> list[Link]:
+    """Links for the functions below to nodes that may not have the agent yet."""
+    return [Link(ssh, node, "") for node in ssh.cluster.nodes]
+
+
+def renew(links: Sequence[Link], *, busy: bool = False) -> Signs:
+    """A sign of life to every node, all at once, in one short command each. `busy`: they are also in use, though no
+    run is there to say so (a bootstrap). A node that cannot be told is no error: this is to be called again."""
+    words = ("lease", "busy") if busy else ("lease",)
+    left_s: dict[str, int | None] = {}
+    silent: dict[str, str] = {}
+
+    def tell(link: Link) -> None:
+        node = link.node
+        try:
+            answer = link.ssh.run(node, ("sh", "-c", SIGN_SH, "sh", *words), timeout_s=TIMEOUT_S)
+            said = answer.out.decode(errors="replace").strip()
+            if answer.code or not re.fullmatch(r"(?:-?[0-9]{1,12})?", said):
+                raise CommandFailed(f"{node.name}: renewing its lease", answer)
+            left_s[node.name] = int(said) if said else None
+        except NexaError as error:
+            silent[node.name] = str(error)
+
+    on_all(links, tell)
+    return Signs(left_s, silent)
+
+
+@contextlib.contextmanager
+def in_use(links: Sequence[Link], every_s: float = 20.0) -> Iterator[None]:
+    """As long as the block lasts (a bootstrap, an upload) the nodes are neither alone nor idle."""
+
+    def tell() -> str:
+        renew(links, busy=True)
+        return ""
+
+    task = PeriodicTask(tell, every_s)
+    task.start()
+    try:
+        yield
+    finally:
+        task.close()
+
+
+def rearm(links: Sequence[Link], due_unix: float, max_s: float | None = None) -> dict[str, int]:
+    """Another deadline for every node; the one in force by node, which is earlier where `max_s` (seconds from its
+    first boot; as it was if None) does not allow `due_unix`. Raises NexaError with every node that failed."""
+    words = [str(max(1, int(at))) for at in (due_unix, max_s) if at is not None]
+
+    def tell(link: Link) -> tuple[str, int]:
+        node = link.node
+        answer = link.ssh.run(node, ("sh", "-c", EXTEND_SH, "sh", *words), timeout_s=TIMEOUT_S)
+        said = answer.out.decode(errors="replace").strip()
+        if answer.code or not re.fullmatch(r"[0-9]{1,12}", said):
+            raise CommandFailed(f"{node.name}: setting its deadline", answer)
+        return node.name, int(said)
+
+    return dict(on_all(links, tell))

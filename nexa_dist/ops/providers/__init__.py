@@ -1,0 +1,1 @@
+"""Who makes nodes: aws, local, static."""

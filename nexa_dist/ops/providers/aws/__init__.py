@@ -1,0 +1,1 @@
+"""Nodes rented from EC2."""

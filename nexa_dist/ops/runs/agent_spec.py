@@ -1,0 +1,173 @@
+"""What the agent of a node is told about an attempt."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nexa_dist.config.train import TrainConfig
+from nexa_dist.errors import UsageError
+from nexa_dist.model import Cluster
+from nexa_dist.ops.context import Context
+from nexa_dist.plan.ranks import NodePlan, RankPlan
+from nexa_dist.plan.runs import torchrun
+from nexa_dist.plan.runs.torchrun import Place
+from nexa_dist.run import dotenv, git
+from nexa_dist.run.code import archive
+from nexa_dist.run.ssh.connections import Link
+from nexa_dist.secrets import remember
+
+SECRETS = ("WANDB_API_KEY", "HF_TOKEN")
+ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+GRACE_S = 25.0
+"""For a checkpoint after SIGTERM; torchrun itself kills its workers after 30 s."""
+NOTICE_GRACE_S = 90.0
+"""For a checkpoint and its way to the durable store, of the 120 s of a spot notice."""
+DURABLE_WAIT_S = NOTICE_GRACE_S - 20
+"""How long a rank that stops waits for the durable store; the rest of a notice's grace is for the checkpoint."""
+VARIABLE = re.compile(r"\$\{(NEXA_\w+)\}|\$(NEXA_\w+)")
+PRELOAD = {"hf": ("torch", "transformers.trainer")}
+"""By backend: what the warm interpreter imports. For the user's own scripts it is torch alone."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt as it is wanted, before any node was asked."""
+
+    config: TrainConfig
+    run_id: str
+    attempt: int
+    project: archive.Code
+    package: archive.Code
+    resume: tuple[int, dict[str, str]] | None
+    """The step and, by node name, its verified checkpoint there."""
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def expanded(self, environment: dict[str, str]) -> TrainConfig:
+        """The config with the values of a node in its arguments, where it says so. Raises UsageError for a name that
+        no node has."""
+        if not self.config.expand:
+            return self.config
+
+        def value(found: re.Match[str]) -> str:
+            if (name := found[1] or found[2]) not in environment:
+                known = ", ".join(sorted(key for key in environment if key.startswith("NEXA_")))
+                raise UsageError(f"args: {found[0]}: there is no {name}", hint=f"expand: true knows {known}")
+            return environment[name]
+
+        return self.config.model_copy(update={"args": tuple(VARIABLE.sub(value, word) for word in self.config.args)})
+
+    @property
+    def preload(self) -> tuple[str, ...]:
+        return PRELOAD.get(self.config.backend or "", ("torch",))
+
+    def place(self, link: Link) -> Place:
+        layout = link.ssh.cluster.layout
+        scratch, shared = link.path(layout.scratch), link.path(layout.shared)
+        return Place(
+            python=link.python,
+            agent=link.agent,
+            scratch=scratch,
+            shared=shared,
+            durable=link.path(layout.durable),
+            run_dir=link.run_dir(self.run_id),
+            package=code_folder(link, self.package),
+            code=code_folder(link, self.project),
+        )
+
+    def environment(self, plan: RankPlan, node: NodePlan, link: Link, interface: str, cpus: int) -> dict[str, str]:
+        place = self.place(link)
+        return torchrun.environment(
+            plan,
+            node,
+            place,
+            run_id=self.run_id,
+            attempt=self.attempt,
+            interface=interface,
+            cpus=cpus,
+            user=_user_environment(self.config),
+            resume=(self.resume[1][node.node.name], self.resume[0]) if self.resume else None,
+            bucket=bucket_environment(link.ssh.cluster, place.package),
+        )
+
+    def preloading(self, plan: RankPlan, node: NodePlan, link: Link) -> dict[str, Any]:
+        """What `probe` needs to load the interpreter that the ranks of a node will be forked from. `plan` may lack
+        the port, and nobody knows the node's interface and CPUs: the agent counts these itself."""
+        place = self.place(link)
+        env = self.environment(plan, node, link, "", 1)
+        if "OMP_NUM_THREADS" not in self.config.env:
+            del env["OMP_NUM_THREADS"]
+        argv = (place.python, *torchrun.program(self.expanded(env), place).argv)
+        spec = {"argv": argv, "cwd": place.work, "env": env, "nproc": node.nproc, "preload": self.preload}
+        return {"run_dir": place.run_dir, "spec": spec, "secrets": self.secrets}
+
+    def spec(
+        self, plan: RankPlan, node: NodePlan, link: Link, interface: str, cpus: int, seconds_left: float | None
+    ) -> dict[str, Any]:
+        """Version 2, as the agent's `start` takes it."""
+        env = self.environment(plan, node, link, interface, cpus)
+        config, place = self.expanded(env), self.place(link)
+        what = torchrun.program(config, place)
+        return {
+            "version": 2,
+            "run_id": self.run_id,
+            "attempt": self.attempt,
+            "node": node.node.name,
+            "launcher": config.launcher,
+            "argv": torchrun.ranks_argv(plan, node, place, what, self.run_id, self.attempt, config.launcher),
+            "prepare": what.prepare or None,
+            "env": env,
+            "cwd": place.work,
+            "code": place.code,
+            "config": config.model_dump(mode="json") if config.backend else None,
+            "grace_s": GRACE_S,
+            "notice_grace_s": NOTICE_GRACE_S,
+            "deadline_in_s": seconds_left,
+            "hang_timeout_s": config.hang_timeout_s,
+            "on_disconnect": config.on_disconnect,
+            "spot": node.node.offer.endswith(" spot"),
+            "keep_warm": config.launcher == "direct",
+            "preload": self.preload,
+            "first_rank": node.first_rank,
+            "nproc": node.nproc,
+            "world_size": plan.world_size,
+            "node_rank": node.node_rank,
+            "nnodes": len(plan.nodes),
+            "master_addr": plan.rdzv_host,
+            "master_port": plan.rdzv_port,
+        }
+
+
+def secrets(ctx: Context, config: TrainConfig) -> dict[str, str]:
+    """Of our own environment, and those that train.yaml names also from `.env`. They travel on standard input alone,
+    and nothing that we write has them. Raises UsageError when one is missing."""
+    found = {name: os.environ[name] for name in SECRETS if os.environ.get(name)}
+    if config.secrets:
+        root = ctx.workspace.root
+        kept = dotenv.named(root, config.secrets, lambda: git.tracks(ctx.runner, root, dotenv.NAME) != "")
+        found |= {name: value for name in config.secrets if (value := os.environ.get(name) or kept.get(name))}
+        if missing := [name for name in config.secrets if name not in found]:
+            where = f"neither in the environment nor in {root / dotenv.NAME}"
+            raise UsageError(f"secrets: {', '.join(missing)}: {where}", hint="set it there, or take it out of secrets:")
+        ctx.say(f"secrets: the nodes get {', '.join(config.secrets)}")
+    remember(found.values())
+    return found
+
+
+def code_folder(link: Link, code: archive.Code) -> str:
+    """Where this code lies on the node, by its hash."""
+    return f"{link.path(link.ssh.cluster.layout.shared)}/code/{code.hash}"
+
+
+def bucket_environment(cluster: Cluster, package: str) -> dict[str, str]:
+    """What run_sync.sh of the package on a node needs; an endpoint that we were given holds there too."""
+    made = torchrun.bucket_environment(cluster, f"{package}/{archive.SYNC}")
+    return made | {name: os.environ[name] for name in ENDPOINTS if made and os.environ.get(name)}
+
+
+def _user_environment(config: TrainConfig) -> dict[str, str]:
+    wandb = config.wandb if config.wandb in ("online", "offline") else "disabled"
+    return {"NEXA_DURABLE_WAIT_S": f"{DURABLE_WAIT_S:.0f}", "WANDB_MODE": wandb, **config.env}

@@ -1,0 +1,104 @@
+"""The code of an attempt: which files it is, what of the project is not sent, and its way to the nodes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nexa_dist.config.launchers import calls_one
+from nexa_dist.config.train import TrainConfig
+from nexa_dist.errors import NexaError
+from nexa_dist.ops.context import Context
+from nexa_dist.ops.runs.agent_spec import code_folder
+from nexa_dist.run.code import archive
+from nexa_dist.run.code.listing import shown
+from nexa_dist.run.ssh.connections import Link, on_all
+
+PART_BYTES = 1 << 20
+"""Smaller code is sent whole: to ask first would take longer."""
+LINES = 20
+"""Of what is not sent; the rest is counted."""
+
+
+def of_now(ctx: Context, config: TrainConfig) -> tuple[archive.Archive, archive.Archive]:
+    """The project as it is in the workspace now, and our package. Says what is not sent."""
+    root = ctx.workspace.root
+    found = archive.project(ctx.runner, root, config.files)
+    _check_script(config, root, found)
+    source = next((file.content for file in found.files if file.name == os.path.normpath(config.script or "")), b"")
+    if launcher := calls_one(source):
+        ctx.say(
+            f"warning: {config.script} seems to call {launcher}, and nexa starts the ranks itself: below it they would "
+            f"wait without end; name the program that {launcher} starts as script"
+        )
+    for name, path in found.followed:
+        inside = sum(one == name or one.startswith(f"{name}/") for one in found.names)
+        ctx.say(f"sent from outside the project, as files: says: {name} → {shown(path)} ({inside} files)")
+    if found.left_out:
+        ctx.say("not sent to the nodes:")
+        for one in found.left_out[:LINES]:
+            ctx.say(f"  {one}")
+        if len(found.left_out) > LINES:
+            ctx.say(f"  and {len(found.left_out) - LINES} more")
+    return found, archive.package()
+
+
+def _check_script(config: TrainConfig, root: Path, project: archive.Archive) -> None:
+    if config.script and not Path(config.script).is_absolute():
+        name = os.path.normpath(config.script)
+        if name not in project.names:
+            told = next((str(one) for one in project.left_out if f"{name}/".startswith(f"{one.name}/")), "")
+            there = told or "is ignored, so it is not sent" if (root / config.script).exists() else "does not exist"
+            raise NexaError(f"script {config.script} {there} (in {root})", hint="paths are relative to this folder")
+
+
+def send(
+    ctx: Context,
+    links: Sequence[Link],
+    archives: Sequence[archive.Code],
+    have: Mapping[str, Collection[str]] | None = None,
+) -> None:
+    """Code to every node at once. What a node has already, and is what its name says, is not sent again; what is sent
+    is packed once.
+
+    `have` by node name are the folders that are there; without it the nodes are asked.
+    """
+    packed: dict[str, bytes] = {}
+
+    def part(link: Link, target: str, code: archive.Code) -> bytes | None:
+        """Of large code, what the node lacks; None where that would be most of it."""
+        if not isinstance(code, archive.Archive) or code.size < PART_BYTES:
+            return None
+        marks = {file.name: file.mark for file in code.files}
+        lacking = [n for n in link.call("lacks", target, message={"files": marks})["lacks"] if n < len(code.files)]
+        saved = code.size - sum(len(code.files[n].content) for n in lacking)
+        return code.pack_part(lacking) if saved > code.size / 2 else None
+
+    def to_node(link: Link) -> None:
+        for code in archives:
+            target = code_folder(link, code)
+            if link.call("whole", target)["whole"] if have is None else target in have[link.node.name]:
+                continue
+            if (some := part(link, target, code)) is not None:
+                link.unpack(target, some, code.hash, part=True)
+                ctx.detail(f"{link.node.name}: sent {max(1, len(some) >> 10)} KiB of code, what was changed")
+                continue
+            if code.hash not in packed:
+                packed[code.hash] = code.pack()
+            link.unpack(target, packed[code.hash], code.hash)
+            ctx.detail(f"{link.node.name}: sent {max(1, len(packed[code.hash]) >> 10)} KiB of code")
+
+    on_all(links, to_node)
+
+
+def tell_kept(ctx: Context, attempt: Mapping[str, Any]) -> None:
+    """What on the nodes is not as the code has it, because the run's own scripts have rewritten it."""
+    for node, laid in attempt.get("laid", {}).items():
+        for key, what in (
+            ("kept", "rewritten by the run, and kept as it is"),
+            ("aside", "in the way of the code, or older than it: it is in the folder aside of the run there"),
+        ):
+            if key in laid:
+                ctx.say(f"{node}: {shown(', '.join(laid[key]))}: {what}")

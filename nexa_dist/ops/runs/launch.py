@@ -1,0 +1,273 @@
+"""nexa run: checks on every node, rank plan, code, then one agent per node, started together."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from nexa_dist.config.train import TrainConfig
+from nexa_dist.errors import NexaError, StillRunning
+from nexa_dist.model import Cluster
+from nexa_dist.ops.context import Context
+from nexa_dist.ops.runs.agent_spec import Job, code_folder, secrets
+from nexa_dist.ops.runs.attempt_state import STOPPED
+from nexa_dist.ops.runs.code import of_now, send
+from nexa_dist.plan import told
+from nexa_dist.plan.ranks import RankPlan, assign_ranks, split_endpoint
+from nexa_dist.plan.runs import preflight
+from nexa_dist.plan.runs.torchrun import Place
+from nexa_dist.run import git
+from nexa_dist.run.code import archive
+from nexa_dist.run.logs.stream import fetch
+from nexa_dist.run.ssh.connections import Connecting, Link, Ssh, on_all
+from nexa_dist.run.workspace import RunFolder
+from nexa_dist.secrets import redact, redact_text
+
+BEFORE = "before every node had started"
+NOT_STARTED = "could not be started"
+FORGET_S = 10.0
+"""With a node that falls silent while a launch is refused; what was begun there ends by itself after 120 s."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything decided; nothing started. `specs` by node name is what each agent gets."""
+
+    links: tuple[Link, ...]
+    plan: RankPlan
+    specs: dict[str, dict[str, Any]]
+    places: dict[str, Place]
+    archives: tuple[archive.Code, ...]
+    """The project and our package."""
+    have: dict[str, tuple[str, ...]]
+    """By node: the folders of code that are there."""
+    hardware: dict[str, Any]
+    """By node: CPUs, GPUs by name, torch."""
+    skew_s: dict[str, float]
+    """By node: how far its clock is ahead of ours."""
+    secrets: Mapping[str, str] = dataclasses.field(repr=False)
+    resume_step: int | None = None
+
+
+def check(
+    ctx: Context,
+    cluster: Cluster,
+    links: Sequence[Link],
+    more: Mapping[str, Mapping[str, Any]],
+    ranks: Mapping[str, int],
+) -> tuple[dict[str, dict[str, Any]], preflight.Verdict]:
+    """Every node is asked, all at once. `more` is what `probe` is told beside the usual, by node name; `ranks` how many
+    each one gets. Raises NexaError with all that is wrong."""
+    host, port = split_endpoint(cluster.rdzv)
+    first = cluster.nodes[0]
+
+    def ask(link: Link) -> dict[str, Any]:
+        peers = [node.peer_address for node in cluster.nodes if node.name != link.node.name]
+        message: dict[str, Any] = {"python": link.python, "peers": peers, "scratch": link.path(cluster.layout.scratch)}
+        message |= more[link.node.name]
+        if link.node.name == first.name:
+            message |= {"listen": host or first.peer_address, "port": port}
+        return link.call("probe", message=message, timeout_s=90)
+
+    answers = {link.node.name: answer for link, answer in zip(links, on_all(links, ask), strict=True)}
+    verdict = preflight.judge(cluster, answers, time.time(), ranks)
+    for warning in verdict.warnings:
+        ctx.say(f"warning: {warning}")
+    if verdict.faults:
+        raise NexaError("the nodes are not ready:\n" + "\n".join(verdict.faults), hint="nothing was started")
+    return answers, verdict
+
+
+def prepare(
+    ctx: Context,
+    ssh: Ssh,
+    config: TrainConfig,
+    run_id: str,
+    attempt: int,
+    resume: tuple[int, dict[str, str]] | None,
+    *,
+    codes: tuple[archive.Code, archive.Code] | None = None,
+    seconds_left: float | None = None,
+    links: Connecting,
+    dry_run: bool = False,
+) -> Prepared:
+    """The plan of one attempt. `resume` is the step and, by node name, its verified checkpoint there.
+
+    `codes` are the project and our package as an earlier attempt had them, instead of those of this moment.
+    `seconds_left` of the run's max_hours; without it all of them are. `links` are asked for when everything else is
+    known. A `dry_run` begins nothing on the nodes.
+    """
+    draft = assign_ranks(ssh.cluster, 0, config.nproc_per_node)
+    if codes is None:
+        codes = of_now(ctx, config)
+    hidden = secrets(ctx, config)
+    linked = links()
+    job = Job(config, run_id, attempt, *codes, resume, hidden)
+    asked = time.time()
+    more: dict[str, dict[str, Any]] = {}
+    for link, node in zip(linked, draft.nodes, strict=True):
+        more[link.node.name] = {"have": [code_folder(link, code) for code in codes]}
+        if config.launcher == "direct" and not dry_run:
+            more[link.node.name]["warm"] = job.preloading(draft, node, link)
+    places = {link.node.name: job.place(link) for link in linked}
+    with _forgotten_if_refused([link for link in linked if "warm" in more[link.node.name]], places):
+        answers, verdict = check(ctx, ssh.cluster, linked, more, {node.node.name: node.nproc for node in draft.nodes})
+    if seconds_left is None and config.max_hours:
+        seconds_left = config.max_hours * 3600
+    plan = dataclasses.replace(draft, rdzv_port=draft.rdzv_port or told.port(draft.nodes[0].node.name, verdict.port))
+    specs: dict[str, dict[str, Any]] = {}
+    for link, node in zip(linked, plan.nodes, strict=True):
+        name = link.node.name
+        specs[name] = job.spec(plan, node, link, verdict.interfaces[name], answers[name]["cpus"] or 1, seconds_left)
+    return Prepared(
+        links=tuple(linked),
+        plan=plan,
+        specs=specs,
+        places=places,
+        archives=codes,
+        have={name: tuple(answer["have"]) for name, answer in answers.items()},
+        hardware={
+            name: {key: answer.get(key) for key in ("cpus", "gpus", "torch")} for name, answer in answers.items()
+        },
+        skew_s={name: round(answer["unix"] - asked, 2) for name, answer in answers.items()},
+        secrets=hidden,
+        resume_step=resume[0] if resume else None,
+    )
+
+
+@contextlib.contextmanager
+def _forgotten_if_refused(links: Sequence[Link], places: Mapping[str, Place]) -> Iterator[None]:
+    """Nothing that was begun on these nodes outlives a launch that does not take place."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(NexaError):
+            on_all(links, lambda link: link.call("forget", places[link.node.name].run_dir, timeout_s=FORGET_S))
+        raise
+
+
+def deliver(ctx: Context, prepared: Prepared) -> None:
+    """The code of an attempt to every node. If that cannot be done, the launch is refused."""
+    begun = [link for link in prepared.links if prepared.specs[link.node.name]["keep_warm"]]
+    cluster, spec = prepared.links[0].ssh.cluster, prepared.specs[prepared.links[0].node.name]
+    with _forgotten_if_refused(begun, prepared.places):
+        if cluster.bucket:
+            from nexa_dist.ops.providers.aws import bucket  # what talks to the cloud is slow to load
+
+            bucket.before_attempt(ctx, cluster, spec["run_id"], spec["attempt"])
+        send(ctx, prepared.links, prepared.archives, prepared.have)
+
+
+def attempt_row(number: int, state: str, **more: Any) -> dict[str, Any]:
+    """What run.json holds of one attempt from its beginning."""
+    return {"attempt": number, "state": state, "started_unix": time.time(), **more}
+
+
+def start(run: RunFolder, prepared: Prepared, record: dict[str, Any], attempt: int) -> None:
+    """Writes down the attempt, then starts every agent; its ranks begin at once unless something has to be prepared
+    on all nodes before. If one cannot be started, the others are stopped."""
+    record["code_hash"], record["package_hash"] = (code.hash for code in prepared.archives)
+    record["nodes"] |= {name: {"run_dir": place.run_dir} for name, place in prepared.places.items()}
+    record["attempts"].append(
+        attempt_row(
+            attempt,
+            "starting",
+            world_size=prepared.plan.world_size,
+            rdzv=f"{prepared.plan.rdzv_host}:{prepared.plan.rdzv_port}",
+            resume_step=prepared.resume_step,
+            ranks={p.node.name: [p.first_rank, p.first_rank + p.nproc - 1] for p in prepared.plan.nodes},
+            hardware=prepared.hardware,
+            skew_s=prepared.skew_s,
+            commands={name: redact(list(spec["argv"])) for name, spec in prepared.specs.items()},
+        )
+    )
+    run.save(record)
+    begun: list[Link] = []
+    laid: dict[str, dict[str, list[str]]] = {}
+
+    def begin(link: Link) -> None:
+        name = link.node.name
+        spec = prepared.specs[name]
+        message = {"spec": spec, "secrets": prepared.secrets, "go": not spec["prepare"]}
+        answer = link.call("start", prepared.places[name].run_dir, message=message)
+        begun.append(link)
+        if found := {key: names for key in ("kept", "aside") if (names := list(filter(None, answer.get(key, ()))))}:
+            laid[name] = found
+
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            keeping = pool.submit(_keep, run, prepared.archives)
+            on_all(prepared.links, begin)
+            keeping.result()
+    except BaseException as error:
+        by_us = isinstance(error, KeyboardInterrupt)
+        cause = f"{STOPPED} {BEFORE}" if by_us else f"an agent {NOT_STARTED}: {error or type(error).__name__}"
+        unproven = ""
+        try:
+            stop_all(prepared.links, record, STOPPED if by_us else "another node could not start", grace_s=0)
+        except NexaError as fault:
+            unproven = str(fault)
+        with contextlib.suppress(OSError):  # their ranks may have said something already
+            fetch(begun, {name: place.run_dir for name, place in prepared.places.items()}, run.logs)
+        record["attempts"][-1] |= {
+            "state": "stopped" if by_us else "failed",
+            "ended_unix": time.time(),
+            "cause": redact_text(cause),
+        }
+        run.save(record)
+        if unproven:
+            raise StillRunning(f"{cause}\nand not every node is proven clean: {unproven}") from error
+        raise
+    record["attempts"][-1] |= {"state": "running"} | ({"laid": laid} if laid else {})
+    run.save(record)
+
+
+def _keep(run: RunFolder, archives: Sequence[archive.Code]) -> None:
+    for code in archives:
+        archive.keep(run.code, code)
+
+
+def stop_all(
+    links: Sequence[Link], record: dict[str, Any], reason: str, grace_s: float, *, release: bool = True
+) -> list[dict[str, Any]]:
+    """Stops the run on every node at once; answers what each agent proved. With `release` what waits there for
+    another attempt ends too."""
+    number = record["attempts"][-1]["attempt"] if record["attempts"] else 0
+    message = {"grace_s": grace_s, "reason": reason, "release": release, "attempt": number}
+    return on_all(
+        links,
+        lambda link: link.call(
+            "stop", record["nodes"][link.node.name]["run_dir"], message=message, timeout_s=grace_s + 60
+        ),
+    )
+
+
+def commit(ctx: Context, config: TrainConfig, code: archive.Code) -> str | None:
+    """The commit that the project's code is of; what `files:` adds is none of it."""
+    also = tuple(word.rstrip("/") for word in config.files)
+    files = code.files if isinstance(code, archive.Archive) else ()
+    ours = {file.name: file.content for file in files if not any(f"{file.name}/".startswith(f"{a}/") for a in also)}
+    return git.commit(ctx.runner, ctx.workspace.root, ours)
+
+
+def new_record(
+    ctx: Context, prepared: Prepared, cluster: Cluster, config: TrainConfig, config_file: str
+) -> dict[str, Any]:
+    """What run.json holds before the first attempt."""
+    run_id = prepared.specs[cluster.nodes[0].name]["run_id"]
+    return {
+        "version": 1,
+        "run_id": run_id,
+        "created_unix": time.time(),
+        "config_file": config_file,
+        "config": config.model_dump(mode="json"),
+        "cluster": cluster.to_json(),
+        "git_commit": commit(ctx, config, prepared.archives[0]),
+        "nodes": {},
+        "attempts": [],
+    }

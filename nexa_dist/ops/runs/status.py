@@ -1,0 +1,75 @@
+"""What the agents of a run and the nodes of a cluster answer now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nexa_dist import wire
+from nexa_dist.errors import NexaError, UsageError
+from nexa_dist.model import Cluster, Node
+from nexa_dist.ops.active_runs import active_runs
+from nexa_dist.ops.context import Context
+from nexa_dist.run.ssh.connections import Link, on_all, reach, session
+from nexa_dist.run.workspace import RunFolder
+
+
+def live(ctx: Context, run: RunFolder) -> dict[str, Any]:
+    """The agents' own answers, by node; `unreachable` where there is none."""
+    record = run.load()
+    cluster = Cluster.from_json(record["cluster"])
+    with session(ctx.runner, cluster) as ssh:
+        links, silent = reach(ssh, [node for node in cluster.nodes if node.name in record["nodes"]])
+        answers = on_all(links, lambda link: _status(link, record["nodes"][link.node.name]["run_dir"]))
+    known = dict(zip((link.node.name for link in links), answers, strict=True))
+    return {**known, **{name: {"state": "unreachable", "reason": why} for name, why in silent.items()}}
+
+
+def _status(link: Link, run_dir: str) -> dict[str, Any]:
+    try:
+        answer = link.call("status", run_dir)
+    except wire.Faulty as error:
+        return {"state": "faulty", "reason": str(error)}
+    except NexaError as error:
+        return {"state": "unreachable", "reason": str(error)}
+    return {**answer, "processes": len(answer.get("processes", ()))}
+
+
+def progress_of(answers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """One row of progress from the agents' `status` answers, by node: the step that every rank has done, and what
+    rank 0 tells. `lag_steps`: how far the durable store is behind the newest checkpoint. None where nobody knows."""
+    told = [found for answer in answers.values() if isinstance(found := answer.get("progress"), dict)]
+    steps = {rank: step for found in told for rank, step in (found.get("steps") or {}).items() if step is not None}
+    first = next((found for found in told if "0" in (found.get("steps") or {})), told[0] if told else {})
+    saved, durable = first.get("saved"), first.get("durable")
+    return {
+        "step": min(steps.values(), default=None),
+        **{key: first.get(key) for key in ("of", "loss", "saved", "durable")},
+        "lag_steps": None if saved is None or durable is None else saved - durable,
+    }
+
+
+def refuse_busy(ctx: Context, cluster: Cluster) -> None:
+    """Two runs on one cluster would take each other's GPUs. Raises UsageError when one is still alive there."""
+    for run in active_runs(ctx, cluster.name):
+        states = {answer["state"] for answer in live(ctx, run).values()}
+        if states & {"preparing", "running", "stopping"} or run.supervised:
+            raise UsageError(
+                f"cluster {cluster.name} is busy with {run.run_id}", hint=f"nexa attach {run.run_id}, or nexa stop it"
+            )
+        ctx.say(f"warning: {run.run_id} has ended, but nobody wrote its manifest: nexa attach {run.run_id} does")
+
+
+def cluster_nodes(ctx: Context, cluster: Cluster) -> list[dict[str, Any]]:
+    """One row per node of `nexa status`: whether it answers, over its pinned key."""
+
+    def ask(node: Node) -> dict[str, Any]:
+        row = {"node": node.name, "address": f"{node.address}:{node.port}", "ranks": node.gpus}
+        try:
+            got = ssh.run(node, ("true",), timeout_s=15)
+            return {**row, "state": "up" if got.code == 0 else f"exit {got.code}"}
+        except NexaError as error:
+            return {**row, "state": "unreachable", "why": str(error)}
+
+    with session(ctx.runner, cluster) as ssh:
+        return on_all(cluster.nodes, ask)

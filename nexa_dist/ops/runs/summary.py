@@ -1,0 +1,89 @@
+"""Rows of `nexa runs`: state and cost of a run, how far it came, and what was changed for it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from nexa_dist import wire
+from nexa_dist.model import Cluster
+from nexa_dist.ops.active_runs import pending
+from nexa_dist.plan.money.cost import cost_usd, gpu_hours
+from nexa_dist.run import files
+from nexa_dist.run.workspace import RunFolder
+from nexa_dist.secrets import redact
+from nexa_dist.shape import Strange
+
+NEWEST_BYTES = 1 << 16
+"""Of a node's events, from the end."""
+SHOWN = 3
+"""Changes in a row; the rest is counted."""
+LABELS = ("name", "stage", "experiment", "tags")
+"""Keys of the config that say nothing of what is done."""
+
+
+def summary(run: RunFolder) -> dict[str, Any]:
+    """One row of `nexa runs`."""
+    record = run.load()
+    cluster = Cluster.from_json(record["cluster"])
+    seconds = sum((a.get("ended_unix") or time.time()) - a["started_unix"] for a in record["attempts"])
+    last = record["attempts"][-1] if record["attempts"] else {}
+    return {
+        "run": run.run_id,
+        "state": "recovering" if pending(record) else last.get("state", "not started"),
+        "cluster": cluster.name,
+        "attempts": len(record["attempts"]),
+        "minutes": round(seconds / 60, 1),
+        "gpu_hours": round(gpu_hours(last.get("world_size", 0), seconds), 4),
+        "cost_usd": round(cost_usd(cluster, seconds), 4),
+        "cause": last.get("cause", ""),
+    }
+
+
+def figures(run: RunFolder, before: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """experiment, step, loss and changed, for one row. `before` holds the config of the newest earlier run by name, and
+    takes this one's: what changed is against that."""
+    record = run.load()
+    config: dict[str, Any] = redact(record["config"])
+    name = str(config.get("name"))
+    changes = changed(before[name], config) if name in before else []
+    before[name] = config
+    more = [f"and {len(changes) - SHOWN} more"] if len(changes) > SHOWN else []
+    return {"experiment": config.get("experiment"), **_progress(run), "changed": ", ".join(changes[:SHOWN] + more)}
+
+
+def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """`trainer.steps=60`, `args=--lr 3e-4`: what `new` has otherwise."""
+    was = dict(_flat(old))
+    return [f"{key}={_word(value)}" for key, value in _flat(new) if key not in was or was[key] != value]
+
+
+def _flat(config: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{key}.")
+        elif above or key not in LABELS:
+            yield f"{above}{key}", value
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_word, value))
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _progress(run: RunFolder) -> dict[str, Any]:
+    """The step that every rank has done and rank 0's loss, as last mirrored; None where none was reported."""
+    steps: dict[str, int] = {}
+    loss = None
+    for path in sorted(run.logs.glob("*/agent.jsonl")):
+        for line in files.tail(path, NEWEST_BYTES).splitlines():  # a node wrote it
+            with contextlib.suppress(Strange):
+                event = wire.event(line)
+                told = {rank: step for rank, step in (event.get("steps") or {}).items() if step is not None}
+                steps |= told
+                loss = event.get("loss", loss) if "0" in told else loss
+    return {"step": min(steps.values(), default=None), "loss": loss}

@@ -1,0 +1,342 @@
+"""A run to its end: its attempts one after the other, and what happens between them.
+
+Everything decided is in run.json before it is done, so another `nexa attach` goes on where a killed one was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from nexa_dist.config.load import recorded_train
+from nexa_dist.errors import NexaError
+from nexa_dist.model import Cluster
+from nexa_dist.ops.context import Context
+from nexa_dist.ops.health.witness import Witnesses
+from nexa_dist.ops.providers.machine_state import is_off
+from nexa_dist.ops.runs import checkpoints as resume
+from nexa_dist.ops.runs import launch, replace_nodes, watch
+from nexa_dist.ops.runs.attempt_state import STOPPED
+from nexa_dist.ops.runs.code import tell_kept
+from nexa_dist.ops.runs.finish import close, finish
+from nexa_dist.ops.runs.watch import Choice, Outcome, View
+from nexa_dist.plan.money.budget import OF_CLUSTER, OF_RUN
+from nexa_dist.plan.runs.recovery import Decision, End, Kind, Nodes, Policy, decide
+from nexa_dist.run.code import archive
+from nexa_dist.run.ssh.connections import Link, Ssh, connect, on_all, reach, session
+from nexa_dist.run.workspace import RunFolder
+
+if TYPE_CHECKING:
+    from nexa_dist.ops.money.meter import Meter
+
+
+@dataclass
+class Supervisor:
+    """One run in the hands of one controller. `ssh` and `links` are those of the nodes that take part now."""
+
+    ctx: Context
+    run: RunFolder
+    record: dict[str, Any]
+    cluster: Cluster
+    view: View
+    on_interrupt: Callable[[], Choice]
+    meter: Meter | None = None
+    """From the first attempt that is watched."""
+
+    def follow(self, ssh: Ssh, links: list[Link], detach: bool = False) -> Outcome | None:
+        """From an attempt that was started to the end of the run; None when the user left it alone."""
+        with contextlib.ExitStack() as connections:
+            return self._on(connections, ssh, links, detach)
+
+    def resume(self, ssh: Ssh) -> Outcome | None:
+        """From where a controller died between two attempts to the end of the run."""
+        last = ends(self.record)[-1]
+        links, silent = reach(ssh, self.cluster.nodes)
+        doomed = self.record["attempts"][-1]["next"]
+        gone = doomed["nodes"] if doomed["action"] == "replace" else ()
+        left = {node.name: None if node.name in {*silent, *gone} else 0 for node in self.cluster.nodes}
+        with contextlib.ExitStack() as connections:
+            known = Outcome("failed", last.words, left, last, leaving={name: {} for name in gone})
+            relaunched = self.recover(connections, ssh, links, known)
+            return relaunched if isinstance(relaunched, Outcome) else self._on(connections, *relaunched)
+
+    def _on(
+        self, connections: contextlib.ExitStack, ssh: Ssh, links: list[Link], detach: bool = False
+    ) -> Outcome | None:
+        from nexa_dist.ops.money.meter import Meter  # the ranks start meanwhile
+
+        config = recorded_train(self.record["config"], self.run.run_id)
+        since = self.record["attempts"][0]["started_unix"]
+        self.meter = Meter(self.ctx, self.cluster, config.budget_usd, since, self.view.note, self.run)
+        self.meter.links = links
+        self.meter.start()
+        connections.callback(self.meter.close)
+        while True:
+            self._show()
+            self.meter.cluster, self.meter.links = self.cluster, links
+            with contextlib.suppress(NexaError):  # the meter tries again, and says so; but who detaches is gone by then
+                self.meter.allow()
+            outcome = watch.watch(
+                self.ctx,
+                self.run,
+                links,
+                self.record,
+                view=self.view,
+                on_interrupt=self.on_interrupt,
+                witnesses=self._witnesses(ssh),
+                spent=self.meter.look,
+                detach=detach,
+            )
+            if outcome is None:
+                return None
+            outcome = close(self.run, self.record, outcome)
+            relaunched = self.recover(connections, ssh, links, outcome)
+            if isinstance(relaunched, Outcome):
+                return relaunched
+            ssh, links = relaunched
+
+    def _show(self) -> None:
+        attempt = self.record["attempts"][-1]
+        self.view.attempt(
+            attempt["attempt"],
+            list(attempt["ranks"]),
+            attempt["world_size"],
+            attempt["resume_step"],
+            attempt.get("replaced", ()),
+        )
+
+    def recover(
+        self, connections: contextlib.ExitStack, ssh: Ssh, links: list[Link], outcome: Outcome
+    ) -> Outcome | tuple[Ssh, list[Link]]:
+        """Until another attempt runs, or the run is over."""
+        ctx, config = self.ctx, recorded_train(self.record["config"], self.run.run_id)
+        policy = Policy(config.restarts_per_hour, config.min_nodes, config.wait_for_nodes_minutes * 60)
+        whole = self.cluster
+        lost = sorted({*self._proven(ssh, outcome, policy), *outcome.leaving})
+        missing_since, refused, anew = ctx.now(), "", list[str]()
+        # Nodes whose agent has just proven them clean: what is known of them still holds.
+        sound = [link for link in links if outcome.left.get(link.node.name) is not None]
+        first_look = True
+        while True:
+            fit = tuple(node.name for node in self.cluster.nodes if node.name not in lost)
+            nodes = Nodes(fit, tuple(lost), replace_nodes.possible(ctx, whole), refused, ctx.now() - missing_since)
+            left_s = self.seconds_left(config.max_hours)
+            decision = self._out_of_money() or self._wish() or decide(ends(self.record), nodes, policy, left_s)
+            self._write(decision)
+            if decision.action in ("done", "stop"):
+                return self._over(links, outcome, decision)
+            if first_look or decision.action != "wait":
+                more = f" ({decision.why})" if decision.why != outcome.end.words else ""
+                self.view.note(f"attempt {self.number} ended: {outcome.end.words}; next: {decision.action}{more}")
+            first_look = False
+            try:
+                if decision.action == "wait":
+                    self._pause(decision.after_s)
+                    lost, refused = self._look(ssh, lost), ""
+                elif decision.action == "replace":
+                    ssh, links = self._replace(connections, ssh, links, decision.nodes)
+                    sound = [link for link in sound if link.node.name not in decision.nodes]
+                    anew += decision.nodes
+                    lost = []
+                else:
+                    self._pause(decision.after_s)
+                    if decision.action == "shrink":
+                        self.cluster, lost = replace_nodes.without(self.cluster, lost), []
+                    return self._relaunch(connections, ssh, sound, anew, outcome.saved)
+            except NexaError as error:
+                ctx.say(f"warning: {error}")
+                sound = []
+                if decision.action == "replace":
+                    refused = str(error)
+                    continue
+                silent = self._look(ssh, [node.name for node in self.cluster.nodes])
+                before, lost = lost, self._witnesses(ssh).settle(silent, self._no_more)
+                if not lost or before == lost:
+                    self._failed_start(error)
+                    outcome = Outcome("failed", str(error), outcome.left, ends(self.record)[-1])
+            except KeyboardInterrupt:
+                self._left(decision)
+                raise
+
+    def _witnesses(self, ssh: Ssh) -> Witnesses:
+        limit_s = recorded_train(self.record["config"], self.run.run_id).lost_after_s
+        return Witnesses(self.ctx, ssh, self.cluster.nodes, self.view.note, limit_s)
+
+    def _proven(self, ssh: Ssh, outcome: Outcome, policy: Policy) -> list[str]:
+        """Of the nodes that do not answer those that are lost. The others are waited for, and cleaned when they are
+        back; and before a machine is ended it is asked once more."""
+        silent = [name for name, left in outcome.left.items() if left is None and name not in outcome.leaving]
+        fit = Nodes(tuple(node.name for node in self.cluster.nodes))
+        if not silent or decide(ends(self.record), fit, policy).action in ("done", "stop") or self._no_more():
+            return silent
+        self._write(Decision("wait", f"{', '.join(silent)} may come back", tuple(silent)))
+        witnesses = self._witnesses(ssh)
+        called = [name for name in silent if name in outcome.lost]
+        found = witnesses.last_word(called)
+        lost = sorted({*called} - {*found})
+        lost += witnesses.settle([name for name in silent if name not in called], self._no_more)
+        back = [node for node in self.cluster.nodes if node.name in silent and node.name not in lost]
+        outcome.left.update(watch.sweep(self.ctx, reach(ssh, back)[0], self.record, release=False))
+        return lost
+
+    def _no_more(self) -> bool:
+        """Whether there is nothing to wait for, after a short wait."""
+        self._pause(0.5)
+        left_s = self.seconds_left(recorded_train(self.record["config"], self.run.run_id).max_hours)
+        return bool(self._wish() or self._out_of_money()) or (left_s is not None and left_s <= 0)
+
+    @property
+    def number(self) -> int:
+        return int(self.record["attempts"][-1]["attempt"])
+
+    def seconds_left(self, max_hours: float | None) -> float | None:
+        """Of the run's own deadline, which all attempts share."""
+        if max_hours is None:
+            return None
+        return float(self.record["attempts"][0]["started_unix"] + max_hours * 3600 - self.ctx.now())
+
+    def _write(self, decision: Decision) -> None:
+        self.record["attempts"][-1]["next"] = asdict(decision)
+        self.run.save(self.record)
+
+    def _wish(self) -> Decision | None:
+        """Somebody asked the run to end while no agent was there to be told."""
+        if not self.run.stop_wish.exists() or self.record["attempts"][-1]["state"] == "completed":
+            return None
+        return Decision("stop", self.run.stop_wish.read_text(encoding="utf-8").strip() or STOPPED)
+
+    def _out_of_money(self) -> Decision | None:
+        """Another attempt is not worth its start."""
+        why = self.meter.out() if self.meter else ""
+        return Decision("stop", why) if why and self.record["attempts"][-1]["state"] != "completed" else None
+
+    def _pause(self, seconds: float) -> None:
+        until = self.ctx.now() + seconds
+        while self.ctx.now() < until and not self.run.stop_wish.exists():
+            self.view.tick()
+            self.ctx.sleep(min(0.5, max(0.0, until - self.ctx.now())))
+
+    def _look(self, ssh: Ssh, names: list[str]) -> list[str]:
+        """Those of the nodes that do not answer now."""
+        silent = []
+        for node in self.cluster.nodes:
+            if node.name in names:
+                try:
+                    connect(ssh, [node])
+                except NexaError:
+                    silent.append(node.name)
+        return silent
+
+    def _replace(
+        self, connections: contextlib.ExitStack, ssh: Ssh, links: list[Link], names: tuple[str, ...]
+    ) -> tuple[Ssh, list[Link]]:
+        """What a leaving node has goes to one that stays, then the lost ones are made anew."""
+        resume.rescue(self.ctx, links, self.record, names)
+        self.cluster = replace_nodes.make_anew(self.ctx, self.cluster, names)
+        self.record["cluster"] = self.cluster.to_json()
+        self.run.save(self.record)
+        ssh = connections.enter_context(session(self.ctx.runner, self.cluster))
+        return ssh, [link for link in links if link.node.name not in names]
+
+    def _relaunch(
+        self, connections: contextlib.ExitStack, ssh: Ssh, sound: list[Link], anew: list[str], saved: int | None
+    ) -> tuple[Ssh, list[Link]]:
+        """The next attempt on the cluster as it is, with the code of the last one, from the newest whole checkpoint.
+
+        `sound` are links that can be used again; `saved` is the newest checkpoint that rank 0 told of.
+        """
+        if ssh.cluster != self.cluster:
+            ssh = connections.enter_context(session(self.ctx.runner, self.cluster))
+        config = recorded_train(self.record["config"], self.run.run_id)
+        known = {link.node: link for link in sound}
+        links = on_all(self.cluster.nodes, lambda node: known.get(node) or connect(ssh, [node])[0])
+        found = resume.spread_checkpoint(self.ctx, links, self.record, saved=saved)
+        codes = tuple(
+            archive.Kept(self.run.code / f"{self.record[key]}.tar.gz") for key in ("code_hash", "package_hash")
+        )
+        prepared = launch.prepare(
+            self.ctx,
+            ssh,
+            config,
+            self.run.run_id,
+            self.number + 1,
+            found,
+            codes=(codes[0], codes[1]),
+            seconds_left=self.seconds_left(config.max_hours),
+            links=lambda: links,
+        )
+        launch.deliver(self.ctx, prepared)
+        launch.start(self.run, prepared, self.record, self.number + 1)
+        tell_kept(self.ctx, self.record["attempts"][-1])
+        self.record["attempts"][-1]["replaced"] = anew
+        self.run.save(self.record)
+        return ssh, list(prepared.links)
+
+    def _failed_start(self, error: NexaError) -> None:
+        """An attempt that did not get as far as its ranks counts as one, so that it is not tried for ever."""
+        attempts = self.record["attempts"]
+        if "end" in attempts[-1]:
+            fresh = launch.attempt_row(
+                self.number + 1, "failed", world_size=attempts[-1]["world_size"], rdzv="", resume_step=None,
+                ranks=attempts[-1]["ranks"], hardware=attempts[-1]["hardware"], commands={},
+            )  # fmt: skip
+            attempts.append(fresh)
+        row, now = attempts[-1], time.time()
+        end = End("start", f"could not be started: {error}", started_unix=row["started_unix"], ended_unix=now)
+        row |= {"state": "failed", "cause": end.words, "ended_unix": now, "end": asdict(end)}
+        self.run.save(self.record)
+
+    def _left(self, decision: Decision) -> None:
+        """We go between two attempts: an attempt whose start that has undone is no end of the run, nor a failure of
+        its program."""
+        row, now = self.record["attempts"][-1], time.time()
+        if "end" not in row:
+            end = End("node", f"left {launch.BEFORE}", started_unix=row["started_unix"], ended_unix=now)
+            row |= {"end": asdict(end), "next": asdict(decision)}
+            self.run.save(self.record)
+
+    def _over(self, links: list[Link], outcome: Outcome, decision: Decision) -> Outcome:
+        """Ends what waited for another attempt, and writes the manifest."""
+        left = dict(outcome.left)
+        if outcome.state == "failed":
+            left |= watch.sweep(self.ctx, [k for k in links if left.get(k.node.name) is not None], self.record,
+                                release=True)  # fmt: skip
+        for node in self.cluster.nodes:
+            if node.name in left and left[node.name] is None and is_off(self.ctx, self.cluster, node):
+                self.ctx.detail(f"{node.name}: its machine is off, so nothing is left there")
+                left[node.name] = 0
+        cause = outcome.cause if decision.action == "done" or not decision.why else decision.why
+        ended = dataclasses.replace(outcome, cause=cause, left=left)
+        if cause.startswith((OF_CLUSTER, OF_RUN)) or (cause == STOPPED and outcome.state == "failed"):
+            kind: Kind = "stopped" if cause == STOPPED else "budget"
+            ended = dataclasses.replace(
+                ended, state="stopped", end=dataclasses.replace(outcome.end, kind=kind, words=cause)
+            )
+        finish(self.ctx, self.run, links, self.record, ended)
+        return ended
+
+
+def ends(record: dict[str, Any]) -> list[End]:
+    """How each attempt ended, oldest first, since somebody last started the run by hand."""
+    since = record.get("by_hand", 1)
+    return [
+        End(**{"kind": "rank", "words": "", **row["end"]})
+        for row in record["attempts"]
+        if "end" in row and row["attempt"] >= since
+    ]
+
+
+@contextlib.contextmanager
+def alone(run: RunFolder, verb: str) -> Iterator[bool]:
+    """True when we supervise the run; false when another living command does, and we may only look on."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(run.locked(verb))
+        except NexaError:
+            yield False
+            return
+        yield True

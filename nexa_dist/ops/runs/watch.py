@@ -1,0 +1,343 @@
+"""Follows one attempt to its end: shows it, stops the others when one node fails, proves that nothing is left."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from nexa_dist.errors import Leave, NexaError
+from nexa_dist.ops.context import Context
+from nexa_dist.ops.health.witness import Witnesses
+from nexa_dist.ops.runs.agent_spec import GRACE_S, NOTICE_GRACE_S
+from nexa_dist.ops.runs.attempt_state import BUDGET, FAILURE, NOTICE, STOPPED, AttemptState, Failure
+from nexa_dist.ops.runs.launch import stop_all
+from nexa_dist.plan.failures.log_tail import TAIL_BYTES
+from nexa_dist.plan.health.lost import ASK_AFTER_S
+from nexa_dist.plan.runs.recovery import End
+from nexa_dist.run import files
+from nexa_dist.run.logs.items import AgentEvent, Item, Line, Note, Quiet
+from nexa_dist.run.logs.mirror import TAIL
+from nexa_dist.run.logs.stream import Stream, follow
+from nexa_dist.run.ssh.connections import Link, Unreachable, on_all
+from nexa_dist.run.workspace import RunFolder
+from nexa_dist.wire import FINAL
+
+WOKE_AFTER_S = 5.0
+"""A turn of our own loop that took so long: this machine slept, or we were stopped. No node is to blame for that."""
+FAILED_GRACE_S = 5.0
+HANG_GRACE_S = 5.0
+HANG_WAIT_S = 2.0
+"""For the other nodes' own agents to see the hang too, and to write their ranks' stacks."""
+SWEEP_TRIES = 3
+REST_S = 10.0
+"""After the end of an attempt for what its logs lack here; the rest waits on the nodes for `nexa logs`."""
+TAILS_S = 10.0
+AGAIN_S = 3.0
+"""Between two tries to tell a node to stop that cannot be reached."""
+OURS = (FAILURE, "hang", NOTICE)
+"""Stops after which the run goes on."""
+ENDED_S = 90.0
+"""A node that was told to stop says by then, beyond its time for a checkpoint, that it has; or it is at fault."""
+
+Choice = Literal["detach", "stop"]
+
+
+class View(Protocol):
+    """Who is shown what happens."""
+
+    def line(self, node: str, source: str, rank: int | None, text: bytes, passing: bool = False) -> None: ...
+    def event(self, node: str, record: Mapping[str, Any]) -> None: ...
+    def quiet(self, node: str, seconds: float) -> None: ...
+    def note(self, text: str) -> None: ...
+    def tick(self) -> None: ...
+    def attempt(
+        self,
+        number: int,
+        nodes: Sequence[str],
+        world_size: int,
+        resume_step: int | None,
+        replaced: Sequence[str] = (),
+    ) -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended. `left` is the number of processes of the run by node (None: not reachable)."""
+
+    state: str
+    cause: str
+    left: dict[str, int | None]
+    end: End
+    failed_source: tuple[str, str] | None = None
+    """(node, log file) whose last lines explain a failure."""
+    leaving: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    saved: int | None = None
+    """Step of the newest whole checkpoint that rank 0 told of."""
+    saved_unix: float | None = None
+    behind: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of logs that did not come in time, by node."""
+    lost: tuple[str, ...] = ()
+    """Nodes that a witness called lost; of others in `left` that do not answer nobody knows that."""
+
+
+def watch(
+    ctx: Context,
+    run: RunFolder,
+    links: list[Link],
+    record: dict[str, Any],
+    *,
+    view: View,
+    on_interrupt: Callable[[], Choice],
+    witnesses: Witnesses,
+    spent: Callable[[], str] = lambda: "",
+    detach: bool = False,
+) -> Outcome | None:
+    """Follows the newest attempt to its end; None when the user lets it go on alone (or `detach`, once it runs).
+    Raises Leave when we are told to go; it goes on then too.
+
+    `witnesses` are asked for silent nodes. `spent` tells which budget is used up; it is asked all the time.
+    """
+    run_dirs = {name: record["nodes"][name]["run_dir"] for name in (link.node.name for link in links)}
+    row = record["attempts"][-1]
+    state = AttemptState(tuple(run_dirs), row["attempt"], row.get("ranks", {}), skew_s=row.get("skew_s", {}))
+    # Events also that an earlier reader has seen: an attach decides from all of them.
+    stream = follow(links, run_dirs, run.logs, replay=True)
+    stopper, awake, asked = _Stopper(links, record), _Awake(), False
+    try:
+        while not state.done:
+            try:
+                item = stream.next()
+                awake.turn()
+                view.tick()
+                if not state.stopping and (words := spent()):
+                    state.spent, state.stopping = words, BUDGET
+                    view.note(f"{words}: stopping with a checkpoint")
+                    stopper.start(BUDGET, NOTICE_GRACE_S)
+                stopper.hurry(state, awake)
+                if not isinstance(item, Line):
+                    _heard(stream, state, witnesses)
+                if item is None:
+                    continue
+                _show(item, view)
+                action = _quiet(state, item, view, awake, witnesses) if isinstance(item, Quiet) else state.step(item)
+                if action == "go":
+                    action = _go(state, links, run_dirs)
+                if action:
+                    state.stopping = action
+                    grace_s = {NOTICE: NOTICE_GRACE_S, "hang": HANG_GRACE_S}.get(action, FAILED_GRACE_S)
+                    stopper.start(action, grace_s, HANG_WAIT_S if action == "hang" else 0)
+                if detach and state.running == set(state.nodes):
+                    return None
+            except Leave:
+                raise
+            except KeyboardInterrupt:
+                if not asked and on_interrupt() == "detach":
+                    return None
+                state.stopping = STOPPED
+                view.note("stopping at once" if asked else f"stopping: up to {GRACE_S:.0f} s for a checkpoint")
+                stopper.start(state.stopping, 0 if asked else GRACE_S)
+                asked = True
+        ended_unix = time.time()
+        behind = _rest(stream, view, [name for name, end in state.ends.items() if end["state"] in FINAL])
+        if state.state == "failed":
+            _keep_tails([link for link in links if link.node.name in behind], record, run.logs)
+    finally:
+        stream.close()
+    stopper.join()
+    return _outcome(ctx, state, links, record, ended_unix, behind)
+
+
+def _show(item: Item, view: View) -> None:
+    if isinstance(item, Line):
+        view.line(item.node, item.source, item.rank, item.text, item.passing)
+    elif isinstance(item, Note):
+        view.note(f"{item.node}: {item.text}")
+    elif isinstance(item, AgentEvent):
+        view.event(item.node, item.record)
+
+
+def _rest(stream: Stream, view: View, names: Sequence[str]) -> dict[str, int]:
+    """The last lines of an attempt that has ended, for a while; answers what stays on which of these nodes."""
+    try:
+        for item in stream.rest(REST_S):
+            view.tick()
+            if item is not None:
+                _show(item, view)
+    except Leave:
+        raise
+    except KeyboardInterrupt:
+        view.note("not waiting for the last lines")
+    behind = {name: size for name, size in stream.behind().items() if name in names}
+    for name, size in behind.items():
+        more = f", {size / 1e6:.0f} MB of them," if size else ""
+        view.note(f"{name}: some of its logs{more} are still there; nexa logs fetches them while the node is up")
+    return behind
+
+
+def _keep_tails(links: Sequence[Link], record: dict[str, Any], logs: Path) -> None:
+    """The last bytes of the ranks' logs that did not come in time: `why` looks there for the cause."""
+    attempt = record["attempts"][-1]
+
+    def keep(link: Link) -> None:
+        name = link.node.name
+        first, last = attempt["ranks"][name]
+        for rank in range(first, last + 1):
+            source = f"rank_{rank}/attempt_{attempt['attempt']}.log"
+            with contextlib.suppress(NexaError, OSError):  # then the cause is what is here
+                path = f"{record['nodes'][name]['run_dir']}/{source}"
+                got = link.ssh.run(link.node, ("tail", "-c", str(TAIL_BYTES), path), timeout_s=TAILS_S)
+                if not got.code:
+                    files.write_bytes(logs / name / f"{source}{TAIL}", got.out[-TAIL_BYTES:], 0o600)
+
+    if links:
+        on_all(links, keep)
+
+
+class _Awake:
+    """Notices that we slept: after that the nodes get their time anew."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.last, self.since = clock(), 0.0
+
+    def turn(self) -> None:
+        now = self.clock()
+        if now - self.last > WOKE_AFTER_S:
+            self.since = now
+        self.last = now
+
+    def for_s(self) -> float:
+        return self.clock() - self.since
+
+
+def _heard(stream: Stream, state: AttemptState, witnesses: Witnesses) -> None:
+    speaking = stream.speaking()
+    for name in state.nodes:
+        if name in speaking or name in state.ends:
+            witnesses.heard(name, over=name in state.ends)
+
+
+def _quiet(state: AttemptState, item: Quiet, view: View, awake: _Awake, witnesses: Witnesses) -> str:
+    """A link is down, which says nothing of the node: only a witness does. Time that we slept does not count."""
+    seconds = min(item.seconds, awake.for_s())
+    if seconds <= ASK_AFTER_S or item.node in state.ends:
+        return ""
+    view.quiet(item.node, seconds)
+    verdict = witnesses.quiet(item.node, seconds)
+    if verdict.kind == "lost":
+        return state.lost(item.node, verdict.why)
+    notice = state.leaving.get(item.node, {}).get("at_unix")
+    if notice and time.time() > notice:  # its agent's own last word
+        return state.lost(item.node, f"{verdict.why}, and its notice has run out")
+    return ""
+
+
+def _go(state: AttemptState, links: list[Link], run_dirs: dict[str, str]) -> str:
+    """Lets the ranks start on every node; a node that cannot be told ends the run on the others."""
+    try:
+        on_all(links, lambda link: link.call("go", run_dirs[link.node.name]))
+        return ""
+    except NexaError as error:
+        what = f"not every node could be started: {error}"
+        state.failures.append(Failure(time.time(), links[0].node.name, -1, what, "start"))
+        return FAILURE
+
+
+def _outcome(
+    ctx: Context,
+    state: AttemptState,
+    links: list[Link],
+    record: dict[str, Any],
+    ended_unix: float,
+    behind: dict[str, int],
+) -> Outcome:
+    """Asks every node once more what is left of the run; ends it where there is anything."""
+    known = [name for name, end in state.ends.items() if end["state"] == "unreachable"]
+    left = sweep(ctx, [link for link in links if link.node.name not in known], record, release=state.state != "failed")
+    left |= dict.fromkeys(known)
+    attempt = record["attempts"][-1]
+    end = state.end(known, attempt["resume_step"], attempt["started_unix"], ended_unix)
+    source = None
+    if state.state == "failed" and end.node and end.kind != "node":
+        log = f"rank_{end.rank}/attempt_{state.attempt}.log"
+        if end.rank < 0:
+            log = f"{'prepare' if end.kind in ('prepare', 'config') else 'torchrun'}.attempt_{state.attempt}.log"
+        source = (end.node, log)
+    outcome = "failed" if end.kind == "notice" else state.state
+    return Outcome(
+        outcome, end.words, left, end, source, dict(state.leaving), state.saved, state.saved_unix, behind, tuple(known)
+    )
+
+
+def sweep(ctx: Context, links: Sequence[Link], record: dict[str, Any], *, release: bool) -> dict[str, int | None]:
+    """Processes of the run that are left on each node after everything was ended; None where nobody answers.
+
+    With `release` what waits there for another attempt ends too.
+    """
+
+    message = {"grace_s": 0, "reason": "sweep", "release": release, "attempt": record["attempts"][-1]["attempt"]}
+
+    def one(link: Link) -> int | None:
+        why = ""
+        for again in range(SWEEP_TRIES):  # a shared connection that died while we slept is made anew by the next call
+            try:
+                return len(link.call("stop", record["nodes"][link.node.name]["run_dir"], message=message)["left"])
+            except NexaError as error:
+                why = str(error)
+                ctx.sleep(float(again))
+        ctx.say(f"warning: {link.node.name}: cannot be proven clean: {why}")
+        return None
+
+    return dict(zip((link.node.name for link in links), on_all(links, one), strict=True))
+
+
+class _Stopper:
+    """Stops all nodes from a thread of its own, so that their logs are read meanwhile."""
+
+    def __init__(self, links: list[Link], record: dict[str, Any]) -> None:
+        self.links, self.record = links, record
+        self.threads: list[tuple[str, threading.Thread]] = []
+        self.until = math.inf
+        """By when the nodes have said that they ended."""
+        self.over, self.deaf = threading.Event(), set[str]()
+        """Nodes that could not be told to stop yet."""
+
+    def hurry(self, state: AttemptState, awake: _Awake) -> None:
+        """Gives up nodes that were told to stop (by us or by somebody else) and do not say that they did. One that
+        cannot be told is waited for, since the line to it may be down; a person who stops a run need not wait."""
+        if state.stopping and self.until == math.inf:
+            self.until = time.monotonic() + NOTICE_GRACE_S + ENDED_S
+        if time.monotonic() > self.until and awake.for_s() > ENDED_S:
+            for name in set(state.nodes) - set(state.ends) - (self.deaf if state.stopping in OURS else set()):
+                state.lost(name, "it was told to stop, and does not say that it did", "faulty")
+
+    def start(self, reason: str, grace_s: float, after_s: float = 0) -> None:
+        self.until = min(self.until, time.monotonic() + after_s + grace_s + ENDED_S)
+        for link in self.links:
+            thread = threading.Thread(target=self._stop, args=(link, reason, grace_s, after_s), daemon=True)
+            self.threads.append((link.node.name, thread))
+            thread.start()
+
+    def _stop(self, link: Link, reason: str, grace_s: float, after_s: float) -> None:
+        time.sleep(after_s)
+        while not self.over.is_set():
+            try:
+                stop_all([link], self.record, reason, grace_s, release=reason not in OURS)
+                self.deaf.discard(link.node.name)
+                return
+            except Unreachable:
+                self.deaf.add(link.node.name)
+            except NexaError:
+                return  # the proof at the end names it
+            self.over.wait(AGAIN_S)
+
+    def join(self) -> None:
+        self.over.set()
+        for name, thread in self.threads:
+            thread.join(0 if name in self.deaf else NOTICE_GRACE_S + 60)

@@ -1,0 +1,1 @@
+"""What an aws cluster is, may rent and may cost. Pure."""

@@ -1,0 +1,1 @@
+"""The known ways to fail, one file for each kind of cause."""

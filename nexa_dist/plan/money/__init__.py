@@ -1,0 +1,1 @@
+"""Ledger, bill, budget and waste. Pure."""

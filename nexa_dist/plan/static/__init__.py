@@ -1,0 +1,1 @@
+"""The user's own hosts: their keys and their cluster. Pure."""

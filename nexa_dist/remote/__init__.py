@@ -1,0 +1,6 @@
+"""Programs that are sent to a host on stdin: each whole by itself, of the standard library (ranks: and torch)."""
+
+from pathlib import Path
+
+FOOTPRINT = Path(__file__).with_name("footprint.py")
+GROUP_TEST = Path(__file__).with_name("group_test.py")

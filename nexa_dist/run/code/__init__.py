@@ -1,0 +1,1 @@
+"""The user's project and our own agent as content-addressed archives."""

@@ -1,0 +1,1 @@
+"""Logs and events of the nodes: streamed, mirrored, read."""

@@ -1,0 +1,1 @@
+"""The system's ssh: keys, pinned hosts, shared connections."""

@@ -1,0 +1,61 @@
+"""Ways to a node other than its address: over the network that joins the nodes, and through another node."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Literal
+
+from nexa_dist.errors import NexaError
+from nexa_dist.model import Node
+from nexa_dist.run.ssh.connections import Ssh
+
+PeerWord = Literal["", "mute", "up", "cut"]
+"""As in plan/health/lost.py."""
+CONNECT_S = 6
+FRESH = ("ControlMaster=no", "ControlPath=none", f"ConnectTimeout={CONNECT_S}")
+"""A connection that is shared may be as dead as what it is to prove."""
+LIMIT_S = 12.0
+ASK = (
+    'exec 2>&1; LC_ALL=C timeout 5 bash -c \'exec 3<>"/dev/tcp/$0/$1" && head -c 4 <&3\' "$1" "$2" '
+    '|| { [ "$?" != 124 ] || echo "timed out"; exit 1; }'
+)
+"""Whether an sshd greets there, or bash's own words."""
+CUT = ("timed out", "no route", "unreachable")
+UP = ("refused", "reset")
+"""Something answers there."""
+
+
+def reach(ssh: Ssh, node: Node, *options: str) -> bool:
+    """Whether a connection of its own, with these ssh options, gets in: by the key that is pinned."""
+    try:
+        return ssh.by(node, *FRESH, *options).run(node, ("true",), timeout_s=LIMIT_S).code == 0
+    except NexaError:
+        return False
+
+
+def ask(ssh: Ssh, peer: Node, node: Node) -> PeerWord:
+    """What another node says of it. Only its own words count: what is lost on the way to it says nothing."""
+    command = ("sh", "-c", ASK, "sh", node.peer_address, str(node.port))
+    try:
+        answer = ssh.by(peer, *FRESH).run(peer, command, timeout_s=LIMIT_S)
+    except NexaError:
+        return "mute"
+    said = answer.out.decode(errors="replace").lower()
+    if any(words in said for words in CUT):
+        return "cut"
+    return "up" if answer.code == 0 or any(words in said for words in UP) else ""
+
+
+def joined(ssh: Ssh, node: Node) -> tuple[str, ...]:
+    """Options for the way over the nodes' own network, which may reach us too (a mesh, a VPN); none where there is no
+    other. Names of the user's own hosts are theirs to resolve."""
+    if ssh.cluster.provider == "static" or node.peer_address == node.address:
+        return ()
+    return (f"HostName={node.peer_address}",)
+
+
+def through(ssh: Ssh, peer: Node, node: Node) -> tuple[str, ...]:
+    """Options for the way through another node."""
+    host = f"[{node.peer_address}]" if ":" in node.peer_address else node.peer_address
+    command = shlex.join(ssh.by(peer).argv(peer, *(f"-o{option}" for option in FRESH), "-W", f"{host}:{node.port}"))
+    return (f"ProxyCommand={command.replace('%', '%%')}",)

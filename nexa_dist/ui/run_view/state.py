@@ -1,0 +1,198 @@
+"""A run as its nodes report it: no output, no clock of its own."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nexa_dist.ui.run_view.step_lines import read
+
+RATE_SAMPLES = 60
+UNREPORTED_S = 60.0
+UNREPORTED = "no step is reported; configs/train/own_script.py shows the lines that report them, loss and checkpoints"
+RANK = re.compile(r"[0-9]{1,7}")
+
+
+@dataclass
+class Row:
+    """One node of the attempt."""
+
+    state: str = "starting"
+    heard: float = 0.0
+    """Unix time here at which the last word came."""
+    quiet_since: float | None = None
+    steps: dict[int, int] = field(default_factory=dict)
+    """By rank."""
+    begun: bool = False
+    """Its `started` of this attempt was seen."""
+
+    def span(self) -> str:
+        """`40`, `40–41`, or nothing: the steps of its ranks."""
+        low, high = min(self.steps.values(), default=None), max(self.steps.values(), default=None)
+        return "" if low is None else str(low) if low == high else f"{low}–{high}"
+
+
+@dataclass
+class State:
+    """A run as its nodes report it. Times are unix seconds of the caller's clock."""
+
+    run_id: str
+    usd_per_hour: float
+    started_unix: float
+    number: int = 1
+    world_size: int = 0
+    rows: dict[str, Row] = field(default_factory=dict)
+    last: dict[str, Any] = field(default_factory=dict)
+    """of, loss, tokens_per_s, saved, durable: the newest value of each, rank 0's where it is known."""
+    resume_step: int | None = None
+    read: dict[str, float] = field(default_factory=dict)
+    """step, of and loss as rank 0's lines have them, while no rank reports a step."""
+    running_since: float | None = None
+    samples: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=RATE_SAMPLES))
+    """(unix time on the node, step) at each change of the step."""
+
+    def attempt(self, number: int, nodes: Sequence[str], world_size: int, resume_step: int | None, now: float) -> None:
+        self.number, self.world_size, self.resume_step = number, world_size, resume_step
+        self.rows = {name: Row(heard=now) for name in nodes}
+        self.samples.clear()
+        self.read.clear()
+        self.running_since = None
+        self.last.pop("loss", None)
+        self.last.pop("tokens_per_s", None)
+
+    def event(self, node: str, record: Mapping[str, Any], now: float) -> bool:
+        """Whether the record belongs to this attempt."""
+        row = self.rows.setdefault(node, Row())
+        row.heard, row.quiet_since, name = now, None, str(record.get("event"))
+        if name == "started":
+            row.begun = record.get("attempt") == self.number
+        if not row.begun:
+            return False
+        if name == "progress":
+            self._progress(row, record)
+        if name == "torchrun" and self.running_since is None:
+            self.running_since = now
+        row.state = _state(name, record, row.state, now)
+        return True
+
+    def line(self, rank: int | None, text: bytes) -> None:
+        if rank == 0 and self.step is None:
+            self.read |= read(text)
+
+    def unreported(self, now: float) -> bool:
+        """Whether the ranks have run for a while, and nobody knows how far they are."""
+        silent = self.step is None and "step" not in self.read
+        return silent and self.running_since is not None and now - self.running_since >= UNREPORTED_S
+
+    def quiet(self, node: str, seconds: float, now: float) -> None:
+        row = self.rows.setdefault(node, Row())
+        row.quiet_since = now - seconds
+
+    def heard(self, node: str, now: float) -> None:
+        row = self.rows.setdefault(node, Row())
+        row.heard, row.quiet_since = now, None
+
+    def _progress(self, row: Row, record: Mapping[str, Any]) -> None:
+        steps = record.get("steps")
+        before = self.step
+        for rank, step in (steps if isinstance(steps, dict) else {}).items():
+            if (
+                str(rank).isascii()
+                and str(rank).isdigit()
+                and len(str(rank)) < 8
+                and (value := _number(step)) is not None
+            ):
+                row.steps[int(rank)] = int(value)
+        if 0 in row.steps or not any(0 in other.steps for other in self.rows.values()):
+            for key in ("of", "loss", "tokens_per_s", "saved", "durable"):
+                if (value := _number(record.get(key))) is not None:
+                    self.last[key] = value
+        if (step := self.step) is not None and step != before:
+            self.samples.append((float(_number(record.get("at")) or 0.0), step))
+
+    @property
+    def step(self) -> int | None:
+        """What every rank that reports has done."""
+        return min((step for row in self.rows.values() for step in row.steps.values()), default=None)
+
+    def eta_s(self) -> float | None:
+        """Seconds to the end at the pace of the last steps; None where that cannot be said."""
+        step, of = self.step, self.last.get("of")
+        if step is None or of is None or len(self.samples) < 2:
+            return None
+        (first_at, first), (last_at, last) = self.samples[0], self.samples[-1]
+        return max(0.0, (of - step) * (last_at - first_at) / (last - first)) if last > first else None
+
+    def figures(self, now: float) -> dict[str, Any]:
+        """The numbers of the run: what --json prints."""
+        elapsed_s, eta_s = max(0.0, now - self.started_unix), self.eta_s()
+        return {
+            "attempt": self.number,
+            "step": self.step,
+            **{key: self.last.get(key) for key in ("of", "loss", "tokens_per_s", "saved", "durable")},
+            "read": None if self.step is not None else dict(self.read) or None,
+            "eta_s": None if eta_s is None else round(eta_s, 1),
+            "elapsed_s": round(elapsed_s, 1),
+            "cost_usd": round(elapsed_s / 3600 * self.usd_per_hour, 4),
+        }
+
+
+def _state(name: str, record: Mapping[str, Any], before: str, now: float) -> str:
+    """In words, what a node is at after this record."""
+    reason = str(record.get("reason") or "")
+    if name == "rank_exit" and (record.get("code") or record.get("signal")):
+        how = f"signal {record['signal']}" if record.get("signal") else f"exit code {record['code']}"
+        return f"rank {record.get('rank')}: {'out of memory' if record.get('oom') else how}"
+    if name == "notice":
+        left_s = (_number(record.get("at_unix")) or now) - now
+        return f"spot notice: {record.get('action')} in {max(0.0, left_s):.0f} s"
+    if name == "hang":
+        return f"hangs: ranks {', '.join(map(str, record.get('ranks') or []))}"
+    if name == "ended":
+        return f"{record.get('state')}: {reason}" if reason else str(record.get("state"))
+    if name == "stopping":
+        return f"stopping: {reason}"
+    return {"started": "preparing", "prepared": "prepared", "torchrun": "running"}.get(name, before)
+
+
+def _number(value: Any) -> int | float | None:
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def span(seconds: float | None) -> str:
+    """`12 s`, `3 min`, `2 h 05 min`; `-` for nothing."""
+    if seconds is None or not math.isfinite(seconds):
+        return "-"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def guess(found: Mapping[str, float]) -> str:
+    """`step 550/1000 loss 2.3 (read from its lines, not reported)`"""
+    of = f"/{found['of']:.0f}" if "of" in found else ""
+    words = [f"step {found['step']:.0f}{of}"] if "step" in found else []
+    words += [f"loss {found['loss']:.4g}"] if "loss" in found else []
+    return f"{' '.join(words)} (read from its lines, not reported)"
+
+
+def sentence(figures: Mapping[str, Any]) -> str:
+    """`step 40/240 loss 4.21 3200 tok/s, ETA 3 min, saved 40, durable 20, 0.12 USD`"""
+    if figures.get("read") and figures["step"] is None:
+        return f"{guess(figures['read'])}, {figures['cost_usd']:.2f} USD"
+    of = f"/{figures['of']:.0f}" if figures["of"] is not None else ""
+    words = [f"step {'-' if figures['step'] is None else figures['step']}{of}"]
+    if figures["loss"] is not None:
+        words.append(f"loss {figures['loss']:.4g}")
+    if figures["tokens_per_s"] is not None:
+        words.append(f"{figures['tokens_per_s']:.0f} tok/s")
+    parts = [" ".join(words)]
+    if figures["eta_s"] is not None:
+        parts.append(f"ETA {span(figures['eta_s'])}")
+    parts += [f"{key} {figures[key]:.0f}" for key in ("saved", "durable") if figures[key] is not None]
+    return ", ".join([*parts, f"{figures['cost_usd']:.2f} USD"])

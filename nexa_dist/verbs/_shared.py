@@ -1,0 +1,178 @@
+"""What several verbs need: the context, and a cluster by its name or file."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nexa_dist.config.cluster import ClusterConfig
+from nexa_dist.config.load import load_cluster
+from nexa_dist.errors import UsageError
+from nexa_dist.model import Cluster
+from nexa_dist.ops.context import Context
+from nexa_dist.ops.providers.static.record import Record
+from nexa_dist.plan.static.cluster import static_cluster
+from nexa_dist.run import dotenv, files, git, trust
+from nexa_dist.run.runner import Runner, SystemRunner
+from nexa_dist.run.ssh import consent
+from nexa_dist.run.workspace import ClusterFolder, Workspace
+from nexa_dist.secrets import redact_text
+from nexa_dist.ui import terminal
+
+if TYPE_CHECKING:
+    from nexa_dist.config.train import TrainConfig
+
+
+def context(*, acts: bool = True, cluster: str | None = None) -> Context:
+    """Of the workspace that we are in, or the one that `cluster`, a file or name, belongs to, with what its `.env` adds
+    to the environment. A verb that `acts` on what lies there does so only when it is known to be ours; one that shows
+    it may show anybody's."""
+    here, runner = Workspace.here(), SystemRunner()
+    if cluster and (owner := owner_of(here, cluster)):
+        here = owner
+    if acts:
+        _refuse_foreign(runner, here.root, here.above)
+        here.close_to_others()
+    else:
+        files.close_to_others()  # what is shown may be somebody else's
+    if not here.above or trust.is_ours(here.root):
+        for line in dotenv.load(here.root, os.environ, lambda: git.tracks(runner, here.root, dotenv.NAME) != ""):
+            terminal.say(line)
+    return Context(here, runner, lambda text: terminal.say(redact_text(text)))
+
+
+def owner_of(here: Workspace, named: str) -> Workspace | None:
+    """The other workspace that this cluster belongs to: the one that its file lies in, if it knows the cluster, or for
+    a name that is not known here the only one of ours that knows it. Raises UsageError for more than one."""
+    if is_file(named):
+        other = Workspace.of(Path(os.path.abspath(named)).parent)  # not resolved: it may be a loop, or no name at all
+        if other.root.resolve() == here.root.resolve() or not other.clusters():
+            return None
+        name = load_cluster(Path(named)).name or ""
+        return dataclasses.replace(other, above=True) if other.knows(name) else None
+    if here.knows(named):
+        return None
+    found = here.others(named)
+    if len(found) > 1:
+        places = ", ".join(str(other.root) for other in found)
+        raise UsageError(f"cluster {named!r} is known in {places}", hint="--cluster FILE, or NEXA_WORKSPACE=DIR")
+    return found[0] if found else None
+
+
+def borrowed(ctx: Context, named: str | None) -> None:
+    """For a run in this workspace on a cluster of another one: makes that cluster known here."""
+    if named and (owner := owner_of(ctx.workspace, named)):
+        _refuse_foreign(ctx.runner, owner.root, above=True)
+        ctx.workspace.borrow(load_cluster(Path(named)).name if is_file(named) else named, owner)
+
+
+def _refuse_foreign(runner: Runner, root: Path, above: bool) -> None:
+    try:
+        trust.refuse_foreign(runner, root, above=above)
+    except trust.Foreign as error:
+        if not error.cure or not _agreed(f"{error}\nis it yours?"):
+            raise
+        trust.adopt(root)
+        trust.refuse_foreign(runner, root, above=above)
+
+
+def _agreed(question: str) -> bool:
+    return terminal.interactive() and terminal.confirm(terminal.plain_lines(question))
+
+
+def _consented(cluster: Cluster) -> Cluster:
+    """The same cluster, once the user agreed to the programs that its ssh_config names. Raises Unconsented."""
+    try:
+        if cluster.ssh_config:
+            consent.refuse_unconsented(cluster.ssh_config)
+    except consent.Unconsented as error:
+        if not _agreed(f"{error}\nmay ssh start it?"):
+            raise
+        consent.consent(cluster.ssh_config)
+    return cluster
+
+
+NOT_ENFORCED = {
+    "static": ("budget_usd", "max_hours", "mesh"),
+    "local": ("boot_timeout_s",),
+    "aws": (),
+}
+"""Keys of cluster.yaml that are valid and that nothing acts on yet: said, rather than passed over."""
+
+
+PROVISIONED = ("max_hours",)
+"""The same for the user's own hosts once they are provisioned."""
+
+
+def load_said(path: Path, overrides: Sequence[str] = (), *, provisioned: bool = True) -> ClusterConfig:
+    """load_cluster, and a warning for what it asks that is not built yet."""
+    config = load_cluster(path, overrides)
+    idle = [
+        key
+        for key in (PROVISIONED if provisioned and config.provider == "static" else NOT_ENFORCED[config.provider])
+        if key in config.model_fields_set and getattr(config, key) != "none"
+    ]
+    if idle:
+        later = "" if provisioned or "budget_usd" not in idle else "; budget_usd counts once nexa provision has run"
+        enforced = "max_hours and budget_usd of train.yaml are"
+        terminal.say(f"warning: {path}: {', '.join(idle)}: not enforced here ({enforced}{later})")
+    return config
+
+
+def is_file(named: str) -> bool:
+    """Whether a cluster was named by its file."""
+    return named.endswith((".yaml", ".yml")) or "/" in named
+
+
+def find_folder(ctx: Context, named: str | None) -> ClusterFolder:
+    """A cluster by name or file; the only one when it is not named."""
+    if not named:
+        return ctx.workspace.only_cluster()
+    if is_file(named):
+        return ctx.workspace.cluster(load_cluster(Path(named)).name or "")
+    if named not in [folder.name for folder in ctx.workspace.clusters()]:
+        known = ", ".join(folder.name for folder in ctx.workspace.clusters()) or "none"
+        raise UsageError(
+            f"no cluster called {named!r} is known in {ctx.workspace}, nor in another workspace of yours",
+            hint=f"known: {known}; NEXA_WORKSPACE=DIR names another folder",
+        )
+    return ctx.workspace.cluster(named)
+
+
+def find_cluster(ctx: Context, named: str | None) -> Cluster:
+    """A provisioned cluster, or the user's own hosts straight from their file."""
+    if named and is_file(named):
+        made = Record.exists(ctx.workspace.cluster(load_cluster(Path(named)).name))
+        config = load_said(Path(named), provisioned=made)
+        if config.provider == "static" and not made:
+            return _consented(static_cluster(config, Path(named).absolute().parent))
+        if config.provider == "static":
+            _refuse_edited(ctx, config, named)
+    return _consented(find_folder(ctx, named).load())
+
+
+def _refuse_edited(ctx: Context, config: ClusterConfig, named: str) -> None:
+    """Raises UsageError when own hosts were provisioned by another state of the file: the user thinks of this one."""
+    file = ctx.workspace.cluster(config.name).path / "config.json"
+    if file.exists() and files.read_json(file) != config.model_dump(mode="json", exclude_unset=True):
+        raise UsageError(
+            f"{named} was edited since cluster {config.name} was provisioned",
+            hint=f"nexa provision --cluster {named} brings it in line; --cluster {config.name} takes it as it is",
+        )
+
+
+def ranks(text: str) -> set[int] | None:
+    """`0,3` as a set, `all` or nothing as None. Raises UsageError."""
+    if text in ("", "all"):
+        return None
+    if not all(part.isascii() and part.isdigit() and len(part) < 7 for part in text.split(",")):
+        raise UsageError(f"--rank {text!r} is neither 'all' nor ranks such as 0,3")
+    return {int(part) for part in text.split(",")}
+
+
+def refuse_detach(config: TrainConfig, detach: bool) -> None:
+    if config.on_disconnect == "kill" and detach:
+        raise UsageError("--detach leaves the nodes without a controller, and on_disconnect is kill")

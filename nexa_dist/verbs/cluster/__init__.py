@@ -1,0 +1,1 @@
+"""Verbs of a cluster: made, looked at, given back."""

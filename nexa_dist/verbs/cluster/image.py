@@ -1,0 +1,62 @@
+"""nexa image bake, list, delete: machine images of nodes that are set up."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from nexa_dist.errors import EXIT_OK, UsageError
+from nexa_dist.ops.cluster import image as baking
+from nexa_dist.ops.cluster import plan as planning
+from nexa_dist.ops.runs.stop import stop
+from nexa_dist.ui import terminal
+from nexa_dist.verbs._shared import context, load_said
+from nexa_dist.verbs.cluster.plan import show
+
+Arguments = argparse.Namespace
+COLUMNS = ("id", "state", "age_hours", "gb", "usd_per_month", "env", "base")
+
+
+def image(args: Arguments) -> int:
+    verb = {"bake": _bake, "list": _list, "delete": _delete}[args.action]
+    return verb(args)
+
+
+def _bake(args: Arguments) -> int:
+    ctx = context()
+    if not args.cluster:
+        raise UsageError("nexa image bake needs --cluster FILE: what the node is rented as")
+    config = load_said(Path(args.cluster))
+    seen = planning.preview(ctx, baking.wanted(config))
+    if seen:
+        show(seen)
+        if not args.yes and not (
+            terminal.interactive() and terminal.confirm("rent one node, make an image of it, give it back?")
+        ):
+            raise UsageError("one node would be rented for the image", hint="-y says yes")
+    made = baking.bake(ctx, config, stop)
+    terminal.say(f"✓ {made['image']['id']}: provision takes it from here on for files without `ami`")
+    if args.json:
+        terminal.emit(made)
+    return EXIT_OK
+
+
+def _list(args: Arguments) -> int:
+    rows = baking.listed(context(), load_said(Path(args.cluster)) if args.cluster else None, args.region)
+    if args.json:
+        terminal.emit(rows)
+    else:
+        terminal.table(rows, COLUMNS)
+        terminal.say(f"{len(rows)} images, at most {sum(row['usd_per_month'] for row in rows):.2f} USD a month")
+    return EXIT_OK
+
+
+def _delete(args: Arguments) -> int:
+    context()
+    if not args.image:
+        raise UsageError("nexa image delete needs the image's id", hint="nexa image list")
+    if not args.yes and not (terminal.interactive() and terminal.confirm(f"delete {args.image} and its snapshots?")):
+        raise UsageError(f"{args.image} and its snapshots would be deleted", hint="-y says yes")
+    baking.delete(load_said(Path(args.cluster)) if args.cluster else None, args.region, args.image)
+    terminal.say(f"✓ {args.image} is gone")
+    return EXIT_OK

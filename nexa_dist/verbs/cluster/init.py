@@ -1,0 +1,24 @@
+"""nexa init: a commented cluster.yaml and train.yaml to start from."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from nexa_dist.errors import EXIT_OK
+from nexa_dist.ops.cluster.init import init as initialise
+from nexa_dist.run import trust
+from nexa_dist.run.workspace import Workspace
+from nexa_dist.ui import terminal
+
+Arguments = argparse.Namespace
+
+
+def init(args: Arguments) -> int:
+    folder = Path(args.folder)
+    for path in initialise(folder):
+        terminal.say(f"made {path}")
+    if not Workspace.of(folder.absolute()).above:  # from below it is found from now on
+        trust.claim(folder)
+    terminal.say("next: nexa provision --cluster cluster.yaml, then nexa run train.yaml, then nexa teardown")
+    return EXIT_OK

@@ -1,0 +1,85 @@
+"""nexa provision: the nodes made, bootstrapped and proven."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from nexa_dist.config.cluster import ClusterConfig
+from nexa_dist.errors import EXIT_OK, UsageError
+from nexa_dist.ops.cluster import plan as planning
+from nexa_dist.ops.cluster import provision as provisioning
+from nexa_dist.ops.context import Context
+from nexa_dist.ops.providers.static import known_hosts as adopting
+from nexa_dist.plan.static.known_hosts import Adopted
+from nexa_dist.ui import terminal
+from nexa_dist.verbs._shared import context, load_said
+from nexa_dist.verbs.cluster.plan import show
+
+Arguments = argparse.Namespace
+
+
+def provision(args: Arguments) -> int:
+    ctx = context()
+    if bool(args.plan) == bool(args.cluster):
+        raise UsageError("nexa provision needs --cluster FILE, or --plan FILE", hint="nexa plan -o makes the latter")
+    saved = None
+    if args.plan and args.set:
+        raise UsageError("--plan is applied as it was saved, so --set could not be heeded", hint="nexa plan --set …")
+    if args.plan:
+        config, saved = planning.load(ctx, Path(args.plan))
+    else:
+        config = load_said(Path(args.cluster), args.set)
+    if args.dry_run and config.provider == "static":
+        terminal.say(f"would adopt the host keys of {len(config.cluster)} hosts, and add to them what training needs")
+        terminal.say("would run: playbooks/bootstrap.yml, a health check of every host")
+        return EXIT_OK
+    if args.dry_run:
+        terminal.say(
+            f"would make cluster {config.name}: {config.nodes} nodes, {config.gpus_per_node} ranks each, "
+            f"provider {config.provider}"
+        )
+        terminal.say(
+            "would run: terraform init, terraform apply, playbooks/bootstrap.yml, a health check of every node"
+        )
+        return EXIT_OK
+    if saved:
+        planning.refuse_moved_price(ctx, config, saved)
+    seen = None if saved else planning.preview(ctx, config)
+    if seen:
+        show(seen)
+        if not args.yes and not (terminal.interactive() and terminal.confirm(f"rent {seen.nodes} nodes?")):
+            raise UsageError(f"{seen.nodes} nodes would be rented", hint="-y says yes")
+    adopted = _host_keys(ctx, config) if config.provider == "static" else []
+    made = provisioning.provision(ctx, config, saved, adopted=adopted)
+    price = f"{made.usd_per_hour:.2f} USD/h"
+    terminal.say(f"✓ cluster {made.name} is up: {len(made.nodes)} nodes, {made.world_size} ranks, {price}")
+    for title, seconds in ctx.times.items():
+        terminal.say(f"  {seconds:6.1f} s  {title}")
+    terminal.say(f"next: nexa run TRAIN.yaml; give it back with: nexa teardown --cluster {made.name}")
+    if args.json:
+        keys = {"host_keys": {one.node: one.row for one in adopted}} if adopted else {}
+        terminal.emit({**made.to_json(), **keys, "seconds": ctx.times})
+    return EXIT_OK
+
+
+def _host_keys(ctx: Context, config: ClusterConfig) -> list[Adopted]:
+    """The keys of the user's own hosts, each vouched for by the file, by known_hosts, or by the user. Raises UsageError
+    when nobody does: `-y` is no answer to this."""
+    provisioning.refuse_other_provider(ctx.workspace.cluster(config.name), config)
+    found = adopting.find(ctx, config)
+    strangers = [one for one in found if not one.by]
+    if not strangers:
+        return found
+    terminal.talk_table([one.row for one in found], ("fingerprint", "node", "host", "key", "known by"))
+    names = ", ".join(one.node for one in strangers)
+    if not (
+        terminal.interactive() and terminal.confirm(f"are these the keys of {names}? Compare them with the hosts' own")
+    ):
+        raise UsageError(
+            f"nobody vouches for the host keys of {names}; nothing was done there",
+            hint="give each as host_key: SHA256:… in the cluster's file, once you know it from the host's vendor or "
+            "console (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub)",
+        )
+    return [dataclasses.replace(one, by=one.by or "asked") for one in found]

@@ -1,0 +1,34 @@
+"""nexa trust: the user's word for what nexa did not make, and would start programs by."""
+
+from __future__ import annotations
+
+from argparse import Namespace as Arguments
+from pathlib import Path
+
+from nexa_dist.errors import EXIT_OK, UsageError
+from nexa_dist.run import trust as marks
+from nexa_dist.run.runner import SystemRunner
+from nexa_dist.run.ssh import consent
+from nexa_dist.ui import terminal
+
+
+def trust(args: Arguments) -> int:
+    path = Path(args.path).absolute()
+    if path.is_dir():
+        return _workspace(path)
+    if not path.is_file():
+        raise UsageError(f"{path} is neither a folder nor a file", hint="nexa trust DIR, or nexa trust SSH_CONFIG")
+    named = consent.consent(str(path))
+    for line in named:
+        terminal.say(f"  {terminal.plain(line)}")
+    terminal.say(
+        f"✓ ssh may start these until {path} changes" if named else f"{path} names no program: nothing to allow"
+    )
+    return EXIT_OK
+
+
+def _workspace(path: Path) -> int:
+    marks.adopt(path)
+    marks.refuse_foreign(SystemRunner(), path)
+    terminal.say(f"✓ {path / '.nexa'} and its runs are yours")
+    return EXIT_OK

@@ -1,0 +1,1 @@
+"""Verbs of money: what was spent, what may be, and where the time went."""

@@ -1,0 +1,1 @@
+"""Verbs of a run: begun, followed, ended, explained."""

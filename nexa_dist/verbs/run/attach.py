@@ -1,0 +1,49 @@
+"""nexa attach: a run that goes on without us, followed or taken over."""
+
+from __future__ import annotations
+
+import argparse
+
+from nexa_dist.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    UsageError,
+)
+from nexa_dist.model import Cluster
+from nexa_dist.ops.active_runs import active, pending
+from nexa_dist.ops.context import Context
+from nexa_dist.ops.runs.supervise import alone
+from nexa_dist.run.ssh.connections import session
+from nexa_dist.run.workspace import RunFolder
+from nexa_dist.verbs._shared import context, ranks
+from nexa_dist.verbs.run.presenter import RunPresenter, links_to
+
+Arguments = argparse.Namespace
+
+
+def attach(args: Arguments) -> int:
+    ctx = context()
+    folder = ctx.workspace.run(args.run)
+    if not active(folder) and not pending(folder.load()):
+        raise UsageError(f"{folder.run_id} has ended", hint=f"nexa logs {folder.run_id} shows its lines")
+    return taken_over(ctx, folder, ranks(args.rank), args.json)
+
+
+def taken_over(ctx: Context, folder: RunFolder, shown: set[int] | None, as_json: bool, detach: bool = False) -> int:
+    """Goes on with a run where another controller left it; looks on while that one lives."""
+    presenter = None
+    try:
+        with alone(folder, "attach") as ours:
+            record = folder.load()  # only now: the other one may have written until it died
+            presenter = RunPresenter(ctx, folder, record, shown, detach, as_json)
+            if not ours:
+                ctx.say(f"{folder.run_id} is supervised by another nexa" + ("" if detach else ": looking on"))
+                return EXIT_OK if detach else presenter.look_on()
+            cluster = Cluster.from_json(record["cluster"])
+            with session(ctx.runner, cluster) as ssh:
+                if active(folder):
+                    nodes = [node for node in cluster.nodes if node.name in record["attempts"][-1]["ranks"]]
+                    return presenter.follow(ssh, links_to(ssh, nodes))
+                return presenter.recover(ssh)
+    except KeyboardInterrupt:  # while it was still connecting, or before
+        return (presenter or RunPresenter(ctx, folder, folder.load(), shown, detach, as_json)).left(EXIT_INTERRUPTED)

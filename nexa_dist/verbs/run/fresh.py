@@ -1,0 +1,97 @@
+"""A new run, from its checks to its end."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from typing import Any
+
+from nexa_dist.config.train import TrainConfig
+from nexa_dist.errors import (
+    EXIT_OK,
+)
+from nexa_dist.model import Cluster
+from nexa_dist.ops.context import Context
+from nexa_dist.ops.runs import launch
+from nexa_dist.ops.runs import status as running
+from nexa_dist.ops.runs.supervise import alone
+from nexa_dist.run import files
+from nexa_dist.run.ssh.connections import Connecting, Ssh
+from nexa_dist.run.workspace import RunFolder
+from nexa_dist.secrets import redact
+from nexa_dist.ui import terminal
+from nexa_dist.verbs.run.presenter import RunPresenter
+
+Arguments = argparse.Namespace
+
+
+def dry(ctx: Context, ssh: Ssh, links: Connecting, config: TrainConfig, as_json: bool) -> int:
+    """What a new run would be."""
+    return printed(launch.prepare(ctx, ssh, config, "train_dry_run", 1, None, links=links, dry_run=True), as_json)
+
+
+def fresh(
+    ctx: Context,
+    ssh: Ssh,
+    links: Connecting,
+    config: TrainConfig,
+    config_file: str,
+    *,
+    detach: bool,
+    shown: set[int] | None,
+    as_json: bool,
+) -> int:
+    """A new run, followed to its end."""
+    cluster = ssh.cluster
+    running.refuse_busy(ctx, cluster)
+    refuse_without_money(ctx, cluster, config)
+    with ctx.phase(f"checks on {len(cluster.nodes)} nodes"):
+        folder = ctx.workspace.new_run(config.stage, config.name)
+        try:
+            prepared = launch.prepare(ctx, ssh, config, folder.run_id, 1, None, links=links)
+            launch.deliver(ctx, prepared)
+        except BaseException:
+            folder.path.rmdir()  # nothing was started, so there is no run
+            raise
+    if cluster.provider == "aws" and not cluster.bucket:
+        first = cluster.nodes[0].name
+        ctx.say(f"warning: checkpoints lie on {first} alone and are lost with it: name a bucket in the cluster's file")
+    record = launch.new_record(ctx, prepared, cluster, config, config_file)
+    with alone(folder, "run"):
+        started(ctx, folder, prepared, record, 1)
+        presenter = RunPresenter(ctx, folder, record, shown, detach, as_json, began=True)
+        return presenter.follow(ssh, list(prepared.links))
+
+
+def refuse_without_money(ctx: Context, cluster: Cluster, config: TrainConfig) -> None:
+    file = ctx.workspace.cluster(cluster.name).path / "config.json"
+    if config.budget_usd or (file.exists() and "budget_usd" in files.read_object(file)):
+        from nexa_dist.ops.money.meter import refuse_a_run  # a run is launched sooner without it
+
+        refuse_a_run(ctx, cluster, config.budget_usd)
+
+
+def started(ctx: Context, folder: RunFolder, prepared: launch.Prepared, record: dict[str, Any], attempt: int) -> None:
+    """launch.start, and a word when somebody interrupts it: it is undone then."""
+    try:
+        launch.start(folder, prepared, record, attempt)
+    except KeyboardInterrupt:
+        ctx.say(f"✗ {folder.run_id} {record['attempts'][-1].get('cause') or 'interrupted'}; no process of it is left")
+        raise
+
+
+def printed(prepared: launch.Prepared, as_json: bool) -> int:
+    """`--print`: the command and environment of each node, as they would run, but for secrets."""
+    if as_json:
+        terminal.emit(
+            {name: redact({"argv": spec["argv"], "env": spec["env"]}) for name, spec in prepared.specs.items()}
+        )
+        return EXIT_OK
+    for node_plan in prepared.plan.nodes:
+        spec = redact(prepared.specs[node_plan.node.name])
+        last = node_plan.first_rank + node_plan.nproc - 1
+        span = f"ranks {node_plan.first_rank} to {last} of {prepared.plan.world_size}"
+        terminal.out(f"# {node_plan.node.name} ({node_plan.node.address}): {span}")
+        words = [f"{name}={shlex.quote(value)}" for name, value in sorted(spec["env"].items())]
+        terminal.out(f"cd {shlex.quote(spec['cwd'])} && env {' '.join(words)} {shlex.join(spec['argv'])}")
+    return EXIT_OK

@@ -1,0 +1,61 @@
+"""nexa run: a new run, or an old one again.
+
+The first that a launch needs is a connection to every node, so they are made while the rest of us is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from nexa_dist.config.load import load_train
+from nexa_dist.config.train import TrainConfig
+from nexa_dist.errors import UsageError
+from nexa_dist.model import Cluster
+from nexa_dist.ops.context import Context
+from nexa_dist.ops.health.gate import refuse_unfit
+from nexa_dist.ops.runs.wandb import settled
+from nexa_dist.run.ssh.connections import connecting, session
+from nexa_dist.verbs._shared import borrowed, context, find_cluster, ranks, refuse_detach
+
+Arguments = argparse.Namespace
+
+
+def run(args: argparse.Namespace) -> int:
+    ctx, shown = context(), ranks(args.rank)
+    if not args.train and not args.resume:
+        raise UsageError("nexa run takes TRAIN.yaml or --resume RUN", hint="nexa runs lists what can be resumed")
+    if args.resume:
+        from nexa_dist.verbs.run.resume import resumed
+
+        return resumed(ctx, ctx.workspace.run(args.resume), args, shown)
+    config = load_train(Path(args.train), args.set, args.program)
+    borrowed(ctx, args.cluster)
+    cluster = find_cluster(ctx, args.cluster)
+    if not args.dry_run and not args.ignore_diag:
+        refuse_unfit(ctx.workspace.cluster(cluster.name), cluster)
+    return launched(
+        ctx, cluster, config, args.train, dry_run=args.dry_run, detach=args.detach, shown=shown, as_json=args.json
+    )
+
+
+def launched(
+    ctx: Context,
+    cluster: Cluster,
+    config: TrainConfig,
+    config_file: str,
+    *,
+    dry_run: bool = False,
+    detach: bool = False,
+    shown: set[int] | None = None,
+    as_json: bool = False,
+) -> int:
+    """A new run, followed to its end."""
+    refuse_detach(config, detach)
+    config = settled(ctx, config)
+    with session(ctx.runner, cluster) as ssh, connecting(ssh) as links:
+        from nexa_dist.verbs.run import fresh
+
+        if dry_run:
+            return fresh.dry(ctx, ssh, links, config, as_json)
+        return fresh.fresh(ctx, ssh, links, config, config_file, detach=detach, shown=shown, as_json=as_json)
