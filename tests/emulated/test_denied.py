@@ -158,7 +158,7 @@ def test_a_sweep_shows_and_ends_what_it_sees(
 
 def test_a_right_that_lacks_everywhere_is_one_line(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.may("ec2:DescribeVolumes", *PROFILES)
-    monkeypatch.setattr(sweep.aws, "regions", lambda _: [HOME, "us-west-2", "eu-west-1"])
+    monkeypatch.setattr(aws_client, "regions", lambda _: [HOME, "us-west-2", "eu-west-1"])
     _, found, silent = sweep.survey(lab.ctx)
     assert {entry.thing.kind for entry in found} > {"instance", "vpc"}
     why = " (no identity-based policy allows)"

@@ -155,7 +155,7 @@ def _await_store(environment: dict[str, str]) -> None:
 
 def _clean_modules() -> None:
     """Ours go, and __main__ is empty, as before the first line of a program."""
-    package = __name__.rpartition(".")[0]
+    package = __name__.rsplit(".", 2)[0]
     for name in [n for n in sys.modules if n == package or n.startswith(package + ".")]:
         del sys.modules[name]
     main = types.ModuleType("__main__")

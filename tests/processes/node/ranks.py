@@ -20,12 +20,12 @@ from tests.processes.node.rig import events_of, until
 HOLDER = """
 import json, sys, time
 sys.path.insert(0, sys.argv[1])
-from nexa_dist.node import direct, warm
-warm.agent_path = lambda: sys.argv[2]
-warm.ANSWER_S = 90.0
+from nexa_dist.node.warm import client, launcher
+client.agent_path = lambda: sys.argv[2]
+client.ANSWER_S = 90.0
 spec = json.loads(sys.argv[3])
 run_dir = spec["env"]["NEXA_RUN_DIR"]
-ranks = direct.Direct(spec, spec["env"], run_dir, open(run_dir + "/torchrun.log", "ab"))
+ranks = launcher.Direct(spec, spec["env"], run_dir, open(run_dir + "/torchrun.log", "ab"))
 while True:
     ranks.poll()
     time.sleep(0.005)

@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 
 from nexa_dist.node import VERSION
-from nexa_dist.run import agent_file
+from nexa_dist.run.agent_file import INSIDE, LONG_AGO, content, digest
 
 
 def test_the_file_is_the_same_whenever_it_is_made() -> None:
-    first = agent_file.content()
-    agent_file.content.cache_clear()
-    assert agent_file.content() == first
-    assert len(agent_file.digest()) == 16
+    first = content()
+    content.cache_clear()
+    assert content() == first
+    assert len(digest()) == 16
     with zipfile.ZipFile(io.BytesIO(first)) as archive:
-        assert {entry.date_time for entry in archive.infolist()} == {agent_file.LONG_AGO}
-        assert {name.split("/")[0] for name in archive.namelist()} == {"__main__.py", agent_file.INSIDE}
+        assert {entry.date_time for entry in archive.infolist()} == {LONG_AGO}
+        assert {name.split("/")[0] for name in archive.namelist()} == {"__main__.py", INSIDE}
 
 
 def test_it_runs_alone_and_loads_nothing_that_a_short_command_does_not_need(agent_file: Path, tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_it_runs_alone_and_loads_nothing_that_a_short_command_does_not_need(agen
     status = subprocess.run([*argv, "status", str(tmp_path / "none")], capture_output=True, text=True, cwd=tmp_path)
     assert '"state": "absent"' in status.stdout
     loaded = {line.rsplit("|")[-1].strip() for line in status.stderr.splitlines()}
-    assert f"{agent_file.INSIDE}.control" in loaded
+    assert f"{INSIDE}.control" in loaded
     assert not loaded & {"subprocess", "socket", "shutil", "tarfile", "http.client", "nexa_dist"}
 
 

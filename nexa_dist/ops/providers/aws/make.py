@@ -70,9 +70,11 @@ def create(gang: Gang, kept: set[str], saved: Saved | None = None) -> Candidate:
             return [(known_offer(folder), "the gang that is there")]
         with ctx.phase("capacity"), folder.journalled("capacity"):
             ordered, dropped = capacity.survey(ctx, gang.config, gang.scope)
-            ordered, short, _ = aws_limits.within(gang.config, gang.scope, ordered)
+            ordered, short, unasked = aws_limits.within(gang.config, gang.scope, ordered)
         for line in (*short, *dropped):
             ctx.detail(f"left out: {line}")
+        for line in unasked:
+            ctx.detail(f"not looked at, so AWS may still refuse it: {line}")
         zones[:] = [candidate.zone for candidate, _ in ordered]
         cheapest = min((candidate for candidate, _ in ordered), key=lambda candidate: candidate.usd_per_hour)
         folder.ledger("offered", at=ctx.now(), offer=cheapest.title, usd_per_hour=cheapest.usd_per_hour)
