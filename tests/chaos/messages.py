@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import queue
 import random
 import resource
 import sys
@@ -195,12 +196,15 @@ class Bench:
 
         def hear() -> None:
             while (thread.is_alive() or not out.empty()) and time.monotonic() < until:
-                item = out.get(timeout=1) if not out.empty() or thread.is_alive() else None
+                try:
+                    item = out.get(timeout=0.2)
+                except queue.Empty:  # the thread is only slow
+                    continue
                 if isinstance(item, AgentEvent):
                     view.event("n0", item.record)
                 elif isinstance(item, Line):
                     view.line("n0", item.source, item.rank, item.text)
-                if item is not None and not isinstance(item, (Note, Quiet)):
+                if not isinstance(item, (Note, Quiet)):
                     state.step(item)
                 if isinstance(item, Ended):
                     view.tick()
