@@ -29,6 +29,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def copy_checkout(to: Path) -> None:
+    """The files of this checkout that git does not ignore, as they are now, without its history."""
+    listed = subprocess.check_output(["git", "ls-files", "-coz", "--exclude-standard"], cwd=REPO, text=True)
+    for name in filter(None, listed.split("\0")):
+        if (REPO / name).exists():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPO / name, to / name, follow_symlinks=False)
+
+
 def environment(**more: str) -> dict[str, str]:
     """Of a user who has never used nexa here, but for the shared cache (environments take gigabytes)."""
     own_state()  # also where no pytest is: the tools of tests/chaos and tests/bench

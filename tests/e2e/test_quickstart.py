@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import REPO, environment, everything_of, until
+from tests.e2e.conftest import copy_checkout, environment, everything_of, until
 
 pytestmark = pytest.mark.e2e
 FEW = (
@@ -38,8 +37,7 @@ def setup(checkout: Path, env: dict[str, str]) -> None:
 
 def test_set_up_provision_train_teardown(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
-    skipped = (".git", ".venv*", ".nexa", "runs", ".*_cache", "__pycache__", ".hypothesis")
-    shutil.copytree(REPO, checkout, ignore=shutil.ignore_patterns(*skipped))
+    copy_checkout(checkout)
     subprocess.run(["git", "init", "-q", str(checkout)], check=True)
     env = environment()
     del env["PYTHONPATH"]

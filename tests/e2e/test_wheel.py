@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import REPO, environment, everything_of, until
+from tests.e2e.conftest import REPO, copy_checkout, environment, everything_of, until
 
 pytestmark = pytest.mark.e2e
 
@@ -62,8 +62,7 @@ def outside() -> dict[str, str]:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built without the network from a copy of the checkout in which rubbish that git ignores lies about."""
     copy, out = tmp_path_factory.mktemp("copy") / "repo", tmp_path_factory.mktemp("dist")
-    skipped = shutil.ignore_patterns(".git", ".venv", ".nexa", "runs", ".*_cache", "__pycache__", ".hypothesis")
-    shutil.copytree(REPO, copy, ignore=skipped)
+    copy_checkout(copy)
     for name in JUNK:
         (copy / name).parent.mkdir(exist_ok=True)
         (copy / name).touch()
