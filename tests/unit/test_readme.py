@@ -1,0 +1,51 @@
+"""README.md is short, its tree is the tree that is there, and every page that it or another page links to exists."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[2]
+README = (REPO / "README.md").read_text()
+TREE = README.split("## The tree\n")[1].split("```")[1]
+HIDDEN = {".ci", ".github"}
+
+
+def folders(below: str) -> set[str]:
+    """Folders of the checkout that git knows, directly below one."""
+    argv = ["git", "ls-files", "--full-name", below or "."]
+    listed = subprocess.check_output(argv, cwd=REPO, text=True).splitlines()
+    inside = [name.removeprefix(below).split("/") for name in listed]
+    return {parts[0] for parts in inside if len(parts) > 1}
+
+
+def test_it_is_read_in_three_minutes() -> None:
+    assert README.count("\n") <= 150
+
+
+def test_its_tree_has_every_folder_and_no_other() -> None:
+    assert set(re.findall(r"^([a-z_]+)/ ", TREE, re.M)) == folders("") - HIDDEN
+    package = TREE[TREE.index("\nnexa_dist/") : TREE.index("\nconfigs/")]
+    assert set(re.findall(r"^  ([a-z_]+)/ ", package, re.M)) == folders("nexa_dist/")
+    tests = TREE[TREE.index("\ntests/") : TREE.index("\ndocs/")]
+    assert set(re.findall(r"(?<=[ ·])([a-z0-9]+)/", tests)) == folders("tests/")
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (REPO / "docs").glob("*.md"))])
+def test_what_a_page_links_to_is_there(page: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#([^)]+))?\)", (REPO / page).read_text())
+    for target, part in links:
+        path = (REPO / page).parent / target
+        assert path.exists(), f"{page} links to {target}"
+        heads = (
+            [
+                re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-")
+                for line in re.findall(r"^#+ (.*)$", path.read_text(), re.M)
+            ]
+            if part
+            else []
+        )
+        assert not part or part in heads, f"{page} links to {target}#{part}"
