@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -73,14 +74,22 @@ def _refuse_foreign(runner: Runner, root: Path, above: bool) -> None:
     try:
         trust.refuse_foreign(runner, root, above=above)
     except trust.Foreign as error:
-        if not error.cure or not _agreed(f"{error}\nis it yours?"):
+        if not error.cure or not answered_yes(f"{error}\nis it yours?"):
             raise
         trust.adopt(root)
         trust.refuse_foreign(runner, root, above=above)
 
 
-def _agreed(question: str) -> bool:
+def answered_yes(question: str) -> bool:
+    """Asks at the terminal; no without one."""
     return terminal.interactive() and terminal.confirm(terminal.plain_lines(question))
+
+
+def agreed(args: argparse.Namespace, question: str, refusal: str) -> None:
+    """Asks before an act that costs or ends something, unless -y was given. Raises UsageError, with the `refusal`, when
+    the answer is no or nobody is there to give one."""
+    if not args.yes and not answered_yes(question):
+        raise UsageError(refusal, hint="-y says yes")
 
 
 def _consented(cluster: Cluster) -> Cluster:
@@ -89,7 +98,7 @@ def _consented(cluster: Cluster) -> Cluster:
         if cluster.ssh_config:
             consent.refuse_unconsented(cluster.ssh_config)
     except consent.Unconsented as error:
-        if not _agreed(f"{error}\nmay ssh start it?"):
+        if not answered_yes(f"{error}\nmay ssh start it?"):
             raise
         consent.consent(cluster.ssh_config)
     return cluster

@@ -10,7 +10,7 @@ from nexa_dist.ops.cluster import image as baking
 from nexa_dist.ops.cluster import plan as planning
 from nexa_dist.ops.runs.stop import stop
 from nexa_dist.ui import terminal
-from nexa_dist.verbs._shared import context, load_said
+from nexa_dist.verbs._shared import agreed, context, load_said
 from nexa_dist.verbs.cluster.plan import show
 
 Arguments = argparse.Namespace
@@ -30,10 +30,7 @@ def _bake(args: Arguments) -> int:
     seen = planning.preview(ctx, baking.wanted(config))
     if seen:
         show(seen)
-        if not args.yes and not (
-            terminal.interactive() and terminal.confirm("rent one node, make an image of it, give it back?")
-        ):
-            raise UsageError("one node would be rented for the image", hint="-y says yes")
+        agreed(args, "rent one node, make an image of it, give it back?", "one node would be rented for the image")
     made = baking.bake(ctx, config, stop)
     terminal.say(f"✓ {made['image']['id']}: provision takes it from here on for files without `ami`")
     if args.json:
@@ -55,8 +52,8 @@ def _delete(args: Arguments) -> int:
     context()
     if not args.image:
         raise UsageError("nexa image delete needs the image's id", hint="nexa image list")
-    if not args.yes and not (terminal.interactive() and terminal.confirm(f"delete {args.image} and its snapshots?")):
-        raise UsageError(f"{args.image} and its snapshots would be deleted", hint="-y says yes")
+    doomed = f"{args.image} and its snapshots"
+    agreed(args, f"delete {doomed}?", f"{doomed} would be deleted")
     baking.delete(load_said(Path(args.cluster)) if args.cluster else None, args.region, args.image)
     terminal.say(f"✓ {args.image} is gone")
     return EXIT_OK

@@ -14,7 +14,7 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.providers.static import known_hosts as adopting
 from nexa_dist.plan.static.known_hosts import Adopted
 from nexa_dist.ui import terminal
-from nexa_dist.verbs._shared import context, load_said
+from nexa_dist.verbs._shared import agreed, answered_yes, context, load_said
 from nexa_dist.verbs.cluster.plan import show
 
 Arguments = argparse.Namespace
@@ -49,8 +49,7 @@ def provision(args: Arguments) -> int:
     seen = None if saved else planning.preview(ctx, config)
     if seen:
         show(seen)
-        if not args.yes and not (terminal.interactive() and terminal.confirm(f"rent {seen.nodes} nodes?")):
-            raise UsageError(f"{seen.nodes} nodes would be rented", hint="-y says yes")
+        agreed(args, f"rent {seen.nodes} nodes?", f"{seen.nodes} nodes would be rented")
     adopted = _host_keys(ctx, config) if config.provider == "static" else []
     made = provisioning.provision(ctx, config, saved, adopted=adopted)
     price = f"{made.usd_per_hour:.2f} USD/h"
@@ -74,9 +73,7 @@ def _host_keys(ctx: Context, config: ClusterConfig) -> list[Adopted]:
         return found
     terminal.talk_table([one.row for one in found], ("fingerprint", "node", "host", "key", "known by"))
     names = ", ".join(one.node for one in strangers)
-    if not (
-        terminal.interactive() and terminal.confirm(f"are these the keys of {names}? Compare them with the hosts' own")
-    ):
+    if not answered_yes(f"are these the keys of {names}? Compare them with the hosts' own"):
         raise UsageError(
             f"nobody vouches for the host keys of {names}; nothing was done there",
             hint="give each as host_key: SHA256:… in the cluster's file, once you know it from the host's vendor or "
