@@ -13,8 +13,8 @@ from nexa_dist.errors import UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.ops.active_runs import ACTIVE, going_on
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.runs.watch import View
-from nexa_dist.run.logs.items import AgentEvent, Line, Note, Quiet, is_last
+from nexa_dist.ops.runs.watch import View, show
+from nexa_dist.run.logs.items import Quiet, is_last
 from nexa_dist.run.logs.mirror import TAIL
 from nexa_dist.run.logs.reader import Chunk, Reader, offset_at, tail_offset
 from nexa_dist.run.logs.stream import Stream, fetch, follow
@@ -255,15 +255,11 @@ def look_on(ctx: Context, run: RunFolder, view: View) -> None:
                     at_work = _at_work(run, len(record["attempts"]), at_work, stream)
                 item = stream.next()
                 view.tick()
-                if isinstance(item, Line):
-                    view.line(item.node, item.source, item.rank, item.text, item.passing)
-                elif isinstance(item, AgentEvent):
-                    view.event(item.node, item.record)
-                elif isinstance(item, Quiet):
+                if isinstance(item, Quiet):
                     view.quiet(item.node, item.seconds)
-                elif isinstance(item, Note):
-                    view.note(f"{item.node}: {item.text}")
                 elif item is not None and is_last(item):
                     at_work.discard(item.node)
+                elif item is not None:
+                    show(item, view)
         finally:
             stream.close()
