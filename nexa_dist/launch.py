@@ -38,7 +38,7 @@ def _launch(args: argparse.Namespace) -> int:
     words = words[1:] if target == "module" else words
     if not words:
         raise UsageError("no script to run", hint="python -m nexa_dist.launch --config CLUSTER.yaml -- script.py ARGS…")
-    ctx = context()
+    ctx = context(dry=args.dry_run)
     values = {target: words[0], "args": words[1:], "nproc_per_node": args.nproc_per_node}
     try:
         config = TrainConfig.model_validate(values)

@@ -46,7 +46,7 @@ def provision(
     With `saved` Terraform applies exactly that plan. The nodes in `lost` are ended and made anew; the others stay
     as they are. `adopted` are the host keys of the user's own hosts, in node order.
     """
-    _refuse_what_is_expanded(ctx)
+    refuse_what_is_expanded(ctx)
     folder = ctx.workspace.cluster(config.name)
     refuse_other_provider(folder, config)
     if config.provider == "static":
@@ -160,7 +160,7 @@ def _made_anew(before: Cluster | None, made: Cluster) -> list[str]:
     return [node.name for node in made.nodes if known.get(node.name) != node.instance_id]
 
 
-def _refuse_what_is_expanded(ctx: Context) -> None:
+def refuse_what_is_expanded(ctx: Context) -> None:
     """Raises UsageError, before anything is made, for a path or a setting of ours that Ansible would run as code."""
     for path in (ctx.workspace.root, Path(local.shared_folder()), bundle.root(), Path(sys.executable)):
         safe_path(path)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from nexa_dist.errors import EXIT_OK, UsageError
+from nexa_dist.ops.cluster import dry_run
 from nexa_dist.ops.cluster import image as baking
 from nexa_dist.ops.cluster import plan as planning
 from nexa_dist.ops.runs.stop import stop
@@ -23,10 +24,16 @@ def image(args: Arguments) -> int:
 
 
 def _bake(args: Arguments) -> int:
-    ctx = context()
+    ctx = context(dry=args.dry_run)
     if not args.cluster:
         raise UsageError("nexa image bake needs --cluster FILE: what the node is rented as")
     config = load_said(Path(args.cluster))
+    if args.dry_run:
+        one = baking.wanted(config)
+        show(planning.offline(ctx, one))
+        for line in (*dry_run.provision(ctx, one), "would make: an image of that node", f"would destroy: {one.name}"):
+            ctx.say(line)
+        return EXIT_OK
     seen = planning.preview(ctx, baking.wanted(config))
     if seen:
         show(seen)
@@ -49,11 +56,15 @@ def _list(args: Arguments) -> int:
 
 
 def _delete(args: Arguments) -> int:
-    context()
+    ctx = context(dry=args.dry_run)
     if not args.image:
         raise UsageError("nexa image delete needs the image's id", hint="nexa image list")
-    doomed = f"{args.image} and its snapshots"
+    doomed, config = f"{args.image} and its snapshots", load_said(Path(args.cluster)) if args.cluster else None
+    if args.dry_run:
+        region, found = baking.find(config, args.region, args.image)
+        ctx.say(f"would delete in {region}: {', '.join((found.id, *found.snapshots))}")
+        return EXIT_OK
     agreed(args, f"delete {doomed}?", f"{doomed} would be deleted")
-    baking.delete(load_said(Path(args.cluster)) if args.cluster else None, args.region, args.image)
+    baking.delete(config, args.region, args.image)
     terminal.say(f"✓ {args.image} is gone")
     return EXIT_OK

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 from pathlib import Path
 
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import EXIT_OK, UsageError
+from nexa_dist.ops.cluster import dry_run
 from nexa_dist.ops.cluster import plan as planning
 from nexa_dist.ops.cluster import provision as provisioning
 from nexa_dist.ops.context import Context
@@ -21,7 +23,7 @@ Arguments = argparse.Namespace
 
 
 def provision(args: Arguments) -> int:
-    ctx = context()
+    ctx = context(dry=args.dry_run)
     if bool(args.plan) == bool(args.cluster):
         raise UsageError("nexa provision needs --cluster FILE, or --plan FILE", hint="nexa plan -o makes the latter")
     saved = None
@@ -31,19 +33,8 @@ def provision(args: Arguments) -> int:
         config, saved = planning.load(ctx, Path(args.plan))
     else:
         config = load_said(Path(args.cluster), args.set)
-    if args.dry_run and config.provider == "static":
-        terminal.say(f"would adopt the host keys of {len(config.cluster)} hosts, and add to them what training needs")
-        terminal.say("would run: playbooks/bootstrap.yml, a health check of every host")
-        return EXIT_OK
     if args.dry_run:
-        terminal.say(
-            f"would make cluster {config.name}: {config.nodes} nodes, {config.gpus_per_node} ranks each, "
-            f"provider {config.provider}"
-        )
-        terminal.say(
-            "would run: terraform init, terraform apply, playbooks/bootstrap.yml, a health check of every node"
-        )
-        return EXIT_OK
+        return _dry(ctx, config, saved=saved is not None)
     if saved:
         planning.refuse_moved_price(ctx, config, saved)
     seen = None if saved else planning.preview(ctx, config)
@@ -60,6 +51,15 @@ def provision(args: Arguments) -> int:
     if args.json:
         keys = {"host_keys": {one.node: one.row for one in adopted}} if adopted else {}
         terminal.emit({**made.to_json(), **keys, "seconds": ctx.times})
+    return EXIT_OK
+
+
+def _dry(ctx: Context, config: ClusterConfig, *, saved: bool) -> int:
+    """What would be rented, made and started, from the files here alone."""
+    with contextlib.suppress(UsageError):  # what costs nothing has no bill, and of a reservation only the cloud knows
+        show(planning.offline(ctx, config))
+    for line in dry_run.provision(ctx, config, saved=saved):
+        ctx.say(line)
     return EXIT_OK
 
 

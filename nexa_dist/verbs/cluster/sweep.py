@@ -14,7 +14,7 @@ Arguments = argparse.Namespace
 
 
 def sweep(args: Arguments) -> int:
-    ctx = context(acts=args.delete)
+    ctx = context(acts=args.delete, dry=args.dry_run)
     mine, found, silent = sweeping.survey(ctx, args.region, args.owner)
     kept, hidden = sweeping.images_kept(ctx, mine.owners, args.region)
     silent += hidden
@@ -32,7 +32,9 @@ def sweep(args: Arguments) -> int:
         terminal.say(f"  not looked for: {line}")
     for region, count, usd in kept:
         terminal.say(f"  and {count} baked images in {region}, at most {usd:.2f} USD a month (nexa image list)")
-    errors = _end(ctx, args, orphans) if orphans and args.delete else []
+    for entry in orphans if args.delete and args.dry_run else ():
+        ctx.say(f"would end: {entry.thing.kind} {entry.thing.id} in {entry.thing.region}")
+    errors = _end(ctx, args, orphans) if orphans and args.delete and not args.dry_run else []
     if orphans and not args.delete:
         terminal.say("nexa sweep --delete ends the orphans; what another workspace holds is left alone")
     said = [f"not everything is gone: {'; '.join(errors)}"] if errors else []

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nexa_dist.config.load import load_cluster
 from nexa_dist.errors import EXIT_OK
+from nexa_dist.ops.cluster import dry_run
 from nexa_dist.ops.cluster import teardown as destroying
 from nexa_dist.ops.providers.aws import bucket as deleting
 from nexa_dist.ops.providers.static import end as static_end
@@ -18,7 +19,7 @@ Arguments = argparse.Namespace
 
 
 def teardown(args: Arguments) -> int:
-    ctx = context(acts=not args.dry_run, cluster=args.cluster)
+    ctx = context(acts=not args.dry_run, cluster=args.cluster, dry=args.dry_run)
     if not args.cluster and not ctx.workspace.clusters():
         terminal.say(f"nothing to tear down in {ctx.workspace}")
         return EXIT_OK
@@ -31,7 +32,8 @@ def teardown(args: Arguments) -> int:
         terminal.say(f"cluster {folder.name} was never made: nothing to tear down")
         return EXIT_OK
     if args.dry_run:
-        terminal.say(f"would destroy {doomed}")
+        for line in dry_run.teardown(ctx, doomed, args.without, delete_bucket=args.delete_bucket):
+            ctx.say(line)
         return EXIT_OK
     if doomed.runs or doomed.elsewhere:
         agreed(args, f"destroy {doomed}?", f"{doomed} would be ended")

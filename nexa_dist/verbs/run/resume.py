@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import shlex
 from pathlib import Path
@@ -48,7 +49,8 @@ def resumed(ctx: Context, folder: RunFolder, args: Arguments, shown: set[int] | 
         refuse_unfit(ctx.workspace.cluster(cluster.name), cluster)
     running.refuse_busy(ctx, cluster)
     refuse_without_money(ctx, cluster, config)
-    with session(ctx.runner, cluster) as ssh, alone(folder, "run --resume") as ours:
+    hold = contextlib.nullcontext(not folder.supervised) if ctx.dry else alone(folder, "run --resume")
+    with session(ctx.runner, cluster) as ssh, hold as ours:
         if not ours:
             raise UsageError(f"{folder.run_id} is in the hands of another nexa", hint=f"nexa attach {folder.run_id}")
         with ctx.phase("newest whole checkpoint"):

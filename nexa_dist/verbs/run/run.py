@@ -22,7 +22,7 @@ Arguments = argparse.Namespace
 
 
 def run(args: argparse.Namespace) -> int:
-    ctx, shown = context(), ranks(args.rank)
+    ctx, shown = context(dry=args.dry_run), ranks(args.rank)
     if not args.train and not args.resume:
         raise UsageError("nexa run takes TRAIN.yaml or --resume RUN", hint="nexa runs lists what can be resumed")
     if args.resume:
@@ -30,8 +30,7 @@ def run(args: argparse.Namespace) -> int:
 
         return resumed(ctx, ctx.workspace.run(args.resume), args, shown)
     config = load_train(Path(args.train), args.set, args.program)
-    borrowed(ctx, args.cluster)
-    cluster = find_cluster(ctx, args.cluster)
+    cluster = find_cluster(borrowed(ctx, args.cluster), args.cluster)
     if not args.dry_run and not args.ignore_diag:
         refuse_unfit(ctx.workspace.cluster(cluster.name), cluster)
     return launched(
