@@ -45,17 +45,8 @@ def _launch(args: argparse.Namespace) -> int:
     except ValidationError as error:
         faults = [Problem("command line", 0, ".".join(map(str, e["loc"])), e["msg"]) for e in error.errors()]
         raise ConfigError(faults) from None
-    cluster = find_cluster(ctx, args.config)
-    return launched(
-        ctx,
-        cluster,
-        config,
-        "",
-        dry_run=args.dry_run,
-        detach=args.detach,
-        shown=ranks(args.rank),
-        as_json=args.json,
-    )
+    cluster, shown = find_cluster(ctx, args.config), ranks(args.rank)
+    return launched(ctx, cluster, config, "", detach=args.detach, shown=shown, as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from nexa_dist.errors import NexaError
 from nexa_dist.run.runner import Result, Runner, Stream
 from nexa_dist.run.ssh.connections import LOOK, PUT
 
+OnLine = Callable[[str], None]
+
 
 @dataclass(frozen=True)
 class Call:
@@ -35,36 +37,16 @@ class FakeRunner:
         return done
 
     def run(
-        self,
-        argv: Sequence[str],
-        *,
-        stdin: bytes | IO[bytes] = b"",
-        timeout_s: float = 60.0,
-        env: Mapping[str, str] | None = None,
-        cwd: Path | None = None,
-        on_line: Callable[[str], None] | None = None,
-        grace_s: float = 5.0,
-        most_bytes: int | None = None,
+        self, argv: Sequence[str], *, stdin: bytes | IO[bytes] = b"", on_line: OnLine | None = None, **how: Any
     ) -> Result:
-        how = {"timeout_s": timeout_s, "env": env, "cwd": cwd, "grace_s": grace_s, "most_bytes": most_bytes}
         self.calls.append(Call(tuple(argv), stdin, how))
         done = self.answer(self.calls[-1])
         for line in done.out.decode(errors="replace").splitlines() if on_line else ():
             on_line(line)  # type: ignore[misc]
         return done
 
-    def run_logged(
-        self,
-        argv: Sequence[str],
-        log: Path,
-        *,
-        on_line: Callable[[str], None],
-        hold: Path,
-        timeout_s: float,
-        env: Mapping[str, str] | None = None,
-        grace_s: float = 5.0,
-    ) -> Result:
-        return self.run(argv, timeout_s=timeout_s, env=env, on_line=on_line, grace_s=grace_s)
+    def run_logged(self, argv: Sequence[str], log: Path, *, hold: Path, **how: Any) -> Result:
+        return self.run(argv, **how)
 
     def stream(self, argv: Sequence[str], *, stdin: bytes = b"") -> Stream:
         raise AssertionError(f"unplanned: {argv}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from nexa_dist import __version__
 from nexa_dist.errors import EXIT_USAGE
@@ -16,6 +16,16 @@ GROUPS = {
     "money": ("cost", "budget", "timeline"),
 }
 """The folder below verbs/ of each verb, and where `nexa --help` shows it."""
+COMMON: dict[str, dict[str, Any]] = {
+    "--cluster": {"metavar": "NAME|FILE", "help": "may be left out when one cluster is known"},
+    "--json": {"action": "store_true", "help": "machine-readable output on stdout"},
+    "--set": {
+        "action": "append", "default": [], "metavar": "a.b=c",
+        "help": "override a value of the file; a.b=[c, d] replaces a list, a.b+=c adds to it",
+    },
+    "--yes": {"action": "store_true", "help": "do not ask"},
+}  # fmt: skip
+"""Options that mean the same wherever they are."""
 Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
@@ -77,8 +87,7 @@ def _files(verbs: Verbs) -> None:
     config = verbs.add_parser("config", help="show a config file as resolved, or every error in it")
     config.add_argument("file", nargs="?", metavar="FILE", help="a cluster or train file")
     config.add_argument("--schema", choices=("cluster", "train", "manifest"), help="print the JSON Schema instead")
-    _set(config)
-    _json(config)
+    _common(config, "--set", "--json")
 
 
 def _made(verbs: Verbs) -> None:
@@ -86,22 +95,18 @@ def _made(verbs: Verbs) -> None:
     plan.add_argument("--cluster", required=True, metavar="FILE")
     plan.add_argument("-o", "--out", metavar="PLAN", help="save it for nexa provision --plan")
     plan.add_argument("--offline", action="store_true", help="only the bill, from the price book; nobody is asked")
-    _set(plan)
-    _json(plan)
+    _common(plan, "--set", "--json")
 
     provision = verbs.add_parser("provision", help="make the nodes, bootstrap them, prove that they work")
     provision.add_argument("--cluster", metavar="FILE")
     provision.add_argument("--plan", metavar="PLAN", help="apply exactly what nexa plan -o saved")
-    _yes(provision)
-    _set(provision)
-    _json(provision)
+    _common(provision, "--yes", "--set", "--json")
     _dry(provision, "print what would be made and run; nobody is asked")
 
 
 def _looked_at(verbs: Verbs) -> None:
     status = verbs.add_parser("status", help="clusters, their nodes and active runs, as they are now")
-    _cluster(status)
-    _json(status)
+    _common(status, "--cluster", "--json")
 
     ssh = verbs.add_parser("ssh", help="a shell (or a command) on a node")
     ssh.add_argument("--cluster", metavar="NAME|FILE")
@@ -112,27 +117,25 @@ def _looked_at(verbs: Verbs) -> None:
     diag.add_argument("cluster", nargs="?", metavar="CLUSTER", help="may be left out when one cluster is known")
     diag.add_argument("--deep", action="store_true", help="longer: disks too, and every pair of nodes for longer")
     diag.add_argument("--picture", metavar="FILE.svg", help="what each node sends to each other one, drawn")
-    _json(diag)
+    _common(diag, "--json")
     _dry(diag, "print which nodes would be asked and tested")
 
 
 def _ended(verbs: Verbs) -> None:
     teardown = verbs.add_parser("teardown", help="destroy a cluster and prove that nothing is left")
-    _cluster(teardown)
-    _yes(teardown)
+    _common(teardown, "--cluster", "--yes")
     _dry(teardown, "print what would go")
     teardown.add_argument(
         "--without", action="append", default=[], metavar="NODE", help="a host of your own that is gone for good"
     )
     teardown.add_argument("--delete-bucket", action="store_true", help="the durable bucket too, with all that is in it")
-    _json(teardown)
+    _common(teardown, "--json")
 
     sweep = verbs.add_parser("sweep", help="what is yours in every region of the cloud, orphans marked")
     sweep.add_argument("--delete", action="store_true", help="end the orphans")
     sweep.add_argument("--region", action="append", default=[], metavar="REGION", help="only there; may be repeated")
     sweep.add_argument("--owner", action="append", default=[], metavar="OWNER", help="only his; may be repeated")
-    _yes(sweep)
-    _json(sweep)
+    _common(sweep, "--yes", "--json")
     _dry(sweep, "print what --delete would end")
 
 
@@ -144,8 +147,7 @@ def _kept(verbs: Verbs) -> None:
     image.add_argument("image", nargs="?", metavar="AMI", help="which one to delete")
     image.add_argument("--cluster", metavar="FILE", help="whose node it is made of; whose region and owner it has")
     image.add_argument("--region", default="", metavar="REGION", help="the file's, else AWS_REGION")
-    _yes(image)
-    _json(image)
+    _common(image, "--yes", "--json")
     _dry(image, "print what would be rented, made or deleted")
 
     trust = verbs.add_parser("trust", help="say that a workspace, or the programs that an ssh_config names, are yours")
@@ -158,29 +160,28 @@ def _begun(verbs: Verbs) -> None:
     run.add_argument("train", nargs="?", metavar="TRAIN.yaml")
     run.usage = "nexa run [TRAIN.yaml] [--resume RUN] [--cluster NAME|FILE] [--set a.b=c] [options] [-- ARGS …]"
     run.epilog = "what stands after -- comes after the arguments that the file has"
-    _cluster(run)
-    _set(run)
+    _common(run, "--cluster", "--set")
     run.add_argument("--resume", metavar="RUN", help="go on with a run: take it over, or start it again")
     run.add_argument("--detach", action="store_true", help="leave once every node runs")
     run.add_argument("--rank", default="0", metavar="N,N|all", help="ranks whose lines are shown (default: 0)")
     run.add_argument("--ignore-diag", action="store_true", help="run on nodes that the newest nexa diag found unfit")
     _dry(run, "show each node's command; the nodes are asked", "--print")
-    _json(run)
+    _common(run, "--json")
 
     attach = verbs.add_parser("attach", help="follow a run that goes on without us")
     attach.add_argument("run", nargs="?", default="", metavar="RUN")
     attach.add_argument("--rank", default="0", metavar="N,N|all")
-    _json(attach)
+    _common(attach, "--json")
 
     stop = verbs.add_parser("stop", help="end a run on every node")
     stop.add_argument("run", nargs="?", metavar="RUN")
     stop.add_argument("--grace", type=_seconds, default=25.0, metavar="S", help="seconds for a checkpoint")
-    _json(stop)
+    _common(stop, "--json")
     _dry(stop, "print which run would be ended, and where")
 
 
 def _read(verbs: Verbs) -> None:
-    _json(verbs.add_parser("runs", help="every run known here"))
+    _common(verbs.add_parser("runs", help="every run known here"), "--json")
 
     logs = verbs.add_parser("logs", help="the lines of every rank")
     logs.add_argument("run", nargs="?", default="", metavar="RUN")
@@ -191,51 +192,37 @@ def _read(verbs: Verbs) -> None:
     logs.add_argument("--since", metavar="5m|TIME", help="only lines of the last 30s, 5m, 2h, or since an ISO time")
     logs.add_argument("--tail", type=int, metavar="N", help="only the last N lines of each log")
     logs.add_argument("-f", "--follow", action="store_true", help="go on as lines come")
-    _json(logs)
+    _common(logs, "--json")
 
     why = verbs.add_parser("why", help="which rank failed first, of what, and what mends it")
     why.add_argument("run", nargs="?", default="", metavar="RUN")
     why.add_argument("--attempt", type=int, metavar="N", help="this attempt (default: the newest that failed)")
-    _json(why)
+    _common(why, "--json")
 
 
 def _money(verbs: Verbs) -> None:
     cost = verbs.add_parser("cost", help="what a cluster or a run has cost, and where that went")
     cost.add_argument("what", nargs="?", default="", metavar="CLUSTER|RUN", help="also one that is gone")
     cost.add_argument("--waste", action="store_true", help="what did not train, and what would have saved most")
-    _json(cost)
+    _common(cost, "--json")
 
     budget = verbs.add_parser("budget", help="what may be spent on a cluster and what is; more of it with extend")
     budget.add_argument("action", nargs="?", choices=("extend",), help="add USD to it")
     budget.add_argument("usd", nargs="?", type=float, metavar="USD")
-    _cluster(budget)
-    _json(budget)
+    _common(budget, "--cluster", "--json")
     _dry(budget, "print what extend would change")
 
     timeline = verbs.add_parser("timeline", help="where the minutes of a cluster went")
-    _cluster(timeline)
-    _json(timeline)
+    _common(timeline, "--cluster", "--json")
 
 
-def _cluster(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--cluster", metavar="NAME|FILE", help="may be left out when one cluster is known")
+def _common(verb: argparse.ArgumentParser, *names: str) -> None:
+    for name in names:
+        verb.add_argument(*(["-y"] if name == "--yes" else []), name, **COMMON[name])
 
 
 def _dry(verb: argparse.ArgumentParser, text: str, *names: str) -> None:
     verb.add_argument(*names, "--dry-run", action="store_true", dest="dry_run", help=f"{text}; changes nothing")
-
-
-def _yes(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("-y", "--yes", action="store_true", help="do not ask")
-
-
-def _json(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--json", action="store_true", help="machine-readable output on stdout")
-
-
-def _set(verb: argparse.ArgumentParser) -> None:
-    text = "override a value of the file; a.b=[c, d] replaces a list, a.b+=c adds to it"
-    verb.add_argument("--set", action="append", default=[], metavar="a.b=c", help=text)
 
 
 def _seconds(text: str) -> float:

@@ -57,12 +57,7 @@ class View(Protocol):
     def note(self, text: str) -> None: ...
     def tick(self) -> None: ...
     def attempt(
-        self,
-        number: int,
-        nodes: Sequence[str],
-        world_size: int,
-        resume_step: int | None,
-        replaced: Sequence[str] = (),
+        self, number: int, nodes: Sequence[str], world_size: int, resume_step: int | None, replaced: Sequence[str] = ()
     ) -> None: ...
 
 

@@ -24,12 +24,7 @@ class Silent:
         self.state, self.shown, self.now = state, shown, now
 
     def attempt(
-        self,
-        number: int,
-        nodes: Sequence[str],
-        world_size: int,
-        resume_step: int | None,
-        replaced: Sequence[str] = (),
+        self, number: int, nodes: Sequence[str], world_size: int, resume_step: int | None, replaced: Sequence[str] = ()
     ) -> None:
         """An attempt begins; `replaced` are nodes that were made anew for it."""
         self.state.attempt(number, nodes, world_size, resume_step, self.now())
@@ -87,12 +82,7 @@ class Plain(Silent):
         self.told_quiet: dict[str, float] = {}
 
     def attempt(
-        self,
-        number: int,
-        nodes: Sequence[str],
-        world_size: int,
-        resume_step: int | None,
-        replaced: Sequence[str] = (),
+        self, number: int, nodes: Sequence[str], world_size: int, resume_step: int | None, replaced: Sequence[str] = ()
     ) -> None:
         super().attempt(number, nodes, world_size, resume_step, replaced)
         self.told_quiet.clear()
@@ -159,12 +149,7 @@ class Json(Silent):
         terminal.emit_line({**finite(dict(fields)), "event": event, "run": self.state.run_id})
 
     def attempt(
-        self,
-        number: int,
-        nodes: Sequence[str],
-        world_size: int,
-        resume_step: int | None,
-        replaced: Sequence[str] = (),
+        self, number: int, nodes: Sequence[str], world_size: int, resume_step: int | None, replaced: Sequence[str] = ()
     ) -> None:
         super().attempt(number, nodes, world_size, resume_step, replaced)
         fields = {"attempt": number, "nodes": list(nodes), "world_size": world_size, "resume_step": resume_step}

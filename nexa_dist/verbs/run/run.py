@@ -31,11 +31,9 @@ def run(args: argparse.Namespace) -> int:
         return resumed(ctx, ctx.workspace.run(args.resume), args, shown)
     config = load_train(Path(args.train), args.set, args.program)
     cluster = find_cluster(borrowed(ctx, args.cluster), args.cluster)
-    if not args.dry_run and not args.ignore_diag:
+    if not ctx.dry and not args.ignore_diag:
         refuse_unfit(ctx.workspace.cluster(cluster.name), cluster)
-    return launched(
-        ctx, cluster, config, args.train, dry_run=args.dry_run, detach=args.detach, shown=shown, as_json=args.json
-    )
+    return launched(ctx, cluster, config, args.train, detach=args.detach, shown=shown, as_json=args.json)
 
 
 def launched(
@@ -44,7 +42,6 @@ def launched(
     config: TrainConfig,
     config_file: str,
     *,
-    dry_run: bool = False,
     detach: bool = False,
     shown: set[int] | None = None,
     as_json: bool = False,
@@ -55,6 +52,6 @@ def launched(
     with session(ctx.runner, cluster) as ssh, connecting(ssh) as links:
         from nexa_dist.verbs.run import fresh
 
-        if dry_run:
+        if ctx.dry:
             return fresh.dry(ctx, ssh, links, config, as_json)
         return fresh.fresh(ctx, ssh, links, config, config_file, detach=detach, shown=shown, as_json=as_json)

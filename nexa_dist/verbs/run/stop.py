@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from nexa_dist.errors import (
-    EXIT_OK,
-    UsageError,
-)
+from nexa_dist.errors import EXIT_OK, UsageError
 from nexa_dist.ops.active_runs import active_runs
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs import stop as stopping

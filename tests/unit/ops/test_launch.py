@@ -160,7 +160,8 @@ def test_the_interpreter_of_the_ranks_is_loaded_while_the_nodes_are_asked(tmp_pa
 @pytest.mark.parametrize("launcher", ["torchrun", "direct"])
 def test_a_dry_run_begins_nothing(tmp_path: Path, launcher: str) -> None:
     trial = Trial(tmp_path, Nodes(), launcher=launcher)
-    trial.prepare(dry_run=True)
+    trial.ctx = dataclasses.replace(trial.ctx, dry=True)
+    trial.prepare()
     assert all("warm" not in message for message in trial.nodes.told("probe").values())
     assert {verb for _, verb, _ in trial.nodes.asked} == {"probe"}
 

@@ -63,7 +63,7 @@ class Script(FakeRunner):
 
     @property
     def envs(self) -> list[Mapping[str, str]]:
-        return [call.how["env"] or {} for call in self.calls]
+        return [call.how.get("env") or {} for call in self.calls]
 
     def verbs(self) -> list[str]:
         return [call.argv[2] for call in self.calls]
