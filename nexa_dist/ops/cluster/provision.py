@@ -134,7 +134,8 @@ def refuse_other_provider(folder: ClusterFolder, config: ClusterConfig) -> None:
 
 @contextlib.contextmanager
 def _in_use(ctx: Context, config: ClusterConfig, made: Cluster) -> Iterator[None]:
-    """Nodes that are set up are neither idle nor without a controller."""
+    """Renews lease and busy marks while the block runs, so that a long bootstrap trips neither idle_minutes nor
+    lease_minutes."""
     if not config.lease_minutes and not config.idle_minutes:
         yield
         return
