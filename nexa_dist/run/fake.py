@@ -12,8 +12,6 @@ from nexa_dist.errors import NexaError
 from nexa_dist.run.runner import Result, Runner, Stream
 from nexa_dist.run.ssh.connections import LOOK, PUT
 
-OnLine = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Call:
@@ -36,17 +34,15 @@ class FakeRunner:
         assert done is not None, f"unplanned: {call.argv}"
         return done
 
-    def run(
-        self, argv: Sequence[str], *, stdin: bytes | IO[bytes] = b"", on_line: OnLine | None = None, **how: Any
-    ) -> Result:
+    def run(self, argv: Sequence[str], *, stdin: bytes | IO[bytes] = b"", **how: Any) -> Result:
         self.calls.append(Call(tuple(argv), stdin, how))
-        done = self.answer(self.calls[-1])
-        for line in done.out.decode(errors="replace").splitlines() if on_line else ():
-            on_line(line)  # type: ignore[misc]
-        return done
+        return self.answer(self.calls[-1])
 
-    def run_logged(self, argv: Sequence[str], log: Path, *, hold: Path, **how: Any) -> Result:
-        return self.run(argv, **how)
+    def run_logged(self, argv: Sequence[str], log: Path, *, on_line: Callable[[str], None], **how: Any) -> Result:
+        done = self.run(argv, **how)
+        for line in done.out.decode(errors="replace").splitlines():
+            on_line(line)
+        return done
 
     def stream(self, argv: Sequence[str], *, stdin: bytes = b"") -> Stream:
         raise AssertionError(f"unplanned: {argv}")

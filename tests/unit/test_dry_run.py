@@ -263,7 +263,8 @@ def test_a_program_that_acts_is_not_started_by_a_dry_run() -> None:
 
 def test_a_fake_answers_in_order_and_refuses_the_rest() -> None:
     runner, lines = FakeRunner(Result((), 0, b"a\nb\n"), otherwise=None), list[str]()
-    assert runner.run(("x",), on_line=lines.append).code == 0 and lines == ["a", "b"]
+    done = runner.run_logged(("x",), Path("log"), on_line=lines.append, hold=Path("hold"), timeout_s=1.0)
+    assert done.code == 0 and lines == ["a", "b"]
     with pytest.raises(AssertionError, match="unplanned"):
         runner.run(("y",))
     assert [call.argv for call in runner.calls] == [("x",), ("y",)]
