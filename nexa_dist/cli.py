@@ -3,43 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
-import re
 import signal
 import stat
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
-from nexa_dist import __version__
 from nexa_dist.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Leave, NexaError
+from nexa_dist.verbs._arguments import GROUPS, parser
 
-GROUPS = {
-    "cluster": ("init", "config", "plan", "provision", "status", "ssh", "diag", "teardown", "sweep", "image", "trust"),
-    "run": ("run", "attach", "stop", "runs", "logs", "why"),
-    "money": ("cost", "budget", "timeline"),
-}
-"""The folder below verbs/ of each verb, and where `nexa --help` shows it."""
 FOLLOWING = ("run", "attach", "logs")
 """Verbs that show what goes on without them."""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse that says which word was meant."""
-
-    def error(self, message: str) -> NoReturn:
-        wrong = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
-        known = re.findall(r"[\w-]+", wrong[2]) if wrong else re.findall(r"--[a-z][a-z-]*", self.format_help())
-        words = [wrong[1]] if wrong else re.findall(r"--[\w-]+", message.partition("unrecognized arguments: ")[2])
-        meant = [close for word in words for close in difflib.get_close_matches(word, known, 1)]
-        if wrong:
-            message = f"{'no verb' if ' VERB:' in message else message.split(':')[0] + ': no'} {wrong[1]!r}"
-        hint = f"did you mean {', '.join(meant)}?" if meant else f"{self.prog} --help lists what there is"
-        from nexa_dist.ui import terminal
-
-        terminal.error(f"{self.prog}: {message}", hint)
-        raise SystemExit(EXIT_USAGE)
 
 
 def parsed(words: Sequence[str]) -> argparse.Namespace:
@@ -57,162 +31,6 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
         verb = next(action for action in top._actions if action.dest == "verb").choices
         dict(verb or {})[arguments.verb].error(f"unrecognized arguments: {' '.join(more)}")
     return arguments
-
-
-def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
-    top = Parser(
-        prog="nexa",
-        description="Rent GPU nodes, train on all of them, give everything back.",
-        epilog="exit codes: 0 done, 1 failed, 2 bad usage or config, 3 over budget or time, "
-        "4 something may still be running",
-    )
-    top.add_argument("--version", action="version", version=f"nexa {__version__}")
-    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
-
-    init = verbs.add_parser("init", help="write a commented cluster.yaml and train.yaml to start from")
-    init.add_argument("folder", nargs="?", default=".", metavar="DIR")
-
-    config = verbs.add_parser("config", help="show a config file as resolved, or every error in it")
-    config.add_argument("file", nargs="?", metavar="FILE", help="a cluster or train file")
-    config.add_argument("--schema", choices=("cluster", "train", "manifest"), help="print the JSON Schema instead")
-    _set(config)
-    _json(config)
-
-    plan = verbs.add_parser("plan", help="what would be made, where and for how much; changes nothing")
-    plan.add_argument("--cluster", required=True, metavar="FILE")
-    plan.add_argument("-o", "--out", metavar="PLAN", help="save it for nexa provision --plan")
-    plan.add_argument("--offline", action="store_true", help="only the bill, from the price book; nobody is asked")
-    _set(plan)
-    _json(plan)
-
-    provision = verbs.add_parser("provision", help="make the nodes, bootstrap them, prove that they work")
-    provision.add_argument("--cluster", metavar="FILE")
-    provision.add_argument("--plan", metavar="PLAN", help="apply exactly what nexa plan -o saved")
-    provision.add_argument("-y", "--yes", action="store_true", help="do not ask")
-    _set(provision)
-    _json(provision)
-    provision.add_argument("--dry-run", action="store_true", help="print what would be made and do nothing")
-
-    run = verbs.add_parser("run", help="start a training on every node and follow it")
-    run.add_argument("train", nargs="?", metavar="TRAIN.yaml")
-    run.usage = "nexa run [TRAIN.yaml] [--resume RUN] [--cluster NAME|FILE] [--set a.b=c] [options] [-- ARGS …]"
-    run.epilog = "what stands after -- comes after the arguments that the file has"
-    _cluster(run)
-    _set(run)
-    run.add_argument("--resume", metavar="RUN", help="go on with a run: take it over, or start it again")
-    run.add_argument("--detach", action="store_true", help="leave once every node runs")
-    run.add_argument("--rank", default="0", metavar="N,N|all", help="ranks whose lines are shown (default: 0)")
-    run.add_argument("--ignore-diag", action="store_true", help="run on nodes that the newest nexa diag found unfit")
-    run.add_argument("--print", "--dry-run", action="store_true", dest="dry_run", help="show each node's command")
-    _json(run)
-
-    for name, text in (("attach", "follow a run that goes on without us"), ("stop", "end a run on every node")):
-        verb = verbs.add_parser(name, help=text)
-        verb.add_argument("run", nargs="?", default="" if name == "attach" else None, metavar="RUN")
-        if name == "attach":
-            verb.add_argument("--rank", default="0", metavar="N,N|all")
-        else:
-            verb.add_argument("--grace", type=_seconds, default=25.0, metavar="S", help="seconds for a checkpoint")
-        _json(verb)
-
-    logs = verbs.add_parser("logs", help="the lines of every rank")
-    logs.add_argument("run", nargs="?", default="", metavar="RUN")
-    logs.add_argument("--rank", default="", metavar="N,N|all", help="only these ranks")
-    logs.add_argument("--node", metavar="NODE", help="only this node")
-    logs.add_argument("--attempt", type=int, metavar="N", help="only this attempt (default: all)")
-    logs.add_argument("--grep", metavar="REGEX", help="only lines that match")
-    logs.add_argument("--since", metavar="5m|TIME", help="only lines of the last 30s, 5m, 2h, or since an ISO time")
-    logs.add_argument("--tail", type=int, metavar="N", help="only the last N lines of each log")
-    logs.add_argument("-f", "--follow", action="store_true", help="go on as lines come")
-    _json(logs)
-
-    why = verbs.add_parser("why", help="which rank failed first, of what, and what mends it")
-    why.add_argument("run", nargs="?", default="", metavar="RUN")
-    why.add_argument("--attempt", type=int, metavar="N", help="this attempt (default: the newest that failed)")
-    _json(why)
-
-    cost = verbs.add_parser("cost", help="what a cluster or a run has cost, and where that went")
-    cost.add_argument("what", nargs="?", default="", metavar="CLUSTER|RUN", help="also one that is gone")
-    cost.add_argument("--waste", action="store_true", help="what did not train, and what would have saved most")
-    _json(cost)
-
-    status = verbs.add_parser("status", help="clusters, their nodes and active runs, as they are now")
-    _cluster(status)
-    _json(status)
-    _json(verbs.add_parser("runs", help="every run known here"))
-
-    ssh = verbs.add_parser("ssh", help="a shell (or a command) on a node")
-    ssh.add_argument("--cluster", metavar="NAME|FILE")
-    ssh.add_argument("node", nargs="?", default="", metavar="NODE", help="may be left out when there is one")
-    ssh.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
-
-    diag = verbs.add_parser("diag", help="what is wrong with which node or link; exit 1 when something is")
-    diag.add_argument("cluster", nargs="?", metavar="CLUSTER", help="may be left out when one cluster is known")
-    diag.add_argument("--deep", action="store_true", help="longer: disks too, and every pair of nodes for longer")
-    diag.add_argument("--picture", metavar="FILE.svg", help="what each node sends to each other one, drawn")
-    _json(diag)
-
-    teardown = verbs.add_parser("teardown", help="destroy a cluster and prove that nothing is left")
-    _cluster(teardown)
-    teardown.add_argument("-y", "--yes", action="store_true", help="do not ask")
-    teardown.add_argument("--dry-run", action="store_true", help="print what would go and do nothing")
-    teardown.add_argument(
-        "--without", action="append", default=[], metavar="NODE", help="a host of your own that is gone for good"
-    )
-    teardown.add_argument("--delete-bucket", action="store_true", help="the durable bucket too, with all that is in it")
-    _json(teardown)
-
-    sweep = verbs.add_parser("sweep", help="what is yours in every region of the cloud, orphans marked")
-    sweep.add_argument("--delete", action="store_true", help="end the orphans")
-    sweep.add_argument("--region", action="append", default=[], metavar="REGION", help="only there; may be repeated")
-    sweep.add_argument("--owner", action="append", default=[], metavar="OWNER", help="only his; may be repeated")
-    sweep.add_argument("-y", "--yes", action="store_true", help="do not ask")
-    _json(sweep)
-
-    image = verbs.add_parser(
-        "image", help="machine images of nodes that are set up, so that later ones are ready sooner"
-    )
-    image.add_argument("action", choices=("bake", "list", "delete"), help="make one, show them, delete one")
-    image.add_argument("image", nargs="?", metavar="AMI", help="which one to delete")
-    image.add_argument("--cluster", metavar="FILE", help="whose node it is made of; whose region and owner it has")
-    image.add_argument("--region", default="", metavar="REGION", help="the file's, else AWS_REGION")
-    image.add_argument("-y", "--yes", action="store_true", help="do not ask")
-    _json(image)
-
-    budget = verbs.add_parser("budget", help="what may be spent on a cluster and what is; more of it with extend")
-    budget.add_argument("action", nargs="?", choices=("extend",), help="add USD to it")
-    budget.add_argument("usd", nargs="?", type=float, metavar="USD")
-    _cluster(budget)
-    _json(budget)
-
-    trust = verbs.add_parser("trust", help="say that a workspace, or the programs that an ssh_config names, are yours")
-    trust.add_argument("path", nargs="?", default=".", metavar="DIR|FILE", help="the workspace (default: this folder)")
-
-    timeline = verbs.add_parser("timeline", help="where the minutes of a cluster went")
-    _cluster(timeline)
-    _json(timeline)
-    return top
-
-
-def _cluster(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--cluster", metavar="NAME|FILE", help="may be left out when one cluster is known")
-
-
-def _json(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--json", action="store_true", help="machine-readable output on stdout")
-
-
-def _set(verb: argparse.ArgumentParser) -> None:
-    text = "override a value of the file; a.b=[c, d] replaces a list, a.b+=c adds to it"
-    verb.add_argument("--set", action="append", default=[], metavar="a.b=c", help=text)
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 3600:
-        raise argparse.ArgumentTypeError("from 0 to 3600 seconds")
-    return value
 
 
 def leave(number: int, _: object) -> None:

@@ -38,24 +38,15 @@ def _launch(args: argparse.Namespace) -> int:
     words = words[1:] if target == "module" else words
     if not words:
         raise UsageError("no script to run", hint="python -m nexa_dist.launch --config CLUSTER.yaml -- script.py ARGS…")
-    ctx = context()
+    ctx = context(dry=args.dry_run)
     values = {target: words[0], "args": words[1:], "nproc_per_node": args.nproc_per_node}
     try:
         config = TrainConfig.model_validate(values)
     except ValidationError as error:
         faults = [Problem("command line", 0, ".".join(map(str, e["loc"])), e["msg"]) for e in error.errors()]
         raise ConfigError(faults) from None
-    cluster = find_cluster(ctx, args.config)
-    return launched(
-        ctx,
-        cluster,
-        config,
-        "",
-        dry_run=args.dry_run,
-        detach=args.detach,
-        shown=ranks(args.rank),
-        as_json=args.json,
-    )
+    cluster, shown = find_cluster(ctx, args.config), ranks(args.rank)
+    return launched(ctx, cluster, config, "", detach=args.detach, shown=shown, as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from nexa_dist.run.workspace import ClusterFolder
 
 LOCK = Path("docker/lock/train.txt")
 TORCH = Path("docker/cuda_torch.txt")
+PLAYBOOK = Path("playbooks/bootstrap.yml")
 BACKEND = "auto"
 
 
@@ -55,7 +56,7 @@ def bootstrap(
         if made.provider == "local":
             hosts["all"]["vars"]["ansible_remote_tmp"] = f"{ssh.sockets}/ansible"
         args = shlex.join(f"-o{option}" for option in (*connections.SSH_OPTIONS, f"ControlPath={ssh.sockets}/%C"))
-        play = run_playbook(root / "playbooks" / "bootstrap.yml", folder.path / "ansible", hosts, args, ctx.detail)
+        play = run_playbook(root / PLAYBOOK, folder.path / "ansible", hosts, args, ctx.detail)
         ctx.detail(f"{sum(play.changed.values())} tasks changed")
 
 

@@ -37,6 +37,8 @@ class Context:
     now: Callable[[], float] = steady_now
     sleep: Callable[[float], None] = time.sleep
     brief: bool = False
+    dry: bool = False
+    """Nothing is to be changed, and nobody is asked: `runner` starts only what reads (run/fake.py)."""
 
     @contextmanager
     def phase(self, title: str) -> Iterator[None]:

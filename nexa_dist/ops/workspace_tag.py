@@ -12,10 +12,13 @@ from nexa_dist.run import files, trust
 
 
 def our_tag(ctx: Context) -> str:
-    """The name of this workspace, made at its first use and kept."""
+    """The name of this workspace, made at its first use and kept; in a dry run one that nothing has."""
     path = ctx.workspace.root / ".nexa" / "workspace"
     if not path.exists():
         user = os.environ.get("USER") or str(os.getuid())
+        name = workspace_tag(user, socket.gethostname(), uuid.uuid4().hex[:8])
+        if ctx.dry:
+            return name
         trust.claim(ctx.workspace.root)
-        files.write_text(path, workspace_tag(user, socket.gethostname(), uuid.uuid4().hex[:8]) + "\n")
+        files.write_text(path, name + "\n")
     return path.read_text(encoding="ascii").strip()

@@ -63,14 +63,11 @@ class Runner(Protocol):
         stdin: bytes | IO[bytes] = b"",
         timeout_s: float = 60.0,
         env: Mapping[str, str] | None = None,
-        cwd: Path | None = None,
-        on_line: Callable[[str], None] | None = None,
         grace_s: float = 5.0,
         most_bytes: int | None = None,
     ) -> Result:
-        """Runs to the end. `on_line` gets stdout and stderr as they come; `grace_s` lies between
-        SIGTERM and SIGKILL when the time is up or the controller is interrupted. Exit 124: time-out. A program that
-        says more than `most_bytes` is ended: exit 125."""
+        """Runs to the end. `grace_s` lies between SIGTERM and SIGKILL when the time is up or the controller is
+        interrupted. Exit 124: time-out. A program that says more than `most_bytes` is ended: exit TOO_MUCH."""
         ...
 
     def run_logged(
@@ -108,8 +105,6 @@ class SystemRunner:
         stdin: bytes | IO[bytes] = b"",
         timeout_s: float = 60.0,
         env: Mapping[str, str] | None = None,
-        cwd: Path | None = None,
-        on_line: Callable[[str], None] | None = None,
         grace_s: float = 5.0,
         most_bytes: int | None = None,
     ) -> Result:
@@ -121,9 +116,8 @@ class SystemRunner:
                 list(argv),
                 stdin=subprocess.PIPE if isinstance(stdin, bytes) else stdin,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT if on_line else subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 env=None if env is None else {**os.environ, **env},
-                cwd=cwd,
                 start_new_session=True,
             )
         except OSError as error:
@@ -133,8 +127,6 @@ class SystemRunner:
         try:
             if thread in _ABANDONED:
                 child.terminate()
-            if on_line:
-                return self._by_line(child, argv, on_line, timeout_s, grace_s)
             if most_bytes is not None:
                 return Result(tuple(argv), *_bounded(child, data or b"", timeout_s, most_bytes))
             out, err = child.communicate(data, timeout=timeout_s)
@@ -147,34 +139,6 @@ class SystemRunner:
         finally:
             del _AT_WORK[thread]
         return Result(tuple(argv), child.returncode, out, err)
-
-    @staticmethod
-    def _by_line(
-        child: subprocess.Popen[bytes],
-        argv: Sequence[str],
-        on_line: Callable[[str], None],
-        timeout_s: float,
-        grace_s: float,
-    ) -> Result:
-        assert child.stdin and child.stdout
-        child.stdin.close()
-        late = threading.Event()
-
-        def out_of_time() -> None:
-            late.set()
-            end(child, grace_s)
-
-        timer = threading.Timer(timeout_s, out_of_time)
-        timer.start()
-        kept: deque[bytes] = deque(maxlen=200)
-        try:
-            for line in child.stdout:
-                kept.append(line)
-                on_line(line.decode(errors="replace").rstrip("\n"))
-            code = child.wait()
-        finally:
-            timer.cancel()
-        return Result(tuple(argv), 124 if late.is_set() else code, b"".join(kept))
 
     def run_logged(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -26,22 +27,31 @@ if TYPE_CHECKING:
     from nexa_dist.config.train import TrainConfig
 
 
-def context(*, acts: bool = True, cluster: str | None = None) -> Context:
+def context(*, acts: bool = True, cluster: str | None = None, dry: bool = False) -> Context:
     """Of the workspace that we are in, or the one that `cluster`, a file or name, belongs to, with what its `.env` adds
     to the environment. A verb that `acts` on what lies there does so only when it is known to be ours; one that shows
-    it may show anybody's."""
-    here, runner = Workspace.here(), SystemRunner()
+    it may show anybody's. A `dry` one changes nothing and asks nobody."""
+    here, runner = Workspace.here(), _runner(dry)
     if cluster and (owner := owner_of(here, cluster)):
         here = owner
     if acts:
-        _refuse_foreign(runner, here.root, here.above)
+        _refuse_foreign(runner, here.root, here.above, ask=not dry)
+    if acts and not dry:
         here.close_to_others()
     else:
         files.close_to_others()  # what is shown may be somebody else's
     if not here.above or trust.is_ours(here.root):
         for line in dotenv.load(here.root, os.environ, lambda: git.tracks(runner, here.root, dotenv.NAME) != ""):
             terminal.say(line)
-    return Context(here, runner, lambda text: terminal.say(redact_text(text)))
+    return Context(here, runner, lambda text: terminal.say(redact_text(text)), dry=dry)
+
+
+def _runner(dry: bool) -> Runner:
+    if not dry:
+        return SystemRunner()
+    from nexa_dist.run.fake import DryRunner  # only where it is wanted: verbs are called sooner without it
+
+    return DryRunner(SystemRunner())
 
 
 def owner_of(here: Workspace, named: str) -> Workspace | None:
@@ -62,34 +72,46 @@ def owner_of(here: Workspace, named: str) -> Workspace | None:
     return found[0] if found else None
 
 
-def borrowed(ctx: Context, named: str | None) -> None:
-    """For a run in this workspace on a cluster of another one: makes that cluster known here."""
+def borrowed(ctx: Context, named: str | None) -> Context:
+    """For a run in this workspace on a cluster of another one: makes that cluster known here. Answers the context that
+    knows it: in a dry run its owner's, since nothing is made."""
     if named and (owner := owner_of(ctx.workspace, named)):
-        _refuse_foreign(ctx.runner, owner.root, above=True)
+        _refuse_foreign(ctx.runner, owner.root, above=True, ask=not ctx.dry)
+        if ctx.dry:
+            return dataclasses.replace(ctx, workspace=owner)
         ctx.workspace.borrow(load_cluster(Path(named)).name if is_file(named) else named, owner)
+    return ctx
 
 
-def _refuse_foreign(runner: Runner, root: Path, above: bool) -> None:
+def _refuse_foreign(runner: Runner, root: Path, above: bool, *, ask: bool) -> None:
     try:
         trust.refuse_foreign(runner, root, above=above)
     except trust.Foreign as error:
-        if not error.cure or not _agreed(f"{error}\nis it yours?"):
+        if not (ask and error.cure) or not answered_yes(f"{error}\nis it yours?"):
             raise
         trust.adopt(root)
         trust.refuse_foreign(runner, root, above=above)
 
 
-def _agreed(question: str) -> bool:
+def answered_yes(question: str) -> bool:
+    """Asks at the terminal; no without one."""
     return terminal.interactive() and terminal.confirm(terminal.plain_lines(question))
 
 
-def _consented(cluster: Cluster) -> Cluster:
+def agreed(args: argparse.Namespace, question: str, refusal: str) -> None:
+    """Asks before an act that costs or ends something, unless -y was given. Raises UsageError, with the `refusal`, when
+    the answer is no or nobody is there to give one."""
+    if not args.yes and not answered_yes(question):
+        raise UsageError(refusal, hint="-y says yes")
+
+
+def _consented(ctx: Context, cluster: Cluster) -> Cluster:
     """The same cluster, once the user agreed to the programs that its ssh_config names. Raises Unconsented."""
     try:
         if cluster.ssh_config:
             consent.refuse_unconsented(cluster.ssh_config)
     except consent.Unconsented as error:
-        if not _agreed(f"{error}\nmay ssh start it?"):
+        if ctx.dry or not answered_yes(f"{error}\nmay ssh start it?"):
             raise
         consent.consent(cluster.ssh_config)
     return cluster
@@ -148,10 +170,10 @@ def find_cluster(ctx: Context, named: str | None) -> Cluster:
         made = Record.exists(ctx.workspace.cluster(load_cluster(Path(named)).name))
         config = load_said(Path(named), provisioned=made)
         if config.provider == "static" and not made:
-            return _consented(static_cluster(config, Path(named).absolute().parent))
+            return _consented(ctx, static_cluster(config, Path(named).absolute().parent))
         if config.provider == "static":
             _refuse_edited(ctx, config, named)
-    return _consented(find_folder(ctx, named).load())
+    return _consented(ctx, find_folder(ctx, named).load())
 
 
 def _refuse_edited(ctx: Context, config: ClusterConfig, named: str) -> None:

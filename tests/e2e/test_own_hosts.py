@@ -74,6 +74,9 @@ def test_ranks_follow_the_file_not_the_addresses(clean: Lab, hosts: str) -> None
     assert "rank 0 of 3 on n0 lo v2 after v1" in clean.log(0, "n0", 2)
     assert "rank 2 of 3 on n1 lo v2 after v1" in clean.log(2, "n1", 2)
     assert (run_dirs["n1"] / "rank_2").is_dir() and (run_dirs["n1"] / "work" / "by-rank-2").read_text() == "v2"
+    again = clean.nexa("run", "--resume", clean.newest().name, "--dry-run").stdout
+    assert run_dirs["n1"].name in again and "# n1 (127.0.0.11): ranks 2 to 2 of 3" in again
+    assert len(clean.record()["attempts"]) == 2
     printed = clean.nexa("run", train, "--cluster", hosts, "--print").stdout
     assert "--node_rank=0 --master_addr=127.0.0.12" in printed
     assert "# n1 (127.0.0.11): ranks 2 to 2 of 3" in printed

@@ -111,7 +111,7 @@ def test_a_run_that_goes_on_is_not_changed_under_its_ranks(tmp_path: Path, words
 
 
 def test_a_saved_plan_is_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "context", lambda: None)
+    monkeypatch.setattr(cluster, "context", lambda **_: None)
     args = cli.parser().parse_args(["provision", "--plan", "p", "--set", "nodes=3"])
     with pytest.raises(UsageError, match="could not be heeded"):
         cluster.provision(args)

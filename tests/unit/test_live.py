@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from nexa_dist.ui.run_view import Kind, View, view
+from nexa_dist.ui.run_view import Kind, view
 from nexa_dist.ui.run_view.panel import Drawn, panel
 from nexa_dist.ui.run_view.state import State, sentence, span
 from nexa_dist.ui.run_view.step_lines import read
+from nexa_dist.ui.run_view.views import Silent
 
 HOSTILE = b"\x1b]0;owned\x07red \x1b[31m\xff end"
 
@@ -25,7 +26,7 @@ class Clock:
         return self.at
 
 
-def made(kind: Kind, clock: Clock, shown: set[int] | None = None) -> View:
+def made(kind: Kind, clock: Clock, shown: set[int] | None = None) -> Silent:
     return view(kind, run_id="train_x", usd_per_hour=3.6, started_unix=1000.0, shown=shown, now=clock)
 
 
@@ -33,7 +34,7 @@ def progress(steps: dict[str, int], at: float, **more: Any) -> dict[str, Any]:
     return {"event": "progress", "at": at, "steps": steps, **more}
 
 
-def begin(shown: View | State, clock: Clock, attempt: int = 1) -> None:
+def begin(shown: Silent | State, clock: Clock, attempt: int = 1) -> None:
     for node in ("n0", "n1"):
         for name in ("started", "prepared", "torchrun"):
             record = {"event": name, "attempt": attempt, "at": clock.at}

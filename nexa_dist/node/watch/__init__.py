@@ -1,1 +1,1 @@
-"""What the agent looks at while an attempt goes on."""
+"""Checks that the agent repeats during an attempt: progress, hangs, controller lease, deadline, spot notice."""

@@ -1,4 +1,4 @@
-"""Is there a controller that follows us?
+"""The controller's lease on a run: whether a controller follows it.
 
 `follow` holds a shared lock on RUN_DIR/contact while its input is open, and touches the file at every sign of life.
 The kernel frees the lock when `follow` ends in whatever way, so the agent sees at once that a connection is closed.
@@ -13,15 +13,16 @@ import os
 from .hang import Seen
 
 LOST_AFTER_S = 15.0
-"""Connected, yet no sign of life."""
+"""Limit while a controller is connected and gives no sign of life."""
 CLOSED_AFTER_S = 1.5
-"""No connection any more: time for a dropped one to come back."""
+"""Limit once the connection is closed: time for a dropped one to come back."""
 FIRST_AFTER_S = 90.0
-"""No connection yet: a controller follows once all nodes have started."""
+"""Limit before the first connection: a controller follows once all nodes have started."""
 
 
 def take_seat(run_dir: str) -> int:
-    """A file descriptor that says that somebody is there until it is closed. Raises OSError without the folder."""
+    """Locks RUN_DIR/contact (shared). While the answered descriptor is open the agent counts a controller as connected.
+    Raises OSError without the folder."""
     fd = os.open(os.path.join(run_dir, "contact"), os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(fd, fcntl.LOCK_SH)
     os.utime(fd)
@@ -38,7 +39,7 @@ class Contact:
         self.untouched = self._look()[1]
 
     def lost(self, now: float) -> bool:
-        """Whether nobody has been there for too long."""
+        """Whether the run has been without a controller for longer than its limit."""
         passed, mark = self.seen.step(now), self._look()
         if mark[0]:
             self.limit_s = LOST_AFTER_S
@@ -49,7 +50,7 @@ class Contact:
         return self.quiet_s > self.limit_s
 
     def _look(self) -> tuple[bool, int]:
-        """(whether somebody is connected, time of the last sign of life)."""
+        """(whether a controller is connected, time of its last sign of life)."""
         try:
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError:

@@ -1,4 +1,4 @@
-"""How far the ranks of this node are, and whether they still move. `Steps` and `Stall` take their time from outside."""
+"""How far the ranks of this node are, and whether they still move. `Seen` and `Stall` take their time from outside."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def fields(reports: dict[int, dict[str, Any]]) -> dict[str, Any]:
 
 
 class Seen:
-    """Seconds that the agent saw pass, look by look."""
+    """Clock of the time that the agent was awake: adds up the seconds between two looks."""
 
     def __init__(self) -> None:
         self.last: float | None = None

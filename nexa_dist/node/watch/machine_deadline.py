@@ -17,7 +17,7 @@ BUSY_S = 10.0
 
 
 class Due:
-    """`look` often; it does something every two seconds at most."""
+    """Marks the machine as in use and reads its deadline; `look` acts every two seconds at most."""
 
     def __init__(self, folder: str = "") -> None:
         self.folder = folder or os.environ.get("NEXA_DEADLINE_DIR") or FOLDER

@@ -121,11 +121,15 @@ def listed(ctx: Context, config: ClusterConfig | None, region: str) -> list[dict
 
 def delete(config: ClusterConfig | None, region: str, ident: str) -> None:
     """Raises UsageError for an image that is not ours."""
+    aws_images.delete(*find(config, region, ident))
+
+
+def find(config: ClusterConfig | None, region: str, ident: str) -> tuple[str, Image]:
+    """The image of ours with this id, and its region. Raises UsageError when there is none."""
     region, ours = _ours(config, region)
     for image in ours:
         if image.id == ident:
-            aws_images.delete(region, image)
-            return
+            return region, image
     raise UsageError(f"{ident} is no image of nexa's in {region}", hint="nexa image list")
 
 

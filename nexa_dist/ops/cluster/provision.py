@@ -46,7 +46,7 @@ def provision(
     With `saved` Terraform applies exactly that plan. The nodes in `lost` are ended and made anew; the others stay
     as they are. `adopted` are the host keys of the user's own hosts, in node order.
     """
-    _refuse_what_is_expanded(ctx)
+    refuse_what_is_expanded(ctx)
     folder = ctx.workspace.cluster(config.name)
     refuse_other_provider(folder, config)
     if config.provider == "static":
@@ -134,7 +134,8 @@ def refuse_other_provider(folder: ClusterFolder, config: ClusterConfig) -> None:
 
 @contextlib.contextmanager
 def _in_use(ctx: Context, config: ClusterConfig, made: Cluster) -> Iterator[None]:
-    """Nodes that are set up are neither idle nor without a controller."""
+    """Renews lease and busy marks while the block runs, so that a long bootstrap trips neither idle_minutes nor
+    lease_minutes."""
     if not config.lease_minutes and not config.idle_minutes:
         yield
         return
@@ -160,7 +161,7 @@ def _made_anew(before: Cluster | None, made: Cluster) -> list[str]:
     return [node.name for node in made.nodes if known.get(node.name) != node.instance_id]
 
 
-def _refuse_what_is_expanded(ctx: Context) -> None:
+def refuse_what_is_expanded(ctx: Context) -> None:
     """Raises UsageError, before anything is made, for a path or a setting of ours that Ansible would run as code."""
     for path in (ctx.workspace.root, Path(local.shared_folder()), bundle.root(), Path(sys.executable)):
         safe_path(path)

@@ -6,13 +6,15 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from nexa_dist.errors import EXIT_FAILED, NexaError, StillRunning
+from nexa_dist.config.cluster import ClusterConfig
+from nexa_dist.errors import EXIT_FAILED, NexaError, StillRunning, UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.ops.active_runs import active, active_runs
 from nexa_dist.ops.cluster import mesh_end
+from nexa_dist.ops.cluster.provision import refuse_other_provider
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.money import cost
 from nexa_dist.ops.money import record_usage as money_record_usage
@@ -30,8 +32,55 @@ Stop = Callable[[Context, RunFolder], object]
 GONE = "a host that is gone for good is left out by --without NODE"
 
 
+@dataclass(frozen=True)
+class Doomed:
+    """What a teardown of a cluster ends: what was begun from its folder, and the runs that go on there."""
+
+    folder: ClusterFolder
+    scope: AwsScope | None
+    """An aws cluster's."""
+    own: bool
+    """The hosts are the user's own, and are given back."""
+    elsewhere: str
+    """Another workspace that has claimed the cluster."""
+    runs: tuple[RunFolder, ...]
+
+    def __str__(self) -> str:
+        held = f", held by {self.elsewhere}," if self.elsewhere else ""
+        runs = f" and the active runs {', '.join(run.run_id for run in self.runs)}" if self.runs else ""
+        return f"cluster {self.folder.name}{held}{runs}"
+
+    @property
+    def nodes(self) -> list[str]:
+        """Each node as far as this folder knows it; a cluster.json that is torn names none."""
+        with contextlib.suppress(NexaError):
+            return [f"{n.name} {n.instance_id or n.address}" for n in self.folder.load().nodes]
+        return []
+
+
+def doomed(ctx: Context, folder: ClusterFolder, config: ClusterConfig | None) -> Doomed | None:
+    """What `teardown` would end; None when nothing was ever begun. `config`: the cluster's file, where it was named.
+
+    Raises UsageError when the file is of another provider than the cluster, StillRunning when nobody can tell whose
+    the cluster is.
+    """
+    begun = may_exist(folder)
+    if config and begun:
+        refuse_other_provider(folder, config)
+    try:
+        scope = aws_end.site_of(ctx, folder, config)
+        elsewhere = aws_end.holder_elsewhere(ctx, scope) if scope else ""
+    except UsageError:
+        raise
+    except NexaError as error:
+        raise StillRunning(f"what is left of {folder.name} cannot be told: {error}", hint=error.hint) from error
+    if not scope and not begun:
+        return None
+    return Doomed(folder, scope, Record.exists(folder), elsewhere, tuple(active_runs(ctx, folder.name)))
+
+
 def teardown(ctx: Context, folder: ClusterFolder, scope: AwsScope | None, stop: Stop) -> dict[str, Any]:
-    """Destroys the cluster and proves it. Safe to run twice, and after any interruption. `site`: an aws cluster's;
+    """Destroys the cluster and proves it. Safe to run twice, and after any interruption. `scope`: an aws cluster's;
     `stop` ends a run on every node (`ops.runs.stop`).
 
     Raises StillRunning, with what is left, when it cannot be proven; the folder then stays.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def of_cluster(
     folder: ClusterFolder, now_unix: float, usd_per_hour: float, fallback: float | None = None
 ) -> Budget | None:
-    """What the ledger says of the cluster's budget (`fallback` before it has one); None without a budget.
+    """The budget of a cluster from its ledger (`fallback` before it has one); None without a budget.
 
     `usd_per_hour` stands in for nodes that are not there yet.
     """
@@ -42,7 +42,7 @@ def open_budget(folder: ClusterFolder, budget_usd: float | None, now_unix: float
 
 
 def hours_allowed(folder: ClusterFolder, now_unix: float, usd_per_hour: float, budget_usd: float | None) -> float:
-    """For how many hours nodes that are made now may live, whatever prices do (within GUARD); endless without a budget.
+    """Hours that nodes made now may live, whatever prices do (within GUARD); endless without a budget.
 
     Raises NexaError, with the exit code for budgets, when nothing sensible is left of it.
     """
@@ -62,22 +62,22 @@ def allowance(ctx: Context, folder: ClusterFolder, config: ClusterConfig) -> Cal
 
 @dataclass(frozen=True)
 class Clock:
-    """What a controller has to do with the clocks by which the nodes of a cluster end themselves."""
+    """How a controller serves the nodes' own clocks: lease interval, deadline, cap."""
 
     every_s: float = REARM_S
     leased: bool = False
     moved_by_money: bool = False
     ends_unix: float = float("inf")
-    """By max_hours, whatever the budget says."""
+    """Deadline by max_hours, whatever the budget says."""
     max_s: float | None = None
 
 
 CLOCKED = record({}, dict.fromkeys(("lease_minutes", "max_hours", "budget_usd"), maybe(number(0, 1e9))))
-"""What a config.json may say of clocks."""
+"""Shape of the keys of config.json that set clocks."""
 
 
 def clock_of(folder: ClusterFolder, cluster: Cluster) -> Clock:
-    """Nodes of your own have no such clock."""
+    """The clocks of a cluster, from its config.json; hosts of the user's own have none."""
     if cluster.provider == "static" or not (folder.path / "config.json").exists():
         return Clock()
     config = files.read_shape(folder.path / "config.json", CLOCKED)

@@ -82,7 +82,7 @@ def _began(record: dict[str, Any]) -> float:
 
 
 def find(ctx: Context, named: str) -> tuple[Ledger, str]:
-    """The ledger that is meant, and the run, if one was named. Raises UsageError when nothing is."""
+    """The ledger of the cluster or run called `named`, and the run. Raises UsageError when neither is known."""
     folders, root = {folder.name: folder for folder in ctx.workspace.clusters()}, ctx.workspace.root
     if named in folders:
         return of_living(ctx, folders[named]), ""
@@ -106,7 +106,7 @@ def _gone(root: Path, name: str) -> list[Path]:
 
 
 def of_living(ctx: Context, folder: ClusterFolder) -> Ledger:
-    """Of a cluster that is there; without the cloud's newest word when it cannot be asked."""
+    """The ledger of a living cluster; without the cloud's newest word when it cannot be asked."""
     try:
         reading = money_record_usage.refresh(ctx, folder)
     except NexaError as error:
@@ -120,7 +120,7 @@ def _of_gone(ctx: Context, folder: Path) -> Ledger:
 
 
 def _of_run(ctx: Context, run: RunFolder) -> Ledger:
-    """Of the cluster on which the run was; of its attempts alone when no ledger of that is known."""
+    """The ledger of the cluster on which the run was; made of its attempts alone when no ledger of that is known."""
     record = run.load()
     name = record["cluster"]["name"]
     living = [folder for folder in ctx.workspace.clusters() if folder.name == name]
@@ -148,7 +148,7 @@ def _own_hosts(record: dict[str, Any], now: float) -> Ledger:
 
 
 def report(ctx: Context, ledger: Ledger) -> dict[str, Any]:
-    """All that `nexa cost --json` tells."""
+    """The report of `nexa cost --json`."""
     made = ledger.bill
     region = _region(ledger.folder)
     rows = [_run_row(ctx, record, made) for record in ledger.runs]

@@ -30,7 +30,7 @@ EXTEND_SH = FOLDER + (
 
 @dataclass(frozen=True)
 class Signs:
-    """What came of a sign of life, by node."""
+    """Answers to a renewal of the lease, by node."""
 
     left_s: Mapping[str, int | None]
     """Seconds until the node switches itself off as things stand; None without a clock."""
@@ -39,17 +39,17 @@ class Signs:
 
 
 def renew_every_s(lease_s: float) -> float:
-    """How often a lease of this length is to be renewed: a few that fail, or a pause of half of it, end nothing."""
+    """Renewal interval: a tenth of the lease, within 5 to 60 s, so that a few missed renewals do not let it expire."""
     return max(5.0, min(60.0, lease_s / 10))
 
 
 def doors(ssh: Ssh) -> list[Link]:
-    """Links for the functions below to nodes that may not have the agent yet."""
+    """Links for lease, busy mark and deadline, to nodes that may not have the agent yet."""
     return [Link(ssh, node, "") for node in ssh.cluster.nodes]
 
 
 def renew(links: Sequence[Link], *, busy: bool = False) -> Signs:
-    """A sign of life to every node, all at once, in one short command each. `busy`: they are also in use, though no
+    """Renews the lease of every node, all at once, in one short command each. `busy`: they are also in use, though no
     run is there to say so (a bootstrap). A node that cannot be told is no error: this is to be called again."""
     words = ("lease", "busy") if busy else ("lease",)
     left_s: dict[str, int | None] = {}
@@ -72,7 +72,8 @@ def renew(links: Sequence[Link], *, busy: bool = False) -> Signs:
 
 @contextlib.contextmanager
 def in_use(links: Sequence[Link], every_s: float = 20.0) -> Iterator[None]:
-    """As long as the block lasts (a bootstrap, an upload) the nodes are neither alone nor idle."""
+    """Renews lease and busy marks while the block runs (a bootstrap, an upload), so that it trips neither lease_minutes
+    nor idle_minutes."""
 
     def tell() -> str:
         renew(links, busy=True)
@@ -87,8 +88,8 @@ def in_use(links: Sequence[Link], every_s: float = 20.0) -> Iterator[None]:
 
 
 def rearm(links: Sequence[Link], due_unix: float, max_s: float | None = None) -> dict[str, int]:
-    """Another deadline for every node; the one in force by node, which is earlier where `max_s` (seconds from its
-    first boot; as it was if None) does not allow `due_unix`. Raises NexaError with every node that failed."""
+    """Sets the deadline of every node; answers the one in force by node, which is earlier where `max_s` (seconds from
+    its first boot; as it was if None) does not allow `due_unix`. Raises NexaError with every node that failed."""
     words = [str(max(1, int(at))) for at in (due_unix, max_s) if at is not None]
 
     def tell(link: Link) -> tuple[str, int]:

@@ -25,7 +25,7 @@ COUNT_S = 10.0
 LOGS_GREW = 1_000_000
 """Bytes of new logs after which their traffic is written down: 0.00009 USD at 0.09 USD/GB."""
 UNHEARD = 3
-"""Renewals in a row that a node did not answer, before it is said."""
+"""Failed lease renewals in a row, before a warning."""
 
 
 class Meter:
@@ -96,12 +96,12 @@ class Meter:
         return self.out()
 
     def out(self) -> str:
-        """Which budget is used up, in words; empty while there is money."""
+        """The budget that is used up, in words; empty while there is money."""
         budget = tightest(self.budgets())
         return budget.words() if budget and budget.due() else ""
 
     def tend(self) -> str:
-        """One round of what the thread does. Answers what is to be said."""
+        """One round of the thread: renews the lease, asks for prices, moves deadlines. Answers a warning or nothing."""
         links, now = tuple(self.links), self.ctx.now()
         if links:  # before all that may fail: the lease is what cannot wait
             self._unheard = self._unheard + 1 if lease.renew(links).silent else 0

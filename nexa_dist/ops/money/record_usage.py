@@ -58,7 +58,7 @@ def refresh(ctx: Context, folder: ClusterFolder) -> Reading:
 
 
 def begin_own(ctx: Context, folder: ClusterFolder, config: ClusterConfig, lost: Sequence[str]) -> None:
-    """The meter of nodes that are in no cloud starts. Those in `lost` end, and begin anew."""
+    """Starts the usage of nodes that are in no cloud. Those in `lost` end, and begin anew."""
     _record_own_ends(ctx, folder)
     now, names = ctx.now(), config.node_names
     own = {name: host.price_usd_per_hour for name, host in zip(names, config.cluster, strict=False)}
@@ -102,7 +102,7 @@ def _number(path: Path) -> float | None:
 
 
 def end_all(ctx: Context, folder: ClusterFolder, why: str) -> None:
-    """All that is on ends now."""
+    """Writes the end of every node that is still on."""
     for period in open_periods(folder):
         stop(folder, period, ctx.now(), why, "clock")
 

@@ -35,9 +35,11 @@ def spread_checkpoint(
 
     Only rank 0 saves and no shared disk is assumed, so the other nodes have none of it. None when no
     checkpoint was written yet (the run then starts from the beginning). `saved` is the newest that rank 0 told of: when
-    that one is found, no bucket holds a newer one, and none is asked, which takes seconds.
+    that one is found, no bucket holds a newer one, and none is asked, which takes seconds. A dry run asks none either,
+    copies nothing, and answers where the checkpoint would be.
     """
-    send(ctx, links, [archive.package()])
+    if not ctx.dry:
+        send(ctx, links, [archive.package()])
     run_id = record["run_id"]
     answers = on_all(links, lambda link: _verified(link, _root(link, run_id), _durable(link, run_id)))
     found: list[tuple[int, Link, str]] = []
@@ -46,7 +48,7 @@ def spread_checkpoint(
             ctx.say(f"warning: {link.node.name}: {bad['path']} is passed over: {bad['why']}")
         found += [(whole["step"], link, whole["path"]) for whole in answer["whole"]]
     step, source, path = max(found, key=lambda row: row[0], default=(0, None, ""))
-    known = saved is not None and step >= saved
+    known = ctx.dry or (saved is not None and step >= saved)
     if not known and (pulled := _from_bucket(ctx, links[0], run_id, step)) is not None:
         step, source, path = pulled
     if source is None:
@@ -56,9 +58,11 @@ def spread_checkpoint(
 
     def to_node(link: Link) -> tuple[str, str]:
         name = link.node.name
-        if name not in have:
+        if name not in have and ctx.dry:
+            have[name] = _received(link, run_id, step)
+        elif name not in have:
             ctx.detail(f"{name}: checkpoint of step {step} from {source.node.name}")
-            have[name] = _copy(source, path, link, _root(link, run_id), step)
+            have[name] = _copy(source, path, link, run_id, step)
         return name, have[name]
 
     return step, dict(on_all(links if to is None else to, to_node))
@@ -141,16 +145,21 @@ def _sync(link: Link, run_id: str, verb: str, *words: str, timeout_s: float = 12
     return link.ssh.run(link.node, (*script, verb, run_id, *words), timeout_s=timeout_s)
 
 
-def _copy(source: Link, path: str, link: Link, root: str, step: int) -> str:
+def _received(link: Link, run_id: str, step: int) -> str:
+    """Where a node has a checkpoint that another one sent."""
+    return f"{_root(link, run_id)}/step_{step:08d}"
+
+
+def _copy(source: Link, path: str, link: Link, run_id: str, step: int) -> str:
     """A checkpoint from one node to another, verified there. Returns its path."""
-    target = f"{root}/step_{step:08d}"
+    target = _received(link, run_id, step)
     link.ssh.run(link.node, ("rm", "-rf", "--", target))  # one that did not arrive whole, or was damaged since
     stream = source.ssh.runner.stream((*source.ssh.argv(source.node), shlex.join(("tar", "-C", path, "-cf", "-", "."))))
     try:
         link.unpack(target, stream.out)
     finally:
         stream.end()
-    whole = _verified(link, root)["whole"]
+    whole = _verified(link, _root(link, run_id))["whole"]
     if step not in [row["step"] for row in whole]:
         raise NexaError(f"{link.node.name}: the checkpoint of step {step} did not arrive whole", hint="run it again")
     if old := [row["path"] for row in whole[KEEP:]]:

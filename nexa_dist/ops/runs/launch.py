@@ -94,13 +94,12 @@ def prepare(
     codes: tuple[archive.Code, archive.Code] | None = None,
     seconds_left: float | None = None,
     links: Connecting,
-    dry_run: bool = False,
 ) -> Prepared:
     """The plan of one attempt. `resume` is the step and, by node name, its verified checkpoint there.
 
     `codes` are the project and our package as an earlier attempt had them, instead of those of this moment.
     `seconds_left` of the run's max_hours; without it all of them are. `links` are asked for when everything else is
-    known. A `dry_run` begins nothing on the nodes.
+    known. A dry run begins nothing on the nodes.
     """
     draft = assign_ranks(ssh.cluster, 0, config.nproc_per_node)
     if codes is None:
@@ -112,7 +111,7 @@ def prepare(
     more: dict[str, dict[str, Any]] = {}
     for link, node in zip(linked, draft.nodes, strict=True):
         more[link.node.name] = {"have": [code_folder(link, code) for code in codes]}
-        if config.launcher == "direct" and not dry_run:
+        if config.launcher == "direct" and not ctx.dry:
             more[link.node.name]["warm"] = job.preloading(draft, node, link)
     places = {link.node.name: job.place(link) for link in linked}
     with _forgotten_if_refused([link for link in linked if "warm" in more[link.node.name]], places):

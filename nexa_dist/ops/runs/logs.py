@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from nexa_dist.errors import UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.ops.active_runs import ACTIVE, going_on
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.runs.watch import View
-from nexa_dist.run.logs.items import AgentEvent, Line, Note, Quiet, is_last
+from nexa_dist.ops.runs.watch import View, show
+from nexa_dist.run.logs.items import Item, Quiet, is_last
 from nexa_dist.run.logs.mirror import TAIL
 from nexa_dist.run.logs.reader import Chunk, Reader, offset_at, tail_offset
 from nexa_dist.run.logs.stream import Stream, fetch, follow
@@ -190,6 +191,29 @@ class _Clock:
         return True
 
 
+def _said(
+    run: RunFolder,
+    number: int,
+    links: list[Link],
+    run_dirs: dict[str, str],
+    wait_s: Callable[[], float],
+    **how: bool,
+) -> Generator[Item | None]:
+    """What the nodes say of an attempt (None: nothing for `wait_s`), while one of them may say more of it."""
+    stream = follow(links, run_dirs, run.logs, contact=False, attempt=number, **how)
+    at_work, look = {link.node.name for link in links}, _Clock()
+    try:
+        while at_work:
+            if look.due():
+                at_work = _at_work(run, number, at_work, stream)
+            item = stream.next(wait_s())
+            yield item
+            if item is not None and is_last(item):
+                at_work.discard(item.node)
+    finally:
+        stream.close()
+
+
 @dataclass
 class _Following:
     """Reads the mirror while followers write to it. A slow reader of ours waits here, and they go on."""
@@ -198,6 +222,7 @@ class _Following:
     wanted: Wanted
     readers: dict[Log, Reader] = field(default_factory=dict)
     look: _Clock = field(default_factory=_Clock)
+    moved: bool = False
 
     def items(self, ctx: Context) -> Iterator[tuple[Log, Chunk] | None]:
         for record, links, run_dirs in _attempts(ctx, self.run):
@@ -210,23 +235,12 @@ class _Following:
 
     def _attempt(self, links: list[Link], run_dirs: dict[str, str], number: int) -> Iterator[tuple[Log, Chunk] | None]:
         """While an agent is at work and no other attempt has begun."""
-        stream = follow(links, run_dirs, self.run.logs, lines=False, contact=False, attempt=number)
-        at_work = {link.node.name for link in links}
-        look = _Clock()
-        try:
-            while at_work:
-                if look.due():
-                    at_work = _at_work(self.run, number, at_work, stream)
-                moved = False
-                for item in self._turn():
-                    moved = True
-                    yield item
-                yield None
-                said = stream.next(0.01 if moved else 0.1)
-                if said is not None and is_last(said):
-                    at_work.discard(said.node)
-        finally:
-            stream.close()
+        for _ in _said(self.run, number, links, run_dirs, lambda: 0.01 if self.moved else 0.1, lines=False):
+            self.moved = False
+            for item in self._turn():
+                self.moved = True
+                yield item
+            yield None
 
     def _turn(self, final: bool = False) -> Iterator[tuple[Log, Chunk]]:
         """What is there, log by log."""
@@ -246,24 +260,11 @@ def look_on(ctx: Context, run: RunFolder, view: View) -> None:
             continue
         row = record["attempts"][-1]
         view.attempt(row["attempt"], list(row["ranks"]), row["world_size"], row["resume_step"], row.get("replaced", ()))
-        stream = follow(links, run_dirs, run.logs, replay=True, contact=False, attempt=row["attempt"])
-        at_work = {link.node.name for link in links}
-        look = _Clock()
-        try:
-            while at_work:
-                if look.due():
-                    at_work = _at_work(run, len(record["attempts"]), at_work, stream)
-                item = stream.next()
+        said = _said(run, len(record["attempts"]), links, run_dirs, lambda: LOOK_EVERY_S, replay=True)
+        with contextlib.closing(said):
+            for item in said:
                 view.tick()
-                if isinstance(item, Line):
-                    view.line(item.node, item.source, item.rank, item.text, item.passing)
-                elif isinstance(item, AgentEvent):
-                    view.event(item.node, item.record)
-                elif isinstance(item, Quiet):
+                if isinstance(item, Quiet):
                     view.quiet(item.node, item.seconds)
-                elif isinstance(item, Note):
-                    view.note(f"{item.node}: {item.text}")
-                elif item is not None and is_last(item):
-                    at_work.discard(item.node)
-        finally:
-            stream.close()
+                elif item is not None:
+                    show(item, view)

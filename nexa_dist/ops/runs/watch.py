@@ -49,7 +49,7 @@ Choice = Literal["detach", "stop"]
 
 
 class View(Protocol):
-    """Who is shown what happens."""
+    """Display callbacks of the watch loop; ui/run_view/views.py has the views."""
 
     def line(self, node: str, source: str, rank: int | None, text: bytes, passing: bool = False) -> None: ...
     def event(self, node: str, record: Mapping[str, Any]) -> None: ...
@@ -57,12 +57,7 @@ class View(Protocol):
     def note(self, text: str) -> None: ...
     def tick(self) -> None: ...
     def attempt(
-        self,
-        number: int,
-        nodes: Sequence[str],
-        world_size: int,
-        resume_step: int | None,
-        replaced: Sequence[str] = (),
+        self, number: int, nodes: Sequence[str], world_size: int, resume_step: int | None, replaced: Sequence[str] = ()
     ) -> None: ...
 
 
@@ -124,7 +119,7 @@ def watch(
                     _heard(stream, state, witnesses)
                 if item is None:
                     continue
-                _show(item, view)
+                show(item, view)
                 action = _quiet(state, item, view, awake, witnesses) if isinstance(item, Quiet) else state.step(item)
                 if action == "go":
                     action = _go(state, links, run_dirs)
@@ -153,7 +148,8 @@ def watch(
     return _outcome(ctx, state, links, record, ended_unix, behind)
 
 
-def _show(item: Item, view: View) -> None:
+def show(item: Item, view: View) -> None:
+    """Hands an item of a node's stream to the view; silence is judged by who follows the run."""
     if isinstance(item, Line):
         view.line(item.node, item.source, item.rank, item.text, item.passing)
     elif isinstance(item, Note):
@@ -168,7 +164,7 @@ def _rest(stream: Stream, view: View, names: Sequence[str]) -> dict[str, int]:
         for item in stream.rest(REST_S):
             view.tick()
             if item is not None:
-                _show(item, view)
+                show(item, view)
     except Leave:
         raise
     except KeyboardInterrupt:

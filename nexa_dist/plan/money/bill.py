@@ -87,14 +87,14 @@ class Bill:
     usd_per_hour: float
     """What the nodes that are on cost, with disks and addresses."""
     unpriced: tuple[str, ...]
-    """Instances whose price is not known: they are in no sum."""
+    """Instances without a known price; excluded from the totals."""
     uncounted: tuple[str, ...]
-    """Disks, addresses and traffic whose price is not known, likewise."""
+    """Disks, addresses and egress without a known price; excluded from the totals."""
     budget_usd: float | None = None
 
     @property
     def usd(self) -> float:
-        """All that is known."""
+        """Sum of everything with a known price."""
         return self.instances_usd + self.disks_usd + self.addresses_usd + self.egress_usd
 
     @property

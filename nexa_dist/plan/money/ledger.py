@@ -34,7 +34,7 @@ class Period:
     start_unix: float
     stop_unix: float | None
     usd_per_hour: float | None
-    """When it was started; the moves are told apart."""
+    """Price at start; later spot prices are `price` events."""
     disk_gb: float
     disk_usd_per_gb_month: float | None
     public_ip: bool

@@ -109,7 +109,7 @@ def waste(lines: Iterable[Any], now_unix: float, on_demand: Callable[[str], floa
 
 
 def _part(trained: Share, made: Bill) -> float:
-    """Of the money; of the time where nothing costs."""
+    """Share of the bill spent training; of node time when nothing has a price."""
     if made.usd:
         return trained.usd / made.usd
     return trained.seconds / made.seconds if made.seconds else 0.0

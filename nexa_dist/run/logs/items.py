@@ -65,7 +65,7 @@ class Quiet:
 
 @dataclass(frozen=True)
 class Note:
-    """What people should know about the stream of `node`; nothing is decided by it."""
+    """A remark for people about the stream of `node`; nothing is decided by it."""
 
     node: str
     text: str
@@ -75,7 +75,7 @@ Item = Line | AgentEvent | Ended | Through | Quiet | Note
 
 
 class Items(queue.Queue[Item]):
-    """What waits for its reader, counted by bytes: 5 GB of lines must not wait in memory."""
+    """Queue of items, bounded in bytes: 5 GB of lines must not wait in memory."""
 
     def __init__(self) -> None:
         super().__init__(WAITING_BYTES)
@@ -105,10 +105,10 @@ class Items(queue.Queue[Item]):
 
 
 def is_last(item: Item) -> bool:
-    """Whether nothing more comes from its node."""
+    """Whether this is the last item of its node."""
     return isinstance(item, Through) or (isinstance(item, Ended) and item.status["state"] == "faulty")
 
 
 def weight(item: Item) -> int:
-    """About what it takes in memory."""
+    """Rough bytes of an item in memory."""
     return 1000 + (len(item.text) if isinstance(item, Line) else 16 * item.size if isinstance(item, AgentEvent) else 0)

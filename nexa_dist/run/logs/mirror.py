@@ -25,6 +25,13 @@ Marks = dict[str, int]
 """By log file: the byte offset behind its last whole line."""
 
 
+def cut(lines: list[bytes]) -> list[bytes]:
+    """The lines as every reader has them: one over MAX_LINE_BYTES in pieces, each of them a line."""
+    if all(len(line) <= MAX_LINE_BYTES for line in lines):
+        return lines
+    return [line[at : at + MAX_LINE_BYTES] for line in lines for at in range(0, len(line) or 1, MAX_LINE_BYTES)]
+
+
 def sizes(folder: Path) -> dict[Path, int]:
     """Bytes of every file below it. Another reader may just give one of them another name (`put_aside`)."""
     found = {}
@@ -102,16 +109,12 @@ class Mirror:
         return ""
 
     def split(self, source: str, data: bytes) -> list[bytes]:
-        """The lines that the bytes complete. A line over 64 KiB comes in pieces."""
-        lines = (self.partial.get(source, b"") + data).split(b"\n")
-        rest = lines.pop()
+        """The lines that the bytes complete, as `cut` has them."""
+        *lines, rest = (self.partial.get(source, b"") + data).split(b"\n")
         if len(rest) > MAX_LINE_BYTES and b"\r" in rest:  # a progress bar: only its last state is of use
             rest = rest[rest.rfind(b"\r", 0, -1) + 1 :]
-        while len(rest) > MAX_LINE_BYTES:
-            lines.append(rest[:MAX_LINE_BYTES])
-            rest = rest[MAX_LINE_BYTES:]
-        self.partial[source] = rest
-        return lines
+        *pieces, self.partial[source] = cut([rest])
+        return [*cut(lines), *pieces]
 
     def state(self, source: str) -> bytes:
         """What a line shows by now that has not ended, and was begun anew with carriage returns: a progress bar."""

@@ -1,4 +1,5 @@
-"""Reads a log of any size, with lines of any length, in bounded memory: forwards, from a time, from its end."""
+"""Reads a log of any size, with lines of any length, in bounded memory: forwards, from a time, from its end. A line
+over MAX_LINE_BYTES comes in pieces, each of them a line."""
 
 from __future__ import annotations
 
@@ -10,24 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nexa_dist.run import files
-from nexa_dist.run.logs.mirror import INDEX, MAX_LINE_BYTES
+from nexa_dist.run.logs.mirror import INDEX, MAX_LINE_BYTES, cut
 
 BLOCK_BYTES = 256 * 1024
-OVERLAP_BYTES = 4096
-"""In a line that is longer than MAX_LINE_BYTES a pattern finds what is not longer than this, and `$` is also where a
-part of it ends."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Lines without their newlines. The first may go on with a line that was begun before (not `begins`), the last may
-    go on in the next chunk (not `ends`)."""
+    """Lines without their newlines."""
 
     lines: list[bytes]
     times: list[float | None]
     """Unix time by which each line was there, where it is known; empty unless asked for."""
-    begins: bool = True
-    ends: bool = True
 
 
 class Times:
@@ -80,12 +75,7 @@ class Reader:
         self.path, self.offset, self.pattern = path, offset, pattern
         self.times = Times(path) if timed else None
         self.pending = b""
-        """The beginning of a line; it ends at `offset`."""
-        self.long_from: int | None = None
-        """Where a line began that is longer than MAX_LINE_BYTES and has not ended."""
-        self.showing = False
-        """Whether that line is shown."""
-        self.overlap = b""
+        """The beginning of a line, or of a piece; it ends at `offset`."""
 
     def read(self, *, final: bool, at_most_bytes: int | None = None) -> Iterator[Chunk]:
         """What is there; with `final` also a last line without its newline."""
@@ -101,64 +91,31 @@ class Reader:
                 data = os.pread(file.fileno(), BLOCK_BYTES, self.offset)
                 if not data:
                     break
-                yield from self._feed(file.fileno(), data)
-                self.offset += len(data)
+                start = self.offset - len(self.pending)
+                *lines, rest = (self.pending + data).split(b"\n")
+                pieces = max(len(rest) - 1, 0) // MAX_LINE_BYTES * MAX_LINE_BYTES
+                self.pending, self.offset = rest[pieces:], self.offset + len(data)
+                yield from self._chosen([*lines, rest[:pieces]] if pieces else lines, start)
                 left = None if left is None else left - len(data)
         if final and self.pending:
-            yield from self._chosen([self.pending], self.offset - len(self.pending))
-            self.pending = b""
-
-    def _feed(self, fd: int, data: bytes) -> Iterator[Chunk]:
-        start, end = self.offset, self.offset + len(data)
-        if self.long_from is not None:
-            part, newline, data = data.partition(b"\n")
-            yield from self._long(fd, part, start, bool(newline))
-            if not newline:
-                return
-            start += len(part) + 1
-        start -= len(self.pending)
-        *lines, self.pending = (self.pending + data).split(b"\n")
-        if lines:
-            yield from self._chosen(lines, start)
-        if len(self.pending) > MAX_LINE_BYTES:
-            part, self.pending = self.pending, b""
-            self.long_from = end - len(part)
-            yield from self._long(fd, part, self.long_from, False)
+            rest, self.pending = self.pending, b""
+            yield from self._chosen([rest], self.offset - len(rest))
 
     def _chosen(self, lines: list[bytes], start: int) -> Iterator[Chunk]:
         """The lines that match; the first begins at `start`."""
         search = self.pattern.search if self.pattern else None
-        if self.times is None:
-            found = [line for line in lines if search(line)] if search else lines
-            if found:
-                yield Chunk(found, [])
-            return
         found, times = [], list[float | None]()
+        if self.times is None:
+            found, lines = [line for line in cut(lines) if search is None or search(line)], []
         for line in lines:
-            start += len(line) + 1
-            if search is None or search(line):
-                found.append(line)
-                times.append(self.times.by(start - 1))
+            for piece in cut([line]):
+                start += len(piece)
+                if search is None or search(piece):
+                    found.append(piece)
+                    times.append(self.times.by(start) if self.times else None)
+            start += 1
         if found:
             yield Chunk(found, times)
-
-    def _long(self, fd: int, part: bytes, start: int, ends: bool) -> Iterator[Chunk]:
-        """A part of a line that is too long to be held. It is shown from its beginning once it matches."""
-        assert self.long_from is not None
-        if not self.showing and self.pattern and not _found(self.pattern, self.overlap, part):
-            self.overlap = (self.overlap + part)[-OVERLAP_BYTES:]
-        else:
-            for at in range(self.long_from, start, BLOCK_BYTES) if not self.showing else ():
-                again = os.pread(fd, min(BLOCK_BYTES, start - at), at)
-                yield self._piece(again, at, at == self.long_from, False)
-            yield self._piece(part, start, not self.showing and start == self.long_from, ends)
-            self.showing = True
-        if ends:
-            self.long_from, self.showing, self.overlap = None, False, b""
-
-    def _piece(self, text: bytes, start: int, begins: bool, ends: bool) -> Chunk:
-        times = [self.times.by(start + len(text))] if self.times else []
-        return Chunk([text], times, begins, ends)
 
 
 def offset_at(log: Path, unix: float) -> int:
@@ -211,15 +168,8 @@ def _backwards(fd: int, floor: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _matches(fd: int, start: int, end: int, pattern: re.Pattern[bytes]) -> bool:
-    overlap = b""
-    for at in range(start, max(end, start + 1), BLOCK_BYTES):
-        part = os.pread(fd, min(BLOCK_BYTES, end - at), at)
-        if _found(pattern, overlap, part):
-            return True
-        overlap = (overlap + part)[-OVERLAP_BYTES:]
-    return False
-
-
-def _found(pattern: re.Pattern[bytes], before: bytes, part: bytes) -> bool:
-    """Whether it is in the part, with the end of what came `before` it. There `^` is not the beginning of the line."""
-    return pattern.search(before + part, 1 if before else 0) is not None
+    """Whether a piece of this line matches."""
+    pieces = (
+        os.pread(fd, min(MAX_LINE_BYTES, end - at), at) for at in range(start, max(end, start + 1), MAX_LINE_BYTES)
+    )
+    return any(map(pattern.search, pieces))

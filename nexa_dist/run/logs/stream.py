@@ -21,17 +21,17 @@ from nexa_dist.shape import Strange
 
 BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 FAULTS = 5
-"""Connections that said what makes no sense; then nothing more is asked of the node."""
+"""Connections with malformed frames before the node is given up as faulty."""
 PULSE_S = 2.0
-"""How often a node learns that we are there."""
+"""Interval of the keep-alive to each node."""
 SILENT_S = 4.0
-"""Agents say something every second; after so long their silence is told."""
+"""Silence of an agent, which speaks every second, before a Quiet item."""
 DEAD_S = 15.0
-"""A connection that is silent for so long is given up and made anew, whatever ssh thinks of it."""
+"""Silence before a connection is closed and made anew, whatever ssh thinks of it."""
 BEGIN_S = 120.0
 """How long a node is asked again for an attempt that it has not begun."""
 ASK_S = 1.0
-"""Between two times that it is asked."""
+"""Pause before the node is asked again."""
 AT_WORK = ("preparing", "running", "stopping")
 """States of an agent that has begun."""
 PATIENCE_S = 20.0

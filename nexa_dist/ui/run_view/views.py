@@ -17,47 +17,49 @@ QUIET_S = 5.0
 
 
 class Silent:
-    """Shows nothing; the others go on from here."""
+    """Keeps the state of a run and shows nothing; the base of every view. A view draws in `tick` or at once, and raises
+    for nothing that a node sends."""
 
     def __init__(self, state: State, shown: set[int] | None, now: Callable[[], float]) -> None:
         self.state, self.shown, self.now = state, shown, now
 
     def attempt(
-        self,
-        number: int,
-        nodes: Sequence[str],
-        world_size: int,
-        resume_step: int | None,
-        replaced: Sequence[str] = (),
+        self, number: int, nodes: Sequence[str], world_size: int, resume_step: int | None, replaced: Sequence[str] = ()
     ) -> None:
+        """An attempt begins; `replaced` are nodes that were made anew for it."""
         self.state.attempt(number, nodes, world_size, resume_step, self.now())
         for name in replaced:
             self.state.rows[name].state = "replaced"
 
     def line(self, node: str, source: str, rank: int | None, text: bytes, passing: bool = False) -> None:
+        """A line of a log. Only ranks that are to be shown, and `prepare`, are. `passing`: what a progress bar shows by
+        now; on a terminal it is shown in place."""
         self.state.heard(node, self.now())
         self.state.line(rank, terminal.last_state(text))
         if source.startswith("prepare") if rank is None else self.shown is None or rank in self.shown:
             (self._passing if passing else self._line)(node, source, rank, terminal.last_state(text))
 
     def event(self, node: str, record: Mapping[str, Any]) -> None:
+        """A record of a node's agent.jsonl; those of earlier attempts are passed over."""
         if self.state.event(node, record, self.now()):
             self._event(node, record)
 
     def quiet(self, node: str, seconds: float) -> None:
+        """The node has sent no word for so many seconds."""
         self.state.quiet(node, seconds, self.now())
 
     def note(self, text: str) -> None:
-        pass
+        """A line of talk."""
 
     def tick(self) -> None:
-        pass
+        """Called at each turn of the loop, at least once a second."""
 
     def paused(self) -> contextlib.AbstractContextManager[None]:
+        """While a question is asked at the terminal."""
         return contextlib.nullcontext()
 
     def close(self) -> None:
-        pass
+        """The last state is drawn; the terminal is as it was. Safe to call twice."""
 
     def _line(self, node: str, source: str, rank: int | None, text: bytes) -> None:
         pass
@@ -80,12 +82,7 @@ class Plain(Silent):
         self.told_quiet: dict[str, float] = {}
 
     def attempt(
-        self,
-        number: int,
-        nodes: Sequence[str],
-        world_size: int,
-        resume_step: int | None,
-        replaced: Sequence[str] = (),
+        self, number: int, nodes: Sequence[str], world_size: int, resume_step: int | None, replaced: Sequence[str] = ()
     ) -> None:
         super().attempt(number, nodes, world_size, resume_step, replaced)
         self.told_quiet.clear()
@@ -152,12 +149,7 @@ class Json(Silent):
         terminal.emit_line({**finite(dict(fields)), "event": event, "run": self.state.run_id})
 
     def attempt(
-        self,
-        number: int,
-        nodes: Sequence[str],
-        world_size: int,
-        resume_step: int | None,
-        replaced: Sequence[str] = (),
+        self, number: int, nodes: Sequence[str], world_size: int, resume_step: int | None, replaced: Sequence[str] = ()
     ) -> None:
         super().attempt(number, nodes, world_size, resume_step, replaced)
         fields = {"attempt": number, "nodes": list(nodes), "world_size": world_size, "resume_step": resume_step}

@@ -21,13 +21,18 @@ COLUMNS = ("node", "state", "gpus", "driver", "python", "torch", "cuda", "nccl",
 
 
 def diag(args: Arguments) -> int:
-    ctx = context(cluster=args.cluster)
+    ctx = context(cluster=args.cluster, dry=args.dry_run)
     cluster = find_cluster(ctx, args.cluster)
     folder = ctx.workspace.cluster(cluster.name)
     known = folder.json.exists()
     running = active_runs(ctx, cluster.name)
     run = running[0].run_id if running else ""
     deep = diagnosing.wanted_depth(folder, args.deep) if known else args.deep
+    if args.dry_run:
+        ctx.say(f"would ask each node's agent{', deep' if deep else ''}: {', '.join(n.name for n in cluster.nodes)}")
+        ctx.say(f"would not test the group: {run} is using it" if run else f"would test {cluster.world_size} ranks")
+        ctx.say(f"would write: {folder.path / 'diag'}" if known else "would write nothing: it is not provisioned here")
+        return EXIT_OK
     with ctx.phase(f"diag of {len(cluster.nodes)} nodes{', deep' if deep else ''}"):
         report = diagnosing.examine(ctx, cluster, deep=deep, efa=known and _efa(folder), run=run)
     path, drawn = diagnosing.keep(folder, report) if known else None, report.picture()

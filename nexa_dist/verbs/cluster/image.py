@@ -6,11 +6,12 @@ import argparse
 from pathlib import Path
 
 from nexa_dist.errors import EXIT_OK, UsageError
+from nexa_dist.ops.cluster import dry_run
 from nexa_dist.ops.cluster import image as baking
 from nexa_dist.ops.cluster import plan as planning
 from nexa_dist.ops.runs.stop import stop
 from nexa_dist.ui import terminal
-from nexa_dist.verbs._shared import context, load_said
+from nexa_dist.verbs._shared import agreed, context, load_said
 from nexa_dist.verbs.cluster.plan import show
 
 Arguments = argparse.Namespace
@@ -23,17 +24,20 @@ def image(args: Arguments) -> int:
 
 
 def _bake(args: Arguments) -> int:
-    ctx = context()
+    ctx = context(dry=args.dry_run)
     if not args.cluster:
         raise UsageError("nexa image bake needs --cluster FILE: what the node is rented as")
     config = load_said(Path(args.cluster))
+    if args.dry_run:
+        one = baking.wanted(config)
+        show(planning.offline(ctx, one))
+        for line in (*dry_run.provision(ctx, one), "would make: an image of that node", f"would destroy: {one.name}"):
+            ctx.say(line)
+        return EXIT_OK
     seen = planning.preview(ctx, baking.wanted(config))
     if seen:
         show(seen)
-        if not args.yes and not (
-            terminal.interactive() and terminal.confirm("rent one node, make an image of it, give it back?")
-        ):
-            raise UsageError("one node would be rented for the image", hint="-y says yes")
+        agreed(args, "rent one node, make an image of it, give it back?", "one node would be rented for the image")
     made = baking.bake(ctx, config, stop)
     terminal.say(f"✓ {made['image']['id']}: provision takes it from here on for files without `ami`")
     if args.json:
@@ -52,11 +56,15 @@ def _list(args: Arguments) -> int:
 
 
 def _delete(args: Arguments) -> int:
-    context()
+    ctx = context(dry=args.dry_run)
     if not args.image:
         raise UsageError("nexa image delete needs the image's id", hint="nexa image list")
-    if not args.yes and not (terminal.interactive() and terminal.confirm(f"delete {args.image} and its snapshots?")):
-        raise UsageError(f"{args.image} and its snapshots would be deleted", hint="-y says yes")
-    baking.delete(load_said(Path(args.cluster)) if args.cluster else None, args.region, args.image)
+    doomed, config = f"{args.image} and its snapshots", load_said(Path(args.cluster)) if args.cluster else None
+    if args.dry_run:
+        region, found = baking.find(config, args.region, args.image)
+        ctx.say(f"would delete in {region}: {', '.join((found.id, *found.snapshots))}")
+        return EXIT_OK
+    agreed(args, f"delete {doomed}?", f"{doomed} would be deleted")
+    baking.delete(config, args.region, args.image)
     terminal.say(f"✓ {args.image} is gone")
     return EXIT_OK

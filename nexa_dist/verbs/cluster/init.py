@@ -16,8 +16,10 @@ Arguments = argparse.Namespace
 
 def init(args: Arguments) -> int:
     folder = Path(args.folder)
-    for path in initialise(folder):
-        terminal.say(f"made {path}")
+    for path in initialise(folder, dry=args.dry_run):
+        terminal.say(f"{'would write' if args.dry_run else 'made'} {path}")
+    if args.dry_run:
+        return EXIT_OK
     if not Workspace.of(folder.absolute()).above:  # from below it is found from now on
         trust.claim(folder)
     terminal.say("next: nexa provision --cluster cluster.yaml, then nexa run train.yaml, then nexa teardown")

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 from pathlib import Path
 
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import EXIT_OK, UsageError
+from nexa_dist.ops.cluster import dry_run
 from nexa_dist.ops.cluster import plan as planning
 from nexa_dist.ops.cluster import provision as provisioning
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.providers.static import known_hosts as adopting
 from nexa_dist.plan.static.known_hosts import Adopted
 from nexa_dist.ui import terminal
-from nexa_dist.verbs._shared import context, load_said
+from nexa_dist.verbs._shared import agreed, answered_yes, context, load_said
 from nexa_dist.verbs.cluster.plan import show
 
 Arguments = argparse.Namespace
 
 
 def provision(args: Arguments) -> int:
-    ctx = context()
+    ctx = context(dry=args.dry_run)
     if bool(args.plan) == bool(args.cluster):
         raise UsageError("nexa provision needs --cluster FILE, or --plan FILE", hint="nexa plan -o makes the latter")
     saved = None
@@ -31,26 +33,14 @@ def provision(args: Arguments) -> int:
         config, saved = planning.load(ctx, Path(args.plan))
     else:
         config = load_said(Path(args.cluster), args.set)
-    if args.dry_run and config.provider == "static":
-        terminal.say(f"would adopt the host keys of {len(config.cluster)} hosts, and add to them what training needs")
-        terminal.say("would run: playbooks/bootstrap.yml, a health check of every host")
-        return EXIT_OK
     if args.dry_run:
-        terminal.say(
-            f"would make cluster {config.name}: {config.nodes} nodes, {config.gpus_per_node} ranks each, "
-            f"provider {config.provider}"
-        )
-        terminal.say(
-            "would run: terraform init, terraform apply, playbooks/bootstrap.yml, a health check of every node"
-        )
-        return EXIT_OK
+        return _dry(ctx, config, saved=saved is not None)
     if saved:
         planning.refuse_moved_price(ctx, config, saved)
     seen = None if saved else planning.preview(ctx, config)
     if seen:
         show(seen)
-        if not args.yes and not (terminal.interactive() and terminal.confirm(f"rent {seen.nodes} nodes?")):
-            raise UsageError(f"{seen.nodes} nodes would be rented", hint="-y says yes")
+        agreed(args, f"rent {seen.nodes} nodes?", f"{seen.nodes} nodes would be rented")
     adopted = _host_keys(ctx, config) if config.provider == "static" else []
     made = provisioning.provision(ctx, config, saved, adopted=adopted)
     price = f"{made.usd_per_hour:.2f} USD/h"
@@ -64,6 +54,15 @@ def provision(args: Arguments) -> int:
     return EXIT_OK
 
 
+def _dry(ctx: Context, config: ClusterConfig, *, saved: bool) -> int:
+    """What would be rented, made and started, from the files here alone."""
+    with contextlib.suppress(UsageError):  # what costs nothing has no bill, and of a reservation only the cloud knows
+        show(planning.offline(ctx, config))
+    for line in dry_run.provision(ctx, config, saved=saved):
+        ctx.say(line)
+    return EXIT_OK
+
+
 def _host_keys(ctx: Context, config: ClusterConfig) -> list[Adopted]:
     """The keys of the user's own hosts, each vouched for by the file, by known_hosts, or by the user. Raises UsageError
     when nobody does: `-y` is no answer to this."""
@@ -74,9 +73,7 @@ def _host_keys(ctx: Context, config: ClusterConfig) -> list[Adopted]:
         return found
     terminal.talk_table([one.row for one in found], ("fingerprint", "node", "host", "key", "known by"))
     names = ", ".join(one.node for one in strangers)
-    if not (
-        terminal.interactive() and terminal.confirm(f"are these the keys of {names}? Compare them with the hosts' own")
-    ):
+    if not answered_yes(f"are these the keys of {names}? Compare them with the hosts' own"):
         raise UsageError(
             f"nobody vouches for the host keys of {names}; nothing was done there",
             hint="give each as host_key: SHA256:… in the cluster's file, once you know it from the host's vendor or "

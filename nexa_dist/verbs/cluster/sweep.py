@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 
-from nexa_dist.errors import EXIT_OK, StillRunning, UsageError
+from nexa_dist.errors import EXIT_OK, StillRunning
 from nexa_dist.ops.cluster import sweep as sweeping
 from nexa_dist.ops.context import Context
 from nexa_dist.ui import terminal
-from nexa_dist.verbs._shared import context
+from nexa_dist.verbs._shared import agreed, context
 
 Arguments = argparse.Namespace
 
 
 def sweep(args: Arguments) -> int:
-    ctx = context(acts=args.delete)
+    ctx = context(acts=args.delete, dry=args.dry_run)
     mine, found, silent = sweeping.survey(ctx, args.region, args.owner)
     kept, hidden = sweeping.images_kept(ctx, mine.owners, args.region)
     silent += hidden
@@ -32,7 +32,9 @@ def sweep(args: Arguments) -> int:
         terminal.say(f"  not looked for: {line}")
     for region, count, usd in kept:
         terminal.say(f"  and {count} baked images in {region}, at most {usd:.2f} USD a month (nexa image list)")
-    errors = _end(ctx, orphans, args.yes) if orphans and args.delete else []
+    for entry in orphans if args.delete and args.dry_run else ():
+        ctx.say(f"would end: {entry.thing.kind} {entry.thing.id} in {entry.thing.region}")
+    errors = _end(ctx, args, orphans) if orphans and args.delete and not args.dry_run else []
     if orphans and not args.delete:
         terminal.say("nexa sweep --delete ends the orphans; what another workspace holds is left alone")
     said = [f"not everything is gone: {'; '.join(errors)}"] if errors else []
@@ -47,10 +49,9 @@ def sweep(args: Arguments) -> int:
     return EXIT_OK
 
 
-def _end(ctx: Context, orphans: list[sweeping.Found], yes: bool) -> list[str]:
+def _end(ctx: Context, args: Arguments, orphans: list[sweeping.Found]) -> list[str]:
     """Answers what did not go."""
-    if not yes and not (terminal.interactive() and terminal.confirm(f"end {len(orphans)} orphans?")):
-        raise UsageError(f"{len(orphans)} orphans would be ended", hint="-y says yes")
+    agreed(args, f"end {len(orphans)} orphans?", f"{len(orphans)} orphans would be ended")
     errors = sweeping.end(ctx, orphans)
     if not errors:
         terminal.say(f"✓ {len(orphans)} orphans are gone")

@@ -15,19 +15,25 @@ from nexa_dist.ui import terminal
 def trust(args: Arguments) -> int:
     path = Path(args.path).absolute()
     if path.is_dir():
-        return _workspace(path)
+        return _workspace(path, args.dry_run)
     if not path.is_file():
         raise UsageError(f"{path} is neither a folder nor a file", hint="nexa trust DIR, or nexa trust SSH_CONFIG")
-    named = consent.consent(str(path))
+    named = consent.programs(str(path))[0] if args.dry_run else consent.consent(str(path))
     for line in named:
         terminal.say(f"  {terminal.plain(line)}")
+    if args.dry_run:
+        terminal.say(f"would allow ssh to start these {len(named)} until {path} changes")
+        return EXIT_OK
     terminal.say(
         f"✓ ssh may start these until {path} changes" if named else f"{path} names no program: nothing to allow"
     )
     return EXIT_OK
 
 
-def _workspace(path: Path) -> int:
+def _workspace(path: Path, dry: bool) -> int:
+    if dry:
+        terminal.say(f"would note in {marks.state()} that {path / '.nexa'} and its runs are yours")
+        return EXIT_OK
     marks.adopt(path)
     marks.refuse_foreign(SystemRunner(), path)
     terminal.say(f"✓ {path / '.nexa'} and its runs are yours")

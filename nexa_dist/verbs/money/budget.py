@@ -15,15 +15,20 @@ Arguments = argparse.Namespace
 
 
 def budget(args: Arguments) -> int:
-    ctx = context(acts=args.action == "extend", cluster=args.cluster)
+    ctx = context(acts=args.action == "extend", cluster=args.cluster, dry=args.dry_run)
     folder = find_folder(ctx, args.cluster)
     if args.action == "extend":
         if args.usd is None or not math.isfinite(args.usd) or args.usd <= 0:
             raise UsageError("nexa budget extend takes an amount above 0", hint="nexa budget extend 25 adds 25 USD")
-        extend(ctx, folder, args.usd)
+        if not args.dry_run:
+            extend(ctx, folder, args.usd)
     found = of_cluster(folder, ctx.now(), 0.0)
     if found is None:
         raise UsageError(f"cluster {folder.name} has no budget", hint="budget_usd in its file gives it one")
+    if args.action and args.dry_run:
+        names = ", ".join(node.name for node in folder.load().nodes)
+        ctx.say(f"would raise the budget of {folder.name} to {found.budget_usd + args.usd:.2f} USD")
+        ctx.say(f"would move the deadlines of {names}, and of runs that nobody follows")
     hours = found.seconds_left() / 3600
     if args.json:
         left_h = None if math.isinf(hours) else round(hours, 4)

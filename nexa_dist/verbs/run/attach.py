@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from nexa_dist.errors import (
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    UsageError,
-)
+from nexa_dist.errors import EXIT_INTERRUPTED, EXIT_OK, UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.ops.active_runs import active, pending
 from nexa_dist.ops.context import Context

@@ -7,9 +7,7 @@ import shlex
 from typing import Any
 
 from nexa_dist.config.train import TrainConfig
-from nexa_dist.errors import (
-    EXIT_OK,
-)
+from nexa_dist.errors import EXIT_OK
 from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs import launch
@@ -27,7 +25,7 @@ Arguments = argparse.Namespace
 
 def dry(ctx: Context, ssh: Ssh, links: Connecting, config: TrainConfig, as_json: bool) -> int:
     """What a new run would be."""
-    return printed(launch.prepare(ctx, ssh, config, "train_dry_run", 1, None, links=links, dry_run=True), as_json)
+    return printed(launch.prepare(ctx, ssh, config, "train_dry_run", 1, None, links=links), as_json)
 
 
 def fresh(

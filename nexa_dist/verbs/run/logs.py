@@ -1,4 +1,4 @@
-"""logs."""
+"""nexa logs: the lines of every rank and of the set-up, of all attempts."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def logs(args: argparse.Namespace) -> int:
         timed=args.json,
     )
     mirrored.check(run, wanted)
-    writer = _Json() if args.json else _Text()
+    written = _json if args.json else _text
     try:
         for item in mirrored.logs(ctx, run, wanted, follow_on=args.follow):
             if item is None:
                 terminal.flush()
             else:
-                writer.write(*item)
+                terminal.out_bytes(written(*item))
     except KeyboardInterrupt:
         if not args.follow:
             raise
@@ -47,49 +47,22 @@ def logs(args: argparse.Namespace) -> int:
         terminal.say(f"{run.run_id} {state}")
         return EXIT_INTERRUPTED
     finally:
-        writer.close()
+        terminal.flush()
     return EXIT_OK
 
 
-class _Text:
+def _text(log: Log, chunk: Chunk) -> bytes:
     """`[n0:3] line`: the bytes of the line as they are into a file or pipe, stripped of escapes on a terminal."""
-
-    def __init__(self) -> None:
-        self.open: Log | None = None
-        """The log whose last line has not ended yet."""
-
-    def write(self, log: Log, chunk: Chunk) -> None:
-        label = f"[{log.node}:{log.rank if log.rank is not None else log.source.split('.')[0]}] ".encode()
-        goes_on = self.open == log and not chunk.begins
-        if not goes_on:
-            self._end_line()
-        head = b"" if goes_on else label
-        terminal.out_bytes(head + (b"\n" + label).join(chunk.lines) + (b"\n" if chunk.ends else b""))
-        self.open = None if chunk.ends else log
-
-    def close(self) -> None:
-        self._end_line()
-        terminal.flush()
-
-    def _end_line(self) -> None:
-        if self.open:
-            terminal.out_bytes(b"\n")
-            self.open = None
+    label = f"[{log.node}:{log.rank if log.rank is not None else log.source.split('.')[0]}] ".encode()
+    return label + (b"\n" + label).join(chunk.lines) + b"\n"
 
 
-class _Json:
-    """One object a line. A line that is too long comes in pieces, all but the last with `"more": true`."""
-
-    def write(self, log: Log, chunk: Chunk) -> None:
-        where = {"node": log.node, "rank": log.rank, "attempt": log.attempt, "source": log.source}
-        rows = []
-        for text, unix in zip(chunk.lines, chunk.times, strict=True):
-            row = {**where, "unix": unix, "line": text.decode(errors="replace")}
-            rows.append(json.dumps(row if chunk.ends else {**row, "more": True}) + "\n")
-        terminal.out_bytes("".join(rows).encode())
-
-    def close(self) -> None:
-        terminal.flush()
+def _json(log: Log, chunk: Chunk) -> bytes:
+    """One object a line."""
+    where = {"node": log.node, "rank": log.rank, "attempt": log.attempt, "source": log.source}
+    rows = zip(chunk.lines, chunk.times, strict=True)
+    made = [json.dumps({**where, "unix": unix, "line": text.decode(errors="replace")}) for text, unix in rows]
+    return ("\n".join(made) + "\n").encode()
 
 
 def pattern(text: str | None) -> re.Pattern[bytes] | None:

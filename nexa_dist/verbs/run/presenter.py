@@ -7,14 +7,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nexa_dist.errors import (
-    EXIT_BUDGET,
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    EXIT_STILL_RUNNING,
-    NexaError,
-)
+from nexa_dist.errors import EXIT_BUDGET, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STILL_RUNNING, NexaError
 from nexa_dist.model import Cluster, Node
 from nexa_dist.ops.active_runs import ACTIVE, pending
 from nexa_dist.ops.context import Context

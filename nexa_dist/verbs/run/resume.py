@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import shlex
 from pathlib import Path
@@ -48,16 +49,15 @@ def resumed(ctx: Context, folder: RunFolder, args: Arguments, shown: set[int] | 
         refuse_unfit(ctx.workspace.cluster(cluster.name), cluster)
     running.refuse_busy(ctx, cluster)
     refuse_without_money(ctx, cluster, config)
-    with session(ctx.runner, cluster) as ssh, alone(folder, "run --resume") as ours:
+    hold = contextlib.nullcontext(not folder.supervised) if ctx.dry else alone(folder, "run --resume")
+    with session(ctx.runner, cluster) as ssh, hold as ours:
         if not ours:
             raise UsageError(f"{folder.run_id} is in the hands of another nexa", hint=f"nexa attach {folder.run_id}")
         with ctx.phase("newest whole checkpoint"):
             links = connect(ssh)
             found = checkpoints.spread_checkpoint(ctx, links, record)
             ctx.detail(f"step {found[0]}, verified on every node" if found else "none yet: from the beginning")
-        prepared = launch.prepare(
-            ctx, ssh, config, folder.run_id, attempt, found, links=lambda: links, dry_run=args.dry_run
-        )
+        prepared = launch.prepare(ctx, ssh, config, folder.run_id, attempt, found, links=lambda: links)
         if args.dry_run:
             return printed(prepared, args.json)
         launch.deliver(ctx, prepared)

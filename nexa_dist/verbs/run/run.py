@@ -22,7 +22,7 @@ Arguments = argparse.Namespace
 
 
 def run(args: argparse.Namespace) -> int:
-    ctx, shown = context(), ranks(args.rank)
+    ctx, shown = context(dry=args.dry_run), ranks(args.rank)
     if not args.train and not args.resume:
         raise UsageError("nexa run takes TRAIN.yaml or --resume RUN", hint="nexa runs lists what can be resumed")
     if args.resume:
@@ -30,13 +30,10 @@ def run(args: argparse.Namespace) -> int:
 
         return resumed(ctx, ctx.workspace.run(args.resume), args, shown)
     config = load_train(Path(args.train), args.set, args.program)
-    borrowed(ctx, args.cluster)
-    cluster = find_cluster(ctx, args.cluster)
-    if not args.dry_run and not args.ignore_diag:
+    cluster = find_cluster(borrowed(ctx, args.cluster), args.cluster)
+    if not ctx.dry and not args.ignore_diag:
         refuse_unfit(ctx.workspace.cluster(cluster.name), cluster)
-    return launched(
-        ctx, cluster, config, args.train, dry_run=args.dry_run, detach=args.detach, shown=shown, as_json=args.json
-    )
+    return launched(ctx, cluster, config, args.train, detach=args.detach, shown=shown, as_json=args.json)
 
 
 def launched(
@@ -45,7 +42,6 @@ def launched(
     config: TrainConfig,
     config_file: str,
     *,
-    dry_run: bool = False,
     detach: bool = False,
     shown: set[int] | None = None,
     as_json: bool = False,
@@ -56,6 +52,6 @@ def launched(
     with session(ctx.runner, cluster) as ssh, connecting(ssh) as links:
         from nexa_dist.verbs.run import fresh
 
-        if dry_run:
+        if ctx.dry:
             return fresh.dry(ctx, ssh, links, config, as_json)
         return fresh.fresh(ctx, ssh, links, config, config_file, detach=detach, shown=shown, as_json=as_json)

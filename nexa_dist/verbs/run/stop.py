@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from nexa_dist.errors import (
-    EXIT_OK,
-    UsageError,
-)
+from nexa_dist.errors import EXIT_OK, UsageError
 from nexa_dist.ops.active_runs import active_runs
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs import stop as stopping
@@ -19,10 +16,14 @@ Arguments = argparse.Namespace
 
 
 def stop(args: Arguments) -> int:
-    ctx = context()
+    ctx = context(dry=args.dry_run)
     if args.run == "":  # an unset variable of a script must not stop whatever is there
         raise UsageError("nexa stop '' names no run", hint="nexa runs lists them")
-    answer = stopping.stop(ctx, ctx.workspace.run(args.run) if args.run else _only_active(ctx), args.grace)
+    run = ctx.workspace.run(args.run) if args.run else _only_active(ctx)
+    if args.dry_run:
+        ctx.say(f"would end {run.run_id} on {', '.join(run.load()['nodes'])}, with {args.grace:.0f} s for a checkpoint")
+        return EXIT_OK
+    answer = stopping.stop(ctx, run, args.grace)
     ended = ", ".join(f"{node} {count}" for node, count in answer["ended"].items())
     known = answer["state"] != "stopping"
     ctx.say(f"{'✓' if known else '·'} {answer['run']} {answer['state']}; processes ended: {ended}; left: 0")
@@ -41,5 +42,5 @@ def _only_active(ctx: Context) -> RunFolder:
         raise UsageError(
             f"which run? {names}" if found else f"no run goes on in {ctx.workspace}", hint="nexa runs lists them"
         )
-    ctx.say(f"{found[0].run_id} is the only run that goes on: stopping it")
+    ctx.say(f"{found[0].run_id} is the only run that goes on{'' if ctx.dry else ': stopping it'}")
     return found[0]

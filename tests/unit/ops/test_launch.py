@@ -7,9 +7,8 @@ import json
 import os
 import shlex
 import threading
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 
@@ -21,7 +20,8 @@ from nexa_dist.ops.runs import launch
 from nexa_dist.ops.runs.code import of_now, send, tell_kept
 from nexa_dist.ops.runs.wandb import settled
 from nexa_dist.run.code import archive
-from nexa_dist.run.runner import Result, Stream, SystemRunner
+from nexa_dist.run.fake import Call, FakeRunner
+from nexa_dist.run.runner import Result, SystemRunner
 from nexa_dist.run.ssh.connections import Link, Ssh
 from nexa_dist.run.workspace import RunFolder, Workspace
 from nexa_dist.secrets import redact_text
@@ -37,33 +37,24 @@ PREPARED: dict[str, Any] = {
 }
 
 
-class Nodes:
+class Nodes(FakeRunner):
     """Answers the agents' commands. `failing` are (node, command) that answer with an error."""
 
     def __init__(self, *failing: tuple[str, str], have: bool = True, start: dict[str, Any] | None = None) -> None:
+        super().__init__()
         self.failing, self.have, self.start = failing, have, start or {}
-        self.calls: list[tuple[str, str, Any]] = []
+        self.asked: list[tuple[str, str, Any]] = []
         """(node, command, message)."""
         self.lock = threading.Lock()
 
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        stdin: bytes | IO[bytes] = b"",
-        timeout_s: float = 60.0,
-        env: Mapping[str, str] | None = None,
-        cwd: Path | None = None,
-        on_line: Callable[[str], None] | None = None,
-        grace_s: float = 5.0,
-        most_bytes: int | None = None,
-    ) -> Result:
+    def answer(self, call: Call) -> Result:
+        argv, stdin = call.argv, call.stdin
         node = next(node.name for node in NODES if node.address == argv[-2])
         words = shlex.split(argv[-1])
         verb = words[words.index("-E") + 2]
         message: Any = json.loads(stdin) if isinstance(stdin, bytes) and stdin and verb != "unpack" else None
         with self.lock:
-            self.calls.append((node, verb, message))
+            self.asked.append((node, verb, message))
         if (node, verb) in self.failing:
             return Result((), 1, json.dumps({"error": "it is ill"}).encode())
         answer: dict[str, Any] = {"pid": 7, "already": False, **self.start} if verb == "start" else {}
@@ -74,20 +65,17 @@ class Nodes:
             answer |= {"peers": {}, "port": 4711, "have": message["have"] if self.have else []}
         return Result((), 0, json.dumps(answer).encode())
 
-    def stream(self, argv: Sequence[str], *, stdin: bytes = b"") -> Stream:
-        raise AssertionError(f"unplanned: {argv}")
-
     def told(self, verb: str) -> dict[str, Any]:
         """The messages of this command by node."""
-        return {node: message for node, name, message in self.calls if name == verb}
+        return {node: message for node, name, message in self.asked if name == verb}
 
 
 class Trial:
     def __init__(self, folder: Path, nodes: Nodes, **config: Any) -> None:
         (folder / "train.py").write_text("pass\n")
         self.nodes = nodes
-        self.ctx = Context(Workspace(folder), nodes, lambda text: None)  # type: ignore[arg-type]
-        self.ssh = Ssh(nodes, CLUSTER, "/nonexistent")  # type: ignore[arg-type]
+        self.ctx = Context(Workspace(folder), nodes, lambda text: None)
+        self.ssh = Ssh(nodes, CLUSTER, "/nonexistent")
         self.links = [Link(self.ssh, node, "/home/u") for node in NODES]
         self.config = TrainConfig.model_validate({"name": "t", "script": "train.py", **config})
         self.code = archive.build(folder, ["train.py"])
@@ -172,9 +160,10 @@ def test_the_interpreter_of_the_ranks_is_loaded_while_the_nodes_are_asked(tmp_pa
 @pytest.mark.parametrize("launcher", ["torchrun", "direct"])
 def test_a_dry_run_begins_nothing(tmp_path: Path, launcher: str) -> None:
     trial = Trial(tmp_path, Nodes(), launcher=launcher)
-    trial.prepare(dry_run=True)
+    trial.ctx = dataclasses.replace(trial.ctx, dry=True)
+    trial.prepare()
     assert all("warm" not in message for message in trial.nodes.told("probe").values())
-    assert {verb for _, verb, _ in trial.nodes.calls} == {"probe"}
+    assert {verb for _, verb, _ in trial.nodes.asked} == {"probe"}
 
 
 def test_a_launch_that_is_refused_leaves_no_interpreter(tmp_path: Path) -> None:
@@ -233,7 +222,7 @@ def test_names_that_are_none_are_passed_over(tmp_path: Path) -> None:
 def test_code_that_is_there_is_neither_asked_for_nor_sent(tmp_path: Path) -> None:
     trial = Trial(tmp_path, Nodes())
     launch.deliver(trial.ctx, trial.prepare())
-    assert {verb for _, verb, _ in trial.nodes.calls} == {"probe"}
+    assert {verb for _, verb, _ in trial.nodes.asked} == {"probe"}
 
 
 def test_secrets_of_a_training_reach_the_agents_and_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +244,7 @@ def test_a_secret_that_is_nowhere_refuses_the_launch(tmp_path: Path) -> None:
     trial = Trial(tmp_path, Nodes(), secrets=["NOT_SET_HERE"])
     with pytest.raises(UsageError, match=r"secrets: NOT_SET_HERE: neither in the environment nor in .*env"):
         trial.prepare()
-    assert trial.nodes.calls == []
+    assert trial.nodes.asked == []
     (tmp_path / ".env").write_text("NOT_SET_HERE=x\n")
     (tmp_path / ".env").chmod(0o644)
     with pytest.raises(UsageError, match="others may read it"):

@@ -8,16 +8,16 @@ import os
 import pwd
 import socket
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
 
 import pytest
 
 from nexa_dist.errors import NexaError
 from nexa_dist.run import files
-from nexa_dist.run.runner import CommandFailed, Result, Stream
+from nexa_dist.run.fake import FakeRunner
+from nexa_dist.run.runner import CommandFailed, Result
 from nexa_dist.run.terraform import Lock, Terraform, TerraformFailed
 
 US = f"{pwd.getpwuid(os.getuid()).pw_name}@{socket.gethostname()}"
@@ -54,50 +54,19 @@ def started(action: str, message: str) -> str:
     return json.dumps({"@level": "info", "@message": message, "type": "apply_start", "hook": {"action": action}})
 
 
-class Script:
+class Script(FakeRunner):
     """Terraform that says what was written for it, call by call: exit code and lines."""
 
     def __init__(self, *planned: tuple[int, str]) -> None:
-        self.planned, self.calls = list(planned), list[tuple[str, ...]]()
-        self.envs: list[Mapping[str, str]] = []
+        results = [Result((), code, text.encode(), text.encode() if code else b"") for code, text in planned]
+        super().__init__(*results)
 
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        stdin: bytes | IO[bytes] = b"",
-        timeout_s: float = 60.0,
-        env: Mapping[str, str] | None = None,
-        cwd: Path | None = None,
-        on_line: Callable[[str], None] | None = None,
-        grace_s: float = 5.0,
-    ) -> Result:
-        self.calls.append(tuple(argv))
-        self.envs.append(env or {})
-        code, text = self.planned.pop(0)
-        return Result(tuple(argv), code, text.encode(), b"" if not code else text.encode())
-
-    def run_logged(
-        self,
-        argv: Sequence[str],
-        log: Path,
-        *,
-        on_line: Callable[[str], None],
-        hold: Path,
-        timeout_s: float,
-        env: Mapping[str, str] | None = None,
-        grace_s: float = 5.0,
-    ) -> Result:
-        done = self.run(argv, env=env)
-        for line in done.out.decode().splitlines():
-            on_line(line)
-        return done
-
-    def stream(self, argv: Sequence[str], *, stdin: bytes = b"") -> Stream:
-        raise AssertionError(f"unplanned: {argv}")
+    @property
+    def envs(self) -> list[Mapping[str, str]]:
+        return [call.how.get("env") or {} for call in self.calls]
 
     def verbs(self) -> list[str]:
-        return [argv[2] for argv in self.calls]
+        return [call.argv[2] for call in self.calls]
 
 
 def stack(folder: Path, *planned: tuple[int, str], backend: Mapping[str, str] = BACKEND) -> tuple[Terraform, Script]:
@@ -179,7 +148,7 @@ def test_the_lock_of_a_dead_one_is_broken_and_the_work_goes_on(
     terraform, script = stack(tmp_path / "here", (1, said), (0, ""), (0, ""))
     terraform.apply(lambda _: None)
     assert script.verbs() == ["apply", "force-unlock", "apply"]
-    assert IDENT in script.calls[1]
+    assert IDENT in script.calls[1].argv
 
 
 def test_the_lock_is_broken_once(tmp_path: Path) -> None:

@@ -1,0 +1,232 @@
+"""The command line: every verb with its options. `nexa --help` reads this file alone, so it imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from typing import Any, NoReturn, TypeAlias
+
+from nexa_dist import __version__
+from nexa_dist.errors import EXIT_USAGE
+
+GROUPS = {
+    "cluster": ("init", "config", "plan", "provision", "status", "ssh", "diag", "teardown", "sweep", "image", "trust"),
+    "run": ("run", "attach", "stop", "runs", "logs", "why"),
+    "money": ("cost", "budget", "timeline"),
+}
+"""The folder below verbs/ of each verb, and where `nexa --help` shows it."""
+COMMON: dict[str, dict[str, Any]] = {
+    "--cluster": {"metavar": "NAME|FILE", "help": "may be left out when one cluster is known"},
+    "--json": {"action": "store_true", "help": "machine-readable output on stdout"},
+    "--set": {
+        "action": "append", "default": [], "metavar": "a.b=c",
+        "help": "override a value of the file; a.b=[c, d] replaces a list, a.b+=c adds to it",
+    },
+    "--yes": {"action": "store_true", "help": "do not ask"},
+}  # fmt: skip
+"""Options that mean the same wherever they are."""
+Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that says which word was meant."""
+
+    def error(self, message: str) -> NoReturn:
+        wrong = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        known = re.findall(r"[\w-]+", wrong[2]) if wrong else re.findall(r"--[a-z][a-z-]*", self.format_help())
+        words = [wrong[1]] if wrong else re.findall(r"--[\w-]+", message.partition("unrecognized arguments: ")[2])
+        meant = [close for word in words for close in difflib.get_close_matches(word, known, 1)]
+        if wrong:
+            message = f"{'no verb' if ' VERB:' in message else message.split(':')[0] + ': no'} {wrong[1]!r}"
+        hint = f"did you mean {', '.join(meant)}?" if meant else f"{self.prog} --help lists what there is"
+        from nexa_dist.ui import terminal
+
+        terminal.error(f"{self.prog}: {message}", hint)
+        raise SystemExit(EXIT_USAGE)
+
+
+class Top(Parser):
+    """The parser of nexa itself; its help shows the verbs by group."""
+
+    def format_help(self) -> str:
+        verbs = next(action for action in self._actions if isinstance(action, argparse._SubParsersAction))
+        shown = {action.dest: action for action in verbs._choices_actions}
+        made = self._get_formatter()
+        made.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        made.add_text(self.description)
+        groups = {title: [shown[name] for name in names] for title, names in GROUPS.items()}
+        for title, actions in {**groups, "options": [a for a in self._actions if a.option_strings]}.items():
+            made.start_section(title)
+            made.add_arguments(actions)
+            made.end_section()
+        made.add_text(self.epilog)
+        return made.format_help()
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = Top(
+        prog="nexa",
+        description="Rent GPU nodes, train on all of them, give everything back.",
+        epilog="exit codes: 0 done, 1 failed, 2 bad usage or config, 3 over budget or time, "
+        "4 something may still be running",
+    )
+    top.add_argument("--version", action="version", version=f"nexa {__version__}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
+    for add in (_files, _made, _looked_at, _ended, _kept, _begun, _read, _money):
+        add(verbs)
+    return top
+
+
+def _files(verbs: Verbs) -> None:
+    init = verbs.add_parser("init", help="write a commented cluster.yaml and train.yaml to start from")
+    init.add_argument("folder", nargs="?", default=".", metavar="DIR")
+    _dry(init, "print which files would be written")
+
+    config = verbs.add_parser("config", help="show a config file as resolved, or every error in it")
+    config.add_argument("file", nargs="?", metavar="FILE", help="a cluster or train file")
+    config.add_argument("--schema", choices=("cluster", "train", "manifest"), help="print the JSON Schema instead")
+    _common(config, "--set", "--json")
+
+
+def _made(verbs: Verbs) -> None:
+    plan = verbs.add_parser("plan", help="what would be made, where and for how much; changes nothing")
+    plan.add_argument("--cluster", required=True, metavar="FILE")
+    plan.add_argument("-o", "--out", metavar="PLAN", help="save it for nexa provision --plan")
+    plan.add_argument("--offline", action="store_true", help="only the bill, from the price book; nobody is asked")
+    _common(plan, "--set", "--json")
+
+    provision = verbs.add_parser("provision", help="make the nodes, bootstrap them, prove that they work")
+    provision.add_argument("--cluster", metavar="FILE")
+    provision.add_argument("--plan", metavar="PLAN", help="apply exactly what nexa plan -o saved")
+    _common(provision, "--yes", "--set", "--json")
+    _dry(provision, "print what would be made and run; nobody is asked")
+
+
+def _looked_at(verbs: Verbs) -> None:
+    status = verbs.add_parser("status", help="clusters, their nodes and active runs, as they are now")
+    _common(status, "--cluster", "--json")
+
+    ssh = verbs.add_parser("ssh", help="a shell (or a command) on a node")
+    ssh.add_argument("--cluster", metavar="NAME|FILE")
+    ssh.add_argument("node", nargs="?", default="", metavar="NODE", help="may be left out when there is one")
+    ssh.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
+
+    diag = verbs.add_parser("diag", help="what is wrong with which node or link; exit 1 when something is")
+    diag.add_argument("cluster", nargs="?", metavar="CLUSTER", help="may be left out when one cluster is known")
+    diag.add_argument("--deep", action="store_true", help="longer: disks too, and every pair of nodes for longer")
+    diag.add_argument("--picture", metavar="FILE.svg", help="what each node sends to each other one, drawn")
+    _common(diag, "--json")
+    _dry(diag, "print which nodes would be asked and tested")
+
+
+def _ended(verbs: Verbs) -> None:
+    teardown = verbs.add_parser("teardown", help="destroy a cluster and prove that nothing is left")
+    _common(teardown, "--cluster", "--yes")
+    _dry(teardown, "print what would go")
+    teardown.add_argument(
+        "--without", action="append", default=[], metavar="NODE", help="a host of your own that is gone for good"
+    )
+    teardown.add_argument("--delete-bucket", action="store_true", help="the durable bucket too, with all that is in it")
+    _common(teardown, "--json")
+
+    sweep = verbs.add_parser("sweep", help="what is yours in every region of the cloud, orphans marked")
+    sweep.add_argument("--delete", action="store_true", help="end the orphans")
+    sweep.add_argument("--region", action="append", default=[], metavar="REGION", help="only there; may be repeated")
+    sweep.add_argument("--owner", action="append", default=[], metavar="OWNER", help="only his; may be repeated")
+    _common(sweep, "--yes", "--json")
+    _dry(sweep, "print what --delete would end")
+
+
+def _kept(verbs: Verbs) -> None:
+    image = verbs.add_parser(
+        "image", help="machine images of nodes that are set up, so that later ones are ready sooner"
+    )
+    image.add_argument("action", choices=("bake", "list", "delete"), help="make one, show them, delete one")
+    image.add_argument("image", nargs="?", metavar="AMI", help="which one to delete")
+    image.add_argument("--cluster", metavar="FILE", help="whose node it is made of; whose region and owner it has")
+    image.add_argument("--region", default="", metavar="REGION", help="the file's, else AWS_REGION")
+    _common(image, "--yes", "--json")
+    _dry(image, "print what would be rented, made or deleted")
+
+    trust = verbs.add_parser("trust", help="say that a workspace, or the programs that an ssh_config names, are yours")
+    trust.add_argument("path", nargs="?", default=".", metavar="DIR|FILE", help="the workspace (default: this folder)")
+    _dry(trust, "print what would be trusted")
+
+
+def _begun(verbs: Verbs) -> None:
+    run = verbs.add_parser("run", help="start a training on every node and follow it")
+    run.add_argument("train", nargs="?", metavar="TRAIN.yaml")
+    run.usage = "nexa run [TRAIN.yaml] [--resume RUN] [--cluster NAME|FILE] [--set a.b=c] [options] [-- ARGS …]"
+    run.epilog = "what stands after -- comes after the arguments that the file has"
+    _common(run, "--cluster", "--set")
+    run.add_argument("--resume", metavar="RUN", help="go on with a run: take it over, or start it again")
+    run.add_argument("--detach", action="store_true", help="leave once every node runs")
+    run.add_argument("--rank", default="0", metavar="N,N|all", help="ranks whose lines are shown (default: 0)")
+    run.add_argument("--ignore-diag", action="store_true", help="run on nodes that the newest nexa diag found unfit")
+    _dry(run, "show each node's command; the nodes are asked", "--print")
+    _common(run, "--json")
+
+    attach = verbs.add_parser("attach", help="follow a run that goes on without us")
+    attach.add_argument("run", nargs="?", default="", metavar="RUN")
+    attach.add_argument("--rank", default="0", metavar="N,N|all")
+    _common(attach, "--json")
+
+    stop = verbs.add_parser("stop", help="end a run on every node")
+    stop.add_argument("run", nargs="?", metavar="RUN")
+    stop.add_argument("--grace", type=_seconds, default=25.0, metavar="S", help="seconds for a checkpoint")
+    _common(stop, "--json")
+    _dry(stop, "print which run would be ended, and where")
+
+
+def _read(verbs: Verbs) -> None:
+    _common(verbs.add_parser("runs", help="every run known here"), "--json")
+
+    logs = verbs.add_parser("logs", help="the lines of every rank")
+    logs.add_argument("run", nargs="?", default="", metavar="RUN")
+    logs.add_argument("--rank", default="", metavar="N,N|all", help="only these ranks")
+    logs.add_argument("--node", metavar="NODE", help="only this node")
+    logs.add_argument("--attempt", type=int, metavar="N", help="only this attempt (default: all)")
+    logs.add_argument("--grep", metavar="REGEX", help="only lines that match")
+    logs.add_argument("--since", metavar="5m|TIME", help="only lines of the last 30s, 5m, 2h, or since an ISO time")
+    logs.add_argument("--tail", type=int, metavar="N", help="only the last N lines of each log")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on as lines come")
+    _common(logs, "--json")
+
+    why = verbs.add_parser("why", help="which rank failed first, of what, and what mends it")
+    why.add_argument("run", nargs="?", default="", metavar="RUN")
+    why.add_argument("--attempt", type=int, metavar="N", help="this attempt (default: the newest that failed)")
+    _common(why, "--json")
+
+
+def _money(verbs: Verbs) -> None:
+    cost = verbs.add_parser("cost", help="what a cluster or a run has cost, and where that went")
+    cost.add_argument("what", nargs="?", default="", metavar="CLUSTER|RUN", help="also one that is gone")
+    cost.add_argument("--waste", action="store_true", help="what did not train, and what would have saved most")
+    _common(cost, "--json")
+
+    budget = verbs.add_parser("budget", help="what may be spent on a cluster and what is; more of it with extend")
+    budget.add_argument("action", nargs="?", choices=("extend",), help="add USD to it")
+    budget.add_argument("usd", nargs="?", type=float, metavar="USD")
+    _common(budget, "--cluster", "--json")
+    _dry(budget, "print what extend would change")
+
+    timeline = verbs.add_parser("timeline", help="where the minutes of a cluster went")
+    _common(timeline, "--cluster", "--json")
+
+
+def _common(verb: argparse.ArgumentParser, *names: str) -> None:
+    for name in names:
+        verb.add_argument(*(["-y"] if name == "--yes" else []), name, **COMMON[name])
+
+
+def _dry(verb: argparse.ArgumentParser, text: str, *names: str) -> None:
+    verb.add_argument(*names, "--dry-run", action="store_true", dest="dry_run", help=f"{text}; changes nothing")
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 3600:
+        raise argparse.ArgumentTypeError("from 0 to 3600 seconds")
+    return value
