@@ -15,7 +15,7 @@ BELOW = {
     "errors": set(),
     "shape": set(),
     "wire": {"shape", "errors"},
-    "model": set(),
+    "model": {"shape"},
     "secrets": set(),
     "refusal": set(),
     "config": {"model", "errors", "secrets"},

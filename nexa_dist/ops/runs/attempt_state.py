@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from nexa_dist.model import End, Kind
 from nexa_dist.plan.money.budget import OF_RUN
-from nexa_dist.plan.runs.recovery import End, Kind
 from nexa_dist.run.logs.items import AgentEvent, Ended, Item
 from nexa_dist.wire import FINAL, MOST_RANKS
 

@@ -24,9 +24,10 @@ from nexa_dist.plan.runs.torchrun import Place
 from nexa_dist.run import git
 from nexa_dist.run.code import archive
 from nexa_dist.run.logs.stream import fetch
+from nexa_dist.run.record import Attempt, Run
 from nexa_dist.run.ssh.connections import Connecting, Link, Ssh, on_all
 from nexa_dist.run.workspace import RunFolder
-from nexa_dist.secrets import redact, redact_text
+from nexa_dist.secrets import redact
 
 BEFORE = "before every node had started"
 NOT_STARTED = "could not be started"
@@ -163,30 +164,24 @@ def deliver(ctx: Context, prepared: Prepared) -> None:
         send(ctx, prepared.links, prepared.archives, prepared.have)
 
 
-def attempt_row(number: int, state: str, **more: Any) -> dict[str, Any]:
-    """What run.json holds of one attempt from its beginning."""
-    return {"attempt": number, "state": state, "started_unix": time.time(), **more}
-
-
-def start(run: RunFolder, prepared: Prepared, record: dict[str, Any], attempt: int) -> None:
+def start(run: RunFolder, prepared: Prepared, record: Run, attempt: int, **known: Any) -> None:
     """Writes down the attempt, then starts every agent; its ranks begin at once unless something has to be prepared
-    on all nodes before. If one cannot be started, the others are stopped."""
-    record["code_hash"], record["package_hash"] = (code.hash for code in prepared.archives)
-    record["nodes"] |= {name: {"run_dir": place.run_dir} for name, place in prepared.places.items()}
-    record["attempts"].append(
-        attempt_row(
-            attempt,
-            "starting",
-            world_size=prepared.plan.world_size,
-            rdzv=f"{prepared.plan.rdzv_host}:{prepared.plan.rdzv_port}",
-            resume_step=prepared.resume_step,
-            ranks={p.node.name: [p.first_rank, p.first_rank + p.nproc - 1] for p in prepared.plan.nodes},
-            hardware=prepared.hardware,
-            skew_s=prepared.skew_s,
-            commands={name: redact(list(spec["argv"])) for name, spec in prepared.specs.items()},
-        )
+    on all nodes before. If one cannot be started, the others are stopped. `known` is what else is written of an attempt
+    that has begun."""
+    run_dirs = {name: place.run_dir for name, place in prepared.places.items()}
+    made = Attempt(
+        attempt,
+        "starting",
+        time.time(),
+        prepared.plan.world_size,
+        f"{prepared.plan.rdzv_host}:{prepared.plan.rdzv_port}",
+        prepared.resume_step,
+        ranks={p.node.name: (p.first_rank, p.first_rank + p.nproc - 1) for p in prepared.plan.nodes},
+        hardware=prepared.hardware,
+        skew_s=prepared.skew_s,
+        commands={name: redact(list(spec["argv"])) for name, spec in prepared.specs.items()},
     )
-    run.save(record)
+    record.start(made, run_dirs, *(code.hash for code in prepared.archives))
     begun: list[Link] = []
     laid: dict[str, dict[str, list[str]]] = {}
 
@@ -194,7 +189,7 @@ def start(run: RunFolder, prepared: Prepared, record: dict[str, Any], attempt: i
         name = link.node.name
         spec = prepared.specs[name]
         message = {"spec": spec, "secrets": prepared.secrets, "go": not spec["prepare"]}
-        answer = link.call("start", prepared.places[name].run_dir, message=message)
+        answer = link.call("start", run_dirs[name], message=message)
         begun.append(link)
         if found := {key: names for key in ("kept", "aside") if (names := list(filter(None, answer.get(key, ()))))}:
             laid[name] = found
@@ -213,18 +208,12 @@ def start(run: RunFolder, prepared: Prepared, record: dict[str, Any], attempt: i
         except NexaError as fault:
             unproven = str(fault)
         with contextlib.suppress(OSError):  # their ranks may have said something already
-            fetch(begun, {name: place.run_dir for name, place in prepared.places.items()}, run.logs)
-        record["attempts"][-1] |= {
-            "state": "stopped" if by_us else "failed",
-            "ended_unix": time.time(),
-            "cause": redact_text(cause),
-        }
-        run.save(record)
+            fetch(begun, run_dirs, run.logs)
+        record.close("stopped" if by_us else "failed", cause)
         if unproven:
             raise StillRunning(f"{cause}\nand not every node is proven clean: {unproven}") from error
         raise
-    record["attempts"][-1] |= {"state": "running"} | ({"laid": laid} if laid else {})
-    run.save(record)
+    record.started(laid=laid, **known)
 
 
 def _keep(run: RunFolder, archives: Sequence[archive.Code]) -> None:
@@ -233,17 +222,15 @@ def _keep(run: RunFolder, archives: Sequence[archive.Code]) -> None:
 
 
 def stop_all(
-    links: Sequence[Link], record: dict[str, Any], reason: str, grace_s: float, *, release: bool = True
+    links: Sequence[Link], record: Run, reason: str, grace_s: float, *, release: bool = True
 ) -> list[dict[str, Any]]:
     """Stops the run on every node at once; answers what each agent proved. With `release` what waits there for
     another attempt ends too."""
-    number = record["attempts"][-1]["attempt"] if record["attempts"] else 0
+    number = record.last.attempt if record.attempts else 0
     message = {"grace_s": grace_s, "reason": reason, "release": release, "attempt": number}
     return on_all(
         links,
-        lambda link: link.call(
-            "stop", record["nodes"][link.node.name]["run_dir"], message=message, timeout_s=grace_s + 60
-        ),
+        lambda link: link.call("stop", record.run_dir(link.node.name), message=message, timeout_s=grace_s + 60),
     )
 
 
@@ -256,18 +243,11 @@ def commit(ctx: Context, config: TrainConfig, code: archive.Code) -> str | None:
 
 
 def new_record(
-    ctx: Context, prepared: Prepared, cluster: Cluster, config: TrainConfig, config_file: str
-) -> dict[str, Any]:
-    """What run.json holds before the first attempt."""
-    run_id = prepared.specs[cluster.nodes[0].name]["run_id"]
-    return {
-        "version": 1,
-        "run_id": run_id,
-        "created_unix": time.time(),
-        "config_file": config_file,
-        "config": config.model_dump(mode="json"),
-        "cluster": cluster.to_json(),
-        "git_commit": commit(ctx, config, prepared.archives[0]),
-        "nodes": {},
-        "attempts": [],
-    }
+    ctx: Context, run: RunFolder, prepared: Prepared, cluster: Cluster, config: TrainConfig, config_file: str
+) -> Run:
+    """The record of a run before its first attempt."""
+    git_commit = commit(ctx, config, prepared.archives[0])
+    record = Run(cluster, config.model_dump(mode="json"), {}, [], run.run_id, config_file=config_file,
+                 git_commit=git_commit, created_unix=time.time())  # fmt: skip
+    record.path = run.json
+    return record

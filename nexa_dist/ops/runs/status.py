@@ -17,10 +17,9 @@ from nexa_dist.run.workspace import RunFolder
 def live(ctx: Context, run: RunFolder) -> dict[str, Any]:
     """The agents' own answers, by node; `unreachable` where there is none."""
     record = run.load()
-    cluster = Cluster.from_json(record["cluster"])
-    with session(ctx.runner, cluster) as ssh:
-        links, silent = reach(ssh, [node for node in cluster.nodes if node.name in record["nodes"]])
-        answers = on_all(links, lambda link: _status(link, record["nodes"][link.node.name]["run_dir"]))
+    with session(ctx.runner, record.cluster) as ssh:
+        links, silent = reach(ssh, [node for node in record.cluster.nodes if node.name in record.nodes])
+        answers = on_all(links, lambda link: _status(link, record.run_dir(link.node.name)))
     known = dict(zip((link.node.name for link in links), answers, strict=True))
     return {**known, **{name: {"state": "unreachable", "reason": why} for name, why in silent.items()}}
 

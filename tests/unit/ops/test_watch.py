@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from nexa_dist.model import End
 from nexa_dist.ops.runs.attempt_state import FAILURE, NOTICE, AttemptState
-from nexa_dist.plan.runs.recovery import End
 from nexa_dist.run.logs.items import AgentEvent, Ended, Quiet
 
 

@@ -18,7 +18,9 @@ from nexa_dist.plan.failures.diagnose import judge
 from nexa_dist.plan.failures.evidence import FAILURE, Evidence, NodeEvidence, RankEvidence
 from nexa_dist.plan.failures.known.signature import Exit, Phrase, Tier
 from nexa_dist.plan.failures.table import BY_NAME, TABLE, as_markdown
+from nexa_dist.run.record import Attempt
 from nexa_dist.run.workspace import RunFolder
+from nexa_dist.shape import of
 
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "tests" / "cases" / "why"
@@ -51,7 +53,8 @@ def of_ranks(*ranks: RankEvidence, state: str = "failed", **events: tuple[dict[s
 @pytest.mark.parametrize("case", CASES)
 def test_a_captured_log_gives_its_signature_and_the_rank_that_was_first(case: str) -> None:
     expect = CASES[case]["expect"]
-    verdict = judge(collect(RunFolder(FOLDER / case), CASES[case]["attempt"]))
+    row = of(Attempt)({"started_unix": 0.0, "world_size": 1, "rdzv": "", **CASES[case]["attempt"]})
+    verdict = judge(collect(RunFolder(FOLDER / case), row))
     node, rank = verdict.first or (None, None)
     assert (verdict.name, node, rank) == (expect["name"], expect["node"], expect["rank"])
     assert expect["words"] in verdict.words
