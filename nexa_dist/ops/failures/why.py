@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from nexa_dist.errors import UsageError
-from nexa_dist.model import End, Kind
+from nexa_dist.model import ACTIVE, End, Kind
+from nexa_dist.node.protocol import FREQUENT, Event
 from nexa_dist.plan.failures.diagnose import Diagnosis, judge
-from nexa_dist.plan.failures.evidence import ACTIVE, LATEST_UNIX, Evidence, NodeEvidence, RankEvidence
+from nexa_dist.plan.failures.evidence import LATEST_UNIX, Evidence, NodeEvidence, RankEvidence
 from nexa_dist.plan.failures.known.signature import Exit
 from nexa_dist.plan.failures.log_tail import TAIL_BYTES
 from nexa_dist.run import files
@@ -23,8 +24,6 @@ from nexa_dist.run.workspace import RunFolder
 EVENTS_BYTES = 8 << 20
 """How much of a node's events is read, from the end."""
 BY_A_RANK = ("rank", "killed", "oom")
-FREQUENT = (b'"event": "heartbeat"', b'"event": "progress"')
-"""Of these only the last one of a node matters."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def _story(run: RunFolder, row: Attempt) -> Story:
     told = [
         step
         for node in evidence.nodes
-        for event in node.of("progress")
+        for event in node.of(Event.PROGRESS)
         for step in dict(event.get("steps") or {}).values()
         if isinstance(step, int)
     ]
@@ -102,7 +101,7 @@ def collect(run: RunFolder, row: Attempt) -> Evidence:
         if spans and folder.name not in spans:
             continue
         events = _events(folder / EVENTS, number)
-        exits = {event["rank"]: _exit(event) for event in events if event["event"] == "rank_exit"}
+        exits = {event["rank"]: _exit(event) for event in events if event["event"] == Event.RANK_EXIT}
         first, last = spans.get(folder.name, (0, 1 << 30))
         logs = {n: path for n, path in _rank_logs(folder, number) if first <= n <= last}
         for rank in sorted({*exits, *logs}):
@@ -150,7 +149,7 @@ def _events(path: Path, attempt: int) -> tuple[dict[str, Any], ...]:
         event = _parsed(line)
         if event is None:
             continue
-        if event["event"] == "started":
+        if event["event"] == Event.STARTED:
             current = event.get("attempt")
         found.setdefault(current, []).append(event)
     if attempt not in found and None in found:  # its beginning lies before what was read
@@ -165,7 +164,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         event = json.loads(line)
         if not isinstance(event, dict) or not isinstance(event.get("event"), str):
             return None
-        at, numbers = event.get("at"), ("rank", "code", "signal") if event["event"] == "rank_exit" else ()
+        at, numbers = event.get("at"), ("rank", "code", "signal") if event["event"] == Event.RANK_EXIT else ()
         if isinstance(at, int | float) and 0 < at < LATEST_UNIX and all(type(event.get(n)) is int for n in numbers):
             return event
     return None

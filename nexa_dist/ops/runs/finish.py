@@ -51,15 +51,10 @@ def close(run: RunFolder, record: Run, outcome: Outcome, decision: Decision | No
 
 
 def finish(
-    ctx: Context,
-    run: RunFolder,
-    links: Sequence[Link],
-    record: Run,
-    outcome: Outcome,
-    decision: Decision | None = None,
+    ctx: Context, run: RunFolder, links: Sequence[Link], record: Run, outcome: Outcome, then: Decision | None = None
 ) -> None:
-    """Closes the run and writes its manifest. Safe to do again. `decision`: another than was written down."""
-    decision = decision or record.last.next
+    """Closes the run and writes its manifest. Safe to do again. `then`: another decision than was written down."""
+    decision = then or record.last.next
     if record.last.end is None:
         outcome = close(run, record, outcome, decision)
     record.close(outcome.state, outcome.cause, next=decision)

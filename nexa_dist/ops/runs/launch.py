@@ -13,9 +13,9 @@ from typing import Any
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError, StillRunning
 from nexa_dist.model import Cluster
+from nexa_dist.node.protocol import Reason, Spec
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs.agent_spec import Job, code_folder, secrets
-from nexa_dist.ops.runs.attempt_state import STOPPED
 from nexa_dist.ops.runs.code import of_now, send
 from nexa_dist.plan import told
 from nexa_dist.plan.ranks import RankPlan, assign_ranks, split_endpoint
@@ -31,6 +31,7 @@ from nexa_dist.secrets import redact
 
 BEFORE = "before every node had started"
 NOT_STARTED = "could not be started"
+FOUND = ("cpus", "gpus", "torch")
 FORGET_S = 10.0
 """With a node that falls silent while a launch is refused; what was begun there ends by itself after 120 s."""
 
@@ -41,18 +42,15 @@ class Prepared:
 
     links: tuple[Link, ...]
     plan: RankPlan
-    specs: dict[str, dict[str, Any]]
+    specs: dict[str, Spec]
     places: dict[str, Place]
     archives: tuple[archive.Code, ...]
     """The project and our package."""
     have: dict[str, tuple[str, ...]]
     """By node: the folders of code that are there."""
-    hardware: dict[str, Any]
-    """By node: CPUs, GPUs by name, torch."""
-    skew_s: dict[str, float]
-    """By node: how far its clock is ahead of ours."""
+    attempt: Attempt
+    """What is to be written of it."""
     secrets: Mapping[str, str] = dataclasses.field(repr=False)
-    resume_step: int | None = None
 
 
 def check(
@@ -121,7 +119,7 @@ def prepare(
     if seconds_left is None and config.max_hours:
         seconds_left = config.max_hours * 3600
     plan = dataclasses.replace(draft, rdzv_port=draft.rdzv_port or told.port(draft.nodes[0].node.name, verdict.port))
-    specs: dict[str, dict[str, Any]] = {}
+    specs: dict[str, Spec] = {}
     for link, node in zip(linked, plan.nodes, strict=True):
         name = link.node.name
         specs[name] = job.spec(plan, node, link, verdict.interfaces[name], answers[name]["cpus"] or 1, seconds_left)
@@ -132,12 +130,19 @@ def prepare(
         places=places,
         archives=codes,
         have={name: tuple(answer["have"]) for name, answer in answers.items()},
-        hardware={
-            name: {key: answer.get(key) for key in ("cpus", "gpus", "torch")} for name, answer in answers.items()
-        },
-        skew_s={name: round(answer["unix"] - asked, 2) for name, answer in answers.items()},
+        attempt=Attempt(
+            attempt,
+            "starting",
+            asked,
+            plan.world_size,
+            f"{plan.rdzv_host}:{plan.rdzv_port}",
+            resume[0] if resume else None,
+            ranks={p.node.name: (p.first_rank, p.first_rank + p.nproc - 1) for p in plan.nodes},
+            hardware={name: {key: said.get(key) for key in FOUND} for name, said in answers.items()},
+            skew_s={name: round(answer["unix"] - asked, 2) for name, answer in answers.items()},
+            commands={name: redact(list(spec["argv"])) for name, spec in specs.items()},
+        ),
         secrets=hidden,
-        resume_step=resume[0] if resume else None,
     )
 
 
@@ -164,23 +169,12 @@ def deliver(ctx: Context, prepared: Prepared) -> None:
         send(ctx, prepared.links, prepared.archives, prepared.have)
 
 
-def start(run: RunFolder, prepared: Prepared, record: Run, attempt: int, **known: Any) -> None:
+def start(run: RunFolder, prepared: Prepared, record: Run, **known: Any) -> None:
     """Writes down the attempt, then starts every agent; its ranks begin at once unless something has to be prepared
     on all nodes before. If one cannot be started, the others are stopped. `known` is what else is written of an attempt
     that has begun."""
     run_dirs = {name: place.run_dir for name, place in prepared.places.items()}
-    made = Attempt(
-        attempt,
-        "starting",
-        time.time(),
-        prepared.plan.world_size,
-        f"{prepared.plan.rdzv_host}:{prepared.plan.rdzv_port}",
-        prepared.resume_step,
-        ranks={p.node.name: (p.first_rank, p.first_rank + p.nproc - 1) for p in prepared.plan.nodes},
-        hardware=prepared.hardware,
-        skew_s=prepared.skew_s,
-        commands={name: redact(list(spec["argv"])) for name, spec in prepared.specs.items()},
-    )
+    made = dataclasses.replace(prepared.attempt, started_unix=time.time())
     record.start(made, run_dirs, *(code.hash for code in prepared.archives))
     begun: list[Link] = []
     laid: dict[str, dict[str, list[str]]] = {}
@@ -201,10 +195,10 @@ def start(run: RunFolder, prepared: Prepared, record: Run, attempt: int, **known
             keeping.result()
     except BaseException as error:
         by_us = isinstance(error, KeyboardInterrupt)
-        cause = f"{STOPPED} {BEFORE}" if by_us else f"an agent {NOT_STARTED}: {error or type(error).__name__}"
+        cause = f"{Reason.STOPPED} {BEFORE}" if by_us else f"an agent {NOT_STARTED}: {error or type(error).__name__}"
         unproven = ""
         try:
-            stop_all(prepared.links, record, STOPPED if by_us else "another node could not start", grace_s=0)
+            stop_all(prepared.links, record, Reason.STOPPED if by_us else "another node could not start", grace_s=0)
         except NexaError as fault:
             unproven = str(fault)
         with contextlib.suppress(OSError):  # their ranks may have said something already

@@ -9,10 +9,11 @@ from typing import Any
 
 from nexa_dist.errors import NexaError, StillRunning
 from nexa_dist.model import Decision, End, Kind
+from nexa_dist.node.protocol import Reason
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.providers.machine_state import is_off
 from nexa_dist.ops.runs.agent_spec import GRACE_S
-from nexa_dist.ops.runs.attempt_state import NEARLY_S, STOPPED
+from nexa_dist.ops.runs.attempt_state import NEARLY_S
 from nexa_dist.ops.runs.finish import finish
 from nexa_dist.ops.runs.launch import stop_all
 from nexa_dist.ops.runs.watch import Outcome
@@ -35,7 +36,7 @@ def stop(ctx: Context, run: RunFolder, grace_s: float = GRACE_S) -> dict[str, An
     """
     began = ctx.now()
     try:
-        files.write_text(run.stop_wish, STOPPED + "\n")
+        files.write_text(run.stop_wish, Reason.STOPPED + "\n")
     except OSError as error:  # a full disk: the agents can be told all the same
         ctx.say(f"warning: between two attempts nobody will know of it: {error}")
     record = run.load()
@@ -92,7 +93,7 @@ def _stopped(links: Sequence[Link], record: Run, grace_s: float) -> tuple[dict[s
 
     def one(link: Link) -> dict[str, Any] | str:
         try:
-            return stop_all([link], record, STOPPED, grace_s)[0]
+            return stop_all([link], record, Reason.STOPPED, grace_s)[0]
         except NexaError as error:
             return str(error)
 
@@ -105,7 +106,7 @@ def _close(ctx: Context, run: RunFolder, links: list[Link], record: Run, state: 
     """The end of a run that nobody else will write."""
     attempt = record.last
     kinds: dict[str, Kind] = {"completed": "completed", "failed": "rank"}
-    cause = "it had failed before it was stopped" if state == "failed" else STOPPED
+    cause = "it had failed before it was stopped" if state == "failed" else Reason.STOPPED
     end = End(kinds.get(state, "stopped"), cause, first_step=attempt.resume_step, started_unix=attempt.started_unix,
               ended_unix=time.time())  # fmt: skip
-    finish(ctx, run, links, record, Outcome(state, cause, {}, end), Decision("stop", STOPPED))
+    finish(ctx, run, links, record, Outcome(state, cause, {}, end), Decision("stop", Reason.STOPPED))

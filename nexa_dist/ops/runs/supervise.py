@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 from nexa_dist.config.load import recorded_train
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster, Decision, End, Kind
+from nexa_dist.node.protocol import Reason
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.health.witness import Witnesses
 from nexa_dist.ops.providers.machine_state import is_off
 from nexa_dist.ops.runs import checkpoints as resume
 from nexa_dist.ops.runs import launch, replace_nodes, watch
-from nexa_dist.ops.runs.attempt_state import STOPPED
 from nexa_dist.ops.runs.code import tell_kept
 from nexa_dist.ops.runs.finish import close, finish
 from nexa_dist.ops.runs.watch import Choice, Outcome, View
@@ -198,7 +198,7 @@ class Supervisor:
         """Somebody asked the run to end while no agent was there to be told."""
         if not self.run.stop_wish.exists() or self.record.last.state == "completed":
             return None
-        return Decision("stop", self.run.stop_wish.read_text(encoding="utf-8").strip() or STOPPED)
+        return Decision("stop", self.run.stop_wish.read_text(encoding="utf-8").strip() or Reason.STOPPED)
 
     def _out_of_money(self) -> Decision | None:
         """Another attempt is not worth its start."""
@@ -260,7 +260,7 @@ class Supervisor:
             links=lambda: links,
         )
         launch.deliver(self.ctx, prepared)
-        launch.start(self.run, prepared, self.record, self.number + 1, replaced=anew)
+        launch.start(self.run, prepared, self.record, replaced=anew)
         tell_kept(self.ctx, self.record.last)
         return ssh, list(prepared.links)
 
@@ -294,8 +294,8 @@ class Supervisor:
                 left[node.name] = 0
         cause = outcome.cause if decision.action == "done" or not decision.why else decision.why
         ended = dataclasses.replace(outcome, cause=cause, left=left)
-        if cause.startswith((OF_CLUSTER, OF_RUN)) or (cause == STOPPED and outcome.state == "failed"):
-            kind: Kind = "stopped" if cause == STOPPED else "budget"
+        if cause.startswith((OF_CLUSTER, OF_RUN)) or (cause == Reason.STOPPED and outcome.state == "failed"):
+            kind: Kind = "stopped" if cause == Reason.STOPPED else "budget"
             ended = dataclasses.replace(
                 ended, state="stopped", end=dataclasses.replace(outcome.end, kind=kind, words=cause)
             )

@@ -13,10 +13,11 @@ from typing import Any, Literal, Protocol
 
 from nexa_dist.errors import Leave, NexaError
 from nexa_dist.model import End
+from nexa_dist.node.protocol import FINAL, Reason
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.health.witness import Witnesses
 from nexa_dist.ops.runs.agent_spec import GRACE_S, NOTICE_GRACE_S
-from nexa_dist.ops.runs.attempt_state import BUDGET, FAILURE, NOTICE, STOPPED, AttemptState, Failure
+from nexa_dist.ops.runs.attempt_state import AttemptState, Failure
 from nexa_dist.ops.runs.launch import stop_all
 from nexa_dist.plan.failures.log_tail import TAIL_BYTES
 from nexa_dist.plan.health.lost import ASK_AFTER_S
@@ -27,7 +28,6 @@ from nexa_dist.run.logs.stream import Stream, follow
 from nexa_dist.run.record import Run
 from nexa_dist.run.ssh.connections import Link, Unreachable, on_all
 from nexa_dist.run.workspace import RunFolder
-from nexa_dist.wire import FINAL
 
 WOKE_AFTER_S = 5.0
 """A turn of our own loop that took so long: this machine slept, or we were stopped. No node is to blame for that."""
@@ -41,7 +41,7 @@ REST_S = 10.0
 TAILS_S = 10.0
 AGAIN_S = 3.0
 """Between two tries to tell a node to stop that cannot be reached."""
-OURS = (FAILURE, "hang", NOTICE)
+OURS = (Reason.FAILURE, Reason.HANG, Reason.NOTICE)
 """Stops after which the run goes on."""
 ENDED_S = 90.0
 """A node that was told to stop says by then, beyond its time for a checkpoint, that it has; or it is at fault."""
@@ -116,9 +116,9 @@ def watch(
                 awake.turn()
                 view.tick()
                 if not state.stopping and (words := spent()):
-                    state.spent, state.stopping = words, BUDGET
+                    state.spent, state.stopping = words, Reason.BUDGET
                     view.note(f"{words}: stopping with a checkpoint")
-                    stopper.start(BUDGET, NOTICE_GRACE_S)
+                    stopper.start(Reason.BUDGET, NOTICE_GRACE_S)
                 stopper.hurry(state, awake)
                 if not isinstance(item, Line):
                     _heard(stream, state, witnesses)
@@ -130,8 +130,8 @@ def watch(
                     action = _go(state, links, run_dirs)
                 if action:
                     state.stopping = action
-                    grace_s = {NOTICE: NOTICE_GRACE_S, "hang": HANG_GRACE_S}.get(action, FAILED_GRACE_S)
-                    stopper.start(action, grace_s, HANG_WAIT_S if action == "hang" else 0)
+                    grace_s = {Reason.NOTICE: NOTICE_GRACE_S, Reason.HANG: HANG_GRACE_S}.get(action, FAILED_GRACE_S)
+                    stopper.start(action, grace_s, HANG_WAIT_S if action == Reason.HANG else 0)
                 if detach and state.running == set(state.nodes):
                     return None
             except Leave:
@@ -139,7 +139,7 @@ def watch(
             except KeyboardInterrupt:
                 if not asked and on_interrupt() == "detach":
                     return None
-                state.stopping = STOPPED
+                state.stopping = Reason.STOPPED
                 view.note("stopping at once" if asked else f"stopping: up to {GRACE_S:.0f} s for a checkpoint")
                 stopper.start(state.stopping, 0 if asked else GRACE_S)
                 asked = True
@@ -246,7 +246,7 @@ def _go(state: AttemptState, links: list[Link], run_dirs: dict[str, str]) -> str
     except NexaError as error:
         what = f"not every node could be started: {error}"
         state.failures.append(Failure(time.time(), links[0].node.name, -1, what, "start"))
-        return FAILURE
+        return Reason.FAILURE
 
 
 def _outcome(

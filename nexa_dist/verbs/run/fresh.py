@@ -59,7 +59,7 @@ def fresh(
         ctx.say(f"warning: checkpoints lie on {first} alone and are lost with it: name a bucket in the cluster's file")
     record = launch.new_record(ctx, folder, prepared, cluster, config, config_file)
     with alone(folder, "run"):
-        started(ctx, folder, prepared, record, 1)
+        started(ctx, folder, prepared, record)
         presenter = RunPresenter(ctx, folder, record, shown, detach, as_json, began=True)
         return presenter.follow(ssh, list(prepared.links))
 
@@ -72,12 +72,10 @@ def refuse_without_money(ctx: Context, cluster: Cluster, config: TrainConfig) ->
         refuse_a_run(ctx, cluster, config.budget_usd)
 
 
-def started(
-    ctx: Context, folder: RunFolder, prepared: launch.Prepared, record: Run, attempt: int, **known: Any
-) -> None:
+def started(ctx: Context, folder: RunFolder, prepared: launch.Prepared, record: Run, **known: Any) -> None:
     """launch.start, and a word when somebody interrupts it: it is undone then."""
     try:
-        launch.start(folder, prepared, record, attempt, **known)
+        launch.start(folder, prepared, record, **known)
     except KeyboardInterrupt:
         ctx.say(f"✗ {folder.run_id} {record.last.cause or 'interrupted'}; no process of it is left")
         raise

@@ -69,7 +69,7 @@ def resumed(ctx: Context, folder: RunFolder, args: Arguments, shown: set[int] | 
             git_commit=launch.commit(ctx, config, prepared.archives[0]),
         )
         folder.stop_wish.unlink(missing_ok=True)
-        started(ctx, folder, prepared, record, attempt, changed=changed)
+        started(ctx, folder, prepared, record, changed=changed)
         tell_kept(ctx, record.last)
         presenter = RunPresenter(ctx, folder, record, shown, args.detach, args.json, began=True)
         return presenter.follow(ssh, list(prepared.links))

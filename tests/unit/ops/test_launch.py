@@ -104,7 +104,7 @@ class Trial:
         self.run.path.mkdir(parents=True)
         record = Run(CLUSTER, {}, {}, [], "r")
         record.path = self.run.json
-        launch.start(self.run, self.prepare(), record, 1)
+        launch.start(self.run, self.prepare(), record)
         assert self.run.load() == record
         return record
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
+from nexa_dist.node.protocol import Reason
 from nexa_dist.ops.failures.why import collect
 from nexa_dist.plan.failures import log_tail
 from nexa_dist.plan.failures.diagnose import judge
-from nexa_dist.plan.failures.evidence import FAILURE, Evidence, NodeEvidence, RankEvidence
+from nexa_dist.plan.failures.evidence import Evidence, NodeEvidence, RankEvidence
 from nexa_dist.plan.failures.known.signature import Exit, Phrase, Tier
 from nexa_dist.plan.failures.table import BY_NAME, TABLE, as_markdown
 from nexa_dist.run.record import Attempt
@@ -125,7 +126,7 @@ def test_what_ranks_do_after_somebody_stopped_them_is_no_cause() -> None:
 @pytest.mark.parametrize("number", [6, 9, 15])
 def test_ranks_that_were_ended_because_of_another_are_not_first(number: int) -> None:
     ended = [RankEvidence("n0", n, b"", Exit(10.0, 0, number)) for n in (0, 1)]
-    stop = (event("stopping", 9.9, reason=FAILURE, grace_s=5),)
+    stop = (event("stopping", 9.9, reason=Reason.FAILURE, grace_s=5),)
     culprit = RankEvidence("n1", 2, b"", Exit(10.5, 0, 11))
     verdict = judge(of_ranks(*ended, culprit, n0=stop))
     assert (verdict.first, verdict.name, verdict.others) == (("n1", 2), "segfault", ())
