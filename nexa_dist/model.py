@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from nexa_dist.shape import number, whole
 
 Provider = Literal["aws", "local", "static"]
 RdzvBackend = Literal["static", "c10d"]
 Market = Literal["spot", "on_demand"]
+Kind = Literal[
+    "completed", "stopped", "deadline", "budget", "disconnected",
+    "config", "prepare", "start", "rank", "killed", "oom", "launcher", "agent", "hang",
+    "node", "notice",
+]  # fmt: skip
+Action = Literal["done", "stop", "restart", "replace", "shrink", "wait"]
+ACTIVE = ("starting", "running")
+"""States of an attempt that has not been closed."""
+GOES_ON: tuple[Action, ...] = ("restart", "replace", "shrink", "wait")
+"""Decisions after which a run goes on."""
+Unix = Annotated[float, number(0, 4.2e9)]
+Count = Annotated[int, whole()]
 
 
 @dataclass(frozen=True)
@@ -81,6 +95,32 @@ class Cluster:
     def from_json(cls, data: dict[str, Any]) -> Cluster:
         nodes = tuple(Node(**node) for node in data["nodes"])
         return cls(**{**data, "nodes": nodes, "layout": Layout(**data["layout"])})
+
+
+@dataclass(frozen=True)
+class End:
+    """How an attempt ended. `rank` is -1 when no rank failed by itself; steps are None when none was reported."""
+
+    kind: Kind = "rank"
+    words: str = ""
+    node: str = ""
+    rank: int = -1
+    first_step: Count | None = None
+    """Step of the checkpoint it went on from."""
+    last_step: Count | None = None
+    """Highest step that a rank reported."""
+    started_unix: Unix = 0.0
+    ended_unix: Unix = 0.0
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`nodes`: those to replace, or those that go on. `after_s`: pause before it."""
+
+    action: Action
+    why: str = ""
+    nodes: tuple[str, ...] = ()
+    after_s: float = 0.0
 
 
 def absolute(path: str, home: str) -> str:

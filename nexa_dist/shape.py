@@ -6,11 +6,14 @@ together, and the node's words are wanted as plain values.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 Check = Callable[[Any], Any]
 MOST = 1 << 53
@@ -141,6 +144,51 @@ def record(needed: dict[str, Check], may: dict[str, Check] | None = None) -> Che
         if missing := [name for name in needed if name not in value]:
             raise Strange(f"{missing[0]} is missing")
         return {name: _at(name, check, value[name]) for name, check in fields.items() if name in value}
+
+    return checked
+
+
+@functools.cache
+def of(hint: Any) -> Check:
+    """The check of a type: a dataclass is made of an object with its fields, what is Annotated is checked by that."""
+    kind, args = get_origin(hint), get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _fields(hint)
+    if kind is Annotated:
+        return args[1]  # type: ignore[no-any-return]
+    if kind in (Union, UnionType):
+        return maybe(of(args[0]))
+    if kind is Literal:
+        return one_of(*args)
+    if kind is dict:
+        return table(of(args[0]), of(args[1]), MOST)
+    if kind is list:
+        return rows(of(args[0]), MOST)
+    if kind is tuple:
+        many = args[-1] is ...
+        each = rows(of(args[0]), MOST if many else len(args), 0 if many else len(args))
+        return lambda value: tuple(each(list(value) if isinstance(value, tuple) else value))
+    plain = {int: whole(-MOST), float: number(), str: text(MOST), bool: flag, Any: lambda value: value}
+    return plain[hint]
+
+
+def _fields(kind: Any) -> Check:
+    """What an object has beyond the fields goes to the field `more`; it is refused where there is none."""
+    hints, known = get_type_hints(kind, include_extras=True), [f for f in dataclasses.fields(kind) if f.init]
+    checks = {field.name: of(hints[field.name]) for field in known if field.name != "more"}
+    unset = dataclasses.MISSING
+    needed = [field.name for field in known if field.default is unset and field.default_factory is unset]
+
+    def checked(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise Strange(f"{shown(value)} is no object")
+        if missing := [name for name in needed if name not in value]:
+            raise Strange(f"{missing[0]} is missing")
+        more = {name: item for name, item in value.items() if name not in checks}
+        if more and len(checks) == len(known):
+            raise Strange(f"{shown(next(iter(more)))} is not known here")
+        found = {name: _at(name, check, value[name]) for name, check in checks.items() if name in value}
+        return kind(**found, **({"more": more} if more else {}))
 
     return checked
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from nexa_dist.errors import NexaError
+from nexa_dist.node.protocol import AT_WORK, FINAL, VERSION, Event
 from nexa_dist.shape import (
     MOST,
     Check,
@@ -38,8 +39,7 @@ LATEST_UNIX = 4.2e9
 MOST_RANKS = 1 << 20
 MOST_LOGS = 10_000
 """Files of one run folder on one node."""
-FINAL = ("completed", "failed", "stopped", "lost", "absent")
-STATES = ("preparing", "running", "stopping", *FINAL)
+STATES = (*AT_WORK, *FINAL)
 
 
 class Faulty(NexaError):
@@ -49,6 +49,17 @@ class Faulty(NexaError):
         super().__init__(
             f"{node}: {what} makes no sense: {why}",
             hint=f"nexa diag looks at {node}; nexa provision makes a node anew that is not what it should be",
+        )
+
+
+class OtherVersion(Faulty):
+    """An agent of another version of nexa: what it says may mean something else."""
+
+    def __init__(self, node: str, version: object) -> None:
+        NexaError.__init__(
+            self,
+            f"{node}: the agent of this run speaks version {version}, and this nexa version {VERSION}",
+            hint="follow it with the nexa that began it, or end it with nexa stop and go on with nexa run --resume",
         )
 
 
@@ -78,24 +89,24 @@ PROGRESS = {"of": FIGURE, "loss": LOSS, "tokens_per_s": FIGURE, "saved": lenient
 NOTICE_MAY: dict[str, Check] = {"action": text(40), "at_unix": UNIX, "seen_unix": UNIX}
 
 _EVENTS: dict[str, tuple[dict[str, Check], dict[str, Check]]] = {
-    "started": ({"attempt": whole(1)}, {"pid": PID, "node": NAME}),
-    "heartbeat": ({}, {}),
-    "prepare": ({}, {"pid": PID}),
-    "prepared": ({}, {"go": flag}),
-    "torchrun": ({}, {"pid": PID}),
-    "rank_start": ({"rank": RANK, "pid": PID}, {"warm": flag}),
-    "rank_exit": (EXIT, EXIT_MAY),
-    "progress": ({"steps": STEPS}, PROGRESS),
-    "hang": (
+    Event.STARTED: ({"attempt": whole(1)}, {"pid": PID, "node": NAME, "version": whole()}),
+    Event.HEARTBEAT: ({}, {}),
+    Event.PREPARE: ({}, {"pid": PID}),
+    Event.PREPARED: ({}, {"go": flag}),
+    Event.TORCHRUN: ({}, {"pid": PID}),
+    Event.RANK_START: ({"rank": RANK, "pid": PID}, {"warm": flag}),
+    Event.RANK_EXIT: (EXIT, EXIT_MAY),
+    Event.PROGRESS: ({"steps": STEPS}, PROGRESS),
+    Event.HANG: (
         {"ranks": rows(RANK, 4096), "stalled_s": SECONDS},
         {"steps": STEPS, "states": table(RANK_KEY, text(10), 4096)},
     ),
-    "stopping": ({"reason": WORDS}, {"grace_s": SECONDS}),
-    "notice": ({}, NOTICE_MAY),
-    "due": ({}, {"why": NAME, "acts_unix": UNIX, "seen_unix": UNIX}),
-    "imds": ({}, {"state": NAME, "why": WORDS}),
-    "warm": ({}, {"pid": maybe(PID), "why": WORDS, "ready_s": maybe(SECONDS)}),
-    "ended": (
+    Event.STOPPING: ({"reason": WORDS}, {"grace_s": SECONDS}),
+    Event.NOTICE: ({}, NOTICE_MAY),
+    Event.DUE: ({}, {"why": NAME, "acts_unix": UNIX, "seen_unix": UNIX}),
+    Event.IMDS: ({}, {"state": NAME, "why": WORDS}),
+    Event.WARM: ({}, {"pid": maybe(PID), "why": WORDS, "ready_s": maybe(SECONDS)}),
+    Event.ENDED: (
         {"state": one_of(*FINAL)},
         {"code": whole(0, 1 << 31), "reason": WORDS, "left": PIDS, "attempt": whole()},
     ),
@@ -109,6 +120,7 @@ STATUS = record(
         "reason": WORDS,
         "left": PIDS,
         "attempt": whole(),
+        "version": whole(),
         "processes": PIDS,
         "ranks": rows(record(EXIT, EXIT_MAY), 4096),
         "progress": maybe(record({"steps": STEPS}, {**PROGRESS, "at": UNIX})),
@@ -119,12 +131,12 @@ STATUS = record(
 )
 PATHS = rows(text(4096), 10_000)
 ROUTE = record({}, {"error": WORDS, "address": ADDRESS, "interface": INTERFACE, "peer": ADDRESS, "mtu": maybe(whole())})
-VERSION = maybe(text(100, r"[A-Za-z0-9.+_ -]*"))
+RELEASE = maybe(text(100, r"[A-Za-z0-9.+_ -]*"))
 _LISTENS: dict[str, Check] = {"port": whole(0, 65535), "port_error": WORDS, "test_port": whole(0, 65535)}
 PROBE = record(
     {"free_bytes": whole(), "unix": UNIX, "have": PATHS, "cpus": maybe(whole(0, 1 << 20)), "gpus": rows(NAME, 1024)},
     {
-        "torch": VERSION, "python": VERSION, "error": WORDS,
+        "torch": RELEASE, "python": RELEASE, "error": WORDS, "version": whole(),
         "peers": table(NAME, ROUTE, 4096),
         **_LISTENS,
     },
@@ -137,21 +149,21 @@ GPU = record(
 DIAG = record(
     {
         "environment": record({}, {"error": WORDS, **dict.fromkeys(
-            ("python", "torch", "cuda", "nccl", "transformers", "numpy"), VERSION)}),
+            ("python", "torch", "cuda", "nccl", "transformers", "numpy"), RELEASE)}),
         "memory": record({"total": whole(), "available": whole()}),
         "disk": record({"free_bytes": maybe(whole())}, {"mib": whole(), "seconds": SECONDS, "error": WORDS}),
         "peers": table(NAME, ROUTE, 4096),
         "shm_bytes": maybe(whole()),
         "limits": record({"nofile": maybe(whole()), "memlock": maybe(whole())}),
         "cpu_throttled": whole(-MOST),
-        "module": VERSION,
+        "module": RELEASE,
         "pci_gpus": whole(0, 1024),
         "smi_code": whole(-1024, 1024),
         "smi_error": WORDS,
         "gpus": rows(GPU, 1024),
         "nvlink": table(text(6), record({"active": whole(), "inactive": whole()}), 1024),
         "nvswitches": whole(0, 1024),
-        "fabric_manager": maybe(record({"version": VERSION, "state": NAME})),
+        "fabric_manager": maybe(record({"version": RELEASE, "state": NAME})),
         "xid": maybe(rows(text(400), 100)),
         "efa": record({"devices": whole(0, 1024), "domains": maybe(whole(0, 4096))}),
         "received_unix": UNIX,
@@ -248,8 +260,11 @@ def failed_or(check: Check) -> Check:
 
 def answer(node: str, verb: str, out: bytes, failed: bool) -> dict[str, Any]:
     """What the agent said to `verb`. Raises NexaError in its own words where it could not do it (`failed`), Faulty
-    when it says what no agent says."""
-    return dict(said(node, f"its answer to {verb}", out, _ERROR if failed else _ANSWERS[verb]))
+    OtherVersion, Faulty when it says what no agent says."""
+    found = dict(said(node, f"its answer to {verb}", out, _ERROR if failed else _ANSWERS[verb]))
+    if found.get("version", VERSION) != VERSION:
+        raise OtherVersion(node, found["version"])
+    return found
 
 
 def said(node: str, what: str, out: bytes, check: Check, most_bytes: int = ANSWER_BYTES) -> Any:

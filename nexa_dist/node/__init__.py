@@ -2,5 +2,3 @@
 
 In that file the package is called `nexa_agent`, so that it never hides the `nexa_dist` on the run's PYTHONPATH.
 """
-
-VERSION = "2"

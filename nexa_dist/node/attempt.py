@@ -28,9 +28,9 @@ from .oslib import (
     start_time,
     write_json,
 )
+from .protocol import HEARTBEAT_S, Event, Reason, Spec
 from .watch import watcher
 
-HEARTBEAT_S = 10.0
 GO_TIMEOUT_S = 3600.0
 GO_POLL_S = 0.01
 """The ranks of all nodes begin at once: here a delay is a delay of the launch."""
@@ -42,7 +42,7 @@ RESERVE_BYTES = 65536
 class Attempt:
     """Starts the preparation and the ranks, and ends them when asked, late, alone, or given notice."""
 
-    def __init__(self, run_dir: str, spec: dict[str, Any], secrets: dict[str, str]) -> None:
+    def __init__(self, run_dir: str, spec: Spec, secrets: dict[str, str]) -> None:
         self.run_dir, self.spec = run_dir, spec
         # Libraries leave files in the temporary folder when they are killed. This one goes with the attempt; its
         # path is short, since Unix sockets in it may have about 100 bytes. Noted first: a kill leaves nothing unknown.
@@ -52,7 +52,8 @@ class Attempt:
         self.environment = {**inherited(), "TMPDIR": self.tmp, **spec["env"], **secrets}
         self.group = cgroup.make(run_dir)
         self.stop_reason = ""
-        self.deadline = boot_clock() + spec["deadline_in_s"] if spec.get("deadline_in_s") else None
+        left_s = spec.get("deadline_in_s")
+        self.deadline = boot_clock() + left_s if left_s else None
         self.beat = 0.0
         self.watcher = watcher.Watcher(run_dir, spec, self.environment)
         self.hung_until: float | None = None
@@ -61,7 +62,7 @@ class Attempt:
         """Ranks that got SIGTERM."""
 
     def main(self) -> None:
-        signal.signal(signal.SIGTERM, lambda *_: self.ask_to_stop(self.request().get("reason", "stopped by the user")))
+        signal.signal(signal.SIGTERM, lambda *_: self.ask_to_stop(self.request().get("reason", Reason.STOPPED)))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         set_subreaper()
@@ -80,7 +81,7 @@ class Attempt:
         self.watcher.finish()
         self.hold_room(False)
         end = {"state": state, "code": code, "reason": why, "left": left, "attempt": self.spec["attempt"]}
-        while not self.event("ended", **end) and os.path.isdir(self.run_dir):
+        while not self.event(Event.ENDED, **end) and os.path.isdir(self.run_dir):
             time.sleep(1)  # without room for this line the attempt would look lost; `stop` ends the wait
 
     def keeps_warm(self, state: str) -> bool:
@@ -104,12 +105,12 @@ class Attempt:
     def phases(self) -> tuple[str, int, str]:
         """(state, exit code, reason) of the attempt."""
         if self.spec.get("prepare"):
-            code = self.run_child("prepare", lambda log: self.popen(self.spec["prepare"], log))
+            code = self.run_child(Event.PREPARE, lambda log: self.popen(self.spec["prepare"], log))
             if self.stop_reason:
                 return "stopped", code, self.stop_reason
             if code:
-                return "failed", code, "prepare"
-        self.event("prepared", go=os.path.exists(self.path("go")))
+                return "failed", code, Reason.PREPARE
+        self.event(Event.PREPARED, go=os.path.exists(self.path("go")))
         waited_until = boot_clock() + GO_TIMEOUT_S
         while not os.path.exists(self.path("go")) and not self.stop_reason:
             if boot_clock() > waited_until:
@@ -117,12 +118,12 @@ class Attempt:
             self.tick(GO_POLL_S)
         if self.stop_reason:
             return "stopped", 143, self.stop_reason
-        code = self.run_child("torchrun", self.start_ranks)
+        code = self.run_child(Event.TORCHRUN, self.start_ranks)
         if self.hung_until is not None:
-            return "failed", code or 1, "hang"
+            return "failed", code or 1, Reason.HANG
         if self.stop_reason:
             return "stopped", code, self.stop_reason
-        return ("completed", 0, "") if code == 0 else ("failed", code, "torchrun")
+        return ("completed", 0, "") if code == 0 else ("failed", code, Reason.TORCHRUN)
 
     def path(self, name: str) -> str:
         return os.path.join(self.run_dir, "%s.attempt_%d" % (name, self.spec["attempt"]))
@@ -145,13 +146,13 @@ class Attempt:
         now = boot_clock()
         if now - self.beat >= HEARTBEAT_S:
             self.beat = now
-            self.event("heartbeat")
+            self.event(Event.HEARTBEAT)
             for path in (self.spec.get("code") or "", self.spec["env"].get("PYTHONPATH", "").partition(":")[0]):
                 code_tree.touch(path)
         if self.deadline is not None and now > self.deadline:
-            self.ask_to_stop("deadline")
+            self.ask_to_stop(Reason.DEADLINE)
         reason = self.watcher.look(now)
-        if reason == "hang":
+        if reason == Reason.HANG:
             if self.hung_until is None and not self.stop_reason:
                 self.hung_until = now + STACKS_S
                 self.hold_launcher()
@@ -205,13 +206,13 @@ class Attempt:
                 return 127
             self.child = child
             self.event(name, pid=child.pid)
-            self.watcher.running = name == "torchrun"
+            self.watcher.running = name == Event.TORCHRUN
             asked_at = None
             while child.poll() is None:
                 now = boot_clock()
                 if self.stop_reason and asked_at is None and self.hung_until is None:
                     asked_at = now
-                    self.event("stopping", reason=self.stop_reason, grace_s=self.grace_s())
+                    self.event(Event.STOPPING, reason=self.stop_reason, grace_s=self.grace_s())
                     self.terminate(child)
                 elif self.asked:
                     self.terminate(child)  # a rank that was just starting told of itself only now

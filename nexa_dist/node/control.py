@@ -9,6 +9,7 @@ from typing import Any
 
 from .machine.processes import kill_run, remove_tmp, run_processes
 from .oslib import PAID, ROOM, alive, boot_clock, newest_attempt, read_json, write_json
+from .protocol import Reason
 from .record import Record
 
 
@@ -24,6 +25,7 @@ def status(run_dir: str, *, released: bool = False, record: Record | None = None
     return {
         **record.state(),
         "attempt": record.attempt,
+        "version": record.version,
         "processes": run_processes(run_dir, warm=released),
         "ranks": record.exits,
         "progress": record.progress,
@@ -59,7 +61,7 @@ def stop(run_dir: str, message: dict[str, Any]) -> dict[str, Any]:
 
     release = bool(message.get("release", True))
     grace_s = float(message.get("grace_s", 15))
-    order = {"grace_s": grace_s, "reason": message.get("reason", "stopped by the user"), "release": release}
+    order = {"grace_s": grace_s, "reason": message.get("reason", Reason.STOPPED), "release": release}
     if not os.path.isdir(run_dir):
         return {**status(run_dir), "ended": 0, "left": []}
     with lock(run_dir):  # a `start` that is under way is through, so that we see what it started

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from .control import status
 from .oslib import POLL_S, boot_clock, read_at
+from .protocol import FINAL
 from .record import Record
 from .watch import controller_lease
 
@@ -24,7 +25,6 @@ EVENTS = "agent.jsonl"
 MOST_LOGS = 4096
 RANK_FOLDER = re.compile(r"rank_(?:0|[1-9][0-9]{0,6})")
 LOG = re.compile(r"(?:rank_[0-9]+/)?[^/.\x00-\x1f\x7f-\x9f\ud800-\udfff][^/\x00-\x1f\x7f-\x9f\ud800-\udfff]*")
-FINAL = ("completed", "failed", "stopped", "lost", "absent")
 
 
 class Door:

@@ -31,7 +31,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from . import VERSION
+from .protocol import VERSION
 
 
 def main(argv: list[str]) -> int:

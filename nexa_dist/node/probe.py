@@ -14,9 +14,9 @@ import sys
 import time
 from typing import Any
 
-from . import VERSION
 from .code import tree as code_tree
 from .oslib import alive, inherited, newest_attempt, read_json
+from .protocol import VERSION, Spec
 
 VERSIONS = """\
 import json, os, sys
@@ -51,7 +51,7 @@ def probe(message: dict[str, Any]) -> dict[str, Any]:
         "have": [path for path in message.get("have", []) if code_tree.whole(path)],
         "gpus": gpus(),  # the driver may take its time, and so may the interpreter
         **answer_of(asked),
-        "agent": VERSION,
+        "version": VERSION,
         "hostname": socket.gethostname(),
         "cpus": os.cpu_count(),
         "home": os.path.expanduser("~"),
@@ -64,7 +64,7 @@ def probe(message: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def preload(run_dir: str, spec: dict[str, Any], secrets: dict[str, str]) -> None:
+def preload(run_dir: str, spec: Spec, secrets: dict[str, str]) -> None:
     """The interpreter that the ranks will be forked from is loaded while the launch goes on.
 
     `spec` has what is known of it: "argv", "cwd", "env", "nproc", "preload". What cannot be had only costs time: the

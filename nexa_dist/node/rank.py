@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from .machine import oom
 from .oslib import alive, die_with_parent, event, read_at, read_json
+from .protocol import Event
 
 EXIT_WRONG_WORLD = 78
 OOM_LOOK_S = 5.0
@@ -34,7 +35,7 @@ def rank_environment(folder: str) -> dict[str, str]:
 def report_exit(run_dir: str, number: int, status: int, oom_killed: bool = False) -> None:
     """`status` is the exit code, or minus the number of the signal, as in Popen.returncode."""
     event(
-        run_dir, "rank_exit",
+        run_dir, Event.RANK_EXIT,
         rank=number, code=max(status, 0), signal=max(-status, 0), step=last_step(run_dir, number), oom=oom_killed,
     )  # fmt: skip
 
@@ -80,7 +81,7 @@ def main(argv: list[str]) -> int:
         print("nexa: %s: %s" % (argv[0], error), file=sys.stderr, flush=True)
         report_exit(run_dir, number, 127)
         return 127
-    event(run_dir, "rank_start", rank=number, pid=child.pid)
+    event(run_dir, Event.RANK_START, rank=number, pid=child.pid)
     for name in PASSED_ON:
         signal.signal(name, lambda number, _: child.send_signal(number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)

@@ -7,19 +7,12 @@ import os
 from typing import Any
 
 from .oslib import alive, newest_attempt, read_at, read_json
+from .protocol import AT_WORK, ENDINGS, EVENTS, FREQUENT, UNSAID, VERSION, Event
 
 BLOCK_BYTES = 1 << 20
 LINE_BYTES = 1 << 16
 EXITS = 4096
-NAMES = frozenset(
-    (
-        "started", "heartbeat", "prepare", "prepared", "torchrun", "rank_start", "rank_exit", "progress", "hang",
-        "stopping", "notice", "due", "imds", "warm", "ended",
-    )
-)  # fmt: skip
 LATEST = 4.2e9
-ENDINGS = ("completed", "failed", "stopped")
-FREQUENT = (b'{"event": "heartbeat"', b'{"event": "progress"')
 
 
 class Record:
@@ -35,6 +28,8 @@ class Record:
         self.clear()
 
     def clear(self) -> None:
+        self.version = VERSION
+        """Of the agent that wrote it."""
         self.names: set[str] = set()
         self.pids: dict[int, int] = {}
         """Rank → its process, as rank_start names it."""
@@ -71,20 +66,21 @@ class Record:
         if found is None:
             return
         name = found["event"]
-        if name == "started":
+        if name == Event.STARTED:
             self.clear()
             self.ours = found.get("attempt") == self.attempt
+            self.version = found["version"] if whole(found, "version") else UNSAID
         if not self.ours:
             return
         self.last = line
         self.names.add(name)
-        if name == "rank_start" and whole(found, "rank", "pid"):
+        if name == Event.RANK_START and whole(found, "rank", "pid"):
             self.pids[found["rank"]] = found["pid"]
-        elif name == "rank_exit" and whole(found, "rank", "code", "signal") and len(self.exits) < EXITS:
+        elif name == Event.RANK_EXIT and whole(found, "rank", "code", "signal") and len(self.exits) < EXITS:
             self.exits.append(found)
-        elif name == "ended" and found.get("state") in ENDINGS and whole(found, "code"):
+        elif name == Event.ENDED and found.get("state") in ENDINGS and whole(found, "code"):
             self.end = self.end or {"reason": "", "left": [], **found}
-        elif name == "notice":
+        elif name == Event.NOTICE:
             self.notice = found
 
     def state(self) -> dict[str, Any]:
@@ -98,8 +94,8 @@ class Record:
             return {key: self.end[key] for key in ("state", "code", "reason", "left")}
         if gone:
             return {"state": "lost", "code": 1, "reason": "the node agent is gone without a word"}
-        phase = "stopping" if "stopping" in self.names else "running" if "torchrun" in self.names else "preparing"
-        return {"state": phase}
+        phase = 2 if Event.STOPPING in self.names else 1 if Event.TORCHRUN in self.names else 0
+        return {"state": AT_WORK[phase]}
 
     @property
     def progress(self) -> dict[str, Any] | None:
@@ -118,7 +114,7 @@ def parsed(line: bytes) -> dict[str, Any] | None:
         name, at = found["event"], found["at"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    fits = isinstance(name, str) and name in NAMES and type(at) in (int, float) and 0 <= at < LATEST
+    fits = isinstance(name, str) and name in EVENTS and type(at) in (int, float) and 0 <= at < LATEST
     return found if fits else None
 
 

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from .code.work import lay_out
 from .machine.processes import kill_run, remove_tmp
 from .oslib import PAID, POLL_S, alive, event, fail, holder_of, newest_attempt, read_json, write_json
+from .protocol import VERSION, Event, Reason, Spec
 from .record import Record
 
 LOCK_TIMEOUT_S = 60.0
@@ -26,7 +27,9 @@ def start(run_dir: str, message: dict[str, Any]) -> dict[str, Any]:
 
     With `go` the ranks begin as soon as they can; without it when the command `go` comes.
     """
-    spec = message["spec"]
+    spec: Spec = message["spec"]
+    if spec.get("version", VERSION) != VERSION:
+        fail("this agent is of version %d, and was told of an attempt in version %s" % (VERSION, spec["version"]))
     os.makedirs(run_dir, mode=0o700, exist_ok=True)
     with lock(run_dir) as door:
         pid = _begun(run_dir, spec["attempt"])
@@ -73,7 +76,7 @@ def _begun(run_dir: str, attempt: int) -> int:
             "attempt %d of this run has taken the place of attempt %d, which may not start any more" % (newest, attempt)
         )
     holder = read_json(os.path.join(run_dir, "agent.pid")) or {}
-    if holder.get("attempt") == attempt and (alive(holder) or "started" in Record(run_dir, attempt).read().names):
+    if holder.get("attempt") == attempt and (alive(holder) or Event.STARTED in Record(run_dir, attempt).read().names):
         return int(holder["pid"])
     if os.path.exists(os.path.join(run_dir, "stop.attempt_%d" % attempt)):
         fail("attempt %d of this run was stopped before it could start" % attempt)
@@ -84,15 +87,14 @@ def _end_older(run_dir: str) -> None:
     """Ends what there is of attempts before this one; nothing of theirs may run beside it."""
     holder = read_json(os.path.join(run_dir, "agent.pid"))
     if alive(holder):
-        order = {"grace_s": 0, "reason": "superseded", "release": False}
+        order = {"grace_s": 0, "reason": Reason.SUPERSEDED, "release": False}
         write_json(os.path.join(run_dir, "stop.attempt_%d" % holder["attempt"]), order)
         end_agent(holder, SUPERSEDE_S)
     _, left = kill_run(run_dir)
     remove_tmp(run_dir)
     if holder and not Record(run_dir, holder["attempt"]).read().end:
-        event(
-            run_dir, "ended", state="stopped", code=143, reason="superseded", left=left, attempt=holder["attempt"]
-        )  # fmt: skip
+        last = {"state": "stopped", "code": 143, "reason": Reason.SUPERSEDED, "left": left}
+        event(run_dir, Event.ENDED, **last, attempt=holder["attempt"])
     if left:
         fail("processes of an earlier attempt cannot be ended: %s" % left)
 
@@ -112,7 +114,7 @@ def end_agent(holder: Any, timeout_s: float) -> None:
             time.sleep(POLL_S / 2)
 
 
-def _daemon(run_dir: str, spec: dict[str, Any], secrets: dict[str, str], door: int) -> int:
+def _daemon(run_dir: str, spec: Spec, secrets: dict[str, str], door: int) -> int:
     """Pid of the daemon, which has written its first event."""
     read_end, write_end = os.pipe()
     if os.fork() == 0:
@@ -126,7 +128,7 @@ def _daemon(run_dir: str, spec: dict[str, Any], secrets: dict[str, str], door: i
     return int(answer)
 
 
-def _daemonize(run_dir: str, spec: dict[str, Any], secrets: dict[str, str], write_end: int, door: int) -> NoReturn:
+def _daemonize(run_dir: str, spec: Spec, secrets: dict[str, str], write_end: int, door: int) -> NoReturn:
     # Who reads agent.pid may end us at once: that waits until `main` can say that it was stopped.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
     os.setsid()
@@ -141,7 +143,9 @@ def _daemonize(run_dir: str, spec: dict[str, Any], secrets: dict[str, str], writ
         from .attempt import Attempt
 
         write_json(os.path.join(run_dir, "agent.pid"), holder_of(os.getpid(), attempt=spec["attempt"]))
-        event(run_dir, "started", pid=os.getpid(), attempt=spec["attempt"], node=spec["node"])
+        event(
+            run_dir, Event.STARTED, pid=os.getpid(), attempt=spec["attempt"], node=spec["node"], version=VERSION
+        )  # fmt: skip
         # Our part of the lock: were `start` killed before anybody can know of us, another one would begin the attempt
         # a second time. Kept any longer it would last as long as the attempt.
         os.close(door)

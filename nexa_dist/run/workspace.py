@@ -5,85 +5,29 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-
+from nexa_dist import shape
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.run import files, git, trust
+from nexa_dist.run.record import Run
 from nexa_dist.secrets import redact_text
 
 USERS = "users.jsonl"
 """In a cluster's folder: the workspaces that borrowed it."""
-Unix = Annotated[float, Field(ge=0, le=4.2e9, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0, le=1 << 53)]
+T = TypeVar("T")
 
 
-class _End(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    kind: str = ""
-    words: str = ""
-    node: str = ""
-    rank: int = -1
-    first_step: Count | None = None
-    last_step: Count | None = None
-    started_unix: Unix = 0.0
-    ended_unix: Unix = 0.0
-
-
-class _Next(BaseModel):
-    action: str
-    nodes: list[str] = []
-
-
-class _Attempt(BaseModel):
-    attempt: Count
-    state: str
-    started_unix: Unix
-    world_size: Count
-    rdzv: str
-    ended_unix: Unix | None = None
-    resume_step: Count | None = None
-    cause: str = ""
-    why: str | None = None
-    ranks: dict[str, tuple[int, int]] = {}
-    skew_s: dict[str, float] = {}
-    hardware: dict[str, dict[str, Any]] = {}
-    replaced: list[str] = []
-    changed: list[str] = []
-    notices: dict[str, dict[str, float | None]] = {}
-    end: _End | None = None
-    next: _Next | None = None
-
-
-class _Record(BaseModel):
-    """What every reader of run.json relies on; the rest is for the manifest."""
-
-    cluster: Cluster
-    config: dict[str, Any]
-    nodes: dict[str, dict[str, str]]
-    attempts: list[_Attempt]
-    run_id: str = ""
-    by_hand: Count = 1
-    code_hash: str = ""
-    package_hash: str = ""
-
-
-def _checked(path: Path, shape: TypeAdapter[Any], hint: str) -> dict[str, Any]:
-    """The JSON of `path`. Raises NexaError when it is torn, or when something that is read from it is missing."""
-    data = files.read_json(path)
+def _checked(path: Path, kind: type[T], hint: str) -> T:
+    """What the JSON of `path` holds. Raises NexaError when it is torn, or is not what it should be."""
     try:
-        shape.validate_python(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "all of it"
-        raise NexaError(f"{path} is damaged: {where}: {first['msg']}", hint=hint) from None
-    return dict(data)
+        return cast(T, shape.of(cast(Hashable, kind))(files.read_json(path)))
+    except shape.Strange as error:
+        raise NexaError(f"{path} is damaged: {error}", hint=hint) from None
 
 
 @dataclass(frozen=True)
@@ -128,7 +72,7 @@ class ClusterFolder:
                 f"cluster {self.name} is not provisioned here", hint="nexa provision --cluster FILE makes it"
             )
         hint = "nexa teardown does without this file"
-        cluster = Cluster.from_json(_checked(self.json, TypeAdapter(Cluster), hint))
+        cluster = _checked(self.json, Cluster, hint)
         if not cluster.nodes:
             raise NexaError(f"{self.json} is damaged: it names no node", hint=hint)
         return cluster
@@ -197,12 +141,11 @@ class RunFolder:
     def manifest(self) -> Path:
         return self.path.parent / "manifests" / f"{self.run_id}.json"
 
-    def load(self) -> dict[str, Any]:
-        """run.json. Raises NexaError when it is torn."""
-        return _checked(self.json, TypeAdapter(_Record), f"nexa goes on once {self.path} is moved away")
-
-    def save(self, record: dict[str, Any]) -> None:
-        files.write_json(self.json, record, 0o600)
+    def load(self) -> Run:
+        """The record of the run. Raises NexaError when it is torn."""
+        record = _checked(self.json, Run, f"nexa goes on once {self.path} is moved away")
+        record.path, record.run_id = self.json, record.run_id or self.run_id
+        return record
 
     @contextlib.contextmanager
     def locked(self, verb: str) -> Iterator[None]:

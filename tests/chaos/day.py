@@ -27,7 +27,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nexa_dist.plan.runs.recovery import End, Nodes, Policy, decide
+from nexa_dist.model import End
+from nexa_dist.plan.runs.recovery import Nodes, Policy, decide
 
 DAY_S = 86400.0
 NOTICE_S = 120.0

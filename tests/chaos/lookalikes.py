@@ -19,11 +19,11 @@ from types import SimpleNamespace
 from typing import Any, Literal, get_args
 
 from nexa_dist.errors import NexaError
-from nexa_dist.model import Node
+from nexa_dist.model import End, Node
 from nexa_dist.ops.health.witness import Witnesses
 from nexa_dist.ops.runs import watch
 from nexa_dist.ops.runs.attempt_state import AttemptState
-from nexa_dist.plan.runs.recovery import End, Nodes, Policy, decide
+from nexa_dist.plan.runs.recovery import Nodes, Policy, decide
 from nexa_dist.run.logs.items import Quiet
 
 Kind = Literal[

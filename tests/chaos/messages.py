@@ -31,6 +31,7 @@ from nexa_dist.plan.runs import preflight
 from nexa_dist.run.logs import stream as following
 from nexa_dist.run.logs.items import AgentEvent, Ended, Items, Line, Note, Quiet
 from nexa_dist.run.logs.stream import Follower
+from nexa_dist.run.record import Run
 from nexa_dist.run.runner import Result, Runner, Stream
 from nexa_dist.run.ssh.connections import Link, Ssh
 from nexa_dist.ui import run_view
@@ -223,7 +224,7 @@ class Bench:
         verb = chance.choice([*ANSWERS, "checkpoints", "result"])
         good = ANSWERS.get(verb) or (CHECKPOINTS if verb == "checkpoints" else RESULT)
         self.runner.out, self.runner.code = strange(chance, good), chance.choice((0, 0, 0, 1))
-        record = {"nodes": {"n0": {"run_dir": "/run"}}, "run_id": "r"}
+        record = Run(cast(Any, None), {}, {"n0": {"run_dir": "/run"}}, [], "r")
 
         def act() -> None:
             if verb == "checkpoints":

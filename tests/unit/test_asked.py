@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,6 +16,7 @@ from nexa_dist.run.runner import SystemRunner
 from nexa_dist.run.workspace import RunFolder, Workspace
 from nexa_dist.verbs.cluster import provision as cluster
 from nexa_dist.verbs.run import resume
+from tests.unit import records
 
 CLUSTER = Cluster("c", "static", (Node("n0", "198.51.100.1", 1),), Layout("p", "s", "s", "d"))
 
@@ -49,11 +49,10 @@ class Run:
         self.folder.path.mkdir(parents=True)
         config = TrainConfig.model_validate({"name": "mine", "script": "train.py", "args": ["--steps", "30"]})
         attempt = {"attempt": 1, "state": state, "started_unix": 1.0, "world_size": 1, "rdzv": "x:1"}
-        self.record: dict[str, Any] = {
+        self.record = records.put(self.folder, {
             "run_id": self.folder.run_id, "cluster": CLUSTER.to_json(), "config": config.model_dump(mode="json"),
             "nodes": {}, "attempts": [attempt],
-        }  # fmt: skip
-        self.folder.save(self.record)
+        })  # fmt: skip
 
     def asked(self, *words: str) -> tuple[TrainConfig, list[str]]:
         return resume._as_asked(self.ctx, self.folder, self.record, arguments(*words))
@@ -72,7 +71,7 @@ def test_a_resume_changes_what_it_is_asked_to_and_says_so(tmp_path: Path) -> Non
     assert (config.args, config.max_hours) == (("--steps", "60", "--lr", "3e-4"), 2.0)
     assert sorted(changed) == ["args: --steps 30 → --steps 60 --lr 3e-4", "max_hours: not set → 2.0"]
     assert [line.partition(": ")[0] for line in run.said] == ["changed since attempt 1"] * 2
-    assert run.asked() == (TrainConfig.model_validate(run.record["config"]), [])
+    assert run.asked() == (TrainConfig.model_validate(run.record.config), [])
 
 
 def test_a_resume_takes_another_file(tmp_path: Path) -> None:

@@ -17,12 +17,14 @@ from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs import watch
 from nexa_dist.ops.runs.watch import Choice
+from nexa_dist.run.record import Attempt, Run
 from nexa_dist.run.runner import SystemRunner
 from nexa_dist.run.workspace import RunFolder, Workspace
 from nexa_dist.ui import terminal
 from nexa_dist.ui.run_view.views import Silent
 from nexa_dist.verbs.run import attach as verb
 from nexa_dist.verbs.run.presenter import RunPresenter
+from tests.unit import records
 
 CLUSTER = Cluster("c", "static", (Node("n0", "198.51.100.1", 1),), Layout("p", "s", "s", "d"))
 STAYS = {"action": "restart", "nodes": ["n0"]}
@@ -33,8 +35,8 @@ def shower(root: Path, *, began: bool, state: str = "running", **row: Any) -> Ru
     folder.path.mkdir(parents=True)
     attempt = {"attempt": 1, "state": state, "started_unix": 1.0, "world_size": 1, "rdzv": "x:1", **row}
     nodes = {"n0": {"run_dir": "/s/x"}}
-    record = {"cluster": CLUSTER.to_json(), "config": {}, "nodes": nodes, "attempts": [attempt]}
-    folder.save(record)
+    data = {"cluster": CLUSTER.to_json(), "config": {}, "nodes": nodes, "attempts": [attempt]}
+    record = records.put(folder, data)
     ctx = Context(Workspace(root), SystemRunner(), lambda text: None)
     return RunPresenter(ctx, folder, record, None, True, True, began=began)
 
@@ -72,7 +74,7 @@ def test_what_becomes_of_the_run_is_said_as_it_is(tmp_path: Path, capsys: pytest
     assert code == EXIT_INTERRUPTED and said.startswith("between two attempts: nothing is started again until nexa att")
     assert left("c", Leave, state="completed", next={"action": "done"})[1].endswith("has ended: completed\n")
     one = shower(tmp_path / "d", began=True)
-    one.record["config"]["on_disconnect"] = "kill"
+    one.record.config["on_disconnect"] = "kill"
     assert one._told(lambda: None) == EXIT_OK
     assert "the nodes end it soon: on_disconnect is kill" in capsys.readouterr().err
 
@@ -110,7 +112,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, stream: Interrupted, *answers: Choi
     monkeypatch.setattr(watch, "follow", lambda *_, **__: stream)
     monkeypatch.setattr(watch._Stopper, "start", lambda self, *words: told.append(words))
     node = type("L", (), {"node": CLUSTER.nodes[0]})()
-    record = {"nodes": {"n0": {"run_dir": "/x"}}, "attempts": [{"attempt": 1}]}
+    record = Run(CLUSTER, {}, {"n0": {"run_dir": "/x"}}, [Attempt(1, "running", 1.0, 1, "x:1")])
     view = Silent.__new__(Silent)
     monkeypatch.setattr(Silent, "note", lambda self, text: None)
     try:

@@ -19,6 +19,7 @@ from nexa_dist.ops.runs.summary import changed
 from nexa_dist.run import trust
 from nexa_dist.run.ansible import Roles
 from nexa_dist.run.workspace import Workspace
+from tests.unit import records
 
 CLUSTER = Cluster("lab", "local", (Node("n0", "127.0.0.2", 1),), Layout("p", "s", "s", "d"))
 
@@ -80,7 +81,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(root: Path, state: str, config: dict[str, Any], *events: dict[str, Any]) -> str:
     made = Workspace(root).new_run("train", "x")
     attempt = {"attempt": 1, "state": state, "started_unix": 1.0, "ended_unix": 2.0, "world_size": 1, "rdzv": "x:1"}
-    made.save({"cluster": CLUSTER.to_json(), "config": config, "nodes": {}, "attempts": [attempt]})
+    records.put(made, {"cluster": CLUSTER.to_json(), "config": config, "nodes": {}, "attempts": [attempt]})
     (made.logs / "n0").mkdir(parents=True)
     (made.logs / "n0" / "agent.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     return made.run_id

@@ -14,8 +14,8 @@ import sys
 import time
 from typing import Any
 
-from .. import VERSION
 from ..probe import free_port, route_to
+from ..protocol import VERSION
 from .devices import LIMIT_S, Devices, read
 
 ENVIRONMENT = """\
@@ -52,7 +52,7 @@ def diag(message: dict[str, Any], root: str = "/") -> dict[str, Any]:
     environment = _ask(message.get("python") or sys.executable)
     throttled = _throttled(root)
     answer = {
-        "agent": VERSION,
+        "agent": str(VERSION),
         "hostname": socket.gethostname(),
         "kernel": os.uname().release,
         "boot_unix": _boot_unix(root),

@@ -23,6 +23,7 @@ from typing import Any
 
 from ..machine.processes import WARM_FILE, tree
 from ..oslib import alive, holder_of, read_json, unfinished, write_json
+from ..protocol import Spec
 
 PREFIX = "nexa-warm-"
 ANSWER_S = 10.0
@@ -36,7 +37,7 @@ VOLATILE = (
 TORCHELASTIC_*. Any other difference (threads, allocator, paths) asks for another interpreter."""
 
 
-def ensure(spec: dict[str, Any], environment: dict[str, str], run_dir: str) -> None:
+def ensure(spec: Spec, environment: dict[str, str], run_dir: str) -> None:
     """Starts loading the warm interpreter for the ranks of `spec`, unless it is there. Does not wait for it.
 
     One that does not fit any more (other code path, other variables) is replaced; one that could not be made safe to
@@ -150,7 +151,7 @@ class Ranks:
         self.open = False
 
 
-def fork(spec: dict[str, Any], environment: dict[str, str], run_dir: str, ranks: list[dict[str, Any]]) -> Ranks | None:
+def fork(spec: Spec, environment: dict[str, str], run_dir: str, ranks: list[dict[str, Any]]) -> Ranks | None:
     """Asks for `ranks`, each {"number", "environment": what is added to the common one, "log"}. None: there is no warm
     interpreter that fits. One that is still loading is worth the wait: a rank would have to load the same."""
     seen = _read(run_dir)
@@ -180,7 +181,7 @@ def split(argv: list[str]) -> tuple[list[str], list[str]] | None:
     return list(argv[1:first]), rest
 
 
-def fingerprint(spec: dict[str, Any], environment: dict[str, str]) -> str:
+def fingerprint(spec: Spec, environment: dict[str, str]) -> str:
     """Names all that an interpreter has taken in before the first line of a rank's own code runs."""
     words = split(spec["argv"])
     stable = sorted((name, value) for name, value in environment.items() if not _volatile(name))

@@ -11,10 +11,11 @@ import os
 import signal
 import subprocess
 import time
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from ..machine import cgroup, oom
 from ..oslib import die_with_parent, event, read_json, start_time
+from ..protocol import Event, Spec
 from ..rank import EXIT_WRONG_WORLD, prepare_folder, rank_environment, report_exit, wrong_generation
 from . import client as warm_client
 
@@ -22,7 +23,7 @@ LAST_S = 5.0
 """Between SIGTERM and SIGKILL for the ranks beside one that failed: there is nothing to save without it."""
 
 
-def contract(spec: dict[str, Any], local: int) -> dict[str, str]:
+def contract(spec: Spec, local: int) -> dict[str, str]:
     """What torchrun adds to the environment of local rank `local`."""
     number, world = spec["first_rank"] + local, str(spec["world_size"])
     folder = os.path.join(spec["env"]["NEXA_RUN_DIR"], "rank_%d" % number)
@@ -73,7 +74,7 @@ class Direct:
     ranks the time that their owner gives them, since they may be writing a checkpoint.
     """
 
-    def __init__(self, spec: dict[str, Any], environment: dict[str, str], run_dir: str, log: BinaryIO) -> None:
+    def __init__(self, spec: Spec, environment: dict[str, str], run_dir: str, log: BinaryIO) -> None:
         self.spec, self.environment, self.run_dir, self.log = spec, environment, run_dir, log
         self.returncode: int | None = None
         self.first_failed: int | None = None
@@ -180,7 +181,7 @@ class Direct:
 
     def _started(self, number: int, pid: int, process: subprocess.Popen[bytes] | None = None) -> None:
         self.ranks.append(Rank(number, pid, process))
-        event(self.run_dir, "rank_start", rank=number, pid=pid, warm=process is None)
+        event(self.run_dir, Event.RANK_START, rank=number, pid=pid, warm=process is None)
 
     def _places(self) -> list[tuple[int, dict[str, str], str]]:
         """(rank, what its environment has beyond the node's, its log file) of each."""

@@ -23,6 +23,7 @@ from typing import Any
 
 from ..machine.processes import tree
 from ..oslib import alive, event, holder_of, read_json, set_subreaper, write_json
+from ..protocol import Event
 from . import rank as warm_rank
 
 IDLE_S, UNUSED_S = 900.0, 120.0
@@ -38,11 +39,11 @@ def serve(run_dir: str, key: str, preload: list[str]) -> int:
     path = os.path.join(run_dir, "warm.json")
     if why:
         write_json(path, {**seen, "refused": why})
-        event(run_dir, "warm", pid=None, why=why)
+        event(run_dir, Event.WARM, pid=None, why=why)
         server.leave()
         return 1
     write_json(path, {**seen, "ready_s": server.loaded_s})
-    event(run_dir, "warm", pid=os.getpid(), ready_s=server.loaded_s)
+    event(run_dir, Event.WARM, pid=os.getpid(), ready_s=server.loaded_s)
     task = server.run()
     if task is None:
         server.leave()

@@ -14,6 +14,8 @@ import urllib.parse
 from collections import deque
 from typing import Any
 
+from ..protocol import Event
+
 BASE = "http://169.254.169.254"
 EVERY_S = 2.0
 OFF_AFTER_S = 10.0
@@ -108,10 +110,10 @@ class Poller:
         self._say("on", "")
         if found is None:
             return False
-        self.news.append(("notice", {**found, "seen_unix": time.time()}))
+        self.news.append((Event.NOTICE, {**found, "seen_unix": time.time()}))
         return True
 
     def _say(self, state: str, why: str) -> None:
         if state != self.state:
             self.state = state
-            self.news.append(("imds", {"state": state, "why": why}))
+            self.news.append((Event.IMDS, {"state": state, "why": why}))

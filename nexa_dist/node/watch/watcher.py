@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from ..oslib import PAID, event, read_json
+from ..protocol import Event, Reason, Spec
 from ..rank import prepare_folder
 from ..record import Record
 from . import hang as watch_hang
@@ -25,7 +26,7 @@ NOTICE_MARGIN_S = 15.0
 class Watcher:
     """Writes events and answers with a reason to end the attempt; ends nothing itself."""
 
-    def __init__(self, run_dir: str, spec: dict[str, Any], environment: dict[str, str]) -> None:
+    def __init__(self, run_dir: str, spec: Spec, environment: dict[str, str]) -> None:
         self.run_dir, self.spec, self.environment = run_dir, spec, environment
         watch_hang.forget(run_dir)
         self.record, self.times = Record(run_dir, spec["attempt"]), Times(run_dir, spec["attempt"])
@@ -60,33 +61,33 @@ class Watcher:
             self.next_index = now + EVERY_S
             self.times.note()
         if self.contact and self.contact.lost(now):
-            reason = reason or "disconnected"
+            reason = reason or Reason.DISCONNECTED
         paid = read_json(os.path.join(self.run_dir, PAID))
         if type(paid) in (int, float) and now > paid:
-            reason = reason or "budget"
+            reason = reason or Reason.BUDGET
         if self.running:
             self.record.read()
             hang = self._ranks(now)
             self._warm(now)
-            reason = reason or ("hang" if hang else "")
+            reason = reason or (Reason.HANG if hang else "")
         return reason
 
     def _cloud(self) -> str:
         while self.poller and self.poller.news:
             name, fields = self.poller.news.popleft()
             event(self.run_dir, name, **fields)
-            if name == "notice":
+            if name == Event.NOTICE:
                 self._leave_by(fields["at_unix"])
-                return "spot notice"
+                return Reason.NOTICE
         return ""
 
     def _machine(self, now: float) -> str:
         fields = self.due.look(now)
         if fields is None:
             return ""
-        event(self.run_dir, "due", **fields)
+        event(self.run_dir, Event.DUE, **fields)
         self._leave_by(fields["acts_unix"])
-        return "deadline"
+        return Reason.DEADLINE
 
     def _leave_by(self, acts_unix: float) -> None:
         left_s = acts_unix - time.time() - NOTICE_MARGIN_S
@@ -107,7 +108,7 @@ class Watcher:
         fields = watch_hang.fields(self.reports)
         if self.reports and fields != self.told:
             self.told = fields
-            event(self.run_dir, "progress", **fields)
+            event(self.run_dir, Event.PROGRESS, **fields)
 
     def tell_hang(self) -> None:
         """The event, then the stacks of every rank into its own log; the ranks end by it."""
@@ -116,7 +117,7 @@ class Watcher:
         states = {rank: stack_dump.state_of(pid) for rank, pid in pids.items()}
         steps, stalled_s = self.steps(), round(self.stall.stalled_s, 1)
         event(
-            self.run_dir, "hang", ranks=watch_hang.stuck(steps, states), stalled_s=stalled_s,
+            self.run_dir, Event.HANG, ranks=watch_hang.stuck(steps, states), stalled_s=stalled_s,
             steps={str(r): s for r, s in sorted(steps.items())}, states={str(r): s for r, s in sorted(states.items())},
         )  # fmt: skip
         why = "hang: no step for %.0f s, the slowest rank of this node is at step %s" % (stalled_s, self.stall.slowest)

@@ -12,7 +12,7 @@ from typing import Any
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import EXIT_FAILED, NexaError, StillRunning, UsageError
 from nexa_dist.model import Cluster
-from nexa_dist.ops.active_runs import active, active_runs
+from nexa_dist.ops.active_runs import active_runs
 from nexa_dist.ops.cluster import mesh_end
 from nexa_dist.ops.cluster.provision import refuse_other_provider
 from nexa_dist.ops.context import Context
@@ -179,9 +179,8 @@ def _stop(ctx: Context, run: RunFolder, own: Record, stop: Stop) -> None:
         ctx.detail(f"not stopped in order: {error}")
         with contextlib.suppress(OSError):
             record = run.load()
-            if active(run):
-                record["attempts"][-1] |= {"state": "stopped", "cause": "teardown", "ended_unix": time.time()}
-                run.save(record)
+            if record.active:
+                record.close("stopped", "teardown")
 
 
 def _costs(ctx: Context, folder: ClusterFolder) -> dict[str, Any]:

@@ -10,22 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from nexa_dist.errors import UsageError
+from nexa_dist.model import ACTIVE, End, Kind
+from nexa_dist.node.protocol import FREQUENT, Event
 from nexa_dist.plan.failures.diagnose import Diagnosis, judge
-from nexa_dist.plan.failures.evidence import ACTIVE, LATEST_UNIX, Evidence, NodeEvidence, RankEvidence
+from nexa_dist.plan.failures.evidence import LATEST_UNIX, Evidence, NodeEvidence, RankEvidence
 from nexa_dist.plan.failures.known.signature import Exit
 from nexa_dist.plan.failures.log_tail import TAIL_BYTES
-from nexa_dist.plan.runs.recovery import End, Kind
 from nexa_dist.run import files
 from nexa_dist.run.logs.mirror import EVENTS, TAIL
+from nexa_dist.run.record import Attempt, Run
 from nexa_dist.run.workspace import RunFolder
 
 EVENTS_BYTES = 8 << 20
 """How much of a node's events is read, from the end."""
 BY_A_RANK = ("rank", "killed", "oom")
-FREQUENT = (b'"event": "heartbeat"', b'"event": "progress"')
-"""Of these only the last one of a node matters."""
-
-Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -47,12 +45,12 @@ def _line(verdict: Diagnosis) -> str:
     return f"{verdict.who}: {verdict.words}" if verdict.who else verdict.words
 
 
-def why(run: RunFolder, record: Record, attempt: int | None = None) -> tuple[Story, list[Story]]:
+def why(run: RunFolder, record: Run, attempt: int | None = None) -> tuple[Story, list[Story]]:
     """The attempt to explain (default: the newest that ended badly, else the newest) and the others, oldest first.
 
     Raises UsageError when there is no such attempt.
     """
-    stories = [_story(run, entry) for entry in record["attempts"]]
+    stories = [_story(run, row) for row in record.attempts]
     if not stories:
         raise UsageError(f"{run.run_id} was never started", hint="nexa run starts it; its words said why it did not")
     if attempt is None:
@@ -66,16 +64,10 @@ def why(run: RunFolder, record: Record, attempt: int | None = None) -> tuple[Sto
     return chosen, [s for s in stories if s is not chosen]
 
 
-def explain(run: RunFolder, record: Record) -> str:
-    """One line about the newest attempt: who failed first and why; empty when it completed."""
-    entry = record["attempts"][-1]
-    return "" if entry["state"] == "completed" else _line(judge(collect(run, entry)))
-
-
-def blamed(run: RunFolder, record: Record, end: End) -> tuple[End, str]:
-    """How the newest attempt ended, with the rank that its logs say failed first, and that in one line. The nodes only
+def blamed(run: RunFolder, row: Attempt, end: End) -> tuple[End, str]:
+    """How an attempt ended, with the rank that its logs say failed first, and that in one line. The nodes only
     tell when which rank ended: one that lost its peer may end before the one that it lost."""
-    verdict = judge(collect(run, record["attempts"][-1]))
+    verdict = judge(collect(run, row))
     (node, rank), how = verdict.first or ("", None), verdict.exit
     if rank is not None and how and rank != end.rank >= 0 and end.kind in BY_A_RANK:
         what = f"signal {how.signal}" if how.signal else f"exit code {how.code}"
@@ -85,24 +77,23 @@ def blamed(run: RunFolder, record: Record, end: End) -> tuple[End, str]:
     return end, _line(verdict)
 
 
-def _story(run: RunFolder, entry: Record) -> Story:
-    evidence = collect(run, entry)
+def _story(run: RunFolder, row: Attempt) -> Story:
+    evidence = collect(run, row)
     told = [
         step
         for node in evidence.nodes
-        for event in node.of("progress")
+        for event in node.of(Event.PROGRESS)
         for step in dict(event.get("steps") or {}).values()
         if isinstance(step, int)
     ]
     told += [r.exit.step for r in evidence.ranks if r.exit and r.exit.step is not None]
     verdict = judge(evidence)
-    return Story(entry["attempt"], evidence.state, evidence.cause, max(told, default=None), verdict)
+    return Story(row.attempt, evidence.state, evidence.cause, max(told, default=None), verdict)
 
 
-def collect(run: RunFolder, entry: Record) -> Evidence:
-    """Of one attempt, an entry of run.json: bounded reads of each node's mirrored logs."""
-    number, spans = int(entry["attempt"]), dict(entry.get("ranks") or {})
-    skews = dict(entry.get("skew_s") or {})
+def collect(run: RunFolder, row: Attempt) -> Evidence:
+    """Of one attempt: bounded reads of each node's mirrored logs."""
+    number, spans = row.attempt, row.ranks
     folders = sorted(path for path in run.logs.iterdir() if path.is_dir()) if run.logs.is_dir() else []
     nodes: list[NodeEvidence] = []
     ranks: list[RankEvidence] = []
@@ -110,7 +101,7 @@ def collect(run: RunFolder, entry: Record) -> Evidence:
         if spans and folder.name not in spans:
             continue
         events = _events(folder / EVENTS, number)
-        exits = {event["rank"]: _exit(event) for event in events if event["event"] == "rank_exit"}
+        exits = {event["rank"]: _exit(event) for event in events if event["event"] == Event.RANK_EXIT}
         first, last = spans.get(folder.name, (0, 1 << 30))
         logs = {n: path for n, path in _rank_logs(folder, number) if first <= n <= last}
         for rank in sorted({*exits, *logs}):
@@ -118,9 +109,9 @@ def collect(run: RunFolder, entry: Record) -> Evidence:
             tail = _tail(logs[rank], TAIL_BYTES if failed else 4096) if rank in logs else b""
             ranks.append(RankEvidence(folder.name, rank, tail, exits.get(rank)))
         phases = [_tail(folder / f"{name}.attempt_{number}.log", TAIL_BYTES) for name in ("prepare", "torchrun")]
-        agent, skew_s = _tail(folder / "agent.err", 4096), float(skews.get(folder.name) or 0.0)
+        agent, skew_s = _tail(folder / "agent.err", 4096), row.skew_s.get(folder.name, 0.0)
         nodes.append(NodeEvidence(folder.name, events, phases[0], phases[1], agent, skew_s))
-    return Evidence(tuple(nodes), tuple(ranks), str(entry["state"]), str(entry.get("cause") or ""))
+    return Evidence(tuple(nodes), tuple(ranks), row.state, row.cause)
 
 
 def _exit(event: Mapping[str, Any]) -> Exit:
@@ -158,7 +149,7 @@ def _events(path: Path, attempt: int) -> tuple[dict[str, Any], ...]:
         event = _parsed(line)
         if event is None:
             continue
-        if event["event"] == "started":
+        if event["event"] == Event.STARTED:
             current = event.get("attempt")
         found.setdefault(current, []).append(event)
     if attempt not in found and None in found:  # its beginning lies before what was read
@@ -173,7 +164,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         event = json.loads(line)
         if not isinstance(event, dict) or not isinstance(event.get("event"), str):
             return None
-        at, numbers = event.get("at"), ("rank", "code", "signal") if event["event"] == "rank_exit" else ()
+        at, numbers = event.get("at"), ("rank", "code", "signal") if event["event"] == Event.RANK_EXIT else ()
         if isinstance(at, int | float) and 0 < at < LATEST_UNIX and all(type(event.get(n)) is int for n in numbers):
             return event
     return None

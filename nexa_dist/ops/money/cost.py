@@ -20,6 +20,7 @@ from nexa_dist.plan.money import phases as money_phases
 from nexa_dist.plan.money.bill import Bill, Share, bill
 from nexa_dist.plan.money.waste import Waste, waste
 from nexa_dist.run import files
+from nexa_dist.run.record import Run
 from nexa_dist.run.workspace import ClusterFolder, RunFolder
 from nexa_dist.shape import Strange
 
@@ -34,7 +35,7 @@ class Ledger:
     name: str
     folder: Path | None
     events: list[dict[str, Any]]
-    runs: tuple[dict[str, Any], ...]
+    runs: tuple[Run, ...]
     now_unix: float
 
     @property
@@ -44,7 +45,7 @@ class Ledger:
     @property
     def waste(self) -> Waste:
         region = _region(self.folder)
-        kept = any(record["cluster"].get("bucket") for record in self.runs)
+        kept = any(record.cluster.bucket for record in self.runs)
         return waste(self.events, self.now_unix, lambda kind: prices.on_demand(kind, region), kept)
 
 
@@ -57,13 +58,13 @@ def of_cluster(ctx: Context, folder: Path, reading: Reading) -> Ledger:
     end = reading.now_unix if not ends or None in ends else max(end for end in ends if end is not None)
     runs = tuple(
         record for record in _records(ctx)
-        if record["cluster"]["name"] == name and begin - SLACK_S <= _began(record) <= end + SLACK_S
+        if record.cluster.name == name and begin - SLACK_S <= record.attempts[0].started_unix <= end + SLACK_S
     )  # fmt: skip
-    told = [event for record in runs for event in money_phases.events(record["run_id"], record["attempts"])]
+    told = [event for record in runs for event in _phases(record)]
     return Ledger(name, folder, money_ledger.clean([*reading.events, *told]), runs, reading.now_unix)
 
 
-def _records(ctx: Context) -> list[dict[str, Any]]:
+def _records(ctx: Context) -> list[Run]:
     """run.json of every run that began; a torn one is passed over."""
     found = []
     for run in ctx.workspace.runs():
@@ -72,13 +73,17 @@ def _records(ctx: Context) -> list[dict[str, Any]]:
         except NexaError as error:
             ctx.say(f"warning: passed over: {error}")
             continue
-        if record["attempts"]:
-            found.append({"run_id": run.run_id, **record})
+        if record.attempts:
+            found.append(record)
     return found
 
 
-def _began(record: dict[str, Any]) -> float:
-    return float(record["attempts"][0]["started_unix"])
+def _rows(record: Run) -> list[dict[str, Any]]:
+    return [row.to_json() for row in record.attempts]
+
+
+def _phases(record: Run) -> list[dict[str, Any]]:
+    return money_phases.events(record.run_id, _rows(record))
 
 
 def find(ctx: Context, named: str) -> tuple[Ledger, str]:
@@ -122,21 +127,21 @@ def _of_gone(ctx: Context, folder: Path) -> Ledger:
 def _of_run(ctx: Context, run: RunFolder) -> Ledger:
     """The ledger of the cluster on which the run was; made of its attempts alone when no ledger of that is known."""
     record = run.load()
-    name = record["cluster"]["name"]
+    name = record.cluster.name
     living = [folder for folder in ctx.workspace.clusters() if folder.name == name]
     for ledger in (*(of_living(ctx, f) for f in living), *(_of_gone(ctx, f) for f in _gone(ctx.workspace.root, name))):
-        if any(known["run_id"] == run.run_id for known in ledger.runs) and ledger.bill.nodes:
+        if any(known.run_id == run.run_id for known in ledger.runs) and ledger.bill.nodes:
             return ledger
-    if not record["attempts"]:
+    if not record.attempts:
         raise UsageError(f"{run.run_id} has not begun, so it has cost nothing")
-    return _own_hosts({"run_id": run.run_id, **record}, ctx.now())
+    return _own_hosts(record, ctx.now())
 
 
-def _own_hosts(record: dict[str, Any], now: float) -> Ledger:
+def _own_hosts(record: Run, now: float) -> Ledger:
     """One's own hosts cost their price for the time of the attempts."""
-    rates = {node["name"]: node["price_usd_per_hour"] for node in record["cluster"]["nodes"]}
-    events: list[dict[str, Any]] = money_phases.events(record["run_id"], record["attempts"])
-    for row in record["attempts"]:
+    rates = {node.name: node.price_usd_per_hour for node in record.cluster.nodes}
+    events = _phases(record)
+    for row in _rows(record):
         for node in row.get("ranks") or ():
             ident = {"node": node, "id": f"{node}@{row['attempt']}", "source": "clock"}
             priced = {"offer": "static", "usd_per_hour": rates.get(node), "disk_gb": 0, "public_ip": False}
@@ -144,7 +149,7 @@ def _own_hosts(record: dict[str, Any], now: float) -> Ledger:
             events.append({"event": "node_start", "at": at, **ident, **priced})
             if ended := money_phases.ended_unix(row):
                 events.append({"event": "node_stop", "at": ended, **ident, "why": row["state"]})
-    return Ledger(record["cluster"]["name"], None, money_ledger.clean(events), (record,), now)
+    return Ledger(record.cluster.name, None, money_ledger.clean(events), (record,), now)
 
 
 def report(ctx: Context, ledger: Ledger) -> dict[str, Any]:
@@ -175,20 +180,20 @@ def _region(folder: Path | None) -> str:
         return ""
 
 
-def _run_row(ctx: Context, record: dict[str, Any], made: Bill) -> dict[str, Any]:
+def _run_row(ctx: Context, record: Run, made: Bill) -> dict[str, Any]:
     """What one run cost, in all and by what it got for it."""
-    run_id = record["run_id"]
+    run_id = record.run_id
     share, phases = made.run(run_id), made.runs.get(run_id, {})
     manifest = _json(ctx.workspace.root / "runs" / "manifests" / f"{run_id}.json")
     report, tags = manifest.get("eval_report"), manifest.get("tags")
     told = report if isinstance(report, dict) else {}
-    steps = money_phases.steps(record["attempts"]) or money_ledger.number(told.get("steps")) or _step(ctx, run_id)
+    steps = money_phases.steps(_rows(record)) or money_ledger.number(told.get("steps")) or _step(ctx, run_id)
     tokens = money_ledger.number(told.get("tokens"))
     known = not made.unpriced
     return {
         "run": run_id,
-        "state": record["attempts"][-1]["state"],
-        "attempts": len(record["attempts"]),
+        "state": record.last.state,
+        "attempts": len(record.attempts),
         "seconds": round(share.seconds, 1),
         "usd": round(share.usd, 6) if known else None,
         "phases": {name: part.to_json() for name, part in phases.items()},
@@ -196,7 +201,7 @@ def _run_row(ctx: Context, record: dict[str, Any], made: Bill) -> dict[str, Any]
         "tokens": tokens,
         "usd_per_step": share.usd / steps if steps and known else None,
         "usd_per_million_tokens": share.usd / tokens * 1e6 if tokens and known else None,
-        "tags": [str(tag) for tag in (tags if isinstance(tags, list) else record["config"].get("tags") or ())],
+        "tags": [str(tag) for tag in (tags if isinstance(tags, list) else record.config.get("tags") or ())],
     }
 
 

@@ -123,14 +123,12 @@ class Meter:
         budget = tightest(self.budgets())
         if not (self.run and self.links and budget) or budget.usd_per_hour <= 0:
             return
-        nodes = self.run.load()["nodes"]
+        record = self.run.load()
         # The prices of your own hosts are yours: nobody raises them.
         message = {"seconds": budget.run_seconds(GUARD if self.cluster.provider == "aws" else 1.0)}
         on_all(
             self.links,
-            lambda link: link.call(
-                "allow", nodes[link.node.name]["run_dir"], message=message, timeout_s=lease.TIMEOUT_S
-            ),
+            lambda link: link.call("allow", record.run_dir(link.node.name), message=message, timeout_s=lease.TIMEOUT_S),
         )
 
 
@@ -158,9 +156,9 @@ def _allow(ctx: Context, cluster: Cluster, run: RunFolder, ssh: Ssh) -> None:
     from nexa_dist.config.load import recorded_train  # pydantic, which no other way through here needs
 
     record = run.load()
-    config = recorded_train(record["config"], run.run_id)
-    meter = Meter(ctx, cluster, config.budget_usd, record["attempts"][0]["started_unix"], ctx.say, run)
-    meter.links, silent = reach(ssh, [node for node in cluster.nodes if node.name in record["nodes"]])
+    config = recorded_train(record.config, run.run_id)
+    meter = Meter(ctx, cluster, config.budget_usd, record.attempts[0].started_unix, ctx.say, run)
+    meter.links, silent = reach(ssh, [node for node in cluster.nodes if node.name in record.nodes])
     for name, why in silent.items():
         ctx.say(f"warning: {name} ends {run.run_id} when the old budget says so: {why}")
     meter.allow()

@@ -11,6 +11,7 @@ from typing import Any
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import UsageError
 from nexa_dist.model import Cluster
+from nexa_dist.node.protocol import VERSION, Spec
 from nexa_dist.ops.context import Context
 from nexa_dist.plan.ranks import NodePlan, RankPlan
 from nexa_dist.plan.runs import torchrun
@@ -106,13 +107,13 @@ class Job:
 
     def spec(
         self, plan: RankPlan, node: NodePlan, link: Link, interface: str, cpus: int, seconds_left: float | None
-    ) -> dict[str, Any]:
-        """Version 2, as the agent's `start` takes it."""
+    ) -> Spec:
+        """What the agent's `start` takes."""
         env = self.environment(plan, node, link, interface, cpus)
         config, place = self.expanded(env), self.place(link)
         what = torchrun.program(config, place)
         return {
-            "version": 2,
+            "version": VERSION,
             "run_id": self.run_id,
             "attempt": self.attempt,
             "node": node.node.name,

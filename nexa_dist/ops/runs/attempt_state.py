@@ -7,15 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from nexa_dist.model import End, Kind
+from nexa_dist.node.protocol import FINAL, VERSION, Event, Reason
 from nexa_dist.plan.money.budget import OF_RUN
-from nexa_dist.plan.runs.recovery import End, Kind
 from nexa_dist.run.logs.items import AgentEvent, Ended, Item
-from nexa_dist.wire import FINAL, MOST_RANKS
+from nexa_dist.wire import MOST_RANKS, OtherVersion
 
-FAILURE = "another rank or node failed"
-NOTICE = "spot notice"
-BUDGET = "budget"
-STOPPED = "stopped by the user"
 NEARLY_S = 1.0
 """By so much the times of two nodes may be wrong."""
 EXIT_STOPPED = 143
@@ -23,7 +20,9 @@ ENDED = "signal 15"
 NEVER_AGAIN = (2, 78)
 """Exit codes of a rank that name bad usage or config, and ranks that did not find each other as planned."""
 SPENT_ALONE = f"{OF_RUN}, or of its cluster: used up while nobody followed it"
-BY_REASON: Mapping[str, Kind] = {"deadline": "deadline", "disconnected": "disconnected", NOTICE: "notice"}
+BY_REASON: Mapping[str, Kind] = {
+    Reason.DEADLINE: "deadline", Reason.DISCONNECTED: "disconnected", Reason.NOTICE: "notice",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class AttemptState:
     def _failed(self) -> str:
         if not self.failures or self.stopping:
             return ""
-        return "hang" if any(f.kind == "hang" for f in self.failures) else FAILURE
+        return Reason.HANG if any(f.kind == "hang" for f in self.failures) else Reason.FAILURE
 
     def _ended(self, node: str, status: dict[str, Any]) -> None:
         if status["state"] not in FINAL:
@@ -96,7 +95,7 @@ class AttemptState:
         for record in status.get("ranks", []):  # an attach comes too late for the events
             self._rank_exit(node, record)
         if status["state"] in ("failed", "lost", "absent"):
-            kinds: dict[str, Kind] = {"hang": "hang", "prepare": "prepare", "torchrun": "launcher"}
+            kinds: dict[str, Kind] = {Reason.HANG: "hang", Reason.PREPARE: "prepare", Reason.TORCHRUN: "launcher"}
             kind = "agent" if status["state"] != "failed" else kinds.get(reason, "start")
             if kind == "prepare" and status.get("code") in NEVER_AGAIN:
                 kind = "config"
@@ -104,27 +103,29 @@ class AttemptState:
 
     def _event(self, node: str, record: dict[str, Any]) -> str:
         name = record["event"]
-        if name == "started" and record["attempt"] == self.attempt:
+        if name == Event.STARTED and record["attempt"] == self.attempt:
+            if record.get("version", VERSION) != VERSION:
+                raise OtherVersion(node, record["version"])
             self.started.add(node)
         if node not in self.started:  # of an earlier attempt: its failures are not ours
             return ""
-        if name == "prepared":
+        if name == Event.PREPARED:
             self.prepared.add(node)
             return "go" if self.prepared == set(self.nodes) and not record.get("go") else ""
-        if name == "torchrun":
+        if name == Event.TORCHRUN:
             self.running.add(node)
-        elif name == "progress":
+        elif name == Event.PROGRESS:
             self._progress(node, record)
-        elif name == "notice":
+        elif name == Event.NOTICE:
             self.leaving[node] = record
-            return "" if self.stopping else NOTICE
-        elif name == "stopping":  # by its deadline, a spot notice, or somebody else's `nexa stop`
+            return "" if self.stopping else Reason.NOTICE
+        elif name == Event.STOPPING:  # by its deadline, a spot notice, or somebody else's `nexa stop`
             self._told_to_stop(str(record["reason"]), record["at"] - self.skew_s.get(node, 0.0))
-        elif name == "hang":
+        elif name == Event.HANG:
             stuck = ", ".join(str(rank) for rank in record["ranks"] if self._owns(node, rank))
             self._fail(record["at"], node, -1, f"rank {stuck} did no step for {record['stalled_s']:.0f} s", "hang")
             return self._failed()
-        elif name == "rank_exit":
+        elif name == Event.RANK_EXIT:
             self._rank_exit(node, record)
             return self._failed()
         return ""
@@ -133,7 +134,8 @@ class AttemptState:
         """What failed since a node was told to stop failed of that: its own words may come first, since each node is
         heard by itself."""
         since = at is not None and all(f.at > at - NEARLY_S for f in self.failures)
-        if not self.stopping or (since and self.stopping == FAILURE and reason not in (FAILURE, "hang")):
+        ours = (Reason.FAILURE, Reason.HANG)
+        if not self.stopping or (since and self.stopping == Reason.FAILURE and reason not in ours):
             self.stopping = reason
 
     def _owns(self, node: str, rank: int) -> bool:
@@ -162,7 +164,7 @@ class AttemptState:
 
     def _fail(self, at: float, node: str, rank: int, what: str, kind: Kind) -> None:
         # What follows a stop is its consequence; but what failed just before it, and began it, may be told of late.
-        if not self.stopping or rank >= 0 or (self.stopping == FAILURE and kind in ("agent", "hang")):
+        if not self.stopping or rank >= 0 or (self.stopping == Reason.FAILURE and kind in ("agent", "hang")):
             same = [f for f in self.failures if (f.node, f.rank, f.kind) == (node, rank, kind)]
             if not same or at < same[0].at:  # one each, however often a node tells it
                 self.failures = [*(f for f in self.failures if f not in same), Failure(at, node, rank, what, kind)]
@@ -184,7 +186,7 @@ class AttemptState:
     def state(self) -> str:
         if {end["state"] for end in self.ends.values()} == {"completed"}:
             return "completed"
-        return "stopped" if self.stopping not in ("", FAILURE, "hang") else "failed"
+        return "stopped" if self.stopping not in ("", Reason.FAILURE, Reason.HANG) else "failed"
 
     def end(self, lost: Sequence[str], first_step: int | None, started_unix: float, ended_unix: float) -> End:
         """How the attempt ended. A node that is `lost` explains what its peers died of."""
@@ -196,7 +198,7 @@ class AttemptState:
         if self.leaving:
             node = min(self.leaving)
             return End("notice", f"{node} was given notice: {self.leaving[node].get('action', 'stop')}", node, **span)
-        if state == "stopped" and self.stopping == BUDGET:
+        if state == "stopped" and self.stopping == Reason.BUDGET:
             return End("budget", self.spent or SPENT_ALONE, **span)
         if state == "stopped":
             return End(BY_REASON.get(self.stopping, "stopped"), self.stopping, **span)

@@ -13,6 +13,7 @@ from nexa_dist.ops.runs.agent_spec import bucket_environment, code_folder
 from nexa_dist.ops.runs.code import send
 from nexa_dist.plan import told
 from nexa_dist.run.code import archive
+from nexa_dist.run.record import Run
 from nexa_dist.run.runner import CommandFailed, Result
 from nexa_dist.run.ssh.connections import Link, on_all
 from nexa_dist.shape import maybe
@@ -26,7 +27,7 @@ VERIFY_TIMEOUT_S = 1800.0
 def spread_checkpoint(
     ctx: Context,
     links: Sequence[Link],
-    record: dict[str, Any],
+    record: Run,
     to: Sequence[Link] | None = None,
     saved: int | None = None,
 ) -> tuple[int, dict[str, str]] | None:
@@ -40,7 +41,7 @@ def spread_checkpoint(
     """
     if not ctx.dry:
         send(ctx, links, [archive.package()])
-    run_id = record["run_id"]
+    run_id = record.run_id
     answers = on_all(links, lambda link: _verified(link, _root(link, run_id), _durable(link, run_id)))
     found: list[tuple[int, Link, str]] = []
     for link, answer in zip(links, answers, strict=True):
@@ -68,7 +69,7 @@ def spread_checkpoint(
     return step, dict(on_all(links if to is None else to, to_node))
 
 
-def rescue(ctx: Context, links: Sequence[Link], record: dict[str, Any], leaving: Sequence[str]) -> None:
+def rescue(ctx: Context, links: Sequence[Link], record: Run, leaving: Sequence[str]) -> None:
     """The newest checkpoint from nodes that are about to go to those that stay, while they can still be asked.
 
     What cannot be had is said and no error: an older checkpoint, or the durable one, is then the newest.

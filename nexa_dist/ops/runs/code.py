@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from nexa_dist.config.launchers import calls_one
 from nexa_dist.config.train import TrainConfig
@@ -14,6 +13,7 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs.agent_spec import code_folder
 from nexa_dist.run.code import archive
 from nexa_dist.run.code.listing import shown
+from nexa_dist.run.record import Attempt
 from nexa_dist.run.ssh.connections import Link, on_all
 
 PART_BYTES = 1 << 20
@@ -93,9 +93,9 @@ def send(
     on_all(links, to_node)
 
 
-def tell_kept(ctx: Context, attempt: Mapping[str, Any]) -> None:
+def tell_kept(ctx: Context, attempt: Attempt) -> None:
     """What on the nodes is not as the code has it, because the run's own scripts have rewritten it."""
-    for node, laid in attempt.get("laid", {}).items():
+    for node, laid in attempt.laid.items():
         for key, what in (
             ("kept", "rewritten by the run, and kept as it is"),
             ("aside", "in the way of the code, or older than it: it is in the folder aside of the run there"),

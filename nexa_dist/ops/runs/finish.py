@@ -3,88 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from nexa_dist import wire
 from nexa_dist.config.load import recorded_train, resolved
 from nexa_dist.errors import NexaError
+from nexa_dist.model import Decision
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs.checkpoints import newest_in_bucket
 from nexa_dist.ops.runs.watch import Outcome
 from nexa_dist.plan.runs.manifest import build_manifest
 from nexa_dist.run import files
 from nexa_dist.run.logs.mirror import TAIL
+from nexa_dist.run.record import Run
 from nexa_dist.run.ssh.connections import Link
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.secrets import redact, redact_text
 from nexa_dist.shape import record as record_of
 
 
-def close(run: RunFolder, record: dict[str, Any], outcome: Outcome) -> Outcome:
-    """Writes down how the newest attempt ended, before anything is decided from it; answers that with the rank that
-    failed first."""
-    attempt = record["attempts"][-1]
-    attempt |= {"state": outcome.state, "cause": redact_text(outcome.cause)}
+def close(run: RunFolder, record: Run, outcome: Outcome, decision: Decision | None = None) -> Outcome:
+    """Writes down how the newest attempt ended, before anything is decided from it (unless that was: `decision`);
+    answers that with the rank that failed first."""
+    attempt, why = record.last, None
     if outcome.state == "failed":
         from nexa_dist.ops.failures.why import blamed  # its table of causes is of no use to a run that goes well
 
-        end, why = blamed(run, record, outcome.end)
-        attempt["why"] = redact_text(why)
+        ended = replace(attempt, state=outcome.state, cause=redact_text(outcome.cause))
+        end, words = blamed(run, ended, outcome.end)
+        why = redact_text(words)
         if end != outcome.end:
-            source = (end.node, f"rank_{end.rank}/attempt_{attempt['attempt']}.log")
+            source = (end.node, f"rank_{end.rank}/attempt_{attempt.attempt}.log")
             outcome = replace(outcome, cause=end.words, end=end, failed_source=source)
-    end = outcome.end
-    attempt |= {
-        "cause": redact_text(outcome.cause),
-        "ended_unix": attempt.get("ended_unix") or end.ended_unix,
-        "end": redact(asdict(end)),
-    }
     if outcome.behind:
         files.write_json(run.behind, dict(outcome.behind))
-    if outcome.leaving:
-        attempt["notices"] = {
-            name: {
-                "seen_unix": notice.get("seen_unix", notice.get("at")),
-                "acts_unix": notice.get("at_unix"),
-                "saved_unix": outcome.saved_unix,
-            }
-            for name, notice in outcome.leaving.items()
+    notices = {
+        name: {
+            "seen_unix": notice.get("seen_unix", notice.get("at")),
+            "acts_unix": notice.get("at_unix"),
+            "saved_unix": outcome.saved_unix,
         }
-    run.save(record)
+        for name, notice in outcome.leaving.items()
+    }
+    record.close(outcome.state, outcome.cause, outcome.end, why=why, notices=notices, next=decision)
     return outcome
 
 
-def finish(ctx: Context, run: RunFolder, links: Sequence[Link], record: dict[str, Any], outcome: Outcome) -> None:
-    """Closes the run and writes its manifest. Safe to do again."""
-    attempt = record["attempts"][-1]
-    if "end" not in attempt:
-        outcome = close(run, record, outcome)
-    attempt |= {"state": outcome.state, "cause": redact_text(outcome.cause)}
-    run.save(record)
+def finish(
+    ctx: Context, run: RunFolder, links: Sequence[Link], record: Run, outcome: Outcome, then: Decision | None = None
+) -> None:
+    """Closes the run and writes its manifest. Safe to do again. `then`: another decision than was written down."""
+    decision = then or record.last.next
+    if record.last.end is None:
+        outcome = close(run, record, outcome, decision)
+    record.close(outcome.state, outcome.cause, next=decision)
     result = read_result(ctx, links, record) if links else {}
     if links and outcome.saved is not None and not result.get("checkpoint"):  # it did not get to its own end
-        result["checkpoint"] = _saved(links[0], record, outcome.saved) or newest_in_bucket(links, record["run_id"])
-    config = resolved(recorded_train(record["config"], record["run_id"]))
+        result["checkpoint"] = _saved(links[0], record, outcome.saved) or newest_in_bucket(links, record.run_id)
+    config = resolved(recorded_train(record.config, record.run_id))
     logs = str(run.logs.relative_to(ctx.workspace.root))
-    manifest = build_manifest(record, result, config, logs)
+    manifest = build_manifest(record.to_json(), result, config, logs)
     files.write_json(run.manifest, redact(manifest.model_dump(mode="json")))
 
 
-def read_result(ctx: Context, links: Sequence[Link], record: dict[str, Any]) -> dict[str, Any]:
+def read_result(ctx: Context, links: Sequence[Link], record: Run) -> dict[str, Any]:
     """Rank 0's result.json from the first node; empty when it left none."""
     first = links[0]
     try:
-        got = first.ssh.run(first.node, ("cat", f"{record['nodes'][first.node.name]['run_dir']}/result.json"))
+        got = first.ssh.run(first.node, ("cat", f"{record.run_dir(first.node.name)}/result.json"))
         return dict(wire.said(first.node.name, "result.json", got.out, wire.RESULT)) if got.code == 0 else {}
     except NexaError as error:
         ctx.say(f"warning: what rank 0 left cannot be read: {error}")
         return {}
 
 
-def _saved(link: Link, record: dict[str, Any], step: int) -> dict[str, Any] | None:
+def _saved(link: Link, record: Run, step: int) -> dict[str, Any] | None:
     """path, step and sha256 of a checkpoint on rank 0's node; None when it cannot be read."""
-    path = f"{record['nodes'][link.node.name]['run_dir']}/checkpoints/step_{step:08d}"
+    path = f"{record.run_dir(link.node.name)}/checkpoints/step_{step:08d}"
     try:
         got = link.ssh.run(link.node, ("cat", f"{path}/manifest.json"))
         if got.code:

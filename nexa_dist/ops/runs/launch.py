@@ -13,9 +13,9 @@ from typing import Any
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError, StillRunning
 from nexa_dist.model import Cluster
+from nexa_dist.node.protocol import Reason, Spec
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs.agent_spec import Job, code_folder, secrets
-from nexa_dist.ops.runs.attempt_state import STOPPED
 from nexa_dist.ops.runs.code import of_now, send
 from nexa_dist.plan import told
 from nexa_dist.plan.ranks import RankPlan, assign_ranks, split_endpoint
@@ -24,12 +24,14 @@ from nexa_dist.plan.runs.torchrun import Place
 from nexa_dist.run import git
 from nexa_dist.run.code import archive
 from nexa_dist.run.logs.stream import fetch
+from nexa_dist.run.record import Attempt, Run
 from nexa_dist.run.ssh.connections import Connecting, Link, Ssh, on_all
 from nexa_dist.run.workspace import RunFolder
-from nexa_dist.secrets import redact, redact_text
+from nexa_dist.secrets import redact
 
 BEFORE = "before every node had started"
 NOT_STARTED = "could not be started"
+FOUND = ("cpus", "gpus", "torch")
 FORGET_S = 10.0
 """With a node that falls silent while a launch is refused; what was begun there ends by itself after 120 s."""
 
@@ -40,18 +42,15 @@ class Prepared:
 
     links: tuple[Link, ...]
     plan: RankPlan
-    specs: dict[str, dict[str, Any]]
+    specs: dict[str, Spec]
     places: dict[str, Place]
     archives: tuple[archive.Code, ...]
     """The project and our package."""
     have: dict[str, tuple[str, ...]]
     """By node: the folders of code that are there."""
-    hardware: dict[str, Any]
-    """By node: CPUs, GPUs by name, torch."""
-    skew_s: dict[str, float]
-    """By node: how far its clock is ahead of ours."""
+    attempt: Attempt
+    """What is to be written of it."""
     secrets: Mapping[str, str] = dataclasses.field(repr=False)
-    resume_step: int | None = None
 
 
 def check(
@@ -119,7 +118,7 @@ def prepare(
     if seconds_left is None and config.max_hours:
         seconds_left = config.max_hours * 3600
     plan = dataclasses.replace(draft, rdzv_port=draft.rdzv_port or told.port(draft.nodes[0].node.name, verdict.port))
-    specs: dict[str, dict[str, Any]] = {}
+    specs: dict[str, Spec] = {}
     for link, node in zip(linked, plan.nodes, strict=True):
         name = link.node.name
         specs[name] = job.spec(plan, node, link, verdict.interfaces[name], answers[name]["cpus"] or 1, seconds_left)
@@ -130,12 +129,19 @@ def prepare(
         places=places,
         archives=codes,
         have={name: tuple(answer["have"]) for name, answer in answers.items()},
-        hardware={
-            name: {key: answer.get(key) for key in ("cpus", "gpus", "torch")} for name, answer in answers.items()
-        },
-        skew_s={name: round(answer["unix"] - asked, 2) for name, answer in answers.items()},
+        attempt=Attempt(
+            attempt,
+            "starting",
+            asked,
+            plan.world_size,
+            f"{plan.rdzv_host}:{plan.rdzv_port}",
+            resume[0] if resume else None,
+            ranks={p.node.name: (p.first_rank, p.first_rank + p.nproc - 1) for p in plan.nodes},
+            hardware={name: {key: said.get(key) for key in FOUND} for name, said in answers.items()},
+            skew_s={name: round(answer["unix"] - asked, 2) for name, answer in answers.items()},
+            commands={name: redact(list(spec["argv"])) for name, spec in specs.items()},
+        ),
         secrets=hidden,
-        resume_step=resume[0] if resume else None,
     )
 
 
@@ -162,30 +168,13 @@ def deliver(ctx: Context, prepared: Prepared) -> None:
         send(ctx, prepared.links, prepared.archives, prepared.have)
 
 
-def attempt_row(number: int, state: str, **more: Any) -> dict[str, Any]:
-    """What run.json holds of one attempt from its beginning."""
-    return {"attempt": number, "state": state, "started_unix": time.time(), **more}
-
-
-def start(run: RunFolder, prepared: Prepared, record: dict[str, Any], attempt: int) -> None:
+def start(run: RunFolder, prepared: Prepared, record: Run, **known: Any) -> None:
     """Writes down the attempt, then starts every agent; its ranks begin at once unless something has to be prepared
-    on all nodes before. If one cannot be started, the others are stopped."""
-    record["code_hash"], record["package_hash"] = (code.hash for code in prepared.archives)
-    record["nodes"] |= {name: {"run_dir": place.run_dir} for name, place in prepared.places.items()}
-    record["attempts"].append(
-        attempt_row(
-            attempt,
-            "starting",
-            world_size=prepared.plan.world_size,
-            rdzv=f"{prepared.plan.rdzv_host}:{prepared.plan.rdzv_port}",
-            resume_step=prepared.resume_step,
-            ranks={p.node.name: [p.first_rank, p.first_rank + p.nproc - 1] for p in prepared.plan.nodes},
-            hardware=prepared.hardware,
-            skew_s=prepared.skew_s,
-            commands={name: redact(list(spec["argv"])) for name, spec in prepared.specs.items()},
-        )
-    )
-    run.save(record)
+    on all nodes before. If one cannot be started, the others are stopped. `known` is what else is written of an attempt
+    that has begun."""
+    run_dirs = {name: place.run_dir for name, place in prepared.places.items()}
+    made = dataclasses.replace(prepared.attempt, started_unix=time.time())
+    record.start(made, run_dirs, *(code.hash for code in prepared.archives))
     begun: list[Link] = []
     laid: dict[str, dict[str, list[str]]] = {}
 
@@ -193,7 +182,7 @@ def start(run: RunFolder, prepared: Prepared, record: dict[str, Any], attempt: i
         name = link.node.name
         spec = prepared.specs[name]
         message = {"spec": spec, "secrets": prepared.secrets, "go": not spec["prepare"]}
-        answer = link.call("start", prepared.places[name].run_dir, message=message)
+        answer = link.call("start", run_dirs[name], message=message)
         begun.append(link)
         if found := {key: names for key in ("kept", "aside") if (names := list(filter(None, answer.get(key, ()))))}:
             laid[name] = found
@@ -205,25 +194,19 @@ def start(run: RunFolder, prepared: Prepared, record: dict[str, Any], attempt: i
             keeping.result()
     except BaseException as error:
         by_us = isinstance(error, KeyboardInterrupt)
-        cause = f"{STOPPED} {BEFORE}" if by_us else f"an agent {NOT_STARTED}: {error or type(error).__name__}"
+        cause = f"{Reason.STOPPED} {BEFORE}" if by_us else f"an agent {NOT_STARTED}: {error or type(error).__name__}"
         unproven = ""
         try:
-            stop_all(prepared.links, record, STOPPED if by_us else "another node could not start", grace_s=0)
+            stop_all(prepared.links, record, Reason.STOPPED if by_us else "another node could not start", grace_s=0)
         except NexaError as fault:
             unproven = str(fault)
         with contextlib.suppress(OSError):  # their ranks may have said something already
-            fetch(begun, {name: place.run_dir for name, place in prepared.places.items()}, run.logs)
-        record["attempts"][-1] |= {
-            "state": "stopped" if by_us else "failed",
-            "ended_unix": time.time(),
-            "cause": redact_text(cause),
-        }
-        run.save(record)
+            fetch(begun, run_dirs, run.logs)
+        record.close("stopped" if by_us else "failed", cause)
         if unproven:
             raise StillRunning(f"{cause}\nand not every node is proven clean: {unproven}") from error
         raise
-    record["attempts"][-1] |= {"state": "running"} | ({"laid": laid} if laid else {})
-    run.save(record)
+    record.started(laid=laid, **known)
 
 
 def _keep(run: RunFolder, archives: Sequence[archive.Code]) -> None:
@@ -232,17 +215,15 @@ def _keep(run: RunFolder, archives: Sequence[archive.Code]) -> None:
 
 
 def stop_all(
-    links: Sequence[Link], record: dict[str, Any], reason: str, grace_s: float, *, release: bool = True
+    links: Sequence[Link], record: Run, reason: str, grace_s: float, *, release: bool = True
 ) -> list[dict[str, Any]]:
     """Stops the run on every node at once; answers what each agent proved. With `release` what waits there for
     another attempt ends too."""
-    number = record["attempts"][-1]["attempt"] if record["attempts"] else 0
+    number = record.last.attempt if record.attempts else 0
     message = {"grace_s": grace_s, "reason": reason, "release": release, "attempt": number}
     return on_all(
         links,
-        lambda link: link.call(
-            "stop", record["nodes"][link.node.name]["run_dir"], message=message, timeout_s=grace_s + 60
-        ),
+        lambda link: link.call("stop", record.run_dir(link.node.name), message=message, timeout_s=grace_s + 60),
     )
 
 
@@ -255,18 +236,11 @@ def commit(ctx: Context, config: TrainConfig, code: archive.Code) -> str | None:
 
 
 def new_record(
-    ctx: Context, prepared: Prepared, cluster: Cluster, config: TrainConfig, config_file: str
-) -> dict[str, Any]:
-    """What run.json holds before the first attempt."""
-    run_id = prepared.specs[cluster.nodes[0].name]["run_id"]
-    return {
-        "version": 1,
-        "run_id": run_id,
-        "created_unix": time.time(),
-        "config_file": config_file,
-        "config": config.model_dump(mode="json"),
-        "cluster": cluster.to_json(),
-        "git_commit": commit(ctx, config, prepared.archives[0]),
-        "nodes": {},
-        "attempts": [],
-    }
+    ctx: Context, run: RunFolder, prepared: Prepared, cluster: Cluster, config: TrainConfig, config_file: str
+) -> Run:
+    """The record of a run before its first attempt."""
+    git_commit = commit(ctx, config, prepared.archives[0])
+    record = Run(cluster, config.model_dump(mode="json"), {}, [], run.run_id, config_file=config_file,
+                 git_commit=git_commit, created_unix=time.time())  # fmt: skip
+    record.path = run.json
+    return record

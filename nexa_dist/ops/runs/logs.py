@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from nexa_dist.errors import UsageError
-from nexa_dist.model import Cluster
-from nexa_dist.ops.active_runs import ACTIVE, going_on
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs.watch import View, show
 from nexa_dist.run.logs.items import Item, Quiet, is_last
 from nexa_dist.run.logs.mirror import TAIL
 from nexa_dist.run.logs.reader import Chunk, Reader, offset_at, tail_offset
 from nexa_dist.run.logs.stream import Stream, fetch, follow
+from nexa_dist.run.record import Run
 from nexa_dist.run.ssh.connections import Link, Ssh, reach, session
 from nexa_dist.run.workspace import RunFolder
 
@@ -88,9 +87,9 @@ class Wanted:
 def check(run: RunFolder, wanted: Wanted) -> None:
     """Raises UsageError for a rank, node or attempt that the run never had."""
     record = run.load()
-    attempts = {row["attempt"]: row["world_size"] for row in record["attempts"]}
-    if wanted.node is not None and wanted.node not in record["nodes"]:
-        known = ", ".join(record["nodes"])
+    attempts = {row.attempt: row.world_size for row in record.attempts}
+    if wanted.node is not None and wanted.node not in record.nodes:
+        known = ", ".join(record.nodes)
         raise UsageError(f"{run.run_id} has no node {wanted.node!r}", hint=f"nodes: {known}")
     if wanted.attempt is not None and wanted.attempt not in attempts:
         known = ", ".join(map(str, attempts)) or "none yet"
@@ -114,7 +113,7 @@ def find(run: RunFolder, wanted: Wanted) -> list[Log]:
 
 def logs(ctx: Context, run: RunFolder, wanted: Wanted, *, follow_on: bool) -> Iterator[tuple[Log, Chunk] | None]:
     """The lines, log by log; with `follow_on` also those to come, and None when there is no more for the moment."""
-    open_run = going_on(run)
+    open_run = run.load().going_on
     if open_run and (not follow_on or wanted.since_unix is not None or wanted.tail is not None):
         _catch_up(ctx, run)
     elif not open_run and run.behind.exists() and not _catch_up(ctx, run):
@@ -127,54 +126,50 @@ def logs(ctx: Context, run: RunFolder, wanted: Wanted, *, follow_on: bool) -> It
             yield log, chunk
 
 
-def _links(ctx: Context, ssh: Ssh, record: dict[str, Any]) -> tuple[list[Link], dict[str, str]]:
+def _links(ctx: Context, ssh: Ssh, record: Run) -> tuple[list[Link], dict[str, str]]:
     """Links to the nodes of the run that answer, with the run folder of each; says which do not."""
-    links, silent = reach(ssh, [node for node in ssh.cluster.nodes if node.name in record["nodes"]])
+    links, silent = reach(ssh, [node for node in ssh.cluster.nodes if node.name in record.nodes])
     for why in silent.values():
         ctx.say(f"warning: of this node only what was fetched before is shown: {why}")
-    return links, {link.node.name: record["nodes"][link.node.name]["run_dir"] for link in links}
+    return links, {link.node.name: record.run_dir(link.node.name) for link in links}
 
 
 def _catch_up(ctx: Context, run: RunFolder) -> list[str]:
     """Fetches what is not here yet; answers the nodes of which something is still missing."""
     record = run.load()
-    with session(ctx.runner, Cluster.from_json(record["cluster"])) as ssh:
+    with session(ctx.runner, record.cluster) as ssh:
         links, run_dirs = _links(ctx, ssh, record)
         missing = fetch(links, run_dirs, run.logs)
         for name, why in missing.items():
             ctx.say(f"warning: {name}: only what was fetched is shown: {why}")
-    left = [name for name in record["nodes"] if name not in run_dirs or name in missing]
-    for name in set(record["nodes"]) - set(left):
+    left = [name for name in record.nodes if name not in run_dirs or name in missing]
+    for name in set(record.nodes) - set(left):
         for path in (run.logs / name).glob(f"rank_*/*{TAIL}"):  # the log itself is all here now
             path.unlink(missing_ok=True)
     return left
 
 
-def _attempts(ctx: Context, run: RunFolder) -> Iterator[tuple[dict[str, Any], list[Link], dict[str, str]]]:
+def _attempts(ctx: Context, run: RunFolder) -> Iterator[tuple[Run, list[Link], dict[str, str]]]:
     """The record at the beginning of each attempt, with links and run folders; without links once a second while
     somebody decides what comes next. Ends with the run, or when nobody is left who could begin another attempt."""
     while True:
         record = run.load()
-        with session(ctx.runner, Cluster.from_json(record["cluster"])) as ssh:
+        with session(ctx.runner, record.cluster) as ssh:
             yield record, *_links(ctx, ssh, record)
-        while not (more := _number(run) != len(record["attempts"])) and run.supervised and going_on(run):
+        while not (more := len(run.load().attempts) != len(record.attempts)) and run.supervised and run.load().going_on:
             yield record, [], {}
             ctx.sleep(LOOK_EVERY_S)
         if not more:
             return
 
 
-def _number(run: RunFolder) -> int:
-    return len(run.load()["attempts"])
-
-
 def _at_work(run: RunFolder, number: int, names: set[str], stream: Stream) -> set[str]:
     """Which of these nodes may say more of an attempt: none once another one began; when it was closed, none that has
     not begun it."""
-    attempts = run.load()["attempts"]
-    if len(attempts) != number:
+    record = run.load()
+    if len(record.attempts) != number:
         return set()
-    return names if attempts[-1]["state"] in ACTIVE else names - stream.early()
+    return names if record.active else names - stream.early()
 
 
 @dataclass
@@ -227,7 +222,7 @@ class _Following:
     def items(self, ctx: Context) -> Iterator[tuple[Log, Chunk] | None]:
         for record, links, run_dirs in _attempts(ctx, self.run):
             if links:
-                yield from self._attempt(links, run_dirs, len(record["attempts"]))
+                yield from self._attempt(links, run_dirs, len(record.attempts))
             else:
                 yield from self._turn()
                 yield None
@@ -258,9 +253,9 @@ def look_on(ctx: Context, run: RunFolder, view: View) -> None:
         if not links:
             view.tick()
             continue
-        row = record["attempts"][-1]
-        view.attempt(row["attempt"], list(row["ranks"]), row["world_size"], row["resume_step"], row.get("replaced", ()))
-        said = _said(run, len(record["attempts"]), links, run_dirs, lambda: LOOK_EVERY_S, replay=True)
+        row = record.last
+        view.attempt(row.attempt, list(row.ranks), row.world_size, row.resume_step, row.replaced)
+        said = _said(run, len(record.attempts), links, run_dirs, lambda: LOOK_EVERY_S, replay=True)
         with contextlib.closing(said):
             for item in said:
                 view.tick()

@@ -8,6 +8,7 @@ from typing import Any
 from nexa_dist import wire
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster, Node
+from nexa_dist.node.protocol import AT_WORK
 from nexa_dist.ops.active_runs import active_runs
 from nexa_dist.ops.context import Context
 from nexa_dist.run.ssh.connections import Link, on_all, reach, session
@@ -17,10 +18,9 @@ from nexa_dist.run.workspace import RunFolder
 def live(ctx: Context, run: RunFolder) -> dict[str, Any]:
     """The agents' own answers, by node; `unreachable` where there is none."""
     record = run.load()
-    cluster = Cluster.from_json(record["cluster"])
-    with session(ctx.runner, cluster) as ssh:
-        links, silent = reach(ssh, [node for node in cluster.nodes if node.name in record["nodes"]])
-        answers = on_all(links, lambda link: _status(link, record["nodes"][link.node.name]["run_dir"]))
+    with session(ctx.runner, record.cluster) as ssh:
+        links, silent = reach(ssh, [node for node in record.cluster.nodes if node.name in record.nodes])
+        answers = on_all(links, lambda link: _status(link, record.run_dir(link.node.name)))
     known = dict(zip((link.node.name for link in links), answers, strict=True))
     return {**known, **{name: {"state": "unreachable", "reason": why} for name, why in silent.items()}}
 
@@ -53,7 +53,7 @@ def refuse_busy(ctx: Context, cluster: Cluster) -> None:
     """Two runs on one cluster would take each other's GPUs. Raises UsageError when one is still alive there."""
     for run in active_runs(ctx, cluster.name):
         states = {answer["state"] for answer in live(ctx, run).values()}
-        if states & {"preparing", "running", "stopping"} or run.supervised:
+        if states & {*AT_WORK} or run.supervised:
             raise UsageError(
                 f"cluster {cluster.name} is busy with {run.run_id}", hint=f"nexa attach {run.run_id}, or nexa stop it"
             )

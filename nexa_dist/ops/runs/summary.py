@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from nexa_dist import wire
-from nexa_dist.model import Cluster
-from nexa_dist.ops.active_runs import pending
 from nexa_dist.plan.money.cost import cost_usd, gpu_hours
 from nexa_dist.run import files
+from nexa_dist.run.record import Attempt
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.secrets import redact
 from nexa_dist.shape import Strange
@@ -28,18 +27,17 @@ LABELS = ("name", "stage", "experiment", "tags")
 def summary(run: RunFolder) -> dict[str, Any]:
     """One row of `nexa runs`."""
     record = run.load()
-    cluster = Cluster.from_json(record["cluster"])
-    seconds = sum((a.get("ended_unix") or time.time()) - a["started_unix"] for a in record["attempts"])
-    last = record["attempts"][-1] if record["attempts"] else {}
+    seconds = sum((row.ended_unix or time.time()) - row.started_unix for row in record.attempts)
+    last = record.last if record.attempts else Attempt(0, "not started", 0.0, 0, "")
     return {
         "run": run.run_id,
-        "state": "recovering" if pending(record) else last.get("state", "not started"),
-        "cluster": cluster.name,
-        "attempts": len(record["attempts"]),
+        "state": "recovering" if record.pending else last.state,
+        "cluster": record.cluster.name,
+        "attempts": len(record.attempts),
         "minutes": round(seconds / 60, 1),
-        "gpu_hours": round(gpu_hours(last.get("world_size", 0), seconds), 4),
-        "cost_usd": round(cost_usd(cluster, seconds), 4),
-        "cause": last.get("cause", ""),
+        "gpu_hours": round(gpu_hours(last.world_size, seconds), 4),
+        "cost_usd": round(cost_usd(record.cluster, seconds), 4),
+        "cause": last.cause,
     }
 
 
@@ -47,7 +45,7 @@ def figures(run: RunFolder, before: dict[str, dict[str, Any]]) -> dict[str, Any]
     """experiment, step, loss and changed, for one row. `before` holds the config of the newest earlier run by name, and
     takes this one's: what changed is against that."""
     record = run.load()
-    config: dict[str, Any] = redact(record["config"])
+    config: dict[str, Any] = redact(record.config)
     name = str(config.get("name"))
     changes = changed(before[name], config) if name in before else []
     before[name] = config

@@ -9,24 +9,25 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from nexa_dist.config.load import recorded_train
 from nexa_dist.errors import NexaError
-from nexa_dist.model import Cluster
+from nexa_dist.model import Cluster, Decision, End, Kind
+from nexa_dist.node.protocol import Reason
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.health.witness import Witnesses
 from nexa_dist.ops.providers.machine_state import is_off
 from nexa_dist.ops.runs import checkpoints as resume
 from nexa_dist.ops.runs import launch, replace_nodes, watch
-from nexa_dist.ops.runs.attempt_state import STOPPED
 from nexa_dist.ops.runs.code import tell_kept
 from nexa_dist.ops.runs.finish import close, finish
 from nexa_dist.ops.runs.watch import Choice, Outcome, View
 from nexa_dist.plan.money.budget import OF_CLUSTER, OF_RUN
-from nexa_dist.plan.runs.recovery import Decision, End, Kind, Nodes, Policy, decide
+from nexa_dist.plan.runs.recovery import Nodes, Policy, decide
 from nexa_dist.run.code import archive
+from nexa_dist.run.record import Attempt, Run
 from nexa_dist.run.ssh.connections import Link, Ssh, connect, on_all, reach, session
 from nexa_dist.run.workspace import RunFolder
 
@@ -40,7 +41,7 @@ class Supervisor:
 
     ctx: Context
     run: RunFolder
-    record: dict[str, Any]
+    record: Run
     cluster: Cluster
     view: View
     on_interrupt: Callable[[], Choice]
@@ -54,10 +55,10 @@ class Supervisor:
 
     def resume(self, ssh: Ssh) -> Outcome | None:
         """From where a controller died between two attempts to the end of the run."""
-        last = ends(self.record)[-1]
+        last = self.record.ends[-1]
         links, silent = reach(ssh, self.cluster.nodes)
-        doomed = self.record["attempts"][-1]["next"]
-        gone = doomed["nodes"] if doomed["action"] == "replace" else ()
+        doomed = self.record.last.next
+        gone = doomed.nodes if doomed and doomed.action == "replace" else ()
         left = {node.name: None if node.name in {*silent, *gone} else 0 for node in self.cluster.nodes}
         with contextlib.ExitStack() as connections:
             known = Outcome("failed", last.words, left, last, leaving={name: {} for name in gone})
@@ -69,8 +70,8 @@ class Supervisor:
     ) -> Outcome | None:
         from nexa_dist.ops.money.meter import Meter  # the ranks start meanwhile
 
-        config = recorded_train(self.record["config"], self.run.run_id)
-        since = self.record["attempts"][0]["started_unix"]
+        config = recorded_train(self.record.config, self.run.run_id)
+        since = self.record.attempts[0].started_unix
         self.meter = Meter(self.ctx, self.cluster, config.budget_usd, since, self.view.note, self.run)
         self.meter.links = links
         self.meter.start()
@@ -100,20 +101,14 @@ class Supervisor:
             ssh, links = relaunched
 
     def _show(self) -> None:
-        attempt = self.record["attempts"][-1]
-        self.view.attempt(
-            attempt["attempt"],
-            list(attempt["ranks"]),
-            attempt["world_size"],
-            attempt["resume_step"],
-            attempt.get("replaced", ()),
-        )
+        row = self.record.last
+        self.view.attempt(row.attempt, list(row.ranks), row.world_size, row.resume_step, row.replaced)
 
     def recover(
         self, connections: contextlib.ExitStack, ssh: Ssh, links: list[Link], outcome: Outcome
     ) -> Outcome | tuple[Ssh, list[Link]]:
         """Until another attempt runs, or the run is over."""
-        ctx, config = self.ctx, recorded_train(self.record["config"], self.run.run_id)
+        ctx, config = self.ctx, recorded_train(self.record.config, self.run.run_id)
         policy = Policy(config.restarts_per_hour, config.min_nodes, config.wait_for_nodes_minutes * 60)
         whole = self.cluster
         lost = sorted({*self._proven(ssh, outcome, policy), *outcome.leaving})
@@ -125,8 +120,8 @@ class Supervisor:
             fit = tuple(node.name for node in self.cluster.nodes if node.name not in lost)
             nodes = Nodes(fit, tuple(lost), replace_nodes.possible(ctx, whole), refused, ctx.now() - missing_since)
             left_s = self.seconds_left(config.max_hours)
-            decision = self._out_of_money() or self._wish() or decide(ends(self.record), nodes, policy, left_s)
-            self._write(decision)
+            decision = self._out_of_money() or self._wish() or decide(self.record.ends, nodes, policy, left_s)
+            self.record.decide(decision)
             if decision.action in ("done", "stop"):
                 return self._over(links, outcome, decision)
             if first_look or decision.action != "wait":
@@ -138,7 +133,7 @@ class Supervisor:
                     self._pause(decision.after_s)
                     lost, refused = self._look(ssh, lost), ""
                 elif decision.action == "replace":
-                    ssh, links = self._replace(connections, ssh, links, decision.nodes)
+                    ssh, links = self._replace(connections, ssh, links, decision)
                     sound = [link for link in sound if link.node.name not in decision.nodes]
                     anew += decision.nodes
                     lost = []
@@ -157,13 +152,13 @@ class Supervisor:
                 before, lost = lost, self._witnesses(ssh).settle(silent, self._no_more)
                 if not lost or before == lost:
                     self._failed_start(error)
-                    outcome = Outcome("failed", str(error), outcome.left, ends(self.record)[-1])
+                    outcome = Outcome("failed", str(error), outcome.left, self.record.ends[-1])
             except KeyboardInterrupt:
                 self._left(decision)
                 raise
 
     def _witnesses(self, ssh: Ssh) -> Witnesses:
-        limit_s = recorded_train(self.record["config"], self.run.run_id).lost_after_s
+        limit_s = recorded_train(self.record.config, self.run.run_id).lost_after_s
         return Witnesses(self.ctx, ssh, self.cluster.nodes, self.view.note, limit_s)
 
     def _proven(self, ssh: Ssh, outcome: Outcome, policy: Policy) -> list[str]:
@@ -171,9 +166,9 @@ class Supervisor:
         back; and before a machine is ended it is asked once more."""
         silent = [name for name, left in outcome.left.items() if left is None and name not in outcome.leaving]
         fit = Nodes(tuple(node.name for node in self.cluster.nodes))
-        if not silent or decide(ends(self.record), fit, policy).action in ("done", "stop") or self._no_more():
+        if not silent or decide(self.record.ends, fit, policy).action in ("done", "stop") or self._no_more():
             return silent
-        self._write(Decision("wait", f"{', '.join(silent)} may come back", tuple(silent)))
+        self.record.decide(Decision("wait", f"{', '.join(silent)} may come back", tuple(silent)))
         witnesses = self._witnesses(ssh)
         called = [name for name in silent if name in outcome.lost]
         found = witnesses.last_word(called)
@@ -186,33 +181,29 @@ class Supervisor:
     def _no_more(self) -> bool:
         """Whether there is nothing to wait for, after a short wait."""
         self._pause(0.5)
-        left_s = self.seconds_left(recorded_train(self.record["config"], self.run.run_id).max_hours)
+        left_s = self.seconds_left(recorded_train(self.record.config, self.run.run_id).max_hours)
         return bool(self._wish() or self._out_of_money()) or (left_s is not None and left_s <= 0)
 
     @property
     def number(self) -> int:
-        return int(self.record["attempts"][-1]["attempt"])
+        return self.record.last.attempt
 
     def seconds_left(self, max_hours: float | None) -> float | None:
         """Of the run's own deadline, which all attempts share."""
         if max_hours is None:
             return None
-        return float(self.record["attempts"][0]["started_unix"] + max_hours * 3600 - self.ctx.now())
-
-    def _write(self, decision: Decision) -> None:
-        self.record["attempts"][-1]["next"] = asdict(decision)
-        self.run.save(self.record)
+        return self.record.attempts[0].started_unix + max_hours * 3600 - self.ctx.now()
 
     def _wish(self) -> Decision | None:
         """Somebody asked the run to end while no agent was there to be told."""
-        if not self.run.stop_wish.exists() or self.record["attempts"][-1]["state"] == "completed":
+        if not self.run.stop_wish.exists() or self.record.last.state == "completed":
             return None
-        return Decision("stop", self.run.stop_wish.read_text(encoding="utf-8").strip() or STOPPED)
+        return Decision("stop", self.run.stop_wish.read_text(encoding="utf-8").strip() or Reason.STOPPED)
 
     def _out_of_money(self) -> Decision | None:
         """Another attempt is not worth its start."""
         why = self.meter.out() if self.meter else ""
-        return Decision("stop", why) if why and self.record["attempts"][-1]["state"] != "completed" else None
+        return Decision("stop", why) if why and self.record.last.state != "completed" else None
 
     def _pause(self, seconds: float) -> None:
         until = self.ctx.now() + seconds
@@ -232,13 +223,13 @@ class Supervisor:
         return silent
 
     def _replace(
-        self, connections: contextlib.ExitStack, ssh: Ssh, links: list[Link], names: tuple[str, ...]
+        self, connections: contextlib.ExitStack, ssh: Ssh, links: list[Link], decision: Decision
     ) -> tuple[Ssh, list[Link]]:
         """What a leaving node has goes to one that stays, then the lost ones are made anew."""
+        names = decision.nodes
         resume.rescue(self.ctx, links, self.record, names)
         self.cluster = replace_nodes.make_anew(self.ctx, self.cluster, names)
-        self.record["cluster"] = self.cluster.to_json()
-        self.run.save(self.record)
+        self.record.decide(decision, self.cluster)
         ssh = connections.enter_context(session(self.ctx.runner, self.cluster))
         return ssh, [link for link in links if link.node.name not in names]
 
@@ -251,13 +242,12 @@ class Supervisor:
         """
         if ssh.cluster != self.cluster:
             ssh = connections.enter_context(session(self.ctx.runner, self.cluster))
-        config = recorded_train(self.record["config"], self.run.run_id)
+        config = recorded_train(self.record.config, self.run.run_id)
         known = {link.node: link for link in sound}
         links = on_all(self.cluster.nodes, lambda node: known.get(node) or connect(ssh, [node])[0])
         found = resume.spread_checkpoint(self.ctx, links, self.record, saved=saved)
-        codes = tuple(
-            archive.Kept(self.run.code / f"{self.record[key]}.tar.gz") for key in ("code_hash", "package_hash")
-        )
+        hashes = (self.record.code_hash, self.record.package_hash)
+        codes = tuple(archive.Kept(self.run.code / f"{name}.tar.gz") for name in hashes)
         prepared = launch.prepare(
             self.ctx,
             ssh,
@@ -270,34 +260,27 @@ class Supervisor:
             links=lambda: links,
         )
         launch.deliver(self.ctx, prepared)
-        launch.start(self.run, prepared, self.record, self.number + 1)
-        tell_kept(self.ctx, self.record["attempts"][-1])
-        self.record["attempts"][-1]["replaced"] = anew
-        self.run.save(self.record)
+        launch.start(self.run, prepared, self.record, replaced=anew)
+        tell_kept(self.ctx, self.record.last)
         return ssh, list(prepared.links)
 
     def _failed_start(self, error: NexaError) -> None:
         """An attempt that did not get as far as its ranks counts as one, so that it is not tried for ever."""
-        attempts = self.record["attempts"]
-        if "end" in attempts[-1]:
-            fresh = launch.attempt_row(
-                self.number + 1, "failed", world_size=attempts[-1]["world_size"], rdzv="", resume_step=None,
-                ranks=attempts[-1]["ranks"], hardware=attempts[-1]["hardware"], commands={},
-            )  # fmt: skip
-            attempts.append(fresh)
-        row, now = attempts[-1], time.time()
-        end = End("start", f"could not be started: {error}", started_unix=row["started_unix"], ended_unix=now)
-        row |= {"state": "failed", "cause": end.words, "ended_unix": now, "end": asdict(end)}
-        self.run.save(self.record)
+        row, now = self.record.last, time.time()
+        fresh = None
+        if row.end:
+            row = fresh = Attempt(row.attempt + 1, "failed", now, row.world_size, "", ranks=row.ranks,
+                                  hardware=row.hardware)  # fmt: skip
+        end = End("start", f"could not be started: {error}", started_unix=row.started_unix, ended_unix=now)
+        self.record.close("failed", end.words, end, unwritten=fresh)
 
     def _left(self, decision: Decision) -> None:
         """We go between two attempts: an attempt whose start that has undone is no end of the run, nor a failure of
         its program."""
-        row, now = self.record["attempts"][-1], time.time()
-        if "end" not in row:
-            end = End("node", f"left {launch.BEFORE}", started_unix=row["started_unix"], ended_unix=now)
-            row |= {"end": asdict(end), "next": asdict(decision)}
-            self.run.save(self.record)
+        row = self.record.last
+        if row.end is None:
+            end = End("node", f"left {launch.BEFORE}", started_unix=row.started_unix, ended_unix=time.time())
+            self.record.close(row.state, row.cause, end, next=decision)
 
     def _over(self, links: list[Link], outcome: Outcome, decision: Decision) -> Outcome:
         """Ends what waited for another attempt, and writes the manifest."""
@@ -311,23 +294,13 @@ class Supervisor:
                 left[node.name] = 0
         cause = outcome.cause if decision.action == "done" or not decision.why else decision.why
         ended = dataclasses.replace(outcome, cause=cause, left=left)
-        if cause.startswith((OF_CLUSTER, OF_RUN)) or (cause == STOPPED and outcome.state == "failed"):
-            kind: Kind = "stopped" if cause == STOPPED else "budget"
+        if cause.startswith((OF_CLUSTER, OF_RUN)) or (cause == Reason.STOPPED and outcome.state == "failed"):
+            kind: Kind = "stopped" if cause == Reason.STOPPED else "budget"
             ended = dataclasses.replace(
                 ended, state="stopped", end=dataclasses.replace(outcome.end, kind=kind, words=cause)
             )
         finish(self.ctx, self.run, links, self.record, ended)
         return ended
-
-
-def ends(record: dict[str, Any]) -> list[End]:
-    """How each attempt ended, oldest first, since somebody last started the run by hand."""
-    since = record.get("by_hand", 1)
-    return [
-        End(**{"kind": "rank", "words": "", **row["end"]})
-        for row in record["attempts"]
-        if "end" in row and row["attempt"] >= since
-    ]
 
 
 @contextlib.contextmanager

@@ -12,21 +12,22 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from nexa_dist.errors import Leave, NexaError
+from nexa_dist.model import End
+from nexa_dist.node.protocol import FINAL, Reason
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.health.witness import Witnesses
 from nexa_dist.ops.runs.agent_spec import GRACE_S, NOTICE_GRACE_S
-from nexa_dist.ops.runs.attempt_state import BUDGET, FAILURE, NOTICE, STOPPED, AttemptState, Failure
+from nexa_dist.ops.runs.attempt_state import AttemptState, Failure
 from nexa_dist.ops.runs.launch import stop_all
 from nexa_dist.plan.failures.log_tail import TAIL_BYTES
 from nexa_dist.plan.health.lost import ASK_AFTER_S
-from nexa_dist.plan.runs.recovery import End
 from nexa_dist.run import files
 from nexa_dist.run.logs.items import AgentEvent, Item, Line, Note, Quiet
 from nexa_dist.run.logs.mirror import TAIL
 from nexa_dist.run.logs.stream import Stream, follow
+from nexa_dist.run.record import Run
 from nexa_dist.run.ssh.connections import Link, Unreachable, on_all
 from nexa_dist.run.workspace import RunFolder
-from nexa_dist.wire import FINAL
 
 WOKE_AFTER_S = 5.0
 """A turn of our own loop that took so long: this machine slept, or we were stopped. No node is to blame for that."""
@@ -40,7 +41,7 @@ REST_S = 10.0
 TAILS_S = 10.0
 AGAIN_S = 3.0
 """Between two tries to tell a node to stop that cannot be reached."""
-OURS = (FAILURE, "hang", NOTICE)
+OURS = (Reason.FAILURE, Reason.HANG, Reason.NOTICE)
 """Stops after which the run goes on."""
 ENDED_S = 90.0
 """A node that was told to stop says by then, beyond its time for a checkpoint, that it has; or it is at fault."""
@@ -85,7 +86,7 @@ def watch(
     ctx: Context,
     run: RunFolder,
     links: list[Link],
-    record: dict[str, Any],
+    record: Run,
     *,
     view: View,
     on_interrupt: Callable[[], Choice],
@@ -98,9 +99,8 @@ def watch(
 
     `witnesses` are asked for silent nodes. `spent` tells which budget is used up; it is asked all the time.
     """
-    run_dirs = {name: record["nodes"][name]["run_dir"] for name in (link.node.name for link in links)}
-    row = record["attempts"][-1]
-    state = AttemptState(tuple(run_dirs), row["attempt"], row.get("ranks", {}), skew_s=row.get("skew_s", {}))
+    run_dirs = {link.node.name: record.run_dir(link.node.name) for link in links}
+    state = AttemptState(tuple(run_dirs), record.last.attempt, record.last.ranks, skew_s=record.last.skew_s)
     # Events also that an earlier reader has seen: an attach decides from all of them.
     stream = follow(links, run_dirs, run.logs, replay=True)
     stopper, awake, asked = _Stopper(links, record), _Awake(), False
@@ -111,9 +111,9 @@ def watch(
                 awake.turn()
                 view.tick()
                 if not state.stopping and (words := spent()):
-                    state.spent, state.stopping = words, BUDGET
+                    state.spent, state.stopping = words, Reason.BUDGET
                     view.note(f"{words}: stopping with a checkpoint")
-                    stopper.start(BUDGET, NOTICE_GRACE_S)
+                    stopper.start(Reason.BUDGET, NOTICE_GRACE_S)
                 stopper.hurry(state, awake)
                 if not isinstance(item, Line):
                     _heard(stream, state, witnesses)
@@ -125,8 +125,8 @@ def watch(
                     action = _go(state, links, run_dirs)
                 if action:
                     state.stopping = action
-                    grace_s = {NOTICE: NOTICE_GRACE_S, "hang": HANG_GRACE_S}.get(action, FAILED_GRACE_S)
-                    stopper.start(action, grace_s, HANG_WAIT_S if action == "hang" else 0)
+                    grace_s = {Reason.NOTICE: NOTICE_GRACE_S, Reason.HANG: HANG_GRACE_S}.get(action, FAILED_GRACE_S)
+                    stopper.start(action, grace_s, HANG_WAIT_S if action == Reason.HANG else 0)
                 if detach and state.running == set(state.nodes):
                     return None
             except Leave:
@@ -134,7 +134,7 @@ def watch(
             except KeyboardInterrupt:
                 if not asked and on_interrupt() == "detach":
                     return None
-                state.stopping = STOPPED
+                state.stopping = Reason.STOPPED
                 view.note("stopping at once" if asked else f"stopping: up to {GRACE_S:.0f} s for a checkpoint")
                 stopper.start(state.stopping, 0 if asked else GRACE_S)
                 asked = True
@@ -176,17 +176,17 @@ def _rest(stream: Stream, view: View, names: Sequence[str]) -> dict[str, int]:
     return behind
 
 
-def _keep_tails(links: Sequence[Link], record: dict[str, Any], logs: Path) -> None:
+def _keep_tails(links: Sequence[Link], record: Run, logs: Path) -> None:
     """The last bytes of the ranks' logs that did not come in time: `why` looks there for the cause."""
-    attempt = record["attempts"][-1]
+    attempt = record.last
 
     def keep(link: Link) -> None:
         name = link.node.name
-        first, last = attempt["ranks"][name]
+        first, last = attempt.ranks[name]
         for rank in range(first, last + 1):
-            source = f"rank_{rank}/attempt_{attempt['attempt']}.log"
+            source = f"rank_{rank}/attempt_{attempt.attempt}.log"
             with contextlib.suppress(NexaError, OSError):  # then the cause is what is here
-                path = f"{record['nodes'][name]['run_dir']}/{source}"
+                path = f"{record.run_dir(name)}/{source}"
                 got = link.ssh.run(link.node, ("tail", "-c", str(TAIL_BYTES), path), timeout_s=TAILS_S)
                 if not got.code:
                     files.write_bytes(logs / name / f"{source}{TAIL}", got.out[-TAIL_BYTES:], 0o600)
@@ -242,14 +242,14 @@ def _go(state: AttemptState, links: list[Link], run_dirs: dict[str, str]) -> str
     except NexaError as error:
         what = f"not every node could be started: {error}"
         state.failures.append(Failure(time.time(), links[0].node.name, -1, what, "start"))
-        return FAILURE
+        return Reason.FAILURE
 
 
 def _outcome(
     ctx: Context,
     state: AttemptState,
     links: list[Link],
-    record: dict[str, Any],
+    record: Run,
     ended_unix: float,
     behind: dict[str, int],
 ) -> Outcome:
@@ -257,8 +257,7 @@ def _outcome(
     known = [name for name, end in state.ends.items() if end["state"] == "unreachable"]
     left = sweep(ctx, [link for link in links if link.node.name not in known], record, release=state.state != "failed")
     left |= dict.fromkeys(known)
-    attempt = record["attempts"][-1]
-    end = state.end(known, attempt["resume_step"], attempt["started_unix"], ended_unix)
+    end = state.end(known, record.last.resume_step, record.last.started_unix, ended_unix)
     source = None
     if state.state == "failed" and end.node and end.kind != "node":
         log = f"rank_{end.rank}/attempt_{state.attempt}.log"
@@ -271,19 +270,19 @@ def _outcome(
     )
 
 
-def sweep(ctx: Context, links: Sequence[Link], record: dict[str, Any], *, release: bool) -> dict[str, int | None]:
+def sweep(ctx: Context, links: Sequence[Link], record: Run, *, release: bool) -> dict[str, int | None]:
     """Processes of the run that are left on each node after everything was ended; None where nobody answers.
 
     With `release` what waits there for another attempt ends too.
     """
 
-    message = {"grace_s": 0, "reason": "sweep", "release": release, "attempt": record["attempts"][-1]["attempt"]}
+    message = {"grace_s": 0, "reason": "sweep", "release": release, "attempt": record.last.attempt}
 
     def one(link: Link) -> int | None:
         why = ""
         for again in range(SWEEP_TRIES):  # a shared connection that died while we slept is made anew by the next call
             try:
-                return len(link.call("stop", record["nodes"][link.node.name]["run_dir"], message=message)["left"])
+                return len(link.call("stop", record.run_dir(link.node.name), message=message)["left"])
             except NexaError as error:
                 why = str(error)
                 ctx.sleep(float(again))
@@ -296,7 +295,7 @@ def sweep(ctx: Context, links: Sequence[Link], record: dict[str, Any], *, releas
 class _Stopper:
     """Stops all nodes from a thread of its own, so that their logs are read meanwhile."""
 
-    def __init__(self, links: list[Link], record: dict[str, Any]) -> None:
+    def __init__(self, links: list[Link], record: Run) -> None:
         self.links, self.record = links, record
         self.threads: list[tuple[str, threading.Thread]] = []
         self.until = math.inf

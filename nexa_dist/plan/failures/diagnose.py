@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from nexa_dist.model import ACTIVE
+from nexa_dist.node.protocol import HEARTBEAT_S, Reason
 from nexa_dist.plan.failures import log_tail
-from nexa_dist.plan.failures.evidence import ACTIVE, HEARTBEAT_S, Evidence, NodeEvidence, collected, finding
+from nexa_dist.plan.failures.evidence import Evidence, NodeEvidence, collected, finding
 from nexa_dist.plan.failures.known.program import MISTAKE
 from nexa_dist.plan.failures.known.signature import Exit, Tier
 from nexa_dist.plan.failures.log_reading import Finding, read
@@ -15,7 +17,6 @@ from nexa_dist.plan.failures.table import BY_NAME, TABLE
 
 NOBODY = ("deadline", "budget", "stopped_by_user", "disconnected", "superseded")
 """Ends that somebody wanted: no node and no rank is to blame."""
-STOPPED = "stopped by the user"
 NOT_STARTED = "could not be started"
 
 
@@ -120,7 +121,7 @@ def _behind(end: Exit | None, best: Finding) -> bool:
 def _without(evidence: Evidence) -> Diagnosis:
     """No node told of a failure: what the supervisor wrote down is all there is."""
     text = evidence.cause
-    text = STOPPED if text.startswith(STOPPED) else text
+    text = Reason.STOPPED if text.startswith(Reason.STOPPED) else text
     name = next((s.name for s in TABLE if text in s.reasons), "")
     found = read(text.encode(), None) if text else None
     if found:

@@ -9,23 +9,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nexa_dist.model import ACTIVE
+from nexa_dist.node.protocol import HEARTBEAT_S, Event, Reason
 from nexa_dist.plan.failures import log_tail
 from nexa_dist.plan.failures.known.signature import Exit, Tier
 from nexa_dist.plan.failures.log_reading import SHOWN_LINES, Finding, read
 from nexa_dist.plan.failures.table import BY_NAME, TABLE
 
-ACTIVE = ("starting", "running")
-FAILURE = "another rank or node failed"
-PHASES = ("", "prepare", "torchrun", FAILURE)
+PHASES = ("", Reason.PREPARE, Reason.TORCHRUN, Reason.FAILURE)
 """Reasons of an agent that only say where to look."""
 QUIET = ("killed", "terminated", "aborted", "unknown")
 """Ends that others bring about too."""
-HEARTBEAT_S = 10.0
 LATE_S = 2.0
 """So much later than it came an end may be written: each rank's by a process of its own, on a node that may be busy."""
 LATEST_UNIX = 1e11
 
-Event = Mapping[str, Any]
+Told = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -43,14 +42,14 @@ class NodeEvidence:
     """One node's events of the attempt, and the last bytes of the logs that belong to no rank."""
 
     node: str
-    events: tuple[Event, ...] = ()
+    events: tuple[Told, ...] = ()
     prepare: bytes = b""
     torchrun: bytes = b""
     agent: bytes = b""
     skew_s: float = 0.0
     """Its clock minus the controller's; 0 when nobody measured it."""
 
-    def of(self, name: str) -> Iterator[Event]:
+    def of(self, name: str) -> Iterator[Told]:
         return (event for event in self.events if event.get("event") == name)
 
 
@@ -83,10 +82,10 @@ def _ranks(evidence: Evidence) -> Iterator[Finding]:
         at = (
             rank.exit.at
             if rank.exit
-            else max((e["at"] for e in node.events if e["event"] != "ended"), default=math.inf)
+            else max((e["at"] for e in node.events if e["event"] != Event.ENDED), default=math.inf)
         )
-        stops = [e for e in (*node.of("stopping"), *node.of("hang")) if e["at"] <= at]
-        wanted = any(e.get("reason") not in (FAILURE, None) or e["event"] == "hang" for e in stops)
+        stops = [e for e in (*node.of(Event.STOPPING), *node.of(Event.HANG)) if e["at"] <= at]
+        wanted = any(e.get("reason") not in (Reason.FAILURE, None) or e["event"] == Event.HANG for e in stops)
         beside = [other for r, other in told if r is not rank and r.node == rank.node and other and other.exit]
         if found.signature.name == "distributed_checkpoint" and rank.rank not in _numbers(found.detail):
             found = replace(found, tier=Tier.FOLLOWS)
@@ -99,7 +98,7 @@ def _ranks(evidence: Evidence) -> Iterator[Finding]:
         yield replace(found, at=at - node.skew_s)
 
 
-def _grace_s(event: Event) -> float:
+def _grace_s(event: Told) -> float:
     told = event.get("grace_s")
     return told if isinstance(told, int | float) else 0.0
 
@@ -151,14 +150,14 @@ def _stops(evidence: Evidence) -> Iterator[Finding]:
         yield hang
     noticed = False
     for node in evidence.nodes:
-        for event in node.of("notice"):
+        for event in node.of(Event.NOTICE):
             noticed = True
             due = event.get("at_unix")
             when = _clock(due) if isinstance(due, int | float) and 0 < due < LATEST_UNIX else "a time not told"
             yield finding("spot_notice", node, event["at"], f"{event.get('action', 'stop')} at {when}")
     for node in evidence.nodes:
-        ends = [e for e in node.of("ended") if e.get("state") == "stopped"]
-        for event in [*node.of("stopping"), *ends][:1]:
+        ends = [e for e in node.of(Event.ENDED) if e.get("state") == "stopped"]
+        for event in [*node.of(Event.STOPPING), *ends][:1]:
             name = next((s.name for s in TABLE if event.get("reason") in s.reasons), "")
             if name and not (name == "hang" and hang) and not (name == "spot_notice" and noticed):
                 yield finding(name, node, event["at"])
@@ -171,7 +170,7 @@ def finding(name: str, node: NodeEvidence, at: float, detail: str = "") -> Findi
 
 def _hang(evidence: Evidence) -> Finding | None:
     """The rank that is behind, or frozen, or not where the others wait."""
-    events = [(node, event) for node in evidence.nodes for event in node.of("hang")]
+    events = [(node, event) for node in evidence.nodes for event in node.of(Event.HANG)]
     if not events:
         return None
     steps = {rank: step for _, e in events for rank, step in _by_rank(e.get("steps")) if isinstance(step, int)}
@@ -213,10 +212,11 @@ def _phases(evidence: Evidence) -> Iterator[Finding]:
     """What failed on a node outside of its ranks: preparing, torchrun, the agent."""
     failed = {rank.node for rank in evidence.ranks if rank.exit and rank.exit.bad}
     for node in evidence.nodes:
-        for event in node.of("ended"):
+        for event in node.of(Event.ENDED):
             reason, code = str(event.get("reason") or ""), event.get("code")
             code = code if isinstance(code, int) else 1
-            if event.get("state") != "failed" or reason == "hang" or (reason == "torchrun" and node.node in failed):
+            known = (Reason.HANG, Reason.TORCHRUN) if node.node in failed else (Reason.HANG,)
+            if event.get("state") != "failed" or reason in known:
                 continue
             end = Exit(event["at"], code if code < 128 else 0, code - 128 if code > 128 else 0)
             found = _of_phase(node, reason, end)
@@ -224,16 +224,16 @@ def _phases(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _of_phase(node: NodeEvidence, reason: str, end: Exit) -> Finding:
-    if reason == "torchrun" and end.signal == 9:
+    if reason == Reason.TORCHRUN and end.signal == 9:
         found = read(node.torchrun, None)
         known = found if found and found.signature.name != "python_exception" else None
         return known or replace(finding("torchrun_killed", node, end.at), tier=Tier.SETUP, exit=end)
     if reason not in PHASES:  # the agent's own words
         found = read(reason.encode(), None)
         return found or finding("not_started", node, end.at, reason)
-    found = read(node.prepare if reason == "prepare" else node.torchrun, end)
+    found = read(node.prepare if reason == Reason.PREPARE else node.torchrun, end)
     assert found is not None  # an end that is known always has a signature
-    if reason != "torchrun":
+    if reason != Reason.TORCHRUN:
         return found
     return replace(found, tier=Tier.FOLLOWS if found.signature.name in QUIET else max(found.tier, Tier.SETUP))
 
@@ -242,7 +242,7 @@ def _gone(evidence: Evidence) -> Iterator[Finding]:
     """Nodes that began and never told their end. They were lost within a heartbeat after their last word."""
     last = {node.node: max((e["at"] - node.skew_s for e in node.events), default=0.0) for node in evidence.nodes}
     for node in evidence.nodes:
-        if any(True for _ in node.of("started")) and not any(True for _ in node.of("ended")):
+        if any(True for _ in node.of(Event.STARTED)) and not any(True for _ in node.of(Event.ENDED)):
             word = _clock(last[node.node])
             found = finding(
                 "node_gone", node, last[node.node] + node.skew_s + HEARTBEAT_S, f"its last word is of {word}"

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-GOES_ON = ("restart", "replace", "shrink", "wait")
+from nexa_dist.model import GOES_ON
+
 SKEW_S = 2.0
 """A smaller difference between the nodes' clocks and the controller's is the noise of asking."""
 

@@ -9,14 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-Kind = Literal[
-    "completed", "stopped", "deadline", "budget", "disconnected",
-    "config", "prepare", "start", "rank", "killed", "oom", "launcher", "agent", "hang",
-    "node", "notice",
-]  # fmt: skip
-Action = Literal["done", "stop", "restart", "replace", "shrink", "wait"]
+from nexa_dist.model import Decision, End, Kind
 
 OURS: frozenset[Kind] = frozenset(("prepare", "start", "rank", "killed", "oom", "launcher", "agent", "hang"))
 """Ends that the program or its environment brought about; the others come from the cloud or from people."""
@@ -29,22 +23,6 @@ PAUSES_S = (0.0, 2.0, 5.0, 15.0, 30.0, 60.0)
 LOOK_AGAIN_S = 5.0
 ASK_AGAIN_S = 30.0
 """Between two tries to find capacity."""
-
-
-@dataclass(frozen=True)
-class End:
-    """How an attempt ended. `rank` is -1 when no rank failed by itself; steps are None when none was reported."""
-
-    kind: Kind
-    words: str
-    node: str = ""
-    rank: int = -1
-    first_step: int | None = None
-    """Step of the checkpoint it went on from."""
-    last_step: int | None = None
-    """Highest step that a rank reported."""
-    started_unix: float = 0.0
-    ended_unix: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -68,16 +46,6 @@ class Policy:
     restarts_per_hour: int = 10
     min_nodes: int | None = None
     wait_s: float = 600.0
-
-
-@dataclass(frozen=True)
-class Decision:
-    """`nodes`: those to replace, or those that go on. `after_s`: pause before it."""
-
-    action: Action
-    why: str
-    nodes: tuple[str, ...] = ()
-    after_s: float = 0.0
 
 
 def decide(ends: Sequence[End], nodes: Nodes, policy: Policy, seconds_left: float | None = None) -> Decision:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from nexa_dist import wire
+from nexa_dist.node.protocol import AT_WORK
 from nexa_dist.run import runner
 from nexa_dist.run.logs.items import LINES_BYTES, AgentEvent, Ended, Item, Items, Line, Note, Quiet, Through
 from nexa_dist.run.logs.mirror import EVENTS, INDEX, PER_MACHINE, Mirror, marks
@@ -32,8 +33,6 @@ BEGIN_S = 120.0
 """How long a node is asked again for an attempt that it has not begun."""
 ASK_S = 1.0
 """Pause before the node is asked again."""
-AT_WORK = ("preparing", "running", "stopping")
-"""States of an agent that has begun."""
 PATIENCE_S = 20.0
 """With a silent node where all of its logs are wanted at once."""
 LINES_A_SECOND = 2000

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from nexa_dist.node.protocol import Event
 from nexa_dist.ui.run_view.step_lines import read
 
 RATE_SAMPLES = 60
@@ -68,13 +69,13 @@ class State:
         """Whether the record belongs to this attempt."""
         row = self.rows.setdefault(node, Row())
         row.heard, row.quiet_since, name = now, None, str(record.get("event"))
-        if name == "started":
+        if name == Event.STARTED:
             row.begun = record.get("attempt") == self.number
         if not row.begun:
             return False
-        if name == "progress":
+        if name == Event.PROGRESS:
             self._progress(row, record)
-        if name == "torchrun" and self.running_since is None:
+        if name == Event.TORCHRUN and self.running_since is None:
             self.running_since = now
         row.state = _state(name, record, row.state, now)
         return True
@@ -144,19 +145,19 @@ class State:
 def _state(name: str, record: Mapping[str, Any], before: str, now: float) -> str:
     """In words, what a node is at after this record."""
     reason = str(record.get("reason") or "")
-    if name == "rank_exit" and (record.get("code") or record.get("signal")):
+    if name == Event.RANK_EXIT and (record.get("code") or record.get("signal")):
         how = f"signal {record['signal']}" if record.get("signal") else f"exit code {record['code']}"
         return f"rank {record.get('rank')}: {'out of memory' if record.get('oom') else how}"
-    if name == "notice":
+    if name == Event.NOTICE:
         left_s = (_number(record.get("at_unix")) or now) - now
         return f"spot notice: {record.get('action')} in {max(0.0, left_s):.0f} s"
-    if name == "hang":
+    if name == Event.HANG:
         return f"hangs: ranks {', '.join(map(str, record.get('ranks') or []))}"
-    if name == "ended":
+    if name == Event.ENDED:
         return f"{record.get('state')}: {reason}" if reason else str(record.get("state"))
-    if name == "stopping":
+    if name == Event.STOPPING:
         return f"stopping: {reason}"
-    return {"started": "preparing", "prepared": "prepared", "torchrun": "running"}.get(name, before)
+    return {Event.STARTED: "preparing", Event.PREPARED: "prepared", Event.TORCHRUN: "running"}.get(name, before)
 
 
 def _number(value: Any) -> int | float | None:

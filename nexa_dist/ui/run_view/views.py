@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from nexa_dist.node.protocol import Event
 from nexa_dist.ui import terminal
 from nexa_dist.ui.run_view.state import UNREPORTED, State, sentence, span
 
@@ -174,13 +175,13 @@ class Json(Silent):
 
     def _event(self, node: str, record: Mapping[str, Any]) -> None:
         name = record.get("event")
-        if name == "progress":
+        if name == Event.PROGRESS:
             figures = finite(self.state.figures(self.now()))
             known = {key: value for key, value in figures.items() if key not in ("elapsed_s", "cost_usd", "eta_s")}
             if known != self.told:
                 self.told = known
                 self.emit("progress", {"at": record.get("at"), **figures})
-        elif name != "heartbeat":
+        elif name != Event.HEARTBEAT:
             self.emit(str(name), {**record, "node": node})
 
 

@@ -6,7 +6,6 @@ import argparse
 from typing import Any
 
 from nexa_dist.errors import EXIT_FAILED, EXIT_OK, NexaError
-from nexa_dist.ops.active_runs import active, pending
 from nexa_dist.ops.cluster import teardown as destroying
 from nexa_dist.ops.money import record_usage as money_record_usage
 from nexa_dist.ops.runs import status as running
@@ -47,7 +46,7 @@ def status(args: Arguments) -> int:
         report["clusters"].append({"cluster": cluster.name, "state": "up", **cost, "nodes": rows})
     for found in ctx.workspace.runs():
         try:
-            if active(found) or pending(found.load()):
+            if found.load().going_on:
                 nodes = running.live(ctx, found)
                 report["runs"].append({**summary(found), **running.progress_of(nodes), "nodes": nodes})
         except NexaError as error:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 
 from nexa_dist.errors import EXIT_INTERRUPTED, EXIT_OK, UsageError
-from nexa_dist.model import Cluster
-from nexa_dist.ops.active_runs import active, pending
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs.supervise import alone
 from nexa_dist.run.ssh.connections import session
@@ -20,7 +18,7 @@ Arguments = argparse.Namespace
 def attach(args: Arguments) -> int:
     ctx = context()
     folder = ctx.workspace.run(args.run)
-    if not active(folder) and not pending(folder.load()):
+    if not folder.load().going_on:
         raise UsageError(f"{folder.run_id} has ended", hint=f"nexa logs {folder.run_id} shows its lines")
     return taken_over(ctx, folder, ranks(args.rank), args.json)
 
@@ -35,10 +33,9 @@ def taken_over(ctx: Context, folder: RunFolder, shown: set[int] | None, as_json:
             if not ours:
                 ctx.say(f"{folder.run_id} is supervised by another nexa" + ("" if detach else ": looking on"))
                 return EXIT_OK if detach else presenter.look_on()
-            cluster = Cluster.from_json(record["cluster"])
-            with session(ctx.runner, cluster) as ssh:
-                if active(folder):
-                    nodes = [node for node in cluster.nodes if node.name in record["attempts"][-1]["ranks"]]
+            with session(ctx.runner, record.cluster) as ssh:
+                if record.active:
+                    nodes = [node for node in record.cluster.nodes if node.name in record.last.ranks]
                     return presenter.follow(ssh, links_to(ssh, nodes))
                 return presenter.recover(ssh)
     except KeyboardInterrupt:  # while it was still connecting, or before

@@ -14,6 +14,7 @@ from nexa_dist.ops.runs import launch
 from nexa_dist.ops.runs import status as running
 from nexa_dist.ops.runs.supervise import alone
 from nexa_dist.run import files
+from nexa_dist.run.record import Run
 from nexa_dist.run.ssh.connections import Connecting, Ssh
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.secrets import redact
@@ -54,9 +55,9 @@ def fresh(
     if cluster.provider == "aws" and not cluster.bucket:
         first = cluster.nodes[0].name
         ctx.say(f"warning: checkpoints lie on {first} alone and are lost with it: name a bucket in the cluster's file")
-    record = launch.new_record(ctx, prepared, cluster, config, config_file)
+    record = launch.new_record(ctx, folder, prepared, cluster, config, config_file)
     with alone(folder, "run"):
-        started(ctx, folder, prepared, record, 1)
+        started(ctx, folder, prepared, record)
         presenter = RunPresenter(ctx, folder, record, shown, detach, as_json, began=True)
         return presenter.follow(ssh, list(prepared.links))
 
@@ -69,12 +70,12 @@ def refuse_without_money(ctx: Context, cluster: Cluster, config: TrainConfig) ->
         refuse_a_run(ctx, cluster, config.budget_usd)
 
 
-def started(ctx: Context, folder: RunFolder, prepared: launch.Prepared, record: dict[str, Any], attempt: int) -> None:
+def started(ctx: Context, folder: RunFolder, prepared: launch.Prepared, record: Run, **known: Any) -> None:
     """launch.start, and a word when somebody interrupts it: it is undone then."""
     try:
-        launch.start(folder, prepared, record, attempt)
+        launch.start(folder, prepared, record, **known)
     except KeyboardInterrupt:
-        ctx.say(f"✗ {folder.run_id} {record['attempts'][-1].get('cause') or 'interrupted'}; no process of it is left")
+        ctx.say(f"✗ {folder.run_id} {record.last.cause or 'interrupted'}; no process of it is left")
         raise
 
 

@@ -10,7 +10,6 @@ import time
 from datetime import datetime
 
 from nexa_dist.errors import EXIT_INTERRUPTED, EXIT_OK, NexaError, UsageError
-from nexa_dist.ops.active_runs import going_on
 from nexa_dist.ops.runs import logs as mirrored
 from nexa_dist.ops.runs.logs import Log, Wanted
 from nexa_dist.run.logs.reader import Chunk
@@ -43,7 +42,7 @@ def logs(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         if not args.follow:
             raise
-        state = "goes on" if going_on(run) else "has ended"
+        state = "goes on" if run.load().going_on else "has ended"
         terminal.say(f"{run.run_id} {state}")
         return EXIT_INTERRUPTED
     finally:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from nexa_dist.errors import EXIT_BUDGET, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STILL_RUNNING, NexaError
-from nexa_dist.model import Cluster, Node
-from nexa_dist.ops.active_runs import ACTIVE, pending
+from nexa_dist.model import ACTIVE, Node
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs import finish, watch
 from nexa_dist.ops.runs import logs as logging
 from nexa_dist.ops.runs.summary import summary
 from nexa_dist.ops.runs.supervise import Supervisor
+from nexa_dist.run.record import Run
 from nexa_dist.run.ssh.connections import Link, Ssh, reach
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.ui import run_view, terminal
@@ -29,7 +28,7 @@ class RunPresenter:
         self,
         ctx: Context,
         folder: RunFolder,
-        record: dict[str, Any],
+        record: Run,
         shown: set[int] | None,
         detach: bool,
         as_json: bool,
@@ -39,17 +38,16 @@ class RunPresenter:
         """`began`: this command started the attempt, it has not only come to see it."""
         self.folder, self.record, self.detach, self.as_json, self.began = folder, record, detach, as_json, began
         self.looks_on = False
-        cluster = Cluster.from_json(record["cluster"])
         self.view = run_view.view(
             # A program that only starts a run wants one answer, not what happens until then.
             "none" if as_json and detach else "json" if as_json else "auto",
             run_id=folder.run_id,
-            usd_per_hour=cluster.usd_per_hour,
-            started_unix=record["attempts"][0]["started_unix"] if record["attempts"] else ctx.now(),
+            usd_per_hour=record.cluster.usd_per_hour,
+            started_unix=record.attempts[0].started_unix if record.attempts else ctx.now(),
             shown=shown,
         )
         self.ctx = dataclasses.replace(ctx, say=self.view.note)
-        self.supervisor = Supervisor(self.ctx, folder, record, cluster, self.view, self._interrupted)
+        self.supervisor = Supervisor(self.ctx, folder, record, record.cluster, self.view, self._interrupted)
 
     def follow(self, ssh: Ssh, links: list[Link]) -> int:
         return self._told(lambda: self.supervisor.follow(ssh, links, self.detach))
@@ -88,7 +86,7 @@ class RunPresenter:
         """What becomes of the run without us."""
         self.view.close()
         run, record = self.folder.run_id, self.folder.load()
-        state = "recovering" if pending(record) else record["attempts"][-1]["state"]
+        state = "recovering" if record.pending else record.last.state
         if state == "recovering" and not self.looks_on:
             terminal.say(
                 f"between two attempts: nothing is started again until nexa attach {run}; end it: nexa stop {run}"
@@ -103,7 +101,7 @@ class RunPresenter:
 
     @property
     def _goes_on(self) -> str:
-        kill = self.record["config"].get("on_disconnect") == "kill" and not self.looks_on
+        kill = self.record.config.get("on_disconnect") == "kill" and not self.looks_on
         return "the nodes end it soon: on_disconnect is kill" if kill else "the run goes on"
 
     def _interrupted(self) -> watch.Choice:
@@ -137,7 +135,7 @@ def told(ctx: Context, folder: RunFolder, outcome: watch.Outcome, as_json: bool)
     sign = "✓" if outcome.state == "completed" else "✗"
     why = f": {outcome.cause}" if outcome.cause else ""
     ctx.say(f"{sign} {folder.run_id} {outcome.state}{why}")
-    if known := folder.load()["attempts"][-1].get("why"):
+    if known := folder.load().last.why:
         ctx.say(f"  why: {terminal.plain(known)} (nexa why {folder.run_id})")
     ctx.say(f"  {row['minutes']} min, {row['gpu_hours']} GPU-hours, {row['cost_usd']:.2f} USD")
     near = ctx.workspace.near

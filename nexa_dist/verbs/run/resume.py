@@ -13,7 +13,6 @@ from nexa_dist.config.load import changed_train, load_train, recorded_train, res
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import UsageError
 from nexa_dist.model import Cluster
-from nexa_dist.ops.active_runs import active, pending
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.health.gate import refuse_unfit
 from nexa_dist.ops.runs import checkpoints, launch
@@ -21,6 +20,7 @@ from nexa_dist.ops.runs import status as running
 from nexa_dist.ops.runs.code import tell_kept
 from nexa_dist.ops.runs.supervise import alone
 from nexa_dist.ops.runs.wandb import settled
+from nexa_dist.run.record import Run
 from nexa_dist.run.ssh.connections import connect, session
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.verbs._shared import find_cluster, refuse_detach
@@ -34,7 +34,7 @@ Arguments = argparse.Namespace
 def resumed(ctx: Context, folder: RunFolder, args: Arguments, shown: set[int] | None) -> int:
     """Takes over a run that nobody supervises, or begins a new attempt of one that is over."""
     record = folder.load()
-    if active(folder) or pending(record):
+    if record.going_on:
         changes = [args.train, *args.set, *args.program, "--cluster" if args.cluster else ""]
         if given := next(filter(None, changes), "--print" if args.dry_run else ""):
             raise UsageError(
@@ -42,7 +42,7 @@ def resumed(ctx: Context, folder: RunFolder, args: Arguments, shown: set[int] | 
                 hint=f"nexa attach {folder.run_id} follows it; nexa stop {folder.run_id} before it is changed",
             )
         return taken_over(ctx, folder, shown, args.json, args.detach)
-    attempt = len(record["attempts"]) + 1
+    attempt = len(record.attempts) + 1
     config, changed = _as_asked(ctx, folder, record, args)
     cluster = _where(ctx, record, args.cluster)
     if not args.dry_run and not args.ignore_diag:
@@ -61,29 +61,28 @@ def resumed(ctx: Context, folder: RunFolder, args: Arguments, shown: set[int] | 
         if args.dry_run:
             return printed(prepared, args.json)
         launch.deliver(ctx, prepared)
-        record |= {"cluster": cluster.to_json(), "by_hand": attempt, "config": config.model_dump(mode="json")}
-        record["config_file"] = args.train or record["config_file"]
-        record["git_commit"] = launch.commit(ctx, config, prepared.archives[0])
+        record = record.changed(
+            cluster=cluster,
+            by_hand=attempt,
+            config=config.model_dump(mode="json"),
+            config_file=args.train or record.config_file,
+            git_commit=launch.commit(ctx, config, prepared.archives[0]),
+        )
         folder.stop_wish.unlink(missing_ok=True)
-        started(ctx, folder, prepared, record, attempt)
-        if changed:
-            record["attempts"][-1]["changed"] = changed
-            folder.save(record)
-        tell_kept(ctx, record["attempts"][-1])
+        started(ctx, folder, prepared, record, changed=changed)
+        tell_kept(ctx, record.last)
         presenter = RunPresenter(ctx, folder, record, shown, args.detach, args.json, began=True)
         return presenter.follow(ssh, list(prepared.links))
 
 
-def _as_asked(
-    ctx: Context, folder: RunFolder, record: dict[str, Any], args: Arguments
-) -> tuple[TrainConfig, list[str]]:
+def _as_asked(ctx: Context, folder: RunFolder, record: Run, args: Arguments) -> tuple[TrainConfig, list[str]]:
     """The training of another attempt, and what of it is not as it was: both are said."""
-    before = recorded_train(record["config"], folder.run_id)
+    before = recorded_train(record.config, folder.run_id)
     config = before
     if args.train:
         config = settled(ctx, load_train(Path(args.train), args.set, args.program))
     elif args.set or args.program:
-        config = changed_train(record["config"], folder.run_id, args.set, args.program)
+        config = changed_train(record.config, folder.run_id, args.set, args.program)
     if config.name != before.name and any(re.split(r"\+?=", word)[0] == "name" for word in args.set):
         raise UsageError(f"the name of {folder.run_id} cannot change", hint="nexa run TRAIN.yaml begins another run")
     config = config.model_copy(update={"name": before.name})
@@ -92,7 +91,7 @@ def _as_asked(
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     changed = [f"{key}: {_brief(old.get(key))} → {_brief(new.get(key))}" for key in keys]
     for line in changed:
-        ctx.say(f"changed since attempt {len(record['attempts'])}: {line}")
+        ctx.say(f"changed since attempt {len(record.attempts)}: {line}")
     return config, changed
 
 
@@ -100,14 +99,14 @@ def _brief(value: Any) -> str:
     return "not set" if value is None else shlex.join(value) if isinstance(value, list) else str(value)
 
 
-def _where(ctx: Context, record: dict[str, Any], named: str | None) -> Cluster:
+def _where(ctx: Context, record: Run, named: str | None) -> Cluster:
     """The cluster of another attempt: that of the run, as it is now."""
-    cluster = Cluster.from_json(record["cluster"])
+    cluster = record.cluster
     if named:
         found = find_cluster(ctx, named)
         if found.name != cluster.name:
             raise UsageError(
-                f"{record['run_id']} is a run of cluster {cluster.name}, not of {found.name}",
+                f"{record.run_id} is a run of cluster {cluster.name}, not of {found.name}",
                 hint="nexa run TRAIN.yaml --cluster … begins another run",
             )
         return found

@@ -21,7 +21,7 @@ def stop(args: Arguments) -> int:
         raise UsageError("nexa stop '' names no run", hint="nexa runs lists them")
     run = ctx.workspace.run(args.run) if args.run else _only_active(ctx)
     if args.dry_run:
-        ctx.say(f"would end {run.run_id} on {', '.join(run.load()['nodes'])}, with {args.grace:.0f} s for a checkpoint")
+        ctx.say(f"would end {run.run_id} on {', '.join(run.load().nodes)}, with {args.grace:.0f} s for a checkpoint")
         return EXIT_OK
     answer = stopping.stop(ctx, run, args.grace)
     ended = ", ".join(f"{node} {count}" for node, count in answer["ended"].items())

@@ -20,7 +20,7 @@ def why(args: Arguments) -> int:
         entries = [{"attempt": s.attempt, "state": s.state, "words": _shown(s.line)} for s in others]
         terminal.emit({"run": folder.run_id, **_told(story), "others": entries})
         return EXIT_OK
-    count = len(record["attempts"])
+    count = len(record.attempts)
     terminal.out(f"{folder.run_id}: attempt {story.attempt} of {count} {story.state}{_at(story)}")
     terminal.out(_shown(_first(story)))
     for line in story.verdict.lines:

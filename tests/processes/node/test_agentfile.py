@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nexa_dist.node import VERSION
+from nexa_dist.node.protocol import VERSION
 from nexa_dist.run.agent_file import INSIDE, LONG_AGO, content, digest
 
 
@@ -28,7 +28,7 @@ def test_the_file_is_the_same_whenever_it_is_made() -> None:
 def test_it_runs_alone_and_loads_nothing_that_a_short_command_does_not_need(agent_file: Path, tmp_path: Path) -> None:
     argv = [sys.executable, "-S", "-E", "-X", "importtime", str(agent_file)]
     version = subprocess.run([*argv, "--version"], capture_output=True, text=True, cwd=tmp_path)
-    assert version.stdout == VERSION + "\n"
+    assert version.stdout == f"{VERSION}\n"
     status = subprocess.run([*argv, "status", str(tmp_path / "none")], capture_output=True, text=True, cwd=tmp_path)
     assert '"state": "absent"' in status.stdout
     loaded = {line.rsplit("|")[-1].strip() for line in status.stderr.splitlines()}

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from nexa_dist.model import End, Kind
 from nexa_dist.ops.runs.end_policy import fate
 from nexa_dist.ops.runs.watch import Outcome
 from nexa_dist.plan.money.budget import OF_CLUSTER, OF_RUN
-from nexa_dist.plan.runs.recovery import End, Kind
 
 CONFIG: dict[str, Any] = {"name": "c", "provider": "aws"}
 

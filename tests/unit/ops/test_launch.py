@@ -21,6 +21,7 @@ from nexa_dist.ops.runs.code import of_now, send, tell_kept
 from nexa_dist.ops.runs.wandb import settled
 from nexa_dist.run.code import archive
 from nexa_dist.run.fake import Call, FakeRunner
+from nexa_dist.run.record import Run
 from nexa_dist.run.runner import Result, SystemRunner
 from nexa_dist.run.ssh.connections import Link, Ssh
 from nexa_dist.run.workspace import RunFolder, Workspace
@@ -87,10 +88,12 @@ class Trial:
             self.ctx, self.ssh, self.config, "r", 1, None, codes=codes, links=lambda: self.links, **more
         )
 
-    def start(self) -> dict[str, Any]:
-        record: dict[str, Any] = {"nodes": {}, "attempts": []}
+    def start(self) -> Run:
         self.run.path.mkdir(parents=True)
-        launch.start(self.run, self.prepare(), record, 1)
+        record = Run(CLUSTER, {}, {}, [], "r")
+        record.path = self.run.json
+        launch.start(self.run, self.prepare(), record)
+        assert self.run.load() == record
         return record
 
 
@@ -98,7 +101,7 @@ def test_ranks_begin_with_start_when_nothing_has_to_be_prepared(tmp_path: Path) 
     trial = Trial(tmp_path, Nodes())
     record = trial.start()
     assert {name: message["go"] for name, message in trial.nodes.told("start").items()} == {"n0": True, "n1": True}
-    assert record["attempts"][0]["state"] == "running"
+    assert record.last.state == "running"
     assert (trial.run.code / f"{trial.code.hash}.tar.gz").exists()
 
 
@@ -134,12 +137,10 @@ def test_who_interrupts_a_start_has_stopped_it_and_no_agent_is_to_blame(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(launch, "_keep", interrupted)
-    record: dict[str, Any] = {"nodes": {}, "attempts": []}
-    trial.run.path.mkdir(parents=True)
     with pytest.raises(KeyboardInterrupt):
-        launch.start(trial.run, trial.prepare(), record, 1)
-    row = record["attempts"][0]
-    assert (row["state"], row["cause"]) == ("stopped", "stopped by the user before every node had started")
+        trial.start()
+    row = trial.run.load().last
+    assert (row.state, row.cause) == ("stopped", "stopped by the user before every node had started")
     assert {message["reason"] for message in trial.nodes.told("stop").values()} == {"stopped by the user"}
 
 
@@ -203,9 +204,9 @@ def test_what_the_run_rewrote_is_written_down_and_said(tmp_path: Path) -> None:
     laid = {"kept": ["counter.txt"], "aside": [], "more": 5}
     trial = Trial(tmp_path, Nodes(start=laid))
     record = trial.start()
-    assert record["attempts"][0]["laid"] == {"n0": {"kept": ["counter.txt"]}, "n1": {"kept": ["counter.txt"]}}
+    assert record.last.laid == {"n0": {"kept": ["counter.txt"]}, "n1": {"kept": ["counter.txt"]}}
     lines: list[str] = []
-    tell_kept(dataclasses.replace(trial.ctx, say=lines.append), record["attempts"][0])
+    tell_kept(dataclasses.replace(trial.ctx, say=lines.append), record.last)
     assert lines == [f"n{n}: counter.txt: rewritten by the run, and kept as it is" for n in (0, 1)]
 
 
@@ -216,7 +217,7 @@ def test_what_a_node_says_of_it_is_not_believed(tmp_path: Path, lie: Any) -> Non
 
 
 def test_names_that_are_none_are_passed_over(tmp_path: Path) -> None:
-    assert "laid" not in Trial(tmp_path, Nodes(start={"kept": [5, None, ["x"]], "aside": []})).start()["attempts"][0]
+    assert "laid" not in Trial(tmp_path, Nodes(start={"kept": [5, None, ["x"]], "aside": []})).start().last.to_json()
 
 
 def test_code_that_is_there_is_neither_asked_for_nor_sent(tmp_path: Path) -> None:
@@ -236,7 +237,7 @@ def test_secrets_of_a_training_reach_the_agents_and_no_record(tmp_path: Path, mo
         assert own == {"MY_API_KEY": "s3cr3t-of-mine-5", "OTHER_KEY": "from-the-file-7"}
         assert "from-the-file-7" not in json.dumps(message["spec"])
     assert "OTHER_KEY" not in os.environ  # nor does what we start get it
-    assert "s3cr3t" not in json.dumps(record)
+    assert "s3cr3t" not in json.dumps(record.to_json())
     assert redact_text("at s3cr3t-of-mine-5 and from-the-file-7") == "at *** and ***"
 
 

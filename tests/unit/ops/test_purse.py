@@ -20,6 +20,7 @@ from nexa_dist.plan.money.budget import ALONE_S, GUARD
 from nexa_dist.run import files
 from nexa_dist.run.periodic import PeriodicTask
 from nexa_dist.run.workspace import ClusterFolder, RunFolder
+from tests.unit import records
 from tests.unit.cloud_server import Desk
 
 NODES = (Node("n0", "198.51.100.1", 1, price_usd_per_hour=6.0), Node("n1", "198.51.100.2", 1, price_usd_per_hour=6.0))
@@ -143,7 +144,7 @@ def test_the_agents_of_a_run_know_how_long_its_money_lasts(
     desk: Desk, folder: ClusterFolder, told: Told, provider: str, share: float
 ) -> None:
     run = RunFolder(desk.ctx.workspace.root / "runs" / "train_1")
-    run.save({"run_id": "train_1", "cluster": cluster(desk).to_json(), "config": {}, "attempts": [],
+    records.put(run, {"run_id": "train_1", "cluster": cluster(desk).to_json(), "config": {}, "attempts": [],
               "nodes": {node.name: {"run_dir": f"/s/{node.name}"} for node in NODES}})  # fmt: skip
     made = Meter(desk.ctx, replace(cluster(desk), provider=provider), 3.0, desk.now(), print, run)
     agents = [Agent(node) for node in NODES]
@@ -229,8 +230,8 @@ def test_an_extension_reaches_the_agents_of_a_run_that_nobody_follows(
     run = RunFolder(desk.ctx.workspace.root / "runs" / "train_1")
     attempt = {"attempt": 1, "state": "running", "started_unix": desk.now(), "world_size": 2, "rdzv": "x:1",
                "ranks": {"n0": [0, 0], "n1": [1, 1]}, "resume_step": None}  # fmt: skip
-    run.save({"run_id": "train_1", "cluster": cluster(desk).to_json(), "config": {"name": "t", "script": "t.py"},
-              "attempts": [attempt],
+    records.put(run, {"run_id": "train_1", "cluster": cluster(desk).to_json(), "attempts": [attempt],
+              "config": {"name": "t", "script": "t.py"},
               "nodes": {"n0": {"run_dir": "/s/n0"}, "n1": {"run_dir": "/s/n1"}}})  # fmt: skip
     agent = Agent(NODES[0])
     monkeypatch.setattr(meter, "reach", lambda ssh, nodes: ([agent], {"n1": "no route"}))

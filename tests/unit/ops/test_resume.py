@@ -10,6 +10,7 @@ import pytest
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs import checkpoints
+from nexa_dist.run.record import Run
 from nexa_dist.run.runner import SystemRunner
 from nexa_dist.run.ssh.connections import Link, Ssh
 from nexa_dist.run.workspace import Workspace
@@ -33,6 +34,6 @@ def test_the_newest_whole_checkpoint_goes_to_every_node_and_damage_is_told(
     monkeypatch.setattr(checkpoints, "_copy", lambda source, path, *_: f"{path} of {source.node.name}")
     said: list[str] = []
     ctx = Context(Workspace(tmp_path), SystemRunner(), said.append)
-    found = checkpoints.spread_checkpoint(ctx, links, {"run_id": "r"})
+    found = checkpoints.spread_checkpoint(ctx, links, Run(cluster, {}, {}, [], "r"))
     assert found == (30, {"n0": "/s/30 of n1", "n1": "/s/30", "n2": "/s/30 of n1"})
     assert "warning: n0: /s/40 is passed over: torn" in said

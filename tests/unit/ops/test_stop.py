@@ -12,7 +12,9 @@ import pytest
 from nexa_dist.errors import StillRunning
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops.runs import stop as runs_stop
+from nexa_dist.run.record import Attempt, Run
 from nexa_dist.run.workspace import RunFolder
+from tests.unit import records
 from tests.unit.cloud_server import Desk
 
 CLUSTER = Cluster("c", "aws", (Node("n0", "198.51.100.1", 1, instance_id="i-0"),), Layout("p", "s", "s", "d"))
@@ -26,7 +28,7 @@ def silent(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     attempt = {"attempt": 1, "state": "completed", "started_unix": 1.0, "ended_unix": 2.0, "next": {"action": "done"}}
     attempt |= {"world_size": 1, "rdzv": "x:1"}
     nodes = {"n0": {"run_dir": "/s/x"}}
-    made.save({"cluster": CLUSTER.to_json(), "config": {}, "nodes": nodes, "attempts": [attempt]})
+    records.put(made, {"cluster": CLUSTER.to_json(), "config": {}, "nodes": nodes, "attempts": [attempt]})
 
     @contextlib.contextmanager
     def session(*_: Any) -> Iterator[None]:
@@ -54,7 +56,7 @@ def rank(code: int, at: float) -> dict[str, Any]:
 
 
 def test_what_failed_only_since_it_was_asked_to_stop_is_stopped() -> None:
-    record = {"attempts": [{"skew_s": {"n1": 50.0}}]}
+    record = Run(CLUSTER, {}, {}, [Attempt(1, "running", 1.0, 2, "x:1", skew_s={"n1": 50.0})])
     lost = {"state": "failed", "ranks": [rank(1, 100.2)]}
     stopped = {"state": "stopped", "ranks": [rank(143, 150.4)]}
     assert runs_stop._state({"n0": lost, "n1": stopped}, record, 100.0) == "stopped"
@@ -69,15 +71,13 @@ def test_a_living_supervisor_gets_time_to_write_the_end(
     desk: Desk, silent: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = silent.load()
-    record["attempts"][-1] |= {"state": "running", "next": None}
-    silent.save(record)
+    record.started(next=None)
     waited: list[float] = []
 
     def sleep(seconds: float) -> None:
         waited.append(seconds)
         if len(waited) == 3:
-            record["attempts"][-1]["state"] = "stopped"
-            silent.save(record)
+            record.close("stopped", "")
 
     ctx = dataclasses.replace(desk.ctx, sleep=sleep)
     monkeypatch.setattr(runs_stop, "reach", lambda *_: ([], {}))
@@ -88,8 +88,7 @@ def test_a_living_supervisor_gets_time_to_write_the_end(
 
 def test_and_one_that_writes_none_is_said(desk: Desk, silent: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     record = silent.load()
-    record["attempts"][-1] |= {"state": "running", "next": None}
-    silent.save(record)
+    record.started(next=None)
     clock = iter(range(0, 10_000, 30))
     ctx = dataclasses.replace(desk.ctx, sleep=lambda _: None, now=lambda: float(next(clock)))
     monkeypatch.setattr(runs_stop, "reach", lambda *_: ([], {}))

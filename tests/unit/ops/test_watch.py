@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from nexa_dist.ops.runs.attempt_state import FAILURE, NOTICE, AttemptState
-from nexa_dist.plan.runs.recovery import End
+from nexa_dist.model import End
+from nexa_dist.node.protocol import Reason
+from nexa_dist.ops.runs.attempt_state import AttemptState
 from nexa_dist.run.logs.items import AgentEvent, Ended, Quiet
 
 
@@ -54,11 +55,11 @@ def test_no_go_for_ranks_that_went_with_start() -> None:
 
 def test_the_first_rank_that_failed_is_named_and_the_others_are_stopped_once() -> None:
     watch = begun("n0", "n1")
-    assert watch.step(event("n1", "rank_exit", rank=3, code=1, signal=0, at=20.5)) == FAILURE
-    watch.stopping = FAILURE
+    assert watch.step(event("n1", "rank_exit", rank=3, code=1, signal=0, at=20.5)) == Reason.FAILURE
+    watch.stopping = Reason.FAILURE
     assert watch.step(event("n0", "rank_exit", rank=1, code=0, signal=9, at=20.1)) == ""
     assert watch.step(event("n0", "rank_exit", rank=0, code=0, signal=15, at=21.0)) == ""
-    watch.step(end("n0", "stopped", reason=FAILURE))
+    watch.step(end("n0", "stopped", reason=Reason.FAILURE))
     assert not watch.done
     watch.step(end("n1", "failed", reason="torchrun"))
     assert (watch.done, watch.state) == (True, "failed")
@@ -84,9 +85,9 @@ def test_a_deadline_on_the_node_is_a_stop_and_no_failure() -> None:
 
 def test_a_rank_that_loses_a_peer_whom_somebody_stopped_has_not_failed() -> None:
     watch = begun("n0", "n1")
-    assert watch.step(event("n1", "rank_exit", rank=2, code=1, signal=0, at=20.3)) == FAILURE  # heard first
-    watch.stopping = FAILURE
-    watch.step(event("n1", "stopping", reason=FAILURE, at=20.4))
+    assert watch.step(event("n1", "rank_exit", rank=2, code=1, signal=0, at=20.3)) == Reason.FAILURE  # heard first
+    watch.stopping = Reason.FAILURE
+    watch.step(event("n1", "stopping", reason=Reason.FAILURE, at=20.4))
     watch.step(event("n0", "stopping", reason="stopped by the user", at=20.0))
     watch.step(end("n0", "stopped", reason="stopped by the user"))
     watch.step(end("n1", "failed", reason="torchrun"))
@@ -97,7 +98,7 @@ def test_but_one_that_failed_before_somebody_stopped_the_rest_has() -> None:
     watch = begun("n0", "n1")
     watch.skew_s = {"n0": 100.0}
     watch.step(event("n1", "rank_exit", rank=2, code=1, signal=0, at=20.0))
-    watch.stopping = FAILURE
+    watch.stopping = Reason.FAILURE
     watch.step(event("n0", "stopping", reason="stopped by the user", at=125.0))
     assert (watch.state, ended(watch).words) == ("failed", "rank 2 on n1: exit code 1")
 
@@ -106,7 +107,7 @@ def test_silence_alone_is_no_end_and_a_witness_makes_it_one() -> None:
     watch = begun("n0", "n1")
     assert watch.step(Quiet("n1", 3600.0)) == ""
     assert not watch.ends and not watch.failures
-    assert watch.lost("n1", "its instance i-1 is terminated") == FAILURE
+    assert watch.lost("n1", "its instance i-1 is terminated") == Reason.FAILURE
     assert watch.ends["n1"]["state"] == "unreachable"
     assert watch.first_failure is not None
     assert watch.first_failure.node == "n1"
@@ -115,14 +116,14 @@ def test_silence_alone_is_no_end_and_a_witness_makes_it_one() -> None:
 def test_an_attach_after_the_failure_still_learns_which_rank_it_was() -> None:
     watch = begun("n0")
     ranks = [{"rank": 1, "code": 7, "signal": 0, "at": 3.0}, {"rank": 0, "code": 0, "signal": 15, "at": 4.0}]
-    assert watch.step(end("n0", "failed", reason="torchrun", ranks=ranks)) == FAILURE
+    assert watch.step(end("n0", "failed", reason="torchrun", ranks=ranks)) == Reason.FAILURE
     assert (ended(watch).kind, ended(watch).words) == ("rank", "rank 1 on n0: exit code 7")
 
 
 def test_a_lost_node_explains_what_its_peers_died_of() -> None:
     watch = begun("n0", "n1")
-    assert watch.step(event("n0", "rank_exit", rank=0, code=1, signal=0)) == FAILURE
-    watch.stopping = FAILURE
+    assert watch.step(event("n0", "rank_exit", rank=0, code=1, signal=0)) == Reason.FAILURE
+    watch.stopping = Reason.FAILURE
     watch.step(end("n0", "failed", reason="torchrun"))
     watch.lost("n1", "its instance i-1 is terminated")
     assert watch.done
@@ -133,7 +134,7 @@ def test_a_lost_node_explains_what_its_peers_died_of() -> None:
 def test_a_lost_agent_is_the_cause_of_what_the_other_nodes_ranks_died_of() -> None:
     watch = begun("n0", "n1")
     watch.step(event("n1", "rank_exit", rank=2, code=0, signal=15, at=1.0))
-    watch.stopping = FAILURE
+    watch.stopping = Reason.FAILURE
     watch.step(event("n1", "rank_exit", rank=3, code=1, signal=0, at=2.0))
     watch.step(end("n1", "failed", reason="torchrun"))
     assert ended(watch).words == "rank 3 on n1: exit code 1"
@@ -143,11 +144,11 @@ def test_a_lost_agent_is_the_cause_of_what_the_other_nodes_ranks_died_of() -> No
 
 def test_a_spot_notice_stops_every_node_and_is_no_failure_of_a_rank() -> None:
     watch = begun("n0", "n1")
-    assert watch.step(event("n1", "notice", action="terminate", at_unix=120.0)) == NOTICE
-    watch.stopping = NOTICE
+    assert watch.step(event("n1", "notice", action="terminate", at_unix=120.0)) == Reason.NOTICE
+    watch.stopping = Reason.NOTICE
     for node, rank in (("n0", 0), ("n1", 2)):
         assert watch.step(event(node, "rank_exit", rank=rank, code=143, signal=0, step=41)) == ""
-        watch.step(end(node, "stopped", reason=NOTICE))
+        watch.step(end(node, "stopped", reason=Reason.NOTICE))
     found = ended(watch)
     assert (found.kind, found.node, found.last_step) == ("notice", "n1", 41)
 
@@ -202,8 +203,8 @@ def test_a_node_tells_of_its_own_ranks_alone() -> None:
 
 def test_a_faulty_node_is_the_one_that_failed_and_is_still_swept() -> None:
     watch = AttemptState(("n0", "n1"))
-    assert watch.step(Ended("n1", {"state": "faulty", "reason": "what it sends makes no sense"})) == FAILURE
-    assert watch.step(Ended("n0", {"state": "running"})) == FAILURE  # says that it ended and that it goes on
+    assert watch.step(Ended("n1", {"state": "faulty", "reason": "what it sends makes no sense"})) == Reason.FAILURE
+    assert watch.step(Ended("n0", {"state": "running"})) == Reason.FAILURE  # says that it ended and that it goes on
     assert watch.done and watch.state == "failed"
     end = watch.end([], None, 0.0, 1.0)
     assert (end.kind, end.node) == ("node", "n1")

@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 
 from nexa_dist.errors import UsageError
+from nexa_dist.model import End
 from nexa_dist.ops.failures import why as asking
 from nexa_dist.ops.runs.finish import close
 from nexa_dist.ops.runs.watch import Outcome
 from nexa_dist.plan.failures.log_tail import TAIL_BYTES
-from nexa_dist.plan.runs.recovery import End
+from nexa_dist.run.record import Attempt, Run
 from nexa_dist.run.workspace import RunFolder
+from nexa_dist.shape import of
 from nexa_dist.verbs.run.why import why
+from tests.unit import records
 
 TRACE = b"""step 3 loss 2.5
 Traceback (most recent call last):
@@ -67,7 +70,11 @@ def run(tmp_path: Path) -> RunFolder:
     return made
 
 
-def record(*attempts: dict[str, Any]) -> dict[str, Any]:
+def record(*attempts: dict[str, Any]) -> Run:
+    return of(Run)(stored(*attempts))  # type: ignore[no-any-return]
+
+
+def stored(*attempts: dict[str, Any]) -> dict[str, Any]:
     nodes = [{"name": name, "address": name, "gpus": 1} for name in ("n0", "n1")]
     layout = dict.fromkeys(("python", "scratch", "shared", "durable"), "/x")
     cluster = {"name": "c", "provider": "static", "nodes": nodes, "layout": layout}
@@ -93,13 +100,6 @@ def test_an_attempt_by_its_number_or_a_usage_error(run: RunFolder) -> None:
         asking.why(run, record())
 
 
-def test_one_line_about_the_newest_attempt(run: RunFolder) -> None:
-    assert asking.explain(run, record(attempt(1, "failed"))) == (
-        "rank 1 on n1: KeyError: 'labels', at train.py:45, in step"
-    )
-    assert asking.explain(run, record(attempt(1, "completed"))) == ""
-
-
 def test_the_headline_of_a_run_names_who_failed_first_and_not_who_lost_it(run: RunFolder) -> None:
     closed = b"RuntimeError: [../gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.11]:4711\n"
     put(run, "n0", line("started", 30, attempt=3) + line("rank_exit", 40.0, rank=0, code=1, signal=0), r0_3=closed)
@@ -107,14 +107,14 @@ def test_the_headline_of_a_run_names_who_failed_first_and_not_who_lost_it(run: R
     for node in ("n0", "n1"):
         put(run, node, line("ended", 41, state="failed", code=1, reason="torchrun", left=[], attempt=3))
     told = End("rank", "rank 0 on n0: exit code 1", "n0", 0, last_step=7)
-    kept = {**record(attempt(3, "running")), "nodes": {}}
+    kept = records.put(run, stored(attempt(3, "running")))
     outcome = Outcome("failed", told.words, {}, told, ("n0", "rank_0/attempt_3.log"))
     closed_with = close(run, kept, outcome)
-    row = kept["attempts"][0]
-    assert closed_with.cause == closed_with.end.words == row["cause"] == "rank 1 on n1: exit code 1"
+    row = run.load().last
+    assert closed_with.cause == closed_with.end.words == row.cause == "rank 1 on n1: exit code 1"
     assert closed_with.failed_source == ("n1", "rank_1/attempt_3.log")
-    assert row["why"].startswith("rank 1 on n1: KeyError")
-    assert (row["end"]["node"], row["end"]["rank"], row["end"]["last_step"]) == ("n1", 1, 7)
+    assert row.why and row.why.startswith("rank 1 on n1: KeyError")
+    assert row.end and (row.end.node, row.end.rank, row.end.last_step) == ("n1", 1, 7)
     hang = End("hang", "node n0: rank 1 did no step for 30 s", "n0")
     assert close(run, kept, Outcome("failed", hang.words, {}, hang)).end == hang
 
@@ -144,7 +144,7 @@ def test_a_node_that_never_told_its_end_is_gone(run: RunFolder) -> None:
 def test_without_any_log_the_words_of_the_supervisor_are_left(tmp_path: Path) -> None:
     bare = RunFolder(tmp_path / "runs" / "r")
     cause = "an agent could not be started: n1: no space"
-    assert asking.explain(bare, record(attempt(1, "failed", cause))) == cause
+    assert asking.why(bare, record(attempt(1, "failed", cause)))[0].line == cause
 
 
 def test_a_measured_skew_orders_the_nodes(run: RunFolder) -> None:
@@ -175,7 +175,7 @@ def test_reads_are_bounded_and_torn_records_passed_over(run: RunFolder, monkeypa
 
 def test_a_folder_that_is_no_node_of_the_run_is_left_alone(run: RunFolder) -> None:
     put(run, "stranger", line("started", 1, attempt=1) + line("rank_exit", 2, rank=0, code=1, signal=0), r0_1=TRACE)
-    assert {node.node for node in asking.collect(run, attempt(1, "failed")).nodes} == {"n0", "n1"}
+    assert {node.node for node in asking.collect(run, of(Attempt)(attempt(1, "failed"))).nodes} == {"n0", "n1"}
 
 
 def ask(run: RunFolder, monkeypatch: pytest.MonkeyPatch, **more: Any) -> int:
@@ -184,7 +184,7 @@ def ask(run: RunFolder, monkeypatch: pytest.MonkeyPatch, **more: Any) -> int:
 
 
 def test_what_people_see(run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    run.save(record(attempt(1, "failed"), attempt(2, "failed"), attempt(3, "completed")))
+    records.put(run, stored(attempt(1, "failed"), attempt(2, "failed"), attempt(3, "completed")))
     put(run, "n1", "", r1_1=TRACE.replace(b"'labels'", b"'\x1b]0;owned\x07labels'"))
     assert ask(run, monkeypatch, attempt=1) == 0
     out = capsys.readouterr().out
@@ -200,7 +200,7 @@ def test_what_people_see(run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys
 
 
 def test_what_programs_get(run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    run.save(record(attempt(1, "failed"), attempt(2, "failed")))
+    records.put(run, stored(attempt(1, "failed"), attempt(2, "failed")))
     assert ask(run, monkeypatch, json=True) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["run"], told["attempt"], told["name"], told["node"], told["rank"]) == (

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from nexa_dist.node.protocol import Reason
 from nexa_dist.plan.failures.diagnose import judge
-from nexa_dist.plan.failures.evidence import FAILURE, Evidence, NodeEvidence, RankEvidence
+from nexa_dist.plan.failures.evidence import Evidence, NodeEvidence, RankEvidence
 from nexa_dist.plan.failures.known.signature import Exit
 
 
@@ -174,13 +175,13 @@ def test_a_rank_that_was_through_did_not_leave_early() -> None:
 
 
 def test_what_a_rank_raises_when_it_is_stopped_for_another_is_not_first() -> None:
-    stop = [(9.0, "stopping", {"reason": FAILURE, "grace_s": 5})]
+    stop = [(9.0, "stopping", {"reason": Reason.FAILURE, "grace_s": 5})]
     told = rank(0, 9.5, "1", raised(NEW.format("interrupted in the middle of a step")))
     assert first(told, rank(2, 10.0, "3"), n0=stop) == ("n1", 2, "unknown")
 
 
 def test_a_known_cause_that_could_not_end_its_rank_is_found_where_others_killed_it() -> None:
-    stop = [(70.0, "stopping", {"reason": FAILURE, "grace_s": 5})]
+    stop = [(70.0, "stopping", {"reason": Reason.FAILURE, "grace_s": 5})]
     stuck = rank(2, 75.0, "-9", OOM)
     assert first(rank(0, 65.0, "1", TIMED_OUT), stuck, n1=stop) == ("n1", 2, "cuda_oom")
 
@@ -210,7 +211,7 @@ def test_nor_is_who_torchrun_ended_and_wrote_that_before() -> None:
 
 
 def test_a_rank_that_was_killed_while_its_agent_still_gave_it_time_was_killed_by_another() -> None:
-    stop = [(10.2, "stopping", {"reason": FAILURE, "grace_s": 5})]
+    stop = [(10.2, "stopping", {"reason": Reason.FAILURE, "grace_s": 5})]
     peer = rank(0, 10.1, "1", CLOSED)
     assert first(peer, rank(2, 10.4, "-9"), n1=stop) == ("n1", 2, "killed")
     assert first(peer, rank(2, 15.3, "-9"), n1=stop)[:2] == ("n0", 0)

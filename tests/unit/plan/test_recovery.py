@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexa_dist.plan.runs.recovery import PAUSES_S, SAME_STEP, Decision, End, Nodes, Policy, decide
+from nexa_dist.model import Decision, End
+from nexa_dist.plan.runs.recovery import PAUSES_S, SAME_STEP, Nodes, Policy, decide
 
 FIT = Nodes(("n0", "n1"))
 DEFAULT = Policy()

@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 
+from nexa_dist.node.protocol import Reason
 from nexa_dist.ops.failures.why import collect
 from nexa_dist.plan.failures import log_tail
 from nexa_dist.plan.failures.diagnose import judge
-from nexa_dist.plan.failures.evidence import FAILURE, Evidence, NodeEvidence, RankEvidence
+from nexa_dist.plan.failures.evidence import Evidence, NodeEvidence, RankEvidence
 from nexa_dist.plan.failures.known.signature import Exit, Phrase, Tier
 from nexa_dist.plan.failures.table import BY_NAME, TABLE, as_markdown
+from nexa_dist.run.record import Attempt
 from nexa_dist.run.workspace import RunFolder
+from nexa_dist.shape import of
 
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "tests" / "cases" / "why"
@@ -51,7 +54,8 @@ def of_ranks(*ranks: RankEvidence, state: str = "failed", **events: tuple[dict[s
 @pytest.mark.parametrize("case", CASES)
 def test_a_captured_log_gives_its_signature_and_the_rank_that_was_first(case: str) -> None:
     expect = CASES[case]["expect"]
-    verdict = judge(collect(RunFolder(FOLDER / case), CASES[case]["attempt"]))
+    row = of(Attempt)({"started_unix": 0.0, "world_size": 1, "rdzv": "", **CASES[case]["attempt"]})
+    verdict = judge(collect(RunFolder(FOLDER / case), row))
     node, rank = verdict.first or (None, None)
     assert (verdict.name, node, rank) == (expect["name"], expect["node"], expect["rank"])
     assert expect["words"] in verdict.words
@@ -122,7 +126,7 @@ def test_what_ranks_do_after_somebody_stopped_them_is_no_cause() -> None:
 @pytest.mark.parametrize("number", [6, 9, 15])
 def test_ranks_that_were_ended_because_of_another_are_not_first(number: int) -> None:
     ended = [RankEvidence("n0", n, b"", Exit(10.0, 0, number)) for n in (0, 1)]
-    stop = (event("stopping", 9.9, reason=FAILURE, grace_s=5),)
+    stop = (event("stopping", 9.9, reason=Reason.FAILURE, grace_s=5),)
     culprit = RankEvidence("n1", 2, b"", Exit(10.5, 0, 11))
     verdict = judge(of_ranks(*ended, culprit, n0=stop))
     assert (verdict.first, verdict.name, verdict.others) == (("n1", 2), "segfault", ())

@@ -16,6 +16,7 @@ from nexa_dist.ops.runs.logs import Wanted, check, find
 from nexa_dist.ops.runs.status import progress_of
 from nexa_dist.run.workspace import RunFolder, Workspace
 from nexa_dist.verbs.run import logs as verb
+from tests.unit import records
 
 NODES = [{"name": name, "address": "127.0.0.1", "gpus": 2} for name in ("n0", "n1")]
 LAYOUT = {"python": "python3", "shared": "~/s", "scratch": "~/h", "durable": "~/d"}
@@ -31,7 +32,7 @@ def run(tmp_path: Path) -> RunFolder:
     ]
     cluster = {"name": "c", "provider": "static", "nodes": NODES, "layout": LAYOUT}
     record = {"cluster": cluster, "config": {}, "nodes": {"n0": {"run_dir": "/r"}, "n1": {"run_dir": "/r"}}}
-    made.save({**record, "attempts": rows})
+    records.put(made, {**record, "attempts": rows})
     for source in (
         "n1/rank_2/attempt_1.log",
         "n0/rank_10/attempt_1.log",

@@ -184,7 +184,7 @@ def test_runs_are_found_by_a_part_of_their_name(tmp_path: Path) -> None:
         workspace.run()
     first, second = workspace.new_run("train", "a"), workspace.new_run("train", "a")
     for run in (first, second):
-        run.save({"attempts": []})
+        files.write_json(run.json, {"attempts": []})
     assert first.run_id != second.run_id
     assert workspace.run().run_id == second.run_id
     assert workspace.run(first.run_id) == first

@@ -16,6 +16,7 @@ from nexa_dist.run import trust
 from nexa_dist.run.runner import SystemRunner
 from nexa_dist.run.workspace import Workspace
 from nexa_dist.verbs import _shared
+from tests.unit import records
 
 CLUSTER = {
     "name": "lab", "provider": "local", "layout": {"python": "p", "scratch": "s", "shared": "s", "durable": "d"},
@@ -117,7 +118,7 @@ def test_a_run_on_a_borrowed_cluster_is_seen_by_its_owner(tmp_path: Path, monkey
     assert ctx.workspace.cluster("lab").path == other / ".nexa" / "clusters" / "lab"
     run = ctx.workspace.new_run("train", "x")
     attempt = {"attempt": 1, "state": "running", "started_unix": 1.0, "world_size": 1, "rdzv": "x:1"}
-    run.save({"cluster": CLUSTER, "config": {}, "nodes": {}, "attempts": [attempt]})
+    records.put(run, {"cluster": CLUSTER, "config": {}, "nodes": {}, "attempts": [attempt]})
     for root in (other, here):
         seen = active_runs(Context(Workspace(root), ctx.runner, lambda _: None), "lab")
         assert [found.path for found in seen] == [run.path]

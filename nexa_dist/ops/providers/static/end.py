@@ -90,9 +90,9 @@ def _names(ctx: Context, record: Record, cluster: str) -> dict[str, list[str]]:
         except NexaError:  # torn: its folder is named by its id all the same
             runs.append(run.run_id)
             continue
-        if found["cluster"]["name"] == cluster:
+        if found.cluster.name == cluster:
             runs.append(run.run_id)
-            code |= {str(found[key]) for key in ("code_hash", "package_hash") if found.get(key)}
+            code |= {found.code_hash, found.package_hash} - {""}
     agents = {*record.agents, agent_file.digest()}
     folders = [*runs, *(f"{run}.{node}" for run in runs for node in record.hosts)]
     return {"runs": folders, "envs": list(record.envs), "agent": list(agents), "code": list(code)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nexa_dist.node.protocol import Reason
 from nexa_dist.plan.failures.known.signature import Signature
 
 ENDS = (
@@ -11,7 +12,7 @@ ENDS = (
         "the cloud takes the node back: notice to {detail}",
         "nothing to mend: nexa replaces the node and goes on from the checkpoint; with many notices use another"
         " instance type, zone or market: on_demand",
-        reasons=("spot notice",),
+        reasons=(Reason.NOTICE,),
     ),
     Signature(
         "node_gone",
@@ -25,7 +26,7 @@ ENDS = (
         "event hang; no step within hang_timeout_s",
         "no step for {detail}",
         "look at where it stands; when steps only take that long, raise hang_timeout_s in train.yaml",
-        reasons=("hang",),
+        reasons=(Reason.HANG,),
     ),
     Signature(
         "deadline",
@@ -33,35 +34,35 @@ ENDS = (
         "time was up: max_hours, or a node's own clock (deadline, budget, or a lease that nobody renewed)",
         "nexa run --resume RUN goes on from the checkpoint; raise max_hours or the budget (nexa budget extend USD);"
         " a lease is renewed while a controller is there (nexa attach RUN)",
-        reasons=("deadline",),
+        reasons=(Reason.DEADLINE,),
     ),
     Signature(
         "budget",
         "reason budget",
         "the budget was spent",
         "nexa budget extend USD, or a larger budget_usd, then nexa run --resume RUN goes on from the checkpoint",
-        reasons=("budget",),
+        reasons=(Reason.BUDGET,),
     ),
     Signature(
         "stopped_by_user",
         "reason stopped by the user",
         "somebody stopped it (nexa stop, Ctrl-C)",
         "nexa run --resume RUN goes on from the checkpoint",
-        reasons=("stopped by the user", "stop"),
+        reasons=(Reason.STOPPED, "stop"),
     ),
     Signature(
         "disconnected",
         "reason disconnected",
         "the controller went away, and on_disconnect is kill",
         "nexa run --resume RUN goes on; on_disconnect: keep lets a run live without us",
-        reasons=("disconnected",),
+        reasons=(Reason.DISCONNECTED,),
     ),
     Signature(
         "superseded",
         "reason superseded",
         "a newer attempt of the run took its place",
         "nothing to mend; look at the newest attempt",
-        reasons=("superseded",),
+        reasons=(Reason.SUPERSEDED,),
     ),
     Signature(
         "left_early",
