@@ -66,8 +66,8 @@ def outside() -> dict[str, str]:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built without the network from a copy of the checkout in which rubbish that git ignores lies about."""
     copy, out = tmp_path_factory.mktemp("copy") / "repo", tmp_path_factory.mktemp("dist")
-    skipped = shutil.ignore_patterns(".git", ".venv", ".nexa", "runs", ".*_cache", "__pycache__", ".hypothesis")
-    shutil.copytree(REPO, copy, ignore=skipped)
+    skipped = shutil.ignore_patterns(".git", ".venv*", ".nexa", ".*_cache", "__pycache__", ".hypothesis")
+    shutil.copytree(REPO, copy, ignore=lambda at, names: skipped(at, names) | ({"runs"} if at == str(REPO) else set()))
     for name in JUNK:
         (copy / name).parent.mkdir(exist_ok=True)
         (copy / name).touch()
