@@ -20,7 +20,7 @@ from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops.providers.local import free_port
 from nexa_dist.run.runner import SystemRunner
 from nexa_dist.run.ssh.connections import Ssh, on_all, session
-from tests.bench.hosts import HOST
+from tests.bench.hosts import SSHD
 from tests.e2e.local_cluster import is_open, make_key
 
 SSHDS = 4
@@ -77,7 +77,7 @@ def field(count: int) -> Iterator[Field]:
         )
         common = (
             f"Port {port}\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/client.pub\nStrictModes no\n"
-            f"UsePAM {'yes' if HOST.root_is_locked() else 'no'}\nPidFile none\nUseDNS no\n"
+            f"UsePAM {'yes' if SSHD.root_is_locked() else 'no'}\nPidFile none\nUseDNS no\n"
             "MaxStartups 500\nMaxSessions 500\n"
         )
         daemons = []
@@ -85,7 +85,7 @@ def field(count: int) -> Iterator[Field]:
             for index in range(SSHDS):
                 listen = "".join(f"ListenAddress {one}\n" for one in addresses[index::SSHDS])
                 (folder / f"sshd{index}").write_text(listen + common)
-                argv = [HOST.find_sshd(), "-D", "-e", "-f", str(folder / f"sshd{index}")]
+                argv = [SSHD.find_sshd(), "-D", "-e", "-f", str(folder / f"sshd{index}")]
                 daemons.append(subprocess.Popen(argv, stderr=subprocess.DEVNULL))
             end = time.monotonic() + 15
             while not all(is_open(one, port) for one in addresses):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib.util
+import importlib
 import json
 import os
 import sys
@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tests.e2e.local_cluster import HOST_PY, LocalCluster
 
@@ -20,16 +19,8 @@ PR_SET_CHILD_SUBREAPER = 36
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
-def _host_module() -> Any:
-    spec = importlib.util.spec_from_file_location("nexa_local_host", HOST_PY)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-HOST = _host_module()
+sys.path.insert(0, str(HOST_PY.parent))
+HOST, SSHD = importlib.import_module("host"), importlib.import_module("sshd")
 
 
 @dataclass(frozen=True)

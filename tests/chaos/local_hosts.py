@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import importlib
 import os
 import signal
 import subprocess
@@ -22,17 +22,8 @@ NEXA = (sys.executable, "-m", "nexa_dist")
 PROVISION_LIMIT_S = 900.0
 
 
-def _host_module() -> Any:
-    path = REPO / "terraform" / "modules" / "local_node" / "host.py"
-    spec = importlib.util.spec_from_file_location("nexa_local_host", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-HOST = _host_module()
+sys.path.insert(0, str(REPO / "terraform" / "modules" / "local_node"))
+HOST = importlib.import_module("host")
 
 
 def environment(**more: str) -> dict[str, str]:

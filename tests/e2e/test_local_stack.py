@@ -101,6 +101,9 @@ def test_life_cycle(stack: Stack) -> None:
     assert not is_alive(before["n1"])
     assert cluster.ssh("n1", "true").returncode == 0
 
+    refused = stack.on("plan", "-var=lease_s=-1", "-var=python=-c", check=False)  # by the module that takes them
+    assert "lease_s must be a whole number" in refused.stderr and "python must be a program" in refused.stderr
+
     stack.on("destroy", "-auto-approve")
     assert marked_pids(cluster.root) == {}
     assert not any(is_open(str(node["address"]), int(node["port"])) for node in cluster.nodes.values())

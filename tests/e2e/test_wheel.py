@@ -31,7 +31,11 @@ NEEDED = (
     "docker/cuda_torch.txt",
     "docker/lock/train.txt",
     "playbooks/bootstrap.yml",
+    "terraform/modules/local_node/folder.py",
     "terraform/modules/local_node/host.py",
+    "terraform/modules/local_node/processes.py",
+    "terraform/modules/local_node/sshd.py",
+    "terraform/shared/deadline.sh",
     "terraform/stacks/local/main.tf",
 )
 JUNK = ("terraform/stacks/local/.terraform/provider", "ansible/roles/base/__pycache__/x.pyc", "nexa_dist/y.pyc")

@@ -37,7 +37,7 @@ rm -f /root/.ssh/authorized_keys /root/.bash_history /etc/ssh/ssh_host_* "$1/.ba
 sync
 """
 """$1 home, $2 scratch, $3 durable: what names this node, lets somebody in, or is a run's. The deadline stays armed; the
-next machine has another id, and starts its own (terraform/modules/aws_nodes/deadline.sh)."""
+next machine has another id, and starts its own (terraform/shared/deadline.sh)."""
 
 
 def wanted(config: ClusterConfig) -> ClusterConfig:

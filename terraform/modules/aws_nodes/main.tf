@@ -7,7 +7,7 @@ locals {
 
   user_data = {
     for name in var.node_names : name => templatefile("${path.module}/user_data.yaml.tftpl", {
-      deadline_sh  = file("${path.module}/deadline.sh")
+      deadline_sh  = file("${path.module}/../../shared/deadline.sh")
       expires_unix = var.expires_unix
       max_s        = floor(var.max_hours * 3600)
       lease_s      = var.lease_s

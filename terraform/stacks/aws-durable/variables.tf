@@ -43,11 +43,6 @@ variable "noncurrent_days" {
   description = "Days for which a version that was replaced or deleted can be had back."
   type        = number
   default     = 30
-
-  validation {
-    condition     = var.noncurrent_days >= 1 && var.noncurrent_days <= 3650 && floor(var.noncurrent_days) == var.noncurrent_days
-    error_message = "noncurrent_days must be a whole number from 1 to 3650."
-  }
 }
 
 variable "destroy_contents" {

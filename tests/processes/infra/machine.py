@@ -11,7 +11,9 @@ import subprocess
 import time
 from pathlib import Path
 
-NODES = Path(__file__).resolve().parents[3] / "terraform" / "modules" / "aws_nodes"
+TERRAFORM = Path(__file__).resolve().parents[3] / "terraform"
+NODES = TERRAFORM / "modules" / "aws_nodes"
+DEADLINE_SH = TERRAFORM / "shared" / "deadline.sh"
 
 
 class Machine:
@@ -54,7 +56,7 @@ class Machine:
         template = (NODES / "user_data.yaml.tftpl").read_text()
         [command] = re.findall(r"bootcmd:\n  - \|\n((?:    .*\n|\n)+)", template)
         script = re.sub(r"^    ", "", command, flags=re.MULTILINE)
-        deadline = (NODES / "deadline.sh").read_text().strip()
+        deadline = DEADLINE_SH.read_text().strip()
         script = script.replace("${indent(4, trimspace(deadline_sh))}", deadline)
         script = script.replace("${expires_unix}", str(expires_unix)).replace("${max_s}", str(max_s))
         script = script.replace("${lease_s}", str(lease_s)).replace("${idle_s}", str(idle_s))
@@ -154,7 +156,7 @@ class Simulation:
             (folder / name).touch()
         (folder / "due_unix").write_text(f"{self.clock + due_in_s}\n")
         (folder / "limits").write_text(f"{max_s} {lease_s} {idle_s} {self.clock}\n")
-        script = (NODES / "deadline.sh").read_text().replace("/proc/uptime", str(folder / "uptime"))
+        script = DEADLINE_SH.read_text().replace("/proc/uptime", str(folder / "uptime"))
         for real, fake in UNFORKED.items():
             assert real in script
             script = script.replace(real, fake)

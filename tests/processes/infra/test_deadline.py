@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes.infra.machine import NODES, Machine, Simulation
+from tests.processes.infra.machine import DEADLINE_SH, Machine, Simulation
 from tests.processes.node.rig import until
 
 
@@ -115,7 +115,7 @@ def test_the_watch_is_a_session_of_its_own(machine: Machine) -> None:
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
 def test_the_deadline_is_portable_shell() -> None:
-    done = subprocess.run(["shellcheck", "--shell=sh", NODES / "deadline.sh"], capture_output=True, text=True)
+    done = subprocess.run(["shellcheck", "--shell=sh", DEADLINE_SH], capture_output=True, text=True)
     assert done.stdout == ""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import signal
@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -21,106 +20,100 @@ from tests.processes.node.rig import until
 HOST_PY = Path(__file__).resolve().parents[3] / "terraform" / "modules" / "local_node" / "host.py"
 
 
-@pytest.fixture(scope="module")
-def host() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("local_node_host", HOST_PY)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+sys.path.insert(0, str(HOST_PY.parent))
+folder, host, processes, sshd = map(importlib.import_module, ("folder", "host", "processes", "sshd"))
 
 
 @pytest.mark.parametrize("root", ["", "nodes", "~/nodes", "/", "/tmp/a\nb", "/tmp/a\x7f", "-o/x", "/tmp/../"])
-def test_roots_that_are_refused(host: ModuleType, root: str) -> None:
-    with pytest.raises(host.HostError):
-        host.checked_root(root)
+def test_roots_that_are_refused(root: str) -> None:
+    with pytest.raises(processes.HostError):
+        folder.checked_root(root)
 
 
 @pytest.mark.parametrize(
     "root", ["/tmp/it's a root", '/tmp/a"b', "/tmp/$(id)", "/tmp/{{ x }}", "/tmp/-oProxyCommand=x"]
 )
-def test_odd_roots_are_only_paths(host: ModuleType, root: str) -> None:
-    assert str(host.checked_root(root)) == root
+def test_odd_roots_are_only_paths(root: str) -> None:
+    assert str(folder.checked_root(root)) == root
 
 
-def test_quotes_in_sshd_config(host: ModuleType) -> None:
-    assert host.quoted('a "b" \\c') == '"a \\"b\\" \\\\c"'
+def test_quotes_in_sshd_config() -> None:
+    assert sshd.quoted('a "b" \\c') == '"a \\"b\\" \\\\c"'
 
 
-def test_descendants(host: ModuleType) -> None:
-    table = {pid: host.Process(parent, 0, "S") for pid, parent in {2: 1, 3: 2, 4: 3, 5: 1, 6: 5}.items()}
-    assert host.descendants(table, 2) == {3, 4}
-    assert host.descendants(table, 9) == set()
+def test_descendants() -> None:
+    table = {pid: processes.Process(parent, 0, "S") for pid, parent in {2: 1, 3: 2, 4: 3, 5: 1, 6: 5}.items()}
+    assert processes.descendants(table, 2) == {3, 4}
+    assert processes.descendants(table, 9) == set()
 
 
-def test_n1_is_not_n10(host: ModuleType, tmp_path: Path) -> None:
+def test_n1_is_not_n10(tmp_path: Path) -> None:
     env = {**os.environ, "NEXA_HOST": str(tmp_path / "n10")}
     sleeper = subprocess.Popen(["sleep", "600"], env=env)
     try:
-        assert sleeper.pid in host.members(tmp_path / "n10")
-        assert host.members(tmp_path / "n1") == set()
+        assert sleeper.pid in processes.members(tmp_path / "n10")
+        assert processes.members(tmp_path / "n1") == set()
         assert host.nodes_under(tmp_path) == ["n10"]  # its folder is gone, its process is not
     finally:
         sleeper.kill()
         sleeper.wait()
 
 
-def test_a_reused_pid_is_not_the_daemon(host: ModuleType, tmp_path: Path) -> None:
-    ticks = host.processes()[os.getpid()].start_ticks
-    record = {"pid": os.getpid(), "start_ticks": ticks, "boot_id": host.boot_id()}
+def test_a_reused_pid_is_not_the_daemon(tmp_path: Path) -> None:
+    ticks = processes.processes()[os.getpid()].start_ticks
+    record = {"pid": os.getpid(), "start_ticks": ticks, "boot_id": processes.boot_id()}
     for change, expected in (({}, os.getpid()), ({"start_ticks": ticks - 1}, None), ({"boot_id": "x"}, None)):
         (tmp_path / "daemon.json").write_text(json.dumps({**record, **change}))
-        assert host.daemon_pid(tmp_path) == expected
+        assert folder.daemon_pid(tmp_path) == expected
     (tmp_path / "daemon.json").write_text("{half a file")
-    assert host.daemon_pid(tmp_path) is None
+    assert folder.daemon_pid(tmp_path) is None
 
 
 @pytest.mark.parametrize("verb", ["down", "sweep"])
-def test_a_folder_that_is_not_ours_is_not_touched(host: ModuleType, tmp_path: Path, verb: str) -> None:
+def test_a_folder_that_is_not_ours_is_not_touched(tmp_path: Path, verb: str) -> None:
     (tmp_path / "n0").mkdir()
     (tmp_path / "n0" / "thesis.txt").write_text("mine")
-    with pytest.raises(host.HostError, match="not a folder of local nodes"):
+    with pytest.raises(processes.HostError, match="not a folder of local nodes"):
         host.down(tmp_path, "n0") if verb == "down" else host.sweep(tmp_path)
     assert (tmp_path / "n0" / "thesis.txt").exists()
 
 
-def test_a_marker_whose_writer_was_killed_stands_in_nobodys_way(host: ModuleType, tmp_path: Path) -> None:
+def test_a_marker_whose_writer_was_killed_stands_in_nobodys_way(tmp_path: Path) -> None:
     root = tmp_path / "nodes"
     root.mkdir()
-    (root / f"{host.MARKER}.tmp").write_text('{"made_')
+    (root / f"{folder.MARKER}.tmp").write_text('{"made_')
     assert host.sweep(root) == []
-    host.make_folder(host.Settings("one", "n0", root, "127.0.0.2", 2200, tmp_path))
-    (root / f"{host.MARKER}.tmp").write_text('{"made_')
+    folder.make_folder(folder.Settings("one", "n0", root, "127.0.0.2", 2200, tmp_path))
+    (root / f"{folder.MARKER}.tmp").write_text('{"made_')
     assert host.down(root, "n0") == set()
     assert not root.exists()
 
 
-def test_another_clusters_root_is_refused(host: ModuleType, tmp_path: Path) -> None:
+def test_another_clusters_root_is_refused(tmp_path: Path) -> None:
     def settings(cluster: str) -> object:
-        return host.Settings(cluster, "n0", tmp_path / "nodes", "127.0.0.2", 2200, tmp_path)
+        return folder.Settings(cluster, "n0", tmp_path / "nodes", "127.0.0.2", 2200, tmp_path)
 
-    host.make_folder(settings("one"))
-    host.make_folder(settings("one"))
-    with pytest.raises(host.HostError, match="cluster one"):
-        host.make_folder(settings("two"))
+    folder.make_folder(settings("one"))
+    folder.make_folder(settings("one"))
+    with pytest.raises(processes.HostError, match="cluster one"):
+        folder.make_folder(settings("two"))
 
 
-def test_removal_takes_closed_folders_and_follows_no_link(host: ModuleType, tmp_path: Path) -> None:
+def test_removal_takes_closed_folders_and_follows_no_link(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir(mode=0o755)
     root = tmp_path / "nodes"
-    host.make_folder(host.Settings("one", "n0", root, "127.0.0.2", 2200, tmp_path))
+    folder.make_folder(folder.Settings("one", "n0", root, "127.0.0.2", 2200, tmp_path))
     (root / "n0" / "home" / "link").symlink_to(outside)
     closed = root / "n0" / "scratch" / "closed"
     (closed / "deep").mkdir(parents=True)
     closed.chmod(0)
-    host.remove_folder(root, "n0")
+    folder.remove_folder(root, "n0")
     assert not root.exists()
     assert outside.stat().st_mode & 0o777 == 0o755
 
 
-def test_removal_takes_what_a_killed_agent_left_elsewhere(host: ModuleType, tmp_path: Path) -> None:
+def test_removal_takes_what_a_killed_agent_left_elsewhere(tmp_path: Path) -> None:
     made, other = tmp_path / "nexa-run-1", tmp_path / "precious"
     for number, path in enumerate((made, other)):
         (path / "in it").mkdir(parents=True)
@@ -128,11 +121,11 @@ def test_removal_takes_what_a_killed_agent_left_elsewhere(host: ModuleType, tmp_
         run.mkdir(parents=True)
         (run / "tmp.json").write_text(json.dumps(str(path)))
     (tmp_path / "nodes" / "n0" / "tmp.json").write_text("torn")
-    host.remove_folder(tmp_path / "nodes", "n0")
+    folder.remove_folder(tmp_path / "nodes", "n0")
     assert not made.exists() and (other / "in it").is_dir() and not (tmp_path / "nodes" / "n0").exists()
 
 
-def test_a_taken_port_names_its_owner(host: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_taken_port_names_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
     def closing(folder: str, listed: Callable[[str], list[str]] = os.listdir) -> list[str]:
         """Everybody closes a file just after we have seen it in the list."""
         return ["99999999", *listed(folder)] if str(folder).endswith("/fd") else listed(folder)
@@ -142,8 +135,8 @@ def test_a_taken_port_names_its_owner(host: ModuleType, monkeypatch: pytest.Monk
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(host.HostError, match=rf"127.0.0.1:{port} is taken by pid {os.getpid()} "):
-            host.check_port("127.0.0.1", port)
+        with pytest.raises(processes.HostError, match=rf"127.0.0.1:{port} is taken by pid {os.getpid()} "):
+            sshd.check_port("127.0.0.1", port)
 
 
 @pytest.mark.parametrize(
@@ -169,8 +162,8 @@ def test_settings_that_are_refused(tmp_path: Path, key: str, value: str) -> None
     assert not (tmp_path / "r").exists()
 
 
-def test_a_node_without_a_limit_has_no_clock(host: ModuleType, tmp_path: Path) -> None:
-    settings = host.Settings("one", "n0", tmp_path, "127.0.0.2", 2200, tmp_path)
+def test_a_node_without_a_limit_has_no_clock(tmp_path: Path) -> None:
+    settings = folder.Settings("one", "n0", tmp_path, "127.0.0.2", 2200, tmp_path)
     (tmp_path / "n0" / "due").mkdir(parents=True)
     (tmp_path / "n0" / "due" / "due_unix").write_text("1")  # of a time when it had one
     host.arm(settings)
@@ -180,17 +173,15 @@ def test_a_node_without_a_limit_has_no_clock(host: ModuleType, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("limits", "ends"), [((2, 0, 0), True), ((0, 2, 0), True), ((0, 0, 2), True), ((300, 300, 300), False)]
 )
-def test_a_node_ends_itself_and_never_the_machine(
-    host: ModuleType, tmp_path: Path, limits: tuple[int, int, int], ends: bool
-) -> None:
+def test_a_node_ends_itself_and_never_the_machine(tmp_path: Path, limits: tuple[int, int, int], ends: bool) -> None:
     """Its clock has none of the machine's own programs but four: of the poweroff that it finds only ours."""
     root = tmp_path / "it's: a root"  # a colon in PATH would split it
-    settings = host.Settings("one", "n0", root, "127.0.0.2", 2200, tmp_path, limits)
+    settings = folder.Settings("one", "n0", root, "127.0.0.2", 2200, tmp_path, limits)
     host.arm(settings)
-    code = "import importlib.util as u, pathlib, signal, sys; spec = u.spec_from_file_location('host', sys.argv[1]); "
-    code += "m = u.module_from_spec(spec); sys.modules['host'] = m; spec.loader.exec_module(m); "
-    code += "m.watch(pathlib.Path(sys.argv[2]), lambda: None); signal.pause()"
-    machine = subprocess.Popen([sys.executable, "-c", code, str(HOST_PY), str(root / "n0")], start_new_session=True)
+    code = "import pathlib, signal, sys; sys.path.insert(0, sys.argv[1]); import host; "
+    code += "host.watch(pathlib.Path(sys.argv[2]), lambda: None); signal.pause()"
+    argv = [sys.executable, "-c", code, str(HOST_PY.parent), str(root / "n0")]
+    machine = subprocess.Popen(argv, start_new_session=True)
     try:
         if ends:
             assert machine.wait(90) == -signal.SIGTERM

@@ -44,3 +44,14 @@ def test_every_role_states_its_arguments() -> None:
     for role in roles:
         for part in ("defaults/main.yml", "meta/main.yml", "meta/argument_specs.yml", "tasks/main.yml"):
             assert (role / part).is_file(), f"{role.name}/{part}"
+
+
+def test_the_shell_of_the_roles_is_in_files_that_shellcheck_reads() -> None:
+    """What stays among the tasks hands arguments to such a file."""
+    inline = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in sorted((ROOT / "ansible" / "roles").glob("*/tasks/*.yml"))
+        for name, lines in re.findall(r"(\w+): \|\n((?: {6,}.*\n)+)", path.read_text())
+        if re.search(r"^ +(if|for|while|set -eu)\b|\$\{?\w", lines, re.M)
+    ]
+    assert inline == []

@@ -220,3 +220,9 @@ run "refused_2" {
     var.user,
   ]
 }
+
+run "refused_3" {
+  command = plan
+  variables { node_names = [for number in range(65) : "n${number}"] }
+  expect_failures = [var.node_names]
+}

@@ -22,66 +22,75 @@ run "node" {
   }
 }
 
-run "cluster" {
+# Each of these is refused, all in one go.
+run "refused_1" {
   command = plan
-  variables { cluster = "$(id)" }
-  expect_failures = [var.cluster]
-}
 
-run "name" {
-  command = plan
-  variables { name = "node-0" }
-  expect_failures = [var.name]
-}
-
-run "address" {
-  command = plan
-  variables { address = "10.0.0.1" }
-  expect_failures = [var.address]
-}
-
-run "port" {
-  command = plan
-  variables { port = 70000 }
-  expect_failures = [var.port]
-}
-
-run "gpus" {
-  command = plan
-  variables { gpus = 1.5 }
-  expect_failures = [var.gpus]
-}
-
-run "user" {
-  command = plan
-  variables { user = "a b" }
-  expect_failures = [var.user]
-}
-
-run "root" {
-  command = plan
-  variables { root = "~/nodes" }
-  expect_failures = [var.root]
-}
-
-run "ssh_dir" {
-  command = plan
-  variables { ssh_dir = "" }
-  expect_failures = [var.ssh_dir]
-}
-
-run "python" {
-  command = plan
-  variables { python = "" }
-  expect_failures = [var.python]
-}
-
-run "limits" {
-  command = plan
   variables {
+    cluster = "$(id)"
+    name    = "node-0"
+    address = "10.0.0.1"
+    port    = 70000
+    gpus    = 1.5
+    user    = "a b"
+    root    = "~/nodes"
+    ssh_dir = ""
+    python  = ""
     max_s   = 1.5
     lease_s = -1
     idle_s  = 1e10
   }
-  expect_failures = [var.max_s, var.lease_s, var.idle_s]
+
+  expect_failures = [
+    var.cluster,
+    var.name,
+    var.address,
+    var.port,
+    var.gpus,
+    var.user,
+    var.root,
+    var.ssh_dir,
+    var.python,
+    var.max_s,
+    var.lease_s,
+    var.idle_s,
+  ]
+}
+
+run "refused_2" {
+  command = plan
+
+  variables {
+    name    = "../n0"
+    address = "127.0.0.999"
+    port    = 22
+    gpus    = 0
+    user    = "-oProxyCommand=x"
+    root    = "/tmp/a\nb"
+    ssh_dir = "ssh"
+    python  = "-c"
+  }
+
+  expect_failures = [
+    var.name,
+    var.address,
+    var.port,
+    var.gpus,
+    var.user,
+    var.root,
+    var.ssh_dir,
+    var.python,
+  ]
+}
+
+run "refused_3" {
+  command = plan
+
+  variables {
+    name    = "n01"
+    address = "0.0.0.0"
+    root    = "nodes"
+  }
+
+  expect_failures = [var.name, var.address, var.root]
 }

@@ -34,14 +34,13 @@ run "refused_1" {
   command = plan
 
   variables {
-    region          = "here"
-    owner           = ""
-    noncurrent_days = 0.5
-    state_bucket    = "lab-durable"
-    tags            = { "aws:x" = "y" }
+    region       = "here"
+    owner        = ""
+    state_bucket = "lab-durable"
+    tags         = { "aws:x" = "y" }
   }
 
-  expect_failures = [var.region, var.owner, var.noncurrent_days, var.state_bucket, var.tags]
+  expect_failures = [var.region, var.owner, var.state_bucket, var.tags]
 }
 
 run "refused_2" {
