@@ -17,7 +17,7 @@ from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.health.witness import Witnesses
-from nexa_dist.ops.providers.machine_state import is_off
+from nexa_dist.ops.providers.table import is_off
 from nexa_dist.ops.runs import checkpoints as resume
 from nexa_dist.ops.runs import launch, replace_nodes, watch
 from nexa_dist.ops.runs.attempt_state import STOPPED

@@ -14,8 +14,8 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.providers.static import known_hosts as adopting
 from nexa_dist.plan.static.known_hosts import Adopted
 from nexa_dist.ui import terminal
-from nexa_dist.verbs._shared import context, load_said
-from nexa_dist.verbs.cluster.plan import show
+from nexa_dist.verbs._shared import consent_to_stack, context, load_said
+from nexa_dist.verbs.cluster.plan import show, show_changes
 
 Arguments = argparse.Namespace
 
@@ -31,7 +31,7 @@ def provision(args: Arguments) -> int:
         config, saved = planning.load(ctx, Path(args.plan))
     else:
         config = load_said(Path(args.cluster), args.set)
-    if args.dry_run and config.provider == "static":
+    if args.dry_run and not config.traits.makes:
         terminal.say(f"would adopt the host keys of {len(config.cluster)} hosts, and add to them what training needs")
         terminal.say("would run: playbooks/bootstrap.yml, a health check of every host")
         return EXIT_OK
@@ -51,7 +51,10 @@ def provision(args: Arguments) -> int:
         show(seen)
         if not args.yes and not (terminal.interactive() and terminal.confirm(f"rent {seen.nodes} nodes?")):
             raise UsageError(f"{seen.nodes} nodes would be rented", hint="-y says yes")
-    adopted = _host_keys(ctx, config) if config.provider == "static" else []
+    consent_to_stack(config)
+    if config.traits.rents and not config.traits.priced and not args.yes:
+        _ask_first(ctx, config)
+    adopted = _host_keys(ctx, config) if not config.traits.makes else []
     made = provisioning.provision(ctx, config, saved, adopted=adopted)
     price = f"{made.usd_per_hour:.2f} USD/h"
     terminal.say(f"✓ cluster {made.name} is up: {len(made.nodes)} nodes, {made.world_size} ranks, {price}")
@@ -62,6 +65,17 @@ def provision(args: Arguments) -> int:
         keys = {"host_keys": {one.node: one.row for one in adopted}} if adopted else {}
         terminal.emit({**made.to_json(), **keys, "seconds": ctx.times})
     return EXIT_OK
+
+
+def _ask_first(ctx: Context, config: ClusterConfig) -> None:
+    """The user's word for the plan of a cluster that is not there yet and costs. Raises UsageError."""
+    if ctx.workspace.cluster(config.name).json.exists():
+        return
+    if terminal.interactive():
+        show_changes(planning.plan(ctx, config, None))
+        if terminal.confirm(f"make {config.nodes} nodes?"):
+            return
+    raise UsageError(f"{config.nodes} nodes would be made, and cost", hint="nexa plan shows what; -y says yes")
 
 
 def _host_keys(ctx: Context, config: ClusterConfig) -> list[Adopted]:

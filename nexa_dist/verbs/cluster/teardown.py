@@ -13,8 +13,9 @@ from nexa_dist.ops.cluster import teardown as destroying
 from nexa_dist.ops.providers.aws import bucket as deleting
 from nexa_dist.ops.providers.aws import end as ending
 from nexa_dist.ops.providers.static import end as static_end
-from nexa_dist.ops.providers.static.record import Record
+from nexa_dist.ops.providers.table import of_folder, provider_of
 from nexa_dist.ops.runs import stop as stopping
+from nexa_dist.traits import TRAITS
 from nexa_dist.ui import terminal
 from nexa_dist.verbs._shared import context, find_folder, is_file
 
@@ -31,7 +32,6 @@ def teardown(args: Arguments) -> int:
         config = load_cluster(Path(args.cluster))
         if destroying.may_exist(folder):
             provisioning.refuse_other_provider(folder, config)
-    own = Record.exists(folder)
     try:
         scope = ending.site_of(ctx, folder, config)
         elsewhere = ending.holder_elsewhere(ctx, scope) if scope else ""
@@ -58,18 +58,13 @@ def teardown(args: Arguments) -> int:
         raise UsageError(f"{doomed} would be ended", hint="-y says yes")
     if args.without:
         static_end.give_up(folder, args.without)
+    provider = "aws" if scope else of_folder(folder)
     receipt = destroying.teardown(ctx, folder, scope, stopping.stop)
     for row in receipt["nodes"]:
         where = f"{row['id']} {row['offer']}: {row['state']}" if scope else f"{row['address']}:{row['port']}"
-        terminal.say(f"  {'given back' if own else 'gone'}: {row['name']} {where}")
+        terminal.say(f"  {'gone' if TRAITS[provider].makes else 'given back'}: {row['name']} {where}")
     cost = "cost unknown here" if receipt["cost_usd"] is None else f"{receipt['cost_usd']:.2f} USD"
-    proof = (
-        f"{len(receipt['resources'])} resources confirmed gone"
-        if scope
-        else f"{sum(map(len, receipt['removed'].values()))} things removed, 0 processes left"
-        if own
-        else "0 resources, 0 processes, 0 listening ports left"
-    )
+    proof = provider_of(provider).proof(receipt)
     terminal.say(f"✓ cluster {folder.name} is gone: {proof}; {cost}")
     if scope and args.delete_bucket and scope.bucket:
         deleting.delete(ctx, scope.bucket)
