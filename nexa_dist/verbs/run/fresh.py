@@ -55,7 +55,8 @@ def fresh(
             raise
     if cluster.traits.rents and not cluster.bucket:
         first = cluster.nodes[0].name
-        ctx.say(f"warning: checkpoints lie on {first} alone and are lost with it: name a bucket in the cluster's file")
+        cure = ": name a bucket in the cluster's file" if cluster.traits.priced else ""
+        ctx.say(f"warning: checkpoints lie on {first} alone and are lost with it{cure}")
     record = launch.new_record(ctx, prepared, cluster, config, config_file)
     with alone(folder, "run"):
         started(ctx, folder, prepared, record, 1)
