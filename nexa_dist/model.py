@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 from nexa_dist.shape import number, whole
+from nexa_dist.traits import TRAITS, EndsWith, Traits
 
-Provider = Literal["aws", "local", "static"]
+Provider = Literal["aws", "local", "static", "stack"]
 RdzvBackend = Literal["static", "c10d"]
 Market = Literal["spot", "on_demand"]
 Kind = Literal[
@@ -79,6 +80,12 @@ class Cluster:
     """`s3://bucket/prefix` that outlives the nodes; empty when there is none."""
     region: str = ""
     """Of the cloud; empty for hosts that are in none."""
+    ends_with: EndsWith = ""
+    """What ends the bill of its machines with nobody home, where the user's own stack says it."""
+
+    @property
+    def traits(self) -> Traits:
+        return TRAITS[self.provider]
 
     @property
     def world_size(self) -> int:

@@ -36,6 +36,7 @@ from nexa_dist.config.fields import (
     Program,
     Region,
     ReservationId,
+    StackVariables,
     StatePlace,
     SubnetId,
     Tags,
@@ -44,6 +45,7 @@ from nexa_dist.config.fields import (
 )
 from nexa_dist.config.rules import REQUIRED, fault, together
 from nexa_dist.model import Provider, RdzvBackend
+from nexa_dist.traits import TRAITS, Traits
 
 MAX_NODES = 64
 MAX_GPUS = 64
@@ -124,7 +126,14 @@ class ClusterConfig(_Section):
     )
     provider: Provider = Field(
         "static",
-        description="Who makes the hosts: aws, local (this machine), or static (your own hosts).",
+        description="Who makes the hosts: aws, local (this machine), stack (your own Terraform stack, "
+        "docs/PROVIDERS.md), or static (your own hosts).",
+    )
+    stack: LocalPath | None = Field(
+        None, description="Folder of your own Terraform stack; a relative path starts at this file's folder."
+    )
+    variables: StackVariables = Field(
+        {}, description="Variables of the stack beside those that nexa gives it. No secrets: TF_VAR_NAME has those."
     )
     cluster: Annotated[tuple[Host, ...], Field(strict=False, min_length=1, max_length=MAX_NODES)] = Field(
         (), description="Your own hosts, in rank order: rank 0 is on the first."
@@ -274,6 +283,10 @@ class ClusterConfig(_Section):
     scratch: NodePath | None = Field(None, description="NEXA_SCRATCH on the nodes: fast, lost with the node.")
     shared: NodePath | None = Field(None, description="NEXA_SHARED on the nodes: caches.")
     durable: NodePath | None = Field(None, description="NEXA_DURABLE on the nodes: what outlives them.")
+
+    @property
+    def traits(self) -> Traits:
+        return TRAITS[self.provider]
 
     @property
     def gpus(self) -> tuple[int, ...]:

@@ -6,11 +6,12 @@ import base64
 import binascii
 import ipaddress
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, StringConstraints
 
 from nexa_dist.config.paths import bad_characters
+from nexa_dist.secrets import is_secret_name, redact_text
 
 NAME_PATTERN = "^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$"
 USER_PATTERN = "^[A-Za-z_][A-Za-z0-9_.@-]{0,63}$"
@@ -227,6 +228,34 @@ def check_tags(tags: dict[str, str]) -> dict[str, str]:
     return tags
 
 
+def check_stack_variables(given: dict[str, Any]) -> dict[str, Any]:
+    """Variables of the user's own stack: none that nexa gives, and no secret, since they are written to files."""
+    for name, value in given.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]{0,63}", name):
+            raise ValueError(f"{name[:40]!r} is no name of a Terraform variable")
+        if name in GIVEN_TO_STACK:
+            raise Misplaced(f"{name} is given by nexa", "remove it")
+        if _has_secret(name, value):
+            raise Misplaced(
+                f"{name} is or holds a secret, which would be written to files",
+                f"remove it, and put it into TF_VAR_{name} of your environment",
+            )
+    return given
+
+
+def _has_secret(name: str, value: Any) -> bool:
+    """Whether a value, or any within it, is a secret by its name or its shape."""
+    if isinstance(value, dict):
+        return is_secret_name(name) or any(_has_secret(key, inner) for key, inner in value.items())
+    if isinstance(value, list):
+        return is_secret_name(name) or any(_has_secret(name, inner) for inner in value)
+    return is_secret_name(name) or (isinstance(value, str) and redact_text(value, name) != value)
+
+
+GIVEN_TO_STACK = (
+    "cluster", "node_names", "node_count", "gpus_per_node", "ssh_public_key", "tags", "deadline_unix", "deadline",
+)  # fmt: skip
+StackVariables = Annotated[dict[str, Any], Field(max_length=100), AfterValidator(check_stack_variables)]
 Region = Annotated[str, StringConstraints(pattern=r"^[a-z]{2}(-[a-z]+)+-[0-9]$")]
 Cidr = Annotated[str, AfterValidator(check_cidr)]
 MeshCidr = Annotated[str, AfterValidator(check_mesh_cidr)]

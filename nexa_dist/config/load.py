@@ -38,12 +38,11 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def load_cluster(path: Path, overrides: Sequence[str] = ()) -> ClusterConfig:
-    """The cluster of `path`. Own hosts without a name take the file's; ssh_config becomes absolute."""
+    """The cluster of `path`. Own hosts without a name take the file's; ssh_config and stack become absolute."""
     config = _load(path, overrides, ClusterConfig, lambda document: _name_from_file(document, path))
-    if config.ssh_config is None:
-        return config
-    ssh_config = (path.parent / os.path.expanduser(config.ssh_config)).absolute()
-    return config.model_copy(update={"ssh_config": str(ssh_config)})
+    named = {key: value for key in ("ssh_config", "stack") if (value := getattr(config, key)) is not None}
+    whole = {key: str((path.parent / os.path.expanduser(value)).absolute()) for key, value in named.items()}
+    return config.model_copy(update=whole) if whole else config
 
 
 def load_train(path: Path, overrides: Sequence[str] = (), more: Sequence[str] = ()) -> TrainConfig:

@@ -24,6 +24,8 @@ _MADE = frozenset(
 KEYS: Mapping[str, frozenset[str]] = {
     "static": _COMMON | _ROOTED | {"cluster", "rdzv", "python", "ssh_config", "system_changes"},
     "local": _COMMON | _MADE,
+    "stack": (_COMMON | _MADE | _ROOTED | {"stack", "variables", "python", "system_changes"})
+    - {"idle_minutes", "lease_minutes"},  # its nodes have no clock of ours
     "aws": _COMMON
     | _MADE
     | _ROOTED
@@ -48,6 +50,7 @@ KEYS: Mapping[str, frozenset[str]] = {
 REQUIRED: Mapping[str, tuple[str, ...]] = {
     "static": ("cluster",),
     "local": ("nodes", "gpus_per_node"),
+    "stack": ("stack", "nodes", "gpus_per_node", "max_hours"),
     "aws": ("nodes", "gpus_per_node", "max_hours"),  # no node without a deadline of its own
 }
 
@@ -104,7 +107,13 @@ def together(data: dict[str, Any], known: Collection[str]) -> Iterator[InitError
         yield fault(("mesh_cidr",), "means nothing without mesh: wireguard", "remove it, or say mesh: wireguard")
     if data.get("images") and data.get("containers") is not True:
         yield fault(("images",), "nobody pulls them without containers: true", "add it, or remove images")
-    if data.get("containers") is True and provider == "static" and data.get("system_changes") is not True:
+    if provider == "stack":
+        if data.get("budget_usd") is not None and not data.get("price_usd_per_hour"):
+            why = "what the nodes cost has to be known before they are made"
+            yield fault(("budget_usd",), why, "add price_usd_per_hour, the most that one node costs")
+        if str(data.get("on_failure", "")).startswith("keep "):
+            yield fault(("on_failure",), "its nodes have no clock that could be set", "keep or teardown")
+    if data.get("containers") is True and provider in ("static", "stack") and data.get("system_changes") is not True:
         yield fault(("containers",), "Docker is installed by root", "add system_changes: true")
     if data.get("rdzv") is not None and data.get("rdzv_port") is not None:
         yield fault(("rdzv_port",), "`rdzv` already gives the port", "remove one of the two")

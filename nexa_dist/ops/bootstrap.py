@@ -53,7 +53,7 @@ def bootstrap(
     hosts["all"]["children"] = groups([node.name for node in made.nodes], only, own.get("nexa_mesh", "none"))
     with ctx.phase("ansible: bootstrap"), folder.journalled("bootstrap"), connections.session(ctx.runner, made) as ssh:
         # Ansible cannot work in a home whose path has a space or a quote, and a local node's may.
-        if made.provider == "local":
+        if made.traits.one_machine:
             hosts["all"]["vars"]["ansible_remote_tmp"] = f"{ssh.sockets}/ansible"
         args = shlex.join(f"-o{option}" for option in (*connections.SSH_OPTIONS, f"ControlPath={ssh.sockets}/%C"))
         play = run_playbook(root / PLAYBOOK, folder.path / "ansible", hosts, args, ctx.detail)

@@ -23,8 +23,8 @@ def inventory(
     hosts = {
         node.name: {
             **{name: absolute(path, homes[node.name]) for name, path in folders.items()},
-            **(_reached(node) if cluster.provider == "static" else {}),
-            **({"nexa_private_address": node.private_address} if cluster.provider == "aws" else {}),
+            **(_reached(node) if cluster.traits.users_ssh else {}),
+            **({"nexa_private_address": node.private_address} if cluster.traits.network else {}),
             **(each or {}).get(node.name, {}),
         }
         for node in cluster.nodes

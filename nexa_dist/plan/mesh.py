@@ -60,7 +60,7 @@ def hostname(cluster: str, node: str, workspace: str) -> str:
 def ranks_use_mesh(config: ClusterConfig) -> bool:
     """Whether the ranks talk over the mesh: between vendors there is no other way, and inside one VPC its own network
     is faster by far."""
-    return config.mesh != "none" and config.provider == "static"
+    return config.mesh != "none" and not config.traits.network
 
 
 def addresses(config: ClusterConfig) -> dict[str, str]:

@@ -128,9 +128,11 @@ class Terraform:
         """Whether there may be one: a file, or a backend that an init has found."""
         return self.state.exists() or (bool(self.backend) and (self.folder / "data" / "terraform.tfstate").exists())
 
-    def prepare(self, sources: Path, variables: dict[str, Any]) -> None:
-        """Copies the stack, writes its variables, runs init."""
-        shutil.copytree(sources, self.folder / "src", dirs_exist_ok=True, ignore=shutil.ignore_patterns(".terraform"))
+    def prepare(self, sources: Path | None, variables: dict[str, Any]) -> None:
+        """Copies the stack (None: it lies there), writes its variables, runs init."""
+        if sources:
+            ignored = shutil.ignore_patterns(".terraform")
+            shutil.copytree(sources, self.folder / "src", dirs_exist_ok=True, ignore=ignored)
         files.close_tree(self.folder / "src")
         # In the copy, so that plain Terraform in that folder finds the state too. The path is relative to it.
         where = {"s3": dict(self.backend)} if self.backend else {"local": {"path": "../../../terraform.tfstate"}}
@@ -144,9 +146,10 @@ class Terraform:
         """Writes the variables that the next apply takes."""
         files.write_json(self.variables, variables)
 
-    def plan(self) -> dict[str, Any]:
+    def plan(self, replace: Sequence[str] = ()) -> dict[str, Any]:
         """Plans into `plan_file`; answers it as Terraform's JSON. Breaks no lock: a plan needs no claim."""
         options: dict[str, Any] = {"out": str(self.plan_file), "var_file": str(self.variables)}
+        options |= {"replace": list(replace)} if replace else {}
         self._acted("plan", lambda _: None, timeout_s=600.0, mend=False, **options)
         shown = self._checked("show", self._run("show", str(self.plan_file), json=IsFlagged))
         return dict(_told("show", shown.out, files.SANE))

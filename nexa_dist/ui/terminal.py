@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,12 @@ def last_state(line: bytes) -> bytes:
 def say(text: str = "") -> None:
     """A line for people, also where a node has put in a word."""
     print(plain(text), file=sys.stderr, flush=True)
+
+
+def alarm(text: str) -> None:
+    """A line for people that they must not overlook: red on a terminal."""
+    red = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    print(f"\x1b[31m{plain(text)}\x1b[0m" if red else plain(text), file=sys.stderr, flush=True)
 
 
 def error(message: str, hint: str = "") -> None:

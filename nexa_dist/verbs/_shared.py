@@ -16,7 +16,7 @@ from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.providers.static.record import Record
 from nexa_dist.plan.static.cluster import static_cluster
-from nexa_dist.run import dotenv, files, git, trust
+from nexa_dist.run import dotenv, files, git, stack_sources, trust
 from nexa_dist.run.runner import Runner, SystemRunner
 from nexa_dist.run.ssh import consent
 from nexa_dist.run.workspace import ClusterFolder, Workspace
@@ -117,24 +117,12 @@ def _consented(ctx: Context, cluster: Cluster) -> Cluster:
     return cluster
 
 
-NOT_ENFORCED = {
-    "static": ("budget_usd", "max_hours", "mesh"),
-    "local": ("boot_timeout_s",),
-    "aws": (),
-}
-"""Keys of cluster.yaml that are valid and that nothing acts on yet: said, rather than passed over."""
-
-
-PROVISIONED = ("max_hours",)
-"""The same for the user's own hosts once they are provisioned."""
-
-
 def load_said(path: Path, overrides: Sequence[str] = (), *, provisioned: bool = True) -> ClusterConfig:
     """load_cluster, and a warning for what it asks that is not built yet."""
     config = load_cluster(path, overrides)
     idle = [
         key
-        for key in (PROVISIONED if provisioned and config.provider == "static" else NOT_ENFORCED[config.provider])
+        for key in (config.traits.idle_once_made if provisioned else config.traits.idle_keys)
         if key in config.model_fields_set and getattr(config, key) != "none"
     ]
     if idle:
@@ -142,6 +130,20 @@ def load_said(path: Path, overrides: Sequence[str] = (), *, provisioned: bool = 
         enforced = "max_hours and budget_usd of train.yaml are"
         terminal.say(f"warning: {path}: {', '.join(idle)}: not enforced here ({enforced}{later})")
     return config
+
+
+def consent_to_stack(config: ClusterConfig) -> None:
+    """The user's word for what Terraform starts of a stack of their own. Raises UsageError."""
+    if not config.stack:
+        return
+    stack = Path(config.stack)
+    sources = stack_sources.read(stack)
+    try:
+        stack_sources.refuse_unconsented(stack, sources)
+    except stack_sources.Unconsented as error:
+        if not answered_yes(f"{error}\nmay it?"):
+            raise
+        stack_sources.allow(stack, sources)
 
 
 def is_file(named: str) -> bool:
@@ -169,9 +171,9 @@ def find_cluster(ctx: Context, named: str | None) -> Cluster:
     if named and is_file(named):
         made = Record.exists(ctx.workspace.cluster(load_cluster(Path(named)).name))
         config = load_said(Path(named), provisioned=made)
-        if config.provider == "static" and not made:
+        if not config.traits.makes and not made:
             return _consented(ctx, static_cluster(config, Path(named).absolute().parent))
-        if config.provider == "static":
+        if not config.traits.makes:
             _refuse_edited(ctx, config, named)
     return _consented(ctx, find_folder(ctx, named).load())
 

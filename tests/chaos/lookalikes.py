@@ -152,7 +152,7 @@ class Simulated(Witnesses):
         super().__init__(context, ssh, world.nodes, lambda _: None, None)
         self.world, self.due = world, dict[str, list[float]]()
         self.now = lambda: world.now
-        self.ways, self.cloud_says = Ways(world), world.cloud  # type: ignore[assignment]
+        self.ways, self.machine_says = Ways(world), world.cloud  # type: ignore[assignment]
 
     def begin(self, name: str) -> None:
         slow = 5.0 * self.world.on("api_slow") + 3.0 * self.world.on("line", "dns")

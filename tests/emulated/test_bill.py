@@ -190,7 +190,7 @@ def test_what_a_failed_provision_has_cost_is_written_down(play: Play, monkeypatc
         play.off("n0", "n1")
         raise NexaError("n0 did not answer")
 
-    monkeypatch.setattr("nexa_dist.ops.providers.aws.make.make", make)
+    monkeypatch.setattr("nexa_dist.ops.providers.aws.provider.make", make)
     told = {"name": play.name, "provider": "aws", "nodes": 2, "gpus_per_node": 1, "max_hours": 6.0}
     with pytest.raises(NexaError, match="did not answer"):
         provisioning.provision(play.ctx, ClusterConfig.model_validate(told))

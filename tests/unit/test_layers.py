@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,21 +11,22 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "nexa_dist"
-GROUND = {"wire", "shape", "errors", "secrets", "refusal", "model"}
+GROUND = {"wire", "shape", "errors", "secrets", "refusal", "model", "traits"}
 BELOW = {
     "errors": set(),
     "shape": set(),
     "wire": {"shape", "errors", "node.protocol"},
-    "model": {"shape"},
+    "model": {"shape", "traits"},
+    "traits": set(),
     "secrets": set(),
     "refusal": set(),
-    "config": {"model", "errors", "secrets"},
+    "config": {"model", "errors", "secrets", "traits"},
     "plan": {"config", "train", "node.protocol", *GROUND},
     "remote": set(),
     "run": {"node.protocol", *GROUND},
     "ops": {"plan", "run", "config", "remote", "train", "node.protocol", *GROUND},
     "ui": {"node.protocol"},
-    "verbs": {"ops", "plan", "run", "config", "model", "errors", "secrets", "ui"},
+    "verbs": {"ops", "plan", "run", "config", "model", "errors", "secrets", "traits", "ui"},
     "cli": {"verbs", "ui", "errors", "secrets"},
     "launch": {"cli", "verbs", "config", "errors"},
     "train": {"config", "model", "errors", "secrets"},
@@ -155,3 +157,14 @@ def test_help_imports_nothing_heavy() -> None:
     heavy += " subprocess asyncio json importlib.metadata concurrent"
     assert not loaded & set(heavy.split())
     assert "usage: nexa" in done.stdout
+
+
+def test_few_ask_for_a_provider_by_its_name() -> None:
+    """All else asks what it is like (nexa_dist/traits.py), or calls it (ops/providers/contract.py)."""
+    asked = {
+        name: len(found)
+        for name, path in MODULES.items()
+        if not name.startswith("nexa_dist.config")
+        and (found := re.findall(r"""provider(?:\.name)? (?:==|!=|in|not in) ["'(]""", path.read_text()))
+    }
+    assert sum(asked.values()) <= 10, asked

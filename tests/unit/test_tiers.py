@@ -13,7 +13,7 @@ from tests.defects import Defect, defects
 
 TESTS = Path(__file__).parents[1]
 PROMISES = {
-    *(f"provision, run, teardown on {provider}" for provider in ("local", "own hosts", "aws")),
+    *(f"provision, run, teardown on {provider}" for provider in ("local", "own hosts", "aws", "a stack")),
     *("resume", "replacement", "notice", "cap", "nobody home", "receipt", "sweep", "mesh", "diag", "image", "logs"),
     *("why", "cost", "secrets", "pinned host keys", "hostile input", "strangers and damaged files"),
     "what only looks dead is not ended",

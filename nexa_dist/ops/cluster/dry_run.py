@@ -19,6 +19,7 @@ from nexa_dist.run.runner import Result
 from nexa_dist.run.terraform import Terraform, binary
 from nexa_dist.run.workspace import ClusterFolder
 from nexa_dist.secrets import redact
+from nexa_dist.traits import TRAITS
 
 
 def terraform_commands(ctx: Context, folder: ClusterFolder, stack: str, act: Callable[[Terraform], None]) -> list[str]:
@@ -61,11 +62,10 @@ def teardown(ctx: Context, doomed: Doomed, without: list[str], *, delete_bucket:
     folder, scope = doomed.folder, doomed.scope
     lines = [f"would destroy {doomed}", *(f"  {node}" for node in doomed.nodes)]
     lines += [f"would give up: {name}" for name in without]
-    if doomed.own:
+    if not TRAITS[doomed.provider].makes:
         lines.append("would take away what provision added to these hosts, and nothing else")
     else:
-        stack = "aws" if scope else "local"
-        lines += terraform_commands(ctx, folder, stack, lambda terraform: terraform.destroy(ctx.detail))
+        lines += terraform_commands(ctx, folder, doomed.provider, lambda terraform: terraform.destroy(ctx.detail))
     if scope:
         lines.append(f"would end: what is tagged with cluster {scope.name} and owner {scope.owner} in {scope.region}")
     if scope and scope.bucket:

@@ -178,7 +178,7 @@ def _seat(ssh: Ssh, node: Node) -> Seat:
     said = [(words[0], words[1]) for words in lines if len(words) == 2]
     networks = tuple(value for word, value in said if word == "network")
     mtu = checked.mtu(node.name, next((value for word, value in said if word == "mtu"), planned.USUAL_MTU))
-    if ssh.cluster.provider != "static":
+    if not ssh.cluster.traits.users_ssh:
         return Seat(node.name, node.address, private=node.private_address, mtu=mtu, networks=networks)
     host, jump = _as_ssh_has_it(ssh, node)
     return Seat(node.name, host, jump=jump, mtu=mtu, networks=networks)

@@ -43,7 +43,7 @@ def leave(ctx: Context, folder: ClusterFolder, made: Cluster | None, temporary: 
     if names := joined_to.get("tailscale"):
         with ctx.phase("tailscale: logout"), folder.journalled("tailscale logout"):
             told = _log_all_out(ctx, names, made)
-    if made is None or made.provider != "static":
+    if made is None or made.traits.makes:
         return Left(told)
     undone = [_taken_away(ctx, folder, made, mesh, temporary) for mesh in joined_to]
     return Left(told, tuple(said for said in undone if said))

@@ -15,18 +15,19 @@ from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import EXIT_BUDGET, NexaError, UsageError
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.money.budget import allowance
-from nexa_dist.ops.providers import local
 from nexa_dist.ops.providers.aws import bucket, capacity, price_cache
 from nexa_dist.ops.providers.aws import limits as aws_limits
-from nexa_dist.ops.providers.aws.gang import Saved, known_offer, offer_file, open_gang
+from nexa_dist.ops.providers.aws.gang import Saved, offer_file
 from nexa_dist.ops.providers.aws.scope import known_scope, open_scope, region_wanted
+from nexa_dist.ops.providers.contract import Wish
+from nexa_dist.ops.providers.table import provider_of
 from nexa_dist.ops.workspace_tag import our_tag
-from nexa_dist.plan.aws import policy, prices
+from nexa_dist.plan.aws import prices
 from nexa_dist.plan.aws.offers import Candidate, RegionMarket, candidates
 from nexa_dist.plan.aws.scope import AwsScope
 from nexa_dist.plan.money.budget import too_small
 from nexa_dist.plan.money.estimate import MOVED_MOST, Estimate, Rates, estimate, moved, rates_of
-from nexa_dist.run import bundle, files
+from nexa_dist.run import files
 
 VERSION = 1
 
@@ -82,7 +83,7 @@ def preview(ctx: Context, config: ClusterConfig) -> Preview | None:
     """What provision would try; None for what costs nothing, and for a cluster that is there already."""
     folder = ctx.workspace.cluster(config.name)
     there = folder.json.exists() and offer_file(folder).exists()  # a try that failed asks once more
-    if config.provider != "aws" or (known_scope(folder) and there):
+    if not config.traits.priced or (known_scope(folder) and there):
         return None
     scope = open_scope(ctx, folder, config)
     ordered, dropped = capacity.survey(ctx, config, scope)
@@ -98,7 +99,7 @@ def offline(ctx: Context, config: ClusterConfig) -> Preview:
 
     Raises UsageError for other providers, NexaError when the book knows none of the offers.
     """
-    if config.provider != "aws":
+    if not config.traits.priced:
         raise UsageError("only provider aws has a price book", hint="leave --offline")
     if config.capacity_reservation:
         raise UsageError("only the cloud knows what the reservation holds", hint="leave --offline")
@@ -147,42 +148,30 @@ def plan(ctx: Context, config: ClusterConfig, out: Path | None) -> dict[str, Any
 
     Raises NexaError when a policy is violated: such a plan is not saved.
     """
-    if config.provider == "static":
-        raise UsageError("provider static has nothing to plan: its hosts are yours")
-    if out and config.provider != "aws":
-        raise UsageError("only a plan of provider aws can be saved", hint="leave -o out")
+    provider = provider_of(config.provider)
     folder = ctx.workspace.cluster(config.name)
+    if not config.traits.makes:
+        provider.plan(ctx, folder, config, Wish())  # which says why not
+    if out and not config.traits.priced:
+        raise UsageError("only a plan of provider aws can be saved", hint="leave -o out")
     with folder.locked("plan"):
         report: dict[str, Any] = {"cluster": config.name, "provider": config.provider}
         seen = preview(ctx, config)
-        chosen: tuple[AwsScope, Candidate, dict[str, Any]] | None = None
-        if config.provider == "local":
-            terraform = local.terraform_of(ctx, folder)
-            terraform.settle(ctx.detail, interrupt=False)
-            local.prepare(ctx, folder, config, terraform)
-        else:
-            gang = open_gang(ctx, folder, config, allowance(ctx, folder, config))
-            terraform = gang.terraform
-            terraform.settle(ctx.detail, interrupt=False)
-            candidate = seen.chosen if seen else known_offer(folder)
-            variables = gang.variables(candidate, [c.zone for c, _ in seen.offers] if seen else [])
-            terraform.prepare(bundle.root() / "terraform", variables)
-            chosen = (gang.scope, candidate, variables)
-        with ctx.phase("terraform: plan"):
-            planned = terraform.plan()
-        report |= {**(seen.to_json() if seen else {}), "changes": changes(planned)}
-        report["violations"] = [asdict(finding) for finding in _judged(config, planned)]
+        offers = [candidate for candidate, _ in seen.offers] if seen else ()
+        made = provider.plan(ctx, folder, config, Wish(allowance(ctx, folder, config), offers=offers))
+        for line in made.lines:
+            ctx.say(line)
+        report |= {**(seen.to_json() if seen else {}), "changes": changes(made.told), **made.report}
+        report |= {"alarm": made.alarm} if made.alarm else {}
+        report["violations"] = [asdict(finding) for finding in made.violations]
         if report["violations"]:
             said = "; ".join(f"{v['policy']}: {v['address']}: {v['message']}" for v in report["violations"])
             raise NexaError(f"the plan violates a policy: {said}", hint="this is a defect of the stack: report it")
-        if out and chosen:
-            save(out, config, *chosen, terraform.plan_file.read_bytes())
+        if out and made.saves:
+            scope, candidate, variables = made.saves
+            save(out, config, scope, candidate, variables, made.terraform.plan_file.read_bytes())
             report["saved"] = str(out)
     return report
-
-
-def _judged(config: ClusterConfig, planned: dict[str, Any]) -> list[policy.Violation]:
-    return policy.findings(planned) if config.provider == "aws" else []
 
 
 def changes(planned: dict[str, Any]) -> dict[str, list[str]]:

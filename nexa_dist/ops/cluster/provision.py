@@ -20,11 +20,11 @@ from nexa_dist.ops.health import acceptance
 from nexa_dist.ops.money import budget, lease
 from nexa_dist.ops.money import record_usage as money_record_usage
 from nexa_dist.ops.providers import local
-from nexa_dist.ops.providers.aws import make as aws_make
 from nexa_dist.ops.providers.aws.gang import Saved
+from nexa_dist.ops.providers.contract import Wish
 from nexa_dist.ops.providers.static import make as static_make
 from nexa_dist.ops.providers.static.record import Record
-from nexa_dist.plan.aws.scope import NODE_PYTHON
+from nexa_dist.ops.providers.table import of_folder, provider_of
 from nexa_dist.plan.static.known_hosts import Adopted
 from nexa_dist.run import bundle, files
 from nexa_dist.run.ssh.connections import session
@@ -49,7 +49,7 @@ def provision(
     refuse_what_is_expanded(ctx)
     folder = ctx.workspace.cluster(config.name)
     refuse_other_provider(folder, config)
-    if config.provider == "static":
+    if not config.traits.makes:
         with folder.locked("provision"):
             return _own_hosts(ctx, folder, config, adopted)
     with folder.locked("provision"):
@@ -79,28 +79,34 @@ def _made(
     """The nodes, bootstrapped: all of them, or with `lost` those that are others than `before`. And how far the
     cloud's clock is ahead of ours, in seconds."""
     ahead_s = 0.0
-    if config.provider == "local":
+
+    def begin() -> None:
         files.write_json(folder.path / "config.json", config.model_dump(mode="json", exclude_unset=True))
-        money_record_usage.begin_own(ctx, folder, config, lost)
-        money_record_usage.advance(ctx, folder, "booting")
-        made, homes = local.make(ctx, folder, config, lost)
-        own = local.variables()
-    else:
-        try:
-            made, homes = aws_make.make(ctx, folder, config, budget.allowance(ctx, folder, config), saved, lost)
-        finally:
+        if not config.traits.priced:  # else the cloud tells afterwards when the meter started
+            money_record_usage.begin_own(ctx, folder, config, lost)
+            money_record_usage.advance(ctx, folder, "booting")
+
+    try:
+        wish = Wish(budget.allowance(ctx, folder, config), begin, lost, saved)
+        nodes = provider_of(config.provider).make(ctx, folder, config, wish)
+    finally:
+        if config.traits.priced:
             ahead_s = _metered(ctx, folder)
-        own = {"nexa_python": NODE_PYTHON, "ansible_python_interpreter": "/usr/bin/python3"}
+    made = nodes.cluster
+    if not config.traits.priced:
+        money_record_usage.priced(folder, made)
     money_record_usage.advance(ctx, folder, "bootstrapping", ahead_s)
     only = _made_anew(before, made) if lost else ()
     with _in_use(ctx, config, made), mesh.joining(ctx, folder, config, made, only) as meshed:
-        bootstrap(ctx, folder, made, homes, {**own, **meshed, **_containers(config)}, only)
+        bootstrap(
+            ctx, folder, made, nodes.homes, {**nodes.variables, **meshed, **_containers(config)}, only, nodes.each
+        )
         return mesh.joined(ctx, folder, config, made), ahead_s
 
 
 def _own_hosts(ctx: Context, folder: ClusterFolder, config: ClusterConfig, adopted: Sequence[Adopted]) -> Cluster:
     """The user's own hosts. Nothing is made, so the meter starts when they are ours to use."""
-    hosts = static_make.make(ctx, folder, config, adopted)
+    hosts = static_make.make(ctx, folder, config, Wish(adopted=adopted))
     files.write_json(folder.path / "config.json", config.model_dump(mode="json", exclude_unset=True))
     budget.open_budget(folder, config.budget_usd, ctx.now())
     money_record_usage.begin_own(ctx, folder, config, ())
@@ -123,11 +129,12 @@ def _containers(config: ClusterConfig) -> dict[str, Any]:
 
 def refuse_other_provider(folder: ClusterFolder, config: ClusterConfig) -> None:
     """Raises UsageError when a cluster of this name is there, and of another provider: one of them would be lost."""
-    own = Record.exists(folder)
-    if (config.provider == "static") != own and (own or folder.json.exists() or (folder.path / "config.json").exists()):
-        there = "your own hosts" if own else "another provider's nodes"
+    begun = folder.json.exists() or (folder.path / "config.json").exists() or Record.exists(folder)
+    there = of_folder(folder, unknown="" if config.traits.makes else "unknown") if begun else ""
+    if there not in ("", config.provider):
+        words = "your own hosts" if there == "static" else "another provider's nodes"
         raise UsageError(
-            f"cluster {folder.name} is there already, and it is of {there}",
+            f"cluster {folder.name} is there already, and it is of {words}",
             hint="give this one another name, or nexa teardown that one first",
         )
 

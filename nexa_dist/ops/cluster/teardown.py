@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nexa_dist.config.cluster import ClusterConfig
-from nexa_dist.errors import EXIT_FAILED, NexaError, StillRunning, UsageError
+from nexa_dist.errors import NexaError, StillRunning, UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.ops.active_runs import active_runs
 from nexa_dist.ops.cluster import mesh_end
@@ -18,10 +18,9 @@ from nexa_dist.ops.cluster.provision import refuse_other_provider
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.money import cost
 from nexa_dist.ops.money import record_usage as money_record_usage
-from nexa_dist.ops.providers import local
 from nexa_dist.ops.providers.aws import end as aws_end
-from nexa_dist.ops.providers.static import end as static_end
 from nexa_dist.ops.providers.static.record import Record
+from nexa_dist.ops.providers.table import of_folder, provider_of
 from nexa_dist.plan.aws.scope import AwsScope
 from nexa_dist.run import files
 from nexa_dist.run.ansible import end_left_over
@@ -39,8 +38,7 @@ class Doomed:
     folder: ClusterFolder
     scope: AwsScope | None
     """An aws cluster's."""
-    own: bool
-    """The hosts are the user's own, and are given back."""
+    provider: str
     elsewhere: str
     """Another workspace that has claimed the cluster."""
     runs: tuple[RunFolder, ...]
@@ -76,7 +74,8 @@ def doomed(ctx: Context, folder: ClusterFolder, config: ClusterConfig | None) ->
         raise StillRunning(f"what is left of {folder.name} cannot be told: {error}", hint=error.hint) from error
     if not scope and not begun:
         return None
-    return Doomed(folder, scope, Record.exists(folder), elsewhere, tuple(active_runs(ctx, folder.name)))
+    provider = "aws" if scope else of_folder(folder)
+    return Doomed(folder, scope, provider, elsewhere, tuple(active_runs(ctx, folder.name)))
 
 
 def teardown(ctx: Context, folder: ClusterFolder, scope: AwsScope | None, stop: Stop) -> dict[str, Any]:
@@ -141,19 +140,7 @@ def _left_mesh(ctx: Context, folder: ClusterFolder) -> mesh_end.Left:
 
 
 def _destroyed(ctx: Context, folder: ClusterFolder, scope: AwsScope | None) -> dict[str, Any]:
-    if scope:
-        return _destroyed_aws(ctx, folder, scope)
-    return static_end.destroy(ctx, folder) if Record.exists(folder) else local.destroy(ctx, folder)
-
-
-def _destroyed_aws(ctx: Context, folder: ClusterFolder, scope: AwsScope) -> dict[str, Any]:
-    """aws_end.destroy; a cloud that cannot be asked has confirmed nothing."""
-    try:
-        return aws_end.destroy(ctx, folder, scope)
-    except NexaError as error:
-        if error.code != EXIT_FAILED:
-            raise
-        raise StillRunning(f"not proven gone: {error}", hint=error.hint) from error
+    return provider_of("aws" if scope else of_folder(folder)).destroy(ctx, folder, scope)
 
 
 def may_exist(folder: ClusterFolder) -> bool:

@@ -96,7 +96,7 @@ def to_replace(report: Report, known: Mapping[str, Any], fresh: Collection[str],
         for node, causes in replaceable(report.findings).items()
         if node in fresh or causes != ["unreachable"]
     }
-    if report.cluster.provider == "static" or (len(found) == len(report.cluster.nodes) > 1):
+    if not report.cluster.traits.replaces or (len(found) == len(report.cluster.nodes) > 1):
         return {}
     return {node: causes for node, causes in found.items() if node in fresh or (idle and node in known)}
 

@@ -107,7 +107,7 @@ def _ask(ssh: Ssh, node: Node, deep: bool, busy: bool) -> tuple[Link | None, dic
         link = connect(ssh, [node])[0]
         message: dict[str, Any] = {
             "python": link.python, "scratch": link.path(cluster.layout.scratch), "deep": deep,
-            "sudo": cluster.provider == "aws",
+            "sudo": cluster.traits.root,
             "peers": [other.peer_address for other in cluster.nodes if other.name != node.name],
         }  # fmt: skip
         if node.name == cluster.nodes[0].name and not busy:

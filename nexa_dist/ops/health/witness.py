@@ -14,7 +14,7 @@ from pathlib import Path
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Node
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.providers.machine_state import cloud_says
+from nexa_dist.ops.providers.table import machine_says
 from nexa_dist.plan.health.lost import ASK_AFTER_S, Bench, PeerWord, Verdict
 from nexa_dist.run.ssh import ways
 from nexa_dist.run.ssh.connections import Ssh, on_all
@@ -35,7 +35,7 @@ class Witnesses:
         self.nodes = {node.name: node for node in nodes}
         self.bench = Bench(list(self.nodes), lost_after_s)
         # Seams: tests put a simulated world in their place.
-        self.now, self.ways, self.cloud_says = time.monotonic, ways, cloud_says
+        self.now, self.ways, self.machine_says = time.monotonic, ways, machine_says
         self.asked: dict[str, float] = {}
         self.asking: set[str] = set()
         self.api = ""
@@ -103,7 +103,7 @@ class Witnesses:
 
     def _ask_cloud(self, node: Node) -> None:
         try:
-            word, why = self.cloud_says(self.ctx, self.ssh.cluster, node)
+            word, why = self.machine_says(self.ctx, self.ssh.cluster, node)
             self.api = ""
         except NexaError as error:
             word, why, self.api = "", "", str(error)
@@ -132,7 +132,7 @@ class Witnesses:
 
     def _line(self) -> str:
         """What was tried, in words."""
-        cloud = {"aws": "the API", "local": "this machine's processes"}.get(self.ssh.cluster.provider, "")
+        cloud = self.ssh.cluster.traits.witness
         words = [f"{cloud} {f'does not answer: {self.api}' if self.api else 'answers'}"] if cloud else []
         try:
             lines = ROUTES.read_text().splitlines()[1:]

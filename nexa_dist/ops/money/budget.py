@@ -78,7 +78,7 @@ CLOCKED = record({}, dict.fromkeys(("lease_minutes", "max_hours", "budget_usd"),
 
 def clock_of(folder: ClusterFolder, cluster: Cluster) -> Clock:
     """The clocks of a cluster, from its config.json; hosts of the user's own have none."""
-    if cluster.provider == "static" or not (folder.path / "config.json").exists():
+    if not cluster.traits.clock or not (folder.path / "config.json").exists():
         return Clock()
     config = files.read_shape(folder.path / "config.json", CLOCKED)
     lease_s = (config.get("lease_minutes") or 0) * 60

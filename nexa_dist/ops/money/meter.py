@@ -53,7 +53,7 @@ class Meter:
         self._task = PeriodicTask(self.tend, self.clock.every_s)
 
     def start(self) -> None:
-        if self.cluster.provider != "static" or self.budgets():
+        if self.cluster.traits.clock or self.budgets():
             self._task.start()
 
     def close(self) -> None:
@@ -125,7 +125,7 @@ class Meter:
             return
         record = self.run.load()
         # The prices of your own hosts are yours: nobody raises them.
-        message = {"seconds": budget.run_seconds(GUARD if self.cluster.provider == "aws" else 1.0)}
+        message = {"seconds": budget.run_seconds(GUARD if self.cluster.traits.priced else 1.0)}
         on_all(
             self.links,
             lambda link: link.call("allow", record.run_dir(link.node.name), message=message, timeout_s=lease.TIMEOUT_S),
@@ -143,8 +143,8 @@ def extend(ctx: Context, folder: ClusterFolder, usd: float) -> None:
     cluster, richer = folder.load(), replace(budget, budget_usd=budget.budget_usd + usd)
     unfollowed = [run for run in active_runs(ctx, folder.name) if not run.supervised]
     with session(ctx.runner, cluster) as ssh:
-        clocks = partial(rearm, lease.doors(ssh), richer, clock_of(folder, cluster), now)
-        for tell in (clocks, *(partial(_allow, ctx, cluster, run, ssh) for run in unfollowed)):
+        clocks = [partial(rearm, lease.doors(ssh), richer, clock_of(folder, cluster), now)] * cluster.traits.clock
+        for tell in (*clocks, *(partial(_allow, ctx, cluster, run, ssh) for run in unfollowed)):
             try:
                 tell()
             except NexaError as error:

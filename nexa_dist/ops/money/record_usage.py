@@ -9,20 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from nexa_dist.config.cluster import ClusterConfig
-from nexa_dist.errors import NexaError
+from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.ledger_file import open_periods, read, stop
-from nexa_dist.ops.providers import local
-from nexa_dist.ops.providers.aws import record_usage as aws_record_usage
-from nexa_dist.ops.providers.aws.scope import known_scope
+from nexa_dist.ops.providers.table import of_folder, provider_of
 from nexa_dist.plan.money import ledger
 from nexa_dist.plan.money.bill import Bill, bill
 from nexa_dist.plan.money.ledger import Phase
-from nexa_dist.run.aws import tagged
 from nexa_dist.run.workspace import ClusterFolder
 
 __all__ = ["Reading", "advance", "begin_own", "end_all", "known", "read", "refresh"]
@@ -46,20 +42,13 @@ class Reading:
 
 def refresh(ctx: Context, folder: ClusterFolder) -> Reading:
     """Asks the cloud, adds what it tells to the ledger, and reads it. Raises NexaError when it does not answer."""
-    scope = known_scope(folder)
-    if scope is None:
-        _record_own_ends(ctx, folder)
-        return Reading(read(folder.path), ctx.now())
-    shown, told = tagged.machines(scope.region, scope.owner, scope.cluster)
-    things = [thing for thing in shown if thing.tags.get(tagged.WORKSPACE) == scope.workspace]
-    now = ctx.now() if told is None else told
-    aws_record_usage.record(ctx, folder, scope, things, now)
+    now = provider_of(of_folder(folder)).usage(ctx, folder)
     return Reading(read(folder.path), now, now - ctx.now())
 
 
 def begin_own(ctx: Context, folder: ClusterFolder, config: ClusterConfig, lost: Sequence[str]) -> None:
     """Starts the usage of nodes that are in no cloud. Those in `lost` end, and begin anew."""
-    _record_own_ends(ctx, folder)
+    provider_of(config.provider).usage(ctx, folder)
     now, names = ctx.now(), config.node_names
     own = {name: host.price_usd_per_hour for name, host in zip(names, config.cluster, strict=False)}
     running = {period.node: period for period in open_periods(folder)}
@@ -68,37 +57,28 @@ def begin_own(ctx: Context, folder: ClusterFolder, config: ClusterConfig, lost: 
             stop(folder, period, now, "lost" if name in lost else "not in the file any more", "clock")
     for name in names:
         if name not in running or name in lost:
-            price = own.get(name, config.price_usd_per_hour or 0.0)
+            # What others rent out for nobody knows what is not free.
+            price = own.get(name, config.price_usd_per_hour or (None if config.traits.rents else 0.0))
             folder.ledger(
                 "node_start", at=now, node=name, id=f"{name}@{now:.3f}", offer=config.provider,
                 usd_per_hour=price, disk_gb=0, public_ip=False, source="clock",
             )  # fmt: skip
 
 
+def priced(folder: ClusterFolder, made: Cluster) -> None:
+    """The start of each machine once more, where its price was not known before it was made."""
+    prices = {node.name: node.price_usd_per_hour for node in made.nodes}
+    for period in open_periods(folder):
+        if period.usd_per_hour is None and period.node in prices:
+            folder.ledger(
+                "node_start", at=period.start_unix, node=period.node, id=period.id, offer=period.offer,
+                usd_per_hour=prices[period.node], disk_gb=0, public_ip=False, source="clock",
+            )  # fmt: skip
+
+
 def known(ctx: Context, folder: ClusterFolder) -> Reading:
     """The ledger as it is, without asking anybody."""
     return Reading(read(folder.path), ctx.now())
-
-
-def _record_own_ends(ctx: Context, folder: ClusterFolder) -> None:
-    """Nodes on this machine that were up and are off: by their own deadline if that is past, else by now."""
-    try:
-        where = {row["name"]: (row["address"], row["port"]) for row in local.made_nodes(folder)}
-    except (NexaError, KeyError):  # a damaged file: teardown ends them
-        return
-    made = {change.id for change in ledger.changes(read(folder.path)) if change.phase == "bootstrapping"}
-    for period in open_periods(folder):
-        if period.id in made and period.node in where and not local.answers(folder, period.node, *where[period.node]):
-            due = _number(folder.path / "nodes" / period.node / "due" / "acts_unix")
-            at = due if due and period.start_unix <= due <= ctx.now() else ctx.now()
-            stop(folder, period, at, "it is off", "clock")
-
-
-def _number(path: Path) -> float | None:
-    try:
-        return float(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return None
 
 
 def end_all(ctx: Context, folder: ClusterFolder, why: str) -> None:

@@ -10,16 +10,20 @@ import random
 import re
 import socket
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import NexaError, StillRunning
-from nexa_dist.model import Cluster
+from nexa_dist.model import Cluster, Node
+from nexa_dist.ops import ledger_file
 from nexa_dist.ops.bootstrap import env_hash
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.providers.contract import Made, Planned, Wish
 from nexa_dist.plan import local
+from nexa_dist.plan.health.lost import CloudWord
+from nexa_dist.plan.money import ledger
 from nexa_dist.run import bundle, files
 from nexa_dist.run.ssh import keys
 from nexa_dist.run.terraform import Terraform, TerraformFailed, binary
@@ -42,18 +46,16 @@ def terraform_of(ctx: Context, folder: ClusterFolder) -> Terraform:
     return Terraform(ctx.runner, binary(ctx.workspace.root), folder.terraform, "local")
 
 
-def make(
-    ctx: Context, folder: ClusterFolder, config: ClusterConfig, lost: Sequence[str] = ()
-) -> tuple[Cluster, dict[str, str]]:
-    """The nodes, and their homes by name. One that is `lost`, or that Terraform believes in and that is off, is made
-    anew."""
+def make(ctx: Context, folder: ClusterFolder, config: ClusterConfig, wish: Wish) -> Made:
+    """The nodes. One that is lost, or that Terraform believes in and that is off, is made anew."""
+    wish.begin()
     terraform = terraform_of(ctx, folder)
     terraform.settle(ctx.detail, interrupt=False)
     names = config.node_names
     with ctx.phase(f"terraform: {len(names)} nodes"), folder.journalled("create", nodes=names):
         _apply(ctx, folder, config, terraform)
         rows = terraform.outputs()["nodes"]
-        off = [r["name"] for r in rows if r["name"] in lost or machine(folder, r["name"]) == "off"]
+        off = [r["name"] for r in rows if r["name"] in wish.lost or machine(folder, r["name"]) == "off"]
         if off:  # Terraform's state says they exist; a reboot of this machine says they do not
             ctx.detail(f"off, made anew: {', '.join(off)}")
             _apply(ctx, folder, config, terraform, [f'module.node["{name}"].terraform_data.node' for name in off])
@@ -68,7 +70,7 @@ def make(
         created_unix=folder.load().created_unix if folder.json.exists() else ctx.now(),
     )
     keys.write_ssh_config(folder.ssh, made.nodes)
-    return made, {row["name"]: row["home"] for row in outputs["nodes"]}
+    return Made(made, {row["name"]: row["home"] for row in outputs["nodes"]}, variables())
 
 
 def _apply(
@@ -166,7 +168,48 @@ def machine(folder: ClusterFolder, name: str) -> str:
     return "frozen" if stat[0] in "Tt" else "on"
 
 
-def destroy(ctx: Context, folder: ClusterFolder) -> dict[str, Any]:
+def says(ctx: Context, cluster: Cluster, node: Node) -> tuple[CloudWord, str]:
+    """What this machine's process table says."""
+    state = machine(ctx.workspace.cluster(cluster.name), node.name)
+    words: dict[str, CloudWord] = {"off": "off", "frozen": "unwell", "on": "works"}
+    return words[state], f"its machine is {state}"
+
+
+def usage(ctx: Context, folder: ClusterFolder) -> float:
+    """Nodes that were up and are off have ended: by their own deadline if that is past, else by now."""
+    try:
+        where = {row["name"]: (row["address"], row["port"]) for row in made_nodes(folder)}
+    except (NexaError, KeyError):  # a damaged file: teardown ends them
+        return ctx.now()
+    made = {change.id for change in ledger.changes(ledger_file.read(folder.path)) if change.phase == "bootstrapping"}
+    for period in ledger_file.open_periods(folder):
+        if period.id in made and period.node in where and not answers(folder, period.node, *where[period.node]):
+            due = _number(folder.path / "nodes" / period.node / "due" / "acts_unix")
+            at = due if due and period.start_unix <= due <= ctx.now() else ctx.now()
+            ledger_file.stop(folder, period, at, "it is off", "clock")
+    return ctx.now()
+
+
+def _number(path: Path) -> float | None:
+    try:
+        return float(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def plan(ctx: Context, folder: ClusterFolder, config: ClusterConfig, wish: Wish) -> Planned:
+    terraform = terraform_of(ctx, folder)
+    terraform.settle(ctx.detail, interrupt=False)
+    prepare(ctx, folder, config, terraform)
+    with ctx.phase("terraform: plan"):
+        return Planned(terraform, terraform.plan())
+
+
+def proof(receipt: Mapping[str, Any]) -> str:
+    return "0 resources, 0 processes, 0 listening ports left"
+
+
+def destroy(ctx: Context, folder: ClusterFolder, site: Any = None) -> dict[str, Any]:
     """Ends the nodes. Answers what was destroyed and swept, and what is left of resources, ports and processes."""
     destroyed = _terraform_destroy(ctx, folder)
     with ctx.phase("sweep"), folder.journalled("sweep"):

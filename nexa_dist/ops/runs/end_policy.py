@@ -44,7 +44,7 @@ def carry_out(ctx: Context, cluster: Cluster, outcome: Outcome) -> EndPolicy:
     """Does what the file says. Raises NexaError, StillRunning when nodes could not be proven gone."""
     folder = ctx.workspace.cluster(cluster.name)
     config = files.read_object(folder.path / "config.json") if (folder.path / "config.json").exists() else {}
-    found = fate(outcome, config if cluster.provider != "static" else {}, cluster.bucket)
+    found = fate(outcome, config if cluster.traits.makes else {}, cluster.bucket)
     if found.action == "teardown":
         from nexa_dist.ops.cluster.teardown import teardown
         from nexa_dist.ops.providers.aws.scope import known_scope

@@ -14,7 +14,7 @@ from nexa_dist.ops.context import Context
 
 def possible(ctx: Context, cluster: Cluster) -> bool:
     """Whether a lost node can be made anew from here."""
-    return cluster.provider != "static" and ctx.workspace.cluster(cluster.name).json.exists()
+    return cluster.traits.replaces and ctx.workspace.cluster(cluster.name).json.exists()
 
 
 def make_anew(ctx: Context, cluster: Cluster, names: Sequence[str]) -> Cluster:

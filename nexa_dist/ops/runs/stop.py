@@ -11,7 +11,7 @@ from nexa_dist.errors import NexaError, StillRunning
 from nexa_dist.model import Decision, End, Kind
 from nexa_dist.node.protocol import Reason
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.providers.machine_state import is_off
+from nexa_dist.ops.providers.table import is_off
 from nexa_dist.ops.runs.agent_spec import GRACE_S
 from nexa_dist.ops.runs.attempt_state import NEARLY_S
 from nexa_dist.ops.runs.finish import finish

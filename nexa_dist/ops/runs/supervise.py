@@ -18,7 +18,7 @@ from nexa_dist.model import Cluster, Decision, End, Kind
 from nexa_dist.node.protocol import Reason
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.health.witness import Witnesses
-from nexa_dist.ops.providers.machine_state import is_off
+from nexa_dist.ops.providers.table import is_off
 from nexa_dist.ops.runs import checkpoints as resume
 from nexa_dist.ops.runs import launch, replace_nodes, watch
 from nexa_dist.ops.runs.code import tell_kept

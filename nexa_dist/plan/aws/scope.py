@@ -94,7 +94,7 @@ def only_this_run(cluster: Cluster, run_id: str) -> tuple[str, dict[str, Any]] |
     None where there is no bucket, or one of an older nexa."""
     bucket, _, prefix = cluster.bucket.removeprefix("s3://").partition("/")
     owner, slash, _ = prefix.rpartition("/")
-    if cluster.provider != "aws" or not slash:
+    if not cluster.traits.priced or not slash:
         return None
     partition = {"cn": "aws-cn", "us-gov": "aws-us-gov"}.get(cluster.region.rsplit("-", 2)[0], "aws")
     statement = {

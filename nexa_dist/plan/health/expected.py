@@ -29,8 +29,8 @@ class Expected:
 
 def expected(cluster: Cluster, node: Node, efa: bool = False) -> Expected:
     """`efa`: the cluster's file asks for Elastic Fabric Adapters."""
-    if cluster.provider != "aws":
-        return Expected(ranks=node.gpus, own_machine=cluster.provider != "local")
+    if not cluster.traits.priced:
+        return Expected(ranks=node.gpus, own_machine=not cluster.traits.one_machine)
     known = book().types.get(node.offer.split(" ")[0])
     if known is None:
         return Expected(gpus=node.gpus)

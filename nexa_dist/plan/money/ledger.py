@@ -96,7 +96,8 @@ def periods(events: Iterable[Event]) -> list[Period]:
 
 def _distinct(rows: list[Event]) -> list[Event]:
     """One start a time: those of the cloud if it told any, and of two for one time the one that knows its price."""
-    told = [row for row in rows if row.get("source") == "cloud"] or rows[:1]
+    first = [row for row in rows if float(row["at"]) == float(rows[0]["at"])]
+    told = [row for row in rows if row.get("source") == "cloud"] or first
     known: dict[float, Event] = {}
     for row in told:
         at = float(row["at"])

@@ -24,6 +24,7 @@ from nexa_dist.model import Cluster, Node, absolute
 from nexa_dist.run import agent_file, files
 from nexa_dist.run.runner import TOO_MUCH, CommandFailed, Result, Runner, abandoning, forget
 from nexa_dist.run.ssh import consent
+from nexa_dist.traits import Traits
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -87,7 +88,7 @@ class Ssh:
         made = [f"-o{option}" for option in (*route, *SSH_OPTIONS)]
         # The hash does not know of the way: what is shared over one that is cut must not be taken for another.
         made.append(f"-oControlPath={self.sockets}/{'v' * bool(route)}%C")
-        if self.cluster.provider == "static":
+        if self.cluster.traits.users_ssh:
             made += [f"-p{node.port}"] * (node.port != 22) + [f"-l{node.user}"] * bool(node.user)
             return ("ssh", *config, *options, *made, "--", node.address)
         return ("ssh", *config, *options, *made, "--", node.name)
@@ -100,7 +101,7 @@ class Ssh:
         """The folder of the shared connections, and the ssh_config to use with it."""
         with _KEEPING:
             own_folder(self.sockets)
-            if self.cluster.provider != "static":
+            if not self.cluster.traits.users_ssh:
                 return self.cluster.ssh_config
             file = Path(self.sockets, "config")
             if not file.exists():
@@ -117,7 +118,7 @@ class Ssh:
         if result.code == TOO_MUCH:
             raise wire.Faulty(node.name, "what it says", result.tail(1))
         if result.code == UNREACHABLE or (result.code == 124 and timeout_s):
-            said, hint = refusal(result, self.cluster.provider)
+            said, hint = refusal(result, self.cluster.traits)
             raise Unreachable(f"node {node.name} ({node.address}): {said}", hint=hint)
         return result
 
@@ -140,15 +141,7 @@ def ssh_config_of(user_files: Sequence[str]) -> str:
     return "\n".join(["Host *", *include, "    SendEnv -*"]) + "\n"
 
 
-ANEW = {
-    "static": "if the host was made anew, put its new key into host_key of the cluster's file and provision again",
-    "local": "nexa teardown, then nexa provision",
-    "aws": "nexa teardown gives the node back, and needs no login on it",
-}
-"""By provider, for a node whose host key is another one, as docs/RUNBOOK.md says it."""
-
-
-def refusal(result: Result, provider: str) -> tuple[str, str]:
+def refusal(result: Result, traits: Traits) -> tuple[str, str]:
     """Why there is no connection, and what to do. ssh's own words about a changed key begin with a command that would
     forget the pinned one: they are left out."""
     text = result.err.decode(errors="replace")
@@ -162,7 +155,7 @@ def refusal(result: Result, provider: str) -> tuple[str, str]:
             "the host key is not the pinned one, so it may be another machine; nothing was sent to it"
             + (f" (it shows {shown[0]})" if shown else "")
             + f". ssh says: {result.tail(1)}",
-            f"do not connect until you know why; then: {ANEW.get(provider, ANEW['static'])}",
+            f"do not connect until you know why; then: {traits.anew}",
         )
     return result.tail(3), ssh_hint(result)
 
@@ -198,7 +191,7 @@ class Link:
     def run_dir(self, run_id: str) -> str:
         """The run's folder on the node. Hosts of one's own may share their home, and with it scratch: then each needs
         a folder of its own, and nobody can tell from here whether they do."""
-        own = f".{self.node.name}" if self.ssh.cluster.provider == "static" else ""
+        own = f".{self.node.name}" if self.ssh.cluster.traits.shared_home else ""
         return f"{self.path(self.ssh.cluster.layout.scratch)}/{run_id}{own}"
 
     @property

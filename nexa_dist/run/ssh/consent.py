@@ -63,7 +63,7 @@ def refuse_unconsented(path: str) -> None:
     is of a cluster that was not made here."""
     trust.refuse_foreign_file(path)
     named, digest = programs(path)
-    if named and not _note(path, digest).exists():
+    if named and not note(path, digest).exists():
         raise Unconsented(path, named)
 
 
@@ -71,10 +71,15 @@ def consent(path: str) -> list[str]:
     """Keeps the user's word for what the file names now; answers that."""
     named, digest = programs(path)
     if named:
-        note = _note(path, digest)
-        note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        files.write_text(note, f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {os.path.realpath(path)}\n", 0o600)
+        keep(path, digest)
     return named
+
+
+def keep(path: str, digest: str) -> None:
+    """Notes the user's word for this content of the path."""
+    place = note(path, digest)
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files.write_text(place, f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {os.path.realpath(path)}\n", 0o600)
 
 
 class Unconsented(UsageError):
@@ -90,7 +95,8 @@ class Unconsented(UsageError):
         self.path = path
 
 
-def _note(path: str, digest: str) -> Path:
+def note(path: str, digest: str) -> Path:
+    """Where the user's word for this content of the path is kept."""
     key = hashlib.sha256(os.fsencode(os.path.realpath(path)) + b"\0" + digest.encode()).hexdigest()
     return trust.state() / "allowed" / key
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from nexa_dist.model import Cluster, Node
 from nexa_dist.run.runner import CommandFailed, Result, Runner
 from nexa_dist.run.ssh.connections import Ssh, Unreachable, refusal
+from nexa_dist.traits import TRAITS
 
 NO_LOGIN = (
     "-oPreferredAuthentications=none",
@@ -58,7 +59,7 @@ def settings(runner: Runner, cluster: Cluster, node: Node) -> dict[str, str]:
 
 def silent(node: Node, asked: Result) -> Unreachable:
     lines = [line for line in asked.err.decode(errors="replace").splitlines() if not line.startswith("debug")]
-    said, hint = refusal(replace(asked, out=b"", err="\n".join(lines).encode()), "static")
+    said, hint = refusal(replace(asked, out=b"", err="\n".join(lines).encode()), TRAITS["static"])
     said = said or f"ssh ended with exit code {asked.code}"
     return Unreachable(f"node {node.name} ({node.address}) shows no host key: {said}", hint=hint)
 

@@ -49,7 +49,7 @@ def ask(ssh: Ssh, peer: Node, node: Node) -> PeerWord:
 def joined(ssh: Ssh, node: Node) -> tuple[str, ...]:
     """Options for the way over the nodes' own network, which may reach us too (a mesh, a VPN); none where there is no
     other. Names of the user's own hosts are theirs to resolve."""
-    if ssh.cluster.provider == "static" or node.peer_address == node.address:
+    if ssh.cluster.traits.users_ssh or node.peer_address == node.address:
         return ()
     return (f"HostName={node.peer_address}",)
 

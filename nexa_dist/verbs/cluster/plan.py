@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import datetime
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from nexa_dist.errors import EXIT_OK, UsageError
 from nexa_dist.ops.cluster import plan as planning
@@ -12,7 +14,7 @@ from nexa_dist.ops.cluster.plan import Preview
 from nexa_dist.plan.aws import prices
 from nexa_dist.plan.money.estimate import useful_hours
 from nexa_dist.ui import terminal
-from nexa_dist.verbs._shared import context, load_said
+from nexa_dist.verbs._shared import consent_to_stack, context, load_said
 
 Arguments = argparse.Namespace
 
@@ -62,6 +64,16 @@ def bill_lines(seen: Preview) -> list[str]:
     return [*lines, *(f"  {note}" for note in seen.notes)]
 
 
+def show_changes(report: Mapping[str, Any]) -> None:
+    """What Terraform would do, and what nobody may overlook about it."""
+    for what, addresses in report["changes"].items():
+        terminal.say(f"  {what}: {len(addresses)} resources")
+    if not report["changes"]:
+        terminal.say("  no changes")
+    if "alarm" in report:
+        terminal.alarm(report["alarm"])
+
+
 def plan(args: Arguments) -> int:
     ctx = context()
     config = load_said(Path(args.cluster), args.set)
@@ -77,11 +89,9 @@ def plan(args: Arguments) -> int:
     seen = planning.preview(ctx, config)
     if seen:
         show(seen)
+    consent_to_stack(config)
     report = planning.plan(ctx, config, Path(args.out) if args.out else None)
-    for what, addresses in report["changes"].items():
-        terminal.say(f"  {what}: {len(addresses)} resources")
-    if not report["changes"]:
-        terminal.say("  no changes")
+    show_changes(report)
     if args.out:
         terminal.say(f"saved {args.out}; nexa provision --plan {args.out} applies exactly that")
     if args.json:

@@ -16,8 +16,8 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.providers.static import known_hosts as adopting
 from nexa_dist.plan.static.known_hosts import Adopted
 from nexa_dist.ui import terminal
-from nexa_dist.verbs._shared import agreed, answered_yes, context, load_said
-from nexa_dist.verbs.cluster.plan import show
+from nexa_dist.verbs._shared import agreed, answered_yes, consent_to_stack, context, load_said
+from nexa_dist.verbs.cluster.plan import show, show_changes
 
 Arguments = argparse.Namespace
 
@@ -41,7 +41,10 @@ def provision(args: Arguments) -> int:
     if seen:
         show(seen)
         agreed(args, f"rent {seen.nodes} nodes?", f"{seen.nodes} nodes would be rented")
-    adopted = _host_keys(ctx, config) if config.provider == "static" else []
+    consent_to_stack(config)
+    if config.traits.rents and not config.traits.priced and not args.yes:
+        _ask_first(ctx, config, args)
+    adopted = _host_keys(ctx, config) if not config.traits.makes else []
     made = provisioning.provision(ctx, config, saved, adopted=adopted)
     price = f"{made.usd_per_hour:.2f} USD/h"
     terminal.say(f"✓ cluster {made.name} is up: {len(made.nodes)} nodes, {made.world_size} ranks, {price}")
@@ -61,6 +64,15 @@ def _dry(ctx: Context, config: ClusterConfig, *, saved: bool) -> int:
     for line in dry_run.provision(ctx, config, saved=saved):
         ctx.say(line)
     return EXIT_OK
+
+
+def _ask_first(ctx: Context, config: ClusterConfig, args: Arguments) -> None:
+    """The user's word for the plan of a cluster that is not there yet and costs. Raises UsageError."""
+    if ctx.workspace.cluster(config.name).json.exists():
+        return
+    if terminal.interactive():
+        show_changes(planning.plan(ctx, config, None))
+    agreed(args, f"make {config.nodes} nodes?", f"{config.nodes} nodes would be made, and cost (nexa plan shows what)")
 
 
 def _host_keys(ctx: Context, config: ClusterConfig) -> list[Adopted]:

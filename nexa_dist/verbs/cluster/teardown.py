@@ -11,7 +11,9 @@ from nexa_dist.ops.cluster import dry_run
 from nexa_dist.ops.cluster import teardown as destroying
 from nexa_dist.ops.providers.aws import bucket as deleting
 from nexa_dist.ops.providers.static import end as static_end
+from nexa_dist.ops.providers.table import provider_of
 from nexa_dist.ops.runs import stop as stopping
+from nexa_dist.traits import TRAITS
 from nexa_dist.ui import terminal
 from nexa_dist.verbs._shared import agreed, context, find_folder, is_file
 
@@ -39,19 +41,13 @@ def teardown(args: Arguments) -> int:
         agreed(args, f"destroy {doomed}?", f"{doomed} would be ended")
     if args.without:
         static_end.give_up(folder, args.without)
-    scope, own = doomed.scope, doomed.own
+    scope, provider = doomed.scope, doomed.provider
     receipt = destroying.teardown(ctx, folder, scope, stopping.stop)
     for row in receipt["nodes"]:
         where = f"{row['id']} {row['offer']}: {row['state']}" if scope else f"{row['address']}:{row['port']}"
-        terminal.say(f"  {'given back' if own else 'gone'}: {row['name']} {where}")
+        terminal.say(f"  {'gone' if TRAITS[provider].makes else 'given back'}: {row['name']} {where}")
     cost = "cost unknown here" if receipt["cost_usd"] is None else f"{receipt['cost_usd']:.2f} USD"
-    proof = (
-        f"{len(receipt['resources'])} resources confirmed gone"
-        if scope
-        else f"{sum(map(len, receipt['removed'].values()))} things removed, 0 processes left"
-        if own
-        else "0 resources, 0 processes, 0 listening ports left"
-    )
+    proof = provider_of(provider).proof(receipt)
     terminal.say(f"✓ cluster {folder.name} is gone: {proof}; {cost}")
     if scope and args.delete_bucket and scope.bucket:
         deleting.delete(ctx, scope.bucket)

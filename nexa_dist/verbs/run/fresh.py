@@ -52,9 +52,10 @@ def fresh(
         except BaseException:
             folder.path.rmdir()  # nothing was started, so there is no run
             raise
-    if cluster.provider == "aws" and not cluster.bucket:
+    if cluster.traits.rents and not cluster.bucket:
         first = cluster.nodes[0].name
-        ctx.say(f"warning: checkpoints lie on {first} alone and are lost with it: name a bucket in the cluster's file")
+        cure = ": name a bucket in the cluster's file" if cluster.traits.priced else ""
+        ctx.say(f"warning: checkpoints lie on {first} alone and are lost with it{cure}")
     record = launch.new_record(ctx, folder, prepared, cluster, config, config_file)
     with alone(folder, "run"):
         started(ctx, folder, prepared, record)

@@ -110,4 +110,4 @@ def _where(ctx: Context, record: Run, named: str | None) -> Cluster:
                 hint="nexa run TRAIN.yaml --cluster … begins another run",
             )
         return found
-    return cluster if cluster.provider == "static" else ctx.workspace.cluster(cluster.name).load()
+    return cluster if not cluster.traits.makes else ctx.workspace.cluster(cluster.name).load()

@@ -12,8 +12,8 @@ import pytest
 
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.ops.providers import local, machine_state
-from nexa_dist.ops.providers.aws import scope as aws_scope
+from nexa_dist.ops.providers import local, table
+from nexa_dist.ops.providers.aws import provider as aws_provider
 from nexa_dist.run.aws.client import Cloud
 
 NODE = Node("n0", "198.51.100.1", 1, instance_id="i-0")
@@ -22,7 +22,7 @@ CLUSTER = Cluster("c", "aws", (NODE,), Layout("p", "s", "s", "d"))
 
 @pytest.fixture
 def ctx(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(aws_scope, "known_scope", lambda _: SimpleNamespace(region="us-east-1"))
+    monkeypatch.setattr(aws_provider, "known_scope", lambda _: SimpleNamespace(region="us-east-1"))
     return SimpleNamespace(workspace=SimpleNamespace(cluster=lambda _: None), detail=lambda _: None)
 
 
@@ -38,13 +38,13 @@ def ctx(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("unknown", "", "forgotten", True),  # an answer that lags behind: no proof while it may be training
     ],
 )
-def test_what_the_cloud_says(
+def test_what_the_machine_says(
     ctx: Any, monkeypatch: pytest.MonkeyPatch, state: str, failed: str, word: str, off: bool
 ) -> None:
     monkeypatch.setattr(Cloud, "state", lambda *_: state)
     monkeypatch.setattr(Cloud, "failed_check", lambda *_: failed)
-    assert machine_state.cloud_says(ctx, CLUSTER, NODE)[0] == word
-    assert machine_state.is_off(ctx, CLUSTER, NODE) is off
+    assert table.machine_says(ctx, CLUSTER, NODE)[0] == word
+    assert table.is_off(ctx, CLUSTER, NODE) is off
 
 
 def test_a_right_that_is_denied_says_nothing(ctx: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,9 +53,9 @@ def test_a_right_that_is_denied_says_nothing(ctx: Any, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Cloud, "state", lambda *_: "running")
     monkeypatch.setattr(Cloud, "failed_check", denied)
-    assert machine_state.cloud_says(ctx, CLUSTER, NODE)[0] == "runs"
+    assert table.machine_says(ctx, CLUSTER, NODE)[0] == "runs"
     monkeypatch.setattr(Cloud, "state", denied)
-    assert not machine_state.is_off(ctx, CLUSTER, NODE)
+    assert not table.is_off(ctx, CLUSTER, NODE)
 
 
 def test_a_local_machine_is_on_while_its_parent_of_all_lives(tmp_path: Path) -> None:

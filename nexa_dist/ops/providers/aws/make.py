@@ -5,12 +5,10 @@ Terraform's state is a cache. The truth is the journal, written before every act
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import NexaError
-from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.providers.aws import bucket, capacity
 from nexa_dist.ops.providers.aws import limits as aws_limits
@@ -18,7 +16,9 @@ from nexa_dist.ops.providers.aws.boot import boot
 from nexa_dist.ops.providers.aws.claim import claim, interrupted, reconcile, still_ours
 from nexa_dist.ops.providers.aws.gang import CREATE_LIMIT_S, Gang, Saved, known_offer, offer_file, open_gang
 from nexa_dist.ops.providers.aws.scope import scope_file
+from nexa_dist.ops.providers.contract import Made, Wish
 from nexa_dist.plan.aws.offers import Candidate
+from nexa_dist.plan.aws.scope import NODE_PYTHON
 from nexa_dist.run import bundle, files
 from nexa_dist.run.aws import tagged
 from nexa_dist.run.workspace import ClusterFolder
@@ -28,14 +28,13 @@ def make(
     ctx: Context,
     folder: ClusterFolder,
     config: ClusterConfig,
-    hours: Callable[[float], float],
-    saved: Saved | None = None,
-    lost: Sequence[str] = (),
-) -> tuple[Cluster, dict[str, str]]:
-    """The nodes, answering over ssh with their pinned keys; and their homes by name. Those in `lost` are ended first:
-    an instance that cannot be reached may live, cost, and write."""
-    gang = open_gang(ctx, folder, config, hours, saved.scope if saved else None)
-    files.write_json(folder.path / "config.json", config.model_dump(mode="json", exclude_unset=True))
+    wish: Wish,
+) -> Made:
+    """The nodes, answering over ssh with their pinned keys. Those that are lost are ended first: an instance that
+    cannot be reached may live, cost, and write."""
+    saved, lost = wish.saved, wish.lost
+    gang = open_gang(ctx, folder, config, wish.hours, saved.scope if saved else None)
+    wish.begin()
     files.write_json(scope_file(folder), gang.scope.to_json())  # before the first call that makes something
     gang.terraform.settle(ctx.detail, interrupt=False)
     with ctx.phase("claim"):
@@ -50,12 +49,12 @@ def make(
     with ctx.phase(f"terraform: {config.nodes} nodes"):
         chosen = create(gang, kept, saved)
     still_ours(gang)
-    made = boot(gang, chosen, kept)
+    made, homes = boot(gang, chosen, kept)
     try:
         tagged.tag_launched(gang.find())
     except NexaError as error:  # a cluster that trains is worth more; they go with their instances
         ctx.say(f"warning: interfaces or spot requests have no tags: {error}")
-    return made
+    return Made(made, homes, {"nexa_python": NODE_PYTHON, "ansible_python_interpreter": "/usr/bin/python3"})
 
 
 def create(gang: Gang, kept: set[str], saved: Saved | None = None) -> Candidate:

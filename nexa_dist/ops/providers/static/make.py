@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
@@ -21,6 +21,7 @@ from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster, Node, absolute
 from nexa_dist.ops.bootstrap import env_hash
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.providers.contract import Made, Wish
 from nexa_dist.ops.providers.static import known_hosts as static_known_hosts
 from nexa_dist.ops.providers.static.record import Host, Record
 from nexa_dist.ops.workspace_tag import our_tag
@@ -46,21 +47,11 @@ READ = (
 )
 
 
-@dataclass(frozen=True)
-class Hosts:
-    """The cluster, homes by node name, and Ansible's variables: for all hosts, and by node name."""
-
-    cluster: Cluster
-    homes: dict[str, str]
-    variables: dict[str, Any]
-    each: dict[str, dict[str, Any]]
-
-
-def make(ctx: Context, folder: ClusterFolder, config: ClusterConfig, adopted: Sequence[Adopted]) -> Hosts:
+def make(ctx: Context, folder: ClusterFolder, config: ClusterConfig, wish: Wish) -> Made:
     """Adopts the keys, looks at every host, and claims the folders on it. Raises NexaError with all that is wrong,
     before anything is changed there."""
     users = static_cluster(config, PurePath("/"))
-    record = _opened(ctx, folder, config, users, adopted)
+    record = _opened(ctx, folder, config, users, wish.adopted)
     reached = replace(users, ssh_config=str(folder.ssh_config))
     wheels = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS") or ""
     with connections.session(ctx.runner, reached) as ssh:
@@ -91,7 +82,7 @@ def make(ctx: Context, folder: ClusterFolder, config: ClusterConfig, adopted: Se
         with folder.journalled("claim", hosts=list(looks)):
             claims = {name: claim(record.id, name, host) for name, host in record.hosts.items()}
             _on_all(made.nodes, lambda node: call(ssh, node, config.python, {**claims[node.name], "tidy": stale}))
-    return Hosts(
+    return Made(
         cluster=made,
         homes={name: look["home"] for name, look in looks.items()},
         variables=_variables(ctx, config, record, wheels, looks),
@@ -227,7 +218,7 @@ def _variables(
 
 
 @contextlib.contextmanager
-def tidied(ctx: Context, folder: ClusterFolder, hosts: Hosts) -> Iterator[None]:
+def tidied(ctx: Context, folder: ClusterFolder, hosts: Made) -> Iterator[None]:
     """Removes Ansible's own files from the hosts when the block ends; what a killed one leaves goes the next time."""
     try:
         yield

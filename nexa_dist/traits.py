@@ -1,0 +1,66 @@
+"""What each provider is like: the one table that code asks instead of a provider's name. A row costs no import.
+
+What a provider does is in `ops/providers/`, by the same names (`ops/providers/contract.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+EndsWith = Literal["power_off", "provider_limit", "api", ""]
+"""What ends the bill of a machine with nobody home: its own power-off, a limit that the provider keeps, or nothing but
+a call of the provider's API. Empty where nothing is rented, or where each cluster says it for itself."""
+
+
+@dataclass(frozen=True)
+class Traits:
+    """Of one provider."""
+
+    makes: bool = True
+    """It makes the nodes and ends them; else they are the user's own, and are given back."""
+    rents: bool = False
+    """Somebody sends a bill for the nodes."""
+    replaces: bool = True
+    """One lost node can be made anew."""
+    root: bool = False
+    """The nodes are ours to set up as root, without being asked for (`system_changes`)."""
+    priced: bool = False
+    """The cloud tells offers with prices that move, and when each machine was on."""
+    network: bool = False
+    """The nodes have a network that nobody else is in."""
+    clock: bool = True
+    """Each node has nexa's own clock: deadline, lease and idle time switch it off."""
+    one_machine: bool = False
+    """All nodes are this machine, which others use too."""
+    users_ssh: bool = False
+    """The user's own ssh settings reach the nodes, by the names that he gave them."""
+    shared_home: bool = False
+    """Nodes may share their home folder, and nobody can tell from here."""
+    ends_with: EndsWith = ""
+    witness: str = ""
+    """Who tells whether a machine is on, in words."""
+    anew: str = "nexa teardown, then nexa provision"
+    """What to do about a host key that is not the pinned one, as docs/RUNBOOK.md says it."""
+    idle_keys: tuple[str, ...] = ()
+    """Keys of cluster.yaml that are valid and that nothing acts on yet: said, rather than passed over."""
+    idle_once_made: tuple[str, ...] = ()
+    """The same once the cluster is provisioned."""
+
+
+TRAITS: dict[str, Traits] = {
+    "aws": Traits(
+        rents=True, root=True, priced=True, network=True, ends_with="power_off", witness="the API",
+        anew="nexa teardown gives the node back, and needs no login on it",
+    ),
+    "local": Traits(
+        one_machine=True, witness="this machine's processes",
+        idle_keys=("boot_timeout_s",), idle_once_made=("boot_timeout_s",),
+    ),
+    "static": Traits(
+        makes=False, replaces=False, clock=False, users_ssh=True, shared_home=True,
+        anew="if the host was made anew, put its new key into host_key of the cluster's file and provision again",
+        idle_keys=("budget_usd", "max_hours", "mesh"), idle_once_made=("max_hours",),
+    ),
+    "stack": Traits(rents=True, clock=False, shared_home=True),
+}  # fmt: skip
