@@ -10,7 +10,9 @@ import json
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from dataclasses import MISSING, fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Check = Callable[[Any], Any]
 MOST = 1 << 53
@@ -131,18 +133,48 @@ def table(key: Check, check: Check, most: int) -> Check:
     return checked
 
 
-def record(needed: dict[str, Check], may: dict[str, Check] | None = None) -> Check:
-    """An object with these fields; what else it has is left out."""
-    fields = {**needed, **(may or {})}
+def record(needed: dict[str, Check], may: dict[str, Check] | None = None, *, only: bool = False) -> Check:
+    """An object with these fields; what else it has is left out, or refused with `only`."""
+    known = {**needed, **(may or {})}
 
     def checked(value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise Strange(f"{shown(value)} is no object")
         if missing := [name for name in needed if name not in value]:
             raise Strange(f"{missing[0]} is missing")
-        return {name: _at(name, check, value[name]) for name, check in fields.items() if name in value}
+        if more := [name for name in value if only and name not in known]:
+            raise Strange(f"{shown(more[0])} is no field of it")
+        return {name: _at(name, check, value[name]) for name, check in known.items() if name in value}
 
     return checked
+
+
+def of_type(kind: Any) -> Check:
+    """Values of an annotated type; a dataclass is made of an object with its fields, as JSON has it. What else the
+    object has is left out. For files that we wrote: texts and numbers of any size."""
+    head, inner, make = get_origin(kind), get_args(kind), kind
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        checks = {field.name: of_type(hints[field.name]) for field in fields(kind)}
+        needed = [field.name for field in fields(kind) if field.default is MISSING is field.default_factory]
+        check = record({name: checks.pop(name) for name in needed}, checks)
+        return lambda value: make(**check(value))
+    if head is Literal:
+        return one_of(*inner)
+    if head is UnionType:
+        return maybe(of_type(next(each for each in inner if each is not NoneType)))
+    if head is tuple:
+        items = rows(of_type(inner[0]), LARGE)
+        return lambda value: tuple(items(value))
+    if head is dict:
+        return table(of_type(inner[0]), of_type(inner[1]), LARGE)
+    return PLAIN[kind]
+
+
+LARGE = 1 << 26
+PLAIN: dict[Any, Check] = {
+    str: text(LARGE), int: whole(-MOST), float: number(), bool: flag, Any: lambda value: value,
+}  # fmt: skip
 
 
 def anything(depth: int, most: int, most_text: int = 4096) -> Check:

@@ -8,82 +8,55 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from typing import Any
 
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.run import files, git, trust
 from nexa_dist.secrets import redact_text
+from nexa_dist.shape import maybe, number, of_type, record, rows, table, whole
 
 USERS = "users.jsonl"
 """In a cluster's folder: the workspaces that borrowed it."""
-Unix = Annotated[float, Field(ge=0, le=4.2e9, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0, le=1 << 53)]
+CLUSTER, TEXT, ANY = of_type(Cluster), of_type(str), of_type(Any)
+COUNT, UNIX = whole(), number(0, 4.2e9)
+END = {
+    **dict.fromkeys(("kind", "words", "node"), TEXT), "rank": whole(-1),
+    **dict.fromkeys(("first_step", "last_step"), maybe(COUNT)), **dict.fromkeys(("started_unix", "ended_unix"), UNIX),
+}  # fmt: skip
+ATTEMPT = record(
+    {"attempt": COUNT, "state": TEXT, "started_unix": UNIX, "world_size": COUNT, "rdzv": TEXT},
+    {
+        "ended_unix": maybe(UNIX),
+        "resume_step": maybe(COUNT),
+        "cause": TEXT,
+        "why": maybe(TEXT),
+        "ranks": table(TEXT, rows(COUNT, 2, 2), 1 << 20),
+        "skew_s": of_type(dict[str, float]),
+        "hardware": of_type(dict[str, dict[str, Any]]),
+        "replaced": of_type(tuple[str, ...]),
+        "changed": of_type(tuple[str, ...]),
+        "notices": of_type(dict[str, dict[str, float | None]]),
+        "end": maybe(record({}, END, only=True)),
+        "next": maybe(record({"action": TEXT}, {"nodes": of_type(tuple[str, ...])})),
+    },
+)
+RECORD = record(
+    {
+        "cluster": CLUSTER,
+        "config": of_type(dict[str, Any]),
+        "nodes": of_type(dict[str, dict[str, str]]),
+        "attempts": rows(ATTEMPT, 1 << 20),
+    },
+    {"run_id": TEXT, "by_hand": COUNT, "code_hash": TEXT, "package_hash": TEXT},
+)
+"""What every reader of run.json relies on; the rest is for the manifest."""
 
 
-class _End(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    kind: str = ""
-    words: str = ""
-    node: str = ""
-    rank: int = -1
-    first_step: Count | None = None
-    last_step: Count | None = None
-    started_unix: Unix = 0.0
-    ended_unix: Unix = 0.0
-
-
-class _Next(BaseModel):
-    action: str
-    nodes: list[str] = []
-
-
-class _Attempt(BaseModel):
-    attempt: Count
-    state: str
-    started_unix: Unix
-    world_size: Count
-    rdzv: str
-    ended_unix: Unix | None = None
-    resume_step: Count | None = None
-    cause: str = ""
-    why: str | None = None
-    ranks: dict[str, tuple[int, int]] = {}
-    skew_s: dict[str, float] = {}
-    hardware: dict[str, dict[str, Any]] = {}
-    replaced: list[str] = []
-    changed: list[str] = []
-    notices: dict[str, dict[str, float | None]] = {}
-    end: _End | None = None
-    next: _Next | None = None
-
-
-class _Record(BaseModel):
-    """What every reader of run.json relies on; the rest is for the manifest."""
-
-    cluster: Cluster
-    config: dict[str, Any]
-    nodes: dict[str, dict[str, str]]
-    attempts: list[_Attempt]
-    run_id: str = ""
-    by_hand: Count = 1
-    code_hash: str = ""
-    package_hash: str = ""
-
-
-def _checked(path: Path, shape: TypeAdapter[Any], hint: str) -> dict[str, Any]:
-    """The JSON of `path`. Raises NexaError when it is torn, or when something that is read from it is missing."""
-    data = files.read_json(path)
-    try:
-        shape.validate_python(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "all of it"
-        raise NexaError(f"{path} is damaged: {where}: {first['msg']}", hint=hint) from None
-    return dict(data)
+def _whole(record: Any) -> dict[str, Any]:
+    """The record as it is, with what nobody here reads too."""
+    RECORD(record)
+    return dict(record)
 
 
 @dataclass(frozen=True)
@@ -121,6 +94,11 @@ class ClusterFolder:
     def ssh_config(self) -> Path:
         return self.ssh / "ssh_config"
 
+    def may_exist(self) -> bool:
+        """Whether something was ever begun from this folder: a plan alone leaves only keys and sources."""
+        marks = (self.json, self.path / "config.json", self.path / "nodes", self.path / "journal.jsonl")
+        return any(mark.exists() for mark in (*marks, self.terraform / "terraform.tfstate"))
+
     def load(self) -> Cluster:
         """The provisioned cluster. Raises NexaError when there is none."""
         if not self.json.exists():
@@ -128,7 +106,7 @@ class ClusterFolder:
                 f"cluster {self.name} is not provisioned here", hint="nexa provision --cluster FILE makes it"
             )
         hint = "nexa teardown does without this file"
-        cluster = Cluster.from_json(_checked(self.json, TypeAdapter(Cluster), hint))
+        cluster: Cluster = files.read_shape(self.json, CLUSTER, hint)
         if not cluster.nodes:
             raise NexaError(f"{self.json} is damaged: it names no node", hint=hint)
         return cluster
@@ -199,7 +177,8 @@ class RunFolder:
 
     def load(self) -> dict[str, Any]:
         """run.json. Raises NexaError when it is torn."""
-        return _checked(self.json, TypeAdapter(_Record), f"nexa goes on once {self.path} is moved away")
+        found: dict[str, Any] = files.read_shape(self.json, _whole, f"nexa goes on once {self.path} is moved away")
+        return found
 
     def save(self, record: dict[str, Any]) -> None:
         files.write_json(self.json, record, 0o600)

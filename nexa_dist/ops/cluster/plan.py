@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import EXIT_BUDGET, NexaError, UsageError
@@ -19,7 +19,8 @@ from nexa_dist.ops.providers import local
 from nexa_dist.ops.providers.aws import bucket, capacity, price_cache
 from nexa_dist.ops.providers.aws import limits as aws_limits
 from nexa_dist.ops.providers.aws.gang import Saved, known_offer, offer_file, open_gang
-from nexa_dist.ops.providers.aws.scope import known_scope, open_scope, region_wanted
+from nexa_dist.ops.providers.aws.scope import open_scope, region_wanted
+from nexa_dist.ops.providers.scope_file import known_scope
 from nexa_dist.ops.workspace_tag import our_tag
 from nexa_dist.plan.aws import policy, prices
 from nexa_dist.plan.aws.offers import Candidate, RegionMarket, candidates
@@ -27,6 +28,7 @@ from nexa_dist.plan.aws.scope import AwsScope
 from nexa_dist.plan.money.budget import too_small
 from nexa_dist.plan.money.estimate import MOVED_MOST, Estimate, Rates, estimate, moved, rates_of
 from nexa_dist.run import bundle, files
+from nexa_dist.shape import of_type
 
 VERSION = 1
 
@@ -218,8 +220,8 @@ def load(ctx: Context, path: Path) -> tuple[ClusterConfig, Saved]:
             raise ValueError(f"version {record['nexa_plan']!r}")
         config = ClusterConfig.model_validate_json(json.dumps(record["config"]))
         saved = Saved(
-            TypeAdapter(AwsScope).validate_python(record["site"]),
-            TypeAdapter(Candidate).validate_python(record["candidate"]),
+            of_type(AwsScope)(record["site"]),
+            of_type(Candidate)(record["candidate"]),
             dict(record["variables"]),
             base64.b64decode(record["terraform_plan"], validate=True),
         )

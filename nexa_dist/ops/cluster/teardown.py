@@ -107,12 +107,6 @@ def _destroyed_aws(ctx: Context, folder: ClusterFolder, scope: AwsScope) -> dict
         raise StillRunning(f"not proven gone: {error}", hint=error.hint) from error
 
 
-def may_exist(folder: ClusterFolder) -> bool:
-    """Whether something was ever begun from this folder: a plan alone leaves only keys and sources."""
-    marks = (folder.json, folder.path / "config.json", folder.path / "nodes", folder.path / "journal.jsonl")
-    return any(mark.exists() for mark in (*marks, folder.terraform / "terraform.tfstate"))
-
-
 def forget(folder: ClusterFolder) -> None:
     """Removes a folder in which nothing was begun."""
     if folder.path.exists():

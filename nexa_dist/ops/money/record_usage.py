@@ -10,20 +10,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import NexaError
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.ledger_file import open_periods, read, stop
-from nexa_dist.ops.providers import local
-from nexa_dist.ops.providers.aws import record_usage as aws_record_usage
-from nexa_dist.ops.providers.aws.scope import known_scope
+from nexa_dist.ops.providers.local_nodes import answers, made_nodes
+from nexa_dist.ops.providers.scope_file import known_scope
 from nexa_dist.plan.money import ledger
 from nexa_dist.plan.money.bill import Bill, bill
 from nexa_dist.plan.money.ledger import Phase
-from nexa_dist.run.aws import tagged
 from nexa_dist.run.workspace import ClusterFolder
+
+if TYPE_CHECKING:
+    from nexa_dist.config.cluster import ClusterConfig
 
 __all__ = ["Reading", "advance", "begin_own", "end_all", "known", "read", "refresh"]
 
@@ -50,6 +50,9 @@ def refresh(ctx: Context, folder: ClusterFolder) -> Reading:
     if scope is None:
         _record_own_ends(ctx, folder)
         return Reading(read(folder.path), ctx.now())
+    from nexa_dist.ops.providers.aws import record_usage as aws_record_usage
+    from nexa_dist.run.aws import tagged
+
     shown, told = tagged.machines(scope.region, scope.owner, scope.cluster)
     things = [thing for thing in shown if thing.tags.get(tagged.WORKSPACE) == scope.workspace]
     now = ctx.now() if told is None else told
@@ -83,12 +86,12 @@ def known(ctx: Context, folder: ClusterFolder) -> Reading:
 def _record_own_ends(ctx: Context, folder: ClusterFolder) -> None:
     """Nodes on this machine that were up and are off: by their own deadline if that is past, else by now."""
     try:
-        where = {row["name"]: (row["address"], row["port"]) for row in local.made_nodes(folder)}
+        where = {row["name"]: (row["address"], row["port"]) for row in made_nodes(folder)}
     except (NexaError, KeyError):  # a damaged file: teardown ends them
         return
     made = {change.id for change in ledger.changes(read(folder.path)) if change.phase == "bootstrapping"}
     for period in open_periods(folder):
-        if period.id in made and period.node in where and not local.answers(folder, period.node, *where[period.node]):
+        if period.id in made and period.node in where and not answers(folder, period.node, *where[period.node]):
             due = _number(folder.path / "nodes" / period.node / "due" / "acts_unix")
             at = due if due and period.start_unix <= due <= ctx.now() else ctx.now()
             stop(folder, period, at, "it is off", "clock")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import random
@@ -12,22 +11,23 @@ import socket
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import NexaError, StillRunning
 from nexa_dist.model import Cluster
 from nexa_dist.ops.bootstrap import env_hash
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.providers.local_nodes import answers, made_nodes
 from nexa_dist.plan import local
 from nexa_dist.run import bundle, files
 from nexa_dist.run.ssh import keys
 from nexa_dist.run.terraform import Terraform, TerraformFailed, binary
 from nexa_dist.run.workspace import ClusterFolder
-from nexa_dist.shape import record, table, text, whole
+
+if TYPE_CHECKING:
+    from nexa_dist.config.cluster import ClusterConfig
 
 TRIES = 3
-MADE = record({"nodes": table(text(200), record({"address": text(60), "port": whole(1, 65535)}), 10_000)})
 TAKEN = re.compile(r"(127(?:\.\d+){3}:\d+) is taken by")
 """What host.py says of a port."""
 
@@ -141,17 +141,6 @@ def free_port(address: str) -> int:
     )
 
 
-def answers(folder: ClusterFolder, name: str, address: str, port: int) -> bool:
-    """Whether the node's own sshd listens there: whoever got the port after its end greets otherwise (host.py)."""
-    try:
-        host_key = (folder.ssh / "host_keys" / f"{name}.pub").read_bytes()
-        with socket.create_connection((address, port), timeout=5) as connection:
-            said = connection.makefile("rb").readline(255).rstrip()
-    except OSError:
-        return False
-    return said.endswith(hashlib.sha256(host_key).hexdigest()[:16].encode())
-
-
 def machine(folder: ClusterFolder, name: str) -> str:
     """`on`, `frozen` or `off`: what this machine says of the parent of all of a node's processes (host.py), whatever
     the network says."""
@@ -211,14 +200,6 @@ def _sweep(ctx: Context, folder: ClusterFolder) -> list[dict[str, Any]]:
     if swept.code:
         raise StillRunning(f"the sweep failed: {swept.tail()}", hint="run nexa teardown again")
     return list(json.loads(swept.out))
-
-
-def made_nodes(folder: ClusterFolder) -> list[dict[str, Any]]:
-    variables = folder.terraform / "nexa.tfvars.json"
-    if not variables.exists():
-        return []
-    found = files.read_shape(variables, MADE, hint="nexa provision writes it anew")
-    return [{"name": name, **node} for name, node in found["nodes"].items()]
 
 
 def _known_nodes(ctx: Context, folder: ClusterFolder) -> list[dict[str, Any]]:

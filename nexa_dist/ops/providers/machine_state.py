@@ -19,7 +19,7 @@ def cloud_says(ctx: Context, cluster: Cluster, node: Node) -> tuple[CloudWord, s
         return words[state], f"its machine is {state}"
     if cluster.provider != "aws":
         return "", ""
-    from nexa_dist.ops.providers.aws.scope import known_scope
+    from nexa_dist.ops.providers.scope_file import known_scope
     from nexa_dist.run.aws.client import Cloud
 
     scope = known_scope(ctx.workspace.cluster(cluster.name))

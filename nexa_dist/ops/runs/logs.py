@@ -7,19 +7,21 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nexa_dist.errors import UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.ops.active_runs import ACTIVE, going_on
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.runs.watch import View
 from nexa_dist.run.logs.items import AgentEvent, Line, Note, Quiet, is_last
 from nexa_dist.run.logs.mirror import TAIL
 from nexa_dist.run.logs.reader import Chunk, Reader, offset_at, tail_offset
 from nexa_dist.run.logs.stream import Stream, fetch, follow
 from nexa_dist.run.ssh.connections import Link, Ssh, reach, session
 from nexa_dist.run.workspace import RunFolder
+
+if TYPE_CHECKING:
+    from nexa_dist.ops.runs.watch import View
 
 ENDINGS = (".log", ".err")
 NAME = re.compile(r"(?:rank_(?P<rank>[0-9]+)/|[^/]*\.)attempt_(?P<attempt>[0-9]+)\.log")

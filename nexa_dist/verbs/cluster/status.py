@@ -7,7 +7,6 @@ from typing import Any
 
 from nexa_dist.errors import EXIT_FAILED, EXIT_OK, NexaError
 from nexa_dist.ops.active_runs import active, pending
-from nexa_dist.ops.cluster import teardown as destroying
 from nexa_dist.ops.money import record_usage as money_record_usage
 from nexa_dist.ops.runs import status as running
 from nexa_dist.ops.runs.summary import summary
@@ -29,7 +28,7 @@ def status(args: Arguments) -> int:
     code = EXIT_OK
     for folder in folders:
         if not folder.json.exists():
-            begun = destroying.may_exist(folder)
+            begun = folder.may_exist()
             report["clusters"].append(
                 {"cluster": folder.name, "state": "unfinished" if begun else "planned", "nodes": []}
             )

@@ -29,7 +29,7 @@ def teardown(args: Arguments) -> int:
     folder, config = find_folder(ctx, args.cluster), None
     if args.cluster and is_file(args.cluster):
         config = load_cluster(Path(args.cluster))
-        if destroying.may_exist(folder):
+        if folder.may_exist():
             provisioning.refuse_other_provider(folder, config)
     own = Record.exists(folder)
     try:
@@ -39,7 +39,7 @@ def teardown(args: Arguments) -> int:
         raise
     except NexaError as error:
         raise StillRunning(f"what is left of {folder.name} cannot be told: {error}", hint=error.hint) from error
-    if not scope and not destroying.may_exist(folder):
+    if not scope and not folder.may_exist():
         destroying.forget(folder)
         terminal.say(f"cluster {folder.name} was never made: nothing to tear down")
         return EXIT_OK

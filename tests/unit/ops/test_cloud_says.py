@@ -12,8 +12,7 @@ import pytest
 
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.ops.providers import local, machine_state
-from nexa_dist.ops.providers.aws import scope as aws_scope
+from nexa_dist.ops.providers import local, machine_state, scope_file
 from nexa_dist.run.aws.client import Cloud
 
 NODE = Node("n0", "198.51.100.1", 1, instance_id="i-0")
@@ -22,7 +21,7 @@ CLUSTER = Cluster("c", "aws", (NODE,), Layout("p", "s", "s", "d"))
 
 @pytest.fixture
 def ctx(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(aws_scope, "known_scope", lambda _: SimpleNamespace(region="us-east-1"))
+    monkeypatch.setattr(scope_file, "known_scope", lambda _: SimpleNamespace(region="us-east-1"))
     return SimpleNamespace(workspace=SimpleNamespace(cluster=lambda _: None), detail=lambda _: None)
 
 

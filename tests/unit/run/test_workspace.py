@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nexa_dist.cli import main
-from nexa_dist.errors import UsageError
+from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.ops.active_runs import active_runs
 from nexa_dist.ops.context import Context
 from nexa_dist.run import trust
 from nexa_dist.run.runner import SystemRunner
 from nexa_dist.run.workspace import Workspace
 from nexa_dist.verbs import _shared
+from tests import small_workspace
 
 CLUSTER = {
     "name": "lab", "provider": "local", "layout": {"python": "p", "scratch": "s", "shared": "s", "durable": "d"},
@@ -143,3 +145,37 @@ def test_git_never_takes_keys_states_and_logs(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(folder(tmp_path / "new"))
     assert main(["init", "."]) == 0
     assert trust.is_ours(tmp_path / "new") and (tmp_path / "new" / ".nexa" / ".gitignore").read_text() == "*\n"
+
+
+def without(record: dict[str, Any], *path: str) -> dict[str, Any]:
+    """The record as JSON gives it again, less what stands there."""
+    copy: dict[str, Any] = json.loads(json.dumps(record))
+    there = copy
+    for key in path[:-1]:
+        there = there[key]
+    del there[path[-1]]
+    return copy
+
+
+def test_a_cluster_and_a_run_are_read_as_they_were_written_or_said_to_be_damaged(tmp_path: Path) -> None:
+    here = Workspace(small_workspace.make(tmp_path))
+    cluster, run = here.cluster(small_workspace.CLUSTER), here.run()
+    known, record = cluster.load(), json.loads(run.json.read_bytes())
+    assert known.nodes[0].gpus == 1 and known.nodes[0].price_usd_per_hour == 0.0 and known.rdzv_backend == "static"
+    assert known == type(known).from_json(known.to_json())
+    record["later"] = {"of": "a newer nexa"}
+    run.json.write_text(json.dumps(record))
+    assert run.load() == record
+    for data, words in (
+        (without(record, "attempts"), "attempts is missing"),
+        (without(record, "cluster", "layout"), "cluster: layout is missing"),
+        ({**record, "attempts": [{**record["attempts"][0], "attempt": -1}]}, "attempts: 0: attempt: -1 is no whole"),
+        ({**record, "attempts": [{**record["attempts"][0], "end": {"odd": 1}}]}, "end: 'odd' is no field of it"),
+    ):
+        run.json.write_text(json.dumps(data))
+        with pytest.raises(NexaError, match=rf"run\.json is damaged: .*{words}") as caught:
+            run.load()
+        assert "is moved away" in caught.value.hint
+    cluster.json.write_text(json.dumps({**known.to_json(), "provider": "mine"}))
+    with pytest.raises(NexaError, match=r"cluster\.json is damaged: provider: 'mine' is none of aws, local, static"):
+        cluster.load()
