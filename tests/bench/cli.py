@@ -24,7 +24,7 @@ HELP, READING, CONFIG = 6.0, 12.0, 30.0
 
 def cpu_s(argv: list[str], cwd: str) -> float:
     """Seconds of user and system time that `argv` and its children took."""
-    env = {**os.environ, "PYTHONPATH": str(REPO)}
+    env = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONDONTWRITEBYTECODE": ""}  # installed, it has its bytecode
     child = subprocess.Popen(argv, cwd=cwd, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, used = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
