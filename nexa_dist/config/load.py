@@ -23,8 +23,6 @@ from nexa_dist.config.yaml.tree import Document, PathKey
 from nexa_dist.errors import ConfigError, Problem
 from nexa_dist.secrets import redact
 
-__all__ = ["changed_train", "kind_of", "load_cluster", "load_train", "recorded_train", "resolved"]
-
 Kind = Literal["cluster", "train"]
 _MODELS: Mapping[Kind, type[BaseModel]] = {"cluster": ClusterConfig, "train": TrainConfig}
 _KIND_OF: Mapping[type[BaseModel], Kind] = {model: kind for kind, model in _MODELS.items()}

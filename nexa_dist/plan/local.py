@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.plan.ranks import endpoint
-
-if TYPE_CHECKING:
-    from nexa_dist.config.cluster import ClusterConfig
 
 FIRST_HOST = 11
 """127.0.0.11 and on: away from 127.0.0.1, which other programs use."""

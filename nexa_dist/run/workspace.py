@@ -18,8 +18,7 @@ from nexa_dist.shape import maybe, number, of_type, record, rows, table, whole
 
 USERS = "users.jsonl"
 """In a cluster's folder: the workspaces that borrowed it."""
-CLUSTER, TEXT, ANY = of_type(Cluster), of_type(str), of_type(Any)
-COUNT, UNIX = whole(), number(0, 4.2e9)
+CLUSTER, TEXT, TEXTS, COUNT, UNIX = of_type(Cluster), of_type(str), of_type(tuple[str, ...]), whole(), number(0, 4.2e9)
 END = {
     **dict.fromkeys(("kind", "words", "node"), TEXT), "rank": whole(-1),
     **dict.fromkeys(("first_step", "last_step"), maybe(COUNT)), **dict.fromkeys(("started_unix", "ended_unix"), UNIX),
@@ -27,36 +26,26 @@ END = {
 ATTEMPT = record(
     {"attempt": COUNT, "state": TEXT, "started_unix": UNIX, "world_size": COUNT, "rdzv": TEXT},
     {
-        "ended_unix": maybe(UNIX),
-        "resume_step": maybe(COUNT),
-        "cause": TEXT,
-        "why": maybe(TEXT),
-        "ranks": table(TEXT, rows(COUNT, 2, 2), 1 << 20),
-        "skew_s": of_type(dict[str, float]),
-        "hardware": of_type(dict[str, dict[str, Any]]),
-        "replaced": of_type(tuple[str, ...]),
-        "changed": of_type(tuple[str, ...]),
-        "notices": of_type(dict[str, dict[str, float | None]]),
-        "end": maybe(record({}, END, only=True)),
-        "next": maybe(record({"action": TEXT}, {"nodes": of_type(tuple[str, ...])})),
+        "ended_unix": maybe(UNIX), "resume_step": maybe(COUNT), "cause": TEXT, "why": maybe(TEXT), "replaced": TEXTS,
+        "changed": TEXTS, "ranks": table(TEXT, rows(COUNT, 2, 2), 1 << 20), "skew_s": of_type(dict[str, float]),
+        "hardware": of_type(dict[str, dict[str, Any]]), "notices": of_type(dict[str, dict[str, float | None]]),
+        "end": maybe(record({}, END, only=True)), "next": maybe(record({"action": TEXT}, {"nodes": TEXTS})),
     },
-)
+)  # fmt: skip
 RECORD = record(
     {
-        "cluster": CLUSTER,
-        "config": of_type(dict[str, Any]),
-        "nodes": of_type(dict[str, dict[str, str]]),
+        "cluster": CLUSTER, "config": of_type(dict[str, Any]), "nodes": of_type(dict[str, dict[str, str]]),
         "attempts": rows(ATTEMPT, 1 << 20),
     },
     {"run_id": TEXT, "by_hand": COUNT, "code_hash": TEXT, "package_hash": TEXT},
-)
+)  # fmt: skip
 """What every reader of run.json relies on; the rest is for the manifest."""
 
 
-def _whole(record: Any) -> dict[str, Any]:
+def _whole(data: Any) -> dict[str, Any]:
     """The record as it is, with what nobody here reads too."""
-    RECORD(record)
-    return dict(record)
+    RECORD(data)
+    return dict(data)
 
 
 @dataclass(frozen=True)

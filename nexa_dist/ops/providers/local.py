@@ -11,8 +11,9 @@ import socket
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import NexaError, StillRunning
 from nexa_dist.model import Cluster
 from nexa_dist.ops.bootstrap import env_hash
@@ -23,9 +24,6 @@ from nexa_dist.run import bundle, files
 from nexa_dist.run.ssh import keys
 from nexa_dist.run.terraform import Terraform, TerraformFailed, binary
 from nexa_dist.run.workspace import ClusterFolder
-
-if TYPE_CHECKING:
-    from nexa_dist.config.cluster import ClusterConfig
 
 TRIES = 3
 TAKEN = re.compile(r"(127(?:\.\d+){3}:\d+) is taken by")

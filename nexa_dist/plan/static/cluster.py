@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.plan.ranks import endpoint
-
-if TYPE_CHECKING:
-    from nexa_dist.config.cluster import ClusterConfig
 
 
 def static_cluster(config: ClusterConfig, folder: PurePath) -> Cluster:
