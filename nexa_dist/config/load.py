@@ -7,13 +7,12 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.config.fields import check_name
-from nexa_dist.config.json_schema import MODELS, Kind, json_schema
 from nexa_dist.config.overrides import apply_overrides
 from nexa_dist.config.problems import MAX_PROBLEMS, choices_at, kinds_at, models_at, problem_at, problems_of, value_at
 from nexa_dist.config.rules import KEYS
@@ -24,9 +23,9 @@ from nexa_dist.config.yaml.tree import Document, PathKey
 from nexa_dist.errors import ConfigError, Problem
 from nexa_dist.secrets import redact
 
-__all__ = ["changed_train", "json_schema", "kind_of", "load_cluster", "load_train", "recorded_train", "resolved"]
-
-_KIND_OF: Mapping[type[BaseModel], Kind] = {model: kind for kind, model in MODELS.items()}
+Kind = Literal["cluster", "train"]
+_MODELS: Mapping[Kind, type[BaseModel]] = {"cluster": ClusterConfig, "train": TrainConfig}
+_KIND_OF: Mapping[type[BaseModel], Kind] = {model: kind for kind, model in _MODELS.items()}
 _MARKS: Mapping[Kind, tuple[str, ...]] = {
     "cluster": ("cluster", "provider", "nodes"),
     "train": ("script", "module", "trainer", "model", "dataset"),
@@ -88,7 +87,7 @@ def resolved(config: BaseModel) -> dict[str, Any]:
 def kind_of(path: Path) -> Kind:
     """Which kind of file this is, by its keys. Raises ConfigError when it cannot be read."""
     keys = set(parse_yaml(read_bytes(path), display_name(path)).data)
-    return max(_MARKS, key=lambda kind: (len(keys & set(MODELS[kind].model_fields)), len(keys & set(_MARKS[kind]))))
+    return max(_MARKS, key=lambda kind: (len(keys & set(_MODELS[kind].model_fields)), len(keys & set(_MARKS[kind]))))
 
 
 def _load(

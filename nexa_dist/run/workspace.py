@@ -65,6 +65,11 @@ class ClusterFolder:
     def ssh_config(self) -> Path:
         return self.ssh / "ssh_config"
 
+    def may_exist(self) -> bool:
+        """Whether something was ever begun from this folder: a plan alone leaves only keys and sources."""
+        marks = (self.json, self.path / "config.json", self.path / "nodes", self.path / "journal.jsonl")
+        return any(mark.exists() for mark in (*marks, self.terraform / "terraform.tfstate"))
+
     def load(self) -> Cluster:
         """The provisioned cluster. Raises NexaError when there is none."""
         if not self.json.exists():

@@ -9,13 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nexa_dist.config.cluster import ClusterConfig
-from nexa_dist.config.load import load_cluster
 from nexa_dist.errors import UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.providers.static.record import Record
-from nexa_dist.plan.static.cluster import static_cluster
 from nexa_dist.run import dotenv, files, git, stack_sources, trust
 from nexa_dist.run.runner import Runner, SystemRunner
 from nexa_dist.run.ssh import consent
@@ -24,6 +20,7 @@ from nexa_dist.secrets import redact_text
 from nexa_dist.ui import terminal
 
 if TYPE_CHECKING:
+    from nexa_dist.config.cluster import ClusterConfig
     from nexa_dist.config.train import TrainConfig
 
 
@@ -61,7 +58,7 @@ def owner_of(here: Workspace, named: str) -> Workspace | None:
         other = Workspace.of(Path(os.path.abspath(named)).parent)  # not resolved: it may be a loop, or no name at all
         if other.root.resolve() == here.root.resolve() or not other.clusters():
             return None
-        name = load_cluster(Path(named)).name or ""
+        name = name_of(named)
         return dataclasses.replace(other, above=True) if other.knows(name) else None
     if here.knows(named):
         return None
@@ -79,7 +76,7 @@ def borrowed(ctx: Context, named: str | None) -> Context:
         _refuse_foreign(ctx.runner, owner.root, above=True, ask=not ctx.dry)
         if ctx.dry:
             return dataclasses.replace(ctx, workspace=owner)
-        ctx.workspace.borrow(load_cluster(Path(named)).name if is_file(named) else named, owner)
+        ctx.workspace.borrow(name_of(named), owner)
     return ctx
 
 
@@ -119,6 +116,8 @@ def _consented(ctx: Context, cluster: Cluster) -> Cluster:
 
 def load_said(path: Path, overrides: Sequence[str] = (), *, provisioned: bool = True) -> ClusterConfig:
     """load_cluster, and a warning for what it asks that is not built yet."""
+    from nexa_dist.config.load import load_cluster
+
     config = load_cluster(path, overrides)
     idle = [
         key
@@ -151,12 +150,22 @@ def is_file(named: str) -> bool:
     return named.endswith((".yaml", ".yml")) or "/" in named
 
 
+def name_of(named: str) -> str:
+    """The name of a cluster that is named by its file or by itself. Only a file needs the models of the config, which
+    take longer to import than all that a reading verb does."""
+    if not is_file(named):
+        return named
+    from nexa_dist.config.load import load_cluster
+
+    return load_cluster(Path(named)).name
+
+
 def find_folder(ctx: Context, named: str | None) -> ClusterFolder:
     """A cluster by name or file; the only one when it is not named."""
     if not named:
         return ctx.workspace.only_cluster()
     if is_file(named):
-        return ctx.workspace.cluster(load_cluster(Path(named)).name or "")
+        return ctx.workspace.cluster(name_of(named))
     if named not in [folder.name for folder in ctx.workspace.clusters()]:
         known = ", ".join(folder.name for folder in ctx.workspace.clusters()) or "none"
         raise UsageError(
@@ -169,7 +178,10 @@ def find_folder(ctx: Context, named: str | None) -> ClusterFolder:
 def find_cluster(ctx: Context, named: str | None) -> Cluster:
     """A provisioned cluster, or the user's own hosts straight from their file."""
     if named and is_file(named):
-        made = Record.exists(ctx.workspace.cluster(load_cluster(Path(named)).name))
+        from nexa_dist.ops.providers.static.record import Record
+        from nexa_dist.plan.static.cluster import static_cluster
+
+        made = Record.exists(find_folder(ctx, named))
         config = load_said(Path(named), provisioned=made)
         if not config.traits.makes and not made:
             return _consented(ctx, static_cluster(config, Path(named).absolute().parent))

@@ -22,7 +22,7 @@ import pytest
 
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.money import record_usage as money_record_usage
-from nexa_dist.ops.providers.aws.scope import scope_file
+from nexa_dist.ops.providers.scope_file import scope_file
 from nexa_dist.plan.money.bill import Bill
 from nexa_dist.run import files
 from nexa_dist.run.aws import tagged

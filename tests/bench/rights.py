@@ -34,7 +34,7 @@ from nexa_dist.ops.providers.aws import boot as aws_boot
 from nexa_dist.ops.providers.aws import bucket, capacity
 from nexa_dist.ops.providers.aws import make as making
 from nexa_dist.ops.providers.aws.gang import Gang
-from nexa_dist.ops.providers.aws.scope import known_scope
+from nexa_dist.ops.providers.scope_file import known_scope
 from nexa_dist.ops.runs.stop import stop
 from nexa_dist.plan.aws.offers import Candidate
 from nexa_dist.run import trust

@@ -16,7 +16,7 @@ from nexa_dist.ops.cluster import teardown as destroying
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.providers.aws import end as aws_end
 from nexa_dist.ops.providers.aws.gang import Gang
-from nexa_dist.ops.providers.aws.scope import scope_file
+from nexa_dist.ops.providers.scope_file import scope_file
 from nexa_dist.ops.runs.stop import stop
 from nexa_dist.ops.workspace_tag import our_tag
 from nexa_dist.plan.aws.scope import AwsScope

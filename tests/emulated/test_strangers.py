@@ -13,7 +13,7 @@ import pytest
 from nexa_dist.errors import StillRunning
 from nexa_dist.ops.cluster.teardown import teardown
 from nexa_dist.ops.providers.aws import end as aws_end
-from nexa_dist.ops.providers.aws.scope import known_scope, scope_file
+from nexa_dist.ops.providers.scope_file import known_scope, scope_file
 from nexa_dist.ops.runs.stop import stop
 from nexa_dist.run import files
 from nexa_dist.run.aws import end_tagged, strangers, tagged

@@ -11,7 +11,7 @@ import pytest
 
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.ops.cluster.sweep import Found, end, survey
-from nexa_dist.ops.providers.aws.scope import scope_file
+from nexa_dist.ops.providers.scope_file import scope_file
 from nexa_dist.ops.workspace_tag import our_tag
 from nexa_dist.run import files
 from nexa_dist.run.aws import end_tagged, tagged

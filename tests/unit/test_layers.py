@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests import small_workspace
 
 PACKAGE = Path(__file__).parents[2] / "nexa_dist"
 GROUND = {"wire", "shape", "errors", "secrets", "refusal", "model", "traits"}
@@ -168,3 +171,29 @@ def test_few_ask_for_a_provider_by_its_name() -> None:
         and (found := re.findall(r"""provider(?:\.name)? (?:==|!=|in|not in) ["'(]""", path.read_text()))
     }
     assert sum(asked.values()) <= 10, asked
+
+
+HEAVY = "pydantic pydantic_core yaml rich boto3 botocore ansible ansible_runner fabric paramiko torch transformers "
+HEAVY += "python_terraform asyncio importlib.metadata concurrent.futures"
+
+
+@pytest.mark.parametrize("name", small_workspace.READING)
+@pytest.mark.parametrize("json", [False, True])
+def test_a_verb_that_reads_what_we_wrote_imports_nothing_heavy(
+    name: str, json: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "w").mkdir()
+    words = [*small_workspace.READING[name], *["--json"] * json]
+    code = (
+        "import sys\nfrom nexa_dist import cli\n"
+        f"code = cli.main({words!r})\n"
+        "print(*sorted(sys.modules), sep='\\n', file=sys.stderr)\nsys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=small_workspace.make(tmp_path / "w"),
+        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert set(done.stderr.split()) & set(HEAVY.split()) == set()
+    assert any(word in done.stdout for word in ("lab", small_workspace.RUN, "create", "ValueError"))

@@ -17,7 +17,8 @@ from nexa_dist.ops.cluster import provision as provisioning
 from nexa_dist.ops.cluster import teardown as destroying
 from nexa_dist.ops.cluster.teardown import Stop
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.providers.aws.scope import known_scope, owner_wanted, region_wanted
+from nexa_dist.ops.providers.aws.scope import owner_wanted, region_wanted
+from nexa_dist.ops.providers.scope_file import known_scope
 from nexa_dist.plan import told
 from nexa_dist.run.aws import client as aws_client
 from nexa_dist.run.aws import images as aws_images

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from nexa_dist.config.load import json_schema
+from nexa_dist.config.json_schema import json_schema
 from nexa_dist.errors import UsageError
 from nexa_dist.run import bundle, files
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import EXIT_BUDGET, NexaError, UsageError
@@ -18,8 +18,9 @@ from nexa_dist.ops.money.budget import allowance
 from nexa_dist.ops.providers.aws import bucket, capacity, price_cache
 from nexa_dist.ops.providers.aws import limits as aws_limits
 from nexa_dist.ops.providers.aws.gang import Saved, offer_file
-from nexa_dist.ops.providers.aws.scope import known_scope, open_scope, region_wanted
+from nexa_dist.ops.providers.aws.scope import open_scope, region_wanted
 from nexa_dist.ops.providers.contract import Wish
+from nexa_dist.ops.providers.scope_file import known_scope
 from nexa_dist.ops.providers.table import provider_of
 from nexa_dist.ops.workspace_tag import our_tag
 from nexa_dist.plan.aws import prices
@@ -28,6 +29,7 @@ from nexa_dist.plan.aws.scope import AwsScope
 from nexa_dist.plan.money.budget import too_small
 from nexa_dist.plan.money.estimate import MOVED_MOST, Estimate, Rates, estimate, moved, rates_of
 from nexa_dist.run import files
+from nexa_dist.shape import of
 
 VERSION = 1
 
@@ -207,8 +209,8 @@ def load(ctx: Context, path: Path) -> tuple[ClusterConfig, Saved]:
             raise ValueError(f"version {record['nexa_plan']!r}")
         config = ClusterConfig.model_validate_json(json.dumps(record["config"]))
         saved = Saved(
-            TypeAdapter(AwsScope).validate_python(record["site"]),
-            TypeAdapter(Candidate).validate_python(record["candidate"]),
+            of(AwsScope)(record["site"]),
+            of(Candidate)(record["candidate"]),
             dict(record["variables"]),
             base64.b64decode(record["terraform_plan"], validate=True),
         )

@@ -12,7 +12,7 @@ from typing import Any
 from nexa_dist.errors import NexaError
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.providers.aws.owners import Whose, whose
-from nexa_dist.ops.providers.aws.scope import known_scope
+from nexa_dist.ops.providers.scope_file import known_scope
 from nexa_dist.ops.workspace_tag import our_tag
 from nexa_dist.plan.aws import prices
 from nexa_dist.run.aws import client as aws_client

@@ -62,7 +62,7 @@ def doomed(ctx: Context, folder: ClusterFolder, config: ClusterConfig | None) ->
     Raises UsageError when the file is of another provider than the cluster, StillRunning when nobody can tell whose
     the cluster is.
     """
-    begun = may_exist(folder)
+    begun = folder.may_exist()
     if config and begun:
         refuse_other_provider(folder, config)
     try:
@@ -141,12 +141,6 @@ def _left_mesh(ctx: Context, folder: ClusterFolder) -> mesh_end.Left:
 
 def _destroyed(ctx: Context, folder: ClusterFolder, scope: AwsScope | None) -> dict[str, Any]:
     return provider_of("aws" if scope else of_folder(folder)).destroy(ctx, folder, scope)
-
-
-def may_exist(folder: ClusterFolder) -> bool:
-    """Whether something was ever begun from this folder: a plan alone leaves only keys and sources."""
-    marks = (folder.json, folder.path / "config.json", folder.path / "nodes", folder.path / "journal.jsonl")
-    return any(mark.exists() for mark in (*marks, folder.terraform / "terraform.tfstate"))
 
 
 def forget(folder: ClusterFolder) -> None:

@@ -13,7 +13,7 @@ from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.money import record_usage as money_record_usage
 from nexa_dist.ops.money.record_usage import Reading
-from nexa_dist.ops.providers.aws.scope import known_scope
+from nexa_dist.ops.providers.scope_file import known_scope
 from nexa_dist.plan.aws import prices
 from nexa_dist.plan.money import ledger as money_ledger
 from nexa_dist.plan.money import phases as money_phases

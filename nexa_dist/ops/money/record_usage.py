@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nexa_dist.config.cluster import ClusterConfig
-from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.ledger_file import open_periods, read, stop
-from nexa_dist.ops.providers.table import of_folder, provider_of
+from nexa_dist.ops.providers.table import of_folder, usage
 from nexa_dist.plan.money import ledger
 from nexa_dist.plan.money.bill import Bill, bill
 from nexa_dist.plan.money.ledger import Phase
 from nexa_dist.run.workspace import ClusterFolder
+
+if TYPE_CHECKING:
+    from nexa_dist.config.cluster import ClusterConfig
+    from nexa_dist.model import Cluster
 
 __all__ = ["Reading", "advance", "begin_own", "end_all", "known", "read", "refresh"]
 
@@ -42,13 +44,13 @@ class Reading:
 
 def refresh(ctx: Context, folder: ClusterFolder) -> Reading:
     """Asks the cloud, adds what it tells to the ledger, and reads it. Raises NexaError when it does not answer."""
-    now = provider_of(of_folder(folder)).usage(ctx, folder)
+    now = usage(of_folder(folder), ctx, folder)
     return Reading(read(folder.path), now, now - ctx.now())
 
 
 def begin_own(ctx: Context, folder: ClusterFolder, config: ClusterConfig, lost: Sequence[str]) -> None:
     """Starts the usage of nodes that are in no cloud. Those in `lost` end, and begin anew."""
-    provider_of(config.provider).usage(ctx, folder)
+    usage(config.provider, ctx, folder)
     now, names = ctx.now(), config.node_names
     own = {name: host.price_usd_per_hour for name, host in zip(names, config.cluster, strict=False)}
     running = {period.node: period for period in open_periods(folder)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import random
@@ -17,21 +16,19 @@ from typing import Any
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import NexaError, StillRunning
 from nexa_dist.model import Cluster, Node
-from nexa_dist.ops import ledger_file
 from nexa_dist.ops.bootstrap import env_hash
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.providers.contract import Made, Planned, Wish
+from nexa_dist.ops.providers.local_nodes import answers, made_nodes
+from nexa_dist.ops.providers.local_nodes import usage as usage  # of the contract
 from nexa_dist.plan import local
 from nexa_dist.plan.health.lost import CloudWord
-from nexa_dist.plan.money import ledger
 from nexa_dist.run import bundle, files
 from nexa_dist.run.ssh import keys
 from nexa_dist.run.terraform import Terraform, TerraformFailed, binary
 from nexa_dist.run.workspace import ClusterFolder
-from nexa_dist.shape import record, table, text, whole
 
 TRIES = 3
-MADE = record({"nodes": table(text(200), record({"address": text(60), "port": whole(1, 65535)}), 10_000)})
 TAKEN = re.compile(r"(127(?:\.\d+){3}:\d+) is taken by")
 """What host.py says of a port."""
 
@@ -143,17 +140,6 @@ def free_port(address: str) -> int:
     )
 
 
-def answers(folder: ClusterFolder, name: str, address: str, port: int) -> bool:
-    """Whether the node's own sshd listens there: whoever got the port after its end greets otherwise (host.py)."""
-    try:
-        host_key = (folder.ssh / "host_keys" / f"{name}.pub").read_bytes()
-        with socket.create_connection((address, port), timeout=5) as connection:
-            said = connection.makefile("rb").readline(255).rstrip()
-    except OSError:
-        return False
-    return said.endswith(hashlib.sha256(host_key).hexdigest()[:16].encode())
-
-
 def machine(folder: ClusterFolder, name: str) -> str:
     """`on`, `frozen` or `off`: what this machine says of the parent of all of a node's processes (host.py), whatever
     the network says."""
@@ -173,28 +159,6 @@ def says(ctx: Context, cluster: Cluster, node: Node) -> tuple[CloudWord, str]:
     state = machine(ctx.workspace.cluster(cluster.name), node.name)
     words: dict[str, CloudWord] = {"off": "off", "frozen": "unwell", "on": "works"}
     return words[state], f"its machine is {state}"
-
-
-def usage(ctx: Context, folder: ClusterFolder) -> float:
-    """Nodes that were up and are off have ended: by their own deadline if that is past, else by now."""
-    try:
-        where = {row["name"]: (row["address"], row["port"]) for row in made_nodes(folder)}
-    except (NexaError, KeyError):  # a damaged file: teardown ends them
-        return ctx.now()
-    made = {change.id for change in ledger.changes(ledger_file.read(folder.path)) if change.phase == "bootstrapping"}
-    for period in ledger_file.open_periods(folder):
-        if period.id in made and period.node in where and not answers(folder, period.node, *where[period.node]):
-            due = _number(folder.path / "nodes" / period.node / "due" / "acts_unix")
-            at = due if due and period.start_unix <= due <= ctx.now() else ctx.now()
-            ledger_file.stop(folder, period, at, "it is off", "clock")
-    return ctx.now()
-
-
-def _number(path: Path) -> float | None:
-    try:
-        return float(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return None
 
 
 def plan(ctx: Context, folder: ClusterFolder, config: ClusterConfig, wish: Wish) -> Planned:
@@ -254,14 +218,6 @@ def _sweep(ctx: Context, folder: ClusterFolder) -> list[dict[str, Any]]:
     if swept.code:
         raise StillRunning(f"the sweep failed: {swept.tail()}", hint="run nexa teardown again")
     return list(json.loads(swept.out))
-
-
-def made_nodes(folder: ClusterFolder) -> list[dict[str, Any]]:
-    variables = folder.terraform / "nexa.tfvars.json"
-    if not variables.exists():
-        return []
-    found = files.read_shape(variables, MADE, hint="nexa provision writes it anew")
-    return [{"name": name, **node} for name, node in found["nodes"].items()]
 
 
 def _known_nodes(ctx: Context, folder: ClusterFolder) -> list[dict[str, Any]]:

@@ -30,6 +30,9 @@ MODULES = {
 }
 
 
+LIGHT = {"local": "nexa_dist.ops.providers.local_nodes"}
+"""Where `usage` stands apart from what makes nodes: who shows a bill waits for neither Terraform nor Ansible."""
+
 RECORDS = {"site.json": "aws", "own.json": "static", "stack.json": "stack"}
 """In a cluster's folder: what a provider writes down for itself."""
 
@@ -50,6 +53,12 @@ def of_folder(folder: ClusterFolder, unknown: str = "local") -> str:
 def provider_of(name: str) -> Provider:
     """The provider of this name."""
     return cast("Provider", import_module(MODULES[name]))
+
+
+def usage(name: str, ctx: Context, folder: ClusterFolder) -> float:
+    """`Provider.usage` of the provider of this name."""
+    told: float = import_module(LIGHT.get(name, MODULES[name])).usage(ctx, folder)
+    return told
 
 
 def machine_says(ctx: Context, cluster: Cluster, node: Node) -> tuple[CloudWord, str]:

@@ -47,7 +47,7 @@ def carry_out(ctx: Context, cluster: Cluster, outcome: Outcome) -> EndPolicy:
     found = fate(outcome, config if cluster.traits.makes else {}, cluster.bucket)
     if found.action == "teardown":
         from nexa_dist.ops.cluster.teardown import teardown
-        from nexa_dist.ops.providers.aws.scope import known_scope
+        from nexa_dist.ops.providers.scope_file import known_scope
         from nexa_dist.ops.runs.stop import stop
 
         ctx.say(f"giving the nodes back ({found.why})")

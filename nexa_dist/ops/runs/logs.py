@@ -8,11 +8,10 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nexa_dist.errors import UsageError
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.runs.watch import View, show
 from nexa_dist.run.logs.items import Item, Quiet, is_last
 from nexa_dist.run.logs.mirror import TAIL
 from nexa_dist.run.logs.reader import Chunk, Reader, offset_at, tail_offset
@@ -20,6 +19,9 @@ from nexa_dist.run.logs.stream import Stream, fetch, follow
 from nexa_dist.run.record import Run
 from nexa_dist.run.ssh.connections import Link, Ssh, reach, session
 from nexa_dist.run.workspace import RunFolder
+
+if TYPE_CHECKING:
+    from nexa_dist.ops.runs.watch import View
 
 ENDINGS = (".log", ".err")
 NAME = re.compile(r"(?:rank_(?P<rank>[0-9]+)/|[^/]*\.)attempt_(?P<attempt>[0-9]+)\.log")
@@ -249,6 +251,8 @@ class _Following:
 
 def look_on(ctx: Context, run: RunFolder, view: View) -> None:
     """Shows a run that another command supervises, to its end; decides nothing."""
+    from nexa_dist.ops.runs.watch import show  # `nexa logs` shows without it
+
     for record, links, run_dirs in _attempts(ctx, run):
         if not links:
             view.tick()

@@ -7,13 +7,15 @@ import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.plan.aws.given import Given
-from nexa_dist.plan.aws.offers import Candidate
 from nexa_dist.plan.ranks import endpoint
+
+if TYPE_CHECKING:
+    from nexa_dist.config.cluster import ClusterConfig
+    from nexa_dist.plan.aws.offers import Candidate
 
 DEFAULT_IMAGE = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id"
 """SSM parameter of AWS's Deep Learning Base image; Ubuntu 24.04 has the Python that the environment needs."""

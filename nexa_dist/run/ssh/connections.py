@@ -13,10 +13,9 @@ import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from nexa_dist import wire
 from nexa_dist.errors import NexaError, UsageError
@@ -25,6 +24,9 @@ from nexa_dist.run import agent_file, files
 from nexa_dist.run.runner import TOO_MUCH, CommandFailed, Result, Runner, abandoning, forget
 from nexa_dist.run.ssh import consent
 from nexa_dist.traits import Traits
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -246,6 +248,13 @@ class Link:
         )
 
 
+def threads(count: int, **options: Any) -> ThreadPoolExecutor:
+    """As many threads. The library brings logging along, for which one node alone need not wait."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(count, **options)
+
+
 Connecting = Callable[[], Sequence[Link]]
 """Waits for links to all nodes of a cluster, in their order."""
 
@@ -258,7 +267,7 @@ def connect(ssh: Ssh, nodes: Sequence[Node] | None = None) -> list[Link]:
 @contextlib.contextmanager
 def connecting(ssh: Ssh) -> Iterator[Connecting]:
     """Links to all nodes, made while the caller does something else; what went wrong is raised when it asks."""
-    with ThreadPoolExecutor(1) as pool:
+    with threads(1) as pool:
         yield pool.submit(connect, ssh).result
 
 
@@ -324,7 +333,7 @@ def session(runner: Runner, cluster: Cluster) -> Iterator[Ssh]:
             yield ssh
         finally:
             if glob.glob(f"{sockets}/{'[0-9a-f]' * 40}"):
-                with ThreadPoolExecutor(16) as pool:
+                with threads(16) as pool:
                     list(pool.map(lambda n: runner.run((*ssh.argv(n, "-Oexit"),), timeout_s=5), cluster.nodes))
 
 
@@ -344,13 +353,11 @@ def on_all(items: Sequence[T], act: Callable[[T], R]) -> list[R]:
         return [act(items[0])]
     results: list[R] = []
     errors: list[NexaError] = []
-    threads: list[int] = []
+    idents: list[int] = []
     try:
         with (
-            ThreadPoolExecutor(
-                max(1, min(64, len(items))), initializer=lambda: threads.append(threading.get_ident())
-            ) as pool,
-            abandoning(threads),
+            threads(max(1, min(64, len(items))), initializer=lambda: idents.append(threading.get_ident())) as pool,
+            abandoning(idents),
         ):
             for future in [pool.submit(act, item) for item in items]:
                 try:
@@ -358,7 +365,7 @@ def on_all(items: Sequence[T], act: Callable[[T], R]) -> list[R]:
                 except NexaError as error:
                     errors.append(error)
     finally:
-        forget(threads)
+        forget(idents)
     if len(errors) == 1:
         raise errors[0]
     if errors:

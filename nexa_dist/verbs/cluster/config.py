@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nexa_dist.config.load import json_schema, kind_of, load_cluster, load_train, resolved
+from nexa_dist.config.load import kind_of, load_cluster, load_train, resolved
 from nexa_dist.errors import EXIT_OK, UsageError
 from nexa_dist.ui import terminal
 
@@ -16,6 +16,8 @@ Arguments = argparse.Namespace
 
 def config(args: Arguments) -> int:
     if args.schema:
+        from nexa_dist.config.json_schema import json_schema
+
         terminal.emit(json_schema(args.schema))
         return EXIT_OK
     if not args.file:

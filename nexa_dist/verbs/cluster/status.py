@@ -6,7 +6,6 @@ import argparse
 from typing import Any
 
 from nexa_dist.errors import EXIT_FAILED, EXIT_OK, NexaError
-from nexa_dist.ops.cluster import teardown as destroying
 from nexa_dist.ops.money import record_usage as money_record_usage
 from nexa_dist.ops.runs import status as running
 from nexa_dist.ops.runs.summary import summary
@@ -28,7 +27,7 @@ def status(args: Arguments) -> int:
     code = EXIT_OK
     for folder in folders:
         if not folder.json.exists():
-            begun = destroying.may_exist(folder)
+            begun = folder.may_exist()
             report["clusters"].append(
                 {"cluster": folder.name, "state": "unfinished" if begun else "planned", "nodes": []}
             )

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import argparse
 import datetime
-from pathlib import Path
 from typing import Any
 
-from nexa_dist.config.load import load_cluster
 from nexa_dist.errors import EXIT_OK
 from nexa_dist.ops.money import cost as costing
 from nexa_dist.ops.money.cost import Ledger
 from nexa_dist.ui import terminal
-from nexa_dist.verbs._shared import context, is_file
+from nexa_dist.verbs._shared import context, name_of
 
 Arguments = argparse.Namespace
 
 
 def cost(args: Arguments) -> int:
     ctx = context(acts=False)
-    named = args.what
-    if named and is_file(named):
-        named = load_cluster(Path(named)).name or ""
-    ledger, run = costing.find(ctx, named)
+    ledger, run = costing.find(ctx, name_of(args.what))
     report = costing.report(ctx, ledger)
     if run:
         report = _of_run(report, run)

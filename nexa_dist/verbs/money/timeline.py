@@ -6,12 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nexa_dist.config.load import load_cluster
 from nexa_dist.errors import EXIT_OK, NexaError
 from nexa_dist.plan.timeline import timeline as steps_of
 from nexa_dist.run import files
 from nexa_dist.ui import terminal
-from nexa_dist.verbs._shared import context, is_file
+from nexa_dist.verbs._shared import context, name_of
 
 Arguments = argparse.Namespace
 
@@ -29,9 +28,7 @@ def timeline(args: Arguments) -> int:
 
 def _folder(root: Path, named: str | None) -> Path:
     """Of a cluster that is there, else of the newest one of that name that was torn down."""
-    stem = named or ""
-    if is_file(stem):
-        stem = load_cluster(Path(stem)).name
+    stem = name_of(named or "")
     there = sorted((root / ".nexa" / "clusters").glob(f"{stem or '*'}/journal.jsonl"))
     gone = sorted((root / ".nexa" / "history").glob(f"{stem or '*'}_*/journal.jsonl"), key=lambda p: p.stat().st_mtime)
     if not there and not gone:

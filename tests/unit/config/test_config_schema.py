@@ -10,8 +10,8 @@ import jsonschema
 import pytest
 import yaml
 
-from nexa_dist.config.json_schema import MODELS, Kind, main, schema_text
-from nexa_dist.config.load import json_schema, kind_of, load_cluster, load_train
+from nexa_dist.config.json_schema import MODELS, Kind, json_schema, main, schema_text
+from nexa_dist.config.load import kind_of, load_cluster, load_train
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = sorted(p.relative_to(ROOT) for p in [*ROOT.glob("configs/[dt]*/*.yaml"), ROOT / "tests/cloud/cluster.yaml"])

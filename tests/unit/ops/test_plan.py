@@ -15,7 +15,7 @@ from nexa_dist.ops.cluster import plan
 from nexa_dist.ops.cluster.plan import changes, load, offline, preview, refuse_moved_price, save
 from nexa_dist.ops.providers.aws import capacity, price_cache
 from nexa_dist.ops.providers.aws.gang import Saved, offer_file
-from nexa_dist.ops.providers.aws.scope import scope_file
+from nexa_dist.ops.providers.scope_file import scope_file
 from nexa_dist.ops.workspace_tag import our_tag
 from nexa_dist.plan.aws import prices
 from nexa_dist.plan.aws.offers import Candidate

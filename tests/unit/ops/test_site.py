@@ -13,13 +13,12 @@ from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.ops.providers.aws import end as aws_end
 from nexa_dist.ops.providers.aws import scope as site_module
 from nexa_dist.ops.providers.aws.scope import (
-    known_scope,
     open_scope,
     owner_wanted,
     region_wanted,
-    scope_file,
     ssh_sources,
 )
+from nexa_dist.ops.providers.scope_file import known_scope, scope_file
 from nexa_dist.ops.workspace_tag import our_tag
 from nexa_dist.plan.aws.given import Given
 from nexa_dist.plan.aws.scope import AwsScope

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nexa_dist.cli import main
-from nexa_dist.errors import UsageError
+from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.ops.active_runs import active_runs
 from nexa_dist.ops.context import Context
 from nexa_dist.run import trust
 from nexa_dist.run.runner import SystemRunner
 from nexa_dist.run.workspace import Workspace
 from nexa_dist.verbs import _shared
+from tests import small_workspace
 from tests.unit import records
 
 CLUSTER = {
@@ -144,3 +146,23 @@ def test_git_never_takes_keys_states_and_logs(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(folder(tmp_path / "new"))
     assert main(["init", "."]) == 0
     assert trust.is_ours(tmp_path / "new") and (tmp_path / "new" / ".nexa" / ".gitignore").read_text() == "*\n"
+
+
+def without(record: dict[str, Any], *path: str) -> dict[str, Any]:
+    """The record as JSON gives it again, less what stands there."""
+    copy: dict[str, Any] = json.loads(json.dumps(record))
+    there = copy
+    for key in path[:-1]:
+        there = there[key]
+    del there[path[-1]]
+    return copy
+
+
+def test_a_cluster_is_read_as_it_was_written_or_said_to_be_damaged(tmp_path: Path) -> None:
+    cluster = Workspace(small_workspace.make(tmp_path)).cluster(small_workspace.CLUSTER)
+    known = cluster.load()
+    assert known.nodes[0].gpus == 1 and known.nodes[0].price_usd_per_hour == 0.0 and known.rdzv_backend == "static"
+    assert known == type(known).from_json(known.to_json())
+    cluster.json.write_text(json.dumps({**known.to_json(), "provider": "mine"}))
+    with pytest.raises(NexaError, match=r"cluster\.json is damaged: provider: 'mine' is none of aws, local, static"):
+        cluster.load()

@@ -15,7 +15,8 @@ from nexa_dist.ops.providers.aws import bucket
 from nexa_dist.ops.providers.aws import record_usage as aws_record_usage
 from nexa_dist.ops.providers.aws.claim import interrupted
 from nexa_dist.ops.providers.aws.gang import settle_s, terraform_of
-from nexa_dist.ops.providers.aws.scope import check_account, known_scope, owner_wanted, region_wanted
+from nexa_dist.ops.providers.aws.scope import check_account, owner_wanted, region_wanted
+from nexa_dist.ops.providers.scope_file import known_scope
 from nexa_dist.ops.workspace_tag import our_tag
 from nexa_dist.plan.aws.scope import AwsScope
 from nexa_dist.run import files

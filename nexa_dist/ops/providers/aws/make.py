@@ -15,8 +15,8 @@ from nexa_dist.ops.providers.aws import limits as aws_limits
 from nexa_dist.ops.providers.aws.boot import boot
 from nexa_dist.ops.providers.aws.claim import claim, interrupted, reconcile, still_ours
 from nexa_dist.ops.providers.aws.gang import CREATE_LIMIT_S, Gang, Saved, known_offer, offer_file, open_gang
-from nexa_dist.ops.providers.aws.scope import scope_file
 from nexa_dist.ops.providers.contract import Made, Wish
+from nexa_dist.ops.providers.scope_file import scope_file
 from nexa_dist.plan.aws.offers import Candidate
 from nexa_dist.plan.aws.scope import NODE_PYTHON
 from nexa_dist.run import bundle, files

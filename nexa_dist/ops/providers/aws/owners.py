@@ -13,7 +13,8 @@ from nexa_dist.config.yaml.file import parse_yaml, read_bytes
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.providers.aws.end import claims
-from nexa_dist.ops.providers.aws.scope import known_scope, owner_wanted
+from nexa_dist.ops.providers.aws.scope import owner_wanted
+from nexa_dist.ops.providers.scope_file import known_scope
 from nexa_dist.run.aws.client import Identity
 
 FILES = ("*.yaml", "*.yml", "configs/**/*.yaml", "configs/**/*.yml")

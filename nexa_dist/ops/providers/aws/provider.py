@@ -13,8 +13,8 @@ from nexa_dist.ops.providers.aws import end
 from nexa_dist.ops.providers.aws import record_usage as aws_record_usage
 from nexa_dist.ops.providers.aws.gang import known_offer, open_gang
 from nexa_dist.ops.providers.aws.make import make
-from nexa_dist.ops.providers.aws.scope import known_scope
 from nexa_dist.ops.providers.contract import Planned, Wish
+from nexa_dist.ops.providers.scope_file import known_scope
 from nexa_dist.plan.aws import policy
 from nexa_dist.plan.health.lost import CloudWord
 from nexa_dist.run import bundle

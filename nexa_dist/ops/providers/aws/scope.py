@@ -3,44 +3,23 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
-
-from pydantic import TypeAdapter, ValidationError
 
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.config.fields import check_cidr, check_owner, region_of
-from nexa_dist.errors import NexaError, UsageError
+from nexa_dist.errors import UsageError
 from nexa_dist.ops.bootstrap import env_hash
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.providers.aws.given import changed, given
+from nexa_dist.ops.providers.scope_file import known_scope
 from nexa_dist.ops.workspace_tag import our_tag
 from nexa_dist.plan.aws.scope import DEFAULT_IMAGE, AwsScope, place_of
-from nexa_dist.run import files
 from nexa_dist.run.aws import client as aws_client
 from nexa_dist.run.aws import images as aws_images
 from nexa_dist.run.workspace import ClusterFolder
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 """Of machine images; what an image is made with is part of its environment's name."""
-
-
-def scope_file(folder: ClusterFolder) -> Path:
-    return folder.path / "site.json"
-
-
-def known_scope(folder: ClusterFolder) -> AwsScope | None:
-    """What an earlier provision wrote down; None when there was none. Raises NexaError when it is torn."""
-    path = scope_file(folder)
-    if not path.exists():
-        return None
-    try:
-        return TypeAdapter(AwsScope).validate_python(files.read_json(path))
-    except ValidationError as error:
-        raise NexaError(
-            f"{path} is damaged: {error.errors()[0]['msg']}",
-            hint="nexa teardown --cluster FILE, with the cluster's file, finds everything by its tags",
-        ) from None
 
 
 def region_wanted(config: ClusterConfig) -> str:

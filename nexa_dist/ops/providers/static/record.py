@@ -5,17 +5,17 @@ Written before anything is done on a host, so that a provision that was killed c
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
-from pydantic import TypeAdapter, ValidationError
-
-from nexa_dist.errors import NexaError
+from nexa_dist import shape
 from nexa_dist.model import Cluster
 from nexa_dist.plan.static.known_hosts import Adopted
 from nexa_dist.run import files
 from nexa_dist.run.workspace import ClusterFolder
+from nexa_dist.shape import record
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,11 @@ class Record:
         """The record, empty if there is none. Raises NexaError when it is damaged."""
         if not cls.exists(folder):
             return cls()
-        try:
-            found = TypeAdapter(cls).validate_python(files.read_json(cls.path(folder)))
-            if found.cluster or found.claimed:
-                TypeAdapter(Cluster).validate_python(found.cluster)
-            return found
-        except ValidationError as error:
-            raise NexaError(
-                f"{cls.path(folder)} is damaged: {error.errors()[0]['msg']}",
-                hint="without it nobody knows what is ours on the hosts: bring it back, or clean them by hand",
-            ) from None
+        hint = "without it nobody knows what is ours on the hosts: bring it back, or clean them by hand"
+        found: Self = files.read_shape(cls.path(folder), shape.of(cast(Hashable, cls)), hint)
+        if found.cluster or found.claimed:
+            files.read_shape(cls.path(folder), record({"cluster": shape.of(Cluster)}), hint)
+        return found
 
     def save(self, folder: ClusterFolder) -> None:
         files.write_json(self.path(folder), asdict(self), 0o600)
