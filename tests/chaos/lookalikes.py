@@ -25,6 +25,7 @@ from nexa_dist.ops.runs import watch
 from nexa_dist.ops.runs.attempt_state import AttemptState
 from nexa_dist.plan.runs.recovery import Nodes, Policy, decide
 from nexa_dist.run.logs.items import Quiet
+from nexa_dist.traits import TRAITS
 
 Kind = Literal[
     "line", "line_one_way", "line_to_one", "between", "partition", "loss", "sshd_restart", "max_startups", "api_error",
@@ -146,7 +147,7 @@ class Simulated(Witnesses):
     """Looks take simulated time: longer where nothing comes back."""
 
     def __init__(self, world: World) -> None:
-        ssh: Any = SimpleNamespace(routes={}, by=lambda node: None, cluster=SimpleNamespace(provider="aws"))
+        ssh: Any = SimpleNamespace(routes={}, by=lambda node: None, cluster=SimpleNamespace(traits=TRAITS["aws"]))
         ssh.by = lambda _node: ssh
         context: Any = SimpleNamespace(detail=lambda _: None)
         super().__init__(context, ssh, world.nodes, lambda _: None, None)

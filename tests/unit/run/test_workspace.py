@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -146,16 +145,6 @@ def test_git_never_takes_keys_states_and_logs(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(folder(tmp_path / "new"))
     assert main(["init", "."]) == 0
     assert trust.is_ours(tmp_path / "new") and (tmp_path / "new" / ".nexa" / ".gitignore").read_text() == "*\n"
-
-
-def without(record: dict[str, Any], *path: str) -> dict[str, Any]:
-    """The record as JSON gives it again, less what stands there."""
-    copy: dict[str, Any] = json.loads(json.dumps(record))
-    there = copy
-    for key in path[:-1]:
-        there = there[key]
-    del there[path[-1]]
-    return copy
 
 
 def test_a_cluster_is_read_as_it_was_written_or_said_to_be_damaged(tmp_path: Path) -> None:
