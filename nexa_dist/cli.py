@@ -44,7 +44,7 @@ def leave(number: int, _: object) -> None:
 
 
 def hear(verb: str) -> None:
-    """From here on we leave when we are told to. What nohup or a script ignores stays ignored."""
+    """Makes this process leave when it is told to. What nohup or a script ignores stays ignored."""
     for number in (signal.SIGTERM, signal.SIGHUP) if verb in FOLLOWING else (signal.SIGTERM,):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, leave)

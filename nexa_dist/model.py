@@ -36,7 +36,7 @@ class Node:
     user: str = ""
     price_usd_per_hour: float = 0.0
     private_address: str = ""
-    """Where the other nodes reach it, when that is not where we do."""
+    """Address at which the other nodes reach this one, when the controller uses another."""
     instance_id: str = ""
     offer: str = ""
     """What was rented: instance type, zone, market."""
@@ -79,7 +79,7 @@ class Cluster:
     bucket: str = ""
     """`s3://bucket/prefix` that outlives the nodes; empty when there is none."""
     region: str = ""
-    """Of the cloud; empty for hosts that are in none."""
+    """Region of the cloud; empty for hosts that are in none."""
     ends_with: EndsWith = ""
     """What ends the bill of its machines with nobody home, where the user's own stack says it."""
 

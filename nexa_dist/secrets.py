@@ -14,10 +14,10 @@ from typing import Any
 
 HIDDEN = "***"
 SHORTEST = 8
-"""Of a value that is looked for as it is, in characters."""
+"""Characters of the shortest value that is looked for as it is."""
 
 _ALWAYS = re.compile("passw|passphrase|passcode|pwd|secret|credential|creds|authorization|bearer|cookie|jwt")
-"""In any word of a name."""
+"""Words that make any name one of a secret."""
 _PAIRS = re.compile("(?:api|auth|access|secret|private|priv|hf|bot|refresh|session)(?:key|token)s?|passphrase|passcode")
 """Two words of a name that stand together, whatever else is in it."""
 _SOMETIMES = {
@@ -191,7 +191,7 @@ def _tells(text: str, found: re.Match[str]) -> bool:
 
 
 def _value(text: str, found: re.Match[str]) -> tuple[int, int]:
-    """Where the value after a name begins and ends."""
+    """Span of the value after a name."""
     begin = found.end()
     if quote := _QUOTE.match(text, begin):
         begin = quote.end()

@@ -15,12 +15,12 @@ a call of the provider's API. Empty where nothing is rented, or where each clust
 
 @dataclass(frozen=True)
 class Traits:
-    """Of one provider."""
+    """Traits of one provider."""
 
     makes: bool = True
-    """It makes the nodes and ends them; else they are the user's own, and are given back."""
+    """Whether it makes the nodes and ends them; else they are the user's own, and are given back."""
     rents: bool = False
-    """Somebody sends a bill for the nodes."""
+    """Whether somebody sends a bill for the nodes."""
     replaces: bool = True
     """One lost node can be made anew."""
     root: bool = False

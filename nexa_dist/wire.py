@@ -30,7 +30,7 @@ from nexa_dist.shape import (
 )  # fmt: skip
 
 FRAME_BYTES = 1 << 20
-"""No frame is larger, nor the message of one."""
+"""Bytes of the largest frame, and of its message."""
 EVENT_BYTES = 64 * 1024
 ANSWER_BYTES = 2 << 20
 SAID_BYTES = 8 << 20
@@ -254,7 +254,7 @@ RESULT = record(
 
 
 def failed_or(check: Check) -> Check:
-    """Also {"error": …}, of a program that says so without an exit code."""
+    """Accepts also {"error": …}, of a program that says so without an exit code."""
     return lambda value: (_ERROR if isinstance(value, dict) and "error" in value else check)(value)
 
 

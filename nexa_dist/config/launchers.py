@@ -14,7 +14,7 @@ CALLS = re.compile(
     rb"|deepspeed|accelerate['\", ]+launch)\b",
     re.M,
 )
-"""In a line of a Python script, outside of a comment."""
+"""A call of another launcher in a line of a Python script, outside of a comment."""
 
 
 def refuse_nested(target: str, program: str, args: Sequence[str]) -> None:

@@ -169,7 +169,7 @@ def _name_from_file(document: Document, path: Path) -> list[Problem]:
 
 
 def _in_order(problems: Sequence[Problem], file: str, more: int = 0) -> list[Problem]:
-    """By line, those of `--set` last, each once, and not without end."""
+    """Sorts problems by line, those of `--set` last, each once, and not without end."""
     ordered = sorted(dict.fromkeys(problems), key=lambda p: (p.file != file, p.line))
     rest = len(ordered) - MAX_PROBLEMS + more
     return (

@@ -35,7 +35,7 @@ GO_TIMEOUT_S = 3600.0
 GO_POLL_S = 0.01
 """The ranks of all nodes begin at once: here a delay is a delay of the launch."""
 STACKS_S = 15.0
-"""For the stacks of ranks that hang, which end by it: a busy node takes a while for it. Only what lives on costs it."""
+"""Time for the stacks of ranks that hang, which end by it: a busy node takes a while. Only what lives on costs it."""
 RESERVE_BYTES = 65536
 
 
@@ -142,7 +142,7 @@ class Attempt:
         self.stop_reason = self.stop_reason or reason
 
     def tick(self, rest_s: float = POLL_S) -> None:
-        """What has to be seen to about twenty times a second, children aside; then a rest."""
+        """Runs the periodic checks (heartbeat, deadline, watcher) about twenty times a second, then rests."""
         now = boot_clock()
         if now - self.beat >= HEARTBEAT_S:
             self.beat = now

@@ -18,7 +18,7 @@ ROOM = ".room"
 """Some bytes in the run folder that are given up when the disk is full and something has to be written."""
 JSON_BYTES = 64 << 20
 PAID = "paid_until"
-"""Until when the run's money lasts, by `boot_clock`. No such file: nobody has set an end."""
+"""File that says until when the run's money lasts, by `boot_clock`. Without it nobody has set an end."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 _PRCTL = ctypes.CDLL(None, use_errno=True).prctl
 """Looked up once: between fork and exec as little as possible may run."""

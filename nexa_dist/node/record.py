@@ -29,7 +29,7 @@ class Record:
 
     def clear(self) -> None:
         self.version = VERSION
-        """Of the agent that wrote it."""
+        """Version of the agent that wrote the file."""
         self.names: set[str] = set()
         self.pids: dict[int, int] = {}
         """Rank → its process, as rank_start names it."""
@@ -39,7 +39,7 @@ class Record:
         self.last: bytes = b""
         self.last_progress: bytes = b""
         self.ours = False
-        """Between `started` of this attempt and that of another one."""
+        """Whether the lines read belong to this attempt: behind its `started`, and before that of another one."""
 
     def read(self) -> Record:
         """Raises nothing: a file that is not there is empty."""

@@ -14,7 +14,7 @@ from nexa_dist.plan.ranks import endpoint
 FIRST_HOST = 11
 """127.0.0.11 and on: away from 127.0.0.1, which other programs use."""
 PORTS = range(20000, 32768)
-"""Of the nodes' sshd: below those that Linux gives to outgoing connections."""
+"""Ports of the nodes' sshd: below those that Linux gives to outgoing connections."""
 
 
 def node_names(count: int) -> list[str]:

@@ -21,7 +21,7 @@ KEEPALIVE_S = 25
 OVERHEAD = 80
 """Bytes that WireGuard adds to a packet that travels over IPv6; 20 fewer over IPv4."""
 USUAL_MTU = 1500
-"""Of the way between two vendors, whatever a node's own network can take."""
+"""MTU of the way between two vendors, whatever a node's own network can take."""
 FIRST = 101
 """Host number of the first node in a range that has so many: addresses of three digits sort as text too, and by
 that torchrun's c10d rendezvous orders the nodes."""
@@ -114,7 +114,8 @@ def _peer(seat: Seat, other: Seat, address: str) -> dict[str, Any]:
 
 
 def _call(here: Seat, there: Seat) -> str:
-    """Where `here` sends to `there`, `host:port`; empty when it has to wait to be called. One of two always calls."""
+    """Endpoint `host:port` to which `here` sends for `there`; empty when it waits to be called. One of two always
+    calls."""
     if here.private and there.private:
         host = there.private
     elif there.inside and not here.inside:

@@ -244,7 +244,7 @@ def cpu_wait_ns() -> int:
 
 
 def tries(seconds: float, budget_s: float, most: int) -> int:
-    """How often something that takes `seconds` is done within the budget, once at least."""
+    """Count of times that something which takes `seconds` fits the budget, once at least."""
     return max(1, min(most, int(budget_s / max(seconds, 1e-7))))
 
 

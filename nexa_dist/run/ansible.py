@@ -124,7 +124,7 @@ class Roles:
     tasks: int = 0
     began: float = 0.0
     changed: dict[str, list[str]] = field(default_factory=dict)
-    """By task: the hosts that it changed."""
+    """Hosts that each task changed, by task."""
 
     def take(self, event: dict[str, Any]) -> None:
         data, name = event.get("event_data", {}), event["event"]

@@ -219,7 +219,7 @@ def _holder(file: IO[str], path: Path) -> str:
 
 
 def _pids(file: IO[Any]) -> list[int]:
-    """Of the processes that hold a lock on the file, as far as the kernel tells."""
+    """Pids of the processes that hold a lock on the file, as far as the kernel tells."""
     mark, found = f":{os.fstat(file.fileno()).st_ino}", []
     with contextlib.suppress(OSError):
         for line in Path("/proc/locks").read_text(encoding="ascii", errors="replace").splitlines():

@@ -13,7 +13,7 @@ from nexa_dist.run import files
 from nexa_dist.secrets import redact, redact_text
 
 LATER = ("ended_unix", "why", "laid", "replaced", "changed", "notices", "end", "next")
-"""Of an attempt: not written before it is known."""
+"""Fields of an attempt that are not written before they are known."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Attempt:
     """First and last rank, by node."""
     hardware: dict[str, dict[str, Any]] = field(default_factory=dict)
     skew_s: dict[str, float] = field(default_factory=dict)
-    """By node: how far its clock is ahead of ours."""
+    """Seconds by which each node's clock is ahead of ours, by node."""
     commands: dict[str, list[str]] = field(default_factory=dict)
     laid: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     """By node: files of the user's that were kept, or set aside, where the code was laid out."""
@@ -61,7 +61,7 @@ class Run:
     """As it is now: nodes that were made anew, and without those that it shrank by."""
     config: dict[str, Any]
     nodes: dict[str, dict[str, str]]
-    """By name: its run folder. Also nodes that are no longer there."""
+    """Run folder of each node, by name. Also of nodes that are no longer there."""
     attempts: list[Attempt]
     """Oldest first."""
     run_id: str = ""

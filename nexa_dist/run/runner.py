@@ -222,7 +222,7 @@ TOO_MUCH = 1025
 """No program ends with such a code."""
 INTERRUPTED = 130
 _AT_WORK: dict[int, subprocess.Popen[bytes]] = {}
-"""By the thread that waits for it."""
+"""Programs at work, by the thread that waits for each."""
 _ABANDONED: set[int] = set()
 
 

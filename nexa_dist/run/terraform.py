@@ -75,7 +75,7 @@ class TerraformFailed(NexaError):
 
 
 class Locked(NexaError):
-    """Somebody else holds the lock of the remote state."""
+    """Lock of the remote state that somebody else holds."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from nexa_dist.run.record import Run
 from nexa_dist.secrets import redact_text
 
 USERS = "users.jsonl"
-"""In a cluster's folder: the workspaces that borrowed it."""
+"""File in a cluster's folder: the workspaces that borrowed it."""
 T = TypeVar("T")
 
 
@@ -172,7 +172,7 @@ class Workspace:
     where: str = ""
     """The same in words, and how it was found."""
     above: bool = False
-    """It was found above the folder that nexa is called in."""
+    """Whether the workspace was found above the folder that nexa is called in."""
 
     @classmethod
     def here(cls) -> Workspace:
@@ -200,7 +200,7 @@ class Workspace:
         return self.where or str(self.root)
 
     def near(self, path: Path) -> str:
-        """As a person would type it from the folder that he is in."""
+        """Path as a person would type it from the folder that they are in."""
         try:
             return os.path.relpath(path)
         except OSError:  # that folder is gone

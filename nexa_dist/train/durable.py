@@ -65,7 +65,7 @@ class Durable:
             self._sync("push", self._env.run_id, str(path))
 
     def uri(self, step: int) -> str | None:
-        """Where run_sync.sh puts our checkpoint of a step; None without a bucket."""
+        """Address at which run_sync.sh puts our checkpoint of a step; None without a bucket."""
         place = f"{self._env.run_id}/checkpoints/step_{step:08d}/g{self._env.attempt:06d}"
         return f"{str(self._env.bucket).rstrip('/')}/{place}" if self.in_bucket else None
 
@@ -111,7 +111,7 @@ class Uploader:
         self._durable = durable
         self._thread: threading.Thread | None = None
         self._step = 0
-        """Of the upload that is under way; 0 while the stores are entered."""
+        """Step of the upload that is under way; 0 while the stores are entered."""
         self._superseded: Superseded | None = None
         self.done_step: int | None = None
         self.done_at = 0.0

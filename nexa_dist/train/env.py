@@ -32,7 +32,7 @@ class RankEnv:
     sync: Path | None = None
     """run_sync.sh on this node."""
     durable_wait_s: float = 60.0
-    """How long the end of a training waits for the durable copy."""
+    """Seconds that the end of a training waits for the durable copy."""
 
     @property
     def checkpoints(self) -> Path:

@@ -17,7 +17,7 @@ ESCAPES = re.compile(
 
 
 def plain(text: str) -> str:
-    """Without escapes and control characters, which could rewrite the reader's terminal."""
+    """Text without escapes and control characters, which could rewrite the reader's terminal."""
     return ESCAPES.sub("", text.expandtabs(8))
 
 

@@ -256,7 +256,7 @@ def test_without_a_terminal_auto_is_plain_and_none_says_nothing(capsys: pytest.C
 @pytest.mark.parametrize(
     ("seconds", "said"), [(None, "-"), (float("inf"), "-"), (12.4, "12 s"), (180, "3 min"), (7500, "2 h 05 min")]
 )
-def test_spans(seconds: float | None, said: str) -> None:
+def test_a_span_of_seconds_is_said_in_two_units(seconds: float | None, said: str) -> None:
     assert span(seconds) == said
 
 

@@ -40,7 +40,7 @@ USER = "User: arn:aws:iam::1:user/ann is not authorized to perform: "
 
 
 @pytest.mark.parametrize(("kind", "code"), [(kind, code) for kind, codes in TABLE.items() for code in codes.split()])
-def test_kinds(kind: Kind, code: str) -> None:
+def test_each_code_of_aws_has_its_kind_and_cure(kind: Kind, code: str) -> None:
     told = refusal(code, SENTENCE)
     assert (told.kind, told.known) == (kind, True)
     assert SENTENCE in str(told) and told.cure

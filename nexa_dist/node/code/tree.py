@@ -65,6 +65,6 @@ def whole(folder: str) -> bool:
 
 
 def touch(folder: str) -> None:
-    """It is in use: what is not for long is taken away."""
+    """Marks a folder of code as in use: what is not used for long is taken away."""
     with contextlib.suppress(OSError):
         os.utime(folder)

@@ -19,9 +19,9 @@ CODE = re.compile(r"[0-9a-f]{%d}" % tree.DIGITS)
 KEPT, UNUSED_S = 8, 86400.0
 """Folders of code that stay whatever their age; beyond them go those that nobody has used for so long."""
 ASKED = 3
-"""Of the newest, that are looked through for files which need not be sent again."""
+"""Folders of code, the newest, that are looked through for files which need not be sent again."""
 STALE_S = 86400.0
-"""No unpacking takes so long: what is older was left by one that was killed."""
+"""Age of a temporary folder that no unpacking reaches: one that was killed left it."""
 
 
 def unpack(target: str, name: str = "", part: str = "") -> dict[str, Any]:
@@ -83,7 +83,7 @@ def _used(path: str) -> float:
 
 
 def _known(above: str, marks: dict[str, str]) -> dict[str, str]:
-    """By name: where a file of this mark lies under the same name."""
+    """Finds, by name, a file of this mark that lies under the same name in other code."""
     found: dict[str, str] = {}
     for code in _codes(above)[:ASKED]:
         for name in marks.keys() - found.keys():
@@ -116,7 +116,7 @@ def prune(above: str, name: str) -> None:
 
 
 def _named(codes: list[str]) -> set[str]:
-    """Those that a process of this machine has in its command line or environment."""
+    """Folders that a process of this machine has in its command line or environment."""
     found: set[str] = set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
         for part in ("cmdline", "environ"):

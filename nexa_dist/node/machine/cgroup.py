@@ -68,7 +68,7 @@ def kill(run_dir: str) -> None:
 
 
 def remove(run_dir: str) -> None:
-    """Once it is empty."""
+    """Removes the group once it is empty."""
     for folder, _, _ in os.walk(_of(run_dir) or "/nonexistent", topdown=False):
         with contextlib.suppress(OSError):
             os.rmdir(folder)

@@ -14,7 +14,7 @@ from typing import Any
 LIMIT_S = 8.0
 """Longest wait for a program; nvidia-smi takes seconds where no daemon keeps the driver loaded."""
 ALSO = ("/usr/sbin", "/sbin", "/usr/local/sbin", "/opt/amazon/efa/bin")
-"""Beside PATH, which is short in a session over ssh."""
+"""Folders beside PATH, which is short in a session over ssh."""
 FIELDS = (
     *("index", "name", "driver_version", "memory.total", "pci.bus_id", "temperature.gpu"),
     "ecc.errors.uncorrected.volatile.total",
@@ -162,7 +162,7 @@ def parse_gpus(text: str) -> list[dict[str, Any]]:
 
 
 def number(text: str) -> int | None:
-    """Also `0x0000000000000040`; None for `[N/A]` and for `[GPU requires reset]`."""
+    """Reads a number, also `0x0000000000000040`; None for `[N/A]` and for `[GPU requires reset]`."""
     try:
         return int(text, 0)
     except ValueError:

@@ -151,7 +151,7 @@ def _boot_unix(root: str) -> int | None:
 
 
 def _throttled(root: str) -> int:
-    """How often the CPUs were slowed down for their heat since boot."""
+    """Counts how often the CPUs were slowed down for their heat since boot."""
     total = 0
     for path in glob.glob(os.path.join(root, "sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count")):
         with contextlib.suppress(TypeError, ValueError):

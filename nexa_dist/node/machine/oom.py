@@ -40,7 +40,7 @@ class Watch:
         self.before = self.now = counter()
 
     def look(self) -> None:
-        """To be called every few seconds."""
+        """Looks at the counters; to be called every few seconds."""
         self.before, self.now = self.now, counter()
 
     def killed(self, signal_number: int) -> bool:

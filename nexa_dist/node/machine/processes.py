@@ -11,7 +11,7 @@ from ..oslib import alive, read_json, start_time, stat
 from . import cgroup
 
 WARM_FILE = "warm.json"
-"""Of the warm interpreter that waits for the next attempt."""
+"""File that names the warm interpreter which waits for the next attempt."""
 
 
 def run_processes(run_dir: str, *, warm: bool = False) -> list[int]:

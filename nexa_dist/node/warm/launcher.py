@@ -90,12 +90,12 @@ class Direct:
 
     @property
     def pids(self) -> list[int]:
-        """Of the ranks, in order; empty while the warm interpreter has not answered."""
+        """Pids of the ranks, in order; empty while the warm interpreter has not answered."""
         return [rank.pid for rank in self.ranks]
 
     @property
     def pid(self) -> int:
-        """Of the first rank, or of the warm interpreter that is about to fork it."""
+        """Pid of the first rank, or of the warm interpreter that is about to fork it."""
         return self.pids[0] if self.ranks else warm_client.pid(self.run_dir) or os.getpid()
 
     def poll(self) -> int | None:
@@ -173,7 +173,7 @@ class Direct:
             self._started(number, process.pid, process)
 
     def _cannot(self, code: int, why: str) -> None:
-        """No rank may or can be started here; those that were are ended."""
+        """Notes that no rank may or can be started here; those that were are ended."""
         self.log.write(("nexa: %s\n" % why).encode())
         self.log.flush()
         self._send(signal.SIGKILL)

@@ -189,7 +189,7 @@ class Server:
         return None
 
     def _forget(self) -> None:
-        """In the child: nothing of the server is left open, and signals do what they do in a fresh interpreter."""
+        """Closes, in the child, all that is the server's; signals do what they do in a fresh interpreter."""
         signal.set_wakeup_fd(-1)
         for name in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(name, signal.SIG_DFL)

@@ -136,7 +136,7 @@ class Watcher:
         return set(self.record.pids) <= {e["rank"] for e in self.record.exits}
 
     def _warm(self, now: float) -> None:
-        """Once the ranks work, an interpreter for the next attempt is made ready beside them, once."""
+        """Makes an interpreter for the next attempt ready, once, when the ranks work."""
         self.warm_at = now + WARM_AFTER_S if self.warm_at is None else self.warm_at
         if self.warmed or not self.spec.get("keep_warm") or not (self.reports or now >= self.warm_at):
             return

@@ -83,7 +83,7 @@ def bake(ctx: Context, config: ClusterConfig, stop: Stop) -> dict[str, Any]:
 
 
 def clean(ctx: Context, made: Cluster) -> None:
-    """Nobody can log in to the node after this, and it holds no key of anybody."""
+    """Cleans a node of all keys; nobody can log in to it after this."""
     node = made.nodes[0]
     with session(ctx.runner, made) as ssh:
         said = ssh.run(node, ("sh", "-c", 'printf %s "$HOME"')).out.decode(errors="replace")

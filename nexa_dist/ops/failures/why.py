@@ -22,7 +22,7 @@ from nexa_dist.run.record import Attempt, Run
 from nexa_dist.run.workspace import RunFolder
 
 EVENTS_BYTES = 8 << 20
-"""How much of a node's events is read, from the end."""
+"""Bytes of a node's events that are read, from the end."""
 BY_A_RANK = ("rank", "killed", "oom")
 
 
@@ -92,7 +92,7 @@ def _story(run: RunFolder, row: Attempt) -> Story:
 
 
 def collect(run: RunFolder, row: Attempt) -> Evidence:
-    """Of one attempt: bounded reads of each node's mirrored logs."""
+    """Collects the evidence of one attempt: bounded reads of each node's mirrored logs."""
     number, spans = row.attempt, row.ranks
     folders = sorted(path for path in run.logs.iterdir() if path.is_dir()) if run.logs.is_dir() else []
     nodes: list[NodeEvidence] = []

@@ -15,7 +15,7 @@ from nexa_dist.ops.health import gate
 from nexa_dist.ops.health import group_test as health_group_test
 from nexa_dist.plan.health import node_checks as verdicts
 from nexa_dist.plan.health.expected import expected
-from nexa_dist.plan.health.fault import OF_WIRES, Fault, failures
+from nexa_dist.plan.health.fault import OF_GROUP_TEST, Fault, failures
 from nexa_dist.plan.health.slow_links import best_of, picture
 from nexa_dist.plan.ranks import split_endpoint
 from nexa_dist.run import agent_file, files
@@ -23,9 +23,9 @@ from nexa_dist.run.ssh.connections import Link, Ssh, connect, on_all, session
 from nexa_dist.run.workspace import ClusterFolder
 
 ANSWER_LIMIT_S = {False: 25.0, True: 50.0}
-"""For one node's facts, short and deep."""
+"""Seconds for one node's facts, short and deep."""
 DOUBT_S = 20.0
-"""For so long a group that looks slow is tried again: what else a node is doing passes, a slow link stays."""
+"""Seconds after which a group that looks slow is tried again: what else a node does passes, a slow link stays."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def examine(
         found = tuple(verdicts.judge(cluster, facts, want, test or None))
         while (
             "matrix" in test
-            and any(f.cause in OF_WIRES for f in failures(found))
+            and any(f.cause in OF_GROUP_TEST for f in failures(found))
             and time.monotonic() - began < DOUBT_S
         ):
             test = best_of(test, health_group_test.try_group(ctx, links, facts, deep=deep, floor_gbps=floor))
@@ -144,7 +144,7 @@ def keep(folder: ClusterFolder, report: Report, **more: Any) -> Path:
     """The newest verdict, all facts, and the picture beside them. Answers the report's path. `more` goes into both."""
     before, verdict = gate.newest(folder), report.verdict()
     if before and report.test is None and before.get("nodes") == verdict["nodes"]:  # nobody looked, so it still holds
-        verdict["findings"] += [f for f in before["findings"] if f["cause"] in OF_WIRES]
+        verdict["findings"] += [f for f in before["findings"] if f["cause"] in OF_GROUP_TEST]
         verdict["ok"] = all(finding["severity"] != "fail" for finding in verdict["findings"])
     stamp = time.strftime("%Y%m%d_%H%M%S", time.gmtime(report.at_unix))
     path = folder.path / "diag" / f"{stamp}.json"

@@ -20,9 +20,9 @@ from nexa_dist.shape import Strange, parsed
 START = "import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv.pop(1))), 'group_test.py', 'exec'))"
 """The program comes on standard input, which stays open: when we end, or the connection, it ends too."""
 IMPORT_S = 120.0
-"""For torch to be imported on every node: a cold disk or a busy machine is not a fault of the wires."""
+"""Seconds for torch to be imported on every node: a cold disk or a busy machine is no fault of the network."""
 LIMIT_S = {False: 30.0, True: 50.0}
-"""From then on."""
+"""Seconds for the test itself, from then on."""
 OP_S = {False: 0.15, True: 0.5}
 """Seconds that one measurement may take."""
 STAGES = ("", "imported", "met", "joined", "all-reduce", "pairs", "slow pairs again")

@@ -26,7 +26,7 @@ ROUTES = Path("/proc/net/route")
 
 
 class Witnesses:
-    """Of the nodes of one attempt. `now` is a clock that is never set."""
+    """Witnesses of the nodes of one attempt. `now` is a clock that is never set."""
 
     def __init__(
         self, ctx: Context, ssh: Ssh, nodes: Sequence[Node], say: Callable[[str], None], lost_after_s: float | None
@@ -41,9 +41,9 @@ class Witnesses:
         self.api = ""
         """Why the cloud could not be asked; empty when it answers, or was not asked."""
         self.notes: deque[str] = deque()
-        """For people, until the thread that talks to them takes it from there."""
+        """Notes for people, until the thread that talks to them takes them from there."""
         self.said: dict[str, str] = {}
-        """By node what was told of it last."""
+        """What was told of each node last, by name."""
         self.tried: set[str] = set()
         """Nodes that were looked into at least once."""
 

@@ -206,7 +206,7 @@ def _run_row(ctx: Context, record: Run, made: Bill) -> dict[str, Any]:
 
 
 NEWEST_BYTES = 1 << 20
-"""Of a node's events, from the end."""
+"""Bytes of a node's events that are read, from the end."""
 
 
 def _step(ctx: Context, run_id: str) -> float | None:

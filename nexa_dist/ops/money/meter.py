@@ -46,7 +46,7 @@ class Meter:
         self.clock = clock_of(folder, cluster)
         self.links: Sequence[Link] = ()
         self.ahead_s = 0.0
-        """By which the cloud's clock, which bills, is ahead of ours."""
+        """Seconds by which the cloud's clock, which bills, is ahead of ours."""
         self._said: dict[str, float] = {}
         self._counted = self._asked = float("-inf")
         self._unheard = self._sent = 0

@@ -35,7 +35,7 @@ class Reading:
     events: list[dict[str, Any]]
     now_unix: float
     ahead_s: float = 0.0
-    """How far that clock is ahead of ours."""
+    """Seconds by which that clock is ahead of ours."""
 
     @property
     def bill(self) -> Bill:

@@ -54,7 +54,7 @@ class Planned:
     terraform: Terraform
     told: dict[str, Any]
     violations: Sequence[Any] = ()
-    """Of our own policies."""
+    """Violations of our own policies."""
     saves: Any = None
     """What a saved plan needs beside Terraform's own; None where none is saved."""
     report: dict[str, Any] = field(default_factory=dict)

@@ -36,7 +36,7 @@ from nexa_dist.shape import number, one_of, record, whole
 
 TRIES = 3
 RECORD = "stack.json"
-"""In the cluster's folder, written before the first apply."""
+"""Record in the cluster's folder, written before the first apply."""
 SHAPE = record(
     {"deadline_unix": whole(1), "created_unix": number(1), "ends_with": one_of("power_off", "provider_limit", "api")}
 )

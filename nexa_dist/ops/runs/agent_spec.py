@@ -24,9 +24,9 @@ from nexa_dist.secrets import remember
 SECRETS = ("WANDB_API_KEY", "HF_TOKEN")
 ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 GRACE_S = 25.0
-"""For a checkpoint after SIGTERM; torchrun itself kills its workers after 30 s."""
+"""Seconds for a checkpoint after SIGTERM; torchrun itself kills its workers after 30 s."""
 NOTICE_GRACE_S = 90.0
-"""For a checkpoint and its way to the durable store, of the 120 s of a spot notice."""
+"""Seconds for a checkpoint and its way to the durable store, of the 120 s of a spot notice."""
 DURABLE_WAIT_S = NOTICE_GRACE_S - 20
 """How long a rank that stops waits for the durable store; the rest of a notice's grace is for the checkpoint."""
 VARIABLE = re.compile(r"\$\{(NEXA_\w+)\}|\$(NEXA_\w+)")
@@ -159,7 +159,7 @@ def secrets(ctx: Context, config: TrainConfig) -> dict[str, str]:
 
 
 def code_folder(link: Link, code: archive.Code) -> str:
-    """Where this code lies on the node, by its hash."""
+    """Folder of this code on the node, named by its hash."""
     return f"{link.path(link.ssh.cluster.layout.shared)}/code/{code.hash}"
 
 

@@ -14,7 +14,7 @@ from nexa_dist.run.logs.items import AgentEvent, Ended, Item
 from nexa_dist.wire import MOST_RANKS, OtherVersion
 
 NEARLY_S = 1.0
-"""By so much the times of two nodes may be wrong."""
+"""Seconds by which the clocks of two nodes may differ unnoticed."""
 EXIT_STOPPED = 143
 ENDED = "signal 15"
 NEVER_AGAIN = (2, 78)
@@ -61,7 +61,7 @@ class AttemptState:
     spent: str = ""
     """Which budget is used up, in words."""
     skew_s: Mapping[str, float] = field(default_factory=dict)
-    """By how much the clock of a node is ahead of ours."""
+    """Seconds by which the clock of each node is ahead of ours."""
 
     def step(self, item: Item) -> str:
         """Takes an item; answers what to do: "", "go" or why to stop."""

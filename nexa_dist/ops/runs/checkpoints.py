@@ -92,7 +92,7 @@ def rescue(ctx: Context, links: Sequence[Link], record: Run, leaving: Sequence[s
 
 
 def _root(link: Link, run_id: str) -> str:
-    """Where rank 0 saves, and where the other nodes get its checkpoints."""
+    """Folder in which rank 0 saves, and from which the other nodes get its checkpoints."""
     return f"{link.run_dir(run_id)}/checkpoints"
 
 
@@ -147,7 +147,7 @@ def _sync(link: Link, run_id: str, verb: str, *words: str, timeout_s: float = 12
 
 
 def _received(link: Link, run_id: str, step: int) -> str:
-    """Where a node has a checkpoint that another one sent."""
+    """Folder in which a node has a checkpoint that another one sent."""
     return f"{_root(link, run_id)}/step_{step:08d}"
 
 

@@ -19,7 +19,7 @@ from nexa_dist.run.ssh.connections import Link, on_all
 PART_BYTES = 1 << 20
 """Smaller code is sent whole: to ask first would take longer."""
 LINES = 20
-"""Of what is not sent; the rest is counted."""
+"""Lines about what is not sent; the rest is counted."""
 
 
 def of_now(ctx: Context, config: TrainConfig) -> tuple[archive.Archive, archive.Archive]:
@@ -68,7 +68,7 @@ def send(
     packed: dict[str, bytes] = {}
 
     def part(link: Link, target: str, code: archive.Code) -> bytes | None:
-        """Of large code, what the node lacks; None where that would be most of it."""
+        """Packs, of large code, what the node lacks; None where that would be most of it."""
         if not isinstance(code, archive.Archive) or code.size < PART_BYTES:
             return None
         marks = {file.name: file.mark for file in code.files}

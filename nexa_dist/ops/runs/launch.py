@@ -33,7 +33,7 @@ BEFORE = "before every node had started"
 NOT_STARTED = "could not be started"
 FOUND = ("cpus", "gpus", "torch")
 FORGET_S = 10.0
-"""With a node that falls silent while a launch is refused; what was begun there ends by itself after 120 s."""
+"""Seconds for a node that falls silent while a launch is refused; what was begun there ends by itself after 120 s."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Prepared:
     archives: tuple[archive.Code, ...]
     """The project and our package."""
     have: dict[str, tuple[str, ...]]
-    """By node: the folders of code that are there."""
+    """Folders of code that are there, by node."""
     attempt: Attempt
     """What is to be written of it."""
     secrets: Mapping[str, str] = dataclasses.field(repr=False)

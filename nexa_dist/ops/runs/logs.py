@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 ENDINGS = (".log", ".err")
 NAME = re.compile(r"(?:rank_(?P<rank>[0-9]+)/|[^/]*\.)attempt_(?P<attempt>[0-9]+)\.log")
 A_TURN_BYTES = 4 << 20
-"""So much of one log is shown before the others have their turn."""
+"""Bytes of one log that are shown before the others have their turn."""
 LOOK_EVERY_S = 1.0
-"""For logs and attempts that are new."""
+"""Seconds between two looks for logs and attempts that are new."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Wanted:
     pattern: re.Pattern[bytes] | None = None
     since_unix: float | None = None
     tail: int | None = None
-    """So many lines of each log, of those that match."""
+    """Lines of each log that are shown, of those that match."""
     timed: bool = False
 
     def takes(self, log: Log) -> bool:
@@ -79,7 +79,7 @@ class Wanted:
         )
 
     def reader(self, log: Log) -> Reader:
-        """Where this log begins to be of interest."""
+        """Reader of a log, where it begins to be of interest."""
         start = 0 if self.since_unix is None else offset_at(log.path, self.since_unix)
         if self.tail is not None:
             start = tail_offset(log.path, self.tail, self.pattern, start)

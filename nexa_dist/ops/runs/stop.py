@@ -24,7 +24,7 @@ from nexa_dist.run.ssh.connections import Link, on_all, reach, session
 from nexa_dist.run.workspace import RunFolder
 
 LAST_LOGS_S = 20.0
-"""For the last lines of a run that is stopped; `nexa stop` does not wait for more."""
+"""Seconds for the last lines of a run that is stopped; `nexa stop` does not wait for more."""
 SETTLES_S = 45.0
 """For the words of a living supervisor about a run whose processes have ended; it fetches the last lines before."""
 

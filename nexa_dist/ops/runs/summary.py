@@ -17,7 +17,7 @@ from nexa_dist.secrets import redact
 from nexa_dist.shape import Strange
 
 NEWEST_BYTES = 1 << 16
-"""Of a node's events, from the end."""
+"""Bytes of a node's events that are read, from the end."""
 SHOWN = 3
 """Changes in a row; the rest is counted."""
 LABELS = ("name", "stage", "experiment", "tags")

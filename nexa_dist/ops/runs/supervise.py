@@ -46,7 +46,7 @@ class Supervisor:
     view: View
     on_interrupt: Callable[[], Choice]
     meter: Meter | None = None
-    """From the first attempt that is watched."""
+    """Meter of the run, from the first attempt that is watched."""
 
     def follow(self, ssh: Ssh, links: list[Link], detach: bool = False) -> Outcome | None:
         """From an attempt that was started to the end of the run; None when the user left it alone."""
@@ -107,7 +107,7 @@ class Supervisor:
     def recover(
         self, connections: contextlib.ExitStack, ssh: Ssh, links: list[Link], outcome: Outcome
     ) -> Outcome | tuple[Ssh, list[Link]]:
-        """Until another attempt runs, or the run is over."""
+        """Recovers until another attempt runs, or the run is over."""
         ctx, config = self.ctx, recorded_train(self.record.config, self.run.run_id)
         policy = Policy(config.restarts_per_hour, config.min_nodes, config.wait_for_nodes_minutes * 60)
         whole = self.cluster
@@ -189,7 +189,7 @@ class Supervisor:
         return self.record.last.attempt
 
     def seconds_left(self, max_hours: float | None) -> float | None:
-        """Of the run's own deadline, which all attempts share."""
+        """Seconds left of the run's own deadline, which all attempts share."""
         if max_hours is None:
             return None
         return self.record.attempts[0].started_unix + max_hours * 3600 - self.ctx.now()
@@ -212,7 +212,7 @@ class Supervisor:
             self.ctx.sleep(min(0.5, max(0.0, until - self.ctx.now())))
 
     def _look(self, ssh: Ssh, names: list[str]) -> list[str]:
-        """Those of the nodes that do not answer now."""
+        """Nodes that do not answer now, of those that did not."""
         silent = []
         for node in self.cluster.nodes:
             if node.name in names:

@@ -13,7 +13,7 @@ MARKS = (b"wandb", b"trainingarguments")
 """Also those of transformers, which report to all that is installed."""
 TEXTS = (".py", ".yaml", ".yml", ".toml", ".json", ".cfg")
 MOST_BYTES = 1 << 20
-"""Of a file that is looked into: code is not longer."""
+"""Bytes of the largest file that is looked into: code is not longer."""
 MOST_FILES = 5000
 
 

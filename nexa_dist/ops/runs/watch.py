@@ -34,7 +34,7 @@ WOKE_AFTER_S = 5.0
 FAILED_GRACE_S = 5.0
 HANG_GRACE_S = 5.0
 HANG_WAIT_S = 2.0
-"""For the other nodes' own agents to see the hang too, and to write their ranks' stacks."""
+"""Seconds for the other nodes' own agents to see the hang too, and to write their ranks' stacks."""
 SWEEP_TRIES = 3
 REST_S = 10.0
 """After the end of an attempt for what its logs lack here; the rest waits on the nodes for `nexa logs`."""

@@ -15,7 +15,7 @@ class Expected:
     """Of one node. A figure of 0 expects nothing."""
 
     gpus: int = 0
-    """Promised: fewer are a fault, none at all too."""
+    """GPUs that the instance type advertises; fewer, or none, is a fault."""
     ranks: int = 0
     """On hosts that may have no GPU: as many GPUs if there are any."""
     efa: int = 0

@@ -18,7 +18,7 @@ MENDED_BY_ANOTHER_MACHINE = frozenset[Cause](
      "slow node", "unreachable")
 )  # fmt: skip
 """Faults of the machine itself. What its software or its neighbours do wrong, another machine would do too."""
-OF_WIRES = frozenset[Cause](("slow node", "slow link", "slow network", "group test"))
+OF_GROUP_TEST = frozenset[Cause](("slow node", "slow link", "slow network", "group test"))
 """What only the test of the group can find."""
 ALL = "all"
 """In the place of a node's name: nobody in particular."""

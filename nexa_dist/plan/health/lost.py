@@ -73,7 +73,7 @@ class Case:
         return said.word if said and now - said.at <= FRESH_S and said.at >= self.quiet_since else ""
 
     def steady_s(self, said: Said | None) -> float:
-        """For how long it was said without a break, of this silence."""
+        """Seconds for which it was said without a break, of this silence."""
         return said.at - max(said.since, self.quiet_since) if said else 0.0
 
 

@@ -11,7 +11,7 @@ WARN_SHARES = (0.5, 0.8, 0.95)
 RESERVE_S = 180.0
 """What a stop takes at most while the nodes still cost: the checkpoint, its upload, giving the nodes back."""
 REARM_S = 60.0
-"""Between two settings of the nodes' own clocks by a living controller."""
+"""Seconds between two settings of the nodes' own clocks by a living controller."""
 ALONE_S = 60.0
 """Before its money is over, a run that nobody stopped is stopped by its agents."""
 BOOT_S = 600.0
@@ -36,7 +36,8 @@ class Budget:
         return self.spent_usd / self.budget_usd
 
     def seconds_left(self, guard: float = 1.0) -> float:
-        """Until it is used up if prices were `guard` times what they are; without end where nothing costs."""
+        """Seconds until the budget is used up if prices were `guard` times what they are; endless where nothing
+        costs."""
         if self.usd_per_hour <= 0:
             return float("inf")
         return self.left_usd / (self.usd_per_hour * guard) * 3600
@@ -51,7 +52,7 @@ class Budget:
         return None if left == float("inf") else now_unix + max(0.0, left)
 
     def run_seconds(self, guard: float) -> float:
-        """For how long the agents of a run go on by themselves."""
+        """Seconds for which the agents of a run go on by themselves."""
         return max(0.0, self.seconds_left(guard) - ALONE_S)
 
     def warning(self, said: float) -> tuple[float, str] | None:

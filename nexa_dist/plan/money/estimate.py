@@ -76,7 +76,7 @@ class Estimate:
     stops_h: float
     preemptions: float
     egress_usd: float
-    """Of `expected_usd`, what is sent to the controller."""
+    """Egress to the controller, a part of `expected_usd`."""
     assumed: str
 
     def to_json(self) -> dict[str, Any]:
@@ -116,12 +116,12 @@ def estimate(rates: Rates, nodes: int, max_hours: float, budget_usd: float | Non
 
 
 def useful_hours(made: Estimate) -> float:
-    """Of `stops_h`, what is left for training after booting and the expected preemptions."""
+    """Hours of `stops_h` that are left for training after booting and the expected preemptions."""
     return max(0.0, made.stops_h - BOOT_S / 3600 - made.preemptions * REPLACE_S / 3600)
 
 
 def moved(before_usd: float, now_usd: float) -> float:
-    """By what share a price has moved; infinite when it was none."""
+    """Share by which a price has moved; infinite when it was none."""
     return abs(now_usd - before_usd) / before_usd if before_usd > 0 else float("inf")
 
 

@@ -10,9 +10,9 @@ from nexa_dist.plan.money import ledger as read
 from nexa_dist.plan.money.bill import Bill, Share, Slice, bill, slices
 
 WORTH_SHARE = 0.02
-"""Of the bill: what would save less is not worth a change."""
+"""Share of the bill: what would save less is not worth a change."""
 SAID_SHARE = 0.005
-"""Of the bill: what is less is not said to people."""
+"""Share of the bill: what is less is not said to people."""
 LATE, BETWEEN, AGAIN = "idle after the last run", "idle before and between runs", "lost work, done again"
 
 
@@ -68,7 +68,7 @@ class Waste:
         }
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Lines about the waste, for people."""
         if self.usd is None:
             return ["cost unknown: an instance has no known price"]
         said = [f"{self.usd:.2f} USD, {self.trained_share:.0%} of them for training ({self.trained.usd:.2f} USD)"]

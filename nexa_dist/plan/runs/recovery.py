@@ -22,7 +22,7 @@ LONG_S = 600.0
 PAUSES_S = (0.0, 2.0, 5.0, 15.0, 30.0, 60.0)
 LOOK_AGAIN_S = 5.0
 ASK_AGAIN_S = 30.0
-"""Between two tries to find capacity."""
+"""Seconds between two tries to find capacity."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Nodes:
     refused: str = ""
     """Why the last try to do so failed."""
     waited_s: float = 0.0
-    """For how long nodes have been missing."""
+    """Seconds for which nodes have been missing."""
 
 
 @dataclass(frozen=True)

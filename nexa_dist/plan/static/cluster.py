@@ -43,7 +43,7 @@ def static_cluster(config: ClusterConfig, folder: PurePath) -> Cluster:
 
 
 OLDEST_PYTHON = (3, 11)
-"""That the locked training environment can be made with."""
+"""Oldest Python with which the locked training environment can be made."""
 
 
 def settled(

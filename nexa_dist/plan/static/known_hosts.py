@@ -57,7 +57,7 @@ class Adopted:
 
     @property
     def row(self) -> dict[str, str]:
-        """For a table."""
+        """Row of the key for a table."""
         return {
             "node": self.node,
             "host": self.address,
@@ -68,7 +68,7 @@ class Adopted:
 
 
 def fingerprint(blob: str) -> str:
-    """As `ssh-keygen -l` shows a key given in base64."""
+    """Fingerprint of a key given in base64, as `ssh-keygen -l` shows it."""
     return "SHA256:" + base64.b64encode(hashlib.sha256(base64.b64decode(blob)).digest()).decode().rstrip("=")
 
 

@@ -25,12 +25,12 @@ class Image:
     env: str
     base: str
     gb: int
-    """Of its disks: a node's own may not be smaller."""
+    """Snapshot size in GB; a node's volume_gb must be at least this."""
     snapshots: tuple[str, ...]
 
     @property
     def usd_per_month(self) -> float:
-        """At most: only what is written of the disks is billed."""
+        """USD a month at most: only what is written of the disks is billed."""
         return round(self.gb * SNAPSHOT_USD_PER_GB_MONTH, 2)
 
 

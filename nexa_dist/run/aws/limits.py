@@ -16,7 +16,7 @@ COUNTED = ("pending", "running", "shutting-down", "stopping")
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one region."""
+    """Limits of an account in one region."""
 
     region: str
 
@@ -50,7 +50,7 @@ class Limits:
         return sum(not _of(row, owner, cluster) for row in self._rows("describe_addresses", "Addresses[]"))
 
     def vpcs(self, owner: str, cluster: str) -> tuple[int, bool]:
-        """How many there are, and whether the cluster has its own already."""
+        """Count of the VPCs that there are, and whether the cluster has its own already."""
         found = self._rows("describe_vpcs", "Vpcs[]")
         return len(found), any(_of(row, owner, cluster) for row in found)
 

@@ -66,7 +66,7 @@ def find(things: Iterable[TaggedResource]) -> list[Stranger]:
 
 
 def holding(strangers: Iterable[Stranger]) -> dict[str, list[str]]:
-    """Who holds it, by the id of what is held."""
+    """Strangers that hold something of ours, by the id of what is held."""
     found: dict[str, list[str]] = {}
     for stranger in strangers:
         for ident in stranger.holds:

@@ -27,7 +27,7 @@ from nexa_dist.run.runner import Runner
 LIMIT_BYTES = 200 * 1024 * 1024
 DIGITS = 16
 AGAIN_S = 0.2
-"""Between the two tries to read a file that somebody writes."""
+"""Seconds between the two tries to read a file that somebody writes."""
 
 
 class Code(Protocol):

@@ -20,7 +20,7 @@ class Line:
     source: str
     text: bytes
     passing: bool = False
-    """It has not ended: the state of a progress bar by now."""
+    """Whether the line has not ended: the state of a progress bar by now."""
 
     @property
     def rank(self) -> int | None:

@@ -22,7 +22,7 @@ PER_MACHINE = (EVENTS, "agent.err")
 """Files that all attempts write to: a machine that replaces another begins them anew."""
 
 Marks = dict[str, int]
-"""By log file: the byte offset behind its last whole line."""
+"""Byte offset behind the last whole line, by log file."""
 
 
 def cut(lines: list[bytes]) -> list[bytes]:

@@ -30,17 +30,17 @@ SILENT_S = 4.0
 DEAD_S = 15.0
 """Silence before a connection is closed and made anew, whatever ssh thinks of it."""
 BEGIN_S = 120.0
-"""How long a node is asked again for an attempt that it has not begun."""
+"""Seconds for which a node is asked again for an attempt that it has not begun."""
 ASK_S = 1.0
 """Pause before the node is asked again."""
 PATIENCE_S = 20.0
-"""With a silent node where all of its logs are wanted at once."""
+"""Seconds with a silent node where all of its logs are wanted at once."""
 LINES_A_SECOND = 2000
 """Of one node: more than anybody reads, and the rest must not wait for a terminal. The mirror has all."""
 STATE_EVERY_S = 1.0
 """A progress bar is shown so often."""
 FETCH_S = 600.0
-"""For logs that somebody asked for and waits for."""
+"""Seconds for logs that somebody asked for and waits for."""
 
 
 class Follower(threading.Thread):
@@ -77,7 +77,7 @@ class Follower(threading.Thread):
         """Lines that were not shown, events and connections that made no sense."""
         self.ended = self.through = False
         self.log_bytes: int | None = None
-        """Of all logs on the node, as it said at its end."""
+        """Bytes of all logs on the node, as it said at its end."""
         self.second, self.shown = 0.0, 0
         """Lines that were shown since this second began."""
         self.told_state: dict[str, float] = {}

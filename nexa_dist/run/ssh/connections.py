@@ -170,7 +170,7 @@ def ssh_hint(result: Result) -> str:
 
 
 def talkative(node: Node, result: Result) -> NexaError:
-    """Instead of an answer, or before it, stood what a shell says to every session."""
+    """Refuses an answer before which the login shell printed something: its reply is not JSON then."""
     line = result.out.decode(errors="replace").strip().partition("\n")[0][:100]
     return NexaError(
         f"{node.name} ({node.address}): its shell prints text of its own to every session: {line!r}",

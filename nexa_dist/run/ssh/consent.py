@@ -39,7 +39,7 @@ HARMLESS = frozenset(  # one word a line would be a page
 )
 """Keywords that start nothing on this machine. Any other one, also one that a later ssh will bring, needs consent."""
 DEPTH = 16
-"""Of files that include files, as ssh has it."""
+"""Depth of files that include files, as ssh has it."""
 LARGEST = 1 << 20
 
 
@@ -96,13 +96,13 @@ class Unconsented(UsageError):
 
 
 def note(path: str, digest: str) -> Path:
-    """Where the user's word for this content of the path is kept."""
+    """File that keeps the user's word for this content of the path."""
     key = hashlib.sha256(os.fsencode(os.path.realpath(path)) + b"\0" + digest.encode()).hexdigest()
     return trust.state() / "allowed" / key
 
 
 def home() -> str:
-    """Where ssh looks for the user's own files: not in HOME."""
+    """Folder in which ssh looks for the user's own files: not HOME."""
     try:
         return pwd.getpwuid(os.getuid()).pw_dir
     except KeyError:  # a container's user without a name, for whom ssh does nothing

@@ -39,7 +39,7 @@ class Drawn(Silent):
         self.waiting: deque[str] = deque(maxlen=LINES_A_REDRAW)
         self.came, self.drawn_at = 0, 0.0
         self.bars: dict[tuple[str, str], str] = {}
-        """By node and log: what its progress bar shows by now."""
+        """Text of each progress bar by now, by node and log."""
         self.live: Live | None = None
         self._open()
 

@@ -27,9 +27,9 @@ class Row:
     """Unix time here at which the last word came."""
     quiet_since: float | None = None
     steps: dict[int, int] = field(default_factory=dict)
-    """By rank."""
+    """Steps by rank."""
     begun: bool = False
-    """Its `started` of this attempt was seen."""
+    """Whether the node's `started` of this attempt was seen."""
 
     def span(self) -> str:
         """`40`, `40–41`, or nothing: the steps of its ranks."""
@@ -143,7 +143,7 @@ class State:
 
 
 def _state(name: str, record: Mapping[str, Any], before: str, now: float) -> str:
-    """In words, what a node is at after this record."""
+    """Words for what a node is at after this record."""
     reason = str(record.get("reason") or "")
     if name == Event.RANK_EXIT and (record.get("code") or record.get("signal")):
         how = f"signal {record['signal']}" if record.get("signal") else f"exit code {record['code']}"

@@ -56,7 +56,7 @@ class RunPresenter:
         return self._told(lambda: self.supervisor.resume(ssh))
 
     def look_on(self) -> int:
-        """Only the lines; another command decides."""
+        """Shows the lines only; another command decides."""
         self.looks_on = True
         try:
             logging.look_on(self.ctx, self.folder, self.view)

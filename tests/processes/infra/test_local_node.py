@@ -41,7 +41,7 @@ def test_quotes_in_sshd_config() -> None:
     assert sshd.quoted('a "b" \\c') == '"a \\"b\\" \\\\c"'
 
 
-def test_descendants() -> None:
+def test_descendants_are_found_at_any_depth() -> None:
     table = {pid: processes.Process(parent, 0, "S") for pid, parent in {2: 1, 3: 2, 4: 3, 5: 1, 6: 5}.items()}
     assert processes.descendants(table, 2) == {3, 4}
     assert processes.descendants(table, 9) == set()

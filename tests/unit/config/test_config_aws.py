@@ -150,7 +150,7 @@ def test_no_cloud_node_without_a_deadline(write: Write) -> None:
         ({"tags": ["a"]}, "tags: expected a mapping"),
     ],
 )
-def test_forms(write: Write, keys: dict[str, Any], fault: str) -> None:
+def test_each_form_of_a_key_is_taken_or_named_as_a_fault(write: Write, keys: dict[str, Any], fault: str) -> None:
     path = write(**keys)
     if fault:
         assert fault in said(path)
@@ -221,7 +221,7 @@ def test_every_text_key_of_aws_is_in_that_test() -> None:
         ("", ""),
     ],
 )
-def test_cidr(text: str, made: str) -> None:
+def test_a_network_is_taken_in_its_normal_form_or_refused(text: str, made: str) -> None:
     if made:
         assert check_cidr(text) == made
     else:
@@ -232,12 +232,12 @@ def test_cidr(text: str, made: str) -> None:
 @pytest.mark.parametrize(
     "text", ["ann", "user/ann", "assumed-role/Trainer", "ann+gpu@example.org", "Team A", "a" * 128]
 )
-def test_owner(text: str) -> None:
+def test_an_owner_is_a_plain_name(text: str) -> None:
     assert check_owner(text) == text
 
 
 @pytest.mark.parametrize("text", ["", " ann", "ann ", "-ann", "ann*", "a?n", "ann\n", "änn", "a,b", "${a}", "a" * 129])
-def test_no_owner(text: str) -> None:
+def test_what_would_match_other_owners_is_no_owner(text: str) -> None:
     """A * would match other owners' tags in a filter."""
     with pytest.raises(ValueError, match="expected 1 to 128"):
         check_owner(text)

@@ -77,7 +77,7 @@ def with_value(kind: str, text: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("kind", "text"), cases("names", "hosts", "users", "node_paths", "programs", "endpoints"))
-def test_value(tmp_path: Path, kind: str, text: str) -> None:
+def test_a_hostile_value_is_refused_at_its_place(tmp_path: Path, kind: str, text: str) -> None:
     path = write(tmp_path, json.dumps(with_value(kind, text)))
     with pytest.raises(ConfigError) as caught:
         load_cluster(path)
@@ -94,7 +94,7 @@ def test_the_rest_of_the_file_is_valid(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "text"), cases("yaml"))
-def test_file(tmp_path: Path, kind: str, text: str) -> None:
+def test_a_hostile_file_is_refused_whole_or_as_an_end(tmp_path: Path, kind: str, text: str) -> None:
     refused(write(tmp_path, text))
     refused(write(tmp_path, text), load=load_train)
     # And as the end of a valid file, where the only fault is the hostile part.
@@ -104,14 +104,14 @@ def test_file(tmp_path: Path, kind: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "text"), cases("values"))
-def test_key(tmp_path: Path, kind: str, text: str) -> None:
+def test_a_hostile_key_is_refused(tmp_path: Path, kind: str, text: str) -> None:
     assert kind == "values"
     rest = "".join(f"{key}: {value}\n" for key, value in LOCAL.items() if not text.startswith(f"{key}:"))
     refused(write(tmp_path, rest + text))
 
 
 @pytest.mark.parametrize(("kind", "text"), cases("set"))
-def test_override(tmp_path: Path, kind: str, text: str) -> None:
+def test_a_hostile_override_is_refused(tmp_path: Path, kind: str, text: str) -> None:
     assert kind == "set"
     path = write(tmp_path, json.dumps(LOCAL))
     load_cluster(path)
@@ -170,7 +170,7 @@ BIG = MAX_BYTES - 100
     ],
     ids=range(36),
 )
-def test_bytes(tmp_path: Path, raw: bytes) -> None:
+def test_hostile_bytes_are_refused_at_little_cost(tmp_path: Path, raw: bytes) -> None:
     refused(write(tmp_path, raw))
 
 

@@ -147,7 +147,7 @@ def test_messages_hold_no_secret(path: Path) -> None:
     assert "hf_abc" not in str(found) and "tskey-auth" not in str(found)
 
 
-def test_train(path: Path) -> None:
+def test_overrides_of_a_train_file_change_what_they_name(path: Path) -> None:
     path.write_text("name: x\nscript: a.py\nargs: [--lr, '5e-4']\nwandb: off\n")
     config = load_train(path, ["wandb=offline", 'env.A="1"', "args.1=x"])
     assert (config.wandb, config.env, config.args) == ("offline", {"A": "1"}, ("--lr", "x"))

@@ -47,7 +47,7 @@ def test_every_key_is_described(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=str)
-def test_examples(example: Path) -> None:
+def test_every_example_loads_and_fits_its_schema(example: Path) -> None:
     path = ROOT / example
     kind = kind_of(path)
     (load_train if kind == "train" else load_cluster)(path)

@@ -27,7 +27,7 @@ def said(text: str) -> list[str]:
         ("e5", "e5"), ("1e", "1e"), (".", "."), ("nan", "nan"), ("inf", "inf"), ('"2020-01-01"', "2020-01-01"),
     ],
 )  # fmt: skip
-def test_words(word: str, value: object) -> None:
+def test_an_unquoted_word_has_one_meaning(word: str, value: object) -> None:
     document = parse_yaml(f"a: {word}\n".encode(), "f.yaml")
     assert not document.problems
     assert document.data == {"a": value} and type(document.data["a"]) is type(value)

@@ -56,7 +56,7 @@ def test_round_trip(desk: Desk) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_of_another_workspace(desk: Desk) -> None:
+def test_a_plan_of_another_workspace_is_refused(desk: Desk) -> None:
     with pytest.raises(UsageError, match="made in workspace bob@desk/2") as caught:
         load(desk.ctx, saved(desk, workspace="bob@desk/2"))
     assert "plan again here" in caught.value.hint

@@ -48,7 +48,7 @@ def brief(rows: Records) -> list[str]:
         (records("claim."), []),
     ],
 )
-def test_rows(journal: Records, rows: list[str]) -> None:
+def test_a_journal_becomes_rows_of_steps(journal: Records, rows: list[str]) -> None:
     assert brief(timeline(journal)) == rows
 
 
@@ -76,7 +76,7 @@ def test_a_row_says_what_it_was_about_or_why_it_failed() -> None:
         (("boot", "create", "create."), False),
     ],
 )
-def test_interrupted(desk: Desk, steps: tuple[str, ...], killed: bool) -> None:
+def test_a_provision_that_was_killed_is_seen_in_its_journal(desk: Desk, steps: tuple[str, ...], killed: bool) -> None:
     folder = desk.ctx.workspace.cluster("c")
     for record in records(*steps):
         files.append_json(folder.path / "journal.jsonl", record)

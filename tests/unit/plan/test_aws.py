@@ -35,7 +35,7 @@ def test_two_owners_share_no_name_and_no_state() -> None:
     ("state", "bucket", "key"),
     [("s3://team", "team", "{}/terraform.tfstate"), ("s3://team/a/b", "team", "a/b/{}/terraform.tfstate")],
 )
-def test_backend(state: str, bucket: str, key: str) -> None:
+def test_the_remote_state_lies_where_the_file_says(state: str, bucket: str, key: str) -> None:
     made = scope(state=state)
     wanted = {"bucket": bucket, "key": key.format(made.name), "region": "us-east-1"}
     assert made.backend == {**wanted, "use_lockfile": "true", "encrypt": "true"}
@@ -53,7 +53,7 @@ def test_the_stack_knows_every_variable_and_gets_all_that_have_no_default() -> N
     json.dumps(made)
 
 
-def test_variables() -> None:
+def test_terraform_gets_nodes_zones_and_clocks_of_the_file() -> None:
     made = tfvars(config(), scope(), CHOSEN, ["us-east-1a", "us-east-1a"], "/s", ["2.0.0.0/8", "1.0.0.0/8"])
     assert made["node_names"] == ["n0", "n1"]
     assert made["zones"] == ["us-east-1a", "us-east-1b"]  # the chosen one too

@@ -53,7 +53,7 @@ def one(kind: str, zone: str | None = None) -> dict[str, Any]:
         ({"offers": [one(P5, "us-east-1b"), one(G5), one("p9.huge")]}, []),
     ],
 )
-def test_order(keys: dict[str, Any], wanted: list[str]) -> None:
+def test_offers_are_tried_in_the_order_of_the_file_or_by_price(keys: dict[str, Any], wanted: list[str]) -> None:
     found, _ = candidates(config(**keys), REGION)
     assert [candidate.title for candidate in found] == wanted
 
@@ -170,7 +170,7 @@ DIED = "terraform apply failed: waiting for EC2 Instance (i-1) create: unexpecte
         ("creating Tag with value 'InsufficientInstanceCapacity'", Verdict("", False)),
     ],
 )
-def test_verdict(said: str, wanted: Verdict) -> None:
+def test_a_refusal_says_whether_to_move_on(said: str, wanted: Verdict) -> None:
     assert verdict(said) == wanted
 
 

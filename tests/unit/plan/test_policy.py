@@ -76,7 +76,7 @@ def test_every_policy_has_a_violation() -> None:
         for number, case in enumerate(cases)
     ],
 )
-def test_violation(policy: str, case: dict[str, Any]) -> None:
+def test_each_violation_is_named_with_its_address(policy: str, case: dict[str, Any]) -> None:
     found = findings(violated(case))
     assert {finding.policy for finding in found} == {policy}
     assert all(finding.address and len(finding.message) > 20 for finding in found)

@@ -115,7 +115,7 @@ def test_a_phrase_is_found_in_one_line(text: str, line: bytes, detail: bytes) ->
 @pytest.mark.parametrize(
     ("text", "line"), [("a … c", b"a b\nc"), ("a … c", b"c b a"), ("^a", b"b a"), ("aa … aa", b"aaa")]
 )
-def test_and_nowhere_else(text: str, line: bytes) -> None:
+def test_a_phrase_is_found_in_no_other_line(text: str, line: bytes) -> None:
     assert says(text)[0].search(line) is None
 
 

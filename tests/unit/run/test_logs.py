@@ -101,7 +101,7 @@ def arguments(run: RunFolder, **more: Any) -> argparse.Namespace:
         ({"rank": "10", "since": "9999-01-01"}, b""),
     ],
 )
-def test_the_verb(
+def test_the_verb_logs_shows_what_is_asked_for(
     run: RunFolder,
     monkeypatch: pytest.MonkeyPatch,
     capfdbinary: pytest.CaptureFixture[bytes],

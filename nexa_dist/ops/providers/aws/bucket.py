@@ -63,7 +63,7 @@ def _region(answer: dict[str, Any]) -> str:
 
 
 def _listed(scope: AwsScope) -> Literal["ours", "another account's", "unknown"]:
-    """By the account's own list of its buckets."""
+    """Looks the bucket up in the account's own list."""
     try:
         with aws_client.spoken("listing buckets"):
             rows = aws_client.client("s3", scope.region).list_buckets()["Buckets"]

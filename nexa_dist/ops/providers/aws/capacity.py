@@ -25,7 +25,7 @@ BUSY_WAITS_S = (2.0, 5.0, 10.0, 20.0)
 
 
 def memory_file(ctx: Context) -> Path:
-    """Who refused or preempted lately: of the workspace, since a refusal holds for every cluster of it."""
+    """File of the workspace with those who refused or preempted lately: a refusal holds for every cluster of it."""
     return ctx.workspace.root / ".nexa" / "capacity.jsonl"
 
 

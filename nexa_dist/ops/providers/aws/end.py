@@ -94,7 +94,7 @@ def _provider(path: Path) -> str:
 
 
 def holder_elsewhere(ctx: Context, scope: AwsScope) -> str:
-    """Who has claimed the cluster, when it is another workspace; empty otherwise."""
+    """Workspace that has claimed the cluster, when it is another one; empty otherwise."""
     try:
         tags = aws_client.Cloud(scope.region).holder(scope.name)
     except NexaError as error:
@@ -130,7 +130,7 @@ Key = tuple[str, str]
 
 
 def _by_key(things: Sequence[TaggedResource]) -> dict[Key, TaggedResource]:
-    """By kind and id: a role and its profile have one name."""
+    """Resources by kind and id: a role and its profile have one name."""
     return {thing.key: thing for thing in things}
 
 

@@ -29,7 +29,7 @@ CREATE_LIMIT_S = 900.0
 
 
 def settle_s() -> float:
-    """How long a new thing may stay out of the cloud's answers, in seconds. NEXA_SETTLE_S is for emulated clouds."""
+    """Seconds for which a new resource may stay out of the cloud's answers. NEXA_SETTLE_S is for emulated clouds."""
     try:
         return float(os.environ.get("NEXA_SETTLE_S", "60"))
     except ValueError:
@@ -46,7 +46,7 @@ class Gang:
     scope: AwsScope
     terraform: Terraform
     hours: Callable[[float], float]
-    """For how many hours nodes that cost this many USD an hour may live; raises NexaError when no budget is left."""
+    """Hours that nodes which cost this many USD an hour may live; raises NexaError when no budget is left."""
 
     def find(self, *kinds: str) -> list[TaggedResource]:
         """All of the cluster, or of the kinds that are named. Without a bucket no profile is made, nor asked for."""

@@ -26,7 +26,7 @@ SEEN_EVERY_S = 300.0
 FORGOTTEN_S = 1800.0
 """The cloud shows a dead instance for about an hour: one that it has not shown for so long was dead before."""
 DUE_S = 60.0
-"""How long after its deadline a node has ended at the latest."""
+"""Seconds after its deadline at which a node has ended at the latest."""
 
 
 def record(

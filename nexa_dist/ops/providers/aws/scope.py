@@ -19,7 +19,7 @@ from nexa_dist.run.aws import images as aws_images
 from nexa_dist.run.workspace import ClusterFolder
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
-"""Of machine images; what an image is made with is part of its environment's name."""
+"""Pythons of machine images; what an image is made with is part of its environment's name."""
 
 
 def region_wanted(config: ClusterConfig) -> str:
@@ -41,7 +41,7 @@ def owner_wanted(config: ClusterConfig | None, who: aws_client.Identity) -> str:
 
 
 def ssh_sources(config: ClusterConfig) -> tuple[str, ...]:
-    """Who may reach sshd. Raises UsageError when nobody is named: the world is no default."""
+    """Networks that may reach sshd. Raises UsageError when none is named: the world is no default."""
     if config.ssh_from:
         return config.ssh_from
     named = [part.strip() for part in os.environ.get("NEXA_SSH_FROM", "").split(",") if part.strip()]

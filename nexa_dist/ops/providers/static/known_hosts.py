@@ -105,7 +105,7 @@ class _Asked:
 
 
 def pin(folder: ClusterFolder, config: ClusterConfig, adopted: Sequence[Adopted]) -> None:
-    """From here on these keys alone count for these hosts: in the cluster's folder, not in the user's ~/.ssh."""
+    """Pins the adopted keys for these hosts: in the cluster's folder, not in the user's ~/.ssh."""
     pinned = folder.ssh / "known_hosts"
     files.write_text(pinned, plan.known_hosts(one.key for one in adopted), 0o600)
     users = [config.ssh_config] if config.ssh_config else USER_FILES

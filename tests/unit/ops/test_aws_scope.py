@@ -148,7 +148,9 @@ ZONED = {"region": None, "offers": [{"type": "g5.xlarge", "zone": "us-west-2b"}]
         ({"region": None}, {}, ""),
     ],
 )
-def test_region(monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], env: dict[str, str], made: str) -> None:
+def test_the_file_names_the_region_else_the_environment_does(
+    monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], env: dict[str, str], made: str
+) -> None:
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     if made:
@@ -158,7 +160,7 @@ def test_region(monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], env: dict
             region_wanted(config(**keys))
 
 
-def test_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_names_the_owner_before_the_environment_and_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
     who = aws_client.Identity("1", "user/ann")
     assert owner_wanted(None, who) == "user/ann"
     monkeypatch.setenv("NEXA_OWNER", "team")
@@ -238,5 +240,5 @@ def test_a_torn_site_with_a_file_is_done_without(desk: Desk, folder: ClusterFold
         aws_end.site_of(desk.ctx, folder, None)
 
 
-def test_paths(folder: ClusterFolder, tmp_path: Path) -> None:
+def test_the_scope_stays_where_older_versions_wrote_it(folder: ClusterFolder, tmp_path: Path) -> None:
     assert scope_file(folder) == tmp_path / ".nexa" / "clusters" / "c" / "site.json"
