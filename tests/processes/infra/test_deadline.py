@@ -178,7 +178,13 @@ def test_a_further_boot_renews_no_lease_and_another_instance_begins_anew(machine
     assert (machine.state / "busy").is_file()
 
 
-@pytest.mark.parametrize(("lease_s", "every_s", "pause_s", "times"), [(600, 60, 380, 1000), (120, 12, 50, 300)])
+@pytest.mark.parametrize(
+    ("lease_s", "every_s", "pause_s", "times"),
+    [
+        pytest.param(600, 60, 380, 1000, marks=pytest.mark.long("a variant: the longest lease, a thousand renewals")),
+        (120, 12, 50, 300),
+    ],
+)
 def test_a_controller_that_lives_never_loses_a_node(
     tmp_path: Path, lease_s: int, every_s: int, pause_s: int, times: int
 ) -> None:
