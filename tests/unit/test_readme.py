@@ -1,7 +1,9 @@
-"""README.md is short, its tree is the tree that is there, and every page that it or another page links to exists."""
+"""README.md is short, its tree is the tree that is there, every page that it or another page links to exists, and the
+indexes of the other pages are whole."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -30,6 +32,9 @@ def test_its_tree_has_every_folder_and_no_other() -> None:
     assert set(re.findall(r"^([a-z_]+)/ ", TREE, re.M)) == folders("") - HIDDEN
     package = TREE[TREE.index("\nnexa_dist/") : TREE.index("\nconfigs/")]
     assert set(re.findall(r"^  ([a-z_]+)/ ", package, re.M)) == folders("nexa_dist/")
+    for layer, words in re.findall(r"^  ([a-z_]+)/ +(.*(?:\n {14}.*)*)", package, re.M):
+        rooms = folders(f"nexa_dist/{layer}/") - {"yaml"}  # a reader of ours, no room of a noun
+        assert not {room for room in rooms if not re.search(rf"\b{room}\b", words)}, f"{layer}: a room is not named"
     tests = TREE[TREE.index("\ntests/") : TREE.index("\ndocs/")]
     assert set(re.findall(r"(?<=[ ·])([a-z0-9]+)/", tests)) == folders("tests/")
 
@@ -40,12 +45,21 @@ def test_what_a_page_links_to_is_there(page: str) -> None:
     for target, part in links:
         path = (REPO / page).parent / target
         assert path.exists(), f"{page} links to {target}"
-        heads = (
-            [
-                re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-")
-                for line in re.findall(r"^#+ (.*)$", path.read_text(), re.M)
-            ]
-            if part
-            else []
-        )
+        text = path.read_text() if part else ""
+        heads = [
+            re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.*)$", text, re.M)
+        ]
+        heads += re.findall(r'<a id="([^"]+)">', text)
         assert not part or part in heads, f"{page} links to {target}#{part}"
+
+
+def test_every_decision_is_in_the_index_once() -> None:
+    index, _, entries = (REPO / "docs" / "DECISIONS.md").read_text().partition("\n1. ")
+    named = [int(number) for row in re.findall(r"^\| .* \| ([\d, ]+) \|$", index, re.M) for number in row.split(",")]
+    assert sorted(named) == [1, *(int(number) for number in re.findall(r"^(\d+)\. \*\*", entries, re.M))]
+
+
+def test_the_page_of_runs_has_every_key_of_train_yaml() -> None:
+    keys = json.loads((REPO / "docs" / "train.schema.json").read_text())["properties"]
+    page = (REPO / "docs" / "RUNS.md").read_text()
+    assert [key for key in keys if f"`{key}`" not in page] == []
