@@ -17,7 +17,7 @@ class PeriodicTask:
         self.said: deque[str] = deque(maxlen=20)
         self._act, self._every_s = act, every_s
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="tend")
+        self._thread = threading.Thread(target=self._run, daemon=True, name="periodic")
 
     def start(self) -> None:
         self._thread.start()

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.money import record_usage as money_record_usage
+from nexa_dist.ops.money import record_usage as usage
 from nexa_dist.ops.providers.scope_file import scope_file
 from nexa_dist.plan.money.bill import Bill
 from nexa_dist.run import files
@@ -123,7 +123,7 @@ class Play:
 
     def look(self) -> Bill:
         """What the controller knows once it has asked."""
-        return money_record_usage.refresh(self.ctx, self.folder).bill
+        return usage.refresh(self.ctx, self.folder).bill
 
     def truth_usd(self) -> float:
         """The region's own bill of this cluster."""

@@ -28,7 +28,7 @@ from nexa_dist.ops.cluster import sweep
 from nexa_dist.ops.cluster import teardown as destroying
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.health import acceptance
-from nexa_dist.ops.money import record_usage as money_record_usage
+from nexa_dist.ops.money import record_usage as usage
 from nexa_dist.ops.providers import table
 from nexa_dist.ops.providers.aws import boot as aws_boot
 from nexa_dist.ops.providers.aws import bucket, capacity
@@ -156,7 +156,7 @@ class Life:
     def run(self) -> None:
         made = self.folder.load()
         bucket.before_attempt(self.ctx, made, "train_1", 1)
-        money_record_usage.refresh(self.ctx, self.folder)
+        usage.refresh(self.ctx, self.folder)
         table.is_off(self.ctx, made, made.nodes[0])
 
     def mark(self) -> None:

@@ -14,7 +14,7 @@ from nexa_dist.errors import NexaError
 from nexa_dist.ops.cluster import provision as provisioning
 from nexa_dist.ops.cluster import teardown as destroying
 from nexa_dist.ops.money import cost as costing
-from nexa_dist.ops.money import record_usage as money_record_usage
+from nexa_dist.ops.money import record_usage as usage
 from nexa_dist.ops.providers.aws import end as aws_end
 from nexa_dist.ops.providers.aws import record_usage as aws_record_usage
 from nexa_dist.ops.runs.stop import stop
@@ -54,7 +54,7 @@ def play(simulated: tuple[Emulated, Clock], tmp_path: Path) -> Play:
 
 
 def events(play: Play, kind: str) -> list[dict[str, Any]]:
-    return [event for event in money_record_usage.read(play.folder.path) if event["event"] == kind]
+    return [event for event in usage.read(play.folder.path) if event["event"] == kind]
 
 
 LONG = pytest.mark.long("a seed")
@@ -84,11 +84,11 @@ def test_asking_again_adds_nothing(play: Play) -> None:
     play.pass_s(10)
     play.off("n0")
     play.look()
-    before = money_record_usage.read(play.folder.path)
+    before = usage.read(play.folder.path)
     kinds = [event["event"] for event in before]
     assert kinds == ["price", "node_start", "node_start", "node_stop", "seen"]
     play.look()
-    assert money_record_usage.read(play.folder.path) == before
+    assert usage.read(play.folder.path) == before
 
 
 def test_a_start_holds_what_is_to_be_known_of_it(play: Play) -> None:
@@ -134,12 +134,12 @@ def test_the_end_of_a_spot_request_is_that_of_its_instance(play: Play) -> None:
 def test_phases_of_a_node_on_its_way(play: Play) -> None:
     play.on("n0")
     play.pass_s(60)
-    reading = money_record_usage.refresh(play.ctx, play.folder)
-    money_record_usage.advance(play.ctx, play.folder, "booting")
-    money_record_usage.advance(play.ctx, play.folder, "bootstrapping", reading.ahead_s)
+    reading = usage.refresh(play.ctx, play.folder)
+    usage.advance(play.ctx, play.folder, "booting")
+    usage.advance(play.ctx, play.folder, "bootstrapping", reading.ahead_s)
     play.pass_s(120)
-    money_record_usage.advance(play.ctx, play.folder, "idle")
-    money_record_usage.advance(play.ctx, play.folder, "bootstrapping")
+    usage.advance(play.ctx, play.folder, "idle")
+    usage.advance(play.ctx, play.folder, "bootstrapping")
     play.pass_s(30)
     phases = {name: share.seconds for name, share in play.look().phases.items() if share.seconds}
     assert phases == pytest.approx({"booting": 60, "bootstrapping": 120, "idle": 30}, abs=3)
@@ -150,7 +150,7 @@ def test_at_the_end_nothing_is_on(play: Play) -> None:
     play.pass_s(600)
     play.look()
     aws_record_usage.record(play.ctx, play.folder, play.scope, [], play.now(), final=True)
-    made = bill(money_record_usage.read(play.folder.path), play.now() + 9e4)
+    made = bill(usage.read(play.folder.path), play.now() + 9e4)
     assert made.usd_per_hour == 0
     assert made.seconds == pytest.approx(600, abs=3)
 
@@ -194,7 +194,7 @@ def test_what_a_failed_provision_has_cost_is_written_down(play: Play, monkeypatc
     told = {"name": play.name, "provider": "aws", "nodes": 2, "gpus_per_node": 1, "max_hours": 6.0}
     with pytest.raises(NexaError, match="did not answer"):
         provisioning.provision(play.ctx, ClusterConfig.model_validate(told))
-    made = money_record_usage.known(play.ctx, play.folder).bill
+    made = usage.known(play.ctx, play.folder).bill
     assert made.instances_usd == pytest.approx(play.truth_usd(), rel=AGREES)
     assert len(made.nodes) == 2
     assert made.usd_per_hour == 0

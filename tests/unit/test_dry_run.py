@@ -38,6 +38,8 @@ FILES = {
     "hosts.yaml": "name: own\ncluster:\n  - {host: 127.0.0.1, user: ann, gpus: 1, port: 2299}\n",
     "aws.yaml": "name: cloud\nprovider: aws\nregion: us-east-1\nnodes: 2\ngpus_per_node: 4\nmax_hours: 2\n"
     "market: on_demand\noffers: [{type: g6e.12xlarge}]\n",
+    "stack.yaml": "name: mine\nprovider: stack\nstack: st\nnodes: 2\ngpus_per_node: 1\nmax_hours: 1\n",
+    "st/main.tf": "variable node_names {}\n",
     "train.yaml": "name: first\nscript: script.py\n",
     "script.py": "print('hello')\n",
     "ssh_config": "Host x\n  ProxyCommand nc x 22\n",
@@ -56,6 +58,10 @@ CASES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
                 "-var-file={root}/.nexa/clusters/new/terraform/nexa.tfvars.json",
                 "playbooks/bootstrap.yml on n0, n1",
             ),
+        ),
+        (
+            "provision --cluster stack.yaml",
+            ("would plan: the stack {root}/st, and judge", "/mine/terraform/plan.bin\n"),
         ),
         ("provision --cluster hosts.yaml", ("n0: 1 ranks, ann@127.0.0.1:2299", "would adopt: the host key", "on n0")),
         ("provision --cluster aws.yaml", ("2 nodes: ", "if used to the end", "src/stacks/aws apply -json")),
@@ -111,6 +117,7 @@ class Desk:
     def __init__(self, root: Path) -> None:
         self.root, self.runners = root, list[DryRunner]()
         for name, text in FILES.items():
+            (root / name).parent.mkdir(exist_ok=True)
             (root / name).write_text(text)
         (root / "lab.yaml").write_text(FILES["local.yaml"].replace("new", "lab"))
         trust.claim(root)

@@ -13,7 +13,7 @@ from nexa_dist.ops.bootstrap import PLAYBOOK
 from nexa_dist.ops.cluster.provision import refuse_other_provider, refuse_what_is_expanded
 from nexa_dist.ops.cluster.teardown import Doomed
 from nexa_dist.ops.context import Context
-from nexa_dist.run import bundle
+from nexa_dist.run import bundle, stack_sources
 from nexa_dist.run.fake import FakeRunner
 from nexa_dist.run.runner import Result
 from nexa_dist.run.terraform import Terraform, binary
@@ -47,8 +47,11 @@ def provision(ctx: Context, config: ClusterConfig, *, saved: bool = False) -> li
 
     def act(terraform: Terraform) -> None:
         terraform.prepare(bundle.root() / "terraform", settings)
-        (terraform.apply_plan if saved else terraform.apply)(ctx.detail)
+        (terraform.apply_plan if saved or config.stack else terraform.apply)(ctx.detail)
 
+    if config.stack:
+        stack_sources.read(Path(config.stack))
+        lines.append(f"would plan: the stack {config.stack}, and judge the plan before exactly that is applied")
     if hosts:
         lines.append("would adopt: the host key of each host, once the file, known_hosts or you vouch for it")
     else:

@@ -18,7 +18,7 @@ from nexa_dist.ops.cluster import mesh
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.health import acceptance
 from nexa_dist.ops.money import budget, lease
-from nexa_dist.ops.money import record_usage as money_record_usage
+from nexa_dist.ops.money import record_usage as usage
 from nexa_dist.ops.providers import local
 from nexa_dist.ops.providers.aws.gang import Saved
 from nexa_dist.ops.providers.contract import Wish
@@ -62,7 +62,7 @@ def provision(
             again=lambda bad: _made(ctx, folder, config, None, bad, made)[0],
             during=lambda nodes: _in_use(ctx, config, nodes),
         )  # fmt: skip
-        money_record_usage.advance(ctx, folder, "idle", ahead_s)
+        usage.advance(ctx, folder, "idle", ahead_s)
         files.write_json(folder.json, made.to_json())
         acceptance.refuse(report)
     return made
@@ -83,8 +83,8 @@ def _made(
     def begin() -> None:
         files.write_json(folder.path / "config.json", config.model_dump(mode="json", exclude_unset=True))
         if not config.traits.priced:  # else the cloud tells afterwards when the meter started
-            money_record_usage.begin_own(ctx, folder, config, lost)
-            money_record_usage.advance(ctx, folder, "booting")
+            usage.begin_own(ctx, folder, config, lost)
+            usage.advance(ctx, folder, "booting")
 
     try:
         wish = Wish(budget.allowance(ctx, folder, config), begin, lost, saved)
@@ -94,8 +94,8 @@ def _made(
             ahead_s = _metered(ctx, folder)
     made = nodes.cluster
     if not config.traits.priced:
-        money_record_usage.priced(folder, made)
-    money_record_usage.advance(ctx, folder, "bootstrapping", ahead_s)
+        usage.priced(folder, made)
+    usage.advance(ctx, folder, "bootstrapping", ahead_s)
     only = _made_anew(before, made) if lost else ()
     with _in_use(ctx, config, made), mesh.joining(ctx, folder, config, made, only) as meshed:
         bootstrap(
@@ -109,15 +109,15 @@ def _own_hosts(ctx: Context, folder: ClusterFolder, config: ClusterConfig, adopt
     hosts = static_make.make(ctx, folder, config, Wish(adopted=adopted))
     files.write_json(folder.path / "config.json", config.model_dump(mode="json", exclude_unset=True))
     budget.open_budget(folder, config.budget_usd, ctx.now())
-    money_record_usage.begin_own(ctx, folder, config, ())
-    money_record_usage.advance(ctx, folder, "bootstrapping")
+    usage.begin_own(ctx, folder, config, ())
+    usage.advance(ctx, folder, "bootstrapping")
     made = mesh.with_mesh(config, hosts.cluster)
     with static_make.tidied(ctx, folder, hosts), mesh.joining(ctx, folder, config, made) as meshed:
         own = {**hosts.variables, **meshed, **_containers(config)}
         bootstrap(ctx, folder, made, hosts.homes, own, each=hosts.each)
         made = mesh.joined(ctx, folder, config, made)
     report = acceptance.check(ctx, folder, config, made)
-    money_record_usage.advance(ctx, folder, "idle")
+    usage.advance(ctx, folder, "idle")
     files.write_json(folder.json, made.to_json())
     acceptance.refuse(report)
     return made
@@ -154,8 +154,8 @@ def _metered(ctx: Context, folder: ClusterFolder) -> float:
     """Writes down what the cloud says of all that was tried, also of what failed and was given back. Answers how far
     the cloud's clock is ahead of ours, in seconds."""
     try:
-        ahead_s = money_record_usage.refresh(ctx, folder).ahead_s
-        money_record_usage.advance(ctx, folder, "booting")
+        ahead_s = usage.refresh(ctx, folder).ahead_s
+        usage.advance(ctx, folder, "booting")
         return ahead_s
     except NexaError as error:  # the next one who asks makes up for it
         ctx.detail(f"the ledger is behind: {error}")

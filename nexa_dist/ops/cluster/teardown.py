@@ -17,7 +17,7 @@ from nexa_dist.ops.cluster import mesh_end
 from nexa_dist.ops.cluster.provision import refuse_other_provider
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.money import cost
-from nexa_dist.ops.money import record_usage as money_record_usage
+from nexa_dist.ops.money import record_usage as usage
 from nexa_dist.ops.providers.aws import end as aws_end
 from nexa_dist.ops.providers.static.record import Record
 from nexa_dist.ops.providers.table import of_folder, provider_of
@@ -66,7 +66,7 @@ def doomed(ctx: Context, folder: ClusterFolder, config: ClusterConfig | None) ->
     if config and begun:
         refuse_other_provider(folder, config)
     try:
-        scope = aws_end.site_of(ctx, folder, config)
+        scope = aws_end.scope_of(ctx, folder, config)
         elsewhere = aws_end.holder_elsewhere(ctx, scope) if scope else ""
     except UsageError:
         raise
@@ -111,7 +111,7 @@ def teardown(ctx: Context, folder: ClusterFolder, scope: AwsScope | None, stop: 
                 hint = f"what is in the way is not ours to end: ask who made it, remove it, then {hint}"
             known = any(rows for kind, rows in receipt["left"].items() if kind != "unseen")
             raise StillRunning(f"not {'everything is' if known else 'proven'} gone: {left}", hint=hint)
-        money_record_usage.end_all(ctx, folder, "teardown")
+        usage.end_all(ctx, folder, "teardown")
         receipt |= _costs(ctx, folder)
         folder.ledger("down", cost_usd=receipt["cost_usd"])
         return _archive(ctx, folder, receipt)
@@ -166,7 +166,7 @@ def _stop(ctx: Context, run: RunFolder, own: Record, stop: Stop) -> None:
 
 def _costs(ctx: Context, folder: ClusterFolder) -> dict[str, Any]:
     """What it cost in all: `cost_usd` is None where an instance has no known price."""
-    ledger = cost.of_cluster(ctx, folder.path, money_record_usage.known(ctx, folder))
+    ledger = cost.of_cluster(ctx, folder.path, usage.known(ctx, folder))
     made = ledger.bill
     usd = None if made.cost_usd is None else round(made.cost_usd, 6)
     return {"cost_usd": usd, "cost": made.to_json(), "waste": {**ledger.waste.to_json(), "lines": ledger.waste.lines()}}

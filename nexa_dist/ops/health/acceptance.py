@@ -14,7 +14,7 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.health import diag, gate
 from nexa_dist.ops.health.diag import Report
 from nexa_dist.ops.ledger_file import open_periods
-from nexa_dist.ops.money import record_usage as money_record_usage
+from nexa_dist.ops.money import record_usage as usage
 from nexa_dist.plan.health.fault import replaceable
 from nexa_dist.run import agent_file
 from nexa_dist.run.workspace import ClusterFolder
@@ -105,7 +105,7 @@ def losses(
     ctx: Context, folder: ClusterFolder, made: Cluster, machines: Mapping[str, str], seconds: float
 ) -> dict[str, Any]:
     """Minutes that the others waited, and USD: theirs, and all that the bad machines cost. None is unknown."""
-    rows = [row for row in money_record_usage.known(ctx, folder).bill.nodes if row.id in machines]
+    rows = [row for row in usage.known(ctx, folder).bill.nodes if row.id in machines]
     waiting = sum(node.price_usd_per_hour for node in made.nodes if node.name not in machines.values())
     usd = None if any(row.usd is None for row in rows) else sum(row.usd or 0.0 for row in rows)
     return {

@@ -11,7 +11,7 @@ from typing import Any
 from nexa_dist import wire
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.money import record_usage as money_record_usage
+from nexa_dist.ops.money import record_usage as usage
 from nexa_dist.ops.money.record_usage import Reading
 from nexa_dist.ops.providers.scope_file import known_scope
 from nexa_dist.plan.aws import prices
@@ -113,15 +113,15 @@ def _gone(root: Path, name: str) -> list[Path]:
 def of_living(ctx: Context, folder: ClusterFolder) -> Ledger:
     """The ledger of a living cluster; without the cloud's newest word when it cannot be asked."""
     try:
-        reading = money_record_usage.refresh(ctx, folder)
+        reading = usage.refresh(ctx, folder)
     except NexaError as error:
         ctx.say(f"warning: as of the last time that the cloud was asked: {error}")
-        reading = money_record_usage.known(ctx, folder)
+        reading = usage.known(ctx, folder)
     return of_cluster(ctx, folder.path, reading)
 
 
 def _of_gone(ctx: Context, folder: Path) -> Ledger:
-    return of_cluster(ctx, folder, Reading(money_record_usage.read(folder), ctx.now()))
+    return of_cluster(ctx, folder, Reading(usage.read(folder), ctx.now()))
 
 
 def _of_run(ctx: Context, run: RunFolder) -> Ledger:

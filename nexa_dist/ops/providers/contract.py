@@ -69,9 +69,9 @@ class Provider(Protocol):
     def make(self, ctx: Context, folder: ClusterFolder, config: ClusterConfig, wish: Wish) -> Made:
         """Makes the nodes that are missing, and those that are lost anew. Raises NexaError."""
 
-    def destroy(self, ctx: Context, folder: ClusterFolder, site: Any = None) -> dict[str, Any]:
+    def destroy(self, ctx: Context, folder: ClusterFolder, scope: Any = None) -> dict[str, Any]:
         """Ends all that was made (gives back what was not). Answers the receipt's rows; `left` in it is what is not
-        proven gone. `site`: where it was made, when the folder does not say."""
+        proven gone. `scope`: where it was made, when the folder does not say."""
 
     def proof(self, receipt: Mapping[str, Any]) -> str:
         """What a receipt proves, in words."""

@@ -173,7 +173,7 @@ def proof(receipt: Mapping[str, Any]) -> str:
     return "0 resources, 0 processes, 0 listening ports left"
 
 
-def destroy(ctx: Context, folder: ClusterFolder, site: Any = None) -> dict[str, Any]:
+def destroy(ctx: Context, folder: ClusterFolder, scope: Any = None) -> dict[str, Any]:
     """Ends the nodes. Answers what was destroyed and swept, and what is left of resources, ports and processes."""
     destroyed = _terraform_destroy(ctx, folder)
     with ctx.phase("sweep"), folder.journalled("sweep"):

@@ -249,7 +249,7 @@ def usage(ctx: Context, folder: ClusterFolder) -> float:
     return now
 
 
-def destroy(ctx: Context, folder: ClusterFolder, site: Any = None) -> dict[str, Any]:
+def destroy(ctx: Context, folder: ClusterFolder, scope: Any = None) -> dict[str, Any]:
     """terraform destroy, until the state is empty: that is the proof, and all of it."""
     terraform = terraform_of(ctx, folder)
     nodes, destroyed = _told_nodes(folder), list[str]()

@@ -24,7 +24,7 @@ SOON = {
 
 @dataclass(frozen=True)
 class Given:
-    """As it was when the cluster's site was chosen."""
+    """As it was when the cluster's scope was chosen."""
 
     vpc: str = ""
     subnets: dict[str, str] = field(default_factory=dict)

@@ -40,7 +40,7 @@ class AwsScope:
     bucket: str = ""
     state: str = ""
     prefix: str = ""
-    """Below which nodes write in the bucket, chosen with the site; the cluster's name for one of an older nexa."""
+    """Below which nodes write in the bucket, chosen with the scope; the cluster's name for one of an older nexa."""
     labels: dict[str, str] = field(default_factory=dict)
     """The user's own tags, beside ours and never in their place."""
     given: Given = field(default_factory=Given)

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from nexa_dist.errors import EXIT_FAILED, EXIT_OK, NexaError
-from nexa_dist.ops.money import record_usage as money_record_usage
+from nexa_dist.ops.money import record_usage as usage
 from nexa_dist.ops.runs import status as running
 from nexa_dist.ops.runs.summary import summary
 from nexa_dist.ui import terminal
@@ -40,7 +40,7 @@ def status(args: Arguments) -> int:
             report["clusters"].append({"cluster": folder.name, "state": "damaged", "nodes": []})
             continue
         rows = running.cluster_nodes(ctx, cluster)
-        made = money_record_usage.known(ctx, folder).bill
+        made = usage.known(ctx, folder).bill
         cost = {"usd_per_hour": made.usd_per_hour or cluster.usd_per_hour, "usd": made.cost_usd}
         report["clusters"].append({"cluster": cluster.name, "state": "up", **cost, "nodes": rows})
     for found in ctx.workspace.runs():

@@ -210,15 +210,15 @@ CLAIM = {"step": "claim", "state": "intent", "region": "us-west-2", "account": "
 
 
 def test_teardown_knows_the_site_by_file_journal_or_config(desk: Desk, folder: ClusterFolder) -> None:
-    assert aws_end.site_of(desk.ctx, folder, None) is None  # nothing was ever made here
+    assert aws_end.scope_of(desk.ctx, folder, None) is None  # nothing was ever made here
     journal(folder, CLAIM, {"step": "claim", "state": "done"})
-    told = aws_end.site_of(desk.ctx, folder, None)
+    told = aws_end.scope_of(desk.ctx, folder, None)
     assert isinstance(told, AwsScope)
     assert (told.cluster, told.region, told.account, told.owner) == ("c", "us-west-2", "7", "bob")
-    named = aws_end.site_of(desk.ctx, folder, config(owner="eve"))
+    named = aws_end.scope_of(desk.ctx, folder, config(owner="eve"))
     assert named is not None and (named.region, named.owner, named.account) == (HOME, "eve", "1")
     files.write_json(scope_file(folder), scope().to_json())
-    assert aws_end.site_of(desk.ctx, folder, None) == scope()
+    assert aws_end.scope_of(desk.ctx, folder, None) == scope()
 
 
 @pytest.mark.parametrize("name", ["config.json", "cluster.json"])
@@ -226,18 +226,18 @@ def test_an_aws_cluster_is_never_taken_for_a_local_one(desk: Desk, folder: Clust
     """Its receipt would say that nothing is left, of a place where nothing was."""
     files.write_json(folder.path / name, {"provider": "aws"})
     with pytest.raises(NexaError, match="provider aws") as caught:
-        aws_end.site_of(desk.ctx, folder, None)
+        aws_end.scope_of(desk.ctx, folder, None)
     assert "--cluster FILE" in caught.value.hint
     files.write_json(folder.path / name, {"provider": "local"})
-    assert aws_end.site_of(desk.ctx, folder, None) is None
+    assert aws_end.scope_of(desk.ctx, folder, None) is None
 
 
 def test_a_torn_site_with_a_file_is_done_without(desk: Desk, folder: ClusterFolder) -> None:
     files.write_text(scope_file(folder), "{")
-    told = aws_end.site_of(desk.ctx, folder, config())
+    told = aws_end.scope_of(desk.ctx, folder, config())
     assert told is not None and told.owner == "user/ann"
     with pytest.raises(NexaError):
-        aws_end.site_of(desk.ctx, folder, None)
+        aws_end.scope_of(desk.ctx, folder, None)
 
 
 def test_the_scope_stays_where_older_versions_wrote_it(folder: ClusterFolder, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from nexa_dist.cli import main
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import UsageError
 from nexa_dist.ops.money import cost
-from nexa_dist.ops.money import record_usage as money_record_usage
+from nexa_dist.ops.money import record_usage as usage
 from nexa_dist.run import files
 from nexa_dist.run.workspace import ClusterFolder
 from tests.unit.cloud_server import NOW, Desk
@@ -33,8 +33,8 @@ def folder(desk: Desk, name: str = "own") -> ClusterFolder:
 
 
 def begin(desk: Desk, of: ClusterConfig | None = None, lost: tuple[str, ...] = ()) -> None:
-    money_record_usage.begin_own(desk.ctx, folder(desk), of or config(), lost)
-    money_record_usage.advance(desk.ctx, folder(desk), "booting")
+    usage.begin_own(desk.ctx, folder(desk), of or config(), lost)
+    usage.advance(desk.ctx, folder(desk), "booting")
 
 
 def run(desk: Desk, run_id: str, attempts: list[dict[str, Any]], provider: str = "local", **config: Any) -> None:
@@ -62,9 +62,9 @@ def report(desk: Desk, named: str = "") -> dict[str, Any]:
 def test_a_cluster_of_ones_own_from_its_first_node_on(desk: Desk) -> None:
     begin(desk)
     desk.slept.append(100.0)
-    money_record_usage.advance(desk.ctx, folder(desk), "bootstrapping")
+    usage.advance(desk.ctx, folder(desk), "bootstrapping")
     desk.slept.append(400.0)
-    money_record_usage.advance(desk.ctx, folder(desk), "idle")
+    usage.advance(desk.ctx, folder(desk), "idle")
     run(desk, "train_1", [ended(600, 1600)], tags=["hello"])
     desk.slept.append(1500.0)
     told = report(desk)
@@ -97,7 +97,7 @@ def test_doing_it_again_starts_no_second_meter_and_a_lost_node_ends(desk: Desk) 
     begin(desk)
     begin(desk, lost=("n1",))
     begin(desk, config(nodes=1))
-    rows = money_record_usage.Reading(money_record_usage.read(folder(desk).path), NOW + 2000).bill.nodes
+    rows = usage.Reading(usage.read(folder(desk).path), NOW + 2000).bill.nodes
     assert [(row.node, row.seconds) for row in rows] == [("n0", 2000), ("n1", 1000), ("n1", 0)]
 
 
@@ -129,7 +129,7 @@ def test_nodes_of_ones_own_that_are_off_have_ended(desk: Desk) -> None:
     """n0 still answers, n1 ended by its deadline, n2 nobody knows when, and another has its port; n3 is being made."""
     begin(desk, config(nodes=3))
     desk.slept.append(100.0)
-    money_record_usage.advance(desk.ctx, folder(desk), "bootstrapping")
+    usage.advance(desk.ctx, folder(desk), "bootstrapping")
     begin(desk, config(nodes=4))
     files.write_text(folder(desk).path / "nodes" / "n1" / "due" / "acts_unix", f"{NOW + 1000:.0f}\n")
     for name in ("n0", "n2"):
@@ -149,7 +149,7 @@ def test_a_cluster_that_is_gone_is_found_in_the_history(desk: Desk) -> None:
     begin(desk)
     run(desk, "train_1", [ended(100, 900)])
     desk.slept.append(1000.0)
-    money_record_usage.end_all(desk.ctx, folder(desk), "teardown")
+    usage.end_all(desk.ctx, folder(desk), "teardown")
     kept = desk.root / ".nexa" / "history" / "own_2027-01-15T081640Z"
     kept.parent.mkdir(parents=True)
     folder(desk).path.rename(kept)
@@ -196,7 +196,7 @@ def test_the_verb_says_it_in_tables_and_as_json(
         [ended(0, 500, 50, state="failed", next={"action": "restart"}), ended(500, 1000, resume_step=40)],
     )
     desk.slept.append(1000.0)
-    money_record_usage.end_all(desk.ctx, folder(desk), "teardown")
+    usage.end_all(desk.ctx, folder(desk), "teardown")
     assert main(["cost"]) == 0
     told = capsys.readouterr()
     assert "own: 2.00 USD (instances 2.00, disks 0.00, addresses 0.00, logs sent here 0.00); now 0.00 USD/h" in told.err

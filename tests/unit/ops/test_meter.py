@@ -12,7 +12,7 @@ import pytest
 from nexa_dist.errors import EXIT_BUDGET, NexaError, UsageError
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops.money import budget, lease, meter
-from nexa_dist.ops.money import record_usage as money_record_usage
+from nexa_dist.ops.money import record_usage as usage
 from nexa_dist.ops.money.meter import Meter
 from nexa_dist.ops.money.record_usage import Reading
 from nexa_dist.plan.money.bill import bill
@@ -54,7 +54,7 @@ class Told:
         self.silent: dict[str, str] = {}
         patch.setattr(lease, "rearm", self.rearm)
         patch.setattr(lease, "renew", self.renew)
-        patch.setattr(money_record_usage, "refresh", lambda *_: Reading([], 0.0, ahead_s=0.0))
+        patch.setattr(usage, "refresh", lambda *_: Reading([], 0.0, ahead_s=0.0))
 
     def rearm(self, links: Any, due_unix: float, max_s: float | None = None) -> dict[str, int]:
         self.due.append(due_unix)

@@ -36,7 +36,7 @@ class Seen:
 
 
 def look(scope: AwsScope) -> Seen:
-    """Whose the site's bucket is. "Forbidden" alone tells nothing: ours says so too, without s3:ListBucket."""
+    """Whose the scope's bucket is. "Forbidden" alone tells nothing: ours says so too, without s3:ListBucket."""
     region = scope.region
     for _ in range(2):
         try:
@@ -119,7 +119,7 @@ def kept(scope: AwsScope) -> list[str]:
 
 
 def ensure(ctx: Context, scope: AwsScope) -> None:
-    """The site's bucket is there and ours to use. One that exists already is taken as it is."""
+    """The scope's bucket is there and ours to use. One that exists already is taken as it is."""
     refuse_state(scope)
     if not scope.bucket or usable(scope).whose == "ours":
         return

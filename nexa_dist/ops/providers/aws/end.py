@@ -38,7 +38,7 @@ FEWER = 40
 """Where something is hidden: what hangs on that does not go by waiting."""
 
 
-def site_of(ctx: Context, folder: ClusterFolder, config: ClusterConfig | None) -> AwsScope | None:
+def scope_of(ctx: Context, folder: ClusterFolder, config: ClusterConfig | None) -> AwsScope | None:
     """Whose cluster it is: as written down here, else (lost, torn, another machine) from the cluster's file, else from
     the journal.
 
@@ -47,7 +47,7 @@ def site_of(ctx: Context, folder: ClusterFolder, config: ClusterConfig | None) -
     try:
         known = known_scope(folder)
     except NexaError:
-        if config is None and (told := _journalled_site(ctx, folder)):
+        if config is None and (told := _journalled_scope(ctx, folder)):
             return told
         if config is None:
             raise
@@ -55,7 +55,7 @@ def site_of(ctx: Context, folder: ClusterFolder, config: ClusterConfig | None) -
     if known:
         return known
     if config is None:
-        return _journalled_site(ctx, folder)
+        return _journalled_scope(ctx, folder)
     if config.provider != "aws":
         return None
     region = region_wanted(config)
@@ -73,7 +73,7 @@ def site_of(ctx: Context, folder: ClusterFolder, config: ClusterConfig | None) -
     )
 
 
-def _journalled_site(ctx: Context, folder: ClusterFolder) -> AwsScope | None:
+def _journalled_scope(ctx: Context, folder: ClusterFolder) -> AwsScope | None:
     """By the last claim. A folder of aws without one is never taken for a local cluster's: its receipt would lie."""
     if told := claims(folder.path):
         region, account, owner = (str(told[-1][key]) for key in ("region", "account", "owner"))
@@ -109,7 +109,7 @@ class Sight:
     """What the cloud shows of a cluster, and what it hides, at each look.
 
     Profiles and roles are made for a bucket alone, so without one they are not asked for: unless another workspace had
-    a part in the cluster, or the site is guessed from a file, which may have named a bucket once.
+    a part in the cluster, or the scope is guessed from a file, which may have named a bucket once.
     """
 
     def __init__(self, scope: AwsScope, regions: Sequence[str]) -> None:

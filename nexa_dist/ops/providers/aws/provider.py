@@ -25,10 +25,10 @@ from nexa_dist.run.workspace import ClusterFolder
 __all__ = ["destroy", "make", "plan", "proof", "says", "usage"]
 
 
-def destroy(ctx: Context, folder: ClusterFolder, site: Any = None) -> dict[str, Any]:
+def destroy(ctx: Context, folder: ClusterFolder, scope: Any = None) -> dict[str, Any]:
     """As `end.destroy`; a cloud that cannot be asked has confirmed nothing."""
     try:
-        return end.destroy(ctx, folder, site)
+        return end.destroy(ctx, folder, scope)
     except NexaError as error:
         if error.code != EXIT_FAILED:
             raise

@@ -57,7 +57,7 @@ def ssh_sources(config: ClusterConfig) -> tuple[str, ...]:
 
 
 def open_scope(ctx: Context, folder: ClusterFolder, config: ClusterConfig, planned: AwsScope | None = None) -> AwsScope:
-    """The known site, the planned one, or a new one; checked against the file and the account. Makes nothing."""
+    """The known scope, the planned one, or a new one; checked against the file and the account. Makes nothing."""
     ssh_sources(config)
     known = known_scope(folder) or planned
     region = region_wanted(config)

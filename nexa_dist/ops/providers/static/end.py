@@ -30,7 +30,7 @@ def give_up(folder: ClusterFolder, names: Sequence[str]) -> None:
             replace(record, hosts={**record.hosts, **gone}).save(folder)
 
 
-def destroy(ctx: Context, folder: ClusterFolder, site: Any = None) -> dict[str, Any]:
+def destroy(ctx: Context, folder: ClusterFolder, scope: Any = None) -> dict[str, Any]:
     """Takes away what was added to the hosts. Answers what was removed, what stays and why, and what is left to do:
     hosts that do not answer, processes that live."""
     record = Record.of(folder)
