@@ -65,6 +65,13 @@ class Manifest(_Part):
     code_hash: str = Field(description="Hash of the project's files as sent to the nodes.")
     package_hash: str = Field(description="Hash of the nexa_dist package as sent to the nodes.")
     env_hash: str = Field(description="Hash of lock, torch pin and Python; empty for the user's own environment.")
+    environment: dict[str, Any] = Field(
+        default_factory=dict, description="The environment that the run asked for: its hash, and what is installed."
+    )
+    data: dict[str, Any] = Field(default_factory=dict, description="Each of data: its source, hash and bytes.")
+    outputs: dict[str, Any] = Field(
+        default_factory=dict, description="What came back of what the run wrote, and what did not."
+    )
     git_commit: str | None = Field(
         description="Commit of the project; with -dirty when what was sent is not what it has. See code_hash too."
     )

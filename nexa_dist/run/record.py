@@ -14,6 +14,8 @@ from nexa_dist.secrets import redact, redact_text
 
 LATER = ("ended_unix", "why", "laid", "replaced", "changed", "notices", "end", "next")
 """Fields of an attempt that are not written before they are known."""
+BROUGHT = ("environment", "data")
+"""Fields of a run that are written only where it has them."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,10 @@ class Run:
     """The attempt that somebody began last: earlier ones count for no decision."""
     code_hash: str = ""
     package_hash: str = ""
+    environment: dict[str, Any] = field(default_factory=dict)
+    """The environment of the newest attempt; empty for that of the cluster."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """Each of `data:` with its hash."""
     config_file: str = ""
     git_commit: str | None = None
     created_unix: Unix = 0.0
@@ -147,4 +153,4 @@ class Run:
     def to_json(self) -> dict[str, Any]:
         data = asdict(replace(self, attempts=[])) | {"attempts": [row.to_json() for row in self.attempts]}
         more: dict[str, Any] = data.pop("more")
-        return more | {name: value for name, value in data.items() if name != "path"}
+        return more | {name: value for name, value in data.items() if name != "path" and (value or name not in BROUGHT)}

@@ -133,6 +133,11 @@ class RunFolder:
         return self.path / "code"
 
     @property
+    def brought(self) -> Path:
+        """What a later attempt needs of what the lab brought to the first one."""
+        return self.path / "brought"
+
+    @property
     def stop_wish(self) -> Path:
         """Why somebody wants the run to end; read by its supervisor where no agent is there to be told."""
         return self.path / "stop"

@@ -13,6 +13,7 @@ from nexa_dist.errors import EXIT_USAGE
 GROUPS = {
     "cluster": ("init", "config", "plan", "provision", "status", "ssh", "diag", "teardown", "sweep", "image", "trust"),
     "run": ("run", "attach", "stop", "runs", "logs", "why"),
+    "work": (),
     "money": ("cost", "budget", "timeline"),
 }
 """The folder below verbs/ of each verb, and where `nexa --help` shows it."""

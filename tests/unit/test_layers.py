@@ -40,7 +40,7 @@ BELOW = {
 }
 ROOMS = {
     "plan": ("failures", "runs", "money", "health", "aws", "static"),
-    "ops": ("runs", "failures", "cluster", "health", "money", "providers"),
+    "ops": ("runs", "work", "failures", "cluster", "health", "money", "providers"),
     "node": ("watch", "warm", "code", "machine"),
     "run": ("logs", "code", "ssh", "aws"),
 }

@@ -13,6 +13,7 @@ from nexa_dist.errors import UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.node.protocol import VERSION, Spec
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.work.bring import Brought
 from nexa_dist.plan.ranks import NodePlan, RankPlan
 from nexa_dist.plan.runs import torchrun
 from nexa_dist.plan.runs.torchrun import Place
@@ -46,6 +47,7 @@ class Job:
     resume: tuple[int, dict[str, str]] | None
     """The step and, by node name, its verified checkpoint there."""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    brought: Brought = field(default_factory=Brought)
 
     def expanded(self, environment: dict[str, str]) -> TrainConfig:
         """The config with the values of a node in its arguments, where it says so. Raises UsageError for a name that
@@ -69,7 +71,7 @@ class Job:
         layout = link.ssh.cluster.layout
         scratch, shared = link.path(layout.scratch), link.path(layout.shared)
         return Place(
-            python=link.python,
+            python=self.brought.pythons.get(link.node.name, link.python),
             agent=link.agent,
             scratch=scratch,
             shared=shared,
@@ -89,7 +91,7 @@ class Job:
             attempt=self.attempt,
             interface=interface,
             cpus=cpus,
-            user=_user_environment(self.config),
+            user={**self.brought.env.get(node.node.name, {}), **_user_environment(self.config)},
             resume=(self.resume[1][node.node.name], self.resume[0]) if self.resume else None,
             bucket=bucket_environment(link.ssh.cluster, place.package),
         )

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nexa_dist.config.train import TrainConfig
@@ -17,6 +18,7 @@ from nexa_dist.node.protocol import Reason, Spec
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs.agent_spec import Job, code_folder, secrets
 from nexa_dist.ops.runs.code import of_now, send
+from nexa_dist.ops.work.bring import Brought, bring
 from nexa_dist.plan import told
 from nexa_dist.plan.ranks import RankPlan, assign_ranks, split_endpoint
 from nexa_dist.plan.runs import preflight
@@ -50,6 +52,7 @@ class Prepared:
     """Folders of code that are there, by node."""
     attempt: Attempt
     """What is to be written of it."""
+    brought: Brought
     secrets: Mapping[str, str] = dataclasses.field(repr=False)
 
 
@@ -92,20 +95,23 @@ def prepare(
     *,
     codes: tuple[archive.Code, archive.Code] | None = None,
     seconds_left: float | None = None,
+    kept: Path | None = None,
     links: Connecting,
 ) -> Prepared:
     """The plan of one attempt. `resume` is the step and, by node name, its verified checkpoint there.
 
     `codes` are the project and our package as an earlier attempt had them, instead of those of this moment.
-    `seconds_left` of the run's max_hours; without it all of them are. `links` are asked for when everything else is
-    known. A dry run begins nothing on the nodes.
+    `seconds_left` of the run's max_hours; without it all of them are. `kept` is the folder of the run for `bring`.
+    `links` are asked for when everything else is known. A dry run begins nothing on the nodes.
     """
     draft = assign_ranks(ssh.cluster, 0, config.nproc_per_node)
+    again = codes is not None
     if codes is None:
         codes = of_now(ctx, config)
     hidden = secrets(ctx, config)
     linked = links()
-    job = Job(config, run_id, attempt, *codes, resume, hidden)
+    brought = bring(ctx, linked, config, kept, again=again)
+    job = Job(config, run_id, attempt, *codes, resume, hidden, brought)
     asked = time.time()
     more: dict[str, dict[str, Any]] = {}
     for link, node in zip(linked, draft.nodes, strict=True):
@@ -142,6 +148,7 @@ def prepare(
             commands={name: redact(list(spec["argv"])) for name, spec in specs.items()},
         ),
         secrets=hidden,
+        brought=brought,
     )
 
 
@@ -174,6 +181,7 @@ def start(run: RunFolder, prepared: Prepared, record: Run, **known: Any) -> None
     that has begun."""
     run_dirs = {name: place.run_dir for name, place in prepared.places.items()}
     made = dataclasses.replace(prepared.attempt, started_unix=time.time())
+    record.environment, record.data = dict(prepared.brought.environment), dict(prepared.brought.data)
     record.start(made, run_dirs, *(code.hash for code in prepared.archives))
     begun: list[Link] = []
     laid: dict[str, dict[str, list[str]]] = {}

@@ -257,6 +257,7 @@ class Supervisor:
             found,
             codes=(codes[0], codes[1]),
             seconds_left=self.seconds_left(config.max_hours),
+            kept=self.run.brought,
             links=lambda: links,
         )
         launch.deliver(self.ctx, prepared)

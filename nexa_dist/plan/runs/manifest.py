@@ -46,6 +46,8 @@ def build_manifest(record: Mapping[str, Any], result: Mapping[str, Any], config:
         code_hash=record["code_hash"],
         package_hash=record["package_hash"],
         env_hash=cluster.env_hash,
+        environment=record.get("environment", {}),
+        data=record.get("data", {}),
         git_commit=record["git_commit"],
         parallel=result.get("parallel"),
         nodes=tuple(

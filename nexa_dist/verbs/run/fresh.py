@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import shutil
 from typing import Any
 
 from nexa_dist.config.train import TrainConfig
@@ -47,10 +48,10 @@ def fresh(
     with ctx.phase(f"checks on {len(cluster.nodes)} nodes"):
         folder = ctx.workspace.new_run(config.stage, config.name)
         try:
-            prepared = launch.prepare(ctx, ssh, config, folder.run_id, 1, None, links=links)
+            prepared = launch.prepare(ctx, ssh, config, folder.run_id, 1, None, kept=folder.brought, links=links)
             launch.deliver(ctx, prepared)
         except BaseException:
-            folder.path.rmdir()  # nothing was started, so there is no run
+            shutil.rmtree(folder.path)  # nothing was started, so there is no run
             raise
     if cluster.traits.rents and not cluster.bucket:
         first = cluster.nodes[0].name

@@ -57,7 +57,16 @@ def resumed(ctx: Context, folder: RunFolder, args: Arguments, shown: set[int] | 
             links = connect(ssh)
             found = checkpoints.spread_checkpoint(ctx, links, record)
             ctx.detail(f"step {found[0]}, verified on every node" if found else "none yet: from the beginning")
-        prepared = launch.prepare(ctx, ssh, config, folder.run_id, attempt, found, links=lambda: links)
+        prepared = launch.prepare(
+            ctx,
+            ssh,
+            config,
+            folder.run_id,
+            attempt,
+            found,
+            kept=None if ctx.dry else folder.brought,
+            links=lambda: links,
+        )
         if args.dry_run:
             return printed(prepared, args.json)
         launch.deliver(ctx, prepared)

@@ -1,0 +1,1 @@
+"""What a lab brings to a run and takes away from it: environments, data, results."""

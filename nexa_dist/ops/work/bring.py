@@ -1,0 +1,34 @@
+"""What a lab brings to a run, made ready on every node before its ranks are planned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nexa_dist.config.train import TrainConfig
+from nexa_dist.ops.context import Context
+from nexa_dist.run.ssh.connections import Link
+
+
+@dataclass(frozen=True)
+class Brought:
+    """What the nodes have of it."""
+
+    pythons: Mapping[str, str] = field(default_factory=dict)
+    """Interpreter of the ranks by node name; without one, that of the cluster."""
+    env: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Variables that the ranks get beside the usual, by node name."""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    """The environment, as the manifest names it."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Each of `data:`, as the manifest names it."""
+
+
+def bring(ctx: Context, links: Sequence[Link], config: TrainConfig, kept: Path | None, *, again: bool) -> Brought:
+    """Makes ready what `config` asks for; quick when all of it is there. Called before every attempt: `kept` is a
+    folder of the run here, for what a later attempt needs of this one; None in a dry run, which changes nothing.
+    `again`: the inputs are those of the attempt before, as they lie in `kept`, and not the user's files of now."""
+    del ctx, links, config, kept, again
+    return Brought()

@@ -1,0 +1,61 @@
+"""A folder that one node has, to others over the network that is theirs alone: what comes into a cluster comes once.
+
+The same program as the bootstrap's (ansible/roles/uv_env/files/share_env.py): a list of SHA-256 whose digest goes over
+ssh, then the files; what a taker gets is what the list says, or nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nexa_dist import wire
+from nexa_dist.errors import NexaError
+from nexa_dist.ops.context import Context
+from nexa_dist.run import bundle
+from nexa_dist.run.runner import CommandFailed
+from nexa_dist.run.ssh.connections import Link, on_all
+
+LIMIT_S = 900
+"""Seconds for all to take it; share_env.py has the same."""
+ALONE = "the nodes have no network of their own"
+
+
+def hand_on(
+    ctx: Context, source: Link, takers: Sequence[Link], folders: Mapping[str, str], what: str
+) -> dict[str, str]:
+    """By name of each taker "", or why it has not got it: the caller then makes it there after all. `folders`: the
+    folder's absolute path by node name; whole folders hold a file `.complete`. `what` is its name for people."""
+    if not source.ssh.cluster.traits.network:
+        return {link.node.name: ALONE for link in takers}
+    address = source.node.peer_address
+    asked = {"env": folders[source.node.name], "address": address, "takers": len(takers), "limit_s": LIMIT_S}
+    try:
+        offer = _share(source, "offer", asked)
+    except NexaError as error:
+        return {link.node.name: str(error) for link in takers}
+
+    def take(item: tuple[int, Link]) -> tuple[str, str]:
+        place, link = item
+        wanted = {"env": folders[link.node.name], "address": address, "offer": offer, "place": place}
+        try:
+            _share(link, "take", wanted)
+        except NexaError as error:
+            return link.node.name, str(error)
+        ctx.detail(f"{link.node.name}: {what} from {source.node.name}")
+        return link.node.name, ""
+
+    return dict(on_all(list(enumerate(takers)), take))
+
+
+def _share(link: Link, act: str, message: Mapping[str, Any]) -> str:
+    """What the program answers: of an offer the text as it is, which the takers check."""
+    program = (bundle.root() / "ansible" / "roles" / "uv_env" / "files" / "share_env.py").read_text(encoding="utf-8")
+    argv = (link.python, "-I", "-c", program, act)
+    done = link.ssh.run(link.node, argv, json.dumps(message).encode(), timeout_s=LIMIT_S + 30)
+    if done.code:
+        raise CommandFailed(f"{link.node.name}: {act} of {message['env']}", done)
+    if len(done.out) > wire.ANSWER_BYTES:
+        raise wire.Faulty(link.node.name, "what it offers", "it is too long")
+    return done.out.decode(errors="replace")

@@ -1,0 +1,1 @@
+"""Verbs of what a lab brings to its runs and takes away from them."""

@@ -1,0 +1,48 @@
+"""A folder goes from one node to another by the controller's hand; both are folders of this machine, without ssh."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from nexa_dist.model import Cluster, Layout, Node, Provider
+from nexa_dist.ops.context import Context
+from nexa_dist.ops.work.hand_on import ALONE, hand_on
+from nexa_dist.run.fake import Call, FakeRunner
+from nexa_dist.run.runner import Result
+from nexa_dist.run.ssh.connections import Link, Ssh
+from nexa_dist.run.workspace import Workspace
+
+NODES = (Node("n0", "10.0.0.1", 1, private_address="127.0.0.1"), Node("n1", "10.0.0.2", 1))
+
+
+class Here(FakeRunner):
+    """What goes to a node runs here."""
+
+    def answer(self, call: Call) -> Result:
+        assert isinstance(call.stdin, bytes)
+        done = subprocess.run(shlex.split(call.argv[-1]), input=call.stdin, capture_output=True, timeout=60)
+        return Result(call.argv, done.returncode, done.stdout, done.stderr)
+
+
+def handed(folder: Path, provider: Provider, **damage: Any) -> dict[str, str]:
+    cluster = Cluster("c", provider, NODES, Layout(sys.executable, "~/s", "~/h", "~/d"))
+    links = [Link(Ssh(Here(), cluster, str(folder)), node, str(folder)) for node in NODES]
+    folders = {node.name: str(folder / node.name / "corpus") for node in NODES} | damage
+    return hand_on(Context(Workspace(folder), Here(), lambda text: None), links[0], links[1:], folders, "corpus")
+
+
+def test_it_arrives_whole_or_says_why_not(tmp_path: Path) -> None:
+    source = tmp_path / "n0" / "corpus"
+    (source / "deep").mkdir(parents=True)
+    (source / "deep" / "a.bin").write_bytes(b"x" * 3_000_000)
+    (source / ".complete").touch()
+    assert handed(tmp_path, "static") == {"n1": ALONE}
+    assert "/gone" in handed(tmp_path, "aws", n1="/proc/gone/corpus")["n1"]
+    assert not (tmp_path / "n1").exists()
+    assert handed(tmp_path, "aws") == {"n1": ""}
+    taken = tmp_path / "n1" / "corpus"
+    assert (taken / "deep" / "a.bin").read_bytes() == b"x" * 3_000_000 and (taken / ".complete").exists()
