@@ -10,6 +10,7 @@ from typing import Any
 from nexa_dist.errors import NexaError
 from nexa_dist.node.protocol import AT_WORK, FINAL, VERSION, Event
 from nexa_dist.shape import (
+    BEYOND,
     MOST,
     Check,
     NotJson,
@@ -177,6 +178,20 @@ DIAG = record(
 FILES = rows(lenient(NAME), 100)
 """Names of files of the user's, which may be no text; those that are shown."""
 MANY_FILES = 200_000
+SHA256 = text(64, r"[0-9a-f]{64}")
+INSIDE = text(1024, rf"(?!\.\.?/)(?!.*/\.\.?(?:/|\Z))(?!\.\.?\Z)[^{_PLAIN}]+(?:/[^{_PLAIN}]+)*")
+"""A file's name below a folder, which it stays in here too."""
+_WROTE = record(
+    {
+        "name": INSIDE,
+        "path": INSIDE,
+        "bytes": whole(),
+        "mtime_ns": whole(0, BEYOND),
+        "kind": one_of("outputs", "tracking", "other"),
+    }
+)
+_KEPT = record({"step": whole(0, 10**8 - 1), "path": text(4096), "sha256": SHA256, "bytes": whole(), "durable": flag})
+_LEFT = {"there": flag, "files": rows(_WROTE, MANY_FILES), "more": flag, "cut": flag, "checkpoints": rows(_KEPT, 1000)}
 _ANSWERS: dict[str, Check] = {
     "probe": PROBE,
     "diag": DIAG,
@@ -189,6 +204,7 @@ _ANSWERS: dict[str, Check] = {
     "allow": record({}),
     "status": STATUS,
     "stop": record({"state": one_of(*STATES), "ended": whole(), "left": PIDS}),
+    "wrote": record({"runs": rows(record(_LEFT), 10_000)}),
 }
 _ERROR = record({"error": text(4096)})
 STAY = record({"path": text(), "files": whole(), "bytes": whole(), "why": WORDS})
@@ -242,7 +258,6 @@ CHECKPOINTS = record(
     }
 )
 IN_BUCKET = rows(record({"step": STEP}), 100_000)
-SHA256 = text(64, r"[0-9a-f]{64}")
 SAVED = record({"step": STEP}, {"uri": text(4096), "path": text(4096), "sha256": SHA256})
 FIGURES = anything(4, 1000)
 RESULT = record(
@@ -296,13 +311,30 @@ _END = record({"end": STATUS}, {"log_bytes": whole()})
 _THROUGH = record({"through": flag})
 
 
+_SENT = {
+    "len": record({"at": whole(), "off": whole(), "len": whole(1, FRAME_BYTES)}),
+    "sha256": record({"at": whole(), "bytes": whole(), "sha256": SHA256}),
+    "same": record({"at": whole(), "same": flag}),
+    "error": record({"at": whole(), "error": WORDS}),
+    "through": _THROUGH,
+}
+
+
+def sent(line: bytes) -> dict[str, Any]:
+    """The header of a frame of `send`. Raises Strange."""
+    return dict(parsed(line, lambda value: _of_kind(value, _SENT), FRAME_BYTES))
+
+
 def frame(line: bytes) -> dict[str, Any]:
     """The header of a frame: one with "len" has as many bytes behind it. Raises Strange."""
     return dict(parsed(line, _frame, FRAME_BYTES))
 
 
 def _frame(value: Any) -> dict[str, Any]:
-    kinds = {"len": _DATA, "beat": _BEAT, "end": _END, "through": _THROUGH}
+    return _of_kind(value, {"len": _DATA, "beat": _BEAT, "end": _END, "through": _THROUGH})
+
+
+def _of_kind(value: Any, kinds: dict[str, Check]) -> dict[str, Any]:
     kind = next((kind for name, kind in kinds.items() if isinstance(value, dict) and name in value), None)
     if kind is None:
         raise Strange(f"{shown(value)} is no frame")

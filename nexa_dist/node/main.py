@@ -17,6 +17,8 @@ other command is short and answers with JSON. Each imports only what it needs.
     agent.pyz follow RUN_DIR   < {"offsets": {...}, "once": bool}    logs and events, framed, from byte offsets;
                                                                      then lines as signs of life
     agent.pyz stop RUN_DIR     < {"grace_s", "reason", "release"}    SIGTERM, grace for a checkpoint, SIGKILL
+    agent.pyz wrote -          < {"runs": [...]}                     what runs have left here: files, checkpoints
+    agent.pyz send DIR         < {"files": [...]}                    these files, framed, from byte offsets
     agent.pyz rank -- ARGV     (started by torchrun)                 one rank: its log, its exit code, its end
     agent.pyz warm RUN_DIR KEY MODULE…  (by probe or the daemon)     an interpreter that ranks are forked from
 
@@ -50,18 +52,23 @@ def main(argv: list[str]) -> int:
 
         return warm_server.serve(rest[0], rest[1], rest[2:])
     target = os.path.abspath(os.path.expanduser(rest[0])) if rest else ""
-    if name == "follow":
-        from .follow import follow
-
+    if name in ("follow", "send"):
         try:
-            follow(target)
+            if name == "follow":
+                from .follow import follow
+
+                follow(target)
+            else:
+                from .outputs import send
+
+                send(target)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would flush once more at its end
         return 0
     act = command(name, rest[1:])
     if act is None:
         print(
-            "usage: agent.pyz probe|diag|forget|unpack|whole|lacks|start|go|status|allow|follow|stop|rank …",
+            "usage: agent.pyz probe|diag|forget|unpack|whole|lacks|start|go|status|allow|follow|stop|wrote|send|rank …",
             file=sys.stderr,
         )
         return 2
@@ -89,6 +96,10 @@ def command(name: str, more: list[str]) -> Callable[[str], dict[str, Any]] | Non
         if name == "lacks":
             return lambda folder: lacks(folder, json.load(sys.stdin))
         return whole if name == "whole" else lambda folder: unpack(folder, *more[:2])
+    if name == "wrote":
+        from .outputs import wrote
+
+        return lambda _: wrote(json.load(sys.stdin))
     if name == "start":
         from .start import start
 

@@ -56,7 +56,7 @@ def lay_out(code: str, work: str, run_dir: str, attempt: int) -> dict[str, Any]:
         if rewritten and seen is not None:
             room.put_aside(name)
         room.place(os.path.join(code, name), name, wanted, first=attempt == 1 and not old)
-    write_json(note, {"hash": os.path.basename(code), "boot": _boot(), "files": new})
+    write_json(note, {"hash": os.path.basename(code), "boot": _boot(), "files": new, "kept": kept})
     return {"kept": kept[:TOLD], "aside": room.aside[:TOLD]}
 
 
