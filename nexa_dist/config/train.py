@@ -35,6 +35,13 @@ def _not_an_option(value: str) -> str:
     return value
 
 
+def _inside(value: str) -> str:
+    """A pattern below the working folder."""
+    if value.startswith("/") or ".." in value.split("/") or not value.strip("/"):
+        raise ValueError("must be below the working folder of the run: figures/**, '*.csv', out")
+    return value
+
+
 def name_of(stem: str) -> str:
     """A name for a training from that of a file or module."""
     plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in stem.lower())
@@ -43,6 +50,7 @@ def name_of(stem: str) -> str:
 
 Word = Annotated[str, AfterValidator(_plain_text)]
 FilePath = Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(_not_an_option)]
+Pattern = Annotated[FilePath, AfterValidator(_inside)]
 Tag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$")]
 
 
@@ -188,6 +196,13 @@ class TrainConfig(_Section):
         (),
         description="Paths in the project that are sent although git ignores or leaves them out: files, folders, "
         "clones of other repositories. A link is followed, also out of the project.",
+    )
+    outputs: tuple[Pattern, ...] = Field(
+        (),
+        max_length=100,
+        description="What of the files that the run writes below its working folder comes here when it ends, to "
+        "runs/RUN/outputs: names, folders, patterns (* ? [ab] within a folder, ** across folders). What W&B and "
+        "TensorBoard write comes without being named.",
     )
     tags: tuple[Tag, ...] = Field((), description="Labels for the manifest.")
     experiment: Tag | None = Field(None, description="Experiment the run belongs to; becomes the tag experiment:NAME.")

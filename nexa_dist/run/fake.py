@@ -48,7 +48,7 @@ class FakeRunner:
         raise AssertionError(f"unplanned: {argv}")
 
 
-READS = ("probe", "whole", "train.checkpoint", LOOK, PUT, "-G", "-Oexit")
+READS = ("probe", "whole", "wrote", "train.checkpoint", LOOK, PUT, "-G", "-Oexit")
 """Words of an ssh command line by which it only asks: the agent, a module of ours, ssh itself. PUT brings a node the
 agent that it lacks, since nothing else there can answer."""
 

@@ -13,7 +13,7 @@ from nexa_dist.errors import EXIT_USAGE
 GROUPS = {
     "cluster": ("init", "config", "plan", "provision", "status", "ssh", "diag", "teardown", "sweep", "image", "trust"),
     "run": ("preflight", "run", "attach", "stop", "runs", "logs", "why"),
-    "work": (),
+    "work": ("pull",),
     "money": ("cost", "budget", "timeline"),
 }
 """The folder below verbs/ of each verb, and where `nexa --help` shows it."""
@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"nexa {__version__}")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
-    for add in (_files, _made, _looked_at, _ended, _kept, _begun, _read, _money):
+    for add in (_files, _made, _looked_at, _ended, _kept, _begun, _read, _taken, _money):
         add(verbs)
     return top
 
@@ -128,6 +128,9 @@ def _ended(verbs: Verbs) -> None:
     _dry(teardown, "print what would go")
     teardown.add_argument(
         "--without", action="append", default=[], metavar="NODE", help="a host of your own that is gone for good"
+    )
+    teardown.add_argument(
+        "--keep-nothing", action="store_true", help="end it also where checkpoints or outputs are nowhere else"
     )
     teardown.add_argument("--delete-bucket", action="store_true", help="the durable bucket too, with all that is in it")
     _common(teardown, "--json")
@@ -203,6 +206,16 @@ def _read(verbs: Verbs) -> None:
     why.add_argument("run", nargs="?", default="", metavar="RUN")
     why.add_argument("--attempt", type=int, metavar="N", help="this attempt (default: the newest that failed)")
     _common(why, "--json")
+
+
+def _taken(verbs: Verbs) -> None:
+    pull = verbs.add_parser("pull", help="bring a run's checkpoint, result and outputs here")
+    pull.add_argument("run", nargs="?", default="", metavar="RUN", help="without it, the newest")
+    pull.add_argument("folder", nargs="?", default="", metavar="DIR", help="without it, runs/RUN")
+    pull.add_argument("--checkpoint", default="newest", metavar="newest|STEP", help="which one (default: newest)")
+    pull.add_argument("--all", action="store_true", help="also what it wrote and outputs: does not name")
+    _common(pull, "--json")
+    _dry(pull, "print what would be brought; the nodes are asked")
 
 
 def _money(verbs: Verbs) -> None:

@@ -112,7 +112,7 @@ def main() -> int:
             print(f"{name:25s} {len(found):5d} {longest:12.0f} s {usd:11.4f} {usd / BUDGET_USD:14.1%}"
                   + ("" if off else "  STILL ON"))  # fmt: skip
         for name in plays:
-            lab.nexa("teardown", "--cluster", f"{name}.yaml", "-y", timeout_s=400)
+            lab.nexa("teardown", "--cluster", f"{name}.yaml", "-y", "--keep-nothing", timeout_s=400)
     return int(failed)
 
 

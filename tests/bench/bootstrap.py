@@ -42,11 +42,11 @@ def measured(nodes: int) -> dict[str, float]:
         (folder / "c.yaml").write_text(CLUSTER.format(nodes=nodes))
         try:
             cold = provisioned(folder)
-            nexa(folder, "teardown", "--cluster", "c.yaml", "-y")
+            nexa(folder, "teardown", "--cluster", "c.yaml", "-y", "--keep-nothing")
             warm = provisioned(folder)
             return {"cold": cold, "warm": warm, "unchanged": provisioned(folder)}
         finally:
-            nexa(folder, "teardown", "--cluster", "c.yaml", "-y")
+            nexa(folder, "teardown", "--cluster", "c.yaml", "-y", "--keep-nothing")
 
 
 def main() -> int:

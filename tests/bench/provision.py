@@ -57,7 +57,7 @@ def main() -> int:
         bare_second = bare("apply")
         bare("destroy")
         bare_first = bare("apply")  # the very same variables, provider and region; init was done
-        nexa("teardown", "-y")
+        nexa("teardown", "-y", "--keep-nothing")
     print(f"{'':24}{'nexa provision':>16}{'terraform apply':>17}{'ratio':>7}")
     for label, ours, theirs in (("2 new nodes", first, bare_first), ("nothing to change", second, bare_second)):
         print(f"{label:24}{ours:14.1f} s{theirs:15.1f} s{ours / theirs:7.2f}")

@@ -49,7 +49,7 @@ READ = (
     ("budget", "--cluster", "{}"),
     ("teardown", "--cluster", "{}", "--dry-run"),
 )
-TEARDOWN = ("teardown", "--cluster", "{}", "-y")
+TEARDOWN = ("teardown", "--cluster", "{}", "-y", "--keep-nothing")
 ODD: tuple[Any, ...] = (
     None,
     [],

@@ -143,6 +143,6 @@ def local_hosts(root: Path, name: str, nodes: int, gpus: int, **env: str) -> Ite
     finally:
         for node in made.nodes:
             made.freeze(node, thaw=True)
-        done = made.nexa("teardown", "--cluster", name, "-y")
+        done = made.nexa("teardown", "--cluster", name, "-y", "--keep-nothing")
     if done.returncode:
         raise RuntimeError(f"nexa teardown ended with {done.returncode}:\n{done.stderr}")

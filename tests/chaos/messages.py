@@ -24,9 +24,10 @@ from typing import IO, Any, cast
 
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.ops.runs import checkpoints, finish
+from nexa_dist.ops.runs import checkpoints
 from nexa_dist.ops.runs.attempt_state import AttemptState
 from nexa_dist.ops.runs.status import progress_of
+from nexa_dist.ops.work import results
 from nexa_dist.plan.runs import preflight
 from nexa_dist.run.logs import stream as following
 from nexa_dist.run.logs.items import AgentEvent, Ended, Items, Line, Note, Quiet
@@ -75,10 +76,17 @@ PROBE = {
     "free_bytes": 1 << 40, "unix": 1_790_000_000.0, "have": ["/x"], "port": 4711, "port_error": "",
     "peers": {"10.0.0.2": {"address": "10.0.0.1", "interface": "eth0", "peer": "10.0.0.2"}},
 }  # fmt: skip
+WROTE = {
+    "there": True, "more": False, "cut": False,
+    "files": [{"name": "a/b", "path": "work/a/b", "bytes": 7, "mtime_ns": 1_790_000_000 * 10**9, "kind": "other"}],
+    "checkpoints": [
+        {"step": 7, "path": "/s/r/checkpoints/step_00000007", "sha256": "0" * 64, "bytes": 9, "durable": False}
+    ],
+}  # fmt: skip
 STOP = {**STATUS, "ended": 3}
 ANSWERS: dict[str, dict[str, Any]] = {
     "probe": PROBE, "status": STATUS, "stop": STOP, "start": {"pid": 7, "already": False}, "go": {"ok": True},
-    "allow": {"ok": True}, "forget": {"left": []}, "unpack": {"path": "/x"},
+    "allow": {"ok": True}, "forget": {"left": []}, "unpack": {"path": "/x"}, "wrote": {"runs": [WROTE]},
 }  # fmt: skip
 CHECKPOINTS = {
     "whole": [{"path": "/s/r/checkpoints/step_00000007", "step": 7}],
@@ -230,7 +238,7 @@ class Bench:
             if verb == "checkpoints":
                 checkpoints._verified(link, "/root")
             elif verb == "result":
-                finish.read_result(cast(Any, _Quiet()), [link], record)
+                results.read_result(cast(Any, _Quiet()), [link], record)
             else:
                 said = link.call(verb, "/run")
                 if verb == "probe":

@@ -142,7 +142,7 @@ class RegionRig:
 
     def end(self) -> None:
         log = self.workspace / "teardown.log"
-        finished(self.begin("teardown", "--cluster", "chaos.yaml", "-y", log=log), "teardown", log)
+        finished(self.begin("teardown", "--cluster", "chaos.yaml", "-y", "--keep-nothing", log=log), "teardown", log)
 
 
 def _in_namespace(kind: int) -> Callable[[], list[int]]:

@@ -183,7 +183,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         made.nexa("provision", "--cluster", "lab.yaml", timeout_s=900)
         yield made
     finally:
-        made.nexa("teardown", "--cluster", "lab", "-y")
+        made.nexa("teardown", "--cluster", "lab", "-y", "--keep-nothing")
     until(lambda: not everything_of(root), f"nothing of {root} is left")
 
 

@@ -44,7 +44,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         made.nexa("provision", "--cluster", "c.yaml", timeout_s=400)
         yield made
     finally:
-        made.nexa("teardown", "-y")
+        made.nexa("teardown", "-y", "--keep-nothing")
     until(lambda: not everything_of(made.root), f"nothing of {made.root} is left")
 
 

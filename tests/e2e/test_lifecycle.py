@@ -41,7 +41,7 @@ def own(tmp_path: Path) -> Iterator[Lab]:
     made.root.mkdir()
     made.write("c.yaml", "name: own\nprovider: local\nnodes: 2\ngpus_per_node: 1\n")
     yield made
-    made.nexa("teardown", "-y")
+    made.nexa("teardown", "-y", "--keep-nothing")
     until(lambda: not everything_of(made.root), f"nothing of {made.root} is left")
 
 
@@ -153,6 +153,7 @@ def test_wandb_offline_and_no_secret_anywhere(clean: Lab) -> None:
     clean.nexa("run", train, "--set", "wandb=offline", **canaries)
     manifest = clean.manifest()
     assert manifest["wandb_run_id"]
+    assert list((clean.newest() / "outputs").rglob("run-*.wandb")), "unasked"
     seen: set[bytes] = set()
     words = [*NEXA, "run", clean.script("sees", script)]
     with subprocess.Popen(words, cwd=clean.root, env=environment(**canaries), stderr=subprocess.DEVNULL) as child:
@@ -238,9 +239,9 @@ def test_killed_anywhere_it_converges_and_only_a_dead_node_is_made_anew(own: Lab
     assert after["n0"] == before["n0"]
     assert after["n1"] != before["n1"]
     assert own.json("status")["clusters"][0]["nodes"][1]["state"] == "up"
-    killed_at(own, "terraform destroy", "teardown", "-y")
-    own.nexa("teardown", "-y")
-    own.nexa("teardown", "-y")
+    killed_at(own, "terraform destroy", "teardown", "-y", "--keep-nothing")
+    own.nexa("teardown", "-y", "--keep-nothing")
+    own.nexa("teardown", "-y", "--keep-nothing")
 
 
 def test_killed_then_two_at_once_without_git_an_active_run_and_no_state_at_the_end(own: Lab) -> None:
@@ -259,12 +260,14 @@ def test_killed_then_two_at_once_without_git_an_active_run_and_no_state_at_the_e
     assert said == f"{own.root}/.nexa/clusters/own/nodes/n1/home it's me\n"
     assert not (home / ".ssh").exists()
 
-    sleeps = "import os, time\nprint('hello from', os.environ['RANK'], flush=True)\ntime.sleep(600)\n"
+    sleeps = "import os, time\nopen('model.pt', 'w').write('x')\ntime.sleep(600)\n"
     own.nexa("run", own.script("sleep", sleeps), "--detach")
-    assert "-y says yes" in own.nexa("teardown", code=2).stderr
+    until(lambda: "model.pt" in own.nexa("teardown", "--dry-run").stderr, "a rank has written something")
+    assert "only on the nodes of own" in own.nexa("teardown", "-y", code=2).stderr
+    assert "-y says yes" in own.nexa("teardown", "--keep-nothing", code=2).stderr
     state = own.root / ".nexa" / "clusters" / "own" / "terraform" / "terraform.tfstate"
     state.write_text(state.read_text()[:100])
-    receipt = own.json("teardown", "-y")
+    receipt = own.json("teardown", "-y", "--keep-nothing")
     assert own.json("runs")[0]["state"] == "stopped"
     assert own.manifest()["status"] == "stopped"
     assert receipt["left"] == {"resources": [], "listening": [], "processes": []}

@@ -237,7 +237,7 @@ def own(vendors: Vendors, tmp_path: Path) -> Iterator[conftest.Lab]:
     keys = {"name": "own", "ssh_config": "ssh_config", "mesh": "wireguard", "shared": image.SHARED}
     lab.write("own.yaml", json.dumps({"cluster": hosts, **keys}))
     yield lab
-    lab.nexa("teardown", "--cluster", "own.yaml", "-y")
+    lab.nexa("teardown", "--cluster", "own.yaml", "-y", "--keep-nothing")
 
 
 @pytest.mark.long("three machines of three vendors; the nodes of test_region.py have a mesh too")
@@ -253,7 +253,7 @@ def test_two_hosts_sum_where_only_the_mesh_gets_through(vendors: Vendors, own: c
     assert carried(vendors) - before > 5 * (4 << 20), "five times 4 MiB of float32, both ways"
     assert not vendors.reaches(1, "203.0.113.2")
 
-    own.nexa("teardown", "--cluster", "own.yaml", "-y")
+    own.nexa("teardown", "--cluster", "own.yaml", "-y", "--keep-nothing")
     until(lambda: vendors.left(1) == vendors.left(2) == "", "wireguard-go ends when its interface is gone")
 
 

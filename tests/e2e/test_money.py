@@ -26,7 +26,7 @@ def priced(tmp_path: Path) -> Iterator[Lab]:
     made = Lab(tmp_path)
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     yield made
-    made.nexa("teardown", "--cluster", "priced.yaml", "-y")
+    made.nexa("teardown", "--cluster", "priced.yaml", "-y", "--keep-nothing")
     until(lambda: not everything_of(tmp_path), "nothing is left")
 
 

@@ -52,7 +52,7 @@ def alone(here: Running, _bucket: None, tmp_path: Path) -> Iterator[Callable[...
         return made[-1]
 
     yield make
-    for child in [lab.begin("teardown", "--cluster", "c.yaml", "-y") for lab in made]:
+    for child in [lab.begin("teardown", "--cluster", "c.yaml", "-y", "--keep-nothing") for lab in made]:
         said = child.communicate(timeout=400)
         assert child.returncode == 0, said
 
@@ -218,4 +218,4 @@ def test_a_local_run_is_saved_before_its_nodes_end(tmp_path: Path) -> None:
         assert lab.manifest()["status"] == "stopped"
         assert list((lab.root / ".nexa/durable").glob("*/checkpoints/step_*/*")), said
     finally:
-        lab.nexa("teardown", "--cluster", "brief", "-y")
+        lab.nexa("teardown", "--cluster", "brief", "-y", "--keep-nothing")

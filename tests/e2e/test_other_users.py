@@ -47,6 +47,6 @@ def test_nothing_of_a_life_cycle_is_for_other_users(tmp_path: Path) -> None:
         left = seen_by_others(tmp_path)
         assert not left, "\n".join(left)
     finally:
-        lab.nexa("teardown", "-y")
+        lab.nexa("teardown", "-y", "--keep-nothing")
     until(lambda: not everything_of(tmp_path), f"nothing of {tmp_path} is left")
     assert seen_by_others(tmp_path) == []

@@ -134,7 +134,7 @@ def own(rig: Own) -> Iterator[Own]:
         for node in rig.hosts.nodes:
             rig.hosts.host(node, "up")
         for folder in (rig.lab.root / ".nexa" / "clusters").glob("*/own.json"):
-            rig.lab.nexa("teardown", "--cluster", folder.parent.name, "-y")
+            rig.lab.nexa("teardown", "--cluster", folder.parent.name, "-y", "--keep-nothing")
 
 
 def test_a_life(own: Own) -> None:

@@ -39,7 +39,7 @@ def test_the_system_is_set_up_once_and_stays_when_the_host_is_given_back(lab: Ma
     assert "/etc/security/limits.d/" in made and "/etc/sysctl.d/" in made
     assert "0 tasks changed" in mine.nexa("provision", "--cluster", "c.yaml", "-y").stderr
 
-    said = mine.nexa("teardown", "-y").stderr
+    said = mine.nexa("teardown", "-y", "--keep-nothing").stderr
     assert "kept: on every host: packages and settings of the system" in said
     assert lab.said(1, OURS) == made
     assert lab.said(1, THEIRS) == before

@@ -57,6 +57,6 @@ def test_a_baked_image_is_taken_and_holds_nobodys_keys(here: Running, tmp_path: 
         lab.nexa("run", said, timeout_s=600)
         assert "hello from a baked node" in lab.log(0, "n0")
     finally:
-        lab.nexa("teardown", "--cluster", "img.yaml", "-y", timeout_s=600)
+        lab.nexa("teardown", "--cluster", "img.yaml", "-y", "--keep-nothing", timeout_s=600)
     lab.nexa("image", "delete", ami, "--cluster", "img.yaml", "-y")
     assert lab.json("image", "list", "--cluster", "img.yaml") == []

@@ -19,6 +19,7 @@ import pytest
 from botocore.config import Config
 
 from nexa_dist.run import files
+from nexa_dist.train import checkpoint
 from tests.chaos.kill_loop import Loop
 from tests.cloud.region import Running
 from tests.e2e.conftest import REPO, Lab, contents, make_bucket, rented, runs, until
@@ -48,7 +49,7 @@ def cloud(here: Running, tmp_path: Path) -> Iterator[Lab]:
     made.write("cloud.yaml", CLUSTER)
     yield made
     here.client.clear()
-    made.nexa("teardown", "--cluster", "cloud.yaml", "-y", timeout_s=400)
+    made.nexa("teardown", "--cluster", "cloud.yaml", "-y", "--keep-nothing", timeout_s=400)
     assert ours(here) == {}
 
 
@@ -136,10 +137,13 @@ def test_a_cluster_runs_loses_a_node_is_left_alone_and_is_torn_down(cloud: Lab, 
     until(lambda: set(running(here)) == {"n1"}, "the other node ends")
     end = next(row["end_unix"] for row in here.client.bill()["instances"] if row["id"] == second["n0"]["id"])
     assert due <= end < due + LATE_S
-    assert step_in_bucket(cloud, "cloud") >= 5, "saved because the end was near"
+    assert (saved := step_in_bucket(cloud, "cloud")) >= 5, "saved because the end was near"
+    pulled = cloud.json("pull", "", "here")
+    assert (pulled["checkpoint"]["step"], pulled["checkpoint"]["from"]) == (saved, "the bucket"), "its node is gone"
+    assert checkpoint.verify(cloud.root / "here" / "checkpoints" / f"step_{saved:08d}") == []
 
     (folder / "terraform" / "terraform.tfstate").unlink()
-    receipt = cloud.json("teardown", "-y", timeout_s=400)
+    receipt = cloud.json("teardown", "-y", "--keep-nothing", timeout_s=400)
     assert receipt["left"] == {"cloud": [], "errors": []}
     states = {row["id"]: row["state"] for row in receipt["resources"]}
     assert {states[row["id"]] for row in second.values()} == {"terminated"}
@@ -350,10 +354,12 @@ def test_a_full_zone_a_lost_reply_and_a_busy_api(
     assert "is held by" in other.nexa("provision", "--cluster", "cloud.yaml", "-y", code=1).stderr
     assert set(running(here)) == {"n0", "n1"}
     assert "-y says yes" in other.nexa("teardown", "--cluster", "cloud.yaml", code=2).stderr
-    receipt = other.json("teardown", "--cluster", "cloud.yaml", "-y", timeout_s=400)
+    receipt = other.json("teardown", "--cluster", "cloud.yaml", "-y", "--keep-nothing", timeout_s=400)
     assert receipt["left"] == {"cloud": [], "errors": []}
     assert ours(here) == {}
-    assert "gone" in cloud.nexa("teardown", "-y", timeout_s=400).stderr  # the first workspace learns it
+    assert (
+        "gone" in cloud.nexa("teardown", "-y", "--keep-nothing", timeout_s=400).stderr
+    )  # the first workspace learns it
 
 
 @pytest.mark.long("a cluster in the user's own network; tests/emulated/test_given.py has each judgement of it")

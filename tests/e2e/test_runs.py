@@ -70,8 +70,8 @@ def written(lab: Lab, rank: int) -> str:
 
 def test_ranks_are_where_the_plan_says_and_arguments_arrive_as_they_are(clean: Lab) -> None:
     hostile = ["a b", "$(touch pwned)", "{{ 1 }}", "quote's \" `x`", "-oProxyCommand=x", "two\nlines", "ünï"]
-    train = clean.script("reduce", REDUCE, args=hostile, tags=["hello"])
-    clean.nexa("run", train, "--rank", "all")
+    train = clean.script("reduce", REDUCE, args=hostile, tags=["hello"], outputs=["left-by-rank-[0-2].*"])
+    said = clean.nexa("run", train, "--rank", "all").stderr
     for rank in range(4):
         assert f"rank {rank} of 4 on n{rank // 2} sum 15.0 {hostile!r}" in clean.log(rank, f"n{rank // 2}")
     assert not list(clean.root.rglob("pwned"))
@@ -84,6 +84,12 @@ def test_ranks_are_where_the_plan_says_and_arguments_arrive_as_they_are(clean: L
     hours = (attempt["ended_unix"] - attempt["started_unix"]) / 3600
     assert manifest["gpu_hours"] == pytest.approx(4 * hours, rel=1e-3)
     assert manifest["cost_usd"] == pytest.approx(2 * 3.6 * hours, rel=1e-2)
+    outputs = clean.newest() / "outputs"
+    assert {path.name for path in outputs.iterdir()} == {f"left-by-rank-{rank}.txt" for rank in range(3)}
+    assert (outputs / "left-by-rank-2.txt").read_text() == "relative paths work"
+    assert manifest["outputs"]["files"] == {"count": 3, "bytes": 3 * 19}
+    assert manifest["outputs"]["folder"] == os.path.relpath(outputs, clean.root)
+    assert "written, and not named in outputs: 1 file (19 B): left-by-rank-3.txt" in said
 
 
 def test_the_launch_module_with_fewer_ranks_a_node(clean: Lab) -> None:

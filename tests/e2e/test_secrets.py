@@ -92,7 +92,7 @@ def test_no_canary_is_seen_anywhere(tmp_path: Path) -> None:
             (lab.root / ".env").rename(tmp_path / "env")  # the only place where they may be
             kept.look()
             (tmp_path / "env").rename(lab.root / ".env")
-            done = lab.nexa("teardown", "--cluster", "secret.yaml", "-y", timeout_s=600, **loud)
+            done = lab.nexa("teardown", "--cluster", "secret.yaml", "-y", "--keep-nothing", timeout_s=600, **loud)
     (lab.root / ".env").unlink()
     kept.look()
     assert sampler.looks > 100 and sampler.hits | kept.hits == set()

@@ -168,13 +168,13 @@ def theirs(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Theirs]:
     made.write()
     yield made
     if (made.lab.root / ".nexa" / "clusters" / "theirs").exists():
-        made.lab.nexa("teardown", "--cluster", "theirs", "-y")
+        made.lab.nexa("teardown", "--cluster", "theirs", "-y", "--keep-nothing")
     until(lambda: not made.pids(), "no process of a machine is left", 10)
 
 
 def ended(theirs: Theirs) -> dict[str, object]:
     """The cluster's receipt, and the proof that it is true."""
-    receipt = theirs.lab.json("teardown", "--cluster", "theirs", "-y")
+    receipt = theirs.lab.json("teardown", "--cluster", "theirs", "-y", "--keep-nothing")
     until(lambda: not theirs.pids(), "no process of a machine is left", 10)
     assert not (theirs.root / "n0").exists()
     assert not (theirs.root / "n1").exists()
@@ -245,7 +245,7 @@ def test_a_killed_provision_converges(theirs: Theirs, at: str) -> None:
     command.kill()
     command.wait()
     if at == "create":  # the end of what was begun, without a provision between
-        lab.nexa("teardown", "--cluster", "theirs", "-y")
+        lab.nexa("teardown", "--cluster", "theirs", "-y", "--keep-nothing")
         assert not theirs.pids()
         return
     made = lab.json("provision", "--cluster", "theirs.yaml", "-y")

@@ -92,7 +92,7 @@ def own(lab: Lab, api: Api, tmp_path: Path) -> Iterator[conftest.Lab]:
     try:
         yield made
     finally:
-        made.nexa("teardown", "--cluster", "own.yaml", "-y")
+        made.nexa("teardown", "--cluster", "own.yaml", "-y", "--keep-nothing")
         watch.over.set()
         thread.join()
     assert watch.looks > 50 and watch.hits == []
@@ -137,7 +137,7 @@ def test_a_refused_key_then_join_again_and_leave(lab: Lab, api: Api, own: confte
     again = own.nexa("provision", "--cluster", "own.yaml", "-y", timeout_s=400).stderr
     assert "0 tasks changed" in again and len(api.keys) == 3, "who is in gets no other key"
 
-    receipt = own.json("teardown", "--cluster", "own.yaml", "-y")
+    receipt = own.json("teardown", "--cluster", "own.yaml", "-y", "--keep-nothing")
     assert receipt["mesh"] == {"logged_out": ["n0", "n1"], "deleted": [], "left_to_expire": []}
     for index in (1, 2):
         assert "root logout" in noted(lab, index, "calls")
@@ -154,7 +154,7 @@ def test_a_host_that_cannot_be_reached_is_deleted_by_its_name(lab: Lab, api: Api
     }
     lab.machines.partition("i-2", cut=True)
     until(lambda: lab.ssh(2, "true").returncode == 255, "it cannot be reached")
-    own.nexa("teardown", "--cluster", "own.yaml", "-y", code=4, timeout_s=600)
+    own.nexa("teardown", "--cluster", "own.yaml", "-y", "--keep-nothing", code=4, timeout_s=600)
     assert set(api.devices) == {"2", "3"}
     lab.machines.partition("i-2", cut=False)
     until(lambda: lab.ssh(2, "true").returncode == 0, "it can be reached again")
@@ -165,7 +165,7 @@ def test_a_tailnet_of_the_users_own_is_left_alone(lab: Lab, api: Api, own: conft
     for index in (1, 2):
         lab.said(index, "sudo tailscale link; : >/var/lib/stub/calls")
     own.nexa("provision", "--cluster", "own.yaml", "-y", timeout_s=400)
-    receipt = own.json("teardown", "--cluster", "own.yaml", "-y")
+    receipt = own.json("teardown", "--cluster", "own.yaml", "-y", "--keep-nothing")
     assert receipt["mesh"] == {"logged_out": [], "deleted": [], "left_to_expire": []}
     for index in (1, 2):
         assert {line.split()[1] for line in noted(lab, index, "calls")} == {"version", "status", "ip"}

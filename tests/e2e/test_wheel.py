@@ -140,6 +140,6 @@ def test_the_whole_life_cycle_from_the_wheel_in_an_empty_folder(venv: Path, tmp_
             4,
         )
     finally:
-        nexa("teardown", "-y")
+        nexa("teardown", "-y", "--keep-nothing")
     until(lambda: not everything_of(root), f"nothing of {root} is left")
     assert json.loads(nexa("status", "--json").stdout) == {"clusters": [], "runs": []}

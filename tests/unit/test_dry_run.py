@@ -33,6 +33,13 @@ ATTEMPT: dict[str, Any] = {
     "ranks": {"n0": [0, 1], "n1": [2, 3]}, "hardware": {},
 }  # fmt: skip
 ENDED = {**ATTEMPT, "state": "failed", "ended_unix": 2.0}
+LEFT = {
+    "there": True, "more": False, "cut": False, "checkpoints": [],
+    "files": [
+        {"name": "a.csv", "path": "work/a.csv", "bytes": 7, "mtime_ns": 1, "kind": "outputs"},
+        {"name": "model.pt", "path": "work/model.pt", "bytes": 1, "mtime_ns": 1, "kind": "other"},
+    ],
+}  # fmt: skip
 FILES = {
     "local.yaml": "name: new\nprovider: local\nnodes: 2\ngpus_per_node: 2\n",
     "hosts.yaml": "name: own\ncluster:\n  - {host: 127.0.0.1, user: ann, gpus: 1, port: 2299}\n",
@@ -73,6 +80,11 @@ CASES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
             "teardown --cluster lab",
             (f"would destroy cluster lab and the active runs {RUN}", "n1 127.0.0.3", "src/stacks/local destroy -json"),
         ),
+        ("teardown --cluster lab", (f"would lose: {RUN}: 2 files (14 B): a.csv, a.csv; not named in outputs: ",)),
+    ],
+    "pull": [
+        (f"pull {RUN} out", ("2 files (14 B): a.csv, a.csv to out/outputs", "would leave: 2 files (2 B): model.pt")),
+        ("pull --all", (f"4 files (16 B): a.csv, a.csv, model.pt, model.pt to runs/{RUN}/outputs",)),
     ],
     "sweep": [("sweep --delete --region us-east-1", ("would end: key pair key-",))],
     "image": [
@@ -106,6 +118,10 @@ class Nodes(FakeRunner):
             path = f"{words[-2]}/step_00000040" if "127.0.0.3" in call.argv or "n1" in call.argv else ""
             whole = [{"step": 40, "path": path}] if path else []
             return Result(call.argv, 0, json.dumps({"whole": whole, "skipped": []}).encode())
+        if "wrote" in words:
+            assert isinstance(call.stdin, bytes)
+            runs = [LEFT] * len(json.loads(call.stdin)["runs"])
+            return Result(call.argv, 0, json.dumps({"runs": runs}).encode())
         assert "probe" in words, f"unplanned: {call.argv}"
         answer = {"python": "3.11.1", "torch": "2.13.0", "cpus": 8, "gpus": [], "free_bytes": 1 << 40, "unix": 0.0}
         return Result(call.argv, 0, json.dumps({**answer, "peers": {}, "port": 4711, "have": []}).encode())

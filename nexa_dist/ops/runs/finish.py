@@ -13,6 +13,7 @@ from nexa_dist.model import Decision
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs.checkpoints import newest_in_bucket
 from nexa_dist.ops.runs.watch import Outcome
+from nexa_dist.ops.work import results
 from nexa_dist.plan.runs.manifest import build_manifest
 from nexa_dist.run import files
 from nexa_dist.run.logs.mirror import TAIL
@@ -53,29 +54,23 @@ def close(run: RunFolder, record: Run, outcome: Outcome, decision: Decision | No
 def finish(
     ctx: Context, run: RunFolder, links: Sequence[Link], record: Run, outcome: Outcome, then: Decision | None = None
 ) -> None:
-    """Closes the run and writes its manifest. Safe to do again. `then`: another decision than was written down."""
+    """Closes the run, writes its manifest, and brings its outputs here. Safe to do again. `then`: another decision than
+    was written down."""
     decision = then or record.last.next
     if record.last.end is None:
         outcome = close(run, record, outcome, decision)
     record.close(outcome.state, outcome.cause, next=decision)
-    result = read_result(ctx, links, record) if links else {}
+    result = results.read_result(ctx, links, record) if links else {}
     if links and outcome.saved is not None and not result.get("checkpoint"):  # it did not get to its own end
         result["checkpoint"] = _saved(links[0], record, outcome.saved) or newest_in_bucket(links, record.run_id)
     config = resolved(recorded_train(record.config, record.run_id))
     logs = str(run.logs.relative_to(ctx.workspace.root))
     manifest = build_manifest(record.to_json(), result, config, logs)
     files.write_json(run.manifest, redact(manifest.model_dump(mode="json")))
-
-
-def read_result(ctx: Context, links: Sequence[Link], record: Run) -> dict[str, Any]:
-    """Rank 0's result.json from the first node; empty when it left none."""
-    first = links[0]
-    try:
-        got = first.ssh.run(first.node, ("cat", f"{record.run_dir(first.node.name)}/result.json"))
-        return dict(wire.said(first.node.name, "result.json", got.out, wire.RESULT)) if got.code == 0 else {}
-    except NexaError as error:
-        ctx.say(f"warning: what rank 0 left cannot be read: {error}")
-        return {}
+    answering = [link for link in links if outcome.left.get(link.node.name, 0) is not None]
+    if outputs := results.come(ctx, run, answering, record, short=outcome.end.kind in ("budget", "deadline")):
+        told = manifest.model_copy(update={"outputs": outputs})
+        files.write_json(run.manifest, redact(told.model_dump(mode="json")))
 
 
 def _saved(link: Link, record: Run, step: int) -> dict[str, Any] | None:

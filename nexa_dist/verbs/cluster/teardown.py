@@ -6,16 +6,19 @@ import argparse
 from pathlib import Path
 
 from nexa_dist.config.load import load_cluster
-from nexa_dist.errors import EXIT_OK
+from nexa_dist.errors import EXIT_OK, UsageError
 from nexa_dist.ops.cluster import dry_run
 from nexa_dist.ops.cluster import teardown as destroying
+from nexa_dist.ops.context import Context
 from nexa_dist.ops.providers.aws import bucket as deleting
 from nexa_dist.ops.providers.static import end as static_end
 from nexa_dist.ops.providers.table import provider_of
 from nexa_dist.ops.runs import stop as stopping
+from nexa_dist.ops.work.at_stake import at_stake
+from nexa_dist.run.workspace import ClusterFolder
 from nexa_dist.traits import TRAITS
 from nexa_dist.ui import terminal
-from nexa_dist.verbs._shared import agreed, context, find_folder, is_file
+from nexa_dist.verbs._shared import agreed, answered_yes, context, find_folder, is_file
 
 Arguments = argparse.Namespace
 
@@ -36,7 +39,11 @@ def teardown(args: Arguments) -> int:
     if args.dry_run:
         for line in dry_run.teardown(ctx, doomed, args.without, delete_bucket=args.delete_bucket):
             ctx.say(line)
+        for line in at_stake(ctx, folder, args.without).lines:
+            ctx.say(f"would lose: {line}")
         return EXIT_OK
+    if not args.keep_nothing:
+        _refuse_loss(ctx, folder, args)
     if doomed.runs or doomed.elsewhere:
         agreed(args, f"destroy {doomed}?", f"{doomed} would be ended")
     if args.without:
@@ -61,3 +68,17 @@ def teardown(args: Arguments) -> int:
     if args.json:
         terminal.emit(receipt)
     return EXIT_OK
+
+
+def _refuse_loss(ctx: Context, folder: ClusterFolder, args: Arguments) -> None:
+    """Asks before the only copy of something goes. Raises UsageError; -y alone is no answer to that."""
+    found = at_stake(ctx, folder, args.without)
+    for why in found.silent.values():
+        ctx.say(f"warning: {why}")
+    if not found.lines:
+        return
+    lost = "\n".join(f"  {line}" for line in found.lines)
+    what = f"only on the nodes of {folder.name}:\n{lost}"
+    if args.yes or not answered_yes(f"{what}\nlose it?"):
+        named = found.runs[-1] if len(found.runs) == 1 else "RUN"
+        raise UsageError(what, hint=f"nexa pull {named} --all brings it here; --keep-nothing gives it up")

@@ -59,8 +59,8 @@ def fresh(
             raise
     if cluster.traits.rents and not cluster.bucket:
         first = cluster.nodes[0].name
-        cure = ": name a bucket in the cluster's file" if cluster.traits.priced else ""
-        ctx.say(f"warning: checkpoints lie on {first} alone and are lost with it{cure}")
+        cure = "; or name a bucket in the cluster's file" if cluster.traits.priced else ""
+        ctx.say(f"warning: checkpoints lie on {first} alone and are lost with it: nexa pull brings them here{cure}")
     record = launch.new_record(ctx, folder, prepared, cluster, config, config_file)
     with alone(folder, "run"):
         started(ctx, folder, prepared, record)

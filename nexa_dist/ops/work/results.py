@@ -1,0 +1,286 @@
+"""What runs wrote on the nodes, and its way here: by itself at the end of a run, or with `nexa pull`."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nexa_dist import wire
+from nexa_dist.errors import NexaError
+from nexa_dist.ops.context import Context
+from nexa_dist.ops.work.pulled import File, Place, Pulled, holds, put_aside
+from nexa_dist.plan import told
+from nexa_dist.plan.runs.results import Placed, Wrote, bounded, counted, placed, sized
+from nexa_dist.run import files
+from nexa_dist.run.record import Run
+from nexa_dist.run.ssh.connections import Link, on_all
+from nexa_dist.run.ssh.receive import Asked, Got, Receiver
+from nexa_dist.run.workspace import RunFolder
+
+BY_ITSELF_BYTES = 2 << 30
+BY_ITSELF_S, SHORT_S = 300.0, 60.0
+"""Seconds at most that outputs take by themselves; the short ones where a budget or deadline has ended the run."""
+PAGES = 100
+"""Answers of one node about one run."""
+TOLD_EVERY_S = 5.0
+PARTS = ".part"
+"""In a folder that things are pulled into: what has not come whole."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A checkpoint on a node. `durable`: in the folder that is to outlive it."""
+
+    step: int
+    path: str
+    sha256: str
+    bytes: int
+    durable: bool
+
+
+@dataclass
+class Left:
+    """What a run has left on one node. `cut`: there is more than can be looked through."""
+
+    there: bool = False
+    files: list[Wrote] = field(default_factory=list)
+    checkpoints: list[Kept] = field(default_factory=list)
+    cut: bool = False
+
+
+@dataclass
+class Fetched:
+    """What became of the files of a run: those that are here by now, those that stay where they are, and why others
+    did not come, by node and name."""
+
+    here: list[Placed] = field(default_factory=list)
+    later: list[Wrote] = field(default_factory=list)
+    unnamed: list[Wrote] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def outputs_of(record: Run) -> list[str]:
+    """`outputs:` of a run, which may be an older nexa's."""
+    return [word for word in record.config.get("outputs") or () if isinstance(word, str)]
+
+
+def asked_of(link: Link, record: Run) -> dict[str, Any]:
+    """What the agent's `wrote` is told of a run."""
+    durable = f"{link.path(link.ssh.cluster.layout.durable)}/{record.run_id}/checkpoints"
+    return {"dir": record.run_dir(link.node.name), "durable": durable, "outputs": outputs_of(record)}
+
+
+def look(link: Link, records: Sequence[Run], timeout_s: float = 120.0) -> list[Left]:
+    """What each of these runs has left on a node: its newest files' names, and its checkpoints."""
+    asked = [asked_of(link, record) for record in records]
+    found = [Left() for _ in records]
+    todo = list(range(len(records)))
+    for _ in range(PAGES):
+        message = {"runs": [{**asked[at], "skip": len(found[at].files)} for at in todo], "look_s": timeout_s / 2}
+        rows = link.call("wrote", "-", message=message, timeout_s=timeout_s)["runs"]
+        if len(rows) != len(todo):
+            raise wire.Faulty(link.node.name, "its answer to wrote", f"it is of {len(rows)} runs")
+        for at, row in zip(todo, rows, strict=True):
+            _add(found[at], row, link, asked[at])
+        todo = [at for at, row in zip(todo, rows, strict=True) if row["more"]]
+        if not todo or not any(row["files"] for row in rows):
+            break
+    for at in todo:
+        found[at].cut = True
+    return found
+
+
+def _add(left: Left, row: Mapping[str, Any], link: Link, asked: Mapping[str, Any]) -> None:
+    roots = [f"{asked['dir']}/checkpoints", asked["durable"]]
+    told.checkpoints(link.node.name, row["checkpoints"], roots)
+    left.there, left.cut = row["there"], row["cut"]
+    left.files += [Wrote(node=link.node.name, **one) for one in row["files"]]
+    left.checkpoints = [Kept(**one) for one in row["checkpoints"]]
+
+
+def look_all(links: Sequence[Link], record: Run) -> tuple[dict[str, Left], dict[str, str]]:
+    """By node, in their order; and why others cannot be asked."""
+
+    def one(link: Link) -> Left | str:
+        try:
+            return look(link, [record])[0]
+        except NexaError as error:
+            return str(error)
+
+    names = [link.node.name for link in links]
+    answers = dict(zip(names, on_all(links, one) if links else (), strict=True))
+    good = {name: answer for name, answer in answers.items() if isinstance(answer, Left)}
+    return good, {name: answer for name, answer in answers.items() if isinstance(answer, str)}
+
+
+def choose(left: Mapping[str, Left], everything: bool, place: Place, folder: Path, most: float) -> Fetched:
+    """Decides which files come; `later` would be too much, `here` holds those that are here already too."""
+    rows = [row for found in left.values() for row in found.files]
+    made = placed(row for row in rows if everything or row.kind != "other")
+    have = [holds(folder, place, one.row) for one in made]
+    now, later = bounded([one for one, here in zip(made, have, strict=True) if not here], most)
+    unnamed = [row for row in rows if row.kind == "other" and not everything]
+    return Fetched(
+        [*(one for one, here in zip(made, have, strict=True) if here), *now], [o.row for o in later], unnamed
+    )
+
+
+@contextlib.contextmanager
+def pulling(run: RunFolder) -> Iterator[None]:
+    """One at a time may write what was pulled of a run."""
+    with files.locked(run.path / "pull.lock", "pull"):
+        yield
+
+
+def bring(
+    ctx: Context, run: RunFolder, links: Sequence[Link], record: Run, fetched: Fetched, folder: Path, seconds: float
+) -> None:
+    """The files of `fetched.here` into `folder`/outputs, node by node, what is there already but another's put aside.
+    What did not come goes from there to `failed`."""
+    pulled = Pulled.of(run)
+    place = pulled.at(folder)
+    until = time.monotonic() + seconds
+    todo = [one for one in fetched.here if not holds(folder, place, one.row)]
+    meter = Meter(ctx, sum(one.row.bytes for one in todo))
+    try:
+        for link in links:
+            name = link.node.name
+            mine = [one for one in todo if one.row.node == name]
+            if mine:
+                replace = _replacing(place, folder)
+                receiver = Receiver(link, record.run_dir(name), folder / PARTS, replace, meter.add)
+                known = [_known(one, place, folder) for one in mine]
+                asked = [_asked(one, folder, here[0]) for one, here in zip(mine, known, strict=True)]
+                came = receiver.take(asked, max(1.0, until - time.monotonic()))
+                for one, got, here in zip(mine, came, known, strict=True):
+                    _note(one, got, here, place, fetched)
+    finally:
+        pulled.save(run)
+        with contextlib.suppress(OSError):  # not there, or half of a file is
+            (folder / PARTS).rmdir()
+
+
+def _known(one: Placed, place: Place, folder: Path) -> tuple[str, str]:
+    """SHA-256 and place of what is here already and may be the same: a killed pull has put it there and not noted it,
+    or an earlier node wrote it too."""
+    own, row, first = folder / "outputs" / one.into, one.row, one.first
+    if own.is_file() and not own.is_symlink() and own.stat().st_size == row.bytes:
+        return _sha256(own), one.into
+    known = place.files.get(first.node, {}).get(first.name) if first else None
+    if first and known and known.bytes == row.bytes and holds(folder, place, first):
+        return known.sha256, known.into
+    return "", ""
+
+
+def _asked(one: Placed, folder: Path, same: str) -> Asked:
+    row = one.row
+    return Asked(row.path, row.bytes, folder / "outputs" / one.into, f"{row.bytes} {row.mtime_ns}", same)
+
+
+def _note(one: Placed, got: Got, known: tuple[str, str], place: Place, fetched: Fetched) -> None:
+    row = one.row
+    if got.why or (got.same and not known[0]):
+        fetched.failed[f"{row.node}: {row.name}"] = got.why or "it is said to be another file"
+        fetched.here.remove(one)
+        return
+    here = known if got.same else (got.sha256, one.into)
+    place.files.setdefault(row.node, {})[row.name] = File(row.bytes if got.same else got.bytes, row.mtime_ns, *here)
+
+
+def _replacing(place: Place, folder: Path) -> Callable[[Path, Path], None]:
+    """Puts a file in its place; what is there and did not come by us as it is, is somebody's own."""
+    ours = {known.into: known.sha256 for rows in place.files.values() for known in rows.values()}
+
+    def replace(part: Path, into: Path) -> None:
+        if os.path.lexists(into):
+            known = ours.get(into.relative_to(folder / "outputs").as_posix())
+            plain = into.is_file() and not into.is_symlink()
+            if not plain or known is None or _sha256(into) != known:
+                put_aside(into)
+        os.replace(part, into)
+
+    return replace
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Meter:
+    """Says how far it is, now and then."""
+
+    def __init__(self, ctx: Context, total: int) -> None:
+        self.ctx, self.total, self.came, self.said = ctx, total, 0, time.monotonic()
+
+    def add(self, size: int) -> None:
+        self.came += size
+        if time.monotonic() - self.said >= TOLD_EVERY_S:
+            self.said = time.monotonic()
+            self.ctx.detail(f"{sized(self.came)} of {sized(self.total)}")
+
+
+def come(ctx: Context, run: RunFolder, links: Sequence[Link], record: Run, *, short: bool) -> dict[str, Any]:
+    """What comes by itself when a run has ended, for its manifest: its outputs, within bounds. Empty when it wrote
+    nothing. Nothing that goes wrong here is the run's fault: it is said."""
+    try:
+        left, mute = look_all(links, record)
+        for why in mute.values():
+            ctx.say(f"warning: what the run wrote there did not come: {why}")
+        with pulling(run):
+            place = Pulled.of(run).at(run.path)
+            fetched = choose(left, False, place, run.path, BY_ITSELF_BYTES)
+            bring(ctx, run, links, record, fetched, run.path, SHORT_S if short else BY_ITSELF_S)
+    except (NexaError, OSError) as error:
+        ctx.say(f"warning: the outputs of {run.run_id} did not come: {error}")
+        return {}
+    except KeyboardInterrupt:
+        ctx.say(f"interrupted: nexa pull {run.run_id} brings the rest of the outputs")
+        return {}
+    for line in lines(ctx, run, fetched, run.path):
+        ctx.say(line)
+    return told_of(ctx, fetched, run.path)
+
+
+def lines(ctx: Context, run: RunFolder, fetched: Fetched, folder: Path) -> Iterator[str]:
+    """What is said of the files of a run."""
+    if fetched.here:
+        yield f"outputs: {counted([one.row for one in fetched.here])} in {ctx.workspace.near(folder / 'outputs')}"
+    if fetched.later:
+        yield f"too much to come by itself: {counted(fetched.later, names=True)}; nexa pull {run.run_id} brings it"
+    for name, why in list(fetched.failed.items())[:5]:
+        yield f"warning: {name} did not come: {why}"
+    if fetched.failed:
+        yield f"  {len(fetched.failed)} files did not come; nexa pull {run.run_id} tries again"
+    if fetched.unnamed:
+        yield (
+            f"written, and not named in outputs: {counted(fetched.unnamed, names=True)}; "
+            f"nexa pull {run.run_id} --all brings it"
+        )
+
+
+def told_of(ctx: Context, fetched: Fetched, folder: Path) -> dict[str, Any]:
+    """The same for the manifest."""
+    rows = {"files": [one.row for one in fetched.here], "later": fetched.later, "unnamed": fetched.unnamed}
+    if not any(rows.values()) and not fetched.failed:
+        return {}
+    where = os.path.relpath(folder / "outputs", ctx.workspace.root) if fetched.here else None
+    sums = {key: {"count": len(found), "bytes": sum(row.bytes for row in found)} for key, found in rows.items()}
+    return {"folder": where, **sums, "failed": len(fetched.failed)}
+
+
+def read_result(ctx: Context, links: Sequence[Link], record: Run) -> dict[str, Any]:
+    """Rank 0's result.json from the first node; empty when it left none."""
+    first = links[0]
+    try:
+        got = first.ssh.run(first.node, ("cat", f"{record.run_dir(first.node.name)}/result.json"))
+        return dict(wire.said(first.node.name, "result.json", got.out, wire.RESULT)) if got.code == 0 else {}
+    except NexaError as error:
+        ctx.say(f"warning: what rank 0 left cannot be read: {error}")
+        return {}
