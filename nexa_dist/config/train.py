@@ -43,7 +43,7 @@ def name_of(stem: str) -> str:
 
 Word = Annotated[str, AfterValidator(_plain_text)]
 FilePath = Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(_not_an_option)]
-Tag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$")]
+Tag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/=+-]{0,63}$")]
 
 
 class _Section(BaseModel):

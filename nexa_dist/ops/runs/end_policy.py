@@ -9,8 +9,9 @@ from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.money import budget, lease
 from nexa_dist.ops.runs.watch import Outcome
-from nexa_dist.plan.money.budget import OF_RUN
+from nexa_dist.plan.money.budget import OF_CLUSTER, OF_RUN
 from nexa_dist.run import files
+from nexa_dist.run.queue import Queue
 from nexa_dist.run.ssh.connections import session
 
 
@@ -45,6 +46,8 @@ def carry_out(ctx: Context, cluster: Cluster, outcome: Outcome) -> EndPolicy:
     folder = ctx.workspace.cluster(cluster.name)
     config = files.read_object(folder.path / "config.json") if (folder.path / "config.json").exists() else {}
     found = fate(outcome, config if cluster.traits.makes else {}, cluster.bucket)
+    if found.action != "keep" and not outcome.end.words.startswith(OF_CLUSTER) and Queue(folder).wants_nodes():
+        found = EndPolicy("keep", f"the nodes are kept for what waits in the queue ({found.why})")
     if found.action == "teardown":
         from nexa_dist.ops.cluster.teardown import teardown
         from nexa_dist.ops.providers.scope_file import known_scope
