@@ -1,4 +1,4 @@
-"""A grid on a real cluster whose controller is killed in the middle: another one goes on, and each run takes place once."""
+"""A grid on a real cluster whose controller is killed in the middle: another goes on, and each run takes place once."""
 
 from __future__ import annotations
 
