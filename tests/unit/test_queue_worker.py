@@ -10,8 +10,8 @@ import pytest
 
 from nexa_dist.cli import main
 from nexa_dist.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, NexaError
+from nexa_dist.ops.queue import Queue
 from nexa_dist.plan.money.budget import OF_CLUSTER
-from nexa_dist.run.queue import Queue
 from nexa_dist.run.ssh.connections import Unreachable
 from nexa_dist.run.workspace import RunFolder, Workspace
 from nexa_dist.verbs.run import fresh, queue_worker
@@ -154,6 +154,19 @@ def test_what_a_killed_controller_began_is_followed_and_what_it_did_not_is_begun
     assert main(["queue", "run"]) == EXIT_OK
     assert (followed, lab.begun, lab.states()) == (["train_on"], ["2", "3"], ["done"] * 4)
     assert not (lab.root / "runs" / "train_none").exists()
+
+
+def test_a_run_that_the_budget_may_not_pay_is_named_before_it_begins(
+    lab: Launches, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Workspace(lab.root).cluster("lab")
+    priced = folder.json.read_text().replace('"gpus": 1', '"gpus": 1, "price_usd_per_hour": 0.5')
+    folder.json.write_text(priced)
+    spent = 0.5 / 6  # the node was on for 600 s at 0.5 USD/h, and is off
+    folder.ledger("budget", usd=spent + 0.5 / 20, by="file")  # 3 min, which a stop in order may take
+    assert main([*GRID]) == EXIT_OK
+    told = capsys.readouterr().err
+    assert "q1 may not" not in told and "warning: q2 may not be paid to its end: 0.0" in told
 
 
 def test_what_is_added_while_it_works_is_begun_too(lab: Launches) -> None:

@@ -17,6 +17,7 @@ PROMISES = {
     *("resume", "replacement", "notice", "cap", "nobody home", "receipt", "sweep", "mesh", "diag", "image", "logs"),
     *("why", "cost", "secrets", "pinned host keys", "hostile input", "strangers and damaged files"),
     "what only looks dead is not ended",
+    "each run of a queue takes place once",
     *("what runs is what is named", "what is not sent is said, and nothing is guessed", "the wheel", "quickstart"),
 }
 

@@ -8,10 +8,10 @@ from typing import Any, Literal
 from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.money import budget, lease
+from nexa_dist.ops.queue import Queue
 from nexa_dist.ops.runs.watch import Outcome
 from nexa_dist.plan.money.budget import OF_CLUSTER, OF_RUN
 from nexa_dist.run import files
-from nexa_dist.run.queue import Queue
 from nexa_dist.run.ssh.connections import session
 
 

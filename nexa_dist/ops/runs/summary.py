@@ -89,9 +89,9 @@ def progress(run: RunFolder) -> dict[str, Any]:
     return {"step": min(steps.values(), default=None), "loss": loss}
 
 
-def start_times(run: RunFolder) -> dict[str, float]:
-    """When a run's launcher (torchrun) and its first rank began, by their events and this machine's clock, as far as
-    its nodes have told."""
+def start_times(run: RunFolder) -> tuple[float, float] | None:
+    """When the launcher (torchrun) of a run and its first rank began, by their events and this machine's clock; None
+    when its nodes have not told."""
     found: dict[str, float] = {}
     for node, ahead in run.load().attempts[0].skew_s.items():
         text = files.read_text(run.logs / node / "agent.jsonl", NEWEST_BYTES)
@@ -101,4 +101,4 @@ def start_times(run: RunFolder) -> dict[str, float]:
                 at = told["at"] - (ahead if abs(ahead) >= SKEW_S else 0.0)
                 if told["event"] in (Event.TORCHRUN, Event.RANK_START):
                     found[told["event"]] = min(found.get(told["event"], at), at)
-    return found
+    return (found[Event.TORCHRUN], found[Event.RANK_START]) if len(found) == 2 else None

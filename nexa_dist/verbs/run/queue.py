@@ -11,12 +11,12 @@ from typing import Any
 from nexa_dist.config.load import load_train
 from nexa_dist.errors import EXIT_OK, ConfigError, Problem, UsageError
 from nexa_dist.model import Cluster
+from nexa_dist.ops import queue as kept_queue
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.health.gate import refuse_unfit
+from nexa_dist.ops.queue import Queue, Row
 from nexa_dist.plan.ranks import assign_ranks
 from nexa_dist.plan.runs import grid
-from nexa_dist.run import queue as kept_queue
-from nexa_dist.run.queue import Queue, Row
 from nexa_dist.verbs._shared import borrowed, context, find_cluster, find_folder, ranks, refuse_detach
 from nexa_dist.verbs.run import queue_table
 from nexa_dist.verbs.run.queue_worker import Worker

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from nexa_dist.errors import NexaError, UsageError
+from nexa_dist.ops.queue import Queue, Row, settled
 from nexa_dist.ops.runs import summary as runs
 from nexa_dist.plan.runs import grid
 from nexa_dist.run import files
-from nexa_dist.run.queue import Queue, Row, settled
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.secrets import redact
 from nexa_dist.ui import terminal

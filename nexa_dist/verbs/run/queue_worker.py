@@ -19,14 +19,14 @@ from nexa_dist.errors import (
     StillRunning,
 )
 from nexa_dist.model import Cluster
-from nexa_dist.node.protocol import Event
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.money import lease
+from nexa_dist.ops.money.budget import of_cluster
+from nexa_dist.ops.queue import Queue, Row, settled
 from nexa_dist.ops.runs import status as running
 from nexa_dist.ops.runs.summary import start_times
 from nexa_dist.ops.runs.wandb import settled as wandb_settled
-from nexa_dist.plan.money.budget import OF_CLUSTER
-from nexa_dist.run.queue import Queue, Row, settled
+from nexa_dist.plan.money.budget import OF_CLUSTER, RESERVE_S
 from nexa_dist.run.ssh.connections import Ssh, Unreachable, connect, session
 from nexa_dist.secrets import redact_text
 from nexa_dist.ui import terminal
@@ -108,12 +108,23 @@ class Worker:
         running.refuse_busy(self.ctx, self.cluster)
         row = self.queue.update(row, state="running", run_id="", why="")
         terminal.say(f"▸ {row.id}: {' '.join([row.config_file, *(f'{k}={v}' for k, v in row.point.items())])}")
+        self._warn_of_money(row)
         config = wandb_settled(self.ctx, recorded_train(row.config, row.id))
         return fresh.fresh(
             self.ctx, ssh, lambda: connect(ssh), config, row.config_file,
             detach=False, shown=self.shown, as_json=self.as_json,
             named=lambda run_id: self.queue.update(row, run_id=run_id),
         )  # fmt: skip
+
+    def _warn_of_money(self, row: Row) -> None:
+        """What does not even pay a stop is refused by the launch; here what is left is held against the runs so far."""
+        left = of_cluster(self.queue.folder, self.ctx.now(), self.cluster.usd_per_hour)
+        took = [told["minutes"] for told in map(queue_table.of_row, self.queue.load().rows) if told["state"] == "done"]
+        if left and took and left.seconds_left() - RESERVE_S < max(took) * 60:
+            self.ctx.say(
+                f"warning: {row.id} may not be paid to its end: {left.left_usd:.2f} USD of the {left.what} are left, "
+                f"{left.seconds_left() / 60:.0f} min, and a run before it took {max(took):.0f} min"
+            )
 
     def _current(self, row: Row) -> Row:
         return next((one for one in self.queue.load().rows if one.id == row.id), row)
@@ -123,9 +134,9 @@ class Worker:
         row = self._current(row)
         made = settled(row)
         if (run := made.run) is not None:
-            if self.ended_unix and made.first_rank_s is None:
-                after = {name: round(at - self.ended_unix, 2) for name, at in start_times(run).items()}
-                made = replace(made, began_s=after.get(Event.TORCHRUN), first_rank_s=after.get(Event.RANK_START))
+            if self.ended_unix and made.began_s is None and (times := start_times(run)):
+                began_s, first_rank_s = (round(at - self.ended_unix, 2) for at in times)
+                made = replace(made, began_s=began_s, first_rank_s=first_rank_s)
             self.ended_unix = run.load().last.ended_unix
         return self.queue.update(made)
 

@@ -14,8 +14,8 @@ from nexa_dist.errors import UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.health.gate import refuse_unfit
+from nexa_dist.ops.queue import Queue
 from nexa_dist.ops.runs.wandb import settled
-from nexa_dist.run.queue import Queue
 from nexa_dist.run.ssh.connections import connecting, session
 from nexa_dist.verbs._shared import borrowed, context, find_cluster, ranks, refuse_detach
 

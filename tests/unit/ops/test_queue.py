@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from nexa_dist.errors import NexaError, UsageError
-from nexa_dist.run import queue
-from nexa_dist.run.queue import Kept, Queue, Row, settled
+from nexa_dist.ops import queue
+from nexa_dist.ops.queue import Kept, Queue, Row, settled
 from nexa_dist.run.workspace import RunFolder, Workspace
 from tests.unit import records
 
