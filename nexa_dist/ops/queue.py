@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -114,6 +114,12 @@ class Queue:
     def at_work(self) -> bool:
         """Whether a living command begins its runs."""
         return files.held(self._worker)
+
+    def at_work_on(self, nodes: Collection[str]) -> bool:
+        """Whether such a command has runs for one of these nodes."""
+        over = ("done", "failed", "stopped", "removed")
+        wanted = [row.config.get("nodes") or nodes for row in self.load().rows if row.state not in over]
+        return self.at_work and any(not {*nodes}.isdisjoint(names) for names in wanted)
 
     def wants_nodes(self) -> bool:
         """Whether the nodes are needed when the run that ends now is no more. A torn file keeps no node alive."""

@@ -59,3 +59,29 @@ def test_a_queue_whose_controller_is_killed_goes_on_and_runs_each_once(
         assert row["usd"] == pytest.approx(manifest["cost_usd"], abs=0.01)
     assert rows[2]["began_s"] < 60
     assert (clean.root / "loss.svg").read_text().count("<circle") == len(rows) * (2 if len(rates) > 1 else 1)
+
+
+def test_two_runs_go_on_at_once_where_they_share_no_node(clean: Lab, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    files = {
+        name: clean.plain(f"on-{name}", "--step-seconds", 0, "--hold", go, nodes=[name], launcher="direct")
+        for name in ("n0", "n1")
+    }
+    first = clean.begin("run", files["n0"], "--rank", "all")
+    until(lambda: len(clean.on_node("n0")) > 2 and clean.log(1, "n0"), "the first run has its ranks")
+    for shared in (files["n0"], clean.plain("on-all")):
+        assert "is busy with" in clean.nexa("run", shared, code=2).stderr
+    assert "has no node 'n2'" in clean.nexa("run", files["n0"], "--set", "nodes.0=n2", code=2).stderr
+    second = clean.begin("run", files["n1"])
+    until(lambda: clean.log(1, "n1"), "the second run has its ranks beside it")
+    active = {row["run"]: row["state"] for row in clean.json("runs") if "_on-" in row["run"]}
+    assert list(active.values()) == ["running"] * 2
+    go.touch()
+    for child in (first, second):
+        _, said = child.communicate(timeout=600)
+        assert child.returncode == 0, said
+    for name, run in zip(files, active, strict=True):
+        manifest = json.loads((clean.root / "runs" / "manifests" / f"{run}.json").read_text())
+        assert [(node["name"], node["ranks"]) for node in manifest["nodes"]] == [(name, [0, 1])]
+        row = next(row for row in clean.json("cost")["runs"] if row["run"] == run)
+        assert row["usd"] == pytest.approx(row["seconds"] / 3600 * 3.6, rel=0.02)  # of one node, not of both

@@ -15,7 +15,7 @@ from nexa_dist.ops import queue as kept_queue
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.health.gate import refuse_unfit
 from nexa_dist.ops.queue import Queue, Row
-from nexa_dist.plan.ranks import assign_ranks
+from nexa_dist.plan.ranks import assign_ranks, subset
 from nexa_dist.plan.runs import grid
 from nexa_dist.verbs._shared import borrowed, context, find_cluster, find_folder, ranks, refuse_detach
 from nexa_dist.verbs.run import queue_table
@@ -151,7 +151,7 @@ def _row(
     tags = [f"tags+={grid.tag(key, value)}" for key, value in point.items()]
     config = load_train(Path(name), [*overrides, *words, *tags], program)
     refuse_detach(config, False)
-    assign_ranks(cluster, 0, config.nproc_per_node)
+    assign_ranks(subset(cluster, config.nodes), 0, config.nproc_per_node)
     root = ctx.workspace.root
     if config.script and not (root / config.script).exists():
         raise ConfigError([Problem(name, 0, "script", f"{config.script} does not exist in {root}")])

@@ -27,6 +27,7 @@ from nexa_dist.ops.runs import status as running
 from nexa_dist.ops.runs.summary import start_times
 from nexa_dist.ops.runs.wandb import settled as wandb_settled
 from nexa_dist.plan.money.budget import OF_CLUSTER, RESERVE_S
+from nexa_dist.plan.ranks import subset
 from nexa_dist.run.ssh.connections import Ssh, Unreachable, connect, session
 from nexa_dist.secrets import redact_text
 from nexa_dist.ui import terminal
@@ -105,11 +106,13 @@ class Worker:
             return taken_over(self.ctx, run, self.shown, self.as_json)
         if row.run_id:  # of a launch that was killed before it began anything
             shutil.rmtree(Path(row.root) / "runs" / row.run_id, ignore_errors=True)
-        running.refuse_busy(self.ctx, self.cluster)
+        config = recorded_train(row.config, row.id)
+        ssh = replace(ssh, cluster=subset(self.cluster, config.nodes))
+        running.refuse_busy(self.ctx, ssh.cluster)
         row = self.queue.update(row, state="running", run_id="", why="")
         terminal.say(f"▸ {row.id}: {' '.join([row.config_file, *(f'{k}={v}' for k, v in row.point.items())])}")
         self._warn_of_money(row)
-        config = wandb_settled(self.ctx, recorded_train(row.config, row.id))
+        config = wandb_settled(self.ctx, config)
         return fresh.fresh(
             self.ctx, ssh, lambda: connect(ssh), config, row.config_file,
             detach=False, shown=self.shown, as_json=self.as_json,

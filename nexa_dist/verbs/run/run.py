@@ -16,6 +16,7 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.health.gate import refuse_unfit
 from nexa_dist.ops.queue import Queue
 from nexa_dist.ops.runs.wandb import settled
+from nexa_dist.plan.ranks import subset
 from nexa_dist.run.ssh.connections import connecting, session
 from nexa_dist.verbs._shared import borrowed, context, find_cluster, ranks, refuse_detach
 
@@ -35,9 +36,9 @@ def run(args: argparse.Namespace) -> int:
 
         return resumed(ctx, ctx.workspace.run(args.resume), args, shown)
     config = load_train(Path(args.train), args.set, args.program)
-    cluster = find_cluster(borrowed(ctx, args.cluster), args.cluster)
+    cluster = subset(find_cluster(borrowed(ctx, args.cluster), args.cluster), config.nodes)
     folder = ctx.workspace.cluster(cluster.name)
-    if Queue(folder).at_work:
+    if Queue(folder).at_work_on({node.name for node in cluster.nodes}):
         raise UsageError(
             f"the queue of cluster {cluster.name} is at work",
             hint=f"nexa queue add {args.train} runs it after the others",

@@ -97,6 +97,16 @@ def test_a_damaged_file_is_said_and_keeps_no_node(found: Queue, text: str) -> No
     assert not found.wants_nodes()
 
 
+def test_a_queue_that_is_worked_on_other_nodes_is_in_nobodys_way(found: Queue, tmp_path: Path) -> None:
+    with found.changing() as kept:
+        queue.add(kept, [row(tmp_path, config={"nodes": ["n1"]})])
+    assert not found.at_work_on({"n1"})
+    with found.worked():
+        assert found.at_work_on({"n0", "n1"}) and not found.at_work_on({"n0"})
+        filled(found, tmp_path, 1)  # which takes them all
+        assert found.at_work_on({"n0"})
+
+
 def test_nodes_are_wanted_while_something_waits(found: Queue, tmp_path: Path) -> None:
     rows = filled(found, tmp_path, 2)
     found.update(rows[0], state="running")
