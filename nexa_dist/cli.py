@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from nexa_dist.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Leave, NexaError
 from nexa_dist.verbs._arguments import GROUPS, parser
 
-FOLLOWING = ("run", "attach", "logs")
+FOLLOWING = ("run", "queue", "attach", "logs")
 """Verbs that show what goes on without them."""
 
 
@@ -27,6 +27,9 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
         if (named, len(before)) in (("", 0), ("--cluster", 2 - ("=" in "".join(before[:1])))):
             words = ["ssh", *before, "", *words[1 + len(before) :]]
     arguments, more = top.parse_known_args(words)
+    if arguments.verb in ("run", "queue") and not any(word.startswith("-") for word in more):
+        arguments.more += more  # argparse takes no file that stands behind an option
+        return arguments
     if more:
         verb = next(action for action in top._actions if action.dest == "verb").choices
         dict(verb or {})[arguments.verb].error(f"unrecognized arguments: {' '.join(more)}")
@@ -53,7 +56,8 @@ def hear(verb: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of one command; the only place where an expected error becomes words."""
     words, program = list(sys.argv[1:] if argv is None else argv), []
-    if words[:1] == ["run"] and "--" in words:  # argparse would take options of nexa for the script's, or the reverse
+    # argparse would take options of nexa for the script's, or the reverse
+    if words[:1] in (["run"], ["queue"]) and "--" in words:
         at = words.index("--")
         words, program = words[:at], words[at + 1 :]
     arguments = parsed(words)

@@ -51,7 +51,8 @@ def name_of(stem: str) -> str:
 Word = Annotated[str, AfterValidator(_plain_text)]
 FilePath = Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(_not_an_option)]
 Pattern = Annotated[FilePath, AfterValidator(_inside)]
-Tag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$")]
+NodeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Tag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/=+-]{0,63}$")]
 
 
 class _Section(BaseModel):
@@ -206,6 +207,12 @@ class TrainConfig(_Section):
     )
     tags: tuple[Tag, ...] = Field((), description="Labels for the manifest.")
     experiment: Tag | None = Field(None, description="Experiment the run belongs to; becomes the tag experiment:NAME.")
+    nodes: tuple[NodeName, ...] = Field(
+        (),
+        max_length=64,
+        description="Names of the nodes that it runs on; without it all of the cluster. Runs that share no node may go "
+        "on at once.",
+    )
     nproc_per_node: int | None = Field(
         None, ge=1, le=64, description="Processes (ranks) on each node; without it, the node's GPU count."
     )
@@ -286,6 +293,13 @@ class TrainConfig(_Section):
     def _yaml_off(cls, value: Any) -> Any:
         """YAML 1.1 reads a bare `off` as false."""
         return "off" if value is False else value
+
+    @field_validator("nodes")
+    @classmethod
+    def _nodes_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := next((name for name in value if value.count(name) > 1), ""):
+            raise ValueError(f"{twice} is there twice")
+        return value
 
     @field_validator("env")
     @classmethod

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from nexa_dist.errors import NexaError
+from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster, Node, RdzvBackend
 
 
@@ -34,6 +35,17 @@ class RankPlan:
     def node_of(self, rank: int) -> str:
         """Name of the node that runs `rank`."""
         return next(p.node.name for p in self.nodes if p.first_rank <= rank < p.first_rank + p.nproc)
+
+
+def subset(cluster: Cluster, names: Sequence[str]) -> Cluster:
+    """The cluster as a run on these nodes alone sees it, in the cluster's order; whole without names. Raises UsageError
+    for one that it has not."""
+    known = [node.name for node in cluster.nodes]
+    if wrong := next((name for name in names if name not in known), ""):
+        raise UsageError(f"nodes: cluster {cluster.name} has no node {wrong!r}", hint=f"it has {', '.join(known)}")
+    nodes = tuple(node for node in cluster.nodes if not names or node.name in names)
+    # The endpoint of the file is on its first node.
+    return replace(cluster, nodes=nodes, rdzv=cluster.rdzv if nodes[0] == cluster.nodes[0] else "")
 
 
 def assign_ranks(cluster: Cluster, port: int, nproc_per_node: int | None = None) -> RankPlan:

@@ -12,7 +12,7 @@ from nexa_dist.errors import EXIT_USAGE
 
 GROUPS = {
     "cluster": ("init", "config", "plan", "provision", "status", "ssh", "diag", "teardown", "sweep", "image", "trust"),
-    "run": ("preflight", "run", "attach", "stop", "runs", "logs", "why"),
+    "run": ("preflight", "run", "queue", "attach", "stop", "runs", "logs", "why"),
     "work": ("pull",),
     "money": ("cost", "budget", "timeline"),
 }
@@ -166,7 +166,8 @@ def _begun(verbs: Verbs) -> None:
 
     run = verbs.add_parser("run", help="start a training on every node and follow it")
     run.add_argument("train", nargs="?", metavar="TRAIN.yaml")
-    run.usage = "nexa run [TRAIN.yaml] [--resume RUN] [--cluster NAME|FILE] [--set a.b=c] [options] [-- ARGS …]"
+    run.add_argument("more", nargs="*", metavar="TRAIN.yaml", help="more of them run one after the other")
+    run.usage = "nexa run [TRAIN.yaml …] [--resume RUN] [--cluster NAME|FILE] [--set a.b=c] [options] [-- ARGS …]"
     run.epilog = "what stands after -- comes after the arguments that the file has"
     _common(run, "--cluster", "--set")
     run.add_argument("--resume", metavar="RUN", help="go on with a run: take it over, or start it again")
@@ -174,7 +175,23 @@ def _begun(verbs: Verbs) -> None:
     run.add_argument("--rank", default="0", metavar="N,N|all", help="ranks whose lines are shown (default: 0)")
     run.add_argument("--ignore-diag", action="store_true", help="run on nodes that the newest nexa diag found unfit")
     _dry(run, "show each node's command; the nodes are asked", "--print")
+    _queued(run)
     _common(run, "--json")
+
+    queue = verbs.add_parser("queue", help="runs one after the other on a cluster: show, add, remove, move, go on")
+    actions = ("add", "remove", "move", "run")
+    queue.add_argument("action", nargs="?", choices=actions, help="without one: show what it has")
+    queue.add_argument(
+        "more", nargs="*", metavar="TRAIN.yaml|ID", help="files to add; what to remove; ID PLACE to move"
+    )
+    queue.usage = "nexa queue [add TRAIN.yaml … | remove ID … | move ID PLACE | run] [options] [-- ARGS …]"
+    queue.epilog = "what stands after -- comes after the arguments that a file which is added has"
+    _common(queue, "--cluster", "--set")
+    _queued(queue)
+    queue.add_argument("--rank", default="0", metavar="N,N|all", help="ranks whose lines are shown (default: 0)")
+    queue.add_argument("--ignore-diag", action="store_true", help="run on nodes that the newest nexa diag found unfit")
+    _dry(queue, "print what would be added, changed or begun")
+    _common(queue, "--json")
 
     attach = verbs.add_parser("attach", help="follow a run that goes on without us")
     attach.add_argument("run", nargs="?", default="", metavar="RUN")
@@ -232,6 +249,18 @@ def _money(verbs: Verbs) -> None:
 
     timeline = verbs.add_parser("timeline", help="where the minutes of a cluster went")
     _common(timeline, "--cluster", "--json")
+
+
+def _queued(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="a.b=x,y",
+        help="a run for each value, or each combination of them",
+    )
+    verb.add_argument("--stop-on-failure", action="store_true", help="begin no other run when one of them failed")
+    verb.add_argument("--picture", metavar="FILE.svg", help="the loss over the values of --grid, drawn")
 
 
 def _common(verb: argparse.ArgumentParser, *names: str) -> None:

@@ -95,7 +95,14 @@ CASES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
         ("trust ssh_config", ("ProxyCommand nc x 22", "would allow ssh to start these 1 until")),
         ("trust .", ("would note in {state} that {root}/.nexa",)),
     ],
-    "run": [("run train.yaml --cluster lab", ("# n1 (127.0.0.3): ranks 2 to 3 of 4", "script.py"))],
+    "run": [
+        ("run train.yaml --cluster lab", ("# n1 (127.0.0.3): ranks 2 to 3 of 4", "script.py")),
+        ("run train.yaml train.yaml --cluster lab", ("waiting\ttrain.yaml\t",)),
+    ],
+    "queue": [
+        ("queue add train.yaml --cluster lab --grid args.0=a,b", ("train.yaml args.0=a\t", "train.yaml args.0=b\t")),
+        ("queue run --cluster lab", ("nothing waits in the queue of lab",)),
+    ],
     "stop": [
         (f"stop {RUN}", (f"would end {RUN} on n0, n1, with 25 s for a checkpoint",)),
         ("stop --grace 3", ("with 3 s for a checkpoint",)),

@@ -18,6 +18,7 @@ PROMISES = {
     *("why", "cost", "secrets", "pinned host keys", "hostile input", "strangers and damaged files"),
     "what only looks dead is not ended",
     "results come home, whole, and no only copy is ended unasked",
+    "each run of a queue takes place once",
     *("what runs is what is named", "what is not sent is said, and nothing is guessed", "the wheel", "quickstart"),
 }
 

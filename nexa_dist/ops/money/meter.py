@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -44,6 +45,8 @@ class Meter:
         folder = ctx.workspace.cluster(cluster.name)
         self.folder = folder if (folder.path / "ledger.jsonl").exists() else None
         self.clock = clock_of(folder, cluster)
+        self.whole = folder.load() if folder.json.exists() else cluster
+        """The cluster, of which the run may have a part."""
         self.links: Sequence[Link] = ()
         self.ahead_s = 0.0
         """Seconds by which the cloud's clock, which bills, is ahead of ours."""
@@ -76,7 +79,8 @@ class Meter:
         if self.folder and (budget := of_cluster(self.folder, now, self.cluster.usd_per_hour)):
             found.append(budget)
         if self.run_budget_usd:
-            rate = found[0].usd_per_hour if found else self.cluster.usd_per_hour
+            part = self.cluster.usd_per_hour / self.whole.usd_per_hour if self.whole.usd_per_hour else 1.0
+            rate = found[0].usd_per_hour * part if found else self.cluster.usd_per_hour
             spent = cost_usd(self.cluster, self.ctx.now() - self.since_unix)
             found.append(Budget(self.run_budget_usd, spent, rate, OF_RUN))
         return found
@@ -105,6 +109,9 @@ class Meter:
         links, now = tuple(self.links), self.ctx.now()
         if links:  # before all that may fail: the lease is what cannot wait
             self._unheard = self._unheard + 1 if lease.renew(links).silent else 0
+        others = self._others()
+        if others:  # a node that is not in use ends itself when it has been idle: it need not answer
+            lease.renew(others)
         if self._unheard == UNHEARD and self.clock.leased:
             return "warning: the lease of a node has not been renewed for a while: it may end itself"
         if now - self._asked < REARM_S:
@@ -114,9 +121,18 @@ class Meter:
         if self.folder:
             self.ahead_s = usage.refresh(self.ctx, self.folder).ahead_s
         if links and self.clock.moved_by_money:
-            rearm(links, next((p for p in self.budgets() if p.what == OF_CLUSTER), None), self.clock, now)
+            money = next((p for p in self.budgets() if p.what == OF_CLUSTER), None)
+            rearm(links, money, self.clock, now)
+            if others:
+                with contextlib.suppress(NexaError):
+                    rearm(others, money, self.clock, now)
         self.allow()
         return ""
+
+    def _others(self) -> list[Link]:
+        """Doors to the nodes of the cluster that the run does not use: they cost too, and live by the same lease."""
+        mine = {node.name for node in self.cluster.nodes}
+        return [Link(self.links[0].ssh, node, "") for node in self.whole.nodes if self.links and node.name not in mine]
 
     def allow(self) -> None:
         """Tells the run's agents how long its money lasts. Raises NexaError with every node that was not told."""

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nexa_dist.model import Cluster
+from nexa_dist.ops.active_runs import active_runs
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.money import budget, lease
+from nexa_dist.ops.queue import Queue
 from nexa_dist.ops.runs.watch import Outcome
-from nexa_dist.plan.money.budget import OF_RUN
+from nexa_dist.plan.money.budget import OF_CLUSTER, OF_RUN
 from nexa_dist.run import files
 from nexa_dist.run.ssh.connections import session
 
@@ -45,6 +47,10 @@ def carry_out(ctx: Context, cluster: Cluster, outcome: Outcome) -> EndPolicy:
     folder = ctx.workspace.cluster(cluster.name)
     config = files.read_object(folder.path / "config.json") if (folder.path / "config.json").exists() else {}
     found = fate(outcome, config if cluster.traits.makes else {}, cluster.bucket)
+    if found.action != "keep" and not outcome.end.words.startswith(OF_CLUSTER):
+        others = ", ".join(run.run_id for run in active_runs(ctx, cluster.name))
+        wanted = others or "what waits in the queue" * Queue(folder).wants_nodes()
+        found = EndPolicy("keep", f"the nodes are kept for {wanted} ({found.why})") if wanted else found
     if found.action == "teardown":
         from nexa_dist.ops.cluster.teardown import teardown
         from nexa_dist.ops.providers.scope_file import known_scope
@@ -57,7 +63,7 @@ def carry_out(ctx: Context, cluster: Cluster, outcome: Outcome) -> EndPolicy:
     elif found.action == "deadline":
         clock = budget.clock_of(folder, cluster)
         due = min(ctx.now() + found.minutes * 60, clock.ends_unix)
-        with session(ctx.runner, cluster) as ssh:
+        with session(ctx.runner, folder.load() if folder.json.exists() else cluster) as ssh:
             lease.rearm(lease.doors(ssh), due)
         ctx.say(f"the nodes are kept for {found.minutes:.0f} min ({found.why}) and end by themselves then")
     elif found.why:

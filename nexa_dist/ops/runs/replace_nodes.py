@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
+from nexa_dist.plan.ranks import subset
 
 
 def possible(ctx: Context, cluster: Cluster) -> bool:
@@ -18,15 +19,17 @@ def possible(ctx: Context, cluster: Cluster) -> bool:
 
 
 def make_anew(ctx: Context, cluster: Cluster, names: Sequence[str]) -> Cluster:
-    """The cluster with other machines in the place of the named nodes. The old ones are ended first: what cannot be
-    reached may still run, and must neither cost nor write. Raises NexaError, also when there is no capacity.
+    """The cluster, or the part of it that a run has, with other machines in the place of the named nodes. The old ones
+    are ended first: what cannot be reached may still run, and must neither cost nor write. Raises NexaError, also when
+    there is no capacity.
     """
     from nexa_dist.config.load import load_cluster
     from nexa_dist.ops.cluster.provision import provision
 
     folder = ctx.workspace.cluster(cluster.name)
     config = load_cluster(folder.path / "config.json")
-    return provision(dataclasses.replace(ctx, brief=True), config, lost=names)
+    made = provision(dataclasses.replace(ctx, brief=True), config, lost=names)
+    return subset(made, [node.name for node in cluster.nodes])
 
 
 def without(cluster: Cluster, lost: Sequence[str]) -> Cluster:

@@ -50,8 +50,12 @@ def progress_of(answers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def refuse_busy(ctx: Context, cluster: Cluster) -> None:
-    """Two runs on one cluster would take each other's GPUs. Raises UsageError when one is still alive there."""
+    """Two runs on one node would take each other's GPUs. Raises UsageError when one is still alive on a node of this
+    cluster, which may be a part of it."""
+    names = {node.name for node in cluster.nodes}
     for run in active_runs(ctx, cluster.name):
+        if names.isdisjoint(node.name for node in run.load().cluster.nodes):
+            continue
         states = {answer["state"] for answer in live(ctx, run).values()}
         if states & {*AT_WORK} or run.supervised:
             raise UsageError(

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from nexa_dist import wire
+from nexa_dist.node.protocol import Event
 from nexa_dist.plan.money.cost import cost_usd, gpu_hours
+from nexa_dist.plan.money.phases import SKEW_S
 from nexa_dist.run import files
 from nexa_dist.run.record import Attempt
 from nexa_dist.run.workspace import RunFolder
@@ -50,7 +52,7 @@ def figures(run: RunFolder, before: dict[str, dict[str, Any]]) -> dict[str, Any]
     changes = changed(before[name], config) if name in before else []
     before[name] = config
     more = [f"and {len(changes) - SHOWN} more"] if len(changes) > SHOWN else []
-    return {"experiment": config.get("experiment"), **_progress(run), "changed": ", ".join(changes[:SHOWN] + more)}
+    return {"experiment": config.get("experiment"), **progress(run), "changed": ", ".join(changes[:SHOWN] + more)}
 
 
 def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -73,7 +75,7 @@ def _word(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _progress(run: RunFolder) -> dict[str, Any]:
+def progress(run: RunFolder) -> dict[str, Any]:
     """The step that every rank has done and rank 0's loss, as last mirrored; None where none was reported."""
     steps: dict[str, int] = {}
     loss = None
@@ -85,3 +87,18 @@ def _progress(run: RunFolder) -> dict[str, Any]:
                 steps |= told
                 loss = event.get("loss", loss) if "0" in told else loss
     return {"step": min(steps.values(), default=None), "loss": loss}
+
+
+def start_times(run: RunFolder) -> tuple[float, float] | None:
+    """When the launcher (torchrun) of a run and its first rank began, by their events and this machine's clock; None
+    when its nodes have not told."""
+    found: dict[str, float] = {}
+    for node, ahead in run.load().attempts[0].skew_s.items():
+        text = files.read_text(run.logs / node / "agent.jsonl", NEWEST_BYTES)
+        for line in text.encode().splitlines():  # a node wrote it
+            with contextlib.suppress(Strange):
+                told = wire.event(line)
+                at = told["at"] - (ahead if abs(ahead) >= SKEW_S else 0.0)
+                if told["event"] in (Event.TORCHRUN, Event.RANK_START):
+                    found[told["event"]] = min(found.get(told["event"], at), at)
+    return (found[Event.TORCHRUN], found[Event.RANK_START]) if len(found) == 2 else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 from nexa_dist.config.train import TrainConfig
@@ -40,8 +41,9 @@ def fresh(
     detach: bool,
     shown: set[int] | None,
     as_json: bool,
+    named: Callable[[str], object] = str,
 ) -> int:
-    """A new run, followed to its end."""
+    """A new run, followed to its end. `named` is told what it is called before anything of it is begun."""
     cluster = ssh.cluster
     running.refuse_busy(ctx, cluster)
     refuse_without_money(ctx, cluster, config)
@@ -52,6 +54,7 @@ def fresh(
     with ctx.phase(f"checks on {len(cluster.nodes)} nodes"):
         folder = ctx.workspace.new_run(config.stage, config.name)
         try:
+            named(folder.run_id)
             prepared = launch.prepare(ctx, ssh, config, folder.run_id, 1, None, kept=folder.brought, links=links)
             launch.deliver(ctx, prepared)
         except BaseException:

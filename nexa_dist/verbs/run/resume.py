@@ -20,6 +20,7 @@ from nexa_dist.ops.runs import status as running
 from nexa_dist.ops.runs.code import tell_kept
 from nexa_dist.ops.runs.supervise import alone
 from nexa_dist.ops.runs.wandb import settled
+from nexa_dist.plan.ranks import subset
 from nexa_dist.run.record import Run
 from nexa_dist.run.ssh.connections import connect, session
 from nexa_dist.run.workspace import RunFolder
@@ -44,7 +45,7 @@ def resumed(ctx: Context, folder: RunFolder, args: Arguments, shown: set[int] | 
         return taken_over(ctx, folder, shown, args.json, args.detach)
     attempt = len(record.attempts) + 1
     config, changed = _as_asked(ctx, folder, record, args)
-    cluster = _where(ctx, record, args.cluster)
+    cluster = subset(_where(ctx, record, args.cluster), config.nodes)
     if not args.dry_run and not args.ignore_diag:
         refuse_unfit(ctx.workspace.cluster(cluster.name), cluster)
     running.refuse_busy(ctx, cluster)

@@ -14,7 +14,9 @@ from nexa_dist.errors import UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.health.gate import refuse_unfit
+from nexa_dist.ops.queue import Queue
 from nexa_dist.ops.runs.wandb import settled
+from nexa_dist.plan.ranks import subset
 from nexa_dist.run.ssh.connections import connecting, session
 from nexa_dist.verbs._shared import borrowed, context, find_cluster, ranks, refuse_detach
 
@@ -22,6 +24,10 @@ Arguments = argparse.Namespace
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.more or args.grid:
+        from nexa_dist.verbs.run import queue
+
+        return queue.begun(args)
     ctx, shown = context(dry=args.dry_run), ranks(args.rank)
     if not args.train and not args.resume:
         raise UsageError("nexa run takes TRAIN.yaml or --resume RUN", hint="nexa runs lists what can be resumed")
@@ -30,9 +36,15 @@ def run(args: argparse.Namespace) -> int:
 
         return resumed(ctx, ctx.workspace.run(args.resume), args, shown)
     config = load_train(Path(args.train), args.set, args.program)
-    cluster = find_cluster(borrowed(ctx, args.cluster), args.cluster)
+    cluster = subset(find_cluster(borrowed(ctx, args.cluster), args.cluster), config.nodes)
+    folder = ctx.workspace.cluster(cluster.name)
+    if Queue(folder).at_work_on({node.name for node in cluster.nodes}):
+        raise UsageError(
+            f"the queue of cluster {cluster.name} is at work",
+            hint=f"nexa queue add {args.train} runs it after the others",
+        )
     if not ctx.dry and not args.ignore_diag:
-        refuse_unfit(ctx.workspace.cluster(cluster.name), cluster)
+        refuse_unfit(folder, cluster)
     return launched(ctx, cluster, config, args.train, detach=args.detach, shown=shown, as_json=args.json)
 
 

@@ -18,7 +18,9 @@ from nexa_dist.ops.money.record_usage import Reading
 from nexa_dist.plan.money.bill import bill
 from nexa_dist.plan.money.budget import ALONE_S, GUARD
 from nexa_dist.run import files
+from nexa_dist.run.fake import FakeRunner
 from nexa_dist.run.periodic import PeriodicTask
+from nexa_dist.run.ssh.connections import Link, Ssh
 from nexa_dist.run.workspace import ClusterFolder, RunFolder
 from tests.unit import records
 from tests.unit.cloud_server import Desk
@@ -244,3 +246,31 @@ def test_what_has_no_budget_cannot_be_extended(desk: Desk, folder: ClusterFolder
     (folder.path / "ledger.jsonl").unlink()
     with pytest.raises(UsageError, match="has no budget"):
         meter.extend(desk.ctx, folder, 5.0)
+
+
+def test_a_run_on_a_part_counts_its_nodes_alone_and_keeps_the_lease_of_all(
+    desk: Desk, folder: ClusterFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.write_json(folder.json, cluster(desk).to_json())
+    part = replace(cluster(desk), nodes=NODES[:1])
+    made = Meter(desk.ctx, part, 10.0, desk.now(), lambda text: None)
+    made.links = [Link(Ssh(FakeRunner(), part, "/nonexistent"), NODES[0], "/home")]
+    renewed, moved = list[list[str]](), list[list[str]]()
+
+    def renew(links: Any) -> lease.Signs:
+        renewed.append([link.node.name for link in links])
+        return lease.Signs({}, {"n1": "off"} if links[0].node.name == "n1" else {})
+
+    def rearm(links: Any, *_: Any) -> dict[str, int]:
+        moved.append([link.node.name for link in links])
+        return {}
+
+    monkeypatch.setattr(lease, "renew", renew)
+    monkeypatch.setattr(lease, "rearm", rearm)
+    monkeypatch.setattr(usage, "refresh", lambda *_: Reading([], 0.0, ahead_s=0.0))
+    assert [made.tend() for _ in range(meter.UNHEARD)] == [""] * meter.UNHEARD  # a node that is not used may be off
+    assert renewed == [["n0"], ["n1"]] * meter.UNHEARD and moved == [["n0"], ["n1"]]
+    desk.slept.append(HOUR)
+    of_cluster, of_run = made.budgets()
+    assert (of_cluster.spent_usd, of_cluster.usd_per_hour) == (12.0, 12.0)
+    assert (of_run.spent_usd, of_run.usd_per_hour) == (6.0, 6.0)

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from nexa_dist.errors import NexaError
+from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.plan.money.cost import cost_usd, gpu_hours
-from nexa_dist.plan.ranks import assign_ranks, split_endpoint
+from nexa_dist.plan.ranks import assign_ranks, split_endpoint, subset
 
 LAYOUT = Layout(python="/py", scratch="~/s", shared="/sh", durable="/d")
 
@@ -30,6 +30,17 @@ def test_unlike_nodes_get_unlike_shares() -> None:
     plan = assign_ranks(cluster(("a", 4), ("b", 1), ("c", 8)), 1)
     assert [(p.first_rank, p.nproc) for p in plan.nodes] == [(0, 4), (4, 1), (5, 8)]
     assert plan.world_size == 13
+
+
+def test_a_run_on_a_part_has_the_clusters_order_and_its_rendezvous_only_with_its_first_node() -> None:
+    whole = cluster(("a", 1), ("b", 2), ("c", 4), rdzv="a:29500")
+    part = subset(whole, ["n2", "n1"])
+    assert [node.name for node in part.nodes] == ["n1", "n2"] and part.usd_per_hour == 5.0
+    plan = assign_ranks(part, 4711)
+    assert (plan.rdzv_host, plan.rdzv_port, plan.world_size, plan.node_of(2)) == ("b", 4711, 6, "n2")
+    assert subset(whole, ["n0"]).rdzv == "a:29500" and subset(whole, []) == whole
+    with pytest.raises(UsageError, match="no node 'n3'"):
+        subset(whole, ["n0", "n3"])
 
 
 def test_nproc_per_node_is_bounded_by_the_smallest_node() -> None:

@@ -1,0 +1,197 @@
+"""What a queue does when one of its runs ended, in which order and how often runs begin: launches are made up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nexa_dist.cli import main
+from nexa_dist.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, NexaError
+from nexa_dist.ops.queue import Queue
+from nexa_dist.plan.money.budget import OF_CLUSTER
+from nexa_dist.run.ssh.connections import Unreachable
+from nexa_dist.run.workspace import RunFolder, Workspace
+from nexa_dist.verbs.run import fresh, queue_worker
+from tests import small_workspace
+from tests.unit import records
+
+TRAIN = "script: t.py\nargs: [--seed, '0']\n"
+ENDS: dict[str, tuple[int, dict[str, Any]]] = {
+    "completed": (EXIT_OK, {"kind": "completed"}),
+    "failed": (EXIT_FAILED, {"kind": "rank", "words": "rank 0"}),
+    "stopped": (EXIT_INTERRUPTED, {"kind": "stopped"}),
+    "deadline": (3, {"kind": "deadline"}),
+    "budget": (3, {"kind": "budget", "words": f"{OF_CLUSTER}: 5 of 5 USD are spent"}),
+}
+
+
+class Launches:
+    """In the place of fresh.fresh. `ends` are how the next ones end: a word of ENDS, an error, or a function."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.begun = root, list[str]()
+        self.ends: list[str | BaseException | Callable[[], str]] = []
+
+    def __call__(self, ctx: Any, ssh: Any, links: Any, config: Any, file: str, **more: Any) -> int:
+        name = f"train_{len(self.begun):06d}"
+        more["named"](name)
+        self.begun.append(config.args[1])
+        how = self.ends.pop(0) if self.ends else "completed"
+        how = how() if callable(how) else how
+        if isinstance(how, BaseException):
+            raise how
+        self.record(name, how)
+        return ENDS[how][0]
+
+    def record(self, name: str, how: str) -> None:
+        state = {"deadline": "stopped", "budget": "stopped"}.get(how, how)
+        end = {"words": "", **ENDS[how][1]} if how in ENDS else None
+        attempt = {"attempt": 1, "state": state, "started_unix": 1.0, "world_size": 1, "rdzv": "h:1", "end": end,
+                   "ended_unix": 61.0, "cause": end["words"] if end else ""}  # fmt: skip
+        cluster = Workspace(self.root).cluster("lab").load().to_json()
+        records.put(
+            RunFolder(self.root / "runs" / name), {"cluster": cluster, "config": {}, "nodes": {}, "attempts": [attempt]}
+        )
+
+    def states(self) -> list[str]:
+        return [row.state for row in Queue(Workspace(self.root).cluster("lab")).load().rows]
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.delenv("NEXA_WORKSPACE", raising=False)
+    (tmp_path / "w").mkdir()
+    root = small_workspace.make(tmp_path / "w")
+    (root / "t.py").touch()
+    (root / "t.yaml").write_text(TRAIN)
+    monkeypatch.chdir(root)
+    made = Launches(root)
+    monkeypatch.setattr(fresh, "fresh", made)
+    monkeypatch.setattr(queue_worker.lease, "renew", lambda *_, **__: None)
+    monkeypatch.setattr(queue_worker.running, "refuse_busy", lambda *_: None)
+    yield made
+
+
+GRID = ("run", "t.yaml", "--grid", "args.1=0,1,2")
+
+
+def test_they_run_in_order_and_the_table_tells(lab: Launches, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*GRID, "t.yaml"]) == EXIT_OK  # the file twice: a grid of each
+    assert lab.begun == ["0", "1", "2"] * 2
+    told = capsys.readouterr()
+    assert told.out.splitlines()[3].split("\t")[:5] == ["q3", "done", "t.yaml args.1=2", "-", "1.0"]
+    assert main(["queue", "run"]) == EXIT_OK
+    assert "nothing waits" in capsys.readouterr().err
+
+
+def test_a_failure_ends_no_other_run_unless_it_should(lab: Launches) -> None:
+    lab.ends = ["failed"]
+    assert main([*GRID]) == EXIT_FAILED
+    assert lab.states() == ["failed", "done", "done"]
+    lab.ends = ["failed"]
+    assert main([*GRID, "--stop-on-failure"]) == EXIT_FAILED
+    assert lab.states() == ["failed", "waiting", "waiting"]
+    assert main(["queue", "run"]) == EXIT_OK
+    assert lab.begun == ["0", "1", "2"] * 2
+
+
+@pytest.mark.parametrize("how, code", [("stopped", EXIT_INTERRUPTED), ("budget", 3)])
+def test_a_run_that_a_person_or_the_clusters_money_ends_lets_the_others_wait(
+    lab: Launches, how: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab.ends = [how]
+    assert main([*GRID]) == code
+    assert lab.states() == ["stopped", "waiting", "waiting"]
+    assert "2 not over; nexa queue run goes on with them" in capsys.readouterr().err
+
+
+def test_a_run_that_its_own_deadline_ends_is_followed_by_the_next(lab: Launches) -> None:
+    lab.ends = ["deadline"]
+    assert main([*GRID]) == EXIT_FAILED
+    assert lab.states() == ["stopped", "done", "done"]
+
+
+@pytest.mark.parametrize("error", [Unreachable("n0"), NexaError("no money", code=3), KeyboardInterrupt()])
+def test_what_is_no_fault_of_the_run_leaves_it_waiting(lab: Launches, error: BaseException) -> None:
+    lab.ends = [error]
+    assert main([*GRID]) != EXIT_OK
+    assert lab.states() == ["waiting"] * 3
+    assert main(["queue", "run"]) == EXIT_OK
+    assert lab.begun == ["0", "0", "1", "2"]
+
+
+def test_a_run_that_cannot_be_begun_fails_and_two_of_them_end_the_queue(lab: Launches) -> None:
+    lab.ends = [NexaError("no such file")]
+    assert main([*GRID]) == EXIT_FAILED
+    assert lab.states() == ["failed", "done", "done"]
+    lab.ends = [NexaError("the nodes are not ready"), NexaError("the nodes are not ready")]
+    assert main([*GRID]) == EXIT_FAILED
+    assert lab.states() == ["failed", "waiting", "waiting"]
+
+
+def test_what_a_killed_controller_began_is_followed_and_what_it_did_not_is_begun(
+    lab: Launches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main(["queue", "add", "t.yaml", "--grid", "args.1=0,1,2,3"])
+    queue = Queue(Workspace(lab.root).cluster("lab"))
+    rows, followed = queue.load().rows, list[str]()
+    lab.record("train_over", "completed")
+    lab.record("train_on", "running")
+    (lab.root / "runs" / "train_none").mkdir()
+    for row, name in zip(rows, ("train_over", "train_on", "train_none"), strict=False):
+        queue.update(row, state="running", run_id=name)
+
+    def follow(ctx: Any, run: RunFolder, *_: Any) -> int:
+        followed.append(run.run_id)
+        lab.record(run.run_id, "completed")
+        return EXIT_OK
+
+    monkeypatch.setattr(queue_worker, "taken_over", follow)
+    assert main(["queue", "run"]) == EXIT_OK
+    assert (followed, lab.begun, lab.states()) == (["train_on"], ["2", "3"], ["done"] * 4)
+    assert not (lab.root / "runs" / "train_none").exists()
+
+
+def test_a_run_that_the_budget_may_not_pay_is_named_before_it_begins(
+    lab: Launches, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Workspace(lab.root).cluster("lab")
+    priced = folder.json.read_text().replace('"gpus": 1', '"gpus": 1, "price_usd_per_hour": 0.5')
+    folder.json.write_text(priced)
+    spent = 0.5 / 6  # the node was on for 600 s at 0.5 USD/h, and is off
+    folder.ledger("budget", usd=spent + 0.5 / 20, by="file")  # 3 min, which a stop in order may take
+    assert main([*GRID]) == EXIT_OK
+    told = capsys.readouterr().err
+    assert "q1 may not" not in told and "warning: q2 may not be paid to its end: 0.0" in told
+
+
+def test_what_is_added_while_it_works_is_begun_too(lab: Launches) -> None:
+    def adding() -> str:
+        assert main(["run", "t.yaml", "--grid", "args.1=8,9"]) == EXIT_OK
+        return "completed"
+
+    lab.ends = [adding]
+    assert main([*GRID]) == EXIT_OK
+    assert lab.begun == ["0", "1", "2", "8", "9"]
+
+
+def test_every_fault_is_told_before_anything_is_queued(lab: Launches, capsys: pytest.CaptureFixture[str]) -> None:
+    (lab.root / "bad.yaml").write_text("script: none.py\nmax_hours: -1\n")
+    assert main(["run", "t.yaml", "bad.yaml", "--grid", "restarts_per_hou=1,2", "--grid", "nproc_per_node=0,1"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("did you mean restarts_per_hour?") == 1
+    assert "--grid nproc_per_node=0" in said and "bad.yaml:2" in said
+    assert not (lab.root / ".nexa" / "clusters" / "lab" / "queue.json").exists()
+
+
+def test_files_may_stand_behind_options(lab: Launches) -> None:
+    (lab.root / "u.yaml").write_text(TRAIN)
+    assert main(["queue", "add", "t.yaml", "--set", "args.1=7", "u.yaml", "--", "--more"]) == EXIT_OK
+    rows = Queue(Workspace(lab.root).cluster("lab")).load().rows
+    assert [(row.config_file, row.config["args"]) for row in rows] == [
+        (name, ["--seed", "7", "--more"]) for name in ("t.yaml", "u.yaml")
+    ]
