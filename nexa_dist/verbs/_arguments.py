@@ -12,7 +12,7 @@ from nexa_dist.errors import EXIT_USAGE
 
 GROUPS = {
     "cluster": ("init", "config", "plan", "provision", "status", "ssh", "diag", "teardown", "sweep", "image", "trust"),
-    "run": ("run", "attach", "stop", "runs", "logs", "why"),
+    "run": ("run", "attach", "stop", "runs", "logs", "why", "report"),
     "work": (),
     "money": ("cost", "budget", "timeline"),
 }
@@ -199,6 +199,11 @@ def _read(verbs: Verbs) -> None:
     why.add_argument("run", nargs="?", default="", metavar="RUN")
     why.add_argument("--attempt", type=int, metavar="N", help="this attempt (default: the newest that failed)")
     _common(why, "--json")
+
+    report = verbs.add_parser("report", help="one page of a run, to be mailed: curves, attempts, time line, bill")
+    report.add_argument("run", nargs="?", default="", metavar="RUN")
+    report.add_argument("-o", "--out", metavar="FILE.html", help="where it goes (default: RUN.html in this folder)")
+    _common(report, "--json")
 
 
 def _money(verbs: Verbs) -> None:
