@@ -11,11 +11,12 @@ from nexa_dist import __version__
 from nexa_dist.errors import EXIT_USAGE
 
 GROUPS = {
-    "cluster": ("init", "config", "plan", "provision", "status", "ssh", "diag", "teardown", "sweep", "image", "trust"),
+    "cluster": ("init", "config", "plan", "provision", "status", "ssh", "diag", "teardown", "sweep", "image", "trust",
+                "completion"),
     "run": ("run", "attach", "stop", "runs", "logs", "why", "report"),
     "work": (),
     "money": ("cost", "budget", "timeline"),
-}
+}  # fmt: skip
 """The folder below verbs/ of each verb, and where `nexa --help` shows it."""
 COMMON: dict[str, dict[str, Any]] = {
     "--cluster": {"metavar": "NAME|FILE", "help": "may be left out when one cluster is known"},
@@ -154,6 +155,11 @@ def _kept(verbs: Verbs) -> None:
     trust = verbs.add_parser("trust", help="say that a workspace, or the programs that an ssh_config names, are yours")
     trust.add_argument("path", nargs="?", default=".", metavar="DIR|FILE", help="the workspace (default: this folder)")
     _dry(trust, "print what would be trusted")
+
+    completion = verbs.add_parser("completion", help="what bash, zsh or fish needs to complete words of nexa")
+    completion.add_argument(
+        "shell", choices=("bash", "zsh", "fish"), help='for instance: eval "$(nexa completion bash)"'
+    )
 
 
 def _begun(verbs: Verbs) -> None:
