@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.money import cost as costing
 from nexa_dist.ops.money.cost import Ledger
 from nexa_dist.plan.money.bill import slices
-from nexa_dist.plan.runs.history import History, Points, of_events, of_lines
+from nexa_dist.plan.runs.history import History, of_events, of_lines
 from nexa_dist.plan.timeline import timeline
 from nexa_dist.run import files
 from nexa_dist.run.logs.reader import Reader
@@ -48,7 +47,7 @@ def gather(ctx: Context, run: RunFolder, read: Read) -> dict[str, Any]:
         "cluster": record.cluster.name,
         "nodes": [node.name for node in record.cluster.nodes],
         "world_size": record.last.world_size if record.attempts else record.cluster.world_size,
-        "attempts": _attempts(run, record, read),
+        "attempts": _attempts(ctx, run, record, read),
         "timeline": _timeline(ledger) if ledger else None,
         "cost": costing.report(ctx, ledger) if ledger else None,
         "waste": ledger.waste.lines() if ledger else [],
@@ -70,22 +69,27 @@ def gather(ctx: Context, run: RunFolder, read: Read) -> dict[str, Any]:
     }
 
 
-def _attempts(run: RunFolder, record: Run, read: Read) -> list[dict[str, Any]]:
-    nodes = {path.name: of_events(_events(path)) for path in sorted(run.logs.glob("*")) if path.is_dir()}
+def _attempts(ctx: Context, run: RunFolder, record: Run, read: Read) -> list[dict[str, Any]]:
+    nodes = {path.name: of_events(_events(ctx, path)) for path in sorted(run.logs.glob("*")) if path.is_dir()}
     return [
-        _attempt(run, row, {name: found[row.attempt] for name, found in nodes.items() if row.attempt in found},
-                 bool(record.config.get("backend")), read)
+        _attempt(
+            ctx, run, row, {name: found[row.attempt] for name, found in nodes.items() if row.attempt in found},
+            read, ours=bool(record.config.get("backend")),
+        )
         for row in record.attempts
     ]  # fmt: skip
 
 
-def _attempt(run: RunFolder, row: Attempt, nodes: Mapping[str, History], ours: bool, read: Read) -> dict[str, Any]:
+def _attempt(
+    ctx: Context, run: RunFolder, row: Attempt, nodes: Mapping[str, History], read: Read, *, ours: bool
+) -> dict[str, Any]:
     """`ours`: our own backend, whose lines hold every figure of every step that it logs; a script that reports figures
     is believed, and its lines are not asked."""
     told = next((found for found in nodes.values() if found.steps), History())
     points, source = told.points, "reported" if told.steps else ""
     if ours or not any(points.values()):
-        lines = _of_log(run, row, read)
+        node = next((name for name, (first, _) in row.ranks.items() if first == 0), "")
+        lines = of_lines(_lines(ctx, run.logs / node / "rank_0" / f"attempt_{row.attempt}.log"), read)
         points, source = (lines, "log" if ours else "lines") if lines else (points, source)
     notices = [
         {"node": name, **notice, "step": told.step_at(notice["seen_unix"])}
@@ -109,21 +113,21 @@ def _attempt(run: RunFolder, row: Attempt, nodes: Mapping[str, History], ours: b
     }
 
 
-def _events(folder: Path) -> Iterator[dict[str, Any]]:
+def _events(ctx: Context, folder: Path) -> Iterator[dict[str, Any]]:
     """Events of one node. A machine that replaced another began them anew, and those of before are beside them."""
     for path in sorted(folder.glob("agent*.jsonl"), key=lambda path: (path.name == "agent.jsonl", path.name)):
-        for chunk in Reader(path).read(final=True, at_most_bytes=LOG_BYTES):
-            for line in chunk.lines:
-                if not line.startswith(FREQUENT[0]):  # a node wrote it
-                    with contextlib.suppress(Strange):
-                        yield wire.event(line)
+        for line in _lines(ctx, path):
+            others = line.startswith(FREQUENT[1]) and b'"0": ' not in line  # the progress of ranks that are not shown
+            if not others and not line.startswith(FREQUENT[0]):
+                with contextlib.suppress(Strange):  # a node wrote it
+                    yield wire.event(line)
 
 
-def _of_log(run: RunFolder, row: Attempt, read: Read) -> dict[str, Points]:
-    node = next((name for name, (first, _) in row.ranks.items() if first == 0), "")
-    log = Reader(run.logs / node / "rank_0" / f"attempt_{row.attempt}.log")
-    chunks = log.read(final=True, at_most_bytes=LOG_BYTES)
-    return of_lines(itertools.chain.from_iterable(chunk.lines for chunk in chunks), read)
+def _lines(ctx: Context, path: Path) -> Iterator[bytes]:
+    for chunk in Reader(path).read(final=True, at_most_bytes=LOG_BYTES):
+        yield from chunk.lines
+    if path.exists() and path.stat().st_size > LOG_BYTES:
+        ctx.say(f"warning: {path}: only its first {LOG_BYTES >> 20} MiB were read")
 
 
 def _timeline(ledger: Ledger) -> dict[str, Any]:
