@@ -73,4 +73,4 @@ def _write(path: str) -> None:
 
 def _finite(value: float | None) -> float | None:
     """JSON has no nan; the log line tells it."""
-    return float(f"{value:.6g}") if value is not None and math.isfinite(value) else None
+    return float(f"{float(value):.6g}") if value is not None and math.isfinite(value) else None
