@@ -55,6 +55,10 @@ def hear(verb: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of one command; the only place where an expected error becomes words."""
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what the next word may be
+        from nexa_dist.verbs._completion import answer
+
+        answer()
     words, program = list(sys.argv[1:] if argv is None else argv), []
     # argparse would take options of nexa for the script's, or the reverse
     if words[:1] in (["run"], ["queue"]) and "--" in words:

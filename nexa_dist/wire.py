@@ -86,7 +86,10 @@ LOSS = lenient(lambda value: value if isinstance(value, float) and value != valu
 
 EXIT = {"rank": RANK, "code": whole(0, 1 << 31), "signal": whole(0, 64)}
 EXIT_MAY = {"step": maybe(STEP), "oom": flag, "at": UNIX}
-PROGRESS = {"of": FIGURE, "loss": LOSS, "tokens_per_s": FIGURE, "saved": lenient(STEP), "durable": lenient(STEP)}
+PROGRESS = {
+    "of": FIGURE, "loss": LOSS, "held_out": FIGURE, "learning_rate": FIGURE, "tokens_per_s": FIGURE,
+    "saved": lenient(STEP), "durable": lenient(STEP),
+}  # fmt: skip
 NOTICE_MAY: dict[str, Check] = {"action": text(40), "at_unix": UNIX, "seen_unix": UNIX}
 
 _EVENTS: dict[str, tuple[dict[str, Check], dict[str, Check]]] = {
@@ -228,7 +231,7 @@ CLAIMS: dict[str, Check] = {
     "release": record({"removed": rows(text(), 100_000), "stays": rows(STAY, 1000), "processes": PIDS}),
 }
 """Answers of remote/footprint.py."""
-_MATRIX = rows(rows(maybe(number(0, 1e9)), 4096), 4096)
+MATRIX = rows(rows(maybe(number(0, 1e9)), 4096), 4096)
 GROUP = record(
     {},
     {
@@ -240,8 +243,8 @@ GROUP = record(
                 "ranks": whole(),
                 "latency_us": number(0, 1e12),
                 "busbw_gb_s": number(0, 1e9),
-                "matrix": _MATRIX,
-                "at_most": _MATRIX,
+                "matrix": MATRIX,
+                "at_most": MATRIX,
                 "rounds_left": whole(-MOST),
             },
             {"bytes": whole(), "transport": NAME, "seconds": SECONDS},

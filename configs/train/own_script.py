@@ -86,7 +86,7 @@ def main() -> int:
         loss.backward()
         optimizer.step()
         time.sleep(args.step_seconds)
-        progress.report(step, args.steps, loss=loss.item())
+        progress.report(step, args.steps, loss=loss.item(), learning_rate=optimizer.param_groups[0]["lr"])
         stopping = stop.agree() and step < args.steps
         if env.rank == 0:
             print(f"step {step}/{args.steps} loss {loss.item():.4f}", flush=True)

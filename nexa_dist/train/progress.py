@@ -24,9 +24,19 @@ _path = ""
 _written = 0.0
 
 
-def report(step: int, of: int | None = None, loss: float | None = None, tokens_per_s: float | None = None) -> None:
-    """`step` optimizer steps of `of` are done. What is None stays as it was reported before."""
-    given = {"of": of, "loss": _finite(loss), "tokens_per_s": _finite(tokens_per_s)}
+def report(
+    step: int,
+    of: int | None = None,
+    loss: float | None = None,
+    tokens_per_s: float | None = None,
+    *,
+    learning_rate: float | None = None,
+    held_out: float | None = None,
+) -> None:
+    """`step` optimizer steps of `of` are done; `held_out` is the loss on what is not trained on. What is None stays as
+    it was reported before."""
+    figures = {"loss": loss, "tokens_per_s": tokens_per_s, "learning_rate": learning_rate, "held_out": held_out}
+    given = {"of": of, **{name: _finite(value) for name, value in figures.items()}}
     last = of is not None and step >= of
     _update({"step": step, **{key: value for key, value in given.items() if value is not None}}, urgent=last)
 
@@ -63,4 +73,4 @@ def _write(path: str) -> None:
 
 def _finite(value: float | None) -> float | None:
     """JSON has no nan; the log line tells it."""
-    return round(float(value), 6) if value is not None and math.isfinite(value) else None
+    return float(f"{float(value):.6g}") if value is not None and math.isfinite(value) else None

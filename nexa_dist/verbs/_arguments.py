@@ -11,11 +11,12 @@ from nexa_dist import __version__
 from nexa_dist.errors import EXIT_USAGE
 
 GROUPS = {
-    "cluster": ("init", "config", "plan", "provision", "status", "ssh", "diag", "teardown", "sweep", "image", "trust"),
-    "run": ("preflight", "run", "queue", "attach", "stop", "runs", "logs", "why"),
+    "cluster": ("init", "config", "plan", "provision", "status", "ssh", "diag", "teardown", "sweep", "image", "trust",
+                "completion"),
+    "run": ("preflight", "run", "queue", "attach", "stop", "runs", "logs", "why", "report"),
     "work": ("pull",),
     "money": ("cost", "budget", "timeline"),
-}
+}  # fmt: skip
 """The folder below verbs/ of each verb, and where `nexa --help` shows it."""
 COMMON: dict[str, dict[str, Any]] = {
     "--cluster": {"metavar": "NAME|FILE", "help": "may be left out when one cluster is known"},
@@ -158,6 +159,11 @@ def _kept(verbs: Verbs) -> None:
     trust.add_argument("path", nargs="?", default=".", metavar="DIR|FILE", help="the workspace (default: this folder)")
     _dry(trust, "print what would be trusted")
 
+    completion = verbs.add_parser("completion", help="what bash, zsh or fish needs to complete words of nexa")
+    completion.add_argument(
+        "shell", choices=("bash", "zsh", "fish"), help='for instance: eval "$(nexa completion bash)"'
+    )
+
 
 def _begun(verbs: Verbs) -> None:
     before = verbs.add_parser("preflight", help="whether a training fits, how long it takes and what it costs")
@@ -223,6 +229,11 @@ def _read(verbs: Verbs) -> None:
     why.add_argument("run", nargs="?", default="", metavar="RUN")
     why.add_argument("--attempt", type=int, metavar="N", help="this attempt (default: the newest that failed)")
     _common(why, "--json")
+
+    report = verbs.add_parser("report", help="one page of a run, to be mailed: curves, attempts, time line, bill")
+    report.add_argument("run", nargs="?", default="", metavar="RUN")
+    report.add_argument("-o", "--out", metavar="FILE.html", help="where it goes (default: RUN.html in this folder)")
+    _common(report, "--json")
 
 
 def _taken(verbs: Verbs) -> None:

@@ -54,6 +54,17 @@ def test_set_up_provision_train_teardown(tmp_path: Path) -> None:
     assert report["train_loss_last"] < report["train_loss_first"] - 0.2
     assert manifest["checkpoint"]["step"] == 30 and Path(manifest["checkpoint"]["path"]).is_dir()
     assert f"manifest    {path.relative_to(checkout)}" in done.stdout
+    told = subprocess.check_output([checkout / ".venv/bin/nexa", "report", "--json"], cwd=checkout, env=env, text=True)
+    found = json.loads(told)
+    [attempt] = found["attempts"]
+    points = attempt["points"]
+    assert [step for step, _ in points["loss"]] == [step for step, _ in points["learning_rate"]] == [1, 20]
+    assert (
+        points["held_out"][-1][0] == 30
+        and abs(points["held_out"][-1][1] - report["eval_loss_nats"]) < 1e-4
+        and points["tokens_per_s"]
+    )
+    assert found["cost"]["usd"] == 0 and len(found["bandwidth"]["gbps"]) == 2
     [receipt] = (checkout / ".nexa" / "history").glob("local_*/receipt.json")
     assert not any(json.loads(receipt.read_text())["left"].values())
     until(lambda: not everything_of(checkout), "nothing of it is left")

@@ -272,9 +272,18 @@ def test_a_progress_bar_is_shown_by_its_last_state(capsys: pytest.CaptureFixture
     "line, found",
     [
         ("iter 550: loss 2.3012, time 81.5ms, mfu 4.1%", {"step": 550, "loss": 2.3012}),
-        ("step 20/100 | loss: 4.5e-1 | lr 1e-3", {"step": 20, "of": 100, "loss": 0.45}),
+        ("step 20/100 | loss: 4.5e-1 | lr 1e-3", {"step": 20, "of": 100, "loss": 0.45, "learning_rate": 1e-3}),
+        ("step 9: train loss 1.5, val loss 2.75", {"step": 9, "loss": 1.5, "held_out": 2.75}),
+        ("step 10/40 held-out loss 2.5000", {"step": 10, "of": 40, "held_out": 2.5}),
+        (
+            "step 5/40 loss 2.5 lr 1.250e-03 tok/s 900",
+            {"step": 5, "of": 40, "loss": 2.5, "learning_rate": 1.25e-3, "tokens_per_s": 900},
+        ),
         ("Iteration 7, training loss = nan", {"step": 7, "loss": None}),
-        ("{'loss': 2.31, 'grad_norm': 1.2, 'learning_rate': 5e-05, 'epoch': 0.5}", {"loss": 2.31}),
+        (
+            "{'loss': 2.31, 'grad_norm': 1.2, 'learning_rate': 5e-05, 'epoch': 0.5}",
+            {"loss": 2.31, "learning_rate": 5e-5},
+        ),
         (" 12%|#2        | 12/100 [00:03<00:22,  3.99it/s]", {"step": 12, "of": 100}),
         (
             "Epoch 0:  50%|##   | 100/200 [00:10<00:10, 9.9it/s, v_num=0, train_loss=2.250]",

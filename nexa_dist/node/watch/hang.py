@@ -11,7 +11,7 @@ from ..rank import read_progress
 RANK_FOLDER = re.compile(r"rank_[0-9]{1,7}", re.ASCII)
 SEEN_TICK_S = 2.0
 """A longer gap between two looks means that the machine or the agent slept; only so much of it counts."""
-SHOWN = ("of", "loss", "tokens_per_s", "saved", "durable")
+SHOWN = ("of", "loss", "held_out", "learning_rate", "tokens_per_s", "saved", "durable")
 
 
 def forget(run_dir: str) -> None:

@@ -173,8 +173,8 @@ def _costs(ctx: Context, folder: ClusterFolder) -> dict[str, Any]:
 
 
 def _archive(ctx: Context, folder: ClusterFolder, receipt: dict[str, Any]) -> dict[str, Any]:
-    """Keeps receipt, journal and ledger below .nexa/history; keys and state go. On a full disk they go first, and
-    what has no room even then stays in the folder: that nothing is left is true all the same."""
+    """Keeps receipt, journal, ledger and newest diagnosis below .nexa/history; keys and state go. On a full disk they
+    go first, and what has no room even then stays in the folder: that nothing is left is true all the same."""
     for again in (False, True):
         try:
             return _moved(ctx, folder, receipt)
@@ -191,7 +191,7 @@ def _moved(ctx: Context, folder: ClusterFolder, receipt: dict[str, Any]) -> dict
     history = ctx.workspace.root / ".nexa" / "history" / f"{folder.name}_{receipt['at'].replace(':', '')}"
     history.mkdir(parents=True, exist_ok=True)
     receipt["receipt"] = str((history / "receipt.json").relative_to(ctx.workspace.root))
-    for name in ("journal.jsonl", "ledger.jsonl", "config.json", "own.json"):
+    for name in ("journal.jsonl", "ledger.jsonl", "config.json", "own.json", "diag.json"):
         if (folder.path / name).is_file():
             shutil.copy2(folder.path / name, history / name)
     files.write_json(history / "receipt.json", receipt)

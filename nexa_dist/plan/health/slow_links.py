@@ -105,13 +105,13 @@ def picture(title: str, names: Sequence[str], matrix: Matrix) -> str:
     for row, values in enumerate(matrix):
         for column, value in enumerate(values):
             x, y = EDGE + CELL * column, EDGE + CELL * row
-            fill = "#eeeeee" if value is None else _colour(value / fastest)
+            fill = "#eeeeee" if value is None else colour(value / fastest)
             made.append(f'<rect x="{x}" y="{y}" width="{CELL - 2}" height="{CELL - 2}" rx="4" fill="{fill}"/>')
             text = "" if row == column else "?" if value is None else f"{value:.3g}"
             made.append(f'<text x="{x + CELL / 2 - 1}" y="{y + CELL / 2 + 4}" text-anchor="middle">{text}</text>')
     return "\n".join([*made, "</svg>", ""])
 
 
-def _colour(part: float) -> str:
+def colour(part: float) -> str:
     """Red for a link that carries nothing, yellow for half of the best, green for the best."""
     return f"hsl({round(120 * min(1.0, max(0.0, part)))}, 65%, 70%)"

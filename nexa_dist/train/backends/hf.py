@@ -234,6 +234,8 @@ class _Steps(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         trainer, first = self._trainer, self._trainer.env.rank == 0
         trainer.tracker.log(state.global_step, logs)
+        if "eval_loss" in logs:
+            progress.report(state.global_step, state.max_steps, held_out=logs["eval_loss"])
         if first and "eval_loss" in logs and state.global_step < state.max_steps:
             print(f"step {state.global_step}/{state.max_steps} held-out loss {logs['eval_loss']:.4f}", flush=True)
         if "loss" not in logs:
@@ -241,10 +243,10 @@ class _Steps(TrainerCallback):
         now = time.monotonic()
         speed = (state.global_step - self._from_step) * trainer.step_tokens / (now - self._since)
         self._since, self._from_step = now, state.global_step
-        progress.report(state.global_step, state.max_steps, logs["loss"], speed)
+        rate = logs["learning_rate"]
+        progress.report(state.global_step, state.max_steps, logs["loss"], speed, learning_rate=rate)
         if first:
             print(
-                f"step {state.global_step}/{state.max_steps} loss {logs['loss']:.4f}"
-                f" lr {logs['learning_rate']:.1e} tok/s {speed:.0f}",
+                f"step {state.global_step}/{state.max_steps} loss {logs['loss']:.4f} lr {rate:.3e} tok/s {speed:.0f}",
                 flush=True,
             )

@@ -51,7 +51,7 @@ class State:
     """of, loss, tokens_per_s, saved, durable: the newest value of each, rank 0's where it is known."""
     resume_step: int | None = None
     read: dict[str, float] = field(default_factory=dict)
-    """step, of and loss as rank 0's lines have them, while no rank reports a step."""
+    """What rank 0's lines say of step, loss and the like, while no rank reports a step."""
     running_since: float | None = None
     samples: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=RATE_SAMPLES))
     """(unix time on the node, step) at each change of the step."""

@@ -196,4 +196,4 @@ def finite(value: Any) -> Any:
         return str(value)
     if isinstance(value, dict):
         return {key: finite(inner) for key, inner in value.items()}
-    return [finite(inner) for inner in value] if isinstance(value, list) else value
+    return [finite(inner) for inner in value] if isinstance(value, (list, tuple)) else value

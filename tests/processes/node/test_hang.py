@@ -96,7 +96,8 @@ def test_a_report_that_is_being_written_is_read_later(tmp_path: Path) -> None:
     second = watch_hang.read_all(str(tmp_path), first)
     assert second == first
     assert watch_hang.fields(second) == {
-        "steps": {"3": 4}, "of": None, "loss": None, "tokens_per_s": 90.5, "saved": None, "durable": None,
+        "steps": {"3": 4}, "of": None, "loss": None, "held_out": None, "learning_rate": None, "tokens_per_s": 90.5,
+        "saved": None, "durable": None,
     }  # fmt: skip
     path.write_text('{"step": 5, "saved": null, "durable": 2}'.ljust(512))
     assert watch_hang.fields(watch_hang.read_all(str(tmp_path), second))["durable"] == 2

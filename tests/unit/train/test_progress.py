@@ -48,10 +48,13 @@ def test_a_record_is_what_the_agent_reads(file: Path, monkeypatch: pytest.Monkey
     assert (first["step"], first["of"], first["loss"], first["tokens_per_s"]) == (0, 240, None, None)
     assert abs(first["at"] - time.time()) < 60
     clock(monkeypatch, 101.0)
-    progress.report(41, 240, loss=4.25, tokens_per_s=900.0)
+    progress.report(41, 240, loss=4.25, tokens_per_s=900.0, learning_rate=1.23456789e-7, held_out=4.5)
     clock(monkeypatch, 102.0)
     progress.report(42)
-    assert {**read(file), "at": 0} == {"step": 42, "of": 240, "loss": 4.25, "tokens_per_s": 900.0, "at": 0}
+    assert {**read(file), "at": 0} == {
+        "step": 42, "of": 240, "loss": 4.25, "tokens_per_s": 900.0, "learning_rate": 1.23457e-7, "held_out": 4.5,
+        "at": 0,
+    }  # fmt: skip
 
 
 def test_at_most_twenty_writes_a_second_but_the_last_step_and_a_save_at_once(
