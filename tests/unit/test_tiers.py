@@ -17,7 +17,13 @@ PROMISES = {
     *("resume", "replacement", "notice", "cap", "nobody home", "receipt", "sweep", "mesh", "diag", "image", "logs"),
     *("why", "cost", "secrets", "pinned host keys", "hostile input", "strangers and damaged files"),
     "what only looks dead is not ended",
-    *("what runs is what is named", "what is not sent is said, and nothing is guessed", "the wheel", "quickstart"),
+    *(
+        "what runs is what is named",
+        "what is not sent is said, and nothing is guessed",
+        "the wheel",
+        "quickstart",
+        "environments",
+    ),
 }
 
 
