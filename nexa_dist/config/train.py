@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from nexa_dist.config.launchers import refuse_nested
+from nexa_dist.config.work import Environment
 
 ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*\Z")
 RESERVED_ENV = re.compile(
@@ -197,6 +198,12 @@ class TrainConfig(_Section):
         (),
         description="Paths in the project that are sent although git ignores or leaves them out: files, folders, "
         "clones of other repositories. A link is followed, also out of the project.",
+    )
+    environment: Environment = Field(
+        "light",
+        description="Packages of the ranks: light (what nexa provision puts on a node), {packages: [NAME==VERSION]} on "
+        "top of light, {requirements: requirements.txt} or {lock: uv.lock} of the project, none (the node's own "
+        "python3).",
     )
     outputs: tuple[Pattern, ...] = Field(
         (),

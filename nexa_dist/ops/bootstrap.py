@@ -9,23 +9,14 @@ from typing import Any
 
 from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.light import BACKEND, LOCK, TORCH
 from nexa_dist.plan.inventory import groups, inventory
-from nexa_dist.plan.local import environment_hash
 from nexa_dist.run import agent_file, bundle, files
 from nexa_dist.run.ansible import run_playbook
 from nexa_dist.run.ssh import connections
 from nexa_dist.run.workspace import ClusterFolder
 
-LOCK = Path("docker/lock/train.txt")
-TORCH = Path("docker/cuda_torch.txt")
 PLAYBOOK = Path("playbooks/bootstrap.yml")
-BACKEND = "auto"
-
-
-def env_hash(python: str) -> str:
-    """Name of the training environment on nodes with this Python (major.minor)."""
-    root = bundle.root()
-    return environment_hash((root / LOCK).read_bytes(), (root / TORCH).read_bytes(), python, BACKEND)
 
 
 def bootstrap(

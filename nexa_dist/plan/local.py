@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -43,11 +42,6 @@ def tfvars(config: ClusterConfig, ports: Mapping[str, int], root: str, ssh_dir: 
         "lease_s": round((config.lease_minutes or 0) * 60),
         "idle_s": round((config.idle_minutes or 0) * 60),
     }
-
-
-def environment_hash(lock: bytes, torch: bytes, python: str, backend: str) -> str:
-    """Name of a training environment: what it is made of. `python` is major.minor."""
-    return hashlib.sha256(b"\0".join((lock, torch, python.encode(), backend.encode()))).hexdigest()[:16]
 
 
 def cluster(

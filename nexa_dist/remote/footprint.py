@@ -27,7 +27,7 @@ from typing import Any
 CLAIMS = ".nexa-clusters"
 NAMES = {
     "": r"uv-cache|uv-[0-9][0-9.]*(\.lock)?",
-    "envs": r"[0-9a-f]{16}(\.lock|\.inputs)?",
+    "envs": r"[0-9a-f]{16}(\.(lock|inputs|taken|gone))?",
     "agent": r"[0-9a-f]{16}",
     "code": r"[0-9a-f]{8,64}(\.[0-9]+\.tmp)?",
     "data": r"(\.tmp-)?[0-9a-f]{8,64}(\.lock)?",

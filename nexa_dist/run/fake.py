@@ -48,9 +48,9 @@ class FakeRunner:
         raise AssertionError(f"unplanned: {argv}")
 
 
-READS = ("probe", "whole", "wrote", "train.checkpoint", LOOK, PUT, "-G", "-Oexit")
-"""Words of an ssh command line by which it only asks: the agent, a module of ours, ssh itself. PUT brings a node the
-agent that it lacks, since nothing else there can answer."""
+READS = ("probe", "whole", "wrote", "reads", "train.checkpoint", LOOK, PUT, "-G", "-Oexit")
+"""Words of an ssh command line by which it only asks: the agent, a module or program of ours, ssh itself. PUT brings a
+node the agent that it lacks, since nothing else there can answer."""
 
 
 class DryRunner(FakeRunner):

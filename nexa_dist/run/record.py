@@ -72,7 +72,7 @@ class Run:
     code_hash: str = ""
     package_hash: str = ""
     environment: dict[str, Any] = field(default_factory=dict)
-    """The environment of the newest attempt; empty for that of the cluster."""
+    """The environment of the newest attempt, and what is installed in it."""
     data: dict[str, Any] = field(default_factory=dict)
     """Each of `data:` with its hash."""
     config_file: str = ""

@@ -79,7 +79,10 @@ class Durable:
 
     def _sync(self, *words: str) -> str:
         """What run_sync.sh answers on standard output; its standard error is ours."""
-        settings = {"NEXA_PYTHON": sys.executable, "NEXA_ATTEMPT": str(self._env.attempt)}
+        settings = {
+            "NEXA_PYTHON": os.environ.get("NEXA_PYTHON", sys.executable),
+            "NEXA_ATTEMPT": str(self._env.attempt),
+        }
         with self._lock:
             if self._over:
                 raise NexaError(f"{self._env.bucket}: there was no time left for it")

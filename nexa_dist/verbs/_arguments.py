@@ -14,7 +14,7 @@ GROUPS = {
     "cluster": ("init", "config", "plan", "provision", "status", "ssh", "diag", "teardown", "sweep", "image", "trust",
                 "completion"),
     "run": ("preflight", "run", "queue", "attach", "stop", "runs", "logs", "why", "report"),
-    "work": ("pull",),
+    "work": ("env", "pull"),
     "money": ("cost", "budget", "timeline"),
 }  # fmt: skip
 """The folder below verbs/ of each verb, and where `nexa --help` shows it."""
@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"nexa {__version__}")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
-    for add in (_files, _made, _looked_at, _ended, _kept, _begun, _read, _taken, _money):
+    for add in (_files, _made, _looked_at, _ended, _kept, _begun, _read, _brought, _taken, _money):
         add(verbs)
     return top
 
@@ -102,6 +102,7 @@ def _made(verbs: Verbs) -> None:
     provision = verbs.add_parser("provision", help="make the nodes, bootstrap them, prove that they work")
     provision.add_argument("--cluster", metavar="FILE")
     provision.add_argument("--plan", metavar="PLAN", help="apply exactly what nexa plan -o saved")
+    provision.add_argument("--for", metavar="TRAIN.yaml", dest="train", help="its environment too, before any run")
     _common(provision, "--yes", "--set", "--json")
     _dry(provision, "print what would be made and run; nobody is asked")
 
@@ -209,6 +210,13 @@ def _begun(verbs: Verbs) -> None:
     stop.add_argument("--grace", type=_seconds, default=25.0, metavar="S", help="seconds for a checkpoint")
     _common(stop, "--json")
     _dry(stop, "print which run would be ended, and where")
+
+
+def _brought(verbs: Verbs) -> None:
+    env = verbs.add_parser("env", help="environments on the nodes: size, last use; remove those that nobody uses")
+    env.add_argument("action", nargs="?", choices=("list", "prune"), default="list", help="default: list")
+    _common(env, "--cluster", "--json")
+    _dry(env, "print what prune would remove")
 
 
 def _read(verbs: Verbs) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from nexa_dist.errors import NexaError
-from nexa_dist.ops import bootstrap
+from nexa_dist.ops import light
 from nexa_dist.run import agent_file
 from nexa_dist.run.ansible import run_playbook
 from tests.e2e.local_cluster import ROOT, LocalCluster, clean_env, marked_pids
@@ -27,7 +27,7 @@ SHARED = Path(os.environ.get("NEXA_TEST_SHARED", "~/.cache/nexa")).expanduser()
 """Kept between runs, so that a machine builds the environment once."""
 FIND_LINKS = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS") or ""
 BASE_PYTHON = f"{sys.base_prefix}/bin/python3"
-BACKEND = bootstrap.BACKEND
+BACKEND = light.BACKEND
 
 
 @pytest.fixture(scope="module")

@@ -51,6 +51,15 @@ for i in range(400):
 """
 
 
+OWN = """
+import os, sys, tomlkit, torch.distributed as dist
+dist.init_process_group("gloo")
+print("attempt", os.environ["NEXA_ATTEMPT"], "by", sys.executable, tomlkit.__version__, flush=True)
+dist.destroy_process_group()
+sys.exit(os.environ["NEXA_ATTEMPT"] == "1")
+"""
+
+
 def ready(lab: Lab, before: int) -> bool:
     if len(list((lab.root / "runs").glob("train_*"))) <= before:
         return False
@@ -90,6 +99,24 @@ def test_ranks_are_where_the_plan_says_and_arguments_arrive_as_they_are(clean: L
     assert manifest["outputs"]["files"] == {"count": 3, "bytes": 3 * 19}
     assert manifest["outputs"]["folder"] == os.path.relpath(outputs, clean.root)
     assert "written, and not named in outputs: 1 file (19 B): left-by-rank-3.txt" in said
+
+
+@pytest.mark.long("a real resolve, and torch installed once more; the programs are tested with a uv that takes notes")
+def test_packages_of_ones_own_are_built_once_and_kept_for_later_attempts(clean: Lab) -> None:
+    clean.write("needs.txt", "tomlkit==0.13.2\nlightning==2.6.1\npackaging==20.0\n")
+    refused = clean.nexa("run", clean.script("own", OWN, environment={"requirements": "needs.txt"}), code=2)
+    assert "  needs.txt:2: lightning==2.6.1\n  needs.txt:3: packaging==20.0\n" in refused.stderr
+    clean.write("needs.txt", "tomlkit==0.13.2\n")
+    train = clean.script("own", OWN, environment={"requirements": "needs.txt"}, launcher="direct", restarts_per_hour=1)
+    clean.nexa("run", train, "--rank", "all")
+    manifest = clean.manifest()
+    python = f"/envs/{manifest['environment']['hash']}/bin/python"
+    assert "tomlkit==0.13.2" in manifest["environment"]["freeze"] and len(manifest["attempts"]) == 2
+    for rank in range(4):
+        assert re.search(rf"attempt 2 by \S+{python} 0\.13\.2", clean.log(rank, f"n{rank // 2}", attempt=2))
+    again = clean.nexa("run", train, "--set", "restarts_per_hour=0", "--dry-run")
+    assert f"{manifest['environment']['hash']} of needs.txt: there" in again.stderr
+    assert manifest["environment"]["hash"] in clean.nexa("env").stdout
 
 
 def test_the_launch_module_with_fewer_ranks_a_node(clean: Lab) -> None:

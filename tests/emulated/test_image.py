@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nexa_dist.errors import UsageError
-from nexa_dist.ops.bootstrap import env_hash
 from nexa_dist.ops.cluster import image, sweep
+from nexa_dist.ops.light import env_hash
 from nexa_dist.ops.providers.aws import scope as aws_scope
 from nexa_dist.plan.aws.scope import DEFAULT_IMAGE
 from nexa_dist.run.aws import client as aws_client

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from nexa_dist.cli import GROUPS, main
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.run import fake, trust
 from nexa_dist.run.fake import Call, DryRunner, FakeRunner, only_reads
-from nexa_dist.run.runner import Result, SystemRunner
+from nexa_dist.run.runner import Result, Stream, SystemRunner
 from nexa_dist.run.ssh.connections import LOOK, PUT, put_agent
 from nexa_dist.run.workspace import Workspace
 from nexa_dist.verbs._arguments import parser
@@ -108,6 +109,7 @@ CASES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
         (f"stop {RUN}", (f"would end {RUN} on n0, n1, with 25 s for a checkpoint",)),
         ("stop --grace 3", ("with 3 s for a checkpoint",)),
     ],
+    "env": [("env prune --cluster lab", ("0123456789abcdef", "requirements.txt", "2 would be removed"))],
     "budget": [("budget extend 5 --cluster lab", ("budget of lab to 15.00 USD", "deadlines of n0, n1"))],
 }  # fmt: skip
 ACTS = {verb for verbs in GROUPS.values() for verb in verbs} - READING
@@ -133,6 +135,14 @@ class Nodes(FakeRunner):
         assert "probe" in words, f"unplanned: {call.argv}"
         answer = {"python": "3.11.1", "torch": "2.13.0", "cpus": 8, "gpus": [], "free_bytes": 1 << 40, "unix": 0.0}
         return Result(call.argv, 0, json.dumps({**answer, "peers": {}, "port": 4711, "have": []}).encode())
+
+    def stream(self, argv: Sequence[str], *, stdin: bytes = b"") -> Stream:
+        """A program of ours on a node: it answers what `nexa env prune` would remove."""
+        made = {"python": "3.11.7", "torch": "2.13.0", "what": "requirements.txt"}
+        row = {"name": "0123456789abcdef", "bytes": 3 << 30, "used_unix": 1.0, "busy": False, "made": made}
+        self.calls.append(Call(tuple(argv), stdin, {}))
+        answer = {"answer": {"removed": [row], "free_bytes": 5 << 30}}
+        return Stream(io.BytesIO(json.dumps(answer).encode() + b"\n"), lambda: None, lambda _: None)
 
 
 class Desk:

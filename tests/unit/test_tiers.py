@@ -19,7 +19,7 @@ PROMISES = {
     "what only looks dead is not ended",
     "results come home, whole, and no only copy is ended unasked",
     "each run of a queue takes place once",
-    *("report", "completion"),
+    *("report", "completion", "environments"),
     *("what runs is what is named", "what is not sent is said, and nothing is guessed", "the wheel", "quickstart"),
 }
 

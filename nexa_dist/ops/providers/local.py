@@ -16,8 +16,8 @@ from typing import Any
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import NexaError, StillRunning
 from nexa_dist.model import Cluster, Node
-from nexa_dist.ops.bootstrap import env_hash
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.light import env_hash
 from nexa_dist.ops.providers.contract import Made, Planned, Wish
 from nexa_dist.ops.providers.local_nodes import answers, made_nodes
 from nexa_dist.ops.providers.local_nodes import usage as usage  # of the contract

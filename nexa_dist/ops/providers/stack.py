@@ -18,8 +18,8 @@ from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import NexaError, StillRunning
 from nexa_dist.model import Cluster, Node
 from nexa_dist.ops import ledger_file
-from nexa_dist.ops.bootstrap import env_hash
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.light import env_hash
 from nexa_dist.ops.providers.contract import Made, Planned, Wish
 from nexa_dist.ops.workspace_tag import our_tag
 from nexa_dist.plan import stack as planned

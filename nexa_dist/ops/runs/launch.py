@@ -77,7 +77,8 @@ def check(
         return link.call("probe", message=message, timeout_s=90)
 
     answers = {link.node.name: answer for link, answer in zip(links, on_all(links, ask), strict=True)}
-    verdict = preflight.judge(cluster, answers, time.time(), ranks)
+    pythons = {name: asked.get("python", cluster.layout.python) for name, asked in more.items()}
+    verdict = preflight.judge(cluster, answers, time.time(), ranks, pythons)
     for warning in verdict.warnings:
         ctx.say(f"warning: {warning}")
     if verdict.faults:
@@ -110,12 +111,14 @@ def prepare(
         codes = of_now(ctx, config)
     hidden = secrets(ctx, config)
     linked = links()
-    brought = bring(ctx, linked, config, kept, again=again)
+    brought = bring(ctx, linked, config, kept, hidden, again=again)
     job = Job(config, run_id, attempt, *codes, resume, hidden, brought)
     asked = time.time()
     more: dict[str, dict[str, Any]] = {}
     for link, node in zip(linked, draft.nodes, strict=True):
         more[link.node.name] = {"have": [code_folder(link, code) for code in codes]}
+        if not ctx.dry:  # which makes no environment
+            more[link.node.name]["python"] = job.place(link).python
         if config.launcher == "direct" and not ctx.dry:
             more[link.node.name]["warm"] = job.preloading(draft, node, link)
     places = {link.node.name: job.place(link) for link in linked}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nexa_dist.config.train import TrainConfig
+from nexa_dist.ops import light
 from nexa_dist.ops.context import Context
 from nexa_dist.run.ssh.connections import Link
 
@@ -26,9 +27,22 @@ class Brought:
     """Each of `data:`, as the manifest names it."""
 
 
-def bring(ctx: Context, links: Sequence[Link], config: TrainConfig, kept: Path | None, *, again: bool) -> Brought:
+def bring(
+    ctx: Context,
+    links: Sequence[Link],
+    config: TrainConfig,
+    kept: Path | None,
+    hidden: Mapping[str, str],
+    *,
+    again: bool,
+) -> Brought:
     """Makes ready what `config` asks for; quick when all of it is there. Called before every attempt: `kept` is a
     folder of the run here, for what a later attempt needs of this one; None in a dry run, which changes nothing.
-    `again`: the inputs are those of the attempt before, as they lie in `kept`, and not the user's files of now."""
-    del ctx, links, config, kept, again
-    return Brought()
+    `again`: the inputs are those of the attempt before, as they lie in `kept`, and not the user's files of now.
+    `hidden` are the secrets of the run."""
+    if config.environment == "light":
+        return Brought(environment=light.told(links[0].ssh.cluster))
+    from nexa_dist.ops.work import environment  # a run in light is launched sooner without it
+
+    env = environment.make_ready(ctx, links, config, hidden, kept, again=again)
+    return Brought(env.pythons, env.env, env.told)

@@ -27,18 +27,20 @@ def judge(
     answers: Mapping[str, Mapping[str, Any]],
     now_unix: float,
     ranks: Mapping[str, int] | None = None,
+    pythons: Mapping[str, str] | None = None,
 ) -> Verdict:
     """`answers` are the agents' probes by node name; the first node's has the rendezvous port. `ranks`: how many each
-    node gets (default: one for each GPU that it was promised with)."""
+    node gets (default: one for each GPU that it was promised with); `pythons`: where it is
+    not the cluster's interpreter."""
     faults: list[str] = []
     warnings: list[str] = []
     interfaces: dict[str, str] = {}
     for node in cluster.nodes:
-        answer = answers[node.name]
+        answer, python = answers[node.name], (pythons or {}).get(node.name, cluster.layout.python)
         if answer.get("error"):
-            faults.append(f"{node.name}: the interpreter {cluster.layout.python} does not run: {answer['error']}")
+            faults.append(f"{node.name}: the interpreter {python} does not run: {answer['error']}")
         elif not answer.get("torch"):
-            faults.append(f"{node.name}: torch is not installed for {cluster.layout.python}")
+            faults.append(f"{node.name}: torch is not installed for {python}")
         found, wanted = len(answer.get("gpus", [])), (ranks or {}).get(node.name, node.gpus)
         lack = f"{node.name}: {found} GPUs found, {node.gpus} promised"
         if 0 < found < wanted:

@@ -53,11 +53,14 @@ def run_program(
     check: Check,
     on_say: Callable[[dict[str, Any]], object] = dict,
     python: str = "",
+    *,
+    reads: bool = False,
 ) -> dict[str, Any]:
     """The program's answer, as `check` shapes it. `on_say` gets what `say(say={…})` tells. `python` is another
-    interpreter than the node's own. Raises Refused with the program's words, NexaError when the node falls silent."""
+    interpreter than the node's own; a program that only `reads` is started by a dry run too. Raises Refused with the
+    program's words, NexaError when the node falls silent."""
     name, runner = link.node.name, link.ssh.runner
-    argv = shlex.join((python or link.python, "-I", "-c", START, str(len(source))))
+    argv = shlex.join((python or link.python, "-I", "-c", START, str(len(source)), *(["reads"] if reads else [])))
     stream = runner.stream((*link.ssh.argv(link.node), argv), stdin=source + json.dumps(message).encode() + b"\n")
     silent = threading.Event()
 

@@ -8,13 +8,19 @@ import dataclasses
 from pathlib import Path
 
 from nexa_dist.config.cluster import ClusterConfig
+from nexa_dist.config.load import load_train
+from nexa_dist.config.train import TrainConfig
+from nexa_dist.config.work import OwnEnvironment
 from nexa_dist.errors import EXIT_OK, UsageError
 from nexa_dist.ops.cluster import dry_run
 from nexa_dist.ops.cluster import plan as planning
 from nexa_dist.ops.cluster import provision as provisioning
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.providers.static import known_hosts as adopting
+from nexa_dist.ops.runs.agent_spec import secrets
+from nexa_dist.ops.work.environment import make_ready, wished
 from nexa_dist.plan.static.known_hosts import Adopted
+from nexa_dist.run.ssh.connections import connect, session
 from nexa_dist.ui import terminal
 from nexa_dist.verbs._shared import agreed, answered_yes, consent_to_stack, context, load_said
 from nexa_dist.verbs.cluster.plan import show, show_changes
@@ -33,8 +39,9 @@ def provision(args: Arguments) -> int:
         config, saved = planning.load(ctx, Path(args.plan))
     else:
         config = load_said(Path(args.cluster), args.set)
+    train = _read_first(ctx, args.train) if args.train else None
     if args.dry_run:
-        return _dry(ctx, config, saved=saved is not None)
+        return _dry(ctx, config, saved=saved is not None, train=args.train)
     if saved:
         planning.refuse_moved_price(ctx, config, saved)
     seen = None if saved else planning.preview(ctx, config)
@@ -46,6 +53,9 @@ def provision(args: Arguments) -> int:
         _ask_first(ctx, config, args)
     adopted = _host_keys(ctx, config) if not config.traits.makes else []
     made = provisioning.provision(ctx, config, saved, adopted=adopted)
+    if train:
+        with ctx.phase(f"environment of {args.train}"), session(ctx.runner, made) as ssh:
+            make_ready(ctx, connect(ssh), train, secrets(ctx, train))
     price = f"{made.usd_per_hour:.2f} USD/h"
     terminal.say(f"✓ cluster {made.name} is up: {len(made.nodes)} nodes, {made.world_size} ranks, {price}")
     for title, seconds in ctx.times.items():
@@ -57,12 +67,22 @@ def provision(args: Arguments) -> int:
     return EXIT_OK
 
 
-def _dry(ctx: Context, config: ClusterConfig, *, saved: bool) -> int:
+def _read_first(ctx: Context, file: str) -> TrainConfig:
+    """The training that the nodes are made ready for: nothing is rented for one that cannot be read."""
+    train = load_train(Path(file))
+    if isinstance(train.environment, OwnEnvironment):
+        wished(ctx, train.environment)
+    return train
+
+
+def _dry(ctx: Context, config: ClusterConfig, *, saved: bool, train: str | None) -> int:
     """What would be rented, made and started, from the files here alone."""
     with contextlib.suppress(UsageError):  # what costs nothing has no bill, and of a reservation only the cloud knows
         show(planning.offline(ctx, config))
     for line in dry_run.provision(ctx, config, saved=saved):
         ctx.say(line)
+    if train:
+        ctx.say(f"would build: the environment of {train}, where it is missing")
     return EXIT_OK
 
 

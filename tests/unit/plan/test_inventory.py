@@ -3,6 +3,7 @@ from __future__ import annotations
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.plan import local
 from nexa_dist.plan.inventory import inventory
+from nexa_dist.plan.light import environment_hash
 
 CONFIG = ClusterConfig(name="lab", provider="local", nodes=11, gpus_per_node=2, price_usd_per_hour=1.5, rdzv_port=29500)
 PORTS = {f"n{i}": 4000 + i for i in range(11)}
@@ -51,10 +52,10 @@ def test_cluster_and_inventory_from_terraforms_outputs() -> None:
 
 
 def test_an_environment_is_named_by_what_it_is_made_of() -> None:
-    base = local.environment_hash(b"lock", b"torch", "3.11", "auto")
+    base = environment_hash(b"lock", b"torch", "3.11", "auto")
     changed = [
         (b"lock2", b"torch", "3.11", "auto"),
         (b"lock", b"t", "3.11", "auto"),
         (b"lock", b"torch", "3.12", "auto"),
     ]
-    assert len({base, *(local.environment_hash(*parts) for parts in changed)}) == 4
+    assert len({base, *(environment_hash(*parts) for parts in changed)}) == 4

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster, Node
-from nexa_dist.ops.bootstrap import env_hash
+from nexa_dist.ops.light import env_hash
 from nexa_dist.ops.providers.aws import capacity, rotate_host_keys
 from nexa_dist.ops.providers.aws.gang import CREATE_LIMIT_S, Gang
 from nexa_dist.plan import told as checked

@@ -8,8 +8,8 @@ from typing import Any
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.config.fields import check_cidr, check_owner, region_of
 from nexa_dist.errors import UsageError
-from nexa_dist.ops.bootstrap import env_hash
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.light import env_hash
 from nexa_dist.ops.providers.aws.given import changed, given
 from nexa_dist.ops.providers.scope_file import known_scope
 from nexa_dist.ops.workspace_tag import our_tag

@@ -19,8 +19,8 @@ from nexa_dist import remote, wire
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster, Node, absolute
-from nexa_dist.ops.bootstrap import env_hash
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.light import env_hash
 from nexa_dist.ops.providers.contract import Made, Wish
 from nexa_dist.ops.providers.static import known_hosts as static_known_hosts
 from nexa_dist.ops.providers.static.record import Host, Record

@@ -106,7 +106,7 @@ DATA = (
         "dataset_stale",
         "the dataset is not what its description, or the cache of this node, says: {detail}",
         'load_dataset(…, download_mode="force_redownload"), verification_mode="no_checks" when the description is'
-        " wrong, or a newer datasets (pyproject.toml, scripts/lock, nexa provision)",
+        " wrong, or a newer datasets: environment: {packages: [datasets>=VERSION]}",
         says(
             "ExpectedMoreSplits{detail}",
             "UnexpectedSplits{detail}",
@@ -133,8 +133,8 @@ DATA = (
     row(
         "dataset_script",
         "the dataset is a script, and this version of datasets runs none: {detail}",
-        "take a copy of it as parquet (many have a branch refs/convert/parquet: revision=), or an older datasets"
-        " (pyproject.toml, scripts/lock, nexa provision)",
+        "take a copy of it as parquet (many have a branch refs/convert/parquet: revision=), or an older datasets:"
+        " environment: {packages: [datasets<4]}",
         says(
             "Dataset scripts are no longer supported, but found {detail}", "trust_remote_code is not supported anymore"
         ),
@@ -143,7 +143,7 @@ DATA = (
         "language_data",
         "a package wants data that is fetched apart from it: {detail}",
         "bring it to every node before, below $NEXA_SHARED, and name that folder: NLTK_DATA in env:; a model of spaCy"
-        " is a package (the train extra of pyproject.toml, scripts/lock, nexa provision)",
+        " is a package, NAME @ ADDRESS in environment: {packages: […]}",
         says(
             "  Resource {detail} not found.",
             "OSError: [E050] Can't find model {detail}.",

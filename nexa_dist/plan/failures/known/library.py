@@ -36,8 +36,7 @@ LIBRARY = (
     row(
         "transformers_old",
         "the model is newer than the library on this node: {detail}",
-        "take a newer transformers and tokenizers (pyproject.toml, scripts/lock, nexa provision; on hosts of your own"
-        " in the environment of python:)",
+        "take a newer one: environment: {packages: [transformers>=VERSION]} in train.yaml",
         says(
             "has model type {detail} but Transformers does not recognize this architecture",
             "data did not match any variant of untagged enum",
@@ -49,9 +48,9 @@ LIBRARY = (
     row(
         "api_changed",
         "the program was written for another version of a library: {detail}",
-        "take the version that the program names (pyproject.toml, scripts/lock, nexa provision; on hosts of your own in"
-        " the environment of python:), or change the call: of transformers evaluation_strategy is now eval_strategy,"
-        " and tokenizer of the Trainer is processing_class",
+        "take the version that the program names, environment: {packages: [NAME==VERSION]} in train.yaml, or change the"
+        " call: of transformers evaluation_strategy is now eval_strategy, and tokenizer of the Trainer is"
+        " processing_class",
         says(
             "TypeError: TrainingArguments.__init__() got an unexpected keyword argument {detail}",
             "TypeError: __init__() got an unexpected keyword argument 'evaluation_strategy'",

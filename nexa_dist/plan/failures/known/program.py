@@ -107,9 +107,8 @@ PROGRAM = (
         "import_error",
         "ModuleNotFoundError: No module named '…'; ImportError: cannot import name",
         "a package is missing on the node, or not in the version that the program wants: {detail}",
-        "add it to the environment of the nodes: the train extra of pyproject.toml, scripts/lock, nexa provision (on"
-        " hosts of your own that are not provisioned: where python: points); for a module of your own check that it"
-        " is committed and not ignored by git",
+        "name it in train.yaml, environment: {packages: [NAME]}, or give a file of yours, {requirements: FILE}; for a"
+        " module of your own check that it is committed and not ignored by git",
         patterns(
             r"^(?:ModuleNotFoundError|ImportError): (?P<detail>[^\n]{1,160})",
             r"because of the following error[^\n]{0,60}:\s{1,8}(?P<detail>No module named[^\n]{1,120})",

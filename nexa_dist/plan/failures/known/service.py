@@ -168,7 +168,7 @@ SERVICE = (
         "command_missing",
         "a program is not on this node: {detail}",
         "install it on every node: nexa ssh NODE -- sudo apt-get install PACKAGE; what comes with a Python package is"
-        " in the environment of the nodes (pyproject.toml, scripts/lock, nexa provision)",
+        " there once environment: names that package",
         says(
             ": line …: {detail}: command not found",
             "sh: …: {detail}: not found",
@@ -179,8 +179,8 @@ SERVICE = (
     row(
         "pip_no_version",
         "a package is not there in that version for this Python and system: {detail}",
-        "name a version that exists for it (pyproject.toml, scripts/lock, nexa provision); a node without a way out"
-        " needs the wheel in the project",
+        "name a version that exists for it, in environment: of train.yaml; a node without a way out gets what another"
+        " node has built",
         says(
             "No matching distribution found for {detail}",
             "Could not find a version that satisfies the requirement {detail}",
@@ -189,8 +189,7 @@ SERVICE = (
     row(
         "pip_managed",
         "pip was to change the Python of the system",
-        "install into the environment of the nodes instead: the train extra of pyproject.toml, scripts/lock, nexa"
-        " provision; or a venv below $NEXA_SCRATCH",
+        "name the package in train.yaml instead, environment: {packages: [NAME]}; or a venv below $NEXA_SCRATCH",
         says("error: externally-managed-environment"),
     ),
     row(

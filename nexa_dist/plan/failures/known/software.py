@@ -8,8 +8,8 @@ SOFTWARE = (
     row(
         "numpy_versions",
         "numpy on this node is of another age than what uses it: {detail}",
-        "numpy<2 for packages that were built before 2, a newer one for files that were pickled with 2 (pyproject.toml,"
-        " scripts/lock, nexa provision; on hosts of your own in the environment of python:)",
+        "environment: {packages: [numpy<2]} in train.yaml for packages that were built before 2, a newer one for files"
+        " that were pickled with 2",
         says(
             "ModuleNotFoundError: No module named 'numpy._core{detail}",
             "RuntimeError: Numpy is not available",
@@ -48,8 +48,7 @@ SOFTWARE = (
     row(
         "no_triton",
         "torch.compile wants triton, and a triton that works is not there",
-        "add triton of torch's version to the environment (pyproject.toml, scripts/lock, nexa provision), or do"
-        " without: TORCHDYNAMO_DISABLE=1 in env:",
+        "add it, environment: {packages: [triton]} in train.yaml, or do without: TORCHDYNAMO_DISABLE=1 in env:",
         says(
             "Cannot find a working triton installation",
             "TritonMissing",
@@ -90,8 +89,9 @@ SOFTWARE = (
         "built_for_another",
         "undefined symbol: …; numpy.dtype size changed; version `GLIBC_2.32' not found",
         "a package on this node was built for another version of what it uses: {detail}",
-        "install versions that belong together (pyproject.toml, scripts/lock, nexa provision; on hosts of your own"
-        " in the environment of python:), or build it again on the node; GLIBC wants a newer system or an older wheel",
+        "name versions that belong together, environment: {packages: [NAME==VERSION]} in train.yaml; torchvision and"
+        " torchaudio beside a CPU build of torch want torch===VERSION there; GLIBC wants a newer system or an older"
+        " wheel",
         patterns(
             r"(?P<detail>undefined symbol: [^\n]{1,80})",
             r"(?P<detail>numpy\.[a-z]{1,10} size changed)",

@@ -1,0 +1,48 @@
+"""What a lab may bring, as train.yaml says it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nexa_dist.config.load import load_train
+from nexa_dist.config.work import OwnEnvironment
+from nexa_dist.errors import ConfigError
+
+
+def loaded(folder: Path, text: str) -> object:
+    (folder / "t.yaml").write_text(f"script: a.py\n{text}\n")
+    return load_train(folder / "t.yaml").environment
+
+
+def test_an_environment_is_a_name_or_packages_of_ones_own(tmp_path: Path) -> None:
+    assert loaded(tmp_path, "") == loaded(tmp_path, "environment: light") == "light"
+    assert loaded(tmp_path, "environment: none") == "none"
+    made = loaded(tmp_path, "environment: {packages: ['a[b]>=1 ; python_version<\"4\"', 'c @ git+https://x.org/c']}")
+    assert isinstance(made, OwnEnvironment) and len(made.packages) == 2
+    assert made.what.startswith("packages a[b]>=1")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("requirements.txt", "a mapping such as {requirements: requirements.txt}"),
+        ("uv.lock", "a mapping such as {lock: uv.lock}"),
+        ("heavy", "light, none or a mapping such as {packages: [NAME]}"),
+        ("{packages: []}", "exactly one of packages, requirements and lock is needed: found none"),
+        ("{requirements: a.txt, lock: uv.lock}", "found requirements and lock"),
+        ("{requirements: a.txt, extras: [x]}", "extras belong to lock"),
+        ("{packages: ['-e .']}", "environment.packages[0]: expected a package as pip takes it"),
+        ("{packages: ['a\\n--index-url x']}", "environment.packages[0]: expected a package"),
+        ("{packages: ['--index-url=https://x.org']}", "environment.packages[0]: expected a package"),
+        ("{requirements: ../a.txt}", "expected the path of a file in the project"),
+        ("{requirements: /etc/passwd}", "expected the path of a file in the project"),
+        ("{lock: -x}", "expected the path of a file in the project"),
+        ("{requirement: a.txt}", "did you mean requirements?"),
+    ],
+)
+def test_what_is_no_environment_is_refused_in_words(tmp_path: Path, value: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        loaded(tmp_path, f"environment: {value}")
+    assert words in str(caught.value)
