@@ -17,6 +17,7 @@ other command is short and answers with JSON. Each imports only what it needs.
     agent.pyz follow RUN_DIR   < {"offsets": {...}, "once": bool}    logs and events, framed, from byte offsets;
                                                                      then lines as signs of life
     agent.pyz stop RUN_DIR     < {"grace_s", "reason", "release"}    SIGTERM, grace for a checkpoint, SIGKILL
+    agent.pyz setup RUN_DIR    (by the daemon)                       packages, layer and lines before the ranks
     agent.pyz rank -- ARGV     (started by torchrun)                 one rank: its log, its exit code, its end
     agent.pyz warm RUN_DIR KEY MODULE…  (by probe or the daemon)     an interpreter that ranks are forked from
 
@@ -45,6 +46,10 @@ def main(argv: list[str]) -> int:
         from . import rank
 
         return rank.main(rest[1:])
+    if name == "setup":
+        from . import setup
+
+        return setup.main(rest[0])
     if name == "warm":
         from .warm import server as warm_server
 
