@@ -196,9 +196,9 @@ def _opened(path: Path) -> IO[str]:
     try:
         fd = os.open(path, flags, 0o600)
     except OSError as error:
-        if error.errno != errno.ELOOP:
+        if error.errno not in (errno.ELOOP, errno.EISDIR):
             raise
-        # A link is not ours: every command takes the file beside it.
+        # A link or a folder is not ours: every command takes the file beside it.
         fd = os.open(path.with_name(f"{path.name}.own"), flags, 0o600)
     if os.fstat(fd).st_uid == os.getuid():
         os.fchmod(fd, 0o600)

@@ -12,7 +12,7 @@ from nexa_dist.errors import EXIT_USAGE
 
 GROUPS = {
     "cluster": ("init", "config", "plan", "provision", "status", "ssh", "diag", "teardown", "sweep", "image", "trust"),
-    "run": ("run", "attach", "stop", "runs", "logs", "why"),
+    "run": ("preflight", "run", "attach", "stop", "runs", "logs", "why"),
     "work": (),
     "money": ("cost", "budget", "timeline"),
 }
@@ -157,6 +157,10 @@ def _kept(verbs: Verbs) -> None:
 
 
 def _begun(verbs: Verbs) -> None:
+    before = verbs.add_parser("preflight", help="whether a training fits, how long it takes and what it costs")
+    before.add_argument("train", metavar="TRAIN.yaml")
+    _common(before, "--cluster", "--set", "--json")
+
     run = verbs.add_parser("run", help="start a training on every node and follow it")
     run.add_argument("train", nargs="?", metavar="TRAIN.yaml")
     run.usage = "nexa run [TRAIN.yaml] [--resume RUN] [--cluster NAME|FILE] [--set a.b=c] [options] [-- ARGS …]"

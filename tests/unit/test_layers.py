@@ -39,7 +39,7 @@ BELOW = {
     "__init__": set(),
 }
 ROOMS = {
-    "plan": ("failures", "runs", "money", "health", "aws", "static"),
+    "plan": ("failures", "runs", "money", "health", "fit", "aws", "static"),
     "ops": ("runs", "work", "failures", "cluster", "health", "money", "providers"),
     "node": ("watch", "warm", "code", "machine"),
     "run": ("logs", "code", "ssh", "aws"),

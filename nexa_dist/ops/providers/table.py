@@ -45,8 +45,9 @@ def of_folder(folder: ClusterFolder, unknown: str = "local") -> str:
             return name
     for path in (folder.path / "config.json", folder.json):
         with contextlib.suppress(NexaError):
-            if path.exists() and (told := files.read_object(path).get("provider")) in TRAITS:
-                return str(told)
+            told = files.read_object(path).get("provider") if path.exists() else None
+            if isinstance(told, str) and told in TRAITS:
+                return told
     return unknown
 
 

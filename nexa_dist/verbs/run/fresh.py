@@ -45,6 +45,10 @@ def fresh(
     cluster = ssh.cluster
     running.refuse_busy(ctx, cluster)
     refuse_without_money(ctx, cluster, config)
+    if config.backend:
+        from nexa_dist.ops import fit  # a script's run is launched sooner without it
+
+        fit.warn(ctx, cluster, config)
     with ctx.phase(f"checks on {len(cluster.nodes)} nodes"):
         folder = ctx.workspace.new_run(config.stage, config.name)
         try:

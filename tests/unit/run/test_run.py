@@ -17,6 +17,7 @@ import pytest
 from nexa_dist import wire
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster, Layout, Node
+from nexa_dist.ops.providers.table import of_folder
 from nexa_dist.run import agent_file, files
 from nexa_dist.run.fake import FakeRunner
 from nexa_dist.run.runner import Result, SystemRunner
@@ -202,8 +203,16 @@ def test_only_a_plain_file_is_read(make: Callable[[Path], object], tmp_path: Pat
     assert files.tail(tmp_path / "log", 10) == b"" and files.read_lines(tmp_path / "log") == []
 
 
-def test_a_lock_that_is_a_link_is_held_beside_it(tmp_path: Path) -> None:
-    (tmp_path / "lock").symlink_to("/dev/zero")
+@pytest.mark.parametrize("make", [lambda p: p.symlink_to("/dev/zero"), Path.mkdir], ids=["link", "folder"])
+def test_a_lock_that_is_no_file_is_held_beside_it(make: Callable[[Path], object], tmp_path: Path) -> None:
+    make(tmp_path / "lock")
     second = files.locked(tmp_path / "lock", "run")
     with files.locked(tmp_path / "lock", "teardown"), pytest.raises(NexaError, match="is in use"), second:
         pass
+
+
+@pytest.mark.parametrize("said", [[[]], {}, 5, "gcp"])
+def test_a_provider_that_is_none_is_not_believed(said: object, tmp_path: Path) -> None:
+    folder = Workspace(tmp_path).cluster("lab")
+    files.write_json(folder.path / "config.json", {"provider": said})
+    assert of_folder(folder, "unknown") == "unknown"

@@ -1,0 +1,1 @@
+"""What fits: the parameters of a model, the memory of a rank, the time and the money of a training. Pure."""
