@@ -3,16 +3,16 @@
 Packages of the system first, then RUN_DIR/layer: a virtual environment over that of the ranks, with the project itself
 in it, editable; then the user's own lines. The layer is the run's alone: what the lines install changes no other run.
 
-RUN_DIR/setup.json: {"key", "files", "once"}: for which lines, environment and code the lines ran, and what they made
-below the working folder. A later run with the same key copies these files instead, if they are still as they were,
-unless the lines also changed the layer, which cannot be copied: `once`.
+What was made is written down, so that a later run of the same code takes it from an earlier one, while all of it is as
+it was left: RUN_DIR/layer/nexa.json {"key", "lines": the key of those that have changed it, "files": what its making
+left in the working folder, "seen"}, and RUN_DIR/setup.json {"key", "files": what the lines made there, "installed":
+whether they changed the layer, "once": it is too much to be taken}.
 """
 
 from __future__ import annotations
 
 import contextlib
 import glob
-import hashlib
 import json
 import os
 import shlex
@@ -20,12 +20,10 @@ import shutil
 import subprocess
 from typing import Any
 
-from .code import tree
+from .code import taking
 from .oslib import read_json, write_json
 from .protocol import Reason
 
-METADATA = ("pyproject.toml", "setup.py", "setup.cfg")
-"""What decides how a project is installed; the rest of it may change below an editable one."""
 MOST_FILES = 50_000
 LOOKED_AT = 50
 """Earlier runs here, the newest, in which the same setup is looked for."""
@@ -88,10 +86,11 @@ class Setup:
         self.python = os.path.join(self.layer, "bin", "python")
         tools = glob.glob(os.path.join(glob.escape(self.told["shared"]), "uv-*", "bin", "uv"))
         self.uv = shutil.which("uv") or next((uv for uv in sorted(tools, reverse=True)), "")
+        path = [os.path.dirname(self.python), os.environ.get("PATH", os.defpath), os.path.dirname(self.uv)]
         self.environment = {
             **os.environ,
             "VIRTUAL_ENV": self.layer,
-            "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), *filter(None, [os.path.dirname(self.uv)])]),
+            "PATH": os.pathsep.join(filter(None, path if self.layer else path[1:2])),
             "UV_CACHE_DIR": os.path.join(self.told["shared"], "uv-cache"),
             "UV_PYTHON_DOWNLOADS": "never",
             "UV_SYSTEM_CERTS": "1",
@@ -117,14 +116,51 @@ class Setup:
 
     def make_layer(self) -> None:
         """The layer, unless it is there for this environment and this project."""
-        key = self.layer_key()
-        note = os.path.join(self.layer, "nexa.json")
-        if read_json(note) == key:
+        mine = (self.told["key"], "")
+        if any(self.usable(self.run_dir, lines) is not None for lines in mine):
             return
         from .warm import client as warm_client
 
         warm_client.release(self.run_dir)  # one of an attempt before has the layer of then
         shutil.rmtree(self.layer, ignore_errors=True)
+        for lines in mine:
+            for run in self.runs():
+                files = self.usable(run, lines)
+                if files is not None:
+                    say("installed before on this node, by %s" % os.path.basename(run))
+                    taking.move(os.path.join(run, "layer"), self.layer, run, self.run_dir)
+                    taking.copy(os.path.join(run, "work"), self.work, files)
+                    self.note_layer(lines, files)
+                    return
+        before = taking.seen(self.work)
+        whole = self.build_layer()
+        self.note_layer("", taking.made(before, self.work), whole)
+
+    def usable(self, run: str, lines: str) -> dict[str, Any] | None:
+        """What the layer of a run has left in its working folder, if it is what is wanted here, and as it was left."""
+        note = read_json(os.path.join(run, "layer", taking.NOTE), {})
+        if (note.get("key"), note.get("lines")) != (self.told["layer_key"], lines) or len(note["files"]) > MOST_FILES:
+            return None
+        whole = note["seen"] == taking.digest(os.path.join(run, "layer")) and taking.as_left(run, note["files"])
+        return dict(note["files"]) if whole or run == self.run_dir else None
+
+    def note_layer(self, lines: str, files: dict[str, Any], whole: bool = True) -> None:
+        note = {
+            "key": self.told["layer_key"] if whole else "",
+            "lines": lines,
+            "files": files,
+            "seen": taking.digest(self.layer),
+        }
+        write_json(os.path.join(self.layer, taking.NOTE), note)
+
+    def runs(self) -> list[str]:
+        """Folders of earlier runs here, the newest first."""
+        scratch = os.path.dirname(self.run_dir)
+        found = [os.path.join(scratch, name) for name in sorted(os.listdir(scratch), reverse=True)[:LOOKED_AT]]
+        return [run for run in found if run != self.run_dir]
+
+    def build_layer(self) -> bool:
+        """Whether all of it is there."""
         base = self.told["python"]
         self.call([base, "-I", "-m", "venv", "--without-pip", self.layer], "the layer of the run cannot be made")
         inside, sites = json.loads(self.call([base, "-c", SITES], "%s does not run" % base))
@@ -136,15 +172,9 @@ class Setup:
             words = [self.uv, "pip"] if self.uv else [self.python, "-m", "pip"]
             file.write('#!/bin/sh\nexec %s "$@"\n' % " ".join(map(shlex.quote, words)))
         os.chmod(pip, 0o700)
-        if self.told["requires"] is not None:
-            self.install_project(site)
-        write_json(note, key)
+        return self.told["requires"] is None or self.install_project(site)
 
-    def layer_key(self) -> str:
-        texts = [tree.content(os.path.join(self.work, name)) for name in METADATA]
-        return hashlib.sha256(repr([self.told["python"], self.told["requires"], texts]).encode()).hexdigest()
-
-    def install_project(self, site: str) -> None:
+    def install_project(self, site: str) -> bool:
         """The project in the working folder, editable and without what it depends on: that is the environment's."""
         lacking = self.ask(site)["build"]
         if self.uv:
@@ -167,7 +197,7 @@ class Setup:
             if self.told["must"]:
                 raise Failed(words, code)
             say("warning: it goes on without: " + words)
-            return
+            return False
         found = self.ask(site)
         for name, wants in found["project"].items():
             if wants:
@@ -179,6 +209,7 @@ class Setup:
         if program and program not in found["scripts"]:
             known = ", ".join(found["own"]) or "none"
             raise Failed("program: %s is no console script; the project's are: %s" % (program, known), 2)
+        return True
 
     def ask(self, site: str) -> dict[str, Any]:
         """What the interpreter of the layer finds."""
@@ -198,21 +229,24 @@ class Setup:
         note, key = os.path.join(self.run_dir, "setup.json"), self.told["key"]
         if read_json(note, {}).get("key") == key:
             return
-        earlier = self.earlier(key)
-        if earlier:
-            run, files = earlier
-            say("done before on this node, by %s: %d files copied" % (os.path.basename(run), len(files)))
-            _copy(os.path.join(run, "work"), self.work, files)
-            write_json(note, {"key": key, "files": files, "once": False})
-            return
-        before, layer = _seen(self.work), _seen(self.layer)
+        layer = read_json(os.path.join(self.layer, taking.NOTE))
+        for run in self.runs():
+            done = read_json(os.path.join(run, "setup.json"), {})
+            if done.get("key") != key or done["once"] or (done["installed"] and layer["lines"] != key):
+                continue
+            if taking.as_left(run, done["files"]):
+                say("done before on this node, by %s: %d files copied" % (os.path.basename(run), len(done["files"])))
+                taking.copy(os.path.join(run, "work"), self.work, done["files"])
+                write_json(note, done)
+                return
+        before = taking.seen(self.work)
         self.shell()
-        made = {name: mark for name, mark in _seen(self.work).items() if before.get(name) != mark}
-        installed = _seen(self.layer) != layer
-        once = installed or len(made) > MOST_FILES
-        write_json(note, {"key": key, "files": {} if once else made, "once": once})
+        made = taking.made(before, self.work)
+        installed = taking.digest(self.layer) != layer["seen"]
         if installed:
-            say("what the lines installed is this run's alone: environment: {packages: [...]} keeps it for the next")
+            self.note_layer(key, layer["files"], bool(layer["key"]))
+        once = len(made) > MOST_FILES
+        write_json(note, {"key": key, "files": {} if once else made, "installed": installed, "once": once})
 
     def shell(self) -> None:
         """All lines in one shell, which notes where it is."""
@@ -235,51 +269,7 @@ class Setup:
             short = line if len(line) <= 200 else line[:200] + "…"
             raise Failed("line %d of %d (%s): exit code %d" % (number, len(lines), short, code), code)
 
-    def earlier(self, key: str) -> Any:
-        """(run folder, files) of an earlier run with the same setup, whose files are as it left them."""
-        scratch = os.path.dirname(self.run_dir)
-        for name in sorted(os.listdir(scratch), reverse=True)[:LOOKED_AT]:
-            run = os.path.join(scratch, name)
-            done = read_json(os.path.join(run, "setup.json"), {})
-            if run != self.run_dir and done.get("key") == key and not done["once"]:
-                files = done["files"]
-                if all(_mark(os.path.join(run, "work", name)) == mark for name, mark in files.items()):
-                    return run, files
-        return None
-
 
 def _has_package(name: str) -> bool:
     asked = subprocess.run(["dpkg-query", "-W", "-f", "${db:Status-Status}", name], capture_output=True, text=True)
     return asked.returncode == 0 and asked.stdout == "installed"
-
-
-def _seen(folder: str) -> dict[str, Any]:
-    """All that is below a folder, by name, with a mark that changes when it is written."""
-    found = {}
-    for base, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if name != tree.CACHE]
-        for name in folders + files:
-            path = os.path.join(base, name)
-            found[os.path.relpath(path, folder)] = _mark(path)
-    return found
-
-
-def _mark(path: str) -> Any:
-    try:
-        info = os.lstat(path)
-    except OSError:
-        return None
-    is_folder = os.path.isdir(path) and not os.path.islink(path)
-    return "folder" if is_folder else [info.st_size, info.st_mtime_ns, info.st_mode]
-
-
-def _copy(source: str, target: str, files: dict[str, Any]) -> None:
-    for name, mark in sorted(files.items()):
-        path = os.path.join(target, name)
-        if mark == "folder":
-            os.makedirs(path, exist_ok=True)
-            continue
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-        shutil.copy2(os.path.join(source, name), path, follow_symlinks=False)

@@ -61,7 +61,12 @@ def test_a_project_is_installed_and_its_lines_run_once_a_node(project: Lab, tmp_
     assert [(tmp_path / name).read_text() for name in ("n0", "n1")] == ["ran\n", "ran\n"]
     logs = project.nexa("logs", "--rank", "setup").stdout
     assert sorted(logs.splitlines()) == [
-        f"[n{n}:setup] nexa: done before on this node, by {first}: 2 files copied" for n in (0, 1)
+        f"[n{n}:setup] nexa: {words}"
+        for n in (0, 1)
+        for words in (
+            f"done before on this node, by {first}: 2 files copied",
+            f"installed before on this node, by {first}",
+        )
     ]
 
     failed = project.nexa("run", train("fails", module="lab.cli", setup=[*lines, "make nothing"]), code=1).stderr

@@ -102,15 +102,18 @@ class Job:
         config, base = self.config, self.base(link)
         if not (config.apt or self.layer):
             return None
-        told = [config.setup, config.apt, sorted(config.env.items()), base, self.project.hash, link.node.name]
+        requires = self.layer and self.layer.requires
+        code = None if requires is None else self.project.hash
+        lines = [config.setup, config.apt, sorted(config.env.items()), base, self.project.hash, link.node.name]
         return {
             "apt": config.apt,
             "lines": config.setup,
-            "key": hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16],
+            "key": _key(lines),
+            "layer_key": _key([base, requires, code, link.node.name]),
             "python": base,
             "shared": self.place(link).shared,
             "layer": self.layer_folder(link) if self.layer else "",
-            "requires": self.layer and self.layer.requires,
+            "requires": requires,
             "must": bool(self.layer and self.layer.must),
             "program": config.program,
         }
@@ -195,6 +198,10 @@ def secrets(ctx: Context, config: TrainConfig) -> dict[str, str]:
         ctx.say(f"secrets: the nodes get {', '.join(config.secrets)}")
     remember(found.values())
     return found
+
+
+def _key(told: object) -> str:
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 def code_folder(link: Link, code: archive.Code) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -26,10 +25,11 @@ dependencies = ["pydantic", "no-such-lab>=2; python_version >= '3'", "no-such-ot
 [project.scripts]
 lab-train = "lab.cli:main"
 """
+INSTALL = 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "extra.py").touch()'
 
 
 def told(rig: Rig, *lines: str, **more: Any) -> dict[str, Any]:
-    made: dict[str, Any] = {"apt": [], "lines": lines, "key": "k1", "python": sys.executable}
+    made: dict[str, Any] = {"apt": [], "lines": lines, "key": "k1", "layer_key": "l1", "python": sys.executable}
     made |= {"layer": str(rig.folder / "layer"), "shared": str(rig.folder.parent / "shared")}
     return {**made, "requires": None, "program": None, "must": True, **more}
 
@@ -63,14 +63,19 @@ def test_lines_run_once_for_a_run_and_what_they_made_is_copied_for_the_next(
     other = Rig(tmp_path / "train_2", agent_file)
     other.start(rank, world=1, setup=told(other, *lines))
     assert other.ended()["state"] == "completed"
-    assert (other.log().read_text(), log(other)) == (
-        "42\n",
-        "nexa: done before on this node, by train_1: 3 files copied\n",
-    )
+    assert other.log().read_text() == "42\n"
+    assert log(other).splitlines() == [
+        "nexa: installed before on this node, by train_1",
+        "nexa: done before on this node, by train_1: 3 files copied",
+    ]
     assert (other.folder / "work" / "made" / "empty").is_dir()
     assert count.read_text() == "ran\n"
-    (rig.folder / "work" / "made" / "it").write_text("changed by the training")
-    assert setup.Setup(str(tmp_path / "train_3"), {"cwd": "", "setup": told(rig)}).earlier("k1")[0] == str(other.folder)
+    for one in (rig, other):
+        (one.folder / "work" / "made" / "it").write_text("changed by the training")
+    third = Rig(tmp_path / "train_3", agent_file)
+    third.start(rank, world=1, setup=told(third, *lines))
+    assert third.ended()["state"] == "completed"
+    assert (third.log().read_text(), count.read_text()) == ("42\n", "ran\nran\n")
 
 
 def test_a_line_that_fails_is_named_and_no_rank_starts(rig: Rig) -> None:
@@ -99,7 +104,7 @@ def test_a_project_with_a_src_folder_is_installed_editable_in_a_layer(rig: Rig, 
     assert done.stdout.startswith("1.5 "), done.stderr
 
     wanted["program"] = "lab-trian"
-    (rig.folder / "layer" / "nexa.json").unlink()
+    wanted["layer_key"] = "l2"
     rig.start("print(1)", world=1, attempt=2, code=made, setup=wanted, path=bins)
     reason = "setup: program: lab-trian is no console script; the project's are: lab-train"
     assert (rig.ended()["code"], rig.ended()["reason"]) == (2, reason)
@@ -135,13 +140,29 @@ def test_packages_that_are_there_are_not_asked_for(
             setup.Setup(str(rig.folder), what).all()
 
 
-def test_what_is_installed_by_a_line_is_not_copied(rig: Rig, tmp_path: Path) -> None:
-    rig.folder = tmp_path / "train_1"
-    rig.start("print(1)", world=1, setup=told(rig, "touch layer_marker ../layer/lib/x"))
-    assert rig.ended()["state"] == "completed", log(rig)
-    note = json.loads((rig.folder / "setup.json").read_text())
-    assert (note["once"], note["files"]) == (True, {})
-    assert "this run's alone" in log(rig)
+def test_a_layer_goes_on_to_the_next_run_with_what_lines_installed(rig: Rig, agent_file: Path, tmp_path: Path) -> None:
+    made = code(tmp_path, pyproject_toml=PYPROJECT, src__lab__cli_py="def main(): print(__file__)")
+    counted = tmp_path / "count"
+    lines = [f"echo ran >> {counted}", f"python -c '{INSTALL}'"]
+    for name in ("train_1", "train_2"):
+        rig = Rig(tmp_path / name, agent_file)
+        wanted = told(rig, *lines, requires=["setuptools>=64"])
+        rig.start("print(1)", world=1, code=made, setup=wanted)
+        assert rig.ended()["state"] == "completed", log(rig)
+        shown = subprocess.check_output([rig.folder / "layer" / "bin" / "lab-train"], text=True)
+        assert shown == f"{rig.folder / 'work' / 'src' / 'lab' / 'cli.py'}\n"
+        subprocess.check_call([rig.folder / "layer" / "bin" / "python", "-c", "import extra, pydantic"])
+    note = (rig.folder / "layer" / "nexa.json").stat()
+    rig.start("print(1)", world=1, attempt=2, code=made, setup=wanted)
+    assert rig.ended()["state"] == "completed"
+    assert (log(rig, 2), (rig.folder / "layer" / "nexa.json").stat()) == ("", note)
+    assert counted.read_text() == "ran\n"
+    assert "installed before on this node, by train_1" in log(rig)
+    assert (
+        setup.Setup(str(tmp_path / "train_3"), {"cwd": "", "setup": wanted}).usable(str(rig.folder), "k1") is not None
+    )
+    (rig.folder / "layer" / "new").touch()
+    assert setup.Setup(str(tmp_path / "train_3"), {"cwd": "", "setup": wanted}).usable(str(rig.folder), "k1") is None
 
 
 @pytest.mark.parametrize(("must", "state"), [(True, "failed"), (False, "completed")])
@@ -152,3 +173,4 @@ def test_a_project_that_cannot_be_built_says_what_is_missing(rig: Rig, tmp_path:
     assert rig.ended()["state"] == state
     assert 'environment: {packages: ["no-such-builder"]}, or install: false' in log(rig)
     assert rig.log().exists() is not must
+    assert setup.Setup(str(tmp_path / "next"), {"cwd": "", "setup": wanted}).usable(str(rig.folder), "") is None
