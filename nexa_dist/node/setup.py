@@ -138,10 +138,10 @@ class Setup:
 
     def usable(self, run: str, lines: str) -> dict[str, Any] | None:
         """What the layer of a run has left in its working folder, if it is what is wanted here, and as it was left."""
-        note = read_json(os.path.join(run, "layer", taking.NOTE), {})
-        if (note.get("key"), note.get("lines")) != (self.told["layer_key"], lines) or len(note["files"]) > MOST_FILES:
+        note = taking.noted(os.path.join(run, "layer", taking.NOTE))
+        if (note["key"], note.get("lines")) != (self.told["layer_key"], lines) or len(note["files"]) > MOST_FILES:
             return None
-        whole = note["seen"] == taking.digest(os.path.join(run, "layer")) and taking.as_left(run, note["files"])
+        whole = note.get("seen") == taking.digest(os.path.join(run, "layer")) and taking.as_left(run, note["files"])
         return dict(note["files"]) if whole or run == self.run_dir else None
 
     def note_layer(self, lines: str, files: dict[str, Any], whole: bool = True) -> None:
@@ -227,12 +227,12 @@ class Setup:
 
     def run_lines(self) -> None:
         note, key = os.path.join(self.run_dir, "setup.json"), self.told["key"]
-        if read_json(note, {}).get("key") == key:
+        if taking.noted(note)["key"] == key:
             return
-        layer = read_json(os.path.join(self.layer, taking.NOTE))
+        layer = taking.noted(os.path.join(self.layer, taking.NOTE))
         for run in self.runs():
-            done = read_json(os.path.join(run, "setup.json"), {})
-            if done.get("key") != key or done["once"] or (done["installed"] and layer["lines"] != key):
+            done = taking.noted(os.path.join(run, "setup.json"))
+            if done["key"] != key or done.get("once") or (done.get("installed") and layer.get("lines") != key):
                 continue
             if taking.as_left(run, done["files"]):
                 say("done before on this node, by %s: %d files copied" % (os.path.basename(run), len(done["files"])))
@@ -242,7 +242,7 @@ class Setup:
         before = taking.seen(self.work)
         self.shell()
         made = taking.made(before, self.work)
-        installed = taking.digest(self.layer) != layer["seen"]
+        installed = taking.digest(self.layer) != layer.get("seen")
         if installed:
             self.note_layer(key, layer["files"], bool(layer["key"]))
         once = len(made) > MOST_FILES

@@ -9,12 +9,20 @@ import os
 import shutil
 from typing import Any
 
+from ..oslib import read_json
 from . import tree
 
 NOTE = "nexa.json"
 """In a layer: what it is. No part of what it holds."""
 TEXT_BYTES = 1 << 20
 """What is larger, in a layer, names no folder of its run."""
+
+
+def noted(path: str) -> dict[str, Any]:
+    """A note of what was made; one without a key where there is none. Whatever ran there may have written to it."""
+    found = read_json(path)
+    good = isinstance(found, dict) and isinstance(found.get("files"), dict)
+    return {"key": "", **found} if good else {"key": "", "files": {}}
 
 
 def seen(folder: str) -> dict[str, Any]:

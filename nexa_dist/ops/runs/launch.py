@@ -158,8 +158,9 @@ def prepare(
 def refuse_packages(ctx: Context, cluster: Cluster, config: TrainConfig) -> None:
     """Raises UsageError for `apt:` where the system is not ours to change."""
     file = ctx.workspace.cluster(cluster.name).path / "config.json"
-    given = file.exists() and files.read_object(file).get("system_changes") is True
-    if not config.apt or cluster.traits.root or given:
+    if not config.apt or cluster.traits.root:
+        return
+    if file.exists() and files.read_object(file).get("system_changes") is True:
         return
     cure = f"install them yourself: apt-get install {' '.join(config.apt)}"
     if not cluster.traits.one_machine:

@@ -161,6 +161,11 @@ def test_a_layer_goes_on_to_the_next_run_with_what_lines_installed(rig: Rig, age
     assert (
         setup.Setup(str(tmp_path / "train_3"), {"cwd": "", "setup": wanted}).usable(str(rig.folder), "k1") is not None
     )
+    for damaged in ('"text"', "{}", '{"key": "l1", "files": 3}', "{"):
+        (tmp_path / "train_1" / "layer" / "nexa.json").write_text(damaged)
+        assert (
+            setup.Setup(str(tmp_path / "x"), {"cwd": "", "setup": wanted}).usable(str(tmp_path / "train_1"), "") is None
+        )
     (rig.folder / "layer" / "new").touch()
     assert setup.Setup(str(tmp_path / "train_3"), {"cwd": "", "setup": wanted}).usable(str(rig.folder), "k1") is None
 
