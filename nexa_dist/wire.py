@@ -95,6 +95,7 @@ NOTICE_MAY: dict[str, Check] = {"action": text(40), "at_unix": UNIX, "seen_unix"
 _EVENTS: dict[str, tuple[dict[str, Check], dict[str, Check]]] = {
     Event.STARTED: ({"attempt": whole(1)}, {"pid": PID, "node": NAME, "version": whole()}),
     Event.HEARTBEAT: ({}, {}),
+    Event.SETUP: ({}, {"pid": PID}),
     Event.PREPARE: ({}, {"pid": PID}),
     Event.PREPARED: ({}, {"go": flag}),
     Event.TORCHRUN: ({}, {"pid": PID}),

@@ -28,7 +28,7 @@ _MODELS: Mapping[Kind, type[BaseModel]] = {"cluster": ClusterConfig, "train": Tr
 _KIND_OF: Mapping[type[BaseModel], Kind] = {model: kind for kind, model in _MODELS.items()}
 _MARKS: Mapping[Kind, tuple[str, ...]] = {
     "cluster": ("cluster", "provider", "nodes"),
-    "train": ("script", "module", "trainer", "model", "dataset"),
+    "train": ("script", "module", "program", "trainer", "model", "dataset"),
 }
 
 _FILL_IN = "give a value, or remove the key"

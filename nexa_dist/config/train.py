@@ -54,6 +54,9 @@ FilePath = Annotated[str, StringConstraints(min_length=1, max_length=1024), Afte
 Pattern = Annotated[FilePath, AfterValidator(_inside)]
 NodeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Tag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/=+-]{0,63}$")]
+Line = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000, pattern=r"^[^\n]*$")]
+Debian = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+(:[a-z0-9-]+)?(=[A-Za-z0-9.+:~-]+)?$")]
+"""A package of the system, as apt-get takes it."""
 
 
 class _Section(BaseModel):
@@ -178,7 +181,32 @@ class TrainConfig(_Section):
     module: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")] | None = Field(
         None, description="Any module torchrun can start (python -m style): it runs unchanged with args."
     )
-    args: tuple[Word, ...] = Field((), description="Arguments of script or module, one a list item, never split.")
+    program: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] | None = Field(
+        None,
+        description="A console script of the project's pyproject.toml, or of a package in the environment: it runs "
+        "unchanged with args, in every rank.",
+    )
+    args: tuple[Word, ...] = Field(
+        (), description="Arguments of script, module or program, one a list item, never split."
+    )
+    install: bool | None = Field(
+        None,
+        description="Install the project itself, editable, into a layer over the environment that is the run's own. "
+        "Without it: where pyproject.toml has a [build-system], or a [project] with scripts or a src folder.",
+    )
+    apt: tuple[Debian, ...] = Field(
+        (),
+        max_length=100,
+        description="Debian packages that every node gets before the run, by root: where the system is nexa's to set "
+        "up (aws, or system_changes: true in the cluster's file).",
+    )
+    setup: tuple[Line, ...] = Field(
+        (),
+        max_length=100,
+        description="Shell lines for every node before its ranks: one shell, in the run's working folder, with the "
+        "environment on PATH; the first that fails ends the run. Once for the same lines, environment and code: what "
+        "they wrote there is copied for a later run. nexa logs --rank setup has their output.",
+    )
     expand: bool = Field(
         False,
         description="Put values in for ${NEXA_X} in args (NEXA_DURABLE, NEXA_NODE and so on; not RANK, which "
@@ -331,18 +359,18 @@ class TrainConfig(_Section):
     @model_validator(mode="after")
     def _named(self) -> Self:
         if not self.name:
-            program = self.script or self.module or self.backend or ""
+            program = self.script or self.module or self.program or self.backend or ""
             object.__setattr__(self, "name", name_of(program.rpartition("/")[2].removesuffix(".py")))
         return self
 
     @model_validator(mode="after")
     def _one_program(self) -> Self:
-        programs = [name for name in ("backend", "script", "module") if getattr(self, name) is not None]
+        programs = [name for name in ("backend", "script", "module", "program") if getattr(self, name) is not None]
         if len(programs) != 1:
             found = f"found {' and '.join(programs)}" if programs else "found none"
-            raise ValueError(f"exactly one of backend, script, module is needed: {found}")
+            raise ValueError(f"exactly one of backend, script, module, program is needed: {found}")
         if programs[0] != "backend":
-            refuse_nested(programs[0], str(self.script or self.module), self.args)
+            refuse_nested(programs[0], str(self.script or self.module or self.program), self.args)
         given = [name for name in HF_SECTIONS if getattr(self, name) is not None]
         if self.min_nodes is not None and self.restarts_per_hour == 0:
             raise ValueError("min_nodes has no effect with restarts_per_hour: 0, which starts nothing again")
@@ -359,5 +387,5 @@ class TrainConfig(_Section):
             if missing:
                 raise ValueError(f"backend: hf needs {', '.join(missing)}")
             if self.args:
-                raise ValueError("args are for script or module; backend: hf takes none")
+                raise ValueError("args are for script, module or program; backend: hf takes none")
         return self

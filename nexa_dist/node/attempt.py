@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 import traceback
@@ -18,6 +20,7 @@ from .machine.processes import kill_run, remove_tmp
 from .oslib import (
     POLL_S,
     ROOM,
+    agent_path,
     boot_clock,
     children_of,
     die_with_parent,
@@ -49,7 +52,7 @@ class Attempt:
         self.tmp = os.path.join(tempfile.gettempdir(), "nexa-run-" + os.urandom(4).hex())
         write_json(os.path.join(run_dir, "tmp.json"), self.tmp)
         os.mkdir(self.tmp, 0o700)
-        self.environment = {**inherited(), "TMPDIR": self.tmp, **spec["env"], **secrets}
+        self.environment = {**inherited(spec.get("path", [])), "TMPDIR": self.tmp, **spec["env"], **secrets}
         self.group = cgroup.make(run_dir)
         self.stop_reason = ""
         left_s = spec.get("deadline_in_s")
@@ -104,12 +107,17 @@ class Attempt:
 
     def phases(self) -> tuple[str, int, str]:
         """(state, exit code, reason) of the attempt."""
-        if self.spec.get("prepare"):
-            code = self.run_child(Event.PREPARE, lambda log: self.popen(self.spec["prepare"], log))
+        ours = [sys.executable, "-S", "-E", agent_path(), "setup", self.run_dir] if self.spec.get("setup") else []
+        for phase, argv in ((Event.SETUP, ours), (Event.PREPARE, self.spec.get("prepare"))):
+            if not argv:
+                continue
+            code = self.run_child(phase, functools.partial(self.popen, argv))
             if self.stop_reason:
                 return "stopped", code, self.stop_reason
             if code:
-                return "failed", code, Reason.PREPARE
+                failed = "%s: exit code %d" % (Reason.SETUP, code)
+                why = read_json(self.path(phase), {}).get("why", failed) if phase == Event.SETUP else Reason.PREPARE
+                return "failed", code, why
         self.event(Event.PREPARED, go=os.path.exists(self.path("go")))
         waited_until = boot_clock() + GO_TIMEOUT_S
         while not os.path.exists(self.path("go")) and not self.stop_reason:

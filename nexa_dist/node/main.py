@@ -19,6 +19,7 @@ other command is short and answers with JSON. Each imports only what it needs.
     agent.pyz stop RUN_DIR     < {"grace_s", "reason", "release"}    SIGTERM, grace for a checkpoint, SIGKILL
     agent.pyz wrote -          < {"runs": [...]}                     what runs have left here: files, checkpoints
     agent.pyz send DIR         < {"files": [...]}                    these files, framed, from byte offsets
+    agent.pyz setup RUN_DIR    (by the daemon)                       packages, layer and lines before the ranks
     agent.pyz rank -- ARGV     (started by torchrun)                 one rank: its log, its exit code, its end
     agent.pyz warm RUN_DIR KEY MODULE…  (by probe or the daemon)     an interpreter that ranks are forked from
 
@@ -47,6 +48,10 @@ def main(argv: list[str]) -> int:
         from . import rank
 
         return rank.main(rest[1:])
+    if name == "setup":
+        from . import setup
+
+        return setup.main(rest[0])
     if name == "warm":
         from .warm import server as warm_server
 

@@ -42,9 +42,18 @@ def boot_clock() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def inherited() -> dict[str, str]:
-    """What a run gets of our own environment."""
-    return {name: os.environ[name] for name in KEPT if name in os.environ}
+def inherited(path: list[str]) -> dict[str, str]:
+    """What a run gets of our own environment; `path` are folders for its PATH, before all that are there."""
+    found = {name: os.environ[name] for name in KEPT if name in os.environ}
+    known = found.get("PATH", os.defpath).split(os.pathsep)
+    return {**found, "PATH": os.pathsep.join([*(folder for folder in path if folder not in known), *known])}
+
+
+def agent_path() -> str:
+    """The file that this module was loaded from: agent.pyz, or the folder of the package."""
+    package = os.path.dirname(os.path.abspath(__file__))
+    above = os.path.dirname(package)
+    return above if os.path.isfile(above) else package
 
 
 def fail(message: str) -> NoReturn:

@@ -67,14 +67,14 @@ def probe(message: dict[str, Any]) -> dict[str, Any]:
 def preload(run_dir: str, spec: Spec, secrets: dict[str, str]) -> None:
     """The interpreter that the ranks will be forked from is loaded while the launch goes on.
 
-    `spec` has what is known of it: "argv", "cwd", "env", "nproc", "preload". What cannot be had only costs time: the
-    ranks then get interpreters of their own.
+    `spec` has what is known of it: "argv", "cwd", "env", "nproc", "path", "preload". What cannot be had only costs
+    time: the ranks then get interpreters of their own.
     """
     from .warm import client as warm_client
 
-    if alive(read_json(os.path.join(run_dir, "agent.pid"))):
-        return
-    environment = {**inherited(), **spec["env"], **secrets}
+    if alive(read_json(os.path.join(run_dir, "agent.pid"))) or not shutil.which(spec["argv"][0]):
+        return  # a layer that is yet to be made has no interpreter
+    environment = {**inherited(spec.get("path", [])), **spec["env"], **secrets}
     # As the controller will say when it knows how many CPUs there are: with another number this one does not fit.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // spec["nproc"])))
     try:

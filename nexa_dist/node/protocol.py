@@ -18,7 +18,7 @@ class Event:
     """Names of events in agent.jsonl; wire.py has the fields of each."""
 
     STARTED, HEARTBEAT, ENDED = "started", "heartbeat", "ended"
-    PREPARE, PREPARED, TORCHRUN = "prepare", "prepared", "torchrun"
+    SETUP, PREPARE, PREPARED, TORCHRUN = "setup", "prepare", "prepared", "torchrun"
     RANK_START, RANK_EXIT, PROGRESS, HANG = "rank_start", "rank_exit", "progress", "hang"
     STOPPING, NOTICE, DUE, IMDS, WARM = "stopping", "notice", "due", "imds", "warm"
 
@@ -27,6 +27,8 @@ class Reason:
     """Why an attempt ended, or is to end."""
 
     PREPARE, TORCHRUN, HANG = "prepare", "torchrun", "hang"
+    SETUP = "setup"
+    """Begins a reason; the line that failed follows."""
     FAILURE, SUPERSEDED = "another rank or node failed", "superseded"
     NOTICE, DEADLINE, DISCONNECTED, BUDGET = "spot notice", "deadline", "disconnected", "budget"
     STOPPED = "stopped by the user"
@@ -42,7 +44,8 @@ FINAL = (*ENDINGS, "lost", "absent")
 Spec = TypedDict(
     "Spec",
     {
-        "version": int, "run_id": str, "attempt": int, "node": str, "launcher": str, "argv": Any, "prepare": Any,
+        "version": int, "run_id": str, "attempt": int, "node": str, "launcher": str, "argv": Any, "setup": Any,
+        "prepare": Any, "path": Any,
         "env": Any, "cwd": str, "code": str, "config": Optional[Dict[str, Any]], "grace_s": float,
         "notice_grace_s": float, "deadline_in_s": Optional[float], "hang_timeout_s": Optional[float],
         "on_disconnect": str, "spot": bool, "keep_warm": bool, "preload": Any, "first_rank": int, "nproc": int,

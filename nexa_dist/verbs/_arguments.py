@@ -224,7 +224,9 @@ def _read(verbs: Verbs) -> None:
 
     logs = verbs.add_parser("logs", help="the lines of every rank")
     logs.add_argument("run", nargs="?", default="", metavar="RUN")
-    logs.add_argument("--rank", default="", metavar="N,N|all", help="only these ranks")
+    logs.add_argument(
+        "--rank", default="", metavar="N,N|setup|all", help="only these ranks, or what was set up for them"
+    )
     logs.add_argument("--node", metavar="NODE", help="only this node")
     logs.add_argument("--attempt", type=int, metavar="N", help="only this attempt (default: all)")
     logs.add_argument("--grep", metavar="REGEX", help="only lines that match")

@@ -20,6 +20,7 @@ PROMISES = {
     "results come home, whole, and no only copy is ended unasked",
     "each run of a queue takes place once",
     *("report", "completion", "environments"),
+    "what a run needs of its nodes is set up once",
     *("what runs is what is named", "what is not sent is said, and nothing is guessed", "the wheel", "quickstart"),
 }
 

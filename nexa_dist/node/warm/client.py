@@ -22,7 +22,7 @@ import time
 from typing import Any
 
 from ..machine.processes import WARM_FILE, tree
-from ..oslib import alive, holder_of, read_json, unfinished, write_json
+from ..oslib import agent_path, alive, holder_of, read_json, unfinished, write_json
 from ..protocol import Spec
 
 PREFIX = "nexa-warm-"
@@ -187,13 +187,6 @@ def fingerprint(spec: Spec, environment: dict[str, str]) -> str:
     stable = sorted((name, value) for name, value in environment.items() if not _volatile(name))
     whole = [spec["argv"][0], words and words[0], agent_path(), spec["cwd"], spec.get("preload", ["torch"]), stable]
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
-
-
-def agent_path() -> str:
-    """The file that this module was loaded from: agent.pyz, or the folder of the package."""
-    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    above = os.path.dirname(package)
-    return above if os.path.isfile(above) else package
 
 
 def _volatile(name: str) -> bool:

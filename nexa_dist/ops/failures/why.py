@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nexa_dist.errors import UsageError
+from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import ACTIVE, End, Kind
 from nexa_dist.node.protocol import FREQUENT, Event
 from nexa_dist.plan.failures.diagnose import Diagnosis, judge
@@ -17,6 +18,7 @@ from nexa_dist.plan.failures.evidence import LATEST_UNIX, Evidence, NodeEvidence
 from nexa_dist.plan.failures.known.signature import Exit
 from nexa_dist.plan.failures.log_tail import TAIL_BYTES
 from nexa_dist.run import files
+from nexa_dist.run.code.archive import Kept, look
 from nexa_dist.run.logs.mirror import EVENTS, TAIL
 from nexa_dist.run.record import Attempt, Run
 from nexa_dist.run.workspace import RunFolder
@@ -61,7 +63,22 @@ def why(run: RunFolder, record: Run, attempt: int | None = None) -> tuple[Story,
         if not found:
             raise UsageError(f"{run.run_id} has no attempt {attempt}", hint=f"attempts: 1 to {stories[-1].attempt}")
         chosen = found[0]
-    return chosen, [s for s in stories if s is not chosen]
+    return _not_sent(run, record, chosen), [s for s in stories if s is not chosen]
+
+
+def _not_sent(run: RunFolder, record: Run, story: Story) -> Story:
+    """Of a file that was missing on a node and that the project has here: the line that sends it."""
+    verdict, root = story.verdict, run.path.parent.parent
+    if verdict.name != "file_missing" or verdict.first is None:
+        return story
+    with contextlib.suppress(KeyError, NexaError):
+        name = os.path.normpath(verdict.detail.removeprefix(f"{record.run_dir(verdict.first[0])}/work/"))
+        sent, _ = look(Kept(run.code / f"{record.code_hash}.tar.gz"), "")
+        inside = not os.path.isabs(name) and not name.startswith("..") and (root / name).exists()
+        if inside and not any(f"{one}/".startswith(f"{name}/") for one in sent):
+            fix = f"{name} is in the project here and was not sent: it is ignored by git, or by .nexaignore: add it to"
+            return replace(story, verdict=replace(verdict, fix=f"{fix} files: in train.yaml: files: [{name}]"))
+    return story
 
 
 def blamed(run: RunFolder, row: Attempt, end: End) -> tuple[End, str]:
@@ -108,9 +125,11 @@ def collect(run: RunFolder, row: Attempt) -> Evidence:
             failed = rank not in exits or exits[rank].bad
             tail = _tail(logs[rank], TAIL_BYTES if failed else 4096) if rank in logs else b""
             ranks.append(RankEvidence(folder.name, rank, tail, exits.get(rank)))
-        phases = [_tail(folder / f"{name}.attempt_{number}.log", TAIL_BYTES) for name in ("prepare", "torchrun")]
+        phases = [
+            _tail(folder / f"{name}.attempt_{number}.log", TAIL_BYTES) for name in ("prepare", "torchrun", "setup")
+        ]
         agent, skew_s = _tail(folder / "agent.err", 4096), row.skew_s.get(folder.name, 0.0)
-        nodes.append(NodeEvidence(folder.name, events, phases[0], phases[1], agent, skew_s))
+        nodes.append(NodeEvidence(folder.name, events, phases[0], phases[1], agent, skew_s, phases[2]))
     return Evidence(tuple(nodes), tuple(ranks), row.state, row.cause)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -16,6 +18,7 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.work.bring import Brought
 from nexa_dist.plan.ranks import NodePlan, RankPlan
 from nexa_dist.plan.runs import torchrun
+from nexa_dist.plan.runs.layer import Layer
 from nexa_dist.plan.runs.torchrun import Place
 from nexa_dist.run import dotenv, git
 from nexa_dist.run.code import archive
@@ -48,6 +51,7 @@ class Job:
     """The step and, by node name, its verified checkpoint there."""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     brought: Brought = field(default_factory=Brought)
+    layer: Layer | None = None
 
     def expanded(self, environment: dict[str, str]) -> TrainConfig:
         """The config with the values of a node in its arguments, where it says so. Raises UsageError for a name that
@@ -71,7 +75,7 @@ class Job:
         layout = link.ssh.cluster.layout
         scratch, shared = link.path(layout.scratch), link.path(layout.shared)
         return Place(
-            python=self.brought.pythons.get(link.node.name, link.python),
+            python=f"{self.layer_folder(link)}/bin/python" if self.layer else self.base(link),
             agent=link.agent,
             scratch=scratch,
             shared=shared,
@@ -80,6 +84,39 @@ class Job:
             package=code_folder(link, self.package),
             code=code_folder(link, self.project),
         )
+
+    def base(self, link: Link) -> str:
+        """Interpreter of the environment, below the run's own layer."""
+        return self.brought.pythons.get(link.node.name, link.python)
+
+    def layer_folder(self, link: Link) -> str:
+        return f"{link.run_dir(self.run_id)}/layer"
+
+    def path(self, link: Link) -> list[str]:
+        """Folders for the PATH of the run: programs of the layer and of the environment."""
+        pythons = [self.place(link).python, self.base(link)]
+        return list(dict.fromkeys(os.path.dirname(python) for python in pythons if python.startswith("/")))
+
+    def setup(self, link: Link) -> dict[str, Any] | None:
+        """What `setup` of the agent is told; None where there is nothing to do."""
+        config, base = self.config, self.base(link)
+        if not (config.apt or self.layer):
+            return None
+        requires = self.layer and self.layer.requires
+        code = None if requires is None else self.project.hash
+        lines = [config.setup, config.apt, sorted(config.env.items()), base, self.project.hash, link.node.name]
+        return {
+            "apt": config.apt,
+            "lines": config.setup,
+            "key": _key(lines),
+            "layer_key": _key([base, requires, code, link.node.name]),
+            "python": base,
+            "shared": self.place(link).shared,
+            "layer": self.layer_folder(link) if self.layer else "",
+            "requires": requires,
+            "must": bool(self.layer and self.layer.must),
+            "program": config.program,
+        }
 
     def environment(self, plan: RankPlan, node: NodePlan, link: Link, interface: str, cpus: int) -> dict[str, str]:
         place = self.place(link)
@@ -104,7 +141,8 @@ class Job:
         if "OMP_NUM_THREADS" not in self.config.env:
             del env["OMP_NUM_THREADS"]
         argv = (place.python, *torchrun.program(self.expanded(env), place).argv)
-        spec = {"argv": argv, "cwd": place.work, "env": env, "nproc": node.nproc, "preload": self.preload}
+        spec = {"argv": argv, "cwd": place.work, "env": env, "path": self.path(link), "nproc": node.nproc}
+        spec["preload"] = self.preload
         return {"run_dir": place.run_dir, "spec": spec, "secrets": self.secrets}
 
     def spec(
@@ -121,7 +159,9 @@ class Job:
             "node": node.node.name,
             "launcher": config.launcher,
             "argv": torchrun.ranks_argv(plan, node, place, what, self.run_id, self.attempt, config.launcher),
+            "setup": self.setup(link),
             "prepare": what.prepare or None,
+            "path": self.path(link),
             "env": env,
             "cwd": place.work,
             "code": place.code,
@@ -158,6 +198,10 @@ def secrets(ctx: Context, config: TrainConfig) -> dict[str, str]:
         ctx.say(f"secrets: the nodes get {', '.join(config.secrets)}")
     remember(found.values())
     return found
+
+
+def _key(told: object) -> str:
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 def code_folder(link: Link, code: archive.Code) -> str:

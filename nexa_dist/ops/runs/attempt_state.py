@@ -97,7 +97,7 @@ class AttemptState:
         if status["state"] in ("failed", "lost", "absent"):
             kinds: dict[str, Kind] = {Reason.HANG: "hang", Reason.PREPARE: "prepare", Reason.TORCHRUN: "launcher"}
             kind = "agent" if status["state"] != "failed" else kinds.get(reason, "start")
-            if kind == "prepare" and status.get("code") in NEVER_AGAIN:
+            if reason.startswith(Reason.SETUP) or (kind == "prepare" and status.get("code") in NEVER_AGAIN):
                 kind = "config"
             self._fail(time.time(), node, -1, reason or status["state"], kind)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -11,13 +13,18 @@ from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs.agent_spec import code_folder
-from nexa_dist.run.code import archive
+from nexa_dist.run.code import archive, ignore
 from nexa_dist.run.code.listing import shown
 from nexa_dist.run.record import Attempt
-from nexa_dist.run.ssh.connections import Link, on_all
+from nexa_dist.run.ssh.connections import Link, on_all, threads
 
 PART_BYTES = 1 << 20
 """Smaller code is sent whole: to ask first would take longer."""
+LARGE_BYTES = 100_000_000
+"""A larger file is said before it is sent."""
+TOLD_BYTES, TELL_S = 4 << 20, 2.0
+"""How much is sent is told of what is larger, and how often."""
+SLOWEST_BYTES_S = 100_000
 LINES = 20
 """Lines about what is not sent; the rest is counted."""
 
@@ -33,6 +40,11 @@ def of_now(ctx: Context, config: TrainConfig) -> tuple[archive.Archive, archive.
             f"warning: {config.script} seems to call {launcher}, and nexa starts the ranks itself: below it they would "
             f"wait without end; name the program that {launcher} starts as script"
         )
+    for file in found.files:
+        if len(file.content) > LARGE_BYTES:
+            named = any(f"{file.name}/".startswith(f"{word.rstrip('/')}/") for word in config.files)
+            cure = "files: names it" if named else f"the line /{file.name} in {ignore.FILE} leaves it out"
+            ctx.say(f"{shown(file.name)} has {len(file.content) / 1e6:.0f} MB and goes to every node: {shown(cure)}")
     for name, path in found.followed:
         inside = sum(one == name or one.startswith(f"{name}/") for one in found.names)
         ctx.say(f"sent from outside the project, as files: says: {name} → {shown(path)} ({inside} files)")
@@ -66,6 +78,7 @@ def send(
     `have` by node name are the folders that are there; without it the nodes are asked.
     """
     packed: dict[str, bytes] = {}
+    packing = threading.Lock()
 
     def part(link: Link, target: str, code: archive.Code) -> bytes | None:
         """Packs, of large code, what the node lacks; None where that would be most of it."""
@@ -82,15 +95,38 @@ def send(
             if link.call("whole", target)["whole"] if have is None else target in have[link.node.name]:
                 continue
             if (some := part(link, target, code)) is not None:
-                link.unpack(target, some, code.hash, part=True)
+                _to_node(ctx, link, target, code.hash, some, part=True)
                 ctx.detail(f"{link.node.name}: sent {max(1, len(some) >> 10)} KiB of code, what was changed")
                 continue
-            if code.hash not in packed:
-                packed[code.hash] = code.pack()
-            link.unpack(target, packed[code.hash], code.hash)
-            ctx.detail(f"{link.node.name}: sent {max(1, len(packed[code.hash]) >> 10)} KiB of code")
+            with packing:
+                data = packed.get(code.hash) or code.pack()
+                packed[code.hash] = data
+            _to_node(ctx, link, target, code.hash, data)
+            ctx.detail(f"{link.node.name}: sent {max(1, len(data) >> 10)} KiB of code")
 
     on_all(links, to_node)
+
+
+def _to_node(ctx: Context, link: Link, target: str, name: str, data: bytes, *, part: bool = False) -> None:
+    """Sends an archive; of a large one it is said now and then how much has gone."""
+    if len(data) < TOLD_BYTES:
+        link.unpack(target, data, name, part=part)
+        return
+    over, size = threading.Event(), len(data)
+
+    def tell() -> None:
+        while not over.wait(TELL_S):
+            gone = os.lseek(file.fileno(), 0, os.SEEK_CUR)  # ssh reads by the same place in the file
+            ctx.detail(f"{link.node.name}: {gone >> 20} of {size >> 20} MiB of code")
+
+    with tempfile.TemporaryFile() as file, threads(1) as pool:
+        file.write(data)
+        file.seek(0)
+        pool.submit(tell)
+        try:
+            link.unpack(target, file, name, part=part, timeout_s=600.0 + size / SLOWEST_BYTES_S)
+        finally:
+            over.set()
 
 
 def tell_kept(ctx: Context, attempt: Attempt) -> None:

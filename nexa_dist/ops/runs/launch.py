@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nexa_dist.config.train import TrainConfig
-from nexa_dist.errors import NexaError, StillRunning
+from nexa_dist.errors import NexaError, StillRunning, UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.node.protocol import Reason, Spec
 from nexa_dist.ops.context import Context
@@ -22,8 +22,9 @@ from nexa_dist.ops.work.bring import Brought, bring
 from nexa_dist.plan import told
 from nexa_dist.plan.ranks import RankPlan, assign_ranks, split_endpoint
 from nexa_dist.plan.runs import preflight
+from nexa_dist.plan.runs.layer import PYPROJECT, layer_of
 from nexa_dist.plan.runs.torchrun import Place
-from nexa_dist.run import git
+from nexa_dist.run import files, git
 from nexa_dist.run.code import archive
 from nexa_dist.run.logs.stream import fetch
 from nexa_dist.run.record import Attempt, Run
@@ -109,10 +110,12 @@ def prepare(
     again = codes is not None
     if codes is None:
         codes = of_now(ctx, config)
+    refuse_packages(ctx, ssh.cluster, config)
+    layer = layer_of(config, *archive.look(codes[0], PYPROJECT))
     hidden = secrets(ctx, config)
     linked = links()
     brought = bring(ctx, linked, config, kept, hidden, again=again)
-    job = Job(config, run_id, attempt, *codes, resume, hidden, brought)
+    job = Job(config, run_id, attempt, *codes, resume, hidden, brought, layer)
     asked = time.time()
     more: dict[str, dict[str, Any]] = {}
     for link, node in zip(linked, draft.nodes, strict=True):
@@ -155,6 +158,19 @@ def prepare(
     )
 
 
+def refuse_packages(ctx: Context, cluster: Cluster, config: TrainConfig) -> None:
+    """Raises UsageError for `apt:` where the system is not ours to change."""
+    file = ctx.workspace.cluster(cluster.name).path / "config.json"
+    if not config.apt or cluster.traits.root:
+        return
+    if file.exists() and files.read_object(file).get("system_changes") is True:
+        return
+    cure = f"install them yourself: apt-get install {' '.join(config.apt)}"
+    if not cluster.traits.one_machine:
+        cure += "; or system_changes: true in the cluster's file, and nexa provision"
+    raise UsageError(f"apt: the system of {cluster.name} ({cluster.provider}) is not nexa's to change", hint=cure)
+
+
 @contextlib.contextmanager
 def _forgotten_if_refused(links: Sequence[Link], places: Mapping[str, Place]) -> Iterator[None]:
     """Nothing that was begun on these nodes outlives a launch that does not take place."""
@@ -192,7 +208,7 @@ def start(run: RunFolder, prepared: Prepared, record: Run, **known: Any) -> None
     def begin(link: Link) -> None:
         name = link.node.name
         spec = prepared.specs[name]
-        message = {"spec": spec, "secrets": prepared.secrets, "go": not spec["prepare"]}
+        message = {"spec": spec, "secrets": prepared.secrets, "go": not (spec["setup"] or spec["prepare"])}
         answer = link.call("start", run_dirs[name], message=message)
         begun.append(link)
         if found := {key: names for key in ("kept", "aside") if (names := list(filter(None, answer.get(key, ()))))}:

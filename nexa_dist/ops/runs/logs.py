@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nexa_dist.errors import UsageError
+from nexa_dist.node.protocol import Event
 from nexa_dist.ops.context import Context
 from nexa_dist.run.logs.items import Item, Quiet, is_last
 from nexa_dist.run.logs.mirror import TAIL
@@ -63,6 +64,8 @@ class Wanted:
     """Which lines. None: no bound."""
 
     ranks: set[int] | None = None
+    setup: bool = False
+    """With ranks: also what came before them."""
     node: str | None = None
     attempt: int | None = None
     pattern: re.Pattern[bytes] | None = None
@@ -73,7 +76,7 @@ class Wanted:
 
     def takes(self, log: Log) -> bool:
         return (
-            (self.ranks is None or log.rank in self.ranks)
+            (self.ranks is None or log.rank in self.ranks or (self.setup and log.source.startswith(Event.SETUP)))
             and (self.node is None or log.node == self.node)
             and (self.attempt is None or log.attempt == self.attempt)
         )

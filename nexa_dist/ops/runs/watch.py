@@ -262,7 +262,9 @@ def _outcome(
     if state.state == "failed" and end.node and end.kind != "node":
         log = f"rank_{end.rank}/attempt_{state.attempt}.log"
         if end.rank < 0:
-            log = f"{'prepare' if end.kind in ('prepare', 'config') else 'torchrun'}.attempt_{state.attempt}.log"
+            phase = "prepare" if end.kind in ("prepare", "config") else "torchrun"
+            phase = Reason.SETUP if f": {Reason.SETUP}" in end.words else phase
+            log = f"{phase}.attempt_{state.attempt}.log"
         source = (end.node, log)
     outcome = "failed" if end.kind == "notice" else state.state
     return Outcome(

@@ -32,6 +32,8 @@ class Diagnosis:
     lines: tuple[bytes, ...] = ()
     others: tuple[str, ...] = ()
     exit: Exit | None = None
+    detail: str = ""
+    """What the words name: a file, a module."""
 
     @property
     def blamed(self) -> tuple[str, int | None] | None:
@@ -64,7 +66,8 @@ def judge(evidence: Evidence) -> Diagnosis:
     if evidence.state not in ACTIVE and best.tier == Tier.FOLLOWS and (_told(best) or NOT_STARTED in evidence.cause):
         return replace(_without(evidence), others=others)
     signature = best.signature
-    return Diagnosis((best.node, best.rank), signature.name, best.words, best.fix, best.lines, others, best.exit)
+    return Diagnosis((best.node, best.rank), signature.name, best.words, best.fix, best.lines, others, best.exit,
+                     best.detail)  # fmt: skip
 
 
 def _first(findings: Sequence[Finding]) -> Finding | None:

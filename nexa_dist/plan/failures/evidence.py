@@ -48,6 +48,7 @@ class NodeEvidence:
     agent: bytes = b""
     skew_s: float = 0.0
     """Its clock minus the controller's; 0 when nobody measured it."""
+    setup: bytes = b""
 
     def of(self, name: str) -> Iterator[Told]:
         return (event for event in self.events if event.get("event") == name)
@@ -228,6 +229,9 @@ def _of_phase(node: NodeEvidence, reason: str, end: Exit) -> Finding:
         found = read(node.torchrun, None)
         known = found if found and found.signature.name != "python_exception" else None
         return known or replace(finding("torchrun_killed", node, end.at), tier=Tier.SETUP, exit=end)
+    if reason.startswith(Reason.SETUP):
+        shown = log_tail.last_lines(log_tail.clean(node.setup), SHOWN_LINES)
+        return replace(finding("setup_failed", node, end.at, reason.partition(": ")[2]), lines=shown, exit=end)
     if reason not in PHASES:  # the agent's own words
         found = read(reason.encode(), None)
         return found or finding("not_started", node, end.at, reason)

@@ -19,7 +19,7 @@ def build_manifest(record: Mapping[str, Any], result: Mapping[str, Any], config:
     last = attempts[-1]
     ranks = {name: tuple(span) for name, span in last["ranks"].items()}
     world_size = last["world_size"]
-    program = config.get("backend") or ("script" if config.get("script") else "module")
+    program = config.get("backend") or next((n for n in ("script", "program") if config.get(n)), "module")
     experiment = [f"experiment:{config['experiment']}"] if config.get("experiment") else []
     return Manifest(
         run_id=record["run_id"],

@@ -58,6 +58,8 @@ def program(config: TrainConfig, place: Place) -> Program:
         return Program(("-u", config.script, *config.args))
     if config.module:
         return Program(("-u", "-m", config.module, *config.args))
+    if config.program:
+        return Program(("-u", "-m", "nexa_dist.train.console_script", config.program, *config.args))
     trainer = ("-m", "nexa_dist.train.launcher", "--backend", str(config.backend))
     base = ("-u", *trainer, "--config", f"{place.run_dir}/train.json")
     return Program(base, (place.python, *base, "--prepare"))

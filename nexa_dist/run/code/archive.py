@@ -24,7 +24,10 @@ from nexa_dist.run.code.listing import NAME_IT, LeftOut, Listing, listed, shown
 from nexa_dist.run.files import write_bytes
 from nexa_dist.run.runner import Runner
 
-LIMIT_BYTES = 200 * 1024 * 1024
+LIMIT_BYTES = 1 << 30
+"""All is read into memory, and each node gets it; more than that is data."""
+QUICK_BYTES = 32 << 20
+"""What is larger is packed for time, not for size: most of it is no text."""
 DIGITS = 16
 AGAIN_S = 0.2
 """Seconds between the two tries to read a file that somebody writes."""
@@ -56,6 +59,16 @@ class Kept:
                 f"{self.path} is gone: the code that this run was started with",
                 hint="nexa run --resume takes the code as it is now",
             ) from None
+
+
+def look(code: Code, name: str) -> tuple[tuple[str, ...], bytes | None]:
+    """Names of all files in code, and the bytes of one; None where it is not there."""
+    if isinstance(code, Archive):
+        return code.names, next((file.content for file in code.files if file.name == name), None)
+    with tarfile.open(fileobj=io.BytesIO(code.pack())) as tar:
+        names = tuple(tar.getnames())
+        file = tar.extractfile(name) if name in names else None
+        return names, file.read() if file else None
 
 
 def keep(folder: Path, code: Code) -> None:
@@ -109,9 +122,10 @@ class Archive:
 
 
 def _packed(files: Iterable[File]) -> bytes:
-    buffer = io.BytesIO()
+    buffer, files = io.BytesIO(), list(files)
+    level = 6 if sum(len(file.content) for file in files) < QUICK_BYTES else 1
     with (
-        gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0, compresslevel=6) as packed,
+        gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0, compresslevel=level) as packed,
         tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as tar,
     ):
         for file in files:
@@ -181,7 +195,7 @@ def _read(root: Path, listing: Listing) -> Archive:
         )
         raise NexaError(
             f"the project at {root} is over {LIMIT_BYTES >> 20} MiB; largest: {largest}",
-            hint="ignore data and checkpoints in .gitignore or .nexaignore: only code is sent to the nodes",
+            hint="leave data and checkpoints out by .gitignore or .nexaignore: data: of train.yaml brings these",
         )
     files = tuple(_file(name, *listing.files[name]) for name in sizes)
     return Archive(files, digest(files), tuple(listing.left_out.values()), tuple(listing.followed.items()))

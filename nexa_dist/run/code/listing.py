@@ -164,8 +164,8 @@ def _refused(root: Path, told: Result) -> NexaError:
     return NexaError(f"git does not say which files of {root} are meant to be sent, so none are: {said}", hint=cure)
 
 
-def _walk(root: Path, made: Listing) -> list[str]:
-    """A folder that no git knows, by the .gitignore and .nexaignore files in it, if there are any."""
+def _walk(root: Path, made: Listing, ignores: Sequence[str] = (".gitignore", ignore.FILE)) -> list[str]:
+    """A folder that no git knows, by the files in it that say what is ignored, if there are any."""
     found: list[str] = []
     rules = ignore.Rules()
 
@@ -174,7 +174,7 @@ def _walk(root: Path, made: Listing) -> list[str]:
 
     for folder, folders, files in os.walk(root, onerror=closed):
         base = "" if Path(folder) == root else os.path.relpath(folder, root)
-        for file in (".gitignore", ignore.FILE):
+        for file in ignores:
             rules.read(Path(folder, file), base)
         kept = []
         for name in sorted(folders):
@@ -213,7 +213,10 @@ def _add(runner: Runner, root: Path, name: str, made: Listing) -> None:
         found, where, secret = [("", True)], real.parent, ignore.Rules()
     else:
         inner, where, secret = Listing(), real, _secrets()
-        found = list(_names(runner, real, inner, real if (real / ".git").exists() else None))
+        if (real / ".git").exists():
+            found = _from_git(runner, real, inner, "")
+        else:  # its own .gitignore is for whoever keeps it elsewhere: who names a folder means all of it
+            found = [(inside, False) for inside in _walk(real, inner, (ignore.FILE,))]
         for one in inner.left_out.values():
             made.leave(f"{name}/{one.name}", one.why, one.cure)
     for inside, tracked in found:

@@ -215,10 +215,12 @@ class Link:
         stdin = b"" if message is None else json.dumps(message).encode()
         return self._answer(arguments, stdin, timeout_s)
 
-    def unpack(self, target: str, archive: bytes | IO[bytes], name: str = "", *, part: bool = False) -> None:
+    def unpack(
+        self, target: str, archive: bytes | IO[bytes], name: str = "", *, part: bool = False, timeout_s: float = 600.0
+    ) -> None:
         """Makes folder `target` on the node from a tar archive. With `name`, the hash of code, the node checks it; with
         `part` the archive lacks what the node has."""
-        self._answer(("unpack", target, *([name] if name else []), *(["part"] if part else [])), archive, 600.0)
+        self._answer(("unpack", target, *([name] if name else []), *(["part"] if part else [])), archive, timeout_s)
 
     def _answer(self, arguments: Sequence[str], stdin: bytes | IO[bytes], timeout_s: float) -> dict[str, Any]:
         verb, name = arguments[0], self.node.name

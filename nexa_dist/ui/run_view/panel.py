@@ -63,10 +63,10 @@ class Drawn(Silent):
 
     def _line(self, node: str, source: str, rank: int | None, text: bytes) -> None:
         self.bars.pop((node, source), None)
-        self._add(labelled(node, rank, text))
+        self._add(labelled(node, source, rank, text))
 
     def _passing(self, node: str, source: str, rank: int | None, text: bytes) -> None:
-        self.bars[node, source] = labelled(node, rank, text)
+        self.bars[node, source] = labelled(node, source, rank, text)
 
     def _add(self, text: str) -> None:
         self.came += 1

@@ -33,11 +33,15 @@ class Silent:
             self.state.rows[name].state = "replaced"
 
     def line(self, node: str, source: str, rank: int | None, text: bytes, passing: bool = False) -> None:
-        """A line of a log. Only ranks that are to be shown, and `prepare`, are. `passing`: what a progress bar shows by
-        now; on a terminal it is shown in place."""
+        """A line of a log. Only ranks that are to be shown, `setup` and `prepare` are. `passing`: what a progress bar
+        shows by now; on a terminal it is shown in place."""
         self.state.heard(node, self.now())
         self.state.line(rank, terminal.last_state(text))
-        if source.startswith("prepare") if rank is None else self.shown is None or rank in self.shown:
+        if (
+            source.startswith((Event.SETUP, Event.PREPARE))
+            if rank is None
+            else self.shown is None or rank in self.shown
+        ):
             (self._passing if passing else self._line)(node, source, rank, terminal.last_state(text))
 
     def event(self, node: str, record: Mapping[str, Any]) -> None:
@@ -136,7 +140,7 @@ class Plain(Silent):
             self.told_at, self.told, self.told_step = now, key, self.state.step or 0
 
     def _line(self, node: str, source: str, rank: int | None, text: bytes) -> None:
-        self.say(labelled(node, rank, text))
+        self.say(labelled(node, source, rank, text))
 
 
 class Json(Silent):
@@ -185,9 +189,11 @@ class Json(Silent):
             self.emit(str(name), {**record, "node": node})
 
 
-def labelled(node: str, rank: int | None, text: bytes) -> str:
+def labelled(node: str, source: str, rank: int | None, text: bytes) -> str:
     """`[n0:3] text`, without what could rewrite a terminal."""
-    return f"[{node}:{'prepare' if rank is None else rank}] {terminal.plain(text.decode(errors='replace'))}"
+    return (
+        f"[{node}:{source.partition('.')[0] if rank is None else rank}] {terminal.plain(text.decode(errors='replace'))}"
+    )
 
 
 def finite(value: Any) -> Any:

@@ -100,6 +100,10 @@ def printed(prepared: launch.Prepared, as_json: bool) -> int:
         last = node_plan.first_rank + node_plan.nproc - 1
         span = f"ranks {node_plan.first_rank} to {last} of {prepared.plan.world_size}"
         terminal.out(f"# {node_plan.node.name} ({node_plan.node.address}): {span}")
+        if told := spec["setup"]:
+            apt = [f"apt-get install {shlex.join(told['apt'])}"] if told["apt"] else []
+            layer = [f"the project into {told['layer']}"] if told["requires"] is not None else []
+            terminal.out("# before: " + "; ".join([*apt, *layer, *told["lines"]]))
         words = [f"{name}={shlex.quote(value)}" for name, value in sorted(spec["env"].items())]
         terminal.out(f"cd {shlex.quote(spec['cwd'])} && env {' '.join(words)} {shlex.join(spec['argv'])}")
     return EXIT_OK

@@ -16,14 +16,19 @@ from nexa_dist.run.logs.reader import Chunk
 from nexa_dist.ui import terminal
 from nexa_dist.verbs._shared import context, ranks
 
+SETUP = "setup"
+"""Among the ranks of --rank: what was set up for them."""
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def logs(args: argparse.Namespace) -> int:
     ctx = context(acts=False)
     run = ctx.workspace.run(args.run)
+    words = args.rank.split(",")
+    of_ranks = ",".join(word for word in words if word != SETUP)
     wanted = Wanted(
-        ranks(args.rank),
+        ranks(of_ranks) if of_ranks or SETUP not in words else set(),
+        SETUP in words,
         args.node,
         args.attempt,
         pattern(args.grep),

@@ -28,7 +28,7 @@ def why(args: Arguments) -> int:
     for also in story.verdict.others:
         terminal.out(f"also {_shown(also)}")
     if story.verdict.fix:
-        terminal.out(f"do: {story.verdict.fix}")
+        terminal.out(f"do: {_shown(story.verdict.fix)}")
     for other in others:
         terminal.out(f"attempt {other.attempt} {other.state}{_at(other)}: {_shown(other.line)}")
     return EXIT_OK
@@ -70,7 +70,7 @@ def _told(story: asking.Story) -> dict[str, Any]:
         "rank": rank,
         "exit": None if end is None else {"code": end.code, "signal": end.signal, "oom": end.oom},
         "words": _shown(verdict.words),
-        "fix": verdict.fix,
+        "fix": _shown(verdict.fix),
         "lines": [_text(line) for line in verdict.lines],
         "also": [_shown(line) for line in verdict.others],
         "cause": _shown(story.cause),

@@ -16,6 +16,7 @@ from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.runs import code as sending
 from nexa_dist.ops.runs import launch
 from nexa_dist.ops.runs.code import of_now, send, tell_kept
 from nexa_dist.ops.runs.wandb import settled
@@ -296,10 +297,86 @@ def test_of_large_code_only_what_a_node_lacks_is_sent(tmp_path: Path, monkeypatc
     (tmp_path / "train.py").write_text("changed\n")
     code, calls = archive.build(tmp_path, ["big.bin", "train.py"]), list[Any]()
     monkeypatch.setattr(Link, "call", lambda _, verb, target, message: {"lacks": [1]})
-    monkeypatch.setattr(Link, "unpack", lambda _, target, data, name, part=False: calls.append((len(data), name, part)))
+    monkeypatch.setattr(Link, "unpack", lambda _, target, data, name, part: calls.append((len(data), name, part)))
     trial = Trial(tmp_path, Nodes())
     send(trial.ctx, trial.links, (code,), {"n0": (), "n1": ()})
     assert [(name, part) for _, name, part in calls] == [(code.hash, True)] * 2 and calls[0][0] < 1000
     monkeypatch.setattr(Link, "call", lambda _, verb, target, message: {"lacks": [0, 1]})
     send(trial.ctx, trial.links, (code,), {"n0": (), "n1": ()})
     assert [part for _, _, part in calls[2:]] == [False, False] and calls[2][0] > 2 << 20
+
+
+def test_a_project_of_its_own_runs_by_an_interpreter_that_the_nodes_make(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text('[build-system]\nrequires = ["hatchling"]\n')
+    trial = Trial(tmp_path, Nodes(), script=None, program="lab-train", args=["x"], setup=["make"], launcher="direct")
+    made = archive.build(tmp_path, ["pyproject.toml", "train.py"])
+    archive.keep(tmp_path / "kept", made)
+    trial.code = archive.Kept(tmp_path / "kept" / f"{made.hash}.tar.gz")  # type: ignore[assignment]
+    prepared = trial.prepare()
+    layer = "/home/u/s/r.n1/layer"
+    spec = prepared.specs["n1"]
+    module = "nexa_dist.train.console_script"
+    assert spec["argv"] == (f"{layer}/bin/python", "-u", "-m", module, "lab-train", "x")
+    told = spec["setup"]
+    assert (told["layer"], told["python"], told["requires"], told["lines"]) == (
+        layer,
+        "python3",
+        ("hatchling",),
+        ("make",),
+    )
+    assert spec["path"] == trial.nodes.told("probe")["n1"]["warm"]["spec"]["path"] == [f"{layer}/bin"]
+    assert told["must"] is True
+    assert told["key"] != prepared.specs["n0"]["setup"]["key"]
+    trial.run.path.mkdir(parents=True)
+    record = Run(CLUSTER, {}, {}, [], "r")
+    record.path = trial.run.json
+    launch.start(trial.run, prepared, record)
+    assert {message["go"] for message in trial.nodes.told("start").values()} == {False}
+
+
+def test_packages_of_the_system_are_refused_where_it_is_not_ours(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, Nodes(), apt=["libsndfile1"])
+    with pytest.raises(UsageError, match=r"apt: the system of c \(static\) is not nexa's to change") as refused:
+        trial.prepare()
+    assert "system_changes: true" in refused.value.hint
+    assert trial.nodes.asked == []
+    folder = trial.ctx.workspace.cluster("c").path
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"system_changes": true}')
+    told = trial.prepare().specs["n0"]["setup"]
+    assert (told["apt"], told["layer"], told["requires"]) == (("libsndfile1",), "", None)
+
+
+def test_a_large_file_is_said_before_it_is_sent_and_while_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "LARGE_BYTES", 1000)
+    monkeypatch.setattr(sending, "TOLD_BYTES", 1000)
+    monkeypatch.setattr(sending, "TELL_S", 0.001)
+    for name in ("big.bin", "named.bin"):
+        (tmp_path / name).write_bytes(os.urandom(3 << 20))
+    trial = Trial(tmp_path, Nodes(), files=["named.bin"])
+    lines: list[str] = []
+    ctx = dataclasses.replace(trial.ctx, say=lines.append, runner=SystemRunner())
+    found, _ = of_now(ctx, trial.config)
+    assert lines == [
+        "big.bin has 3 MB and goes to every node: the line /big.bin in .nexaignore leaves it out",
+        "named.bin has 3 MB and goes to every node: files: names it",
+    ]
+    half = threading.Event()
+
+    def unpack(link: Link, target: str, data: Any, name: str, part: bool, timeout_s: float) -> None:
+        data.read(4 << 20)
+        assert half.wait(60)
+        assert timeout_s > 600
+
+    def say(text: str) -> None:
+        lines.append(text)
+        if "4 of 6 MiB" in text:
+            half.set()
+
+    monkeypatch.setattr(Link, "call", lambda _, verb, target, message: {"lacks": [0, 1, 2]})
+    monkeypatch.setattr(Link, "unpack", unpack)
+    send(dataclasses.replace(ctx, say=say), trial.links[:1], (found,), {"n0": ()})
+    assert "  n0: 4 of 6 MiB of code" in lines
+    assert lines[-1] == f"  n0: sent {len(found.pack()) >> 10} KiB of code"

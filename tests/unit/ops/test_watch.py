@@ -208,3 +208,12 @@ def test_a_faulty_node_is_the_one_that_failed_and_is_still_swept() -> None:
     assert watch.done and watch.state == "failed"
     end = watch.end([], None, 0.0, 1.0)
     assert (end.kind, end.node) == ("node", "n1")
+
+
+def test_a_setup_that_fails_names_its_line_and_is_not_tried_again() -> None:
+    watch = begun("n0", "n1")
+    words = "setup: line 2 of 3 (make): exit code 2"
+    assert watch.step(end("n1", "failed", code=2, reason=words)) == Reason.FAILURE
+    watch.stopping = Reason.FAILURE
+    watch.step(end("n0", "stopped", reason=Reason.FAILURE))
+    assert (ended(watch).kind, ended(watch).words) == ("config", f"node n1: {words}")

@@ -15,6 +15,7 @@ from nexa_dist.ops.failures import why as asking
 from nexa_dist.ops.runs.finish import close
 from nexa_dist.ops.runs.watch import Outcome
 from nexa_dist.plan.failures.log_tail import TAIL_BYTES
+from nexa_dist.run.code import archive
 from nexa_dist.run.record import Attempt, Run
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.shape import of
@@ -208,3 +209,32 @@ def test_what_programs_get(run: RunFolder, monkeypatch: pytest.MonkeyPatch, caps
     )  # fmt: skip
     assert told["exit"] == {"code": 0, "signal": 9, "oom": True}
     assert [other["attempt"] for other in told["others"]] == [1]
+
+
+@pytest.mark.parametrize(
+    ("opened", "says"),
+    [
+        ("data/vocab.json", "files: in train.yaml: files: [data/vocab.json]"),
+        ("/r/n1/work/data/vocab.json", "files: in train.yaml: files: [data/vocab.json]"),
+        ("./data", "files: in train.yaml: files: [data]"),
+        ("sent.txt", "what git ignores is not sent"),
+        ("../outside", "what git ignores is not sent"),
+        ("nowhere.txt", "what git ignores is not sent"),
+    ],
+)
+def test_a_file_that_is_here_and_was_not_sent_is_named_with_the_line_that_sends_it(
+    run: RunFolder, tmp_path: Path, opened: str, says: str
+) -> None:
+    for name in ("data/vocab.json", "sent.txt", "../outside"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    code = archive.build(tmp_path, ["sent.txt"])
+    archive.keep(run.code, code)
+    missing = f"FileNotFoundError: [Errno 2] No such file or directory: '{opened}'"
+    put(run, "n1", "", r1_1=TRACE.replace(b"KeyError: 'labels'", missing.encode()))
+    done = record(attempt(1, "failed"))
+    done.code_hash = code.hash
+    done.nodes["n1"] = {"run_dir": "/r/n1"}
+    story, _ = asking.why(run, done)
+    assert story.verdict.name == "file_missing"
+    assert says in story.verdict.fix

@@ -132,6 +132,10 @@ def test_files_adds_what_is_ignored_and_never_what_holds_keys(tmp_path: Path, mo
     monkeypatch.setenv("HOME", str(home))
     made = found(root, "out/vocab.json", "id.pem", ".env")
     assert set(made.names) == {".gitignore", "out/vocab.json", "id.pem"}
+    write(root, "out/lib/a.bin", "out/lib/b.bin", **{"out/lib/.gitignore": "*.bin\n", "out/lib/.nexaignore": "b.bin\n"})
+    whole = {"out/lib/.gitignore", "out/lib/.nexaignore", "out/lib/a.bin"}
+    assert set(found(root, "out/lib").names) == {".gitignore", *whole}
+    made = found(root, "out/vocab.json", "id.pem", ".env")
     assert said(made) == {".env": "for this machine alone"}
     for name, target in (("a", home / ".ssh"), ("b", home), ("c", tmp_path), ("d", Path("/etc")), ("e", Path("/"))):
         (root / name).symlink_to(target)

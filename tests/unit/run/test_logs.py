@@ -40,6 +40,7 @@ def run(tmp_path: Path) -> RunFolder:
         "n0/rank_0/attempt_2.log",
         "n0/torchrun.attempt_1.log",
         "n0/prepare.attempt_1.log",
+        "n0/setup.attempt_1.log",
         "n0/agent.err",
         "n0/agent.jsonl",
         "n0/rank_9/attempt_1.log.times",
@@ -53,6 +54,7 @@ def run(tmp_path: Path) -> RunFolder:
 def test_attempts_nodes_and_ranks_are_shown_in_their_order(run: RunFolder) -> None:
     assert [f"{log.node}/{log.source}" for log in find(run, Wanted())] == [
         "n0/prepare.attempt_1.log",
+        "n0/setup.attempt_1.log",
         "n0/torchrun.attempt_1.log",
         "n0/rank_9/attempt_1.log",
         "n0/rank_10/attempt_1.log",
@@ -61,6 +63,8 @@ def test_attempts_nodes_and_ranks_are_shown_in_their_order(run: RunFolder) -> No
         "n0/agent.err",
     ]
     assert [(log.rank, log.attempt) for log in find(run, Wanted(ranks={10, 0}))] == [(10, 1), (0, 2)]
+    assert [log.source for log in find(run, Wanted(ranks=set(), setup=True))] == ["setup.attempt_1.log"]
+    assert [log.rank for log in find(run, Wanted(ranks={9}, setup=True))] == [None, 9]
     assert [log.source for log in find(run, Wanted(attempt=2))] == ["rank_0/attempt_2.log"]
     assert [log.source for log in find(run, Wanted(node="n1"))] == ["rank_2/attempt_1.log"]
 

@@ -44,10 +44,10 @@ def test_any_script_or_module(value: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"backend": None}, "exactly one of backend, script, module is needed: found none"),
+        ({"backend": None}, "exactly one of backend, script, module, program is needed: found none"),
         ({"script": "a.py"}, "found backend and script"),
         ({"model": None}, "backend: hf needs model"),
-        ({"args": ["x"]}, "args are for script or module"),
+        ({"args": ["x"]}, "args are for script, module or program"),
         ({"name": "Bad Name"}, "should match pattern"),
         ({"name": "good\n"}, "should match pattern"),
         ({"nam": 1}, "Extra inputs are not permitted"),

@@ -77,6 +77,13 @@ ENDS = (
         "look at nexa ssh NODE -- sudo dmesg: when the kernel did it, the node ran out of memory",
     ),
     Signature(
+        "setup_failed",
+        "setup: line 2 of 3 (make): exit code 2",
+        "the setup of this node failed: {detail}",
+        "nexa logs RUN has all that it printed (setup); mend the line in setup: of train.yaml (packages of Python"
+        " belong into environment:), then nexa run again",
+    ),
+    Signature(
         "not_started",
         "an agent could not be started; not every node could be started",
         "it could not be started: {detail}",

@@ -118,8 +118,8 @@ PROGRAM = (
         "file_missing",
         "FileNotFoundError: [Errno 2] No such file or directory: '…'",
         "a file is not on this node: {detail}",
-        "what git ignores is not sent, and rank 0's files are on the first node only: put it on every node, or read it"
-        " from $NEXA_SHARED",
+        "what git ignores is not sent: add it to files: of train.yaml; and what rank 0 writes is on the first node"
+        " only: read it there, or from $NEXA_SHARED",
         patterns(r"FileNotFoundError: \[Errno 2\] No such file or directory: '(?P<detail>[^'\n]{1,200})'"),
     ),
     Signature(
