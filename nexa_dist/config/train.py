@@ -16,6 +16,7 @@ RESERVED_ENV = re.compile(
 )
 NO_SECRET = re.compile(r"^(AWS_.*|TS_.*|LD_.*|PYTHON.*|PATH|HOME|USER|SHELL|TMPDIR)\Z")
 """Cloud credentials stay here, and what belongs to this machine is wrong on another."""
+S3_PLACE = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\x00-\x1f\x7f]{0,1024})?")
 HF_SECTIONS = ("model", "dataset", "trainer")
 
 
@@ -35,6 +36,13 @@ def _not_an_option(value: str) -> str:
     return value
 
 
+def _source(value: str) -> str:
+    """A place in S3, or a path here."""
+    if "://" in value and not S3_PLACE.fullmatch(value):
+        raise ValueError("must be s3://bucket/prefix, or a path of a file or folder here")
+    return value
+
+
 def name_of(stem: str) -> str:
     """A name for a training from that of a file or module."""
     plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in stem.lower())
@@ -43,6 +51,8 @@ def name_of(stem: str) -> str:
 
 Word = Annotated[str, AfterValidator(_plain_text)]
 FilePath = Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(_not_an_option)]
+DataName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$")]
+DataSource = Annotated[FilePath, AfterValidator(_source)]
 Tag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$")]
 
 
@@ -188,6 +198,12 @@ class TrainConfig(_Section):
         (),
         description="Paths in the project that are sent although git ignores or leaves them out: files, folders, "
         "clones of other repositories. A link is followed, also out of the project.",
+    )
+    data: dict[DataName, DataSource] = Field(
+        default_factory=dict,
+        max_length=50,
+        description="Data by name: a file or folder here, or s3://bucket/prefix, which a node reads with its own "
+        "credentials. Each is on every node before the ranks start, as $NEXA_DATA/NAME, and stays for the next run.",
     )
     tags: tuple[Tag, ...] = Field((), description="Labels for the manifest.")
     experiment: Tag | None = Field(None, description="Experiment the run belongs to; becomes the tag experiment:NAME.")

@@ -43,7 +43,7 @@ Spec = TypedDict(
     "Spec",
     {
         "version": int, "run_id": str, "attempt": int, "node": str, "launcher": str, "argv": Any, "prepare": Any,
-        "env": Any, "cwd": str, "code": str, "config": Optional[Dict[str, Any]], "grace_s": float,
+        "env": Any, "cwd": str, "code": str, "data": Any, "config": Optional[Dict[str, Any]], "grace_s": float,
         "notice_grace_s": float, "deadline_in_s": Optional[float], "hang_timeout_s": Optional[float],
         "on_disconnect": str, "spot": bool, "keep_warm": bool, "preload": Any, "first_rank": int, "nproc": int,
         "world_size": int, "node_rank": int, "nnodes": int, "master_addr": str, "master_port": int,

@@ -25,6 +25,8 @@ dist.init_process_group("gloo")
 total = torch.tensor([2.0 ** dist.get_rank()])
 dist.all_reduce(total)
 rank, world, node = dist.get_rank(), dist.get_world_size(), os.environ["NEXA_NODE"]
+data = os.environ["NEXA_DATA"]
+print(sorted(os.listdir(data + "/corpus")), open(data + "/words").read())
 print("rank", rank, "of", world, "on", node, "sum", total.item(), sys.argv[1:])
 open("left-by-rank-%d.txt" % rank, "w").write("relative paths work")
 dist.destroy_process_group()
@@ -70,12 +72,16 @@ def written(lab: Lab, rank: int) -> str:
 
 def test_ranks_are_where_the_plan_says_and_arguments_arrive_as_they_are(clean: Lab) -> None:
     hostile = ["a b", "$(touch pwned)", "{{ 1 }}", "quote's \" `x`", "-oProxyCommand=x", "two\nlines", "ünï"]
-    train = clean.script("reduce", REDUCE, args=hostile, tags=["hello"])
+    clean.write("corpus/a.txt", "some text")
+    data = {"corpus": "corpus", "words": str(clean.root / "corpus/a.txt")}
+    train = clean.script("reduce", REDUCE, args=hostile, tags=["hello"], data=data)
     clean.nexa("run", train, "--rank", "all")
     for rank in range(4):
-        assert f"rank {rank} of 4 on n{rank // 2} sum 15.0 {hostile!r}" in clean.log(rank, f"n{rank // 2}")
+        said = clean.log(rank, f"n{rank // 2}")
+        assert f"rank {rank} of 4 on n{rank // 2} sum 15.0 {hostile!r}" in said and "['a.txt'] some text" in said
     assert not list(clean.root.rglob("pwned"))
     manifest = clean.manifest()
+    assert (manifest["data"]["corpus"]["bytes"], manifest["data"]["words"]["single"]) == (9, "a.txt")
     jsonschema.validate(manifest, json.loads((REPO / "docs" / "manifest.schema.json").read_text()))
     assert (manifest["status"], manifest["hardware"]["world_size"]) == ("completed", 4)
     assert set(manifest["tags"]) == {"backend:script", "train", "hello"}

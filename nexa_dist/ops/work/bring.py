@@ -9,6 +9,7 @@ from typing import Any
 
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.work.data import bring_data
 from nexa_dist.run.ssh.connections import Link
 
 
@@ -30,5 +31,4 @@ def bring(ctx: Context, links: Sequence[Link], config: TrainConfig, kept: Path |
     """Makes ready what `config` asks for; quick when all of it is there. Called before every attempt: `kept` is a
     folder of the run here, for what a later attempt needs of this one; None in a dry run, which changes nothing.
     `again`: the inputs are those of the attempt before, as they lie in `kept`, and not the user's files of now."""
-    del ctx, links, config, kept, again
-    return Brought()
+    return Brought(data=bring_data(ctx, links, config, kept, again=again))
