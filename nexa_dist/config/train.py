@@ -17,6 +17,7 @@ RESERVED_ENV = re.compile(
 )
 NO_SECRET = re.compile(r"^(AWS_.*|TS_.*|LD_.*|PYTHON.*|PATH|HOME|USER|SHELL|TMPDIR)\Z")
 """Cloud credentials stay here, and what belongs to this machine is wrong on another."""
+S3_PLACE = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\x00-\x1f\x7f]{0,1024})?")
 HF_SECTIONS = ("model", "dataset", "trainer")
 
 
@@ -43,6 +44,13 @@ def _inside(value: str) -> str:
     return value
 
 
+def _source(value: str) -> str:
+    """A place in S3, or a path here."""
+    if "://" in value and not S3_PLACE.fullmatch(value):
+        raise ValueError("must be s3://bucket/prefix, or a path of a file or folder here")
+    return value
+
+
 def name_of(stem: str) -> str:
     """A name for a training from that of a file or module."""
     plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in stem.lower())
@@ -51,6 +59,8 @@ def name_of(stem: str) -> str:
 
 Word = Annotated[str, AfterValidator(_plain_text)]
 FilePath = Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(_not_an_option)]
+DataName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$")]
+DataSource = Annotated[FilePath, AfterValidator(_source)]
 Pattern = Annotated[FilePath, AfterValidator(_inside)]
 NodeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Tag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/=+-]{0,63}$")]
@@ -232,6 +242,12 @@ class TrainConfig(_Section):
         description="Packages of the ranks: light (what nexa provision puts on a node), {packages: [NAME==VERSION]} on "
         "top of light, {requirements: requirements.txt} or {lock: uv.lock} of the project, none (the node's own "
         "python3).",
+    )
+    data: dict[DataName, DataSource] = Field(
+        default_factory=dict,
+        max_length=50,
+        description="Data by name: a file or folder here, or s3://bucket/prefix, which a node reads with its own "
+        "credentials. Each is on every node before the ranks start, as $NEXA_DATA/NAME, and stays for the next run.",
     )
     outputs: tuple[Pattern, ...] = Field(
         (),

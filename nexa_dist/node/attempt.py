@@ -155,7 +155,8 @@ class Attempt:
         if now - self.beat >= HEARTBEAT_S:
             self.beat = now
             self.event(Event.HEARTBEAT)
-            for path in (self.spec.get("code") or "", self.spec["env"].get("PYTHONPATH", "").partition(":")[0]):
+            data = [folder for folder, _ in (self.spec.get("data") or {}).values()]
+            for path in (self.spec.get("code") or "", self.spec["env"].get("PYTHONPATH", "").partition(":")[0], *data):
                 code_tree.touch(path)
         if self.deadline is not None and now > self.deadline:
             self.ask_to_stop(Reason.DEADLINE)

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from .code import tree
 from .code.work import lay_out
 from .machine.processes import kill_run, remove_tmp
 from .oslib import PAID, POLL_S, alive, event, fail, holder_of, newest_attempt, read_json, write_json
@@ -41,12 +42,31 @@ def start(run_dir: str, message: dict[str, Any]) -> dict[str, Any]:
             os.unlink(os.path.join(run_dir, PAID))
         os.makedirs(spec["cwd"], exist_ok=True)
         laid = lay_out(spec["code"], spec["cwd"], run_dir, spec["attempt"]) if spec.get("code") else {}
+        _link_data(run_dir, spec.get("data") or {})
         if spec.get("config") is not None:
             write_json(os.path.join(run_dir, "train.json"), spec["config"])
         write_json(os.path.join(run_dir, "spec.json"), spec)
         if message.get("go"):
             write_json(os.path.join(run_dir, "go.attempt_%d" % spec["attempt"]), {"at": time.time()})
         return {"pid": _daemon(run_dir, spec, message.get("secrets", {}), door), "already": False, **laid}
+
+
+def _link_data(run_dir: str, data: dict[str, list[str]]) -> None:
+    """RUN_DIR/data/NAME leads to data of the node, {name: [its folder, what is seen of it]}; a name that this attempt
+    has no more goes."""
+    names = os.path.join(run_dir, "data")
+    for name in os.listdir(names) if os.path.isdir(names) else []:
+        if name not in data and os.path.islink(os.path.join(names, name)):
+            os.unlink(os.path.join(names, name))
+    for name, (folder, inside) in data.items():
+        target = os.path.join(folder, inside)
+        if not os.path.exists(target):
+            fail("data %s is gone from this node (%s): run the command again, which brings it" % (name, target))
+        tree.touch(folder)
+        os.makedirs(names, mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(names, name))
+        os.symlink(target, os.path.join(names, name))
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+DATA_STORE = Path(__file__).with_name("data_store.py")
 ENVIRONMENTS = Path(__file__).with_name("environments.py")
 FOOTPRINT = Path(__file__).with_name("footprint.py")
 GROUP_TEST = Path(__file__).with_name("group_test.py")

@@ -30,7 +30,7 @@ NAMES = {
     "envs": r"[0-9a-f]{16}(\.(lock|inputs|taken|gone))?",
     "agent": r"[0-9a-f]{16}",
     "code": r"[0-9a-f]{8,64}(\.[0-9]+\.tmp)?",
-    "data": r"(\.tmp-)?[0-9a-f]{8,64}(\.lock)?",
+    "data": r"(\.tmp-)?[0-9a-f]{8,64}(\.(lock|part|taken|[0-9]+\.gone))?",
 }
 """In `shared`: folders, and what nexa calls the things that it puts into them."""
 RUN = r"[a-z]+_[0-9]{8}_[0-9]{6}_.+"
@@ -120,7 +120,7 @@ def claim(message: dict[str, Any]) -> dict[str, Any]:
 
 def release(message: dict[str, Any]) -> dict[str, Any]:
     """`message`: as of `claim`, which stands in for a claim that was never written, and "names": what the cluster's
-    runs and bootstraps are known to have added, {"runs", "envs", "agent", "code"}."""
+    runs and bootstraps are known to have added, {"runs", "envs", "agent", "code", "data"}."""
     shared = message["folders"]["shared"]
     here = {**message, "host": socket.gethostname()}
     if not os.path.isdir(shared):

@@ -9,6 +9,8 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -186,6 +188,41 @@ def test_the_quickstart_trains(cloud: Lab) -> None:
     assert manifest["status"] == "completed"
     report = manifest["eval_report"]
     assert report["train_loss_last"] < report["train_loss_first"] - 0.5
+
+
+SEEN = """
+import os
+data = os.environ["NEXA_DATA"]
+size = os.path.getsize(data + "/far/deep/b.bin")
+print("seen", sorted(os.listdir(data + "/near")), size, open(data + "/far/a.txt").read())
+"""
+
+
+@pytest.mark.long("a cluster for what tests/emulated/test_data.py and tests/unit/ops/test_data.py hold without one")
+def test_data_comes_by_a_nodes_own_profile_and_goes_on_over_their_network(cloud: Lab, here: Running) -> None:
+    """And after a node was made anew the other one has it for it: the bucket may be gone by then."""
+    make_bucket(cloud, "nexa-data")
+    cloud.write("cloud.yaml", CLUSTER + "bucket: nexa-data\n")
+    provision(cloud)
+    place = f"{cluster_json(cloud)['bucket']}/data"
+    cloud.write("far/a.txt", "far")
+    cloud.write("far/deep/b.bin", "x" * 9_000_000)
+    aws = [*cloud.prefix, str(Path(sys.executable).with_name("aws")), "s3", "cp", "--recursive", "far", place]
+    subprocess.run(aws, cwd=cloud.root, env=cloud.environment(), check=True, timeout=120, stdout=subprocess.DEVNULL)
+    cloud.write("near/c.txt", "near")
+    train = cloud.script("seen", SEEN, data={"far": place, "near": "near"}, nproc_per_node=1)
+    said = cloud.nexa("run", train, timeout_s=400).stderr
+    for name in ("n0", "n1"):
+        assert "seen ['c.txt'] 9000000 far" in cloud.log(int(name[1]), name)
+    assert re.search(r"n1: data far \(8.58 MiB\) from n0", said) and "cannot come from" not in said
+    again = cloud.nexa("run", train, timeout_s=400).stderr
+    assert "data far" not in again and "data near" not in again
+    here.client.reclaim(running(here)["n1"]["id"])
+    until(lambda: "n1" not in running(here), "n1 is gone")
+    provision(cloud)
+    said = cloud.nexa("run", train, timeout_s=400).stderr
+    assert re.search(r"n1: data far \(8.58 MiB\) from n0", said) and "n0: data" not in said
+    assert "seen ['c.txt'] 9000000 far" in cloud.log(1, "n1")
 
 
 def go_bad(cloud: Lab, here: Running, first: dict[str, Any]) -> dict[str, Any]:

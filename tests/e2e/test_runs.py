@@ -25,6 +25,8 @@ dist.init_process_group("gloo")
 total = torch.tensor([2.0 ** dist.get_rank()])
 dist.all_reduce(total)
 rank, world, node = dist.get_rank(), dist.get_world_size(), os.environ["NEXA_NODE"]
+data = os.environ["NEXA_DATA"]
+print(sorted(os.listdir(data + "/corpus")), open(data + "/words").read())
 print("rank", rank, "of", world, "on", node, "sum", total.item(), sys.argv[1:])
 open("left-by-rank-%d.txt" % rank, "w").write("relative paths work")
 dist.destroy_process_group()
@@ -79,12 +81,17 @@ def written(lab: Lab, rank: int) -> str:
 
 def test_ranks_are_where_the_plan_says_and_arguments_arrive_as_they_are(clean: Lab) -> None:
     hostile = ["a b", "$(touch pwned)", "{{ 1 }}", "quote's \" `x`", "-oProxyCommand=x", "two\nlines", "ünï"]
-    train = clean.script("reduce", REDUCE, args=hostile, tags=["hello"], outputs=["left-by-rank-[0-2].*"])
-    said = clean.nexa("run", train, "--rank", "all").stderr
+    clean.write("corpus/a.txt", "some text")
+    data = {"corpus": "corpus", "words": str(clean.root / "corpus/a.txt")}
+    outputs = ["left-by-rank-[0-2].*"]
+    train = clean.script("reduce", REDUCE, args=hostile, tags=["hello"], data=data, outputs=outputs)
+    told = clean.nexa("run", train, "--rank", "all").stderr
     for rank in range(4):
-        assert f"rank {rank} of 4 on n{rank // 2} sum 15.0 {hostile!r}" in clean.log(rank, f"n{rank // 2}")
+        said = clean.log(rank, f"n{rank // 2}")
+        assert f"rank {rank} of 4 on n{rank // 2} sum 15.0 {hostile!r}" in said and "['a.txt'] some text" in said
     assert not list(clean.root.rglob("pwned"))
     manifest = clean.manifest()
+    assert (manifest["data"]["corpus"]["bytes"], manifest["data"]["words"]["single"]) == (9, "a.txt")
     jsonschema.validate(manifest, json.loads((REPO / "docs" / "manifest.schema.json").read_text()))
     assert (manifest["status"], manifest["hardware"]["world_size"]) == ("completed", 4)
     assert set(manifest["tags"]) == {"backend:script", "train", "hello"}
@@ -93,12 +100,12 @@ def test_ranks_are_where_the_plan_says_and_arguments_arrive_as_they_are(clean: L
     hours = (attempt["ended_unix"] - attempt["started_unix"]) / 3600
     assert manifest["gpu_hours"] == pytest.approx(4 * hours, rel=1e-3)
     assert manifest["cost_usd"] == pytest.approx(2 * 3.6 * hours, rel=1e-2)
-    outputs = clean.newest() / "outputs"
-    assert {path.name for path in outputs.iterdir()} == {f"left-by-rank-{rank}.txt" for rank in range(3)}
-    assert (outputs / "left-by-rank-2.txt").read_text() == "relative paths work"
+    came = clean.newest() / "outputs"
+    assert {path.name for path in came.iterdir()} == {f"left-by-rank-{rank}.txt" for rank in range(3)}
+    assert (came / "left-by-rank-2.txt").read_text() == "relative paths work"
     assert manifest["outputs"]["files"] == {"count": 3, "bytes": 3 * 19}
-    assert manifest["outputs"]["folder"] == os.path.relpath(outputs, clean.root)
-    assert "written, and not named in outputs: 1 file (19 B): left-by-rank-3.txt" in said
+    assert manifest["outputs"]["folder"] == os.path.relpath(came, clean.root)
+    assert "written, and not named in outputs: 1 file (19 B): left-by-rank-3.txt" in told
 
 
 @pytest.mark.long("a real resolve, and torch installed once more; the programs are tested with a uv that takes notes")

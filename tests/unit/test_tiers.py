@@ -16,7 +16,7 @@ PROMISES = {
     *(f"provision, run, teardown on {provider}" for provider in ("local", "own hosts", "aws", "a stack")),
     *("resume", "replacement", "notice", "cap", "nobody home", "receipt", "sweep", "mesh", "diag", "image", "logs"),
     *("why", "cost", "secrets", "pinned host keys", "hostile input", "strangers and damaged files"),
-    "what only looks dead is not ended",
+    *("what only looks dead is not ended", "data is whole, verified and brought once"),
     "results come home, whole, and no only copy is ended unasked",
     "each run of a queue takes place once",
     *("report", "completion", "environments"),

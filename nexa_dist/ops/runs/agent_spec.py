@@ -16,6 +16,7 @@ from nexa_dist.model import Cluster
 from nexa_dist.node.protocol import VERSION, Spec
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.work.bring import Brought
+from nexa_dist.ops.work.data import folders
 from nexa_dist.plan.ranks import NodePlan, RankPlan
 from nexa_dist.plan.runs import torchrun
 from nexa_dist.plan.runs.layer import Layer
@@ -131,6 +132,7 @@ class Job:
             user={**self.brought.env.get(node.node.name, {}), **_user_environment(self.config)},
             resume=(self.resume[1][node.node.name], self.resume[0]) if self.resume else None,
             bucket=bucket_environment(link.ssh.cluster, place.package),
+            data=bool(self.brought.data),
         )
 
     def preloading(self, plan: RankPlan, node: NodePlan, link: Link) -> dict[str, Any]:
@@ -165,6 +167,7 @@ class Job:
             "env": env,
             "cwd": place.work,
             "code": place.code,
+            "data": folders(place.shared, self.brought.data) or None,
             "config": config.model_dump(mode="json") if config.backend else None,
             "grace_s": GRACE_S,
             "notice_grace_s": NOTICE_GRACE_S,

@@ -10,6 +10,7 @@ from typing import Any
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.ops import light
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.work.data import bring_data
 from nexa_dist.run.ssh.connections import Link
 
 
@@ -40,9 +41,10 @@ def bring(
     folder of the run here, for what a later attempt needs of this one; None in a dry run, which changes nothing.
     `again`: the inputs are those of the attempt before, as they lie in `kept`, and not the user's files of now.
     `hidden` are the secrets of the run."""
+    data = bring_data(ctx, links, config, kept, again=again)
     if config.environment == "light":
-        return Brought(environment=light.told(links[0].ssh.cluster))
+        return Brought(environment=light.told(links[0].ssh.cluster), data=data)
     from nexa_dist.ops.work import environment  # a run in light is launched sooner without it
 
     env = environment.make_ready(ctx, links, config, hidden, kept, again=again)
-    return Brought(env.pythons, env.env, env.told)
+    return Brought(env.pythons, env.env, env.told, data)

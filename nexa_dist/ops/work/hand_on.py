@@ -18,29 +18,34 @@ from nexa_dist.run.runner import CommandFailed
 from nexa_dist.run.ssh.connections import Link, on_all
 
 LIMIT_S = 900
-"""Seconds for all to take it; share_env.py has the same."""
+"""Seconds for all to take it, of what is no larger than an environment."""
+SLOWEST = 10_000_000
+"""Bytes a second: who takes longer for more is given up."""
 ALONE = "the nodes have no network of their own"
 
 
 def hand_on(
-    ctx: Context, source: Link, takers: Sequence[Link], folders: Mapping[str, str], what: str
+    ctx: Context, source: Link, takers: Sequence[Link], folders: Mapping[str, str], what: str, size: int = 0
 ) -> dict[str, str]:
     """By name of each taker "", or why it has not got it: the caller then makes it there after all. `folders`: the
-    folder's absolute path by node name; whole folders hold a file `.complete`. `what` is its name for people."""
+    folder's absolute path by node name; whole folders hold a file `.complete`. `what` is its name for people,
+    `size` its bytes, where they may be more than an environment has."""
     if not source.ssh.cluster.traits.network:
         return {link.node.name: ALONE for link in takers}
     address = source.node.peer_address
-    asked = {"env": folders[source.node.name], "address": address, "takers": len(takers), "limit_s": LIMIT_S}
+    limit_s = LIMIT_S + size // SLOWEST
+    asked = {"env": folders[source.node.name], "address": address, "takers": len(takers), "limit_s": limit_s}
     try:
-        offer = _share(source, "offer", asked)
+        offer = _share(source, "offer", asked, limit_s)
     except NexaError as error:
         return {link.node.name: str(error) for link in takers}
 
     def take(item: tuple[int, Link]) -> tuple[str, str]:
         place, link = item
         wanted = {"env": folders[link.node.name], "address": address, "offer": offer, "place": place}
+        wanted |= {"limit_s": limit_s, "most_bytes": 2 * size} if size else {}
         try:
-            _share(link, "take", wanted)
+            _share(link, "take", wanted, limit_s)
         except NexaError as error:
             return link.node.name, str(error)
         ctx.detail(f"{link.node.name}: {what} from {source.node.name}")
@@ -49,11 +54,11 @@ def hand_on(
     return dict(on_all(list(enumerate(takers)), take))
 
 
-def _share(link: Link, act: str, message: Mapping[str, Any]) -> str:
+def _share(link: Link, act: str, message: Mapping[str, Any], limit_s: float) -> str:
     """What the program answers: of an offer the text as it is, which the takers check."""
     program = (bundle.root() / "ansible" / "roles" / "uv_env" / "files" / "share_env.py").read_text(encoding="utf-8")
     argv = (link.python, "-I", "-c", program, act)
-    done = link.ssh.run(link.node, argv, json.dumps(message).encode(), timeout_s=LIMIT_S + 30)
+    done = link.ssh.run(link.node, argv, json.dumps(message).encode(), timeout_s=limit_s + 30)
     if done.code:
         raise CommandFailed(f"{link.node.name}: {act} of {message['env']}", done)
     if len(done.out) > wire.ANSWER_BYTES:

@@ -89,7 +89,7 @@ class Bill:
     unpriced: tuple[str, ...]
     """Instances without a known price; excluded from the totals."""
     uncounted: tuple[str, ...]
-    """Disks, addresses and egress without a known price; excluded from the totals."""
+    """Disks, addresses and traffic without a known price; excluded from the totals."""
     budget_usd: float | None = None
 
     @property
@@ -181,6 +181,7 @@ def bill(lines: Iterable[Any], now_unix: float) -> Bill:
         uncounted=_named(
             [*(what for p in found for what in _unknown(p))]
             + [f"traffic of {row.run}" for row in read.egress(events) if row.usd_per_gb is None]
+            + [f"{row.what} ({row.gb:.2f} GB) of {row.run}" for row in read.traffic(events) if row.usd_per_gb is None]
         ),
         budget_usd=read.budget(events),
     )

@@ -193,6 +193,24 @@ def egress(events: Iterable[Event]) -> list[Egress]:
     return [found[run] for run in sorted(found)]
 
 
+@dataclass(frozen=True)
+class Traffic:
+    """What came to the nodes out of another region, once. A price of None is unknown."""
+
+    run: str
+    what: str
+    gb: float
+    usd_per_gb: float | None
+
+
+def traffic(events: Iterable[Event]) -> list[Traffic]:
+    return [
+        Traffic(str(event.get("run")), str(event.get("what")), size / BYTES_A_GB, price(event.get("usd_per_gb")))
+        for event in events
+        if event["event"] == "traffic" and (size := price(event.get("bytes"))) is not None
+    ]
+
+
 def last_seen(events: Iterable[Event]) -> float:
     """The last moment at which the controller saw the nodes on; 0 when it never did."""
     return max((float(event["at"]) for event in events if event["event"] == "seen"), default=0.0)

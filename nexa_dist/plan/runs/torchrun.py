@@ -119,11 +119,13 @@ def environment(
     user: Mapping[str, str],
     resume: tuple[str, int] | None = None,
     bucket: Mapping[str, str] | None = None,
+    data: bool = False,
 ) -> dict[str, str]:
     """What torchrun and every rank of one node inherit. The user's values win over the defaults.
 
     `interface` is the one on the route to the other nodes (empty: left to gloo and NCCL).
-    `resume` is (folder of a verified checkpoint on this node, its step). `bucket` is what `bucket_environment` says.
+    `resume` is (folder of a verified checkpoint on this node, its step). `bucket` is what `bucket_environment` says,
+    `data` whether the run has any.
     """
     threads = max(1, cpus // node.nproc)
     made = {**DEFAULT_ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}
@@ -144,6 +146,8 @@ def environment(
         "PYTHONPATH": ":".join(p for p in (place.package, place.work, user.get("PYTHONPATH", "")) if p),
     }
     made |= bucket or {}
+    if data:
+        made["NEXA_DATA"] = f"{place.run_dir}/data"  # node/start.py makes it
     if resume:
         made |= {"NEXA_RESUME_FROM": resume[0], "NEXA_RESUME_STEP": str(resume[1])}
     return made

@@ -2,6 +2,7 @@
 
 The program is Python of the standard library with a function `main(message, say)`: `message` is ours, `say(**words)`
 tells us something while it works, and what it returns is its answer, a dict. What it raises ends it with those words.
+One that is fed has a third argument, the stream of what we send it, and ends by itself when that ends early.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import shlex
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from nexa_dist import wire
@@ -31,10 +32,11 @@ def watch():
     os.killpg(0, signal.SIGTERM)
 def live():
     while True: time.sleep(10); say()
-for act in (watch, live): threading.Thread(target=act, daemon=True).start()
+fed = sys.argv[2:] == ["fed"]
+for act in (live,) if fed else (watch, live): threading.Thread(target=act, daemon=True).start()
 room = {"__name__": "program"}
 exec(compile(source, "program", "exec"), room)
-try: end = {"answer": room["main"](message, say)}
+try: end = {"answer": room["main"](message, say, *[sys.stdin.buffer] * fed)}
 except (Exception, SystemExit) as error: end = {"error": str(error) or type(error).__name__}
 say(**end); os._exit("error" in end)
 """
@@ -53,20 +55,34 @@ def run_program(
     check: Check,
     on_say: Callable[[dict[str, Any]], object] = dict,
     python: str = "",
+    feed: Callable[[dict[str, Any]], Iterable[bytes] | None] | None = None,
     *,
     reads: bool = False,
 ) -> dict[str, Any]:
     """The program's answer, as `check` shapes it. `on_say` gets what `say(say={…})` tells. `python` is another
-    interpreter than the node's own; a program that only `reads` is started by a dry run too. Raises Refused with the
-    program's words, NexaError when the node falls silent."""
+    interpreter than the node's own. With `feed` the program is fed: once, what that answers to something that it says.
+    One that only `reads` is started by a dry run too. Raises Refused with the program's words, NexaError when the node
+    falls silent, and what `feed` raises."""
     name, runner = link.node.name, link.ssh.runner
-    argv = shlex.join((python or link.python, "-I", "-c", START, str(len(source)), *(["reads"] if reads else [])))
+    words = ["fed"] * bool(feed) + ["reads"] * reads
+    argv = shlex.join((python or link.python, "-I", "-c", START, str(len(source)), *words))
     stream = runner.stream((*link.ssh.argv(link.node), argv), stdin=source + json.dumps(message).encode() + b"\n")
-    silent = threading.Event()
+    silent, over, feeding = threading.Event(), threading.Event(), list[threading.Thread]()
+    failed: list[NexaError] = []
 
     def give_up() -> None:
         silent.set()
         stream.end()
+
+    def pour(chunks: Iterable[bytes]) -> None:
+        try:
+            for chunk in chunks:
+                if over.is_set():
+                    return
+                stream.send(chunk)
+        except NexaError as error:
+            failed.append(error)
+            stream.end()
 
     timer = threading.Timer(SILENCE_S, give_up)
     try:
@@ -84,11 +100,21 @@ def run_program(
             if "error" in said:
                 raise Refused(f"{name}: {said['error']}")
             if "say" in said:
-                on_say(said["say"])
+                chunks = feed(said["say"]) if feed and not feeding else None
+                if chunks is None:
+                    on_say(said["say"])
+                else:
+                    feeding.append(threading.Thread(target=pour, args=(chunks,), daemon=True))
+                    feeding[0].start()
     except OSError as error:
         raise NexaError(f"ssh could not be started: {error}") from error
     finally:
         timer.cancel()
+        over.set()
         stream.end()
+        for thread in feeding:
+            thread.join()
+        if failed:
+            raise failed[0]
     why = f"said nothing for {SILENCE_S:.0f} s" if silent.is_set() else "fell silent"
     raise NexaError(f"{name}: {why} while a program of nexa's was at work there", hint=f"nexa diag looks at {name}")

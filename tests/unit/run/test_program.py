@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +81,28 @@ def main(message, say):
             break  # ended, and nobody has asked for its exit code yet
         time.sleep(0.02)
     assert time.monotonic() < until
+
+
+FED = b"""
+def main(message, say, source):
+    say(say={"lacks": 3})
+    return {"sum": sum(source.read(3))}
+"""
+
+
+def test_it_is_fed_what_it_lacks_and_a_source_that_fails_ends_it(tmp_path: Path) -> None:
+    heard: list[dict[str, Any]] = []
+
+    def feed(said: dict[str, Any]) -> list[bytes]:
+        heard.append(said)
+        return [b"\1", b"\2\3"]
+
+    assert program.run_program(link(tmp_path), FED, {}, ANSWER, feed=feed) == {"sum": 6}
+    assert heard == [{"lacks": 3}]
+
+    def failing(_: dict[str, Any]) -> Iterator[bytes]:
+        yield b"\1"
+        raise NexaError("the file is gone")
+
+    with pytest.raises(NexaError, match=r"^the file is gone$"):
+        program.run_program(link(tmp_path), FED, {}, ANSWER, feed=failing)

@@ -2,7 +2,8 @@
 
     offer     stdin {"env", "address", "takers", "limit_s"}       stdout {"port", "sha256", "bytes", "tokens"}; goes on
                                                                   unseen until every token was used
-    take      stdin {"env", "address", "offer", "place"}          stdout {"changed": bool}
+    take      stdin {"env", "address", "offer", "place"}          stdout {"changed": bool}. What is larger than an
+              "limit_s", "most_bytes"                             environment has limits of its own
 
 What is sent is a list of every file with its SHA-256, then the files. The list's own digest (`sha256`) and length come
 to a taker from the controller, over ssh, and so does the address: who answers there with anything else gives nothing.
@@ -123,7 +124,7 @@ def understood(told: str, place: int) -> tuple[int, str, int, str]:
     raise Refused("what the other node offers is no offer")
 
 
-def checked(entries: Any) -> list[list[Any]]:
+def checked(entries: Any, most_bytes: int = TOTAL_BYTES) -> list[list[Any]]:
     """The list, if nothing in it leads out of the folder that it is made in. Raises Refused."""
     if not isinstance(entries, list) or len(entries) > ENTRIES:
         raise Refused("it is no list of files")
@@ -146,8 +147,8 @@ def checked(entries: Any) -> list[list[Any]]:
             total += more[0]
         else:
             raise Refused(f"{name[:100]!r} is neither a file nor a folder nor a link")
-    if total > TOTAL_BYTES:
-        raise Refused("it is larger than any environment")
+    if total > most_bytes:
+        raise Refused("it is larger than what was to come")
     return entries
 
 
@@ -160,17 +161,17 @@ def stays_inside(name: str, target: str) -> bool:
     return target != "" and "\0" not in target and ".." not in words[up:] and up <= name.count("/")
 
 
-def fetch(part: str, source: BinaryIO, sha256: str, size: int) -> None:
+def fetch(part: str, source: BinaryIO, sha256: str, size: int, limit_s: float, most_bytes: int) -> None:
     """The environment in the new folder `part`, from the list and the files that `source` holds. Raises Refused."""
     text = source.read(size)
     if hashlib.sha256(text).hexdigest() != sha256:
         raise Refused("it is not what the controller was told")
-    entries = checked(json.loads(text))
+    entries = checked(json.loads(text), most_bytes)
     needed = sum(entry[2] for entry in entries if entry[0] in "fx")
     os.mkdir(part, 0o700)
     if needed + SPARE_BYTES > shutil.disk_usage(part).free:
         raise Refused(f"there is no room for {needed >> 20} MiB")
-    until = time.monotonic() + TAKE_S
+    until = time.monotonic() + limit_s
     for kind, name, *more in entries:
         path = os.path.join(part, name)
         if kind == "d":
@@ -206,7 +207,9 @@ def locked(env: str) -> Iterator[None]:
         yield
 
 
-def take(env: str, address: str, offer: str, place: int) -> bool:
+def take(
+    env: str, address: str, offer: str, place: int, limit_s: float = TAKE_S, most_bytes: int = TOTAL_BYTES
+) -> bool:
     """Whether it was fetched; it may be there by now. `address` is where the controller knows the other node to be."""
     part = env + ".taken"
     port, sha256, size, token = understood(offer, place)
@@ -219,7 +222,7 @@ def take(env: str, address: str, offer: str, place: int) -> bool:
             with socket.create_connection((address, port), SILENCE_S) as peer:
                 peer.sendall(token.encode() + b"\n")
                 with peer.makefile("rb") as source:
-                    fetch(part, source, sha256, size)
+                    fetch(part, source, sha256, size, limit_s, max(most_bytes, TOTAL_BYTES))
             open(os.path.join(part, MARK), "x").close()
             shutil.rmtree(env, ignore_errors=True)
             os.rename(part, env)

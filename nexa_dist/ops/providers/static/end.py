@@ -84,6 +84,7 @@ def _names(ctx: Context, record: Record, cluster: str) -> dict[str, list[str]]:
     """What the bootstraps of this cluster, and the runs of this workspace on it, have brought to the hosts."""
     runs: list[str] = []
     code: set[str] = set()
+    data: set[str] = set()
     for run in ctx.workspace.runs():
         try:
             found = run.load()
@@ -93,6 +94,7 @@ def _names(ctx: Context, record: Record, cluster: str) -> dict[str, list[str]]:
         if found.cluster.name == cluster:
             runs.append(run.run_id)
             code |= {found.code_hash, found.package_hash} - {""}
+            data |= {str(row["id"]) for row in found.data.values() if isinstance(row, dict) and "id" in row}
     agents = {*record.agents, agent_file.digest()}
     folders = [*runs, *(f"{run}.{node}" for run in runs for node in record.hosts)]
-    return {"runs": folders, "envs": list(record.envs), "agent": list(agents), "code": list(code)}
+    return {"runs": folders, "envs": list(record.envs), "agent": list(agents), "code": list(code), "data": list(data)}

@@ -6,6 +6,12 @@ from nexa_dist.plan.failures.known.signature import row, says
 
 DATA = (
     row(
+        "no_data",
+        "no data was named for this run, so NEXA_DATA is not set",
+        "name it in train.yaml: data: {corpus: ./corpus}, which is then $NEXA_DATA/corpus",
+        says("KeyError: 'NEXA_DATA'"),
+    ),
+    row(
         "read_only",
         "the place that was to be written is read-only: {detail}",
         "write below $NEXA_SCRATCH, $NEXA_SHARED or $NEXA_DURABLE; a disk that became read-only by itself has failed:"

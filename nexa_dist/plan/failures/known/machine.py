@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nexa_dist.plan.failures.known.signature import Signature, patterns
+from nexa_dist.plan.failures.known.signature import Signature, patterns, row, says
 
 POINTER = patterns(
     r"invalid load key, '[v<]'",
@@ -106,6 +106,12 @@ MACHINE = (
             r"UnpicklingError|EOFError: Ran out of input",
         ),
         unless=patterns(r"/multiprocessing/(?:spawn|connection|forkserver|managers|queues|reduction)\.py"),
+    ),
+    row(
+        "data_is_kept",
+        "what data: names is for reading, and a file of it was to be written: {detail}",
+        'open it for reading (np.memmap(…, mode="r")), and write below the working folder or $NEXA_SCRATCH',
+        says("Permission denied: '{detail}/files/…'"),
     ),
     Signature(
         "permission_denied",
