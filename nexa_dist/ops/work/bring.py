@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,10 @@ def bring(
     folder of the run here, for what a later attempt needs of this one; None in a dry run, which changes nothing.
     `again`: the inputs are those of the attempt before, as they lie in `kept`, and not the user's files of now.
     `hidden` are the secrets of the run."""
-    data = bring_data(ctx, links, config, kept, again=again)
-    if config.environment == "light":
-        return Brought(environment=light.told(links[0].ssh.cluster), data=data)
-    from nexa_dist.ops.work import environment  # a run in light is launched sooner without it
+    made = Brought(environment=light.told(links[0].ssh.cluster))
+    if config.environment != "light":
+        from nexa_dist.ops.work import environment  # a run in light is launched sooner without it
 
-    env = environment.make_ready(ctx, links, config, hidden, kept, again=again)
-    return Brought(env.pythons, env.env, env.told, data)
+        env = environment.make_ready(ctx, links, config, hidden, kept, again=again)
+        made = Brought(env.pythons, env.env, env.told)
+    return replace(made, data=bring_data(ctx, links, config, kept, again=again))
