@@ -13,7 +13,7 @@ from nexa_dist.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, NexaError
 from nexa_dist.ops.queue import Queue
 from nexa_dist.plan.money.budget import OF_CLUSTER
 from nexa_dist.run.ssh.connections import Unreachable
-from nexa_dist.run.workspace import RunFolder, Workspace
+from nexa_dist.run.workspace import ClusterFolder, RunFolder, Workspace
 from nexa_dist.verbs.run import fresh, queue_worker
 from tests import small_workspace
 from tests.unit import records
@@ -33,6 +33,7 @@ class Launches:
 
     def __init__(self, root: Path) -> None:
         self.root, self.begun = root, list[str]()
+        self.clusters = root / ".nexa" / "clusters" / "lab"
         self.ends: list[str | BaseException | Callable[[], str]] = []
 
     def __call__(self, ctx: Any, ssh: Any, links: Any, config: Any, file: str, **more: Any) -> int:
@@ -51,7 +52,7 @@ class Launches:
         end = {"words": "", **ENDS[how][1]} if how in ENDS else None
         attempt = {"attempt": 1, "state": state, "started_unix": 1.0, "world_size": 1, "rdzv": "h:1", "end": end,
                    "ended_unix": 61.0, "cause": end["words"] if end else ""}  # fmt: skip
-        cluster = Workspace(self.root).cluster("lab").load().to_json()
+        cluster = ClusterFolder(self.clusters).load().to_json()
         records.put(
             RunFolder(self.root / "runs" / name), {"cluster": cluster, "config": {}, "nodes": {}, "attempts": [attempt]}
         )
@@ -106,7 +107,7 @@ def test_a_run_that_a_person_or_the_clusters_money_ends_lets_the_others_wait(
     lab.ends = [how]
     assert main([*GRID]) == code
     assert lab.states() == ["stopped", "waiting", "waiting"]
-    assert "2 not over; nexa queue run goes on with them" in capsys.readouterr().err
+    assert "not over: q2, q3; nexa queue run goes on with them" in capsys.readouterr().err
 
 
 def test_a_run_that_its_own_deadline_ends_is_followed_by_the_next(lab: Launches) -> None:
@@ -167,6 +168,29 @@ def test_a_run_that_the_budget_may_not_pay_is_named_before_it_begins(
     assert main([*GRID]) == EXIT_OK
     told = capsys.readouterr().err
     assert "q1 may not" not in told and "warning: q2 may not be paid to its end: 0.0" in told
+
+
+def test_nodes_that_were_given_back_leave_no_folder_of_the_cluster(
+    lab: Launches, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = lab.root / ".nexa" / "clusters" / "lab"
+
+    def out_of_money() -> str:
+        folder.rename(lab.root / "history")
+        lab.clusters = lab.root / "history"
+        return "budget"
+
+    lab.ends = [out_of_money]
+    assert main([*GRID]) == 3
+    assert not folder.exists()
+    assert [line.split("\t")[1] for line in capsys.readouterr().out.splitlines()[1:]] == ["stopped"] + ["waiting"] * 2
+
+
+def test_what_is_for_several_runs_is_refused_for_one(lab: Launches, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--stop-on-failure", "--picture=x.svg"):
+        assert main(["run", "t.yaml", option]) == 2
+        assert "is for several runs" in capsys.readouterr().err
+    assert main(["run", "t.yaml", "t.yaml", "--detach"]) == 2
 
 
 def test_what_is_added_while_it_works_is_begun_too(lab: Launches) -> None:

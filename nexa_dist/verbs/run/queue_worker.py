@@ -7,6 +7,7 @@ import contextlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from nexa_dist.config.load import recorded_train
 from nexa_dist.errors import (
@@ -48,6 +49,8 @@ class Worker:
         self.shown, self.as_json, self.picture = shown, as_json, picture
         self.ended_unix: float | None = None
         """When the run before had ended on every node."""
+        self.rows: list[Row] = []
+        """As they were last: the file goes when the nodes are given back."""
         self.failed = self.misses = 0
 
     def work(self) -> int:
@@ -79,7 +82,8 @@ class Worker:
 
     def _next(self) -> Row | None:
         """A run that was begun goes before those that wait; those of another workspace are for a nexa there."""
-        mine = [row for row in self.queue.load().rows if row.root == str(self.ctx.workspace.root)]
+        self.rows = self.queue.load().rows
+        mine = [row for row in self.rows if row.root == str(self.ctx.workspace.root)]
         return next((row for state in ("running", "waiting") for row in mine if row.state == state), None)
 
     def _now(self) -> Cluster:
@@ -109,14 +113,14 @@ class Worker:
         config = recorded_train(row.config, row.id)
         ssh = replace(ssh, cluster=subset(self.cluster, config.nodes))
         running.refuse_busy(self.ctx, ssh.cluster)
-        row = self.queue.update(row, state="running", run_id="", why="")
+        row = self._put(row, state="running", run_id="", why="")
         terminal.say(f"▸ {row.id}: {' '.join([row.config_file, *(f'{k}={v}' for k, v in row.point.items())])}")
         self._warn_of_money(row)
         config = wandb_settled(self.ctx, config)
         return fresh.fresh(
             self.ctx, ssh, lambda: connect(ssh), config, row.config_file,
             detach=False, shown=self.shown, as_json=self.as_json,
-            named=lambda run_id: self.queue.update(row, run_id=run_id),
+            named=lambda run_id: self._put(row, run_id=run_id),
         )  # fmt: skip
 
     def _warn_of_money(self, row: Row) -> None:
@@ -129,8 +133,15 @@ class Worker:
                 f"{left.seconds_left() / 60:.0f} min, and a run before it took {max(took):.0f} min"
             )
 
+    def _put(self, row: Row, **fields: Any) -> Row:
+        """The row with these fields, here and in the file, which is not made again when the nodes were given back."""
+        made = replace(row, **fields)
+        self.rows = [made if one.id == row.id else one for one in self.rows]
+        return self.queue.update(made) if self.queue.path.exists() else made
+
     def _current(self, row: Row) -> Row:
-        return next((one for one in self.queue.load().rows if one.id == row.id), row)
+        known = self.queue.load().rows or self.rows
+        return next((one for one in known if one.id == row.id), row)
 
     def _settle(self, row: Row) -> Row:
         """Writes down what became of the run."""
@@ -141,7 +152,7 @@ class Worker:
                 began_s, first_rank_s = (round(at - self.ended_unix, 2) for at in times)
                 made = replace(made, began_s=began_s, first_rank_s=first_rank_s)
             self.ended_unix = run.load().last.ended_unix
-        return self.queue.update(made)
+        return self._put(made)
 
     def _not_begun(self, row: Row, error: NexaError) -> None:
         """A run that cannot be begun failed, and the next is tried; what keeps all of them from it is raised."""
@@ -150,10 +161,10 @@ class Worker:
         begun = row.state != "waiting"
         self.misses += 1
         if not begun and not passing and self.misses < MISSES:
-            self.queue.update(row, state="failed", why=redact_text(f"could not be begun: {error}"))
+            self._put(row, state="failed", why=redact_text(f"could not be begun: {error}"))
         elif row.state != "failed":
             if not begun:
-                self.queue.update(row, why=redact_text(str(error)))
+                self._put(row, why=redact_text(str(error)))
             raise error
         terminal.error(redact_text(f"{row.id}: {error}"), redact_text(error.hint))
 
@@ -175,7 +186,7 @@ class Worker:
 
     def _tell(self) -> None:
         """The table, and what is left to do."""
-        rows = self.queue.load().rows
+        rows = self.queue.load().rows or self.rows
         shown = [queue_table.of_row(row) for row in rows]
         if self.as_json:
             terminal.emit_line({"queue": shown})
@@ -189,8 +200,8 @@ class Worker:
             self.ctx.say(
                 f"from the end of a run: the next was launched after {began}, its first rank was after {ranks}"
             )
-        if wait := sum(row.state in ("waiting", "running") for row in rows):
-            self.ctx.say(f"{wait} not over; nexa queue run goes on with them")
+        if wait := [row.id for row in rows if row.state in ("waiting", "running")]:
+            self.ctx.say(f"not over: {', '.join(wait)}; nexa queue run goes on with them")
         if self.picture:
             try:
                 queue_table.draw(self.queue.folder.name, shown, Path(self.picture))

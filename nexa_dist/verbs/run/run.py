@@ -28,6 +28,9 @@ def run(args: argparse.Namespace) -> int:
         from nexa_dist.verbs.run import queue
 
         return queue.begun(args)
+    if args.stop_on_failure or args.picture:
+        option = "--stop-on-failure" if args.stop_on_failure else "--picture"
+        raise UsageError(f"{option} is for several runs", hint="nexa run A.yaml B.yaml, or --grid a.b=x,y")
     ctx, shown = context(dry=args.dry_run), ranks(args.rank)
     if not args.train and not args.resume:
         raise UsageError("nexa run takes TRAIN.yaml or --resume RUN", hint="nexa runs lists what can be resumed")
