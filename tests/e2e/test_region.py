@@ -198,7 +198,7 @@ print("seen", sorted(os.listdir(data + "/near")), size, open(data + "/far/a.txt"
 """
 
 
-@pytest.mark.long("a cluster for what tests/emulated/test_data.py and tests/unit/ops/test_data.py hold without one")
+@pytest.mark.long("a cluster for what emulated/test_s3_data.py and unit/ops/test_bring_data.py hold without one")
 def test_data_comes_by_a_nodes_own_profile_and_goes_on_over_their_network(cloud: Lab, here: Running) -> None:
     """And after a node was made anew the other one has it for it: the bucket may be gone by then."""
     make_bucket(cloud, "nexa-data")
