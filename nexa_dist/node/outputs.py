@@ -1,7 +1,8 @@
 """The commands `wrote`, what runs have left on this node, and `send`, files of it from byte offsets.
 
-Of a run's working folder that is all that is not code, as RUN_DIR/code.json and the marks in it tell; elsewhere in the
-run's folder only what W&B and TensorBoard write. Links are not followed, and `__pycache__` is passed over.
+Of a run's working folder that is all that is neither code, as RUN_DIR/code.json and the marks in it tell, nor made by
+the run's setup; elsewhere in the run's folder only what W&B and TensorBoard write. Links are not followed, and
+`__pycache__` is passed over.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import time
 from typing import Any, BinaryIO
 
-from .code import tree
+from .code import taking, tree
 from .oslib import read_json
 
 ROWS_BYTES = 1500000
@@ -111,6 +112,8 @@ def _files(folder: str, named: re.Pattern[str], until: float) -> tuple[list[dict
                 if stat.S_ISREG(told.st_mode) and not (top == "work" and code.has(whole, told)):
                     kind = "outputs" if top == "work" and named.fullmatch(whole) else "tracking" if tracked else "other"
                     path = os.path.join(inside, name)
+                    if kind == "other" and code.made.get(whole) == taking.mark(os.path.join(folder, path)):
+                        continue
                     found[whole] = {"name": whole, "path": os.path.normpath(path), "bytes": told.st_size,
                                     "mtime_ns": max(0, told.st_mtime_ns), "kind": kind}  # fmt: skip
     return list(found.values()), False
@@ -125,6 +128,9 @@ class _Code:
         self.files, self.kept = dict(said.get("files") or {}), set(said.get("kept") or ())
         self.work = os.path.join(folder, "work")
         self.laid_ns = os.lstat(note).st_mtime_ns if os.path.exists(note) else 0
+        notes = [os.path.join(folder, "setup.json"), os.path.join(folder, "layer", taking.NOTE)]
+        self.made = {name: left for note in notes for name, left in taking.noted(note)["files"].items()}
+        """What the run's setup made beside it: every run makes it again."""
 
     def has(self, name: str, told: os.stat_result) -> bool:
         """Whether the file is code, and as it was put."""

@@ -121,7 +121,7 @@ def prepare(
     for link, node in zip(linked, draft.nodes, strict=True):
         more[link.node.name] = {"have": [code_folder(link, code) for code in codes]}
         if not ctx.dry:  # which makes no environment
-            more[link.node.name]["python"] = job.place(link).python
+            more[link.node.name]["python"] = job.base(link)
         if config.launcher == "direct" and not ctx.dry:
             more[link.node.name]["warm"] = job.preloading(draft, node, link)
     places = {link.node.name: job.place(link) for link in linked}

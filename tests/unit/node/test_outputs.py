@@ -13,7 +13,7 @@ import pytest
 
 from nexa_dist import wire
 from nexa_dist.node import outputs
-from nexa_dist.node.code import tree, work
+from nexa_dist.node.code import taking, tree, work
 from nexa_dist.train import checkpoint
 
 NAMED = {
@@ -94,6 +94,15 @@ def test_what_is_not_code_was_written_by_the_run(run: Path) -> None:
         "name": "a.csv", "path": "work/a.csv", "bytes": 10, "kind": "other",
         "mtime_ns": (run / "work" / "a.csv").stat().st_mtime_ns,
     }  # fmt: skip
+
+
+def test_what_its_setup_made_is_no_work_of_the_run(run: Path) -> None:
+    made = {name: taking.mark(str(run / "work" / name)) for name in ("a.csv", "out/model.pt")}
+    (run / "setup.json").write_text(json.dumps({"key": "k", "files": made}))
+    (run / "work" / "out" / "model.pt").write_text("trained")
+    found = names(left(run))
+    assert "a.csv" not in found and found["out/model.pt"] == "other"
+    assert names(left(run, "a.csv"))["a.csv"] == "outputs", "unless it is asked for"
 
 
 def test_code_that_the_run_rewrote_is_its_own(run: Path) -> None:

@@ -325,6 +325,7 @@ def test_a_project_of_its_own_runs_by_an_interpreter_that_the_nodes_make(tmp_pat
         ("make",),
     )
     assert spec["path"] == trial.nodes.told("probe")["n1"]["warm"]["spec"]["path"] == [f"{layer}/bin"]
+    assert trial.nodes.told("probe")["n1"]["python"] == "python3"  # a layer is made after the checks
     assert told["must"] is True
     assert told["key"] != prepared.specs["n0"]["setup"]["key"]
     trial.run.path.mkdir(parents=True)
