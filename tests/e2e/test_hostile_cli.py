@@ -226,7 +226,6 @@ SCENES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "run.json is a folder": (replace_by_folder(RUN_JSON), ["runs"]),
     "the log is a folder": (replace_by_folder(f"runs/{RUN}/logs/n0/rank_0/attempt_1.log"), ["logs"]),
     "runs is a file": (replace_by_file("runs"), ["logs"]),
-    "the lock is a folder": (lambda root: (root / ".nexa/clusters/lab/lock").mkdir(), ["teardown", "-y"]),
     "a config of another version": (
         break_file(RUN_JSON, {**RECORD, "config": {"name": "first", "nosuch": 1}}),
         ["run", "--resume", RUN],
