@@ -67,13 +67,14 @@ def test_two_runs_go_on_at_once_where_they_share_no_node(clean: Lab, tmp_path: P
         name: clean.plain(f"on-{name}", "--step-seconds", 0, "--hold", go, nodes=[name], launcher="direct")
         for name in ("n0", "n1")
     }
+    before = runs(clean)
     first = clean.begin("run", files["n0"], "--rank", "all")
-    until(lambda: clean.log(1, "n0"), "the first run has its ranks")
+    until(lambda: runs(clean) > before and clean.log(1, "n0"), "the first run has its ranks")
     for shared in (files["n0"], clean.plain("on-all")):
         assert "is busy with" in clean.nexa("run", shared, code=2).stderr
     assert "has no node 'n2'" in clean.nexa("run", files["n0"], "--set", "nodes.0=n2", code=2).stderr
     second = clean.begin("run", files["n1"])
-    until(lambda: clean.log(1, "n1"), "the second run has its ranks beside it")
+    until(lambda: runs(clean) > before + 1 and clean.log(1, "n1"), "the second run has its ranks beside it")
     active = {row["run"]: row["state"] for row in clean.json("runs") if "_on-" in row["run"]}
     assert list(active.values()) == ["running"] * 2
     go.touch()

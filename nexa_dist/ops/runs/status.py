@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nexa_dist import wire
@@ -11,6 +12,7 @@ from nexa_dist.model import Cluster, Node
 from nexa_dist.node.protocol import AT_WORK
 from nexa_dist.ops.active_runs import active_runs
 from nexa_dist.ops.context import Context
+from nexa_dist.run import files
 from nexa_dist.run.ssh.connections import Link, on_all, reach, session
 from nexa_dist.run.workspace import RunFolder
 
@@ -62,6 +64,25 @@ def refuse_busy(ctx: Context, cluster: Cluster) -> None:
                 f"cluster {cluster.name} is busy with {run.run_id}", hint=f"nexa attach {run.run_id}, or nexa stop it"
             )
         ctx.say(f"warning: {run.run_id} has ended, but nobody wrote its manifest: nexa attach {run.run_id} does")
+
+
+@contextlib.contextmanager
+def launching(ctx: Context, cluster: Cluster) -> Iterator[None]:
+    """Refuses a cluster that is busy, and holds its nodes while a run is launched there: of two launches at the same
+    moment both would find them free."""
+    with contextlib.ExitStack() as held:
+        folder = ctx.workspace.cluster(cluster.name).path.parents[1] / "launching"
+        for name in () if ctx.dry else sorted(node.name for node in cluster.nodes):
+            try:
+                held.enter_context(files.locked(folder / f"{cluster.name}.{name}", "run"))
+            except NexaError as error:
+                who = str(error).partition(": ")[2]
+                raise UsageError(
+                    f"cluster {cluster.name} is busy with the launch of a run on {name}: {who}",
+                    hint="nexa status shows it once it runs; until then that command can be interrupted",
+                ) from None
+        refuse_busy(ctx, cluster)
+        yield
 
 
 def cluster_nodes(ctx: Context, cluster: Cluster) -> list[dict[str, Any]]:

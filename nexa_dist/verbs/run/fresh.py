@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import shutil
 from collections.abc import Callable
@@ -45,30 +46,32 @@ def fresh(
 ) -> int:
     """A new run, followed to its end. `named` is told what it is called before anything of it is begun."""
     cluster = ssh.cluster
-    running.refuse_busy(ctx, cluster)
-    refuse_without_money(ctx, cluster, config)
-    if config.backend:
-        from nexa_dist.ops import fit  # a script's run is launched sooner without it
+    with contextlib.ExitStack() as door:
+        door.enter_context(running.launching(ctx, cluster))
+        refuse_without_money(ctx, cluster, config)
+        if config.backend:
+            from nexa_dist.ops import fit  # a script's run is launched sooner without it
 
-        fit.warn(ctx, cluster, config)
-    with ctx.phase(f"checks on {len(cluster.nodes)} nodes"):
-        folder = ctx.workspace.new_run(config.stage, config.name)
-        try:
-            named(folder.run_id)
-            prepared = launch.prepare(ctx, ssh, config, folder.run_id, 1, None, kept=folder.brought, links=links)
-            launch.deliver(ctx, prepared)
-        except BaseException:
-            shutil.rmtree(folder.path)  # nothing was started, so there is no run
-            raise
-    if cluster.traits.rents and not cluster.bucket:
-        first = cluster.nodes[0].name
-        cure = "; or name a bucket in the cluster's file" if cluster.traits.priced else ""
-        ctx.say(f"warning: checkpoints lie on {first} alone and are lost with it: nexa pull brings them here{cure}")
-    record = launch.new_record(ctx, folder, prepared, cluster, config, config_file)
-    with alone(folder, "run"):
-        started(ctx, folder, prepared, record)
-        presenter = RunPresenter(ctx, folder, record, shown, detach, as_json, began=True)
-        return presenter.follow(ssh, list(prepared.links))
+            fit.warn(ctx, cluster, config)
+        with ctx.phase(f"checks on {len(cluster.nodes)} nodes"):
+            folder = ctx.workspace.new_run(config.stage, config.name)
+            try:
+                named(folder.run_id)
+                prepared = launch.prepare(ctx, ssh, config, folder.run_id, 1, None, kept=folder.brought, links=links)
+                launch.deliver(ctx, prepared)
+            except BaseException:
+                shutil.rmtree(folder.path)  # nothing was started, so there is no run
+                raise
+        if cluster.traits.rents and not cluster.bucket:
+            first = cluster.nodes[0].name
+            cure = "; or name a bucket in the cluster's file" if cluster.traits.priced else ""
+            ctx.say(f"warning: checkpoints lie on {first} alone and are lost with it: nexa pull brings them here{cure}")
+        record = launch.new_record(ctx, folder, prepared, cluster, config, config_file)
+        with alone(folder, "run"):
+            started(ctx, folder, prepared, record)
+            door.close()
+            presenter = RunPresenter(ctx, folder, record, shown, detach, as_json, began=True)
+            return presenter.follow(ssh, list(prepared.links))
 
 
 def refuse_without_money(ctx: Context, cluster: Cluster, config: TrainConfig) -> None:

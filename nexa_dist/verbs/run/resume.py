@@ -48,10 +48,11 @@ def resumed(ctx: Context, folder: RunFolder, args: Arguments, shown: set[int] | 
     cluster = subset(_where(ctx, record, args.cluster), config.nodes)
     if not args.dry_run and not args.ignore_diag:
         refuse_unfit(ctx.workspace.cluster(cluster.name), cluster)
-    running.refuse_busy(ctx, cluster)
     refuse_without_money(ctx, cluster, config)
     hold = contextlib.nullcontext(not folder.supervised) if ctx.dry else alone(folder, "run --resume")
-    with session(ctx.runner, cluster) as ssh, hold as ours:
+    door = contextlib.ExitStack()
+    with door, session(ctx.runner, cluster) as ssh, hold as ours:
+        door.enter_context(running.launching(ctx, cluster))
         if not ours:
             raise UsageError(f"{folder.run_id} is in the hands of another nexa", hint=f"nexa attach {folder.run_id}")
         with ctx.phase("newest whole checkpoint"):
@@ -80,6 +81,7 @@ def resumed(ctx: Context, folder: RunFolder, args: Arguments, shown: set[int] | 
         )
         folder.stop_wish.unlink(missing_ok=True)
         started(ctx, folder, prepared, record, changed=changed)
+        door.close()
         tell_kept(ctx, record.last)
         presenter = RunPresenter(ctx, folder, record, shown, args.detach, args.json, began=True)
         return presenter.follow(ssh, list(prepared.links))

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from nexa_dist.model import Cluster, Layout, Node, Provider
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.work.hand_on import ALONE, hand_on
@@ -35,14 +37,16 @@ def handed(folder: Path, provider: Provider, **damage: Any) -> dict[str, str]:
     return hand_on(Context(Workspace(folder), Here(), lambda text: None), links[0], links[1:], folders, "corpus")
 
 
-def test_it_arrives_whole_or_says_why_not(tmp_path: Path) -> None:
+def test_it_arrives_whole_or_says_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "n0" / "corpus"
     (source / "deep").mkdir(parents=True)
     (source / "deep" / "a.bin").write_bytes(b"x" * 3_000_000)
     (source / ".complete").touch()
     assert handed(tmp_path, "static") == {"n1": ALONE}
+    monkeypatch.setattr("nexa_dist.ops.work.hand_on.LIMIT_S", 1)  # an offer that nobody takes ends
     assert "/gone" in handed(tmp_path, "aws", n1="/proc/gone/corpus")["n1"]
     assert not (tmp_path / "n1").exists()
+    monkeypatch.undo()
     assert handed(tmp_path, "aws") == {"n1": ""}
     taken = tmp_path / "n1" / "corpus"
     assert (taken / "deep" / "a.bin").read_bytes() == b"x" * 3_000_000 and (taken / ".complete").exists()

@@ -17,7 +17,7 @@ from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs import code as sending
-from nexa_dist.ops.runs import launch
+from nexa_dist.ops.runs import launch, status
 from nexa_dist.ops.runs.code import of_now, send, tell_kept
 from nexa_dist.ops.runs.wandb import settled
 from nexa_dist.run.code import archive
@@ -381,3 +381,18 @@ def test_a_large_file_is_said_before_it_is_sent_and_while_it_is(
     send(dataclasses.replace(ctx, say=say), trial.links[:1], (found,), {"n0": ()})
     assert "  n0: 4 of 6 MiB of code" in lines
     assert lines[-1] == f"  n0: sent {len(found.pack()) >> 10} KiB of code"
+
+
+def test_of_two_launches_at_once_one_is_refused(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, Nodes())
+    here = dataclasses.replace(CLUSTER, nodes=NODES[:1])
+    with status.launching(trial.ctx, here):
+        with status.launching(trial.ctx, dataclasses.replace(CLUSTER, nodes=NODES[1:])):
+            pass  # another node
+        with status.launching(dataclasses.replace(trial.ctx, dry=True), CLUSTER):
+            pass
+        words = r"cluster c is busy with the launch of a run on n0: \S+ nexa run pid"
+        with pytest.raises(UsageError, match=words), status.launching(trial.ctx, CLUSTER):
+            raise AssertionError
+    with status.launching(trial.ctx, CLUSTER):
+        pass
