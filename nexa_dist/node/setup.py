@@ -6,7 +6,7 @@ in it, editable; then the user's own lines. The layer is the run's alone: what t
 What was made is written down, so that a later run of the same code takes it from an earlier one, while all of it is as
 it was left: RUN_DIR/layer/nexa.json {"key", "lines": the key of those that have changed it, "files": what its making
 left in the working folder, "seen"}, and RUN_DIR/setup.json {"key", "files": what the lines made there, "installed":
-whether they changed the layer, "once": it is too much to be taken}.
+whether they changed the layer, "once": it is too much to be taken, or names this run's own folder}.
 """
 
 from __future__ import annotations
@@ -245,8 +245,9 @@ class Setup:
         installed = taking.digest(self.layer) != layer.get("seen")
         if installed:
             self.note_layer(key, layer["files"], bool(layer["key"]))
-        once = len(made) > MOST_FILES
-        write_json(note, {"key": key, "files": {} if once else made, "installed": installed, "once": once})
+        many = len(made) > MOST_FILES
+        once = many or taking.bound(self.run_dir, made)
+        write_json(note, {"key": key, "files": {} if many else made, "installed": installed, "once": once})
 
     def shell(self) -> None:
         """All lines in one shell, which notes where it is."""

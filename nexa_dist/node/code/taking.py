@@ -15,7 +15,7 @@ from . import tree
 NOTE = "nexa.json"
 """In a layer: what it is. No part of what it holds."""
 TEXT_BYTES = 1 << 20
-"""What is larger, in a layer, names no folder of its run."""
+"""What is larger names no folder of its run."""
 
 
 def noted(path: str) -> dict[str, Any]:
@@ -57,6 +57,21 @@ def made(before: dict[str, Any], work: str) -> dict[str, Any]:
 
 def as_left(run: str, files: dict[str, Any]) -> bool:
     return all(mark(os.path.join(run, "work", name)) == left for name, left in files.items())
+
+
+def bound(run: str, files: dict[str, Any]) -> bool:
+    """Whether what was made in a run's working folder is of that run alone: a link into its folder, where its data is
+    too, or a text that names it."""
+    for name in files:
+        path, said = os.path.join(run, "work", name), b""
+        if os.path.islink(path):
+            said = os.fsencode(os.readlink(path))
+        elif os.path.isfile(path) and os.path.getsize(path) <= TEXT_BYTES:
+            with open(path, "rb") as file:
+                said = file.read()
+        if os.fsencode(run) in said and b"\0" not in said:
+            return True
+    return False
 
 
 def copy(source: str, target: str, files: dict[str, Any]) -> None:

@@ -105,7 +105,8 @@ class Job:
             return None
         requires = self.layer and self.layer.requires
         code = None if requires is None else self.project.hash
-        lines = [config.setup, config.apt, sorted(config.env.items()), base, self.project.hash, link.node.name]
+        data = sorted((name, row.get("sha256")) for name, row in self.brought.data.items())
+        lines = [config.setup, config.apt, sorted(config.env.items()), base, self.project.hash, data, link.node.name]
         return {
             "apt": config.apt,
             "lines": config.setup,

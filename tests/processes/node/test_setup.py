@@ -78,6 +78,17 @@ def test_lines_run_once_for_a_run_and_what_they_made_is_copied_for_the_next(
     assert (third.log().read_text(), count.read_text()) == ("42\n", "ran\nran\n")
 
 
+@pytest.mark.parametrize("line", ['ln -s "$PWD/../data" corpus', 'echo "root: $PWD" > corpus.yaml'])
+def test_what_names_its_run_is_made_anew_for_the_next(rig: Rig, agent_file: Path, tmp_path: Path, line: str) -> None:
+    rig.folder = tmp_path / "train_1"
+    rig.start("pass", world=1, setup=told(rig, line))
+    assert rig.ended()["state"] == "completed", log(rig)
+    other = Rig(tmp_path / "train_2", agent_file)
+    other.start("pass", world=1, setup=told(other, line))
+    assert other.ended()["state"] == "completed", log(other)
+    assert f"+ {line}" in log(other)
+
+
 def test_a_line_that_fails_is_named_and_no_rank_starts(rig: Rig) -> None:
     rig.start("print('ran')", go=False, setup=told(rig, "true", "cat nothing | tee copy", "touch after"))
     status = rig.ended()
