@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import threading
@@ -95,9 +96,10 @@ def send(
             if link.call("whole", target)["whole"] if have is None else target in have[link.node.name]:
                 continue
             if (some := part(link, target, code)) is not None:
-                _to_node(ctx, link, target, code.hash, some, part=True)
-                ctx.detail(f"{link.node.name}: sent {max(1, len(some) >> 10)} KiB of code, what was changed")
-                continue
+                with contextlib.suppress(NexaError):  # other code there went meanwhile: then all of it is sent
+                    _to_node(ctx, link, target, code.hash, some, part=True)
+                    ctx.detail(f"{link.node.name}: sent {max(1, len(some) >> 10)} KiB of code, what was changed")
+                    continue
             with packing:
                 data = packed.get(code.hash) or code.pack()
                 packed[code.hash] = data

@@ -305,6 +305,16 @@ def test_of_large_code_only_what_a_node_lacks_is_sent(tmp_path: Path, monkeypatc
     send(trial.ctx, trial.links, (code,), {"n0": (), "n1": ()})
     assert [part for _, _, part in calls[2:]] == [False, False] and calls[2][0] > 2 << 20
 
+    def gone(_: Link, target: str, data: bytes, name: str, part: bool) -> None:
+        calls.append((len(data), name, part))
+        if part:
+            raise NexaError("what arrived is not that")
+
+    monkeypatch.setattr(Link, "call", lambda _, verb, target, message: {"lacks": [1]})
+    monkeypatch.setattr(Link, "unpack", gone)
+    send(trial.ctx, trial.links[:1], (code,), {"n0": ()})
+    assert [part for _, _, part in calls[4:]] == [True, False], "what the node had went meanwhile"
+
 
 def test_a_project_of_its_own_runs_by_an_interpreter_that_the_nodes_make(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text('[build-system]\nrequires = ["hatchling"]\n')
