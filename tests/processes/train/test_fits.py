@@ -13,6 +13,7 @@ from nexa_dist.plan.fit.model_shape import FAMILIES, read
 WIDTH, FFN, VOCABULARY, BATCH, SEQUENCE = 256, 704, 512, 8, 128
 
 
+@pytest.mark.long("16 families are imported and built")
 def test_every_family_is_what_transformers_builds() -> None:
     import torch
     import transformers
