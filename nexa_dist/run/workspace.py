@@ -226,9 +226,16 @@ class Workspace:
         return name in [folder.name for folder in self.clusters()]
 
     def others(self, name: str = "") -> list[Workspace]:
-        """Other workspaces of ours that have a cluster (of this name)."""
+        """Other workspaces of ours that have a cluster (of this name), and have not borrowed it."""
         found = [Workspace(root) for root in trust.roots() if root.resolve() != self.root.resolve()]
-        return [one for one in found if (one.knows(name) if name else one.clusters())]
+        return [
+            one
+            for one in found
+            if any(
+                name in ("", folder.name) and folder.path.resolve().is_relative_to(one.root.resolve())
+                for folder in one.clusters()
+            )
+        ]
 
     def borrow(self, name: str, owner: Workspace) -> None:
         """Makes the other workspace's cluster known here too, by a link, so that its runs can be here. The owner gets a

@@ -109,6 +109,13 @@ def test_a_cluster_of_another_project_by_its_file_and_by_its_name(
         _shared.context(cluster="lab")
 
 
+def test_a_cluster_that_several_borrowed_is_its_owners(tmp_path: Path) -> None:
+    owner = Workspace(made(folder(tmp_path / "owner")))
+    for name in ("a", "b"):
+        Workspace(folder(tmp_path / name)).borrow("lab", owner)
+    assert [one.root for one in Workspace(folder(tmp_path / "c")).others("lab")] == [owner.root]
+
+
 def test_a_run_on_a_borrowed_cluster_is_seen_by_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other, here = made(folder(tmp_path / "other")), folder(tmp_path / "here")
     monkeypatch.chdir(here)
