@@ -12,7 +12,7 @@ from nexa_dist.model import Cluster, Node
 from nexa_dist.node.protocol import AT_WORK
 from nexa_dist.ops.active_runs import active_runs
 from nexa_dist.ops.context import Context
-from nexa_dist.run import files
+from nexa_dist.run import files, trust
 from nexa_dist.run.ssh.connections import Link, on_all, reach, session
 from nexa_dist.run.workspace import RunFolder
 
@@ -70,6 +70,8 @@ def refuse_busy(ctx: Context, cluster: Cluster) -> None:
 def launching(ctx: Context, cluster: Cluster) -> Iterator[None]:
     """Refuses a cluster that is busy, and holds its nodes while a run is launched there: of two launches at the same
     moment both would find them free."""
+    if not ctx.dry:
+        trust.claim(ctx.workspace.root)  # a folder `.nexa` that nobody has claimed is taken for somebody else's
     with contextlib.ExitStack() as held:
         folder = ctx.workspace.cluster(cluster.name).path.parents[1] / "launching"
         for name in () if ctx.dry else sorted(node.name for node in cluster.nodes):

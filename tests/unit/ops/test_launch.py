@@ -20,6 +20,7 @@ from nexa_dist.ops.runs import code as sending
 from nexa_dist.ops.runs import launch, status
 from nexa_dist.ops.runs.code import of_now, send, tell_kept
 from nexa_dist.ops.runs.wandb import settled
+from nexa_dist.run import trust
 from nexa_dist.run.code import archive
 from nexa_dist.run.fake import Call, FakeRunner
 from nexa_dist.run.record import Run
@@ -397,6 +398,7 @@ def test_of_two_launches_at_once_one_is_refused(tmp_path: Path) -> None:
     trial = Trial(tmp_path, Nodes())
     here = dataclasses.replace(CLUSTER, nodes=NODES[:1])
     with status.launching(trial.ctx, here):
+        assert trust.is_ours(tmp_path), "also when this launch is refused"
         with status.launching(trial.ctx, dataclasses.replace(CLUSTER, nodes=NODES[1:])):
             pass  # another node
         with status.launching(dataclasses.replace(trial.ctx, dry=True), CLUSTER):
