@@ -19,6 +19,8 @@ NO_SECRET = re.compile(r"^(AWS_.*|TS_.*|LD_.*|PYTHON.*|PATH|HOME|USER|SHELL|TMPD
 """Cloud credentials stay here, and what belongs to this machine is wrong on another."""
 S3_PLACE = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\x00-\x1f\x7f]{0,1024})?")
 HF_SECTIONS = ("model", "dataset", "trainer")
+MOST_PARAMETERS = 15_000_000_000
+"""What backend hf takes: DDP keeps the whole model, its gradients and AdamW's moments on every rank."""
 
 
 def _plain_text(value: str) -> str:

@@ -11,12 +11,12 @@ from typing import Any
 
 from nexa_dist import wire
 from nexa_dist.config.cluster import ClusterConfig
-from nexa_dist.config.train import TrainConfig
+from nexa_dist.config.train import MOST_PARAMETERS, TrainConfig
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
 from nexa_dist.plan.aws import prices
-from nexa_dist.plan.fit.judge import MOST_HF, Fit, cheapest, on
+from nexa_dist.plan.fit.judge import Fit, cheapest, on
 from nexa_dist.plan.fit.memory import Work
 from nexa_dist.plan.fit.model_shape import ModelShape, read
 from nexa_dist.run import files
@@ -42,10 +42,10 @@ class Seen:
     def refused(self) -> str:
         """Why it cannot be trained; empty when it can, as far as anybody knows."""
         count = self.shape.parameters
-        if count > MOST_HF:
+        if count > MOST_PARAMETERS:
             return (
-                f"the model has {count / 1e9:.1f} B parameters, backend hf takes at most {MOST_HF / 1e9:.0f} B: "
-                "DDP holds all of it on every rank"
+                f"the model has {count / 1e9:.1f} B parameters, backend hf takes at most "
+                f"{MOST_PARAMETERS / 1e9:.0f} B: DDP holds all of it on every rank"
             )
         if self.there and not any(fit.fits for fit in self.there):
             first = self.there[0]
@@ -92,7 +92,7 @@ def warn(ctx: Context, cluster: Cluster, config: TrainConfig) -> None:
     if config.model is None or config.model.path is not None:
         return
     seen = preflight(ctx, config, cluster)
-    if seen.shape.parameters > MOST_HF:
+    if seen.shape.parameters > MOST_PARAMETERS:
         raise UsageError(seen.refused, hint="nexa preflight TRAIN.yaml shows what it needs")
     if seen.refused:
         ctx.say(f"warning: {seen.refused} (nexa preflight shows by what)")

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 import transformers
 
-from nexa_dist.config.train import TrainConfig
+from nexa_dist.config.train import MOST_PARAMETERS, TrainConfig
 from nexa_dist.errors import NexaError
 from nexa_dist.train import data
 
-MAX_PARAMETERS = 15_000_000_000
 _hf: Any = transformers  # half of its functions carry no types
 
 
@@ -48,10 +47,10 @@ def refuse_if_too_large(settings: Any) -> None:
     """Raise NexaError for a model that DDP, a whole copy on every rank, is not made for."""
     with torch.device("meta"):
         parameters = _hf.AutoModelForCausalLM.from_config(settings).num_parameters()
-    if parameters > MAX_PARAMETERS:
+    if parameters > MOST_PARAMETERS:
         raise NexaError(
             f"the model has {parameters / 1e9:.1f} B parameters, backend hf takes at most"
-            f" {MAX_PARAMETERS / 1e9:.0f} B: DDP holds all of it on every rank",
+            f" {MOST_PARAMETERS / 1e9:.0f} B: DDP holds all of it on every rank",
             hint="use a backend that shards the model, or a smaller one",
         )
 

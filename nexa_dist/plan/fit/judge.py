@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from nexa_dist.config.train import MOST_PARAMETERS
 from nexa_dist.plan.aws import prices
 from nexa_dist.plan.aws.prices import GpuType
 from nexa_dist.plan.fit.memory import Memory, Work, memory
 from nexa_dist.plan.fit.model_shape import ModelShape
 from nexa_dist.plan.fit.speed import tokens_per_s
 
-MOST_HF = 15_000_000_000
-"""Parameters that backend hf takes: DDP keeps all of them, their gradients and AdamW's moments on every rank."""
 GIB = 1 << 30
 
 
@@ -46,7 +45,7 @@ def on(kind: GpuType, nodes: int, shape: ModelShape, work: Work, steps: int, usd
     speed = tokens_per_s(shape, work, kind.gpu)
     hours = steps * work.tokens * work.world_size / speed / 3600 if speed else None
     usd = hours * nodes * usd_per_hour if hours is not None and usd_per_hour is not None else None
-    fits = shape.parameters <= MOST_HF and made.needed <= kind.gpu_memory_gib * GIB
+    fits = shape.parameters <= MOST_PARAMETERS and made.needed <= kind.gpu_memory_gib * GIB
     return Fit(kind, nodes, fits, work.world_size, made, speed, hours, usd)
 
 
