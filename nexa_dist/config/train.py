@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
 
+from nexa_dist.config.backends import BACKENDS, SECTIONS
 from nexa_dist.config.launchers import refuse_nested
+from nexa_dist.config.trainer import DatasetConfig, FilePath, ModelConfig, Section, TrainerConfig
 from nexa_dist.config.work import Environment
 
 ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -18,24 +20,12 @@ RESERVED_ENV = re.compile(
 NO_SECRET = re.compile(r"^(AWS_.*|TS_.*|LD_.*|PYTHON.*|PATH|HOME|USER|SHELL|TMPDIR)\Z")
 """Cloud credentials stay here, and what belongs to this machine is wrong on another."""
 S3_PLACE = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\x00-\x1f\x7f]{0,1024})?")
-HF_SECTIONS = ("model", "dataset", "trainer")
-MOST_PARAMETERS = 15_000_000_000
-"""What backend hf takes: DDP keeps the whole model, its gradients and AdamW's moments on every rank."""
 
 
 def _plain_text(value: str) -> str:
     """One command line word: no NUL byte (the kernel would cut it there)."""
     if "\0" in value:
         raise ValueError("must not contain a NUL byte")
-    return value
-
-
-def _not_an_option(value: str) -> str:
-    """A path that no program can read as an option."""
-    if value.startswith("-"):
-        raise ValueError("must not begin with '-'; write ./-name for such a file")
-    if any(ord(char) < 32 for char in value):
-        raise ValueError("must not contain control characters")
     return value
 
 
@@ -60,7 +50,6 @@ def name_of(stem: str) -> str:
 
 
 Word = Annotated[str, AfterValidator(_plain_text)]
-FilePath = Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(_not_an_option)]
 DataName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$")]
 DataSource = Annotated[FilePath, AfterValidator(_source)]
 Pattern = Annotated[FilePath, AfterValidator(_inside)]
@@ -71,111 +60,7 @@ Debian = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+(:[a-z0
 """A package of the system, as apt-get takes it."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)
-
-
-class ModelConfig(_Section):
-    """Either a pretrained directory (`path`), or the shape of a Llama that starts from random weights."""
-
-    path: FilePath | None = Field(
-        None, description="Directory of a pretrained Hugging Face causal language model, on every node."
-    )
-    vocab_size: int | None = Field(
-        None, ge=300, le=1_000_000, description="Tokens in the byte-level BPE vocabulary trained on the data."
-    )
-    hidden_size: int | None = Field(None, ge=8, le=65_536, description="Width of the model, in features.")
-    layers: int | None = Field(None, ge=1, le=512, description="Number of decoder layers.")
-    heads: int | None = Field(
-        None, ge=1, le=1024, description="Attention heads a layer; hidden_size / heads must be an even number."
-    )
-    intermediate_size: int | None = Field(
-        None, ge=8, le=262_144, description="Width of the feed-forward block, in features."
-    )
-    dropout: float = Field(
-        0.0, ge=0.0, lt=1.0, description="Attention dropout, a probability; only for a model from scratch."
-    )
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Self:
-        shape = ("vocab_size", "hidden_size", "layers", "heads", "intermediate_size")
-        given = [name for name in shape if getattr(self, name) is not None]
-        if self.path is not None:
-            if given or self.dropout:
-                extra = ", ".join([*given, *(["dropout"] if self.dropout else [])])
-                raise ValueError(f"path brings its own shape: remove {extra}, or remove path")
-            return self
-        missing = [name for name in shape if name not in given]
-        if missing:
-            raise ValueError(f"needs {', '.join(missing)} (a model from scratch), or path (a pretrained directory)")
-        assert self.hidden_size is not None and self.heads is not None
-        if self.hidden_size % (2 * self.heads):
-            raise ValueError(
-                f"hidden_size {self.hidden_size} / heads {self.heads} must be an even whole number (rotary positions)"
-            )
-        return self
-
-
-class DatasetConfig(_Section):
-    """Text to train on. Each node prepares it once: tokenizer, token files, held-out part."""
-
-    source: Literal["python-stdlib", "path"] = Field(
-        "python-stdlib",
-        description="python-stdlib: the sources of the node's own Python standard library (11 MB and more); "
-        "path: your text.",
-    )
-    path: FilePath | None = Field(
-        None, description="With source: path, a UTF-8 text file or a directory of them, on every node."
-    )
-    min_mb: float = Field(
-        0.0, ge=0.0, allow_inf_nan=False, description="Refuse to train on less text than this, in MB (10^6 bytes)."
-    )
-    sequence_length: int = Field(128, ge=8, le=1_048_576, description="Length of a training window, in tokens.")
-    held_out: float = Field(
-        0.05, gt=0.0, le=0.5, description="Share of the files, 0 to 0.5, that only the evaluation sees."
-    )
-
-    @model_validator(mode="after")
-    def _path_with_source(self) -> Self:
-        if (self.source == "path") != (self.path is not None):
-            raise ValueError("source: path and path: DIR go together; python-stdlib takes no path")
-        return self
-
-
-class TrainerConfig(_Section):
-    """How to train. Steps are optimizer steps."""
-
-    steps: int = Field(ge=1, description="Length of the training, in optimizer steps.")
-    batch_size: int = Field(8, ge=1, description="Windows a step on each rank.")
-    learning_rate: float = Field(
-        1e-3, gt=0.0, allow_inf_nan=False, description="Peak learning rate of AdamW; a cosine takes it to zero."
-    )
-    warmup_steps: int = Field(0, ge=0, description="Linear warm-up of the learning rate, in steps.")
-    weight_decay: float = Field(0.01, ge=0.0, allow_inf_nan=False, description="Weight decay of AdamW.")
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="bf16 runs the forward pass under bfloat16 autocast; the weights stay float32."
-    )
-    log_every: int = Field(10, ge=1, description="A line on stdout every so many steps.")
-    save_every: int = Field(
-        100, ge=1, description="A checkpoint every so many steps, and one at the end. At most this much work is lost."
-    )
-    async_save: bool = Field(
-        False,
-        description="Copy the state to memory, go on training, and write the checkpoint meanwhile. Costs that memory.",
-    )
-    eval_every: int | None = Field(
-        None, ge=1, description="Held-out loss every so many steps; without it, at the end only."
-    )
-    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the weights, the data order and the dropout.")
-
-    @model_validator(mode="after")
-    def _warmup_fits(self) -> Self:
-        if self.warmup_steps > self.steps:
-            raise ValueError(f"warmup_steps {self.warmup_steps} is more than steps {self.steps}")
-        return self
-
-
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """One training: what torchrun starts on every node, and how the run is labelled."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,32}$")] = Field(
@@ -340,6 +225,9 @@ class TrainConfig(_Section):
     model: ModelConfig | None = Field(None, description="backend hf: the model.")
     dataset: DatasetConfig | None = Field(None, description="backend hf: the text.")
     trainer: TrainerConfig | None = Field(None, description="backend hf: steps, rates and intervals.")
+    config: FilePath | None = Field(
+        None, description="The backend's own config file, a path in the project. backend hf has none."
+    )
 
     @field_validator("wandb", mode="before")
     @classmethod
@@ -389,21 +277,23 @@ class TrainConfig(_Section):
             raise ValueError(f"exactly one of backend, script, module, program is needed: {found}")
         if programs[0] != "backend":
             refuse_nested(programs[0], str(self.script or self.module or self.program), self.args)
-        given = [name for name in HF_SECTIONS if getattr(self, name) is not None]
+        given = [name for name in SECTIONS if getattr(self, name) is not None]
         if self.min_nodes is not None and self.restarts_per_hour == 0:
             raise ValueError("min_nodes has no effect with restarts_per_hour: 0, which starts nothing again")
         if self.max_tokens is not None and self.backend is None:
-            raise ValueError(
-                "max_tokens is for backend: hf, which counts them; budget_usd and max_hours end any program"
-            )
+            raise ValueError("max_tokens is for a backend, which counts them; budget_usd and max_hours end any program")
         if both := sorted({*self.secrets} & {*self.env}):
             raise ValueError(f"{', '.join(both)} cannot be in env: and in secrets:")
         if self.backend is None and given:
-            raise ValueError(f"{', '.join(given)} belong to backend: hf, not to {programs[0]}; give args instead")
+            raise ValueError(f"{', '.join(given)} belong to a backend, not to {programs[0]}; give args instead")
         if self.backend is not None:
-            missing = [name for name in HF_SECTIONS if name not in given]
-            if missing:
-                raise ValueError(f"backend: hf needs {', '.join(missing)}")
+            row = BACKENDS[self.backend]
+            if missing := [name for name in row.sections if name not in given]:
+                raise ValueError(f"backend: {self.backend} needs {', '.join(missing)}")
+            if beyond := [name for name in given if name not in row.sections]:
+                raise ValueError(f"backend: {self.backend} takes no {', '.join(beyond)}")
             if self.args:
-                raise ValueError("args are for script, module or program; backend: hf takes none")
+                raise ValueError(f"args are for script, module or program; backend: {self.backend} takes none")
+            if "environment" not in self.model_fields_set:
+                object.__setattr__(self, "environment", row.environment)
         return self

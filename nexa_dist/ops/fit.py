@@ -11,12 +11,12 @@ from typing import Any
 
 from nexa_dist import wire
 from nexa_dist.config.cluster import ClusterConfig
-from nexa_dist.config.train import MOST_PARAMETERS, TrainConfig
+from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
 from nexa_dist.plan.aws import prices
-from nexa_dist.plan.fit.judge import Fit, cheapest, on
+from nexa_dist.plan.fit.judge import MOST_PARAMETERS, Fit, cheapest, on
 from nexa_dist.plan.fit.memory import Work
 from nexa_dist.plan.fit.model_shape import ModelShape, read
 from nexa_dist.run import files

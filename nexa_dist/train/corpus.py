@@ -7,7 +7,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from nexa_dist.config.train import DatasetConfig
+from nexa_dist.config.trainer import DatasetConfig
 from nexa_dist.errors import UsageError
 
 _NOT_SOURCES = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})

@@ -18,7 +18,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nexa_dist.config.train import DatasetConfig, ModelConfig, TrainConfig
+from nexa_dist.config.train import TrainConfig
+from nexa_dist.config.trainer import DatasetConfig, ModelConfig
 from nexa_dist.errors import UsageError
 from nexa_dist.train import corpus
 from nexa_dist.train.env import RankEnv

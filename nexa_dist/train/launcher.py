@@ -12,26 +12,13 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from nexa_dist.config.backends import BACKENDS
 from nexa_dist.config.load import load_train
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.train.env import RankEnv
-
-
-@dataclass(frozen=True)
-class Backend:
-    """`module:function` names: nothing heavy is imported before it is needed."""
-
-    prepare: str
-    """`(TrainConfig, RankEnv) -> object`, once a node."""
-    train: str
-    """`(TrainConfig, RankEnv) -> int`, once a rank; returns the exit code."""
-
-
-BACKENDS = {"hf": Backend(prepare="nexa_dist.train.data:prepare", train="nexa_dist.train.backends.hf:train")}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 import transformers
 
-from nexa_dist.config.train import MOST_PARAMETERS, TrainConfig
+from nexa_dist.config.backends import BACKENDS
+from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError
 from nexa_dist.train import data
 
@@ -34,7 +35,7 @@ def build(config: TrainConfig, dataset: data.Dataset) -> Any:
             bos_token_id=dataset.end_id,
             eos_token_id=dataset.end_id,
         )
-    refuse_if_too_large(settings)
+    refuse_if_too_large(str(config.backend), settings)
     if shape.path is not None:
         model = _hf.AutoModelForCausalLM.from_pretrained(shape.path, dtype=torch.float32, local_files_only=True)
     else:
@@ -43,14 +44,17 @@ def build(config: TrainConfig, dataset: data.Dataset) -> Any:
     return model
 
 
-def refuse_if_too_large(settings: Any) -> None:
-    """Raise NexaError for a model that DDP, a whole copy on every rank, is not made for."""
+def refuse_if_too_large(backend: str, settings: Any) -> None:
+    """Raise NexaError for a model that the backend is not made for."""
+    most = BACKENDS[backend].most_parameters
+    if most is None:
+        return
     with torch.device("meta"):
         parameters = _hf.AutoModelForCausalLM.from_config(settings).num_parameters()
-    if parameters > MOST_PARAMETERS:
+    if parameters > most:
         raise NexaError(
-            f"the model has {parameters / 1e9:.1f} B parameters, backend hf takes at most"
-            f" {MOST_PARAMETERS / 1e9:.0f} B: DDP holds all of it on every rank",
+            f"the model has {parameters / 1e9:.1f} B parameters, backend {backend} takes at most {most / 1e9:.0f} B:"
+            " DDP holds all of it on every rank",
             hint="use a backend that shards the model, or a smaller one",
         )
 

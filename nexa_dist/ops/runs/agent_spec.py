@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nexa_dist.config.backends import BACKENDS
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import UsageError
 from nexa_dist.model import Cluster
@@ -35,8 +36,6 @@ NOTICE_GRACE_S = 90.0
 DURABLE_WAIT_S = NOTICE_GRACE_S - 20
 """How long a rank that stops waits for the durable store; the rest of a notice's grace is for the checkpoint."""
 VARIABLE = re.compile(r"\$\{(NEXA_\w+)\}|\$(NEXA_\w+)")
-PRELOAD = {"hf": ("torch", "transformers.trainer")}
-"""By backend: what the warm interpreter imports. For the user's own scripts it is torch alone."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,8 @@ class Job:
 
     @property
     def preload(self) -> tuple[str, ...]:
-        return PRELOAD.get(self.config.backend or "", ("torch",))
+        """For the user's own scripts torch alone."""
+        return BACKENDS[self.config.backend].preload if self.config.backend else ("torch",)
 
     def place(self, link: Link) -> Place:
         layout = link.ssh.cluster.layout

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nexa_dist.config.backends import BACKENDS
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.config.work import OwnEnvironment
 from nexa_dist.errors import NexaError, UsageError
@@ -32,8 +33,6 @@ KEPT = "environment.json"
 """File in the run's folder: what was asked for, and what came of it."""
 BUILD_VARIABLES = re.compile(r"(UV|PIP)_.*|NETRC|SSL_CERT_(FILE|DIR)|(https?|all|no)_proxy", re.IGNORECASE)
 """Of `env:` and `secrets:`: what uv is to know too (indexes, their passwords, proxies)."""
-NEEDS = {"hf": ("accelerate", "numpy", "pydantic", "pyyaml", "safetensors", "tokenizers", "transformers")}
-"""Packages that a backend of ours cannot do without."""
 ROOM_BYTES = 6 << 30
 """Where less is free, old environments go before another one is built."""
 QUIET_S = 600.0
@@ -96,7 +95,7 @@ def make_ready(
         build = _Build(ctx, config, ask, folders, hidden, freeze)
         made = build.on(links)
         there = {name_of(line) for line in made.get("freeze", [])}
-        if lacking := [name for name in NEEDS.get(config.backend or "", ()) if name not in there]:
+        if lacking := [name for name in _needs(config) if name not in there]:
             raise build.refusal(links[0].node.name, "lacks", ", ".join(lacking))
         told |= {name: made[name] for name in ("python", "torch", "cuda")} | {"freeze": redact(made.get("freeze", []))}
         if kept:
@@ -250,7 +249,7 @@ class _Build:
             "top": next(iter(self.ask.files)),
             "extras": self.ask.extras,
             "freeze": self.freeze,
-            "needs": NEEDS.get(self.config.backend or "", ()),
+            "needs": _needs(self.config),
             "proof": self.ask.names,
             "index": {
                 name: value
@@ -284,3 +283,8 @@ def listed(link: Link) -> dict[str, Any]:
     """Every environment on this node."""
     envs = f"{link.path(link.ssh.cluster.layout.shared)}/envs"
     return run_program(link, ENVIRONMENTS.read_bytes(), {"act": "list", "envs": envs}, LISTED, reads=True)
+
+
+def _needs(config: TrainConfig) -> tuple[str, ...]:
+    """Packages that the training cannot do without."""
+    return BACKENDS[config.backend].needs if config.backend else ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from nexa_dist.config.train import MOST_PARAMETERS
+from nexa_dist.config.backends import BACKENDS
 from nexa_dist.plan.aws import prices
 from nexa_dist.plan.aws.prices import GpuType
 from nexa_dist.plan.fit.memory import Memory, Work, memory
@@ -13,6 +13,7 @@ from nexa_dist.plan.fit.model_shape import ModelShape
 from nexa_dist.plan.fit.speed import tokens_per_s
 
 GIB = 1 << 30
+MOST_PARAMETERS = BACKENDS["hf"].most_parameters or 0
 
 
 @dataclass(frozen=True)

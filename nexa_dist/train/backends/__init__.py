@@ -1,1 +1,1 @@
-"""Training backends: one file each, and one row in `nexa_dist.train.launcher.BACKENDS`."""
+"""Training backends: one file each, and one row in `nexa_dist.config.backends.BACKENDS`."""

@@ -6,200 +6,71 @@ A stopped and resumed training ends with the bits of an unbroken one on CPU, wit
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from safetensors import SafetensorError
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
+from torch.nn.parallel import DistributedDataParallel
 
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError
-from nexa_dist.train import agree, control, data, models, progress
-from nexa_dist.train.backends import hf_setup, hf_state
+from nexa_dist.train import control
+from nexa_dist.train.backends import hf_state, trainer
+from nexa_dist.train.backends.parallel import Parallel, no_tokens
 from nexa_dist.train.env import RankEnv
 from nexa_dist.train.fence import Superseded
 from nexa_dist.train.keeper import Keeper
-from nexa_dist.train.tracking import Tracker
 
 _NOT_SAVED = (NexaError, OSError, RuntimeError, SafetensorError)  # torch calls a full disk a RuntimeError
-_hf: Any = transformers  # half of its functions carry no types
 
 
 def train(config: TrainConfig, env: RankEnv) -> int:
     """Train this rank to the end, or to a SIGTERM. Returns the exit code: 0, or 143 after a stop."""
-    stop = control.StopSignal()
-    _hf.logging.set_verbosity_error()
-    _hf.logging.disable_progress_bar()
-    control.join(env)
-    dataset = data.find(config, env)
-    agree.check_same(
-        "the dataset",
-        control.gather(dataset.sha256),
-        "the nodes prepared different text: check that they run the same Python",
-    )
-    point = agree.start(env, control.gather(agree.local_step(env)))
-    keeper = Keeper(env)
-    control.on_zero(lambda: keeper.begin(point[0] if point else 0))
-    tracker = Tracker(config, env)
-    trainer = NexaTrainer(config, env, dataset, stop, tracker, keeper)
-    try:
-        code = trainer.run(point)
-    finally:
-        tracker.close()
-    control.leave()
-    return code
+    return trainer.train(config, env, Replicated(env))
 
 
-class NexaTrainer(Trainer):
-    """The transformers Trainer with our checkpoints, held-out loss, log lines and stop."""
+class Replicated(Parallel):
+    """DDP: the whole model on every rank. Rank 0 saves for all."""
 
-    model: Any
-    processing_class: Any
+    def __init__(self, env: RankEnv) -> None:
+        self._env = env
+        self._keeper = Keeper(env)
+        self._snapshot: hf_state.Snapshot | None = None
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        env: RankEnv,
-        dataset: data.Dataset,
-        stop: control.StopSignal,
-        tracker: Tracker,
-        keeper: Keeper,
-    ) -> None:
-        assert config.dataset is not None and config.trainer is not None
-        self.cfg, self.env, self.dataset, self.stop = config.trainer, env, dataset, stop
-        self.keeper, self.tracker, self.snapshot = keeper, tracker, hf_state.Snapshot(self)
-        length = config.dataset.sequence_length
-        windows = hf_setup.Windows(dataset.part("train"), length)
-        self.held_out = hf_setup.Windows(dataset.part("held_out"), length)
-        self.step_tokens = self.cfg.batch_size * length * env.world_size
-        if len(windows) < self.cfg.batch_size * env.world_size or not len(self.held_out):
-            raise NexaError(
-                f"{len(windows)} training and {len(self.held_out)} held-out windows of {length} tokens are too"
-                f" few for {env.world_size} ranks × batch_size {self.cfg.batch_size}",
-                hint="give more text, or lower dataset.sequence_length or trainer.batch_size",
-            )
-        if config.max_tokens is not None:
-            self.cfg = self.cfg.model_copy(update={"steps": hf_setup.steps_within(config, self.step_tokens)})
-            config = config.model_copy(update={"trainer": self.cfg})
-        _hf.set_seed(self.cfg.seed)  # the same first weights on every rank
-        model = models.build(config, dataset)
-        if env.rank == 0:
-            print(f"model {model.num_parameters()} parameters, {env.world_size} ranks", flush=True)
-        super().__init__(
-            model=model,
-            args=hf_setup.arguments(config, env),
-            train_dataset=windows,
-            eval_dataset=self.held_out,
-            data_collator=_hf.default_data_collator,
-            processing_class=models.tokenizer(config, dataset),
-        )
-        self.remove_callback(PrinterCallback)
-        self.add_callback(_Steps(self))
-        self.resumed_from: Path | None = None
+    def check(self, made: Any) -> dict[str, Any]:
+        wrapped: Any = made.model_wrapped
+        if not isinstance(wrapped, DistributedDataParallel):
+            if self._env.world_size > 1:  # the ranks would train apart, and nothing would say so
+                raise NexaError(f"{self._env.world_size} ranks, but the model is a bare {type(wrapped).__name__}")
+            return {"parallel": "none"}
+        tokens, model = no_tokens(made), made.model_wrapped
+        model.train()
+        control.settle_buckets(model, lambda: model(input_ids=tokens, labels=tokens).loss)
+        return {"parallel": "DDP"}
 
-    def run(self, point: tuple[int, Path] | None) -> int:
-        """Train from `point` (or from nothing), evaluate, leave `result.json`. Returns the exit code."""
-        step, self.resumed_from = point or (0, None)
-        if point and self.env.rank == 0:
-            print(f"resuming from step {step} of {self.resumed_from}", flush=True)
-        started = time.monotonic()
-        if self.resumed_from is not None and step >= self.cfg.steps:
-            self._load_from_checkpoint(str(self.resumed_from))
-            self.state = TrainerState.load_from_json(str(self.resumed_from / "trainer_state.json"))
-            progress.report(step, self.cfg.steps)
-        else:
-            self.train(resume_from_checkpoint=str(self.resumed_from) if self.resumed_from else None)
-        if self.state.global_step < self.cfg.steps:
-            if self.env.rank == 0:
-                print(self.keeper.stopped(self.state.global_step, self.stop.at or started), flush=True)
-            return control.EXIT_STOPPED
-        self._finish(step, time.monotonic() - started)
-        return 0
+    def begin(self, step: int) -> None:
+        control.on_zero(lambda: self._keeper.begin(step))
 
-    def _finish(self, first_step: int, train_s: float) -> None:
-        eval_loss = self.evaluate()["eval_loss"]
-        if self.env.rank != 0:
-            return
-        done, size = self.dataset, self.model.num_parameters()
-        if first_step >= self.cfg.steps and self.resumed_from is not None:
-            self.keeper.adopt(self.resumed_from)  # nothing was left to train, so nothing was saved here
-        print(self.keeper.finish(), flush=True)
-        self.keeper.write_result(
-            {
-                "model": self.model.config.name_or_path or f"llama-{size}",
-                "dataset": {"path": done.path, "sha256": done.sha256, "bytes": done.bytes, "tokens": done.tokens},
-                "checkpoint": self.keeper.describe(self.state.global_step),
-                "eval_report": {**self._report(first_step, train_s), "eval_loss_nats": eval_loss},
-                "parallel": "DDP" if self.env.world_size > 1 else "none",
-                "wandb_run_id": self.tracker.run_id,
-            }
-        )
-        print(
-            f"held-out loss {eval_loss:.4f} nats, unigram entropy {done.unigram_entropy_nats:.4f} nats,"
-            f" trained {train_s:.1f} s",
-            flush=True,
-        )
-
-    def _report(self, first_step: int, train_s: float) -> dict[str, float]:
-        """Numbers for the manifest; `train_s` and `tokens_per_s` are of this attempt alone."""
-        losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
-        steps = self.state.global_step
-        return {
-            "unigram_entropy_nats": self.dataset.unigram_entropy_nats,
-            "held_out_tokens": self.dataset.held_out_tokens,
-            "train_loss_first": losses[0],
-            "train_loss_last": losses[-1],
-            "steps": steps,
-            "tokens": steps * self.step_tokens,
-            "tokens_per_s": round((steps - first_step) * self.step_tokens / max(train_s, 1e-9), 1),
-            "train_s": round(train_s, 3),
-            "parameters": self.model.num_parameters(),
-        }
-
-    @torch.no_grad()
-    def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
-        """Mean loss of all held-out windows in nats a token: a share on each rank, no random number used."""
-        self.model.eval()
-        mine = range(self.env.rank, len(self.held_out), self.env.world_size)
-        loss, count = 0.0, 0
-        for start in range(0, len(mine), self.cfg.batch_size):
-            rows = [self.held_out[index] for index in mine[start : start + self.cfg.batch_size]]
-            batch = self._prepare_inputs(_hf.default_data_collator(rows))
-            tokens = int((batch["labels"] != -100).sum())
-            with self.autocast_smart_context_manager():
-                loss += float(self.model(**batch).loss) * tokens
-            count += tokens
-        self.model.train()
-        sums = control.total([loss, count])
-        metrics = {"eval_loss": sums[0] / sums[1]}
-        self.log({**metrics})
-        return metrics
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Rank 0 saves for all. A full disk ends the training only when this was the last chance to save."""
-        self.store_flos()
-        ranks = control.gather_on_zero(hf_state.of_rank(self))
-        last = self.stop.agreed or self.state.global_step >= self.cfg.steps
-        problem = control.on_zero(lambda: self._store(ranks, last))
+    def save(self, made: Any, *, last: bool) -> None:
+        ranks = control.gather_on_zero(hf_state.of_rank(made))
+        problem = control.on_zero(lambda: self._store(made, ranks, last))
         if problem and last:
             raise NexaError(problem, hint="look at the disk of rank 0's node, then resume")
 
-    def _store(self, ranks: list[dict[str, Any]], last: bool) -> str:
+    def _store(self, made: Any, ranks: list[dict[str, Any]], last: bool) -> str:
         """Rank 0: what is not saved of this step, in words; empty when all is well, or well under way."""
-        step, earlier = self.state.global_step, self.keeper.pending
+        step, earlier = made.state.global_step, self._keeper.pending
         try:
-            self.keeper.settle()
+            self._keeper.settle()
         except Superseded:
             raise
         except _NOT_SAVED as err:
             print(f"warning: checkpoint at step {earlier} was not saved: {err}; training goes on", flush=True)
-        in_background = self.cfg.async_save and not last
+        in_background = made.cfg.async_save and not last
+        self._snapshot = self._snapshot or hf_state.Snapshot(made)
         try:
-            fill = self.snapshot.take(ranks, copy=in_background)
-            (self.keeper.save_later if in_background else self.keeper.save)(step, fill)
+            fill = self._snapshot.take(ranks, copy=in_background)
+            (self._keeper.save_later if in_background else self._keeper.save)(step, fill)
         except Superseded:
             raise
         except _NOT_SAVED as err:
@@ -209,44 +80,20 @@ class NexaTrainer(Trainer):
             return problem
         return ""
 
-    def begin(self) -> None:
-        hf_state.begin(self, self.resumed_from, self.cfg.seed)
-        progress.report(self.state.global_step, self.state.max_steps)
+    def resume(self, made: Any, folder: Path) -> None:
+        hf_state.resume(made, folder)
 
+    def stopped(self, step: int, signal_at: float) -> None:
+        if self._env.rank == 0:
+            print(self._keeper.stopped(step, signal_at), flush=True)
 
-class _Steps(TrainerCallback):
-    """Log lines on rank 0, and the stop that all ranks agree on at the end of a step."""
+    def finish(self, made: Any, resumed_from: Path | None) -> dict[str, Any]:
+        if self._env.rank != 0:
+            return {}
+        if resumed_from is not None:
+            self._keeper.adopt(resumed_from)  # nothing was left to train, so nothing was saved here
+        print(self._keeper.finish(), flush=True)
+        return self._keeper.describe(made.state.global_step)
 
-    def __init__(self, trainer: NexaTrainer) -> None:
-        self._trainer = trainer
-        self._since, self._from_step = 0.0, 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._trainer.begin()
-        self._since, self._from_step = time.monotonic(), state.global_step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        progress.report(state.global_step, state.max_steps)
-        if self._trainer.stop.agree() and state.global_step < state.max_steps:
-            control.should_save = control.should_training_stop = True
-            control.should_evaluate = False
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        trainer, first = self._trainer, self._trainer.env.rank == 0
-        trainer.tracker.log(state.global_step, logs)
-        if "eval_loss" in logs:
-            progress.report(state.global_step, state.max_steps, held_out=logs["eval_loss"])
-        if first and "eval_loss" in logs and state.global_step < state.max_steps:
-            print(f"step {state.global_step}/{state.max_steps} held-out loss {logs['eval_loss']:.4f}", flush=True)
-        if "loss" not in logs:
-            return
-        now = time.monotonic()
-        speed = (state.global_step - self._from_step) * trainer.step_tokens / (now - self._since)
-        self._since, self._from_step = now, state.global_step
-        rate = logs["learning_rate"]
-        progress.report(state.global_step, state.max_steps, logs["loss"], speed, learning_rate=rate)
-        if first:
-            print(
-                f"step {state.global_step}/{state.max_steps} loss {logs['loss']:.4f} lr {rate:.3e} tok/s {speed:.0f}",
-                flush=True,
-            )
+    def write_result(self, result: dict[str, Any]) -> None:
+        self._keeper.write_result(result)

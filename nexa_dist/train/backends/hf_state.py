@@ -8,19 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import random
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
-from torch.nn.parallel import DistributedDataParallel
-
-from nexa_dist.errors import NexaError
-from nexa_dist.train import control
 
 _RANKS = "nexa_ranks.json"
 
@@ -88,17 +82,9 @@ def of_rank(trainer: Any) -> dict[str, Any]:
     }
 
 
-def begin(trainer: Any, resumed_from: Path | None, seed: int) -> None:
-    """Before the first step of this process: settle DDP, then take up what a resume needs."""
-    _settle_buckets(trainer)
-    seed += 1_000_003 * (trainer.env.rank + 1)  # else all ranks drop the same units
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-    if resumed_from is None:
-        return
-    trainer.state.compute_steps(trainer.args, trainer.state.max_steps)  # this config's intervals, not the saved ones
-    ranks = json.loads((resumed_from / _RANKS).read_text())
+def resume(trainer: Any, folder: Path) -> None:
+    """Take up what transformers does not: this rank's running loss. Before the first step of this process."""
+    ranks = json.loads((folder / _RANKS).read_text())
     if len(ranks) != trainer.env.world_size:
         if trainer.env.rank == 0:
             print(f"note: saved by {len(ranks)} ranks, so this is no bit-exact continuation", flush=True)
@@ -107,15 +93,3 @@ def begin(trainer: Any, resumed_from: Path | None, seed: int) -> None:
     trainer._tr_loss += mine["loss_sum"]
     trainer._total_loss_scalar = mine["loss_total"]
     trainer._globalstep_last_logged = mine["logged_step"]
-
-
-def _settle_buckets(trainer: Any) -> None:
-    if not isinstance(trainer.model_wrapped, DistributedDataParallel):
-        if trainer.env.world_size > 1:  # the ranks would train apart, and nothing would say so
-            kind = type(trainer.model_wrapped).__name__
-            raise NexaError(f"{trainer.env.world_size} ranks, but the model is a bare {kind}")
-        return
-    wrapped: Any = trainer.model_wrapped
-    tokens = torch.zeros(1, 8, dtype=torch.long, device=trainer.args.device)
-    wrapped.train()
-    control.settle_buckets(wrapped, lambda: wrapped(input_ids=tokens, labels=tokens).loss)

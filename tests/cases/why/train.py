@@ -134,7 +134,7 @@ def no_tokenizer() -> None:
 
 @early
 def no_dataset() -> None:
-    from nexa_dist.config.train import DatasetConfig
+    from nexa_dist.config.trainer import DatasetConfig
     from nexa_dist.errors import NexaError
     from nexa_dist.train import corpus
 

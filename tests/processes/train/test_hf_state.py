@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import torch
     import transformers
 
-    from nexa_dist.train.backends.hf_setup import steps_within
     from nexa_dist.train.backends.hf_state import Snapshot
+    from nexa_dist.train.backends.trainer_setup import steps_within
 
 RANKS = [{"rng": b"0", "loss_sum": 0.5}, {"rng": b"1", "loss_sum": 0.25}]
 
@@ -26,10 +26,10 @@ def _loaded() -> None:
     import torch
     import transformers
 
-    from nexa_dist.train.backends import hf_setup, hf_state
+    from nexa_dist.train.backends import hf_state, trainer_setup
 
     globals().update(
-        torch=torch, transformers=transformers, steps_within=hf_setup.steps_within, Snapshot=hf_state.Snapshot
+        torch=torch, transformers=transformers, steps_within=trainer_setup.steps_within, Snapshot=hf_state.Snapshot
     )
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from nexa_dist import cli
 from nexa_dist.config.cluster import ClusterConfig, Host
-from nexa_dist.config.train import DatasetConfig, ModelConfig, TrainConfig, TrainerConfig
+from nexa_dist.config.train import TrainConfig
+from nexa_dist.config.trainer import DatasetConfig, ModelConfig, TrainerConfig
 from nexa_dist.ops.runs.agent_spec import SECRETS
 from nexa_dist.plan.failures.known.program import NOT_KNOWN
 from nexa_dist.plan.failures.table import TABLE

@@ -95,9 +95,9 @@ def test_hostile_programs_are_refused(value: dict[str, Any]) -> None:
     refused({"name": "t", **value})
 
 
-def test_hf_sections_do_not_go_with_a_script() -> None:
-    assert "max_tokens is for backend: hf" in refused({"name": "t", "script": "a.py", "max_tokens": 5})
-    assert "model belong to backend: hf, not to script" in refused({"name": "t", "script": "a.py", "model": MODEL})
+def test_sections_of_a_backend_do_not_go_with_a_script() -> None:
+    assert "max_tokens is for a backend" in refused({"name": "t", "script": "a.py", "max_tokens": 5})
+    assert "model belong to a backend, not to script" in refused({"name": "t", "script": "a.py", "model": MODEL})
 
 
 def test_every_field_is_described() -> None:

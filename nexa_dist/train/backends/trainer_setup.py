@@ -1,7 +1,8 @@
-"""What backend hf gives to the transformers Trainer: its arguments, and the windows of text."""
+"""What the transformers Trainer gets from train.yaml: its arguments, and the windows of text."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -43,35 +44,37 @@ def steps_within(config: TrainConfig, step_tokens: int) -> int:
     return steps
 
 
-def arguments(config: TrainConfig, env: RankEnv) -> TrainingArguments:
+def arguments(config: TrainConfig, env: RankEnv, more: Mapping[str, Any]) -> TrainingArguments:
+    """`more` are those of the backend, which win."""
     cfg = config.trainer
     assert cfg is not None
     cuda = torch.cuda.is_available()
-    return TrainingArguments(
-        output_dir=str(env.run_dir),
-        max_steps=cfg.steps,
-        per_device_train_batch_size=cfg.batch_size,
-        learning_rate=cfg.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=cfg.warmup_steps,
-        weight_decay=cfg.weight_decay,
-        bf16=cfg.precision == "bf16",
-        seed=cfg.seed,
-        data_seed=cfg.seed,
-        logging_steps=cfg.log_every,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,  # a loss of nan must be seen
-        save_strategy="steps",
-        save_steps=cfg.save_every,
-        eval_strategy="steps" if cfg.eval_every else "no",
-        eval_steps=cfg.eval_every,
-        use_cpu=not cuda,
-        ddp_find_unused_parameters=False,
-        average_tokens_across_devices=False,  # every window counts the same number of tokens
-        dataloader_drop_last=True,
-        dataloader_pin_memory=cuda,
-        disable_tqdm=True,
-        log_level="error",
-        log_level_replica="error",
-        report_to="none",
-    )
+    made: dict[str, Any] = {
+        "output_dir": str(env.run_dir),
+        "max_steps": cfg.steps,
+        "per_device_train_batch_size": cfg.batch_size,
+        "learning_rate": cfg.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": cfg.warmup_steps,
+        "weight_decay": cfg.weight_decay,
+        "bf16": cfg.precision == "bf16",
+        "seed": cfg.seed,
+        "data_seed": cfg.seed,
+        "logging_steps": cfg.log_every,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # a loss of nan must be seen
+        "save_strategy": "steps",
+        "save_steps": cfg.save_every,
+        "eval_strategy": "steps" if cfg.eval_every else "no",
+        "eval_steps": cfg.eval_every,
+        "use_cpu": not cuda,
+        "ddp_find_unused_parameters": False,
+        "average_tokens_across_devices": False,  # every window counts the same number of tokens
+        "dataloader_drop_last": True,
+        "dataloader_pin_memory": cuda,
+        "disable_tqdm": True,
+        "log_level": "error",
+        "log_level_replica": "error",
+        "report_to": "none",
+    }
+    return TrainingArguments(**{**made, **more})

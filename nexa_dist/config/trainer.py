@@ -1,0 +1,123 @@
+"""Sections of train.yaml that the trainers of our own backends read: the model, the text, the steps."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+
+def _not_an_option(value: str) -> str:
+    """A path that no program can read as an option."""
+    if value.startswith("-"):
+        raise ValueError("must not begin with '-'; write ./-name for such a file")
+    if any(ord(char) < 32 for char in value):
+        raise ValueError("must not contain control characters")
+    return value
+
+
+FilePath = Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(_not_an_option)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)
+
+
+class ModelConfig(Section):
+    """Either a pretrained directory (`path`), or the shape of a Llama that starts from random weights."""
+
+    path: FilePath | None = Field(
+        None, description="Directory of a pretrained Hugging Face causal language model, on every node."
+    )
+    vocab_size: int | None = Field(
+        None, ge=300, le=1_000_000, description="Tokens in the byte-level BPE vocabulary trained on the data."
+    )
+    hidden_size: int | None = Field(None, ge=8, le=65_536, description="Width of the model, in features.")
+    layers: int | None = Field(None, ge=1, le=512, description="Number of decoder layers.")
+    heads: int | None = Field(
+        None, ge=1, le=1024, description="Attention heads a layer; hidden_size / heads must be an even number."
+    )
+    intermediate_size: int | None = Field(
+        None, ge=8, le=262_144, description="Width of the feed-forward block, in features."
+    )
+    dropout: float = Field(
+        0.0, ge=0.0, lt=1.0, description="Attention dropout, a probability; only for a model from scratch."
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        shape = ("vocab_size", "hidden_size", "layers", "heads", "intermediate_size")
+        given = [name for name in shape if getattr(self, name) is not None]
+        if self.path is not None:
+            if given or self.dropout:
+                extra = ", ".join([*given, *(["dropout"] if self.dropout else [])])
+                raise ValueError(f"path brings its own shape: remove {extra}, or remove path")
+            return self
+        missing = [name for name in shape if name not in given]
+        if missing:
+            raise ValueError(f"needs {', '.join(missing)} (a model from scratch), or path (a pretrained directory)")
+        assert self.hidden_size is not None and self.heads is not None
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(
+                f"hidden_size {self.hidden_size} / heads {self.heads} must be an even whole number (rotary positions)"
+            )
+        return self
+
+
+class DatasetConfig(Section):
+    """Text to train on. Each node prepares it once: tokenizer, token files, held-out part."""
+
+    source: Literal["python-stdlib", "path"] = Field(
+        "python-stdlib",
+        description="python-stdlib: the sources of the node's own Python standard library (11 MB and more); "
+        "path: your text.",
+    )
+    path: FilePath | None = Field(
+        None, description="With source: path, a UTF-8 text file or a directory of them, on every node."
+    )
+    min_mb: float = Field(
+        0.0, ge=0.0, allow_inf_nan=False, description="Refuse to train on less text than this, in MB (10^6 bytes)."
+    )
+    sequence_length: int = Field(128, ge=8, le=1_048_576, description="Length of a training window, in tokens.")
+    held_out: float = Field(
+        0.05, gt=0.0, le=0.5, description="Share of the files, 0 to 0.5, that only the evaluation sees."
+    )
+
+    @model_validator(mode="after")
+    def _path_with_source(self) -> Self:
+        if (self.source == "path") != (self.path is not None):
+            raise ValueError("source: path and path: DIR go together; python-stdlib takes no path")
+        return self
+
+
+class TrainerConfig(Section):
+    """How to train. Steps are optimizer steps."""
+
+    steps: int = Field(ge=1, description="Length of the training, in optimizer steps.")
+    batch_size: int = Field(8, ge=1, description="Windows a step on each rank.")
+    learning_rate: float = Field(
+        1e-3, gt=0.0, allow_inf_nan=False, description="Peak learning rate of AdamW; a cosine takes it to zero."
+    )
+    warmup_steps: int = Field(0, ge=0, description="Linear warm-up of the learning rate, in steps.")
+    weight_decay: float = Field(0.01, ge=0.0, allow_inf_nan=False, description="Weight decay of AdamW.")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16 runs the forward pass under bfloat16 autocast; the weights stay float32."
+    )
+    log_every: int = Field(10, ge=1, description="A line on stdout every so many steps.")
+    save_every: int = Field(
+        100, ge=1, description="A checkpoint every so many steps, and one at the end. At most this much work is lost."
+    )
+    async_save: bool = Field(
+        False,
+        description="Copy the state to memory, go on training, and write the checkpoint meanwhile. Costs that memory.",
+    )
+    eval_every: int | None = Field(
+        None, ge=1, description="Held-out loss every so many steps; without it, at the end only."
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the weights, the data order and the dropout.")
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Self:
+        if self.warmup_steps > self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} is more than steps {self.steps}")
+        return self

@@ -1,0 +1,68 @@
+"""What a backend says of itself to the Trainer that all of them share (trainer.py)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nexa_dist.config.train import TrainConfig
+from nexa_dist.train import agree, control, data, models
+from nexa_dist.train.env import RankEnv
+
+
+class Parallel:
+    """How a backend spreads a model over the ranks, and how it saves. Every rank makes one and calls all of it in the
+    same order: each call may be a collective. `made` is the NexaTrainer."""
+
+    def arguments(self) -> dict[str, Any]:
+        """More arguments for transformers.TrainingArguments."""
+        return {}
+
+    def start(self, env: RankEnv) -> tuple[int, Path] | None:
+        """(step, checkpoint on this node) to start from; None for a fresh start. Raises NexaError on every rank."""
+        return agree.start(env, control.gather(agree.local_step(env)))
+
+    def build(self, config: TrainConfig, dataset: data.Dataset) -> Any:
+        """The model that the Trainer gets."""
+        return models.build(config, dataset)
+
+    def check(self, made: Any) -> dict[str, Any]:
+        """What the model really became, for result.json: `parallel` and more. Raises NexaError where it is not what was
+        asked for. Called before the first step, once the Trainer has wrapped it."""
+        raise NotImplementedError
+
+    def begin(self, step: int) -> None:
+        """Lock older attempts out of every place of checkpoints; `step` is where this one starts (0: from nothing)."""
+        raise NotImplementedError
+
+    def load(self, made: Any, folder: Path) -> None:
+        """Put the weights of a checkpoint into the unwrapped model, where nothing is left to train."""
+        made.load_weights(folder)
+
+    def resume(self, made: Any, folder: Path) -> None:
+        """Before the first step, take up what the Trainer did not load of a checkpoint."""
+        raise NotImplementedError
+
+    def save(self, made: Any, *, last: bool) -> None:
+        """A checkpoint of this step. A full disk ends the training only when this was the `last` chance to save."""
+        raise NotImplementedError
+
+    def stopped(self, step: int, signal_at: float) -> None:
+        """After a stop: wait for the saves, and say on rank 0 what came of them. `signal_at` is of time.monotonic()."""
+        raise NotImplementedError
+
+    def finish(self, made: Any, resumed_from: Path | None) -> dict[str, Any]:
+        """After the last step: wait for the saves. Returns `checkpoint` of result.json, on rank 0. `resumed_from` is
+        given where nothing was left to train, so that nothing was saved here."""
+        raise NotImplementedError
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """result.json, on rank 0."""
+        raise NotImplementedError
+
+
+def no_tokens(made: Any) -> torch.Tensor:
+    """A batch for a pass that counts for nothing, shape (1, 8)."""
+    return torch.zeros(1, 8, dtype=torch.long, device=made.args.device)
