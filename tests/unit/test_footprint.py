@@ -153,12 +153,15 @@ def test_nothing_is_removed_while_something_uses_it(home: Path) -> None:
     machine = Machine(home)
     machine.used()
     agent = machine.path("shared", "agent", AGENT, "agent.pyz")
-    with subprocess.Popen([sys.executable, "-c", "input()", str(agent)], stdin=subprocess.PIPE) as process:
+    command = [sys.executable, "-c", "print(flush=True); input()", str(agent)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # Popen returns while the kernel still sets up the command line that is looked for
         before = tree(home)
         answer = machine.release()
         assert answer == {"removed": [], "stays": [], "processes": [process.pid]}
         assert tree(home) == before
-        process.communicate()
+        process.communicate(b"\n")
     assert machine.release()["processes"] == []
 
 
