@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -9,8 +10,10 @@ import transformers
 
 from nexa_dist.config.backends import BACKENDS
 from nexa_dist.config.train import TrainConfig
-from nexa_dist.errors import NexaError
+from nexa_dist.config.trainer import LoraConfig
+from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.train import data
+from nexa_dist.train.text import tokens
 
 _hf: Any = transformers  # half of its functions carry no types
 
@@ -41,7 +44,27 @@ def build(config: TrainConfig, dataset: data.Dataset) -> Any:
     else:
         model = _hf.AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
     model.config.use_cache = False
-    return model
+    return model if shape.lora is None else _with_adapters(model, shape.lora)
+
+
+def _with_adapters(model: Any, lora: LoraConfig) -> Any:
+    """The model with its own weights frozen. Raises UsageError for a layer that it does not have."""
+    peft: Any = import_module("peft")
+    settings = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.scale,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules) or "all-linear",
+    )
+    try:
+        return peft.get_peft_model(model, settings)
+    except ValueError as err:
+        names = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+        raise UsageError(
+            f"model.lora.target_modules: {str(err).splitlines()[0]}",
+            hint=f"its linear layers: {', '.join(sorted(names))}",
+        ) from err
 
 
 def refuse_if_too_large(backend: str, settings: Any) -> None:
@@ -63,5 +86,5 @@ def tokenizer(config: TrainConfig, dataset: data.Dataset) -> Any:
     if config.model is not None and config.model.path is not None:
         return _hf.AutoTokenizer.from_pretrained(config.model.path, local_files_only=True)
     return _hf.PreTrainedTokenizerFast(
-        tokenizer_file=str(dataset.folder / "tokenizer.json"), eos_token=data.END, bos_token=data.END
+        tokenizer_file=str(dataset.folder / "tokenizer.json"), eos_token=tokens.END, bos_token=tokens.END
     )

@@ -17,7 +17,8 @@ import pytest
 
 from nexa_dist.config.load import load_train
 from nexa_dist.run import files
-from nexa_dist.train import corpus, data
+from nexa_dist.train import data
+from nexa_dist.train.text import corpus
 from tests.e2e.conftest import NEXA, REPO, Lab, contents, environment, everything_of, kill, runs, until
 
 pytestmark = pytest.mark.e2e

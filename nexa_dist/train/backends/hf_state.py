@@ -33,7 +33,7 @@ class Snapshot:
         """
         trainer = self._trainer
         state = {
-            "model": trainer.model.state_dict(),
+            "model": _weights(trainer.model),
             "optimizer.pt": trainer.optimizer.state_dict(),
             "scheduler.pt": trainer.lr_scheduler.state_dict(),
         }
@@ -66,6 +66,14 @@ class Snapshot:
             self._stager = DefaultStager(options)
         copied: Any = self._stager.stage(state)
         return dict(copied)
+
+
+def _weights(model: Any) -> Any:
+    """What is learned: of a model with adapters, those alone."""
+    if not hasattr(model, "peft_config"):
+        return model.state_dict()
+    learned = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    return {name: weight for name, weight in model.state_dict().items() if name in learned}
 
 
 def of_rank(trainer: Any) -> dict[str, Any]:

@@ -66,14 +66,22 @@ class NexaTrainer(Trainer):
         self.parallel, self.tracker = parallel, tracker
         self.became: dict[str, Any] = {}
         length = config.dataset.sequence_length
-        windows = trainer_setup.Windows(dataset.part("train"), length)
-        self.held_out = trainer_setup.Windows(dataset.part("held_out"), length)
-        self.step_tokens = self.cfg.batch_size * length * env.world_size
-        if len(windows) < self.cfg.batch_size * env.world_size or not len(self.held_out):
+        rows = trainer_setup.rows(dataset, "train", length)
+        self.held_out = trainer_setup.rows(dataset, "held_out", length)
+        what = "examples" if dataset.of_examples else "windows"
+        if len(rows) < self.cfg.batch_size * env.world_size or not len(self.held_out):
             raise NexaError(
-                f"{len(windows)} training and {len(self.held_out)} held-out windows of {length} tokens are too"
+                f"{len(rows)} training and {len(self.held_out)} held-out {what} of {length} tokens are too"
                 f" few for {env.world_size} ranks × batch_size {self.cfg.batch_size}",
                 hint="give more text, or lower dataset.sequence_length or trainer.batch_size",
+            )
+        self.step_tokens = round(rows.mean_tokens * self.cfg.batch_size * env.world_size)
+        """Tokens of a step; of examples, which differ in length, on average."""
+        if isinstance(rows, trainer_setup.Examples) and rows.cut and env.rank == 0:
+            print(
+                f"note: of {len(rows) + rows.left_out} examples {rows.cut} are longer than {length} tokens and are cut;"
+                f" {rows.left_out} are left out, since nothing to learn is left of them",
+                flush=True,
             )
         if config.max_tokens is not None:
             self.cfg = self.cfg.model_copy(update={"steps": trainer_setup.steps_within(config, self.step_tokens)})
@@ -82,14 +90,15 @@ class NexaTrainer(Trainer):
         model = parallel.build(config, dataset)
         self.parameters = model.num_parameters()
         """Of the whole model, before it is spread."""
+        self.trainable = model.num_parameters(only_trainable=True)
         if env.rank == 0:
             print(f"model {self.parameters} parameters, {env.world_size} ranks", flush=True)
         super().__init__(
             model=model,
-            args=trainer_setup.arguments(config, env, parallel.arguments()),
-            train_dataset=windows,
+            args=trainer_setup.arguments(config, env, parallel.arguments(), of_examples=dataset.of_examples),
+            train_dataset=rows,
             eval_dataset=self.held_out,
-            data_collator=_hf.default_data_collator,
+            data_collator=trainer_setup.collate,
             processing_class=models.tokenizer(config, dataset),
         )
         self.remove_callback(PrinterCallback)
@@ -150,6 +159,7 @@ class NexaTrainer(Trainer):
             "tokens_per_s": round((steps - first_step) * self.step_tokens / max(train_s, 1e-9), 1),
             "train_s": round(train_s, 3),
             "parameters": self.parameters,
+            "trainable_parameters": self.trainable,
         }
 
     @torch.no_grad()
@@ -160,7 +170,7 @@ class NexaTrainer(Trainer):
         loss, count = 0.0, 0
         for start in range(0, len(mine), self.cfg.batch_size):
             rows = [self.held_out[index] for index in mine[start : start + self.cfg.batch_size]]
-            batch = self._prepare_inputs(_hf.default_data_collator(rows))
+            batch = self._prepare_inputs(trainer_setup.collate(rows))
             tokens = int((batch["labels"] != -100).sum())
             with self.autocast_smart_context_manager():
                 loss += float(self.model(**batch).loss) * tokens

@@ -10,6 +10,8 @@ from pathlib import Path
 from nexa_dist.config.trainer import DatasetConfig
 from nexa_dist.errors import UsageError
 
+SUFFIXES = (".jsonl", ".parquet")
+"""Of files of examples."""
 _NOT_SOURCES = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
 _WHOLE_FILE_BYTES = 1 << 18
 _PIECE_BYTES = 1 << 16
@@ -26,14 +28,17 @@ def sources(config: DatasetConfig) -> tuple[Path, list[Path]]:
         root = Path(sysconfig.get_paths()["stdlib"])
         found = [path for path in root.rglob("*.py") if not _NOT_SOURCES & {*path.relative_to(root).parts}]
         return root, sorted(path for path in found if path.is_file())
-    root = Path(config.path or "")
+    root, wanted = Path(config.path or ""), SUFFIXES if config.source == "examples" else ("",)
+    named = " or ".join(suffix for suffix in wanted if suffix)
     if root.is_file():
+        if not root.name.endswith(wanted):
+            raise UsageError(f"dataset.path {root}: source: examples reads files that end with {named}")
         return root.parent, [root]
     if not root.is_dir():
         raise UsageError(f"dataset.path {root}: no such file or directory on this node")
-    files = sorted(path for path in root.rglob("*") if path.is_file() and not path.name.startswith("."))
-    if not files:
-        raise UsageError(f"dataset.path {root}: no files in it")
+    found = [path for path in root.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    if not (files := sorted(path for path in found if path.name.endswith(wanted))):
+        raise UsageError(f"dataset.path {root}: no {named + ' ' if named else ''}files in it")
     return root, files
 
 
