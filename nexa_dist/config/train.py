@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, StringConstraints, field_validator, 
 
 from nexa_dist.config.backends import BACKENDS, SECTIONS
 from nexa_dist.config.launchers import refuse_nested
-from nexa_dist.config.trainer import DatasetConfig, FilePath, ModelConfig, Section, TrainerConfig
+from nexa_dist.config.trainer import DatasetConfig, FilePath, ModelConfig, ProfileConfig, Section, TrainerConfig
 from nexa_dist.config.work import Environment
 
 ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -225,6 +225,10 @@ class TrainConfig(Section):
     model: ModelConfig | None = Field(None, description="backend hf: the model.")
     dataset: DatasetConfig | None = Field(None, description="backend hf: the text.")
     trainer: TrainerConfig | None = Field(None, description="backend hf: steps, rates and intervals.")
+    profile: ProfileConfig | None = Field(
+        None,
+        description="backend hf: steps of which is said where the time went, by rank.",
+    )
     config: FilePath | None = Field(
         None, description="The backend's own config file, a path in the project. backend hf has none."
     )
@@ -282,6 +286,10 @@ class TrainConfig(Section):
             raise ValueError("min_nodes has no effect with restarts_per_hour: 0, which starts nothing again")
         if self.max_tokens is not None and self.backend is None:
             raise ValueError("max_tokens is for a backend, which counts them; budget_usd and max_hours end any program")
+        if self.profile is not None and (self.backend is None or "trainer" not in BACKENDS[self.backend].sections):
+            raise ValueError(
+                "profile is for our own trainer; a script starts torch.profiler itself, and outputs names its files"
+            )
         if both := sorted({*self.secrets} & {*self.env}):
             raise ValueError(f"{', '.join(both)} cannot be in env: and in secrets:")
         if self.backend is None and given:

@@ -125,6 +125,36 @@ class DatasetConfig(Section):
         return self
 
 
+Steps = Annotated[str, StringConstraints(pattern=r"^[1-9]\d*-[1-9]\d*$")]
+
+
+class ProfileConfig(Section):
+    """Which steps torch.profiler looks at. They are slower than the others, and so is the end of the last."""
+
+    steps: Annotated[int, Field(ge=1, le=1000)] | Annotated[str, StringConstraints(pattern=r"^[1-9]\d*-[1-9]\d*$")] = (
+        Field(description="FIRST-LAST, or a number of steps: those after the tenth.")
+    )
+    ranks: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0,), max_length=64, description="Ranks whose trace is kept; the summary is of all."
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if isinstance(self.steps, str):
+            first, last = map(int, self.steps.split("-"))
+            if not first <= last < first + 1000:
+                raise ValueError(f"steps {self.steps}: FIRST is not after LAST, and at most 1000 steps are kept")
+        return self
+
+    def range(self, of: int) -> tuple[int, int]:
+        """First and last step (both 1-based, both profiled) of a training of so many."""
+        if isinstance(self.steps, str):
+            first, last = map(int, self.steps.split("-"))
+            return first, last
+        first = max(1, min(11, of - self.steps + 1))
+        return first, first + self.steps - 1
+
+
 class TrainerConfig(Section):
     """How to train. Steps are optimizer steps."""
 

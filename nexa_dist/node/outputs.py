@@ -30,7 +30,11 @@ NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,1024}")
 STEP, SHA256 = re.compile(r"step_[0-9]{8}"), re.compile(r"[0-9a-f]{64}")
 MOST_STEPS = 500
 """Checkpoints of an answer in each place, the newest."""
-TRACKED = re.compile(r"(?:.*/)?(?:wandb/(?:offline-)?run-[^/]+/.+|events\.out\.tfevents\.[^/]+)", re.DOTALL)
+TRACKED = re.compile(
+    r"(?:.*/)?(?:wandb/(?:offline-)?run-[^/]+/.+|events\.out\.tfevents\.[^/]+)|"
+    r"profile/(?:rank_[0-9]+\.trace\.json\.gz|summary\.json)",
+    re.DOTALL,
+)
 KINDS = ("outputs", "tracking", "other")
 
 

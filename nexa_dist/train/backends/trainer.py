@@ -18,6 +18,7 @@ from nexa_dist.train import agree, control, data, models, progress
 from nexa_dist.train.backends import trainer_setup
 from nexa_dist.train.backends.parallel import Parallel
 from nexa_dist.train.env import RankEnv
+from nexa_dist.train.profile import Profile
 from nexa_dist.train.tracking import Tracker
 
 _hf: Any = transformers  # half of its functions carry no types
@@ -104,6 +105,7 @@ class NexaTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(_Steps(self))
         self.resumed_from: Path | None = None
+        self.profile = Profile(config.profile, env, self.cfg.steps)
 
     def run(self, point: tuple[int, Path] | None) -> int:
         """Train from `point` (or from nothing), evaluate, leave `result.json`. Returns the exit code."""
@@ -181,9 +183,18 @@ class NexaTrainer(Trainer):
         self.log({**metrics})
         return metrics
 
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with self.profile.range("step"):
+            return super().training_step(*args, **kwargs)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        with self.profile.range("forward"):
+            return super().compute_loss(*args, **kwargs)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.store_flos()
-        self.parallel.save(self, last=self.stop.agreed or self.state.global_step >= self.cfg.steps)
+        with self.profile.range("save"):
+            self.parallel.save(self, last=self.stop.agreed or self.state.global_step >= self.cfg.steps)
 
     def load_weights(self, folder: Path) -> None:
         """Put the weights of a whole checkpoint into the model."""
@@ -214,12 +225,15 @@ class _Steps(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._trainer.begin()
         self._since, self._from_step = time.monotonic(), state.global_step
+        self._trainer.profile.begin(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         progress.report(state.global_step, state.max_steps)
         if self._trainer.stop.agree() and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
+        self._trainer.profile.end(state.global_step, stopping=control.should_training_stop)
+        self._trainer.profile.begin(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         trainer, first = self._trainer, self._trainer.env.rank == 0

@@ -43,8 +43,9 @@ from nexa_dist.train.backends import hf
 
 def rank(number, settings, stop_at, config):
     os.environ.update(settings, RANK=str(number), LOCAL_RANK=str(number))
-    told = progress.report
+    told, slow = progress.report, float(settings.get("SLOW_%d" % number, 0))
     def report(step, *more, **named):
+        time.sleep(slow)
         told(step, *more, **named)
         if step == stop_at:
             open("%s/at_%d" % (settings["NEXA_RUN_DIR"], number), "w").close()
@@ -93,12 +94,12 @@ class Stage:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True,
         )  # fmt: skip
 
-    def train(self, run: str, config: str, stop_at: int | None = None, ranks: int = 2) -> str:
+    def train(self, run: str, config: str, stop_at: int | None = None, ranks: int = 2, **more: str) -> str:
         """One attempt; returns what its ranks printed."""
         assert self._process.stdin is not None and self._process.stdout is not None
         (self.folder / run).mkdir(exist_ok=True)
         settings = {"NEXA_RUN_DIR": str(self.folder / run), "MASTER_PORT": str(free_port(self._address))}
-        settings["WORLD_SIZE"] = str(ranks)
+        settings |= {"WORLD_SIZE": str(ranks), **more}
         self._process.stdin.write(json.dumps([settings, stop_at, config]) + "\n")
         self._process.stdin.flush()
         said = []
@@ -179,8 +180,29 @@ def test_stopped_and_resumed_is_unbroken_bit_for_bit_and_learns(stage: Stage) ->
     for ranks in (1, 2):
         trainer = {**TUNED["trainer"], "steps": 3, "batch_size": 4 // ranks, "log_every": 1}
         plain = {**TUNED, "model": {"path": "model", "lora": {"rank": 4}}, "trainer": trainer}
+        plain |= {"profile": {"steps": "2-3", "ranks": [1]}}
         (folder / f"plain{ranks}.json").write_text(json.dumps(plain))
         told = stage.train(f"plain{ranks}", f"plain{ranks}.json", ranks=ranks)
         said.append(re.findall(r"^step ./3 loss \S+|^held-out loss \S+", told, re.MULTILINE))
     assert said[0] == said[1]
     assert len(said[0]) == 4
+    files = folder / "plain2" / "profile"
+    assert sorted(path.name for path in files.iterdir()) == ["rank_1.trace.json.gz", "summary.json"]
+    summary = json.loads((files / "summary.json").read_text())
+    assert (summary["first_step"], summary["last_step"], len(summary["ranks"])) == (2, 3, 2)
+    assert all(spent[part] > 0 for spent in summary["ranks"] for part in ("forward", "backward", "communication"))
+
+
+@pytest.mark.long("it compares times")
+def test_the_rank_that_the_others_wait_for_is_named(stage: Stage) -> None:
+    folder = stage.folder
+    (folder / "text").mkdir()
+    (folder / "text" / "a.txt").write_text("".join(f"line {number} of the text\n" for number in range(9000)))
+    (folder / "text" / "b.txt").write_text("".join(f"{number} more lines\n" for number in range(9000)))
+    trainer = {**TINY["trainer"], "steps": 6, "save_every": 6}
+    dataset = {**TINY["dataset"], "held_out": 0.5}
+    (folder / "t.json").write_text(
+        json.dumps({**TINY, "dataset": dataset, "trainer": trainer, "profile": {"steps": "2-5"}})
+    )
+    told = stage.train("slow", "t.json", SLOW_1="1.5")
+    assert re.search(r"rank 1 is the slowest by \S+ × the median; the others wait for it", told), told
