@@ -1,0 +1,176 @@
+"""Sharded checkpoints of four ranks on two nodes (two run folders): what is saved, lost, damaged and found again.
+
+The ranks are forked from one interpreter that has torch imported, and do what a line of JSON says.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nexa_dist.ops.providers.local import free_port
+from nexa_dist.train import checkpoint
+
+ADDRESS = f"127.0.{1 + os.getpid() % 200}.8"
+REPO = Path(__file__).resolve().parents[3]
+STAGE = """
+import json, os, random, signal, sys, traceback
+from pathlib import Path
+import torch
+from nexa_dist.train import control
+from nexa_dist.train.env import RankEnv
+from nexa_dist.train.shard_keeper import ShardKeeper
+
+def fill(step, env, how):
+    def write(folder):
+        if how == "full" and env.rank == 3:
+            raise OSError(28, "No space left on device")
+        data = random.Random(step * 100 + env.rank).randbytes(9_000_000 if env.rank == 1 else 50_000)
+        (folder / ("rank_%d.bin" % env.rank)).write_bytes(data)
+        if env.rank == 0:
+            (folder / "sub").mkdir()
+            (folder / "sub" / "meta.json").write_text(json.dumps({"step": step}))
+        if how == "same":
+            (folder / "config.json").write_text("{}")
+        if how == "differs":
+            (folder / "config.json").write_text(str(env.rank // 2))
+        if env.rank == 2:
+            (folder / "empty").write_bytes(b"")
+    return write
+
+def act(env, keeper, word, *rest):
+    if word == "start":
+        found = keeper.start()
+        return [found[0], str(found[1])] if found else None
+    if word in ("save", "later"):
+        step, how = rest[0], rest[1] if len(rest) > 1 else ""
+        return keeper.save(step, fill(step, env, how), later=word == "later")
+    if word == "die":
+        if env.rank == rest[0]:
+            signal.setitimer(signal.ITIMER_REAL, rest[1])
+            signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), 9))
+        return None
+    if word == "finish":
+        return keeper.finish(rest[0], None)
+    return getattr(keeper, word)(*rest)
+
+def rank(number, told):
+    local = number % told["per_node"]
+    node = number // told["per_node"]
+    os.environ.update(told["env"], RANK=str(number), LOCAL_RANK=str(local), NEXA_RUN_DIR=told["dirs"][node])
+    env = RankEnv.read("t", os.environ)
+    control.join(env)
+    keeper = ShardKeeper(env)
+    out = []
+    for words in told["acts"]:
+        try:
+            out.append(act(env, keeper, *words))
+        except Exception as error:
+            out.append("%s: %s" % (type(error).__name__, error))
+    control.leave()
+    Path("%s/out_%d" % (told["out"], number)).write_text(json.dumps(out))
+    return 0
+
+for line in sys.stdin:
+    told = json.loads(line)
+    pids = []
+    for number in range(int(told["env"]["WORLD_SIZE"])):
+        pid = os.fork()
+        if pid == 0:
+            code = 70
+            try:
+                code = rank(number, told)
+            except Exception:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush(), sys.stdout.flush()
+                os._exit(code)
+        pids.append(pid)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    print("codes", json.dumps(codes), flush=True)
+"""
+
+
+class Nodes:
+    """`run` lets all ranks do some acts; answers what each said of each. `said` is all that they printed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.stage = subprocess.Popen(
+            [sys.executable, "-c", STAGE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, cwd=REPO,
+        )  # fmt: skip
+        self.said, self.codes = "", []
+
+    def node(self, number: int) -> Path:
+        return self.folder / f"node_{number}"
+
+    def step(self, node: int, step: int) -> Path:
+        return self.node(node) / "checkpoints" / f"step_{step:08d}"
+
+    def run(self, *acts: list[Any], world: int = 4, per_node: int = 2, attempt: int = 1, **env: str) -> list[Any]:
+        dirs = [self.node(number) for number in range(world // per_node)]
+        for path in dirs:
+            path.mkdir(exist_ok=True)
+        for old in self.folder.glob("out_*"):
+            old.unlink()
+        settings = {
+            "WORLD_SIZE": str(world), "MASTER_ADDR": ADDRESS, "MASTER_PORT": str(free_port(ADDRESS)),
+            "NEXA_ATTEMPT": str(attempt), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo",
+            "NEXA_RUN_ID": "r1", **env,
+        }  # fmt: skip
+        told = {"env": settings, "per_node": per_node, "dirs": [str(p) for p in dirs], "acts": acts}
+        assert self.stage.stdin and self.stage.stdout
+        print(json.dumps({**told, "out": str(self.folder)}), file=self.stage.stdin, flush=True)
+        self.said = ""
+        for line in self.stage.stdout:
+            if line.startswith("codes "):
+                self.codes = json.loads(line[6:])
+                break
+            self.said += line
+        return [
+            json.loads(path.read_text()) if (path := self.folder / f"out_{rank}").exists() else None
+            for rank in range(world)
+        ]
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[Nodes]:
+    made = Nodes(tmp_path)
+    yield made
+    assert made.stage.stdin
+    made.stage.stdin.close()
+    assert made.stage.wait(60) == 0
+
+
+def names(folder: Path) -> set[str]:
+    return set(checkpoint.names(folder)) - {checkpoint.MANIFEST}
+
+
+ALL = {"rank_0.bin", "rank_1.bin", "rank_2.bin", "rank_3.bin", "sub/meta.json", "empty"}
+
+
+def test_a_lost_node_starts_from_its_replica_and_damage_is_walked_back_over(nodes: Nodes) -> None:
+    out = nodes.run(["start"], ["begin", 0], ["save", 10], ["save", 20], ["finish", 20])
+    assert nodes.codes == [0] * 4, nodes.said
+    assert [one[:4] for one in out] == [[None] * 4] * 4
+    assert out[0][4]["step"] == 20 and out[1][4] == {}
+    for node in (0, 1):
+        assert not checkpoint.verify(nodes.step(node, 20)) and names(nodes.step(node, 20)) == ALL
+    told = checkpoint.manifest(nodes.step(1, 20))["shards"]
+    assert told["nodes"] == [["rank_0.bin", "rank_1.bin", "sub/meta.json"], ["empty", "rank_2.bin", "rank_3.bin"]]
+    assert (told["world_size"], told["layout"]) == (4, [2, 2])
+    shutil.rmtree(nodes.node(1))
+    out = nodes.run(["start"], attempt=2)
+    assert out == [[[20, str(nodes.step(rank // 2, 20))]] for rank in range(4)], nodes.said
+    assert "step 20: 6 files (9.2 MB) go to nodes that lack them" in nodes.said
+    assert checkpoint.digest(nodes.step(1, 20)) == checkpoint.digest(nodes.step(0, 20))
+    assert not checkpoint.verify(nodes.step(1, 20))
