@@ -41,13 +41,15 @@ class Store(Durable):
                 return ""
             try:
                 root.parent.mkdir(parents=True, exist_ok=True)
-                return tempfile.mkdtemp(prefix=f".tmp-{self._env.attempt}-seen-", dir=root.parent)
+                return Path(tempfile.mkdtemp(prefix=f".tmp-{self._env.attempt}-seen-", dir=root.parent)).name
             except OSError:  # then nobody sees it; what the store cannot do is said when it is used
                 return ""
 
         name = self._ranks.on_leaders(mark)[0]
-        self.shared = all(self._ranks.on_leaders(lambda: bool(name) and os.path.isdir(name)))
-        self._ranks.on_leaders(lambda: shutil.rmtree(name, ignore_errors=True) if self._first and name else None)
+        self.shared = all(self._ranks.on_leaders(lambda: bool(name) and (root.parent / name).is_dir()))
+        self._ranks.on_leaders(
+            lambda: shutil.rmtree(root.parent / name, ignore_errors=True) if self._first and name else None
+        )
 
     def enter(self) -> int | None:
         def mine() -> int | None:
@@ -81,23 +83,24 @@ class Store(Durable):
             there = self._first and target.is_dir() and not checkpoint.verify(target)
             if there and checkpoint.digest(target) == checkpoint.digest_of(whole):
                 return ""
-            return str(checkpoint.begin(root, whole["step"], env_fence)) if self._first else ""
+            return checkpoint.begin(root, whole["step"], env_fence).name if self._first else ""
 
-        temp = self._leaders.agree(begin)[0]
-        if not temp:
+        name = self._leaders.agree(begin)[0]
+        if not name:
             return
+        temp = root / name
 
         def bring() -> None:
             for name in self._own(whole):
-                into = Path(temp, name)
+                into = temp / name
                 into.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path / name, into)
                 if checkpoint.sync_and_hash(into) != whole["files"][name]:
                     raise NexaError(f"checkpoint copy {target}: {name} is damaged", hint="check the disk")
 
         def place() -> None:
-            checkpoint.seal(Path(temp), whole)
-            checkpoint.put(Path(temp), target, env_fence)
+            checkpoint.seal(temp, whole)
+            checkpoint.put(temp, target, env_fence)
             checkpoint.prune(root, self._keep, env_fence)
 
         try:

@@ -66,6 +66,7 @@ def rank(number, told):
     local = number % told["per_node"]
     node = number // told["per_node"]
     os.environ.update(told["env"], RANK=str(number), LOCAL_RANK=str(local), NEXA_RUN_DIR=told["dirs"][node])
+    os.chdir(told["dirs"][node])
     env = RankEnv.read("t", os.environ)
     control.join(env)
     keeper = ShardKeeper(env)
@@ -106,7 +107,7 @@ class Nodes:
         self.folder = folder
         self.stage = subprocess.Popen(
             [sys.executable, "-c", STAGE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, cwd=REPO,
+            text=True, cwd=REPO, env={**os.environ, "PYTHONPATH": str(REPO)},
         )  # fmt: skip
         self.said, self.codes = "", []
 
@@ -174,3 +175,101 @@ def test_a_lost_node_starts_from_its_replica_and_damage_is_walked_back_over(node
     assert "step 20: 6 files (9.2 MB) go to nodes that lack them" in nodes.said
     assert checkpoint.digest(nodes.step(1, 20)) == checkpoint.digest(nodes.step(0, 20))
     assert not checkpoint.verify(nodes.step(1, 20))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_what_no_node_holds_is_walked_back_over_and_said(nodes: Nodes) -> None:
+    nodes.run(["begin", 0], ["save", 10], ["save", 20], ["finish", 20], NEXA_REPLICAS="0")
+    assert names(nodes.step(1, 20)) == {"empty", "rank_2.bin", "rank_3.bin"}
+    shutil.copytree(nodes.folder, nodes.folder / "kept", ignore=shutil.ignore_patterns("kept"))
+    flip(nodes.step(1, 20) / "rank_3.bin")
+    out = nodes.run(["start"], ["begin", 10], attempt=2)
+    assert [one[0][0] for one in out] == [10] * 4, nodes.said
+    assert f"skipped checkpoint {nodes.step(1, 20)}: rank_3.bin: its SHA-256 does not fit" in nodes.said
+    assert "skipped checkpoint of step 20: 3 of its 6 files are on no node" in nodes.said
+    assert names(nodes.step(1, 10)) == ALL
+    shutil.rmtree(nodes.node(1))  # and without a replica nothing is left of any step, but of the one that was brought
+    assert nodes.run(["start"], attempt=3)[3][0][0] == 10
+
+    for node in (0, 1):
+        shutil.rmtree(nodes.node(node), ignore_errors=True)
+        shutil.copytree(nodes.folder / "kept" / f"node_{node}", nodes.node(node))
+    shutil.rmtree(nodes.step(0, 20))
+    nodes.run(["save", 20], world=2, NEXA_REPLICAS="0")  # another save of step 20, on node 0 alone
+    (nodes.step(0, 20) / "rank_0.bin").unlink()
+    shutil.rmtree(nodes.node(1) / "checkpoints" / "step_00000010")
+    shutil.rmtree(nodes.step(0, 10))
+    assert nodes.run(["start"])[0] == [None]
+    assert "skipped checkpoint of step 20: 3 of its 6 files are on no node" in nodes.said
+
+
+def test_a_save_that_one_rank_cannot_do_is_nobodys(nodes: Nodes) -> None:
+    out = nodes.run(
+        ["begin", 0], ["save", 10], ["save", 20, "full"], ["later", 20, "full"], ["settle"], ["save", 20, "differs"],
+        ["later", 20, "same"], ["later", 30], ["settle"], ["finish", 30],
+    )  # fmt: skip
+    assert nodes.codes == [0] * 4, nodes.said
+    full = "NexaError: checkpoint at step 20 was not saved: rank 3: [Errno 28] No space left on device"
+    differs = (
+        "NexaError: checkpoint at step 20 was not saved: rank 2's node wrote another config.json than a node before it"
+    )
+    assert [one[1:6] for one in out] == [[None, full, None, full, differs]] * 4
+    assert [one[6:9] for one in out] == [[None] * 3] * 4
+    assert out[0][9]["step"] == 30
+    for node in (0, 1):
+        root = nodes.node(node) / "checkpoints"
+        assert sorted(path.name for path in root.iterdir()) == ["step_00000020", "step_00000030"]
+        assert names(nodes.step(node, 20)) == {*ALL, "config.json"}
+    (nodes.node(1) / "generation").write_text("2\n")  # the agent of a newer attempt
+    out = nodes.run(["save", 40], ["start"])
+    assert {one[0].split(": ")[0] for one in out} == {"Superseded"}
+    assert out[0][1] == [30, str(nodes.step(0, 30))]
+
+
+def test_other_numbers_of_ranks_and_nodes_find_all_files(nodes: Nodes) -> None:
+    nodes.run(["begin", 0], ["save", 10], ["finish", 10], NEXA_REPLICAS="0")
+    out = nodes.run(["start"], world=6, attempt=2)
+    assert [one[0] for one in out] == [[10, str(nodes.step(rank // 2, 10))] for rank in range(6)], nodes.said
+    assert names(nodes.step(2, 10)) == ALL and not checkpoint.verify(nodes.step(2, 10))
+    out = nodes.run(["start"], ["begin", 10], ["save", 20], ["finish", 20], world=2, attempt=3)
+    assert [one[0] for one in out] == [[10, str(nodes.step(0, 10))]] * 2
+    out = nodes.run(["start"], attempt=4)
+    assert out[3][0] == [20, str(nodes.step(1, 20))] and names(nodes.step(1, 20)) == {
+        "rank_0.bin",
+        "rank_1.bin",
+        "sub/meta.json",
+    }
+
+
+def test_a_durable_folder_that_all_see_gets_the_whole(nodes: Nodes) -> None:
+    durable = nodes.folder / "durable"
+    out = nodes.run(["begin", 0], ["save", 10], ["later", 20], ["finish", 20], NEXA_DURABLE=str(durable))
+    whole = durable / "r1" / "checkpoints" / "step_00000020"
+    assert "step 20 is durable, waited" in nodes.said
+    assert not checkpoint.verify(whole) and names(whole) == ALL
+    assert (out[0][3]["path"], out[0][3]["sha256"]) == (str(whole), checkpoint.digest(whole))
+    assert names(nodes.step(0, 20)) == {"rank_0.bin", "rank_1.bin", "sub/meta.json"}  # no replica is needed then
+    assert sorted(path.name for path in (durable / "r1").iterdir()) == ["checkpoints", "generation"]
+    shutil.rmtree(nodes.node(1))
+    more = {"NEXA_DURABLE": str(durable), "NEXA_RESUME_STEP": "20", "NEXA_RESUME_FROM": str(nodes.step(1, 20))}
+    out = nodes.run(["start"], attempt=2, **more)
+    assert out[3][0] == [20, str(whole)], nodes.said
+    flip(whole / "rank_2.bin")
+    assert nodes.run(["start"], attempt=2, **more)[3][0] == (
+        "NexaError: checkpoint of step 20 is not whole: 3 of its 6 files are on no node"
+    )
+
+
+def test_where_each_node_has_a_durable_folder_each_keeps_its_own(nodes: Nodes) -> None:
+    for node in (0, 1):
+        nodes.node(node).mkdir()
+    env = {"NEXA_DURABLE": "durable"}
+    out = nodes.run(["begin", 0], ["save", 10], ["finish", 10], **env)
+    assert nodes.codes == [0] * 4 and out[0][2]["step"] == 10, nodes.said
+    for node in (0, 1):
+        assert names(nodes.node(node) / "durable" / "r1" / "checkpoints" / "step_00000010") == ALL
