@@ -111,6 +111,11 @@ class Nodes:
         )  # fmt: skip
         self.said, self.codes = "", []
 
+    def close(self) -> None:
+        assert self.stage.stdin
+        self.stage.stdin.close()
+        assert self.stage.wait(60) == 0
+
     def node(self, number: int) -> Path:
         return self.folder / f"node_{number}"
 
@@ -147,9 +152,7 @@ class Nodes:
 def nodes(tmp_path: Path) -> Iterator[Nodes]:
     made = Nodes(tmp_path)
     yield made
-    assert made.stage.stdin
-    made.stage.stdin.close()
-    assert made.stage.wait(60) == 0
+    made.close()
 
 
 def names(folder: Path) -> set[str]:
