@@ -21,6 +21,7 @@ from typing import Any
 
 from nexa_dist.errors import NexaError
 from nexa_dist.train.fence import OPEN, Fence
+from nexa_dist.train.shards import cover
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -128,6 +129,11 @@ def manifest(path: Path) -> dict[str, Any]:
 def digest(path: Path) -> str:
     """SHA-256 of a whole checkpoint: its manifest's own, which covers the SHA-256 of every file."""
     return str(manifest(path)["sha256"])
+
+
+def identity(body: Mapping[str, Any]) -> str:
+    """What two copies have in common: `sha256` of a manifest, or of a sharded one the digest of all nodes' files."""
+    return str(body.get(cover.KEY, {}).get("digest") or body["sha256"])
 
 
 def _to_stderr(line: str) -> None:
@@ -261,7 +267,8 @@ def main(words: list[str]) -> int:
         if problems := verify(path):
             skipped.append({"path": str(path), "step": step, "why": problems[0]})
         else:
-            whole.append({"path": str(path), "step": step})
+            part = cover.part_of(manifest(path))
+            whole.append({"path": str(path), "step": step, **({"shards": part.row()} if part else {})})
     print(json.dumps({"whole": whole, "skipped": skipped}))
     return 0
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
 K = TypeVar("K")
@@ -20,16 +21,27 @@ KEY = "shards"
 
 @dataclass(frozen=True)
 class Part:
-    """What one whole folder holds: of `of` files, in the order of their names, those numbered `has`."""
+    """What one whole folder holds: of `of` files of `bytes` together, in the order of their names, those numbered
+    `has`."""
 
     digest: str
     attempt: int
     of: int
     has: frozenset[int]
+    bytes: int = 0
 
     @property
     def is_all(self) -> bool:
         return len(self.has) == self.of
+
+    def row(self) -> dict[str, Any]:
+        """As JSON, without the names of the files."""
+        return {**asdict(self), "has": sorted(self.has)}
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any] | None) -> Part | None:
+        """Of `row`, which somebody else may have written; None where there is none."""
+        return cls(**{**row, "has": frozenset(row["has"]).intersection(range(row["of"]))}) if row else None
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,15 @@ class Cover(Generic[K]):
 
     digest: str
     holders: tuple[tuple[K, ...], ...]
+
+    def enough(self) -> list[K]:
+        """So many folders that they have all files, those with the most first."""
+        number = Counter(key for keys in self.holders for key in keys)
+        taken: list[K] = []
+        for keys in self.holders:
+            if not set(taken).intersection(keys):
+                taken.append(max(keys, key=lambda key: number[key]))
+        return taken
 
 
 def describe(
@@ -59,7 +80,8 @@ def part_of(manifest: Mapping[str, Any]) -> Part | None:
     if shards is None:
         return None
     has = frozenset(number for number, name in enumerate(sorted(shards["of"])) if name in manifest["files"])
-    return Part(shards["digest"], int(manifest.get("attempt", 0)), len(shards["of"]), has)
+    size = sum(about["bytes"] for about in shards["of"].values())
+    return Part(shards["digest"], int(manifest.get("attempt", 0)), len(shards["of"]), has, size)
 
 
 def union(manifest: Mapping[str, Any]) -> dict[str, Any]:
