@@ -98,11 +98,12 @@ def cover(parts: Mapping[K, Part]) -> Cover[K] | str:
     newest = sorted(saves, key=lambda digest: (max(part.attempt for part in saves[digest].values()), digest))
     missing = {}
     for digest in reversed(newest):
-        of = max(part.of for part in saves[digest].values())
-        holders = [tuple(key for key, part in saves[digest].items() if number in part.has) for number in range(of)]
-        if not (lacking := holders.count(())):
-            return Cover(digest, tuple(holders))
-        missing[digest] = f"{lacking} of its {of} files are on no node"
+        mine = saves[digest]
+        of = max(part.of for part in mine.values())
+        there = frozenset[int]().union(*(part.has for part in mine.values()))
+        if of and len(there) == of:
+            return Cover(digest, tuple(tuple(key for key, part in mine.items() if n in part.has) for n in range(of)))
+        missing[digest] = f"{of - len(there)} of its {of} files are on no node"
     if len(missing) > 1:
         return f"its shards are of {len(missing)} saves, and none is whole: {', '.join(missing.values())}"
     return next(iter(missing.values()), "no node holds it whole")

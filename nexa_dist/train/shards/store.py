@@ -55,7 +55,7 @@ class Store(Durable):
         def mine() -> int | None:
             if self._first:
                 return super(Store, self).enter()
-            return None if self.shared else self._enter_folder()
+            return None if self.shared or self._env.durable is None else self._enter_folder()
 
         steps = self._leaders.agree(mine)
         return steps[0] if self.shared or self._env.durable is None else min(step or 0 for step in steps) or None

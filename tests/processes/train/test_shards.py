@@ -5,9 +5,12 @@ The ranks are forked from one interpreter that has torch imported, and do what a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -95,26 +98,24 @@ for line in sys.stdin:
                 sys.stderr.flush(), sys.stdout.flush()
                 os._exit(code)
         pids.append(pid)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-    print("codes", json.dumps(codes), flush=True)
+    codes = {}
+    while len(codes) < len(pids):
+        pid, status = os.wait()
+        codes[pid] = os.waitstatus_to_exitcode(status)
+        for other in pids if codes[pid] else ():  # as torchrun does
+            if other not in codes:
+                os.kill(other, signal.SIGKILL)
+    print("codes", json.dumps([codes[pid] for pid in pids]), flush=True)
 """
 
 
 class Nodes:
     """`run` lets all ranks do some acts; answers what each said of each. `said` is all that they printed."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.stage = subprocess.Popen(
-            [sys.executable, "-c", STAGE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, cwd=REPO, env={**os.environ, "PYTHONPATH": str(REPO)},
-        )  # fmt: skip
-        self.said, self.codes = "", []
-
-    def close(self) -> None:
-        assert self.stage.stdin
-        self.stage.stdin.close()
-        assert self.stage.wait(60) == 0
+    def __init__(self, folder: Path, stage: subprocess.Popen[str]) -> None:
+        self.folder, self.stage = folder, stage
+        self.said = ""
+        self.codes: list[int] = []
 
     def node(self, number: int) -> Path:
         return self.folder / f"node_{number}"
@@ -148,11 +149,32 @@ class Nodes:
         ]
 
 
+@contextlib.contextmanager
+def staged() -> Iterator[subprocess.Popen[str]]:
+    child = subprocess.Popen(
+        [sys.executable, "-c", STAGE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, cwd=REPO, env={**os.environ, "PYTHONPATH": str(REPO)}, process_group=0,
+    )  # fmt: skip
+    try:
+        yield child
+        assert child.stdin
+        child.stdin.close()
+        assert child.wait(60) == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[subprocess.Popen[str]]:
+    with staged() as child:
+        yield child
+
+
 @pytest.fixture
-def nodes(tmp_path: Path) -> Iterator[Nodes]:
-    made = Nodes(tmp_path)
-    yield made
-    made.close()
+def nodes(tmp_path: Path, stage: subprocess.Popen[str]) -> Nodes:
+    return Nodes(tmp_path, stage)
 
 
 def names(folder: Path) -> set[str]:
@@ -165,7 +187,7 @@ ALL = {"rank_0.bin", "rank_1.bin", "rank_2.bin", "rank_3.bin", "sub/meta.json", 
 def test_a_lost_node_starts_from_its_replica_and_damage_is_walked_back_over(nodes: Nodes) -> None:
     out = nodes.run(["start"], ["begin", 0], ["save", 10], ["save", 20], ["finish", 20])
     assert nodes.codes == [0] * 4, nodes.said
-    assert [one[:4] for one in out] == [[None] * 4] * 4
+    assert [one[:4] for one in out] == [[None] * 4] * 4 and "warning" not in nodes.said
     assert out[0][4]["step"] == 20 and out[1][4] == {}
     for node in (0, 1):
         assert not checkpoint.verify(nodes.step(node, 20)) and names(nodes.step(node, 20)) == ALL
@@ -209,6 +231,29 @@ def test_what_no_node_holds_is_walked_back_over_and_said(nodes: Nodes) -> None:
     shutil.rmtree(nodes.step(0, 10))
     assert nodes.run(["start"])[0] == [None]
     assert "skipped checkpoint of step 20: 3 of its 6 files are on no node" in nodes.said
+
+
+@pytest.mark.long("seeds")
+@pytest.mark.parametrize("seed", range(6))
+def test_a_rank_killed_anywhere_in_a_save_leaves_no_half_step(nodes: Nodes, seed: int) -> None:
+    """With a replica, and then without: the newest step that is taken is one that was saved to its end."""
+    chance = random.Random(seed)
+    replicas = {"NEXA_REPLICAS": str(seed % 2)}
+    nodes.run(["begin", 0], ["save", 10], **replicas)
+    for attempt in range(2, 6):
+        killed, after_s = chance.randrange(4), chance.uniform(0.0, 0.4)
+        saves = [["save", step] for step in range(20, 400, 10)]
+        nodes.run(["start"], ["begin", 10], ["die", killed, after_s], *saves, attempt=attempt, **replicas)
+        assert nodes.codes[killed] == -9, nodes.said
+        both = [checkpoint.steps(nodes.node(node) / "checkpoints") for node in (0, 1)]
+        out = nodes.run(["start"], attempt=attempt, **replicas)
+        assert nodes.codes == [0] * 4, nodes.said
+        found = {one[0][0] for one in out}
+        common = max(set(both[0]) & set(both[1]))
+        assert len(found) == 1 and max(found) >= common, (both, nodes.said)
+        for node in (0, 1):
+            path = nodes.step(node, max(found))
+            assert checkpoint.verify(path) == [] and names(path) == ALL
 
 
 def test_a_save_that_one_rank_cannot_do_is_nobodys(nodes: Nodes) -> None:
@@ -268,6 +313,7 @@ def test_a_durable_folder_that_all_see_gets_the_whole(nodes: Nodes) -> None:
     )
 
 
+@pytest.mark.long("variant of the folder that all see")
 def test_where_each_node_has_a_durable_folder_each_keeps_its_own(nodes: Nodes) -> None:
     for node in (0, 1):
         nodes.node(node).mkdir()

@@ -70,6 +70,7 @@ def test_a_row_of_a_stranger_claims_no_more_files_than_there_are(held: dict[str,
     assert Part.of_row(held["A"].row()) == held["A"] and Part.of_row(None) is None
     lie = Part.of_row({**held["A"].row(), "has": [0, 1, 2, 3, 4, 99]})
     assert lie is not None and lie.is_all and max(lie.has) == 3
+    assert cover({"A": Part("d" * 64, 1, 0, frozenset())}) == "0 of its 0 files are on no node"
 
 
 def test_a_checkpoint_that_is_not_sharded_has_no_part(tmp_path: Path) -> None:
