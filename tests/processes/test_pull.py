@@ -18,6 +18,7 @@ import pytest
 from nexa_dist.cli import main
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.runs.checkpoints import rescue, spread_checkpoint
 from nexa_dist.ops.work import results
 from nexa_dist.run import trust
 from nexa_dist.run.runner import SystemRunner
@@ -204,6 +205,24 @@ def test_a_sharded_checkpoint_comes_from_its_nodes_together_and_counts_only_then
     (roots[1] / "step_00000006" / "b_2").write_text("as long"[:4])  # damaged: of the same size
     shutil.rmtree(lab.run.path / "checkpoints")
     assert "step 6 from n1: b_2: " in nexa(capsys, "pull")[1]
+
+
+def test_shards_that_only_a_leaving_node_has_go_to_one_that_stays(lab: Lab) -> None:
+    roots = [lab.on(node) / "checkpoints" for node in ("n0", "n1")]
+    shards.write(roots[0], shards.NAMES[:2], 4)
+    shards.write(roots[1], shards.NAMES[2:], 4)
+    said: list[str] = []
+    ctx, record = Context(Workspace(lab.root), SystemRunner(), said.append), lab.run.load()
+    with session(ctx.runner, lab.cluster) as ssh:
+        links = connect(ssh)
+        rescue(ctx, links, record, ["n1"])
+        shutil.rmtree(lab.nodes / "n1")
+        (lab.nodes / "n1").mkdir()  # made anew
+        found = spread_checkpoint(ctx, links, record)
+    made = roots[0] / "step_00000004"
+    assert found == (4, {"n0": str(made), "n1": f"{lab.on('n1')}/checkpoints/step_00000004"}), said
+    assert checkpoint.verify(made) == [] and set(shards.NAMES) < set(checkpoint.names(made))
+    assert not [line for line in said if "warning" in line]
 
 
 def test_a_silent_node_keeps_nothing_alive_and_one_is_enough_for_a_pull(lab: Lab, capsys: Said) -> None:
