@@ -51,7 +51,8 @@ class Manifest(_Part):
     model: str | None = Field(description="What was trained, in one line.")
     dataset: dict[str, Any] | None = Field(description="path, sha256, bytes and tokens of the data.")
     checkpoint: dict[str, Any] | None = Field(
-        description="path, step and sha256 of the last whole checkpoint; uri where a bucket has it."
+        description="path, step and sha256 of the last whole checkpoint; uri where a bucket has it; of a sharded "
+        "one also its digest and the number of nodes that hold it together."
     )
     logs: str = Field(description="Folder of all logs on the controller, relative to the workspace.")
     eval_report: dict[str, Any] | None = Field(description="Figures of the evaluation; losses in nats.")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from shutil import copyfile
 from typing import Any
 
 from nexa_dist.errors import NexaError
@@ -110,7 +108,7 @@ class ShardKeeper:
 
         def link(temp: Path) -> None:
             for name, folder in have[node].items():
-                _link(folder / name, temp / name)
+                checkpoint.link(folder / name, temp / name)
 
         with self._folder(step) as temp:
             self._ranks.on_leaders(lambda: link(temp) if whole[node] is None else None)
@@ -225,7 +223,14 @@ class ShardKeeper:
         if resumed_from is not None:
             self._ranks.on_leaders(lambda: self._keeper.adopt(resumed_from) if self._keeper else None)
         self._say(lambda keeper: keeper.finish())
-        return self._keeper.describe(step) if self._keeper and self._env.rank == 0 else {}
+        if self._keeper is None or self._env.rank != 0:
+            return {}
+        saved = self._keeper.describe(step)
+        return {
+            **saved,
+            "digest": checkpoint.manifest(Path(saved["path"]))[KEY]["digest"],
+            "nodes": len(self._ranks.nodes),
+        }
 
     def _say(self, what: Callable[[Keeper], str]) -> None:
         said = self._ranks.on_leaders(lambda: what(self._keeper) if self._keeper else "")
@@ -244,11 +249,3 @@ def _step_of(env: RankEnv) -> int:
     if step is None or env.resume_step not in (None, step):
         raise NexaError(f"{env.resume_from} is no checkpoint of step {env.resume_step}")
     return step
-
-
-def _link(source: Path, into: Path) -> None:
-    into.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, into)
-    except OSError:  # another file system
-        copyfile(source, into)

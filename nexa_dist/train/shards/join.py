@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -30,9 +29,8 @@ def join(part: Path, root: Path) -> Path:
     try:
         for folder in folders:
             for name in checkpoint.manifest(folder)["files"]:
-                (temp / name).parent.mkdir(parents=True, exist_ok=True)
                 if not (temp / name).exists():
-                    os.link(folder / name, temp / name)
+                    checkpoint.link(folder / name, temp / name)
         files = {name: body[KEY]["of"][name] for name in checkpoint.names(temp)}
         checkpoint.seal(temp, {**known, "files": files, KEY: body[KEY]})
         made = checkpoint.put(temp, own)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -119,8 +118,7 @@ class Store(Durable):
     def _linked(self, source: Path, into: Path, names: list[str]) -> Path:
         into.mkdir()
         for name in names:
-            (into / name).parent.mkdir(parents=True, exist_ok=True)
-            os.link(source / name, into / name)
+            checkpoint.link(source / name, into / name)
         return into
 
     def _if_first(self, act: Callable[[], object]) -> Callable[[], object]:

@@ -41,6 +41,9 @@ def fill(step, env, how):
         if env.rank == 0:
             (folder / "sub").mkdir()
             (folder / "sub" / "meta.json").write_text(json.dumps({"step": step}))
+        if how == "blocked" and env.rank == 2:  # a folder where the replica of another node's file is to be
+            (folder / "rank_1.bin").mkdir()
+            (folder / "rank_1.bin" / "inside").write_text("")
         if how == "same":
             (folder / "config.json").write_text("{}")
         if how == "differs":
@@ -192,6 +195,7 @@ def test_a_lost_node_starts_from_its_replica_and_damage_is_walked_back_over(node
     for node in (0, 1):
         assert not checkpoint.verify(nodes.step(node, 20)) and names(nodes.step(node, 20)) == ALL
     told = checkpoint.manifest(nodes.step(1, 20))["shards"]
+    assert (out[0][4]["digest"], out[0][4]["nodes"]) == (told["digest"], 2)
     assert told["nodes"] == [["rank_0.bin", "rank_1.bin", "sub/meta.json"], ["empty", "rank_2.bin", "rank_3.bin"]]
     assert (told["world_size"], told["layout"]) == (4, [2, 2])
     shutil.rmtree(nodes.node(1))
@@ -277,6 +281,15 @@ def test_a_save_that_one_rank_cannot_do_is_nobodys(nodes: Nodes) -> None:
     out = nodes.run(["save", 40], ["start"])
     assert {one[0].split(": ")[0] for one in out} == {"Superseded"}
     assert out[0][1] == [30, str(nodes.step(0, 30))]
+
+
+def test_a_replica_that_cannot_be_written_keeps_nobody_waiting(nodes: Nodes) -> None:
+    out = nodes.run(["begin", 0], ["save", 10, "blocked"], ["save", 20], ["finish", 20])
+    assert nodes.codes == [0] * 4, nodes.said
+    assert len({str(one[1]) for one in out}) == 1
+    assert "checkpoint at step 10 was not saved: rank 1: [Errno 17] File exists" in out[0][1]
+    for node in (0, 1):
+        assert [path.name for path in (nodes.node(node) / "checkpoints").iterdir()] == ["step_00000020"]
 
 
 def test_other_numbers_of_ranks_and_nodes_find_all_files(nodes: Nodes) -> None:
