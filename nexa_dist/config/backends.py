@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,8 @@ class Backend:
     """Keys of train.yaml that it must have. Of `SECTIONS` it takes no other."""
     config: str = ""
     """What its key `config` names; empty: it takes none."""
+    reads: str = ""
+    """`(TrainConfig) -> object`: that file, checked. Raises ConfigError. Called wherever train.yaml is read."""
     preload: tuple[str, ...] = ("torch",)
     """Modules that a warm interpreter has imported before the ranks are forked."""
     needs: tuple[str, ...] = ()
@@ -43,4 +48,20 @@ BACKENDS = {
         # DDP keeps the whole model, its gradients and AdamW's moments on every rank.
         most_parameters=15_000_000_000,
     ),
+    "acc": Backend(
+        _PREPARE,
+        "nexa_dist.train.backends.acc:train",
+        (*_OURS, "config"),
+        config="the YAML of `accelerate config`",
+        reads="nexa_dist.config.backend_files.accelerate:read",
+        preload=_WARM,
+        needs=_TRANSFORMERS,
+    ),
 }
+
+
+def resolve(name: str) -> Callable[..., Any]:
+    """The function that a `module:function` of a row names."""
+    module, _, function = name.partition(":")
+    found: Callable[..., Any] = getattr(import_module(module), function)
+    return found

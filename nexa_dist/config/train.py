@@ -69,8 +69,10 @@ class TrainConfig(Section):
         "file, or of the script.",
     )
     stage: Literal["train"] = Field("train", description="Stage of the pipeline that the manifest names.")
-    backend: Literal["hf"] | None = Field(
-        None, description="hf: the transformers Trainer under DDP, set by model, dataset and trainer."
+    backend: Literal["hf", "acc"] | None = Field(
+        None,
+        description="hf: the transformers Trainer under DDP, set by model, dataset and trainer. acc: the same under "
+        "FSDP2, which shards the model over the ranks as the accelerate YAML in config asks.",
     )
     script: FilePath | None = Field(
         None, description="Any torchrun script, a path in the project: it runs unchanged with args."
@@ -167,7 +169,7 @@ class TrainConfig(Section):
     max_tokens: int | None = Field(
         None,
         gt=0,
-        description="backend hf: as many steps as fit into so many tokens of training, trainer.steps at most.",
+        description="For a backend: as many steps as fit into so many tokens of training, trainer.steps at most.",
     )
     launcher: Literal["torchrun", "direct"] = Field(
         "torchrun",
@@ -229,11 +231,13 @@ class TrainConfig(Section):
         description="Weights & Biases: off, offline (files in the run folder, no network) or online. Without it, a "
         "script that uses it is online when WANDB_API_KEY is there, and else off.",
     )
-    model: ModelConfig | None = Field(None, description="backend hf: the model.")
-    dataset: DatasetConfig | None = Field(None, description="backend hf: the text.")
-    trainer: TrainerConfig | None = Field(None, description="backend hf: steps, rates and intervals.")
+    model: ModelConfig | None = Field(None, description="backends hf, acc: the model.")
+    dataset: DatasetConfig | None = Field(None, description="backends hf, acc: the text.")
+    trainer: TrainerConfig | None = Field(None, description="backends hf, acc: steps, rates and intervals.")
     config: FilePath | None = Field(
-        None, description="The backend's own config file, a path in the project. backend hf has none."
+        None,
+        description="The backend's own config file, a path in the project: of acc what accelerate config writes "
+        "(FSDP2). backend hf has none.",
     )
 
     @field_validator("wandb", mode="before")

@@ -89,7 +89,7 @@ def preflight(ctx: Context, config: TrainConfig, cluster: Nodes | None) -> Seen:
 def warn(ctx: Context, cluster: Cluster, config: TrainConfig) -> None:
     """Before a run: raises UsageError for a model that backend hf never takes, and says when memory seems too small.
     Of a pretrained directory nothing is asked, which would take a trip."""
-    if config.model is None or config.model.path is not None:
+    if config.backend != "hf" or config.model is None or config.model.path is not None:
         return
     seen = preflight(ctx, config, cluster)
     if seen.shape.parameters > MOST_PARAMETERS:

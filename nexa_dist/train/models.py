@@ -15,8 +15,9 @@ from nexa_dist.train import data
 _hf: Any = transformers  # half of its functions carry no types
 
 
-def build(config: TrainConfig, dataset: data.Dataset) -> Any:
-    """The model in float32 on the CPU. Its size is counted on the meta device before memory is taken."""
+def build(config: TrainConfig, dataset: data.Dataset, *, empty: bool = False) -> Any:
+    """The model in float32 on the CPU. Its size is counted on the meta device before memory is taken, and there it
+    stays when it is to be `empty`."""
     shape = config.model
     assert shape is not None and config.dataset is not None
     if shape.path is not None:
@@ -36,7 +37,10 @@ def build(config: TrainConfig, dataset: data.Dataset) -> Any:
             eos_token_id=dataset.end_id,
         )
     refuse_if_too_large(str(config.backend), settings)
-    if shape.path is not None:
+    if empty:
+        with torch.device("meta"):
+            model = _hf.AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+    elif shape.path is not None:
         model = _hf.AutoModelForCausalLM.from_pretrained(shape.path, dtype=torch.float32, local_files_only=True)
     else:
         model = _hf.AutoModelForCausalLM.from_config(settings, dtype=torch.float32)

@@ -16,6 +16,9 @@ class Parallel:
     """How a backend spreads a model over the ranks, and how it saves. Every rank makes one and calls all of it in the
     same order: each call may be a collective. `made` is the NexaTrainer."""
 
+    spreads = False
+    """Whether `build` has put the model where it belongs, so that the Trainer must neither move nor wrap it."""
+
     def arguments(self) -> dict[str, Any]:
         """More arguments for transformers.TrainingArguments."""
         return {}
@@ -38,7 +41,7 @@ class Parallel:
         raise NotImplementedError
 
     def load(self, made: Any, folder: Path) -> None:
-        """Put the weights of a checkpoint into the unwrapped model, where nothing is left to train."""
+        """Put the weights of a checkpoint into the unwrapped model."""
         made.load_weights(folder)
 
     def resume(self, made: Any, folder: Path) -> None:

@@ -92,6 +92,8 @@ class NexaTrainer(Trainer):
             data_collator=_hf.default_data_collator,
             processing_class=models.tokenizer(config, dataset),
         )
+        if parallel.spreads:  # transformers' own way with a model that was sharded before it came here
+            self.is_distributed_loading_by_transformers = True
         self.remove_callback(PrinterCallback)
         self.add_callback(_Steps(self))
         self.resumed_from: Path | None = None
@@ -157,11 +159,13 @@ class NexaTrainer(Trainer):
         """Mean loss of all held-out windows in nats a token: a share on each rank, no random number used."""
         self.model.eval()
         mine = range(self.env.rank, len(self.held_out), self.env.world_size)
+        most = len(range(0, len(self.held_out), self.env.world_size))
         loss, count = 0.0, 0
-        for start in range(0, len(mine), self.cfg.batch_size):
-            rows = [self.held_out[index] for index in mine[start : start + self.cfg.batch_size]]
+        for start in range(0, most, self.cfg.batch_size):
+            of_batch = mine[start : start + self.cfg.batch_size]
+            rows = [self.held_out[index] for index in of_batch or [0]]  # a sharded model is gathered by all ranks
             batch = self._prepare_inputs(_hf.default_data_collator(rows))
-            tokens = int((batch["labels"] != -100).sum())
+            tokens = int((batch["labels"] != -100).sum()) if of_batch else 0
             with self.autocast_smart_context_manager():
                 loss += float(self.model(**batch).loss) * tokens
             count += tokens
@@ -175,9 +179,16 @@ class NexaTrainer(Trainer):
         self.store_flos()
         self.parallel.save(self, last=self.stop.agreed or self.state.global_step >= self.cfg.steps)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.parallel.load(self, Path(resume_from_checkpoint))
+
     def load_weights(self, folder: Path) -> None:
-        """Put the weights of a whole checkpoint into the model."""
-        self._load_from_checkpoint(str(folder))
+        """Put the weights of a whole checkpoint into the model, from transformers' own files."""
+        super()._load_from_checkpoint(str(folder))
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        if not self.parallel.spreads:
+            super()._move_model_to_device(model, device)
 
     def begin(self) -> None:
         """Before the first step of this process, with the model as the Trainer wrapped it."""
