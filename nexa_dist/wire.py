@@ -273,7 +273,8 @@ FIGURES = anything(4, 1000)
 RESULT = record(
     {},
     dict.fromkeys(("model", "wandb_run_id", "parallel"), maybe(text(500)))
-    | dict.fromkeys(("dataset", "checkpoint", "eval_report"), maybe(table(NAME, FIGURES, 1000))),
+    | dict.fromkeys(("dataset", "checkpoint", "eval_report"), maybe(table(NAME, FIGURES, 1000)))
+    | {"sharding": maybe(table(NAME, anything(1, 10_000), 100))},
 )
 """What rank 0 leaves of a run. A user's own script may write it."""
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from nexa_dist.config.backends import BACKENDS, resolve
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.config.fields import check_name
 from nexa_dist.config.overrides import apply_overrides
@@ -18,6 +19,7 @@ from nexa_dist.config.problems import MAX_PROBLEMS, choices_at, kinds_at, models
 from nexa_dist.config.rules import KEYS
 from nexa_dist.config.train import TrainConfig, name_of
 from nexa_dist.config.yaml.file import display_name, parse_yaml, read_bytes
+from nexa_dist.config.yaml.json_text import read_json
 from nexa_dist.config.yaml.scalars import shown
 from nexa_dist.config.yaml.tree import Document, PathKey
 from nexa_dist.errors import ConfigError, Problem
@@ -51,7 +53,16 @@ def load_train(path: Path, overrides: Sequence[str] = (), more: Sequence[str] = 
         document.data.setdefault("name", name_of(path.stem))
         return _append(document.data, more)
 
-    return _load(path, overrides, TrainConfig, prepare)
+    config = _load(path, overrides, TrainConfig, prepare)
+    if config.backend and (reader := BACKENDS[config.backend].reads):
+        resolve(reader)(config)
+    return config
+
+
+def load_other(path: Path, model: type[M], prepare: Callable[[Document], list[Problem]] | None = None) -> M:
+    """A config file of another program. `prepare` may change it first, and say what is wrong with it."""
+    yaml = path.suffix != ".json"
+    return _validated(parse_yaml(read_bytes(path), display_name(path)) if yaml else read_json(path), (), model, prepare)
 
 
 def changed_train(data: Any, run_id: str, overrides: Sequence[str], more: Sequence[str] = ()) -> TrainConfig:

@@ -75,6 +75,10 @@ class Manifest(_Part):
     git_commit: str | None = Field(
         description="Commit of the project; with -dirty when what was sent is not what it has. See code_hash too."
     )
-    parallel: str | None = Field(description="How the model was spread, for instance DDP.")
+    parallel: str | None = Field(description="How the model was spread: DDP, FSDP2, ZeRO-3.")
+    sharding: dict[str, Any] | None = Field(
+        None,
+        description="What a sharded model really became: the parameters that each rank holds, precision, offload.",
+    )
     nodes: tuple[ManifestNode, ...] = Field(description="Nodes in rank order.")
     attempts: tuple[ManifestAttempt, ...] = Field(description="Every start, with the cause of its end.")

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, StringConstraints, field_validator, 
 from nexa_dist.config.backends import BACKENDS, SECTIONS
 from nexa_dist.config.launchers import refuse_nested
 from nexa_dist.config.trainer import DatasetConfig, FilePath, ModelConfig, Section, TrainerConfig
-from nexa_dist.config.work import Environment
+from nexa_dist.config.work import Environment, OwnEnvironment
 
 ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*\Z")
 RESERVED_ENV = re.compile(
@@ -69,8 +69,10 @@ class TrainConfig(Section):
         "file, or of the script.",
     )
     stage: Literal["train"] = Field("train", description="Stage of the pipeline that the manifest names.")
-    backend: Literal["hf"] | None = Field(
-        None, description="hf: the transformers Trainer under DDP, set by model, dataset and trainer."
+    backend: Literal["hf", "ds"] | None = Field(
+        None,
+        description="hf: the transformers Trainer under DDP, set by model, dataset and trainer. ds: the same under "
+        "DeepSpeed's ZeRO, as the DeepSpeed JSON in config asks.",
     )
     script: FilePath | None = Field(
         None, description="Any torchrun script, a path in the project: it runs unchanged with args."
@@ -167,7 +169,7 @@ class TrainConfig(Section):
     max_tokens: int | None = Field(
         None,
         gt=0,
-        description="backend hf: as many steps as fit into so many tokens of training, trainer.steps at most.",
+        description="For a backend: as many steps as fit into so many tokens of training, trainer.steps at most.",
     )
     launcher: Literal["torchrun", "direct"] = Field(
         "torchrun",
@@ -229,11 +231,12 @@ class TrainConfig(Section):
         description="Weights & Biases: off, offline (files in the run folder, no network) or online. Without it, a "
         "script that uses it is online when WANDB_API_KEY is there, and else off.",
     )
-    model: ModelConfig | None = Field(None, description="backend hf: the model.")
-    dataset: DatasetConfig | None = Field(None, description="backend hf: the text.")
-    trainer: TrainerConfig | None = Field(None, description="backend hf: steps, rates and intervals.")
+    model: ModelConfig | None = Field(None, description="backends hf, ds: the model.")
+    dataset: DatasetConfig | None = Field(None, description="backends hf, ds: the text.")
+    trainer: TrainerConfig | None = Field(None, description="backends hf, ds: steps, rates and intervals.")
     config: FilePath | None = Field(
-        None, description="The backend's own config file, a path in the project. backend hf has none."
+        None,
+        description="The backend's own config file, a path in the project: of ds a DeepSpeed JSON. hf has none.",
     )
 
     @field_validator("wandb", mode="before")
@@ -302,5 +305,6 @@ class TrainConfig(Section):
             if self.args:
                 raise ValueError(f"args are for script, module or program; backend: {self.backend} takes none")
             if "environment" not in self.model_fields_set:
-                object.__setattr__(self, "environment", row.environment)
+                more = OwnEnvironment(packages=row.packages) if row.packages else None
+                object.__setattr__(self, "environment", more or row.environment)
         return self

@@ -18,23 +18,8 @@ _hf: Any = transformers  # half of its functions carry no types
 def build(config: TrainConfig, dataset: data.Dataset) -> Any:
     """The model in float32 on the CPU. Its size is counted on the meta device before memory is taken."""
     shape = config.model
-    assert shape is not None and config.dataset is not None
-    if shape.path is not None:
-        settings = _hf.AutoConfig.from_pretrained(shape.path, local_files_only=True)
-    else:
-        settings = _hf.LlamaConfig(
-            vocab_size=dataset.vocab_size,
-            hidden_size=shape.hidden_size,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.heads,
-            intermediate_size=shape.intermediate_size,
-            max_position_embeddings=config.dataset.sequence_length,
-            attention_dropout=shape.dropout,
-            tie_word_embeddings=True,
-            bos_token_id=dataset.end_id,
-            eos_token_id=dataset.end_id,
-        )
+    assert shape is not None
+    settings = _settings(config, dataset)
     refuse_if_too_large(str(config.backend), settings)
     if shape.path is not None:
         model = _hf.AutoModelForCausalLM.from_pretrained(shape.path, dtype=torch.float32, local_files_only=True)
@@ -42,6 +27,32 @@ def build(config: TrainConfig, dataset: data.Dataset) -> Any:
         model = _hf.AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
     model.config.use_cache = False
     return model
+
+
+def _settings(config: TrainConfig, dataset: data.Dataset) -> Any:
+    shape = config.model
+    assert shape is not None and config.dataset is not None
+    if shape.path is not None:
+        return _hf.AutoConfig.from_pretrained(shape.path, local_files_only=True)
+    return _hf.LlamaConfig(
+        vocab_size=dataset.vocab_size,
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        intermediate_size=shape.intermediate_size,
+        max_position_embeddings=config.dataset.sequence_length,
+        attention_dropout=shape.dropout,
+        tie_word_embeddings=True,
+        bos_token_id=dataset.end_id,
+        eos_token_id=dataset.end_id,
+    )
+
+
+def parameters(config: TrainConfig, dataset: data.Dataset) -> int:
+    """Of the model that `build` makes, counted on the meta device."""
+    with torch.device("meta"):
+        return int(_hf.AutoModelForCausalLM.from_config(_settings(config, dataset)).num_parameters())
 
 
 def refuse_if_too_large(backend: str, settings: Any) -> None:

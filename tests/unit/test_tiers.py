@@ -20,7 +20,7 @@ PROMISES = {
     "results come home, whole, and no only copy is ended unasked",
     "each run of a queue takes place once",
     *("report", "completion", "environments"),
-    "what a run needs of its nodes is set up once",
+    *("what a run needs of its nodes is set up once", "a DeepSpeed file is done as it says, or refused"),
     *("what runs is what is named", "what is not sent is said, and nothing is guessed", "the wheel", "quickstart"),
 }
 

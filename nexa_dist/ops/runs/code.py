@@ -34,7 +34,7 @@ def of_now(ctx: Context, config: TrainConfig) -> tuple[archive.Archive, archive.
     """The project as it is in the workspace now, and our package. Says what is not sent."""
     root = ctx.workspace.root
     found = archive.project(ctx.runner, root, config.files)
-    _check_script(config, root, found)
+    _check_named(config, root, found)
     source = next((file.content for file in found.files if file.name == os.path.normpath(config.script or "")), b"")
     if launcher := calls_one(source):
         ctx.say(
@@ -58,13 +58,13 @@ def of_now(ctx: Context, config: TrainConfig) -> tuple[archive.Archive, archive.
     return found, archive.package()
 
 
-def _check_script(config: TrainConfig, root: Path, project: archive.Archive) -> None:
-    if config.script and not Path(config.script).is_absolute():
-        name = os.path.normpath(config.script)
-        if name not in project.names:
+def _check_named(config: TrainConfig, root: Path, project: archive.Archive) -> None:
+    for key, given in (("script", config.script), ("config", config.config)):
+        name = os.path.normpath(given or "")
+        if given and not Path(given).is_absolute() and name not in project.names:
             told = next((str(one) for one in project.left_out if f"{name}/".startswith(f"{one.name}/")), "")
-            there = told or "is ignored, so it is not sent" if (root / config.script).exists() else "does not exist"
-            raise NexaError(f"script {config.script} {there} (in {root})", hint="paths are relative to this folder")
+            there = told or "is ignored, so it is not sent" if (root / given).exists() else "does not exist"
+            raise NexaError(f"{key} {given} {there} (in {root})", hint="paths are relative to this folder")
 
 
 def send(

@@ -89,7 +89,11 @@ def resume(trainer: Any, folder: Path) -> None:
         if trainer.env.rank == 0:
             print(f"note: saved by {len(ranks)} ranks, so this is no bit-exact continuation", flush=True)
         return
-    mine = ranks[trainer.env.rank]
+    take_up(trainer, ranks[trainer.env.rank])
+
+
+def take_up(trainer: Any, mine: dict[str, Any]) -> None:
+    """The running loss of `of_rank`."""
     trainer._tr_loss += mine["loss_sum"]
     trainer._total_loss_scalar = mine["loss_total"]
     trainer._globalstep_last_logged = mine["logged_step"]

@@ -28,6 +28,10 @@ class Parallel:
         """The model that the Trainer gets."""
         return models.build(config, dataset)
 
+    def size(self, model: Any) -> int:
+        """Parameters of the whole model, however `build` spread it."""
+        return int(model.num_parameters())
+
     def check(self, made: Any) -> dict[str, Any]:
         """What the model really became, for result.json: `parallel` and more. Raises NexaError where it is not what was
         asked for. Called before the first step, once the Trainer has wrapped it."""

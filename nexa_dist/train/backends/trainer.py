@@ -80,7 +80,7 @@ class NexaTrainer(Trainer):
             config = config.model_copy(update={"trainer": self.cfg})
         _hf.set_seed(self.cfg.seed)  # the same first weights on every rank
         model = parallel.build(config, dataset)
-        self.parameters = model.num_parameters()
+        self.parameters = parallel.size(model)
         """Of the whole model, before it is spread."""
         if env.rank == 0:
             print(f"model {self.parameters} parameters, {env.world_size} ranks", flush=True)
@@ -157,11 +157,13 @@ class NexaTrainer(Trainer):
         """Mean loss of all held-out windows in nats a token: a share on each rank, no random number used."""
         self.model.eval()
         mine = range(self.env.rank, len(self.held_out), self.env.world_size)
+        most = len(range(0, len(self.held_out), self.env.world_size))
         loss, count = 0.0, 0
-        for start in range(0, len(mine), self.cfg.batch_size):
-            rows = [self.held_out[index] for index in mine[start : start + self.cfg.batch_size]]
+        for start in range(0, most, self.cfg.batch_size):
+            of_batch = mine[start : start + self.cfg.batch_size]
+            rows = [self.held_out[index] for index in of_batch or [0]]  # a sharded model is gathered by all ranks
             batch = self._prepare_inputs(_hf.default_data_collator(rows))
-            tokens = int((batch["labels"] != -100).sum())
+            tokens = int((batch["labels"] != -100).sum()) if of_batch else 0
             with self.autocast_smart_context_manager():
                 loss += float(self.model(**batch).loss) * tokens
             count += tokens
