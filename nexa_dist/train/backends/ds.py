@@ -78,7 +78,18 @@ class Zero(Parallel):
         self._begun_at, folder = point
         ranks = len(list(folder.glob("nexa_rank_*.json")))
         assert self._config.trainer is not None
-        if ranks == env.world_size or self._begun_at >= self._config.trainer.steps:
+        if self._begun_at >= self._config.trainer.steps:
+            return point
+        saved = json.loads((folder / "nexa_rank_0.json").read_text())["offload_optimizer"]
+        if "nvme" in (saved, self._place("offload_optimizer")):
+            # It loads the files of the disk, and not what stayed in memory for being small: other weights.
+            words = (
+                f"step {self._begun_at} cannot be taken up: DeepSpeed loads no whole optimizer whose place is a disk"
+            )
+            raise NexaError(
+                words, hint="put offload_optimizer on cpu from the first step on; offload_param may be nvme"
+            )
+        if ranks == env.world_size:
             return point
         if any(folder.glob("global_step*/offloaded_tensors")) or self._place("offload_optimizer") == "nvme":
             words = (
@@ -168,6 +179,7 @@ class Zero(Parallel):
         weights = made.accelerator.get_state_dict(engine) if step >= made.cfg.steps else None
         ds_engine.save(engine, folder, step)
         entry = hf_state.of_rank(made)
+        entry["offload_optimizer"] = self._place("offload_optimizer")
         entry["weight_decay"] = [group["weight_decay"] for group in engine.optimizer.param_groups]
         (folder / f"rng_state_{rank}.pth").write_bytes(entry.pop("rng"))
         (folder / f"nexa_rank_{rank}.json").write_text(json.dumps(entry))

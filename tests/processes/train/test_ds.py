@@ -233,7 +233,8 @@ def test_it_learns_as_ddp_does_and_stopped_and_resumed_is_unbroken(
     place = next((word for word in ("cpu", "nvme") if word in kind), "none")
     sharding = unbroken["sharding"]
     assert unbroken["parallel"] == f"ZeRO-{3 if third else 2}" and sharding["stage"] == (3 if third else 2)
-    assert (sharding["offload_param"], sharding["offload_optimizer"]) == (place, place)
+    assert sharding["offload_param"] == place
+    assert sharding["offload_optimizer"] == ("cpu" if place == "nvme" else place)  # where a resume loads all of it
     assert sharding["local_parameters"] == [-(-whole // 2)] * 2 if third else [whole] * 2
     assert all(whole / 2 <= part < whole / 2 + 64 for part in sharding["local_optimizer"])  # padded to whole parts
     assert not (stage.folder / kind / "nvme").exists()
