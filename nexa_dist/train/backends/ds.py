@@ -91,11 +91,6 @@ class Zero(Parallel):
             )
         if ranks == env.world_size:
             return point
-        if any(folder.glob("global_step*/offloaded_tensors")) or self._place("offload_optimizer") == "nvme":
-            words = (
-                f"step {self._begun_at} is of {ranks} ranks, and what lies on a disk is not split for {env.world_size}"
-            )
-            raise NexaError(words, hint="take as many ranks as it was saved by")
         self._settings["checkpoint"] = {"load_universal": True}
         universal = env.run_dir / "universal" / folder.name
         problem = next(filter(None, control.gather(self._convert(folder, universal))), "")
