@@ -227,7 +227,10 @@ def test_it_learns_as_ddp_does_and_stopped_and_resumed_is_unbroken(
         assert abs(report[name] - ddp[name]) < 1e-3, (name, report, ddp)
     assert report["train_loss_last"] < report["train_loss_first"] - 0.05
     assert broken["eval_report"]["eval_loss_nats"] == report["eval_loss_nats"]
-    assert stage.final_files(f"{kind}-broken") == stage.final_files(kind)
+    files = [stage.final_files(name) for name in (f"{kind}-broken", kind)]
+    if "nvme" in kind:  # DeepSpeed writes the folder on the disk, which is the run's own, into its files
+        files = [{name: of[name] for name in of if not name.startswith("global_step")} for of in files]
+    assert files[0] == files[1] and "model/model.safetensors" in files[0]
 
     third, whole = "zero3" in kind, report["parameters"]
     place = next((word for word in ("cpu", "nvme") if word in kind), "none")
