@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from nexa_dist.remote import footprint
+from tests.begun import begun
 
 RUN, FOREIGN = "train_20261123_060336_who", "train_20261122_000000_theirs"
 ENV, AGENT, CODE, DATA = "a939bd936108870b", "38a96d64ef624ef7", "c24a8d0c0b8db0c4", "0123456789abcdef"
@@ -153,12 +154,12 @@ def test_nothing_is_removed_while_something_uses_it(home: Path) -> None:
     machine = Machine(home)
     machine.used()
     agent = machine.path("shared", "agent", AGENT, "agent.pyz")
-    with subprocess.Popen([sys.executable, "-c", "input()", str(agent)], stdin=subprocess.PIPE) as process:
+    with begun([sys.executable, "-c", "input()", str(agent)], stdin=subprocess.PIPE) as process:
         before = tree(home)
         answer = machine.release()
         assert answer == {"removed": [], "stays": [], "processes": [process.pid]}
         assert tree(home) == before
-        process.communicate()
+        process.communicate(b"\n")
     assert machine.release()["processes"] == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import re
 import subprocess
@@ -87,7 +88,10 @@ def imports(path: Path) -> set[str]:
     return found - {"", "nexa_dist", me}
 
 
-IMPORTS = {name: imports(path) for name, path in MODULES.items()}
+@functools.cache
+def all_imports() -> dict[str, set[str]]:
+    """Not when this file is read: each worker reads it, and one needs them."""
+    return {name: imports(path) for name, path in MODULES.items()}
 
 
 def layer_of(name: str) -> str:
@@ -102,7 +106,7 @@ def test_imports_point_down(name: str) -> None:
     layer = layer_of(name)
     assert layer in BELOW, f"{layer} has no place in the layers: add it, and docs/DECISIONS.md, first"
     allowed = BELOW[layer] | {layer} | {layer_of(BY_PATH.get(name, name))}
-    wrong = {one for one in IMPORTS[name] if layer_of(one) not in allowed}
+    wrong = {one for one in all_imports()[name] if layer_of(one) not in allowed}
     assert not wrong, f"{name} ({layer}) imports {sorted(wrong)}"
 
 
@@ -115,14 +119,14 @@ def test_rooms_point_down(layer: str) -> None:
     def place(name: str) -> int | None:
         return next((at for room, at in order.items() if f"{name}.".startswith(f"{room}.")), None)
 
-    for name, others in IMPORTS.items():
+    for name, others in all_imports().items():
         for other in others if place(name) is not None else ():
             mine, its = place(name), place(other)
             assert its is None or mine is None or mine <= its, f"{name} imports {other}, which stands above it"
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
-    reached = {name: set(others) for name, others in IMPORTS.items()}
+    reached = {name: set(others) for name, others in all_imports().items()}
     for through in reached:
         for others in reached.values():
             if through in others:

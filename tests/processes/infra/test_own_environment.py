@@ -25,6 +25,7 @@ from nexa_dist.ops.work.environment import KEPT, make_ready
 from nexa_dist.run.runner import Stream, SystemRunner
 from nexa_dist.run.ssh.connections import Link, Ssh
 from nexa_dist.run.workspace import Workspace
+from tests.begun import begun
 from tests.processes.node.rig import until
 
 FAKE_UV = """#!/bin/sh
@@ -267,7 +268,7 @@ def test_those_that_nobody_uses_are_removed_and_never_one_in_use(lab: Lab) -> No
     (envs / ("0" * 16) / "nexa-env.json").write_text('{"python": "3.11", "torch": "9", "cuda": null}')
     (envs / ("2" * 16 + ".gone")).mkdir()
     link = lab.links[0]
-    busy = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", f"{envs}/{names[0]}/bin/python"])
+    busy = begun([sys.executable, "-c", "import time; time.sleep(60)", f"{envs}/{names[0]}/bin/python"])
     try:
         rows = {row["name"]: row for row in environment.listed(link)["rows"]}
         assert set(rows) == {*names, "0" * 16, "1" * 16}

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from nexa_dist.run.code.content import content
 from nexa_dist.run.runner import Result, Stream, SystemRunner
 from nexa_dist.run.ssh.connections import Link, Ssh
 from nexa_dist.run.workspace import Workspace
+from tests.begun import begun
 
 CORPUS = {"a.txt": b"one", "deep/b.bin": bytes(range(256)) * 10_000, "deep/\u00fc \udcff\n.txt": b"", "same": b"one"}
 
@@ -157,7 +157,7 @@ def test_what_a_run_wrote_to_comes_again(lab: Lab) -> None:
     (lab.seen("n0", row) / "a.txt").write_bytes(b"ONE")
     (lab.root / "names").mkdir()
     (lab.root / "names/text").symlink_to(lab.seen("n0", row))
-    rank = subprocess.Popen(["sleep", "600"], env={**os.environ, "NEXA_DATA": str(lab.root / "names")})
+    rank = begun(["sleep", "600"], env={**os.environ, "NEXA_DATA": str(lab.root / "names")})
     try:
         with pytest.raises(NexaError, match=r"data: text: n0: .*a\.txt was written to, and a run uses it"):
             lab.bring()

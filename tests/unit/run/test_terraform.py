@@ -19,6 +19,7 @@ from nexa_dist.run import files
 from nexa_dist.run.fake import FakeRunner
 from nexa_dist.run.runner import CommandFailed, Result
 from nexa_dist.run.terraform import Lock, Terraform, TerraformFailed
+from tests.begun import begun
 
 US = f"{pwd.getpwuid(os.getuid()).pw_name}@{socket.gethostname()}"
 IDENT = "4d7c8a2e-0000-1111-2222-333344445555"
@@ -125,7 +126,7 @@ def neighbour(tmp_path: Path) -> Iterator[Callable[[Mapping[str, str]], None]]:
         there = tmp_path / "elsewhere" / "src" / "stacks" / "aws"
         write_backend(there, backend)
         argv = ["sh", "-c", "sleep 600 & wait", "terraform", f"-chdir={there}", "apply"]
-        started.append(subprocess.Popen(argv, start_new_session=True))
+        started.append(begun(argv, start_new_session=True))
 
     yield start
     for child in started:
