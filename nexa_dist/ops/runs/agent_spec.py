@@ -129,7 +129,7 @@ class Job:
             run_id=self.run_id,
             attempt=self.attempt,
             interface=interface,
-            cpus=cpus,
+            cpus=cpus // _sharing(plan, link),
             user={**self.brought.env.get(node.node.name, {}), **_user_environment(self.config)},
             resume=(self.resume[1][node.node.name], self.resume[0]) if self.resume else None,
             bucket=bucket_environment(link.ssh.cluster, place.package),
@@ -138,14 +138,14 @@ class Job:
 
     def preloading(self, plan: RankPlan, node: NodePlan, link: Link) -> dict[str, Any]:
         """What `probe` needs to load the interpreter that the ranks of a node will be forked from. `plan` may lack
-        the port, and nobody knows the node's interface and CPUs: the agent counts these itself."""
+        the port, and nobody knows the node's interface and CPUs: the agent divides these by `nproc` itself."""
         place = self.place(link)
         env = self.environment(plan, node, link, "", 1)
         if "OMP_NUM_THREADS" not in self.config.env:
             del env["OMP_NUM_THREADS"]
         argv = (place.python, *torchrun.program(self.expanded(env), place).argv)
-        spec = {"argv": argv, "cwd": place.work, "env": env, "path": self.path(link), "nproc": node.nproc}
-        spec["preload"] = self.preload
+        spec: dict[str, Any] = {"argv": argv, "cwd": place.work, "env": env, "path": self.path(link)}
+        spec |= {"nproc": node.nproc * _sharing(plan, link), "preload": self.preload}
         return {"run_dir": place.run_dir, "spec": spec, "secrets": self.secrets}
 
     def spec(
@@ -217,6 +217,12 @@ def bucket_environment(cluster: Cluster, package: str) -> dict[str, str]:
     """What run_sync.sh of the package on a node needs; an endpoint that we were given holds there too."""
     made = torchrun.bucket_environment(cluster, f"{package}/{archive.SYNC}")
     return made | {name: os.environ[name] for name in ENDPOINTS if made and os.environ.get(name)}
+
+
+def _sharing(plan: RankPlan, link: Link) -> int:
+    """Nodes of the run on the CPUs of this node. Where each node's ranks had a thread for every CPU of the one machine,
+    they would spin for each other: a step takes ten times the CPU time."""
+    return len(plan.nodes) if link.ssh.cluster.traits.one_machine else 1
 
 
 def _user_environment(config: TrainConfig) -> dict[str, str]:

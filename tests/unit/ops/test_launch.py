@@ -30,6 +30,7 @@ from nexa_dist.run.workspace import RunFolder, Workspace
 from nexa_dist.secrets import redact_text
 
 NODES = (Node("n0", "10.0.0.1", 1), Node("n1", "10.0.0.2", 1))
+TWO = tuple(dataclasses.replace(node, gpus=2) for node in NODES)
 CLUSTER = Cluster("c", "static", NODES, Layout("python3", "~/s", "~/h", "~/d"))
 
 
@@ -52,7 +53,7 @@ class Nodes(FakeRunner):
 
     def answer(self, call: Call) -> Result:
         argv, stdin = call.argv, call.stdin
-        node = next(node.name for node in NODES if node.address == argv[-2])
+        node = next(node.name for node in NODES if argv[-2] in (node.address, node.name))
         words = shlex.split(argv[-1])
         verb = words[words.index("-E") + 2]
         message: Any = json.loads(stdin) if isinstance(stdin, bytes) and stdin and verb != "unpack" else None
@@ -74,11 +75,11 @@ class Nodes(FakeRunner):
 
 
 class Trial:
-    def __init__(self, folder: Path, nodes: Nodes, **config: Any) -> None:
+    def __init__(self, folder: Path, nodes: Nodes, cluster: Cluster = CLUSTER, **config: Any) -> None:
         (folder / "train.py").write_text("pass\n")
         self.nodes = nodes
         self.ctx = Context(Workspace(folder), nodes, lambda text: None)
-        self.ssh = Ssh(nodes, CLUSTER, "/nonexistent")
+        self.ssh = Ssh(nodes, cluster, "/nonexistent")
         self.links = [Link(self.ssh, node, "/home/u") for node in NODES]
         self.config = TrainConfig.model_validate({"name": "t", "script": "train.py", **config})
         self.code = archive.build(folder, ["train.py"])
@@ -158,6 +159,16 @@ def test_the_interpreter_of_the_ranks_is_loaded_while_the_nodes_are_asked(tmp_pa
         differs = {key for key in {*early["env"], *spec["env"]} if early["env"].get(key) != spec["env"].get(key)}
         assert differs == {"OMP_NUM_THREADS"}
         assert spec["keep_warm"] is True
+
+
+@pytest.mark.parametrize(("provider", "threads"), [("static", 4), ("local", 2)])
+def test_nodes_on_one_machine_share_its_cpus(tmp_path: Path, provider: str, threads: int) -> None:
+    """Of 8 CPUs, with two ranks on each of two nodes; and a warm interpreter is made for as many."""
+    trial = Trial(tmp_path, Nodes(), dataclasses.replace(CLUSTER, provider=provider, nodes=TWO), launcher="direct")
+    prepared = trial.prepare()
+    for name, message in trial.nodes.told("probe").items():
+        assert prepared.specs[name]["env"]["OMP_NUM_THREADS"] == str(threads)
+        assert 8 // message["warm"]["spec"]["nproc"] == threads
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "direct"])
