@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ import pytest
 from tests.state import own_state
 
 own_state()  # before any test: workers of xdist inherit it
+gc.disable()  # until all are collected: a quarter of that would be looking at thousands of tests that stay
 
 TOGETHER = {
     "tests/e2e/test_runs.py": "lab 1",
@@ -80,6 +82,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # The longest first, or one worker still has it when the others have nothing left.
     seconds = known_s(item.nodeid for item in items)
     items.sort(key=lambda item: -seconds[group_of(item.nodeid)])
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def scheduling() -> Any:
