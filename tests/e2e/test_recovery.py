@@ -63,7 +63,7 @@ def test_ranks_without_torchrun_start_again_from_a_warm_interpreter(clean: Lab) 
     assert "attempt 2 rank 1" in clean.log(1, "n1", 2)
 
 
-@pytest.mark.long("tests/unit/plan/test_recovery.py has the decision")
+@pytest.mark.long("tests/unit/plan/runs/test_recovery.py has the decision")
 def test_what_falls_over_before_its_first_step_is_given_up_at_the_second_time(clean: Lab) -> None:
     raising = clean.script("raising", "raise SystemExit(3)", restarts_per_hour=10)
     said = clean.nexa("run", raising, code=1).stderr

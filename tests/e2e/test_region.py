@@ -198,7 +198,7 @@ print("seen", sorted(os.listdir(data + "/near")), size, open(data + "/far/a.txt"
 """
 
 
-@pytest.mark.long("a cluster for what emulated/test_s3_data.py and unit/ops/test_bring_data.py hold without one")
+@pytest.mark.long("a cluster for what emulated/test_s3_data.py and unit/ops/work/test_bring_data.py hold without one")
 def test_data_comes_by_a_nodes_own_profile_and_goes_on_over_their_network(cloud: Lab, here: Running) -> None:
     """And after a node was made anew the other one has it for it: the bucket may be gone by then."""
     make_bucket(cloud, "nexa-data")
@@ -371,7 +371,9 @@ def reached(cloud: Lab) -> dict[int, int]:
     return found
 
 
-@pytest.mark.long("a cluster for variants of a create; tests/emulated and tests/unit/ops/test_capacity.py have each")
+@pytest.mark.long(
+    "a cluster for variants of a create; tests/emulated and unit/ops/providers/aws/test_capacity.py have them"
+)
 def test_a_full_zone_a_lost_reply_and_a_busy_api(
     cloud: Lab, here: Running, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

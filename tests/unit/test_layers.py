@@ -137,6 +137,14 @@ def test_no_folder_is_a_bag() -> None:
     assert {folder: size for folder, size in sizes.items() if size > LARGEST} == {}
 
 
+def test_the_unit_tests_lie_as_the_package_does() -> None:
+    """Without an __init__.py the name of a file of tests is all that tells it from another one."""
+    files = sorted(Path(__file__).parent.rglob("test_*.py"))
+    rooms = {file.parent.relative_to(Path(__file__).parent) for file in files}
+    assert {str(room) for room in rooms if not (PACKAGE / room).is_dir()} == set()
+    assert len({file.name for file in files}) == len(files)
+
+
 SENT = [name for name in MODULES if layer_of(name).startswith(("node", "remote"))]
 
 

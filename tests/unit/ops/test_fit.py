@@ -16,7 +16,7 @@ from nexa_dist.ops import fit
 from nexa_dist.ops.context import Context
 from nexa_dist.run.fake import FakeRunner
 from nexa_dist.run.workspace import Workspace
-from tests.unit.plan.known_models import KNOWN
+from tests.unit.plan.fit.known_models import KNOWN
 
 OFFERS: dict[str, Any] = {"name": "c", "provider": "aws", "region": "us-east-1", "owner": "me", "nodes": 2,
                           "gpus_per_node": 1, "max_hours": 1.0, "offers": [{"type": "g5.xlarge"}]}  # fmt: skip

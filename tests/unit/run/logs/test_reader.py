@@ -15,7 +15,7 @@ from nexa_dist.run.logs import mirror
 from nexa_dist.run.logs import reader as module
 from nexa_dist.run.logs.reader import Chunk, Reader, Times, offset_at, tail_offset
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 LONGEST = 40
 
 

@@ -23,7 +23,7 @@ from nexa_dist.run.record import Attempt
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.shape import of
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 FOLDER = ROOT / "tests" / "cases" / "why"
 CASES = {path.parent.name: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*/case.json"))}
 

@@ -28,7 +28,7 @@ from nexa_dist.run.logs.stream import Follower, follow
 from nexa_dist.run.runner import Result, Runner, Stream, SystemRunner
 from nexa_dist.run.ssh.connections import Link, Ssh
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 NODE = Node("n0", "10.0.0.1", 2)
 CLUSTER = Cluster("c", "static", (NODE,), Layout("python3", "~/s", "~/h", "~/d"))
 END = b'{"end": {"state": "completed"}}\n{"through": true}\n'

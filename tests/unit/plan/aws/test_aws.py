@@ -14,7 +14,7 @@ from nexa_dist.plan.aws.offers import Candidate
 from nexa_dist.plan.aws.scope import cluster, only_this_run, place_of, tfvars, workspace_tag
 from tests.unit.cloud_server import config, scope
 
-VARIABLES = Path(__file__).parents[3] / "terraform" / "stacks" / "aws" / "variables.tf"
+VARIABLES = Path(__file__).parents[4] / "terraform" / "stacks" / "aws" / "variables.tf"
 CHOSEN = Candidate("g6e.12xlarge", "us-east-1b", "spot", 4, 4.0)
 
 

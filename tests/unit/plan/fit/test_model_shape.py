@@ -6,7 +6,7 @@ import pytest
 
 from nexa_dist.errors import UsageError
 from nexa_dist.plan.fit.model_shape import read
-from tests.unit.plan.known_models import KNOWN
+from tests.unit.plan.fit.known_models import KNOWN
 
 
 @pytest.mark.parametrize("name", KNOWN)

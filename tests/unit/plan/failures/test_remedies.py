@@ -17,7 +17,7 @@ from nexa_dist.ops.runs.agent_spec import SECRETS
 from nexa_dist.plan.failures.known.program import NOT_KNOWN
 from nexa_dist.plan.failures.table import TABLE
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 REMEDIES = {signature.name: signature.fix for signature in TABLE} | {"not known": NOT_KNOWN}
 PARSER = cli.parser()
 VERBS = set(PARSER._subparsers._group_actions[0].choices)  # type: ignore[union-attr, arg-type]

@@ -14,7 +14,7 @@ from nexa_dist.plan.failures.known.signature import Exit, Phrase, says
 from nexa_dist.plan.failures.log_reading import read
 from nexa_dist.plan.failures.table import TABLE
 
-TEXTS = Path(__file__).parents[2] / "cases" / "why" / "posted.txt"
+TEXTS = Path(__file__).parents[3] / "cases" / "why" / "posted.txt"
 OWN = 'Traceback (most recent call last):\n  File "/mnt/scratch/r/work/train.py", line 45, in main\n    go()'
 LIBRARY = '  File "/opt/venv/lib/python3.11/site-packages/{}", line 88, in go\n    run()'
 GENERAL = {"python_exception", "unknown", "aborted", "peer_lost", "peer_late"}

@@ -12,7 +12,7 @@ import yaml
 
 from nexa_dist.plan.aws.policy import POLICIES, Violation, findings
 
-CASES = Path(__file__).parents[2] / "cases" / "plans"
+CASES = Path(__file__).parents[3] / "cases" / "plans"
 GOOD: dict[str, dict[str, Any]] = {path.stem: json.loads(path.read_text()) for path in CASES.glob("*.json")}
 VIOLATIONS: dict[str, list[dict[str, Any]]] = yaml.safe_load((CASES / "violations.yaml").read_text())
 

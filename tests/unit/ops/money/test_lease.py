@@ -19,7 +19,7 @@ from nexa_dist.ops.money import lease
 from nexa_dist.run.runner import Result, SystemRunner
 from nexa_dist.run.ssh.connections import Link, Ssh
 
-DEADLINE = Path(__file__).resolve().parents[3] / "terraform" / "shared" / "deadline.sh"
+DEADLINE = Path(__file__).resolve().parents[4] / "terraform" / "shared" / "deadline.sh"
 
 
 class Shell(SystemRunner):
