@@ -65,7 +65,7 @@ class OtherVersion(Faulty):
 
 
 class Mute(Faulty):
-    """What it says is no JSON at all: a shell may have spoken instead of it, or before it."""
+    """Mute agent: its words are no JSON at all; a shell may have spoken instead of it, or before it."""
 
 
 UNIX, SECONDS = number(0, LATEST_UNIX), number(0, 1e9)
@@ -269,7 +269,7 @@ RESULT = record(
     dict.fromkeys(("model", "wandb_run_id", "parallel"), maybe(text(500)))
     | dict.fromkeys(("dataset", "checkpoint", "eval_report"), maybe(table(NAME, FIGURES, 1000))),
 )
-"""What rank 0 leaves of a run. A user's own script may write it."""
+"""Result that rank 0 leaves of a run. A user's own script may write it."""
 
 
 def failed_or(check: Check) -> Check:
@@ -278,7 +278,7 @@ def failed_or(check: Check) -> Check:
 
 
 def answer(node: str, verb: str, out: bytes, failed: bool) -> dict[str, Any]:
-    """What the agent said to `verb`. Raises NexaError in its own words where it could not do it (`failed`), Faulty
+    """Answer of the agent to `verb`. Raises NexaError in its own words where it could not do it (`failed`), Faulty
     OtherVersion, Faulty when it says what no agent says."""
     found = dict(said(node, f"its answer to {verb}", out, _ERROR if failed else _ANSWERS[verb]))
     if found.get("version", VERSION) != VERSION:

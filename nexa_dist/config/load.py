@@ -85,7 +85,7 @@ def resolved(config: BaseModel) -> dict[str, Any]:
 
 
 def kind_of(path: Path) -> Kind:
-    """Which kind of file this is, by its keys. Raises ConfigError when it cannot be read."""
+    """Kind of a file (cluster or train), by its keys. Raises ConfigError when it cannot be read."""
     keys = set(parse_yaml(read_bytes(path), display_name(path)).data)
     return max(_MARKS, key=lambda kind: (len(keys & set(_MODELS[kind].model_fields)), len(keys & set(_MARKS[kind]))))
 

@@ -95,7 +95,7 @@ def _text_only(kinds: set[Any]) -> bool:
 
 
 def _place(data: dict[str, Any], parts: list[str], label: str, more: bool) -> PathKey:
-    """Where in `data` the value goes. Raises ConfigError when there is no such place."""
+    """Find the place in `data` where the value goes. Raises ConfigError when there is no such place."""
     node: Any = data
     path: PathKey = ()
     for index, part in enumerate(parts):

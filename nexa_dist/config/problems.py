@@ -1,4 +1,4 @@
-"""What is wrong with a config, in words: pydantic's errors as problems with a line, a path and a hint."""
+"""Problems of a config, in words: pydantic's errors as problems with a line, a path and a hint."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def kinds_at(model: type[BaseModel], path: PathKey) -> set[Any]:
 
 
 def _inside(annotation: Any, part: str | int) -> Iterator[Any]:
-    """What stands under a key or index of this type, without Annotated and unions around it."""
+    """Types under a key or index of this type, without Annotated and unions around it."""
     origin, words = get_origin(annotation), get_args(annotation)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         field = annotation.model_fields.get(str(part))
@@ -138,7 +138,7 @@ def meant(word: str, words: Sequence[str]) -> str:
 
 
 def _slips(one: str, other: str) -> int:
-    """How many slips make `other` of `one`: letters changed, left out, put in, or swapped with the next."""
+    """Count the slips that make `other` of `one`: letters changed, left out, put in, or swapped with the next."""
     rows = [list(range(len(other) + 1))]
     for i, a in enumerate(one, 1):
         row = [i]

@@ -1,4 +1,4 @@
-"""What a lab brings to a run: its environment."""
+"""Keys of train.yaml for what a lab brings to a run: its environment."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def say(out: BinaryIO, header: dict[str, Any]) -> None:
 
 
 def end(run_dir: str, record: Record, out: BinaryIO) -> bool:
-    """How the attempt stands, and how many bytes of logs there are. True: it is told."""
+    """Send the attempt's state and the bytes of all its logs; always True, the last message of a stream."""
     sizes = 0
     for name in log_files(run_dir):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What every verb is handed: the workspace, the seam to the outside, and somebody to report to."""
+"""Context that every verb is handed: the workspace, the seam to the outside, and somebody to report to."""
 
 from __future__ import annotations
 

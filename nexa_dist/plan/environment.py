@@ -18,7 +18,7 @@ from nexa_dist.errors import UsageError
 FORMAT = 1
 """Part of every hash: another one builds all environments anew."""
 PACKAGES = "environment: packages"
-"""What stands in for the name of a file, where there is none."""
+"""Stand-in for the name of a file, where there is none."""
 OURS = "torch.txt"
 _NAME = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*(?:\[[^\]]*\])?\s*(.*)")
 _OPTION = re.compile(r"(-r|--requirement|-c|--constraint|-e|--editable)(?:\s*=\s*|\s+|(?<=^-[rce]))(.+)")
@@ -59,11 +59,11 @@ class Asked:
     extras: tuple[str, ...] = ()
     unproven: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=(), compare=False)
-    """What the user should know of it."""
+    """Notes on the environment for the user."""
 
     @property
     def own_torch(self) -> bool:
-        """Whether these files say which torch there is; torchvision and torchaudio fit one torch each."""
+        """Tell whether these files say which torch there is; torchvision and torchaudio fit one torch each."""
         pinned = (line.name in _TORCH and _PINS.search(rest_of(line.text)) for line in self.lines)
         return self.kind == "lock" or any(pinned)
 
@@ -101,7 +101,7 @@ def canonical(name: str) -> str:
 
 
 def rest_of(text: str) -> str:
-    """What a requirement says behind the name."""
+    """Rest of a requirement behind the name."""
     found = _NAME.match(text)
     return found[2] if found else ""
 

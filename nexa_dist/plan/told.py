@@ -1,4 +1,5 @@
-"""What one node says and another is given. Each kind of value has one shape; what is not of it is the node's fault.
+"""Checks of what one node says and another is given. Each kind of value has one shape; what is not of it is the node's
+fault.
 
 docs/SECURITY.md lists them all, also those that Ansible's roles pass on.
 """

@@ -67,7 +67,7 @@ STATE = record(
         "outputs": table(text(), record({"value": _VALUE}), _MANY),
     },
 )
-"""What we read of a state."""
+"""Parts that we read of a state."""
 
 
 class TerraformFailed(NexaError):
@@ -80,7 +80,7 @@ class Locked(NexaError):
 
 @dataclass(frozen=True)
 class Lock:
-    """Who holds the lock of a remote state, as Terraform tells it."""
+    """Lock of a remote state and its holder, as Terraform tells it."""
 
     id: str
     who: str
@@ -125,7 +125,7 @@ class Terraform:
 
     @property
     def _has_state(self) -> bool:
-        """Whether there may be one: a file, or a backend that an init has found."""
+        """Tell whether there may be a state: a file, or a backend that an init has found."""
         return self.state.exists() or (bool(self.backend) and (self.folder / "data" / "terraform.tfstate").exists())
 
     def prepare(self, sources: Path | None, variables: dict[str, Any]) -> None:
@@ -312,7 +312,7 @@ class Terraform:
         raise TerraformFailed(f"terraform {verb} failed: {late}{said}", hint=told.cure if told else REPEAT)
 
     def _renewed(self, env: Mapping[str, str]) -> bool:
-        """Whether there are other keys than those in `env`. What failed with those is still to be told."""
+        """Tell whether there are other keys than those in `env`; what failed with the old ones is still to be told."""
         try:
             return {**env, **self.keys(True)} != env
         except NexaError:
@@ -370,7 +370,7 @@ class Terraform:
 
 
 def _told(what: str, out: bytes, check: Check) -> Any:
-    """What Terraform printed. Raises NexaError when that is not what it prints."""
+    """Read what Terraform printed. Raises NexaError when that is not what it prints."""
     try:
         return parsed(out, check, files.FILE_BYTES)
     except Strange as error:
@@ -396,7 +396,7 @@ def _living() -> Iterator[tuple[int, Path]]:
 
 
 def _backend(chdir: Path) -> Any:
-    """Where the state of a stack lies; None when no nexa has said it."""
+    """Backend of a stack's state; None when no nexa has said it."""
     with contextlib.suppress(NexaError):
         return files.read_json(chdir / "backend_override.tf.json")
     return None

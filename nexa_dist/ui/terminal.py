@@ -1,4 +1,4 @@
-"""What people see: talk on stderr, data on stdout. Nothing else in the package prints."""
+"""Terminal: talk on stderr, data on stdout. Nothing else in the package prints."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def plain_lines(text: str) -> str:
 
 
 def last_state(line: bytes) -> bytes:
-    """What a terminal would show of a line that was begun anew with carriage returns: a progress bar's last state."""
+    """State that a terminal would show of a line that was begun anew with carriage returns: a progress bar's last
+    state."""
     return line.rstrip(b"\r").rpartition(b"\r")[2]
 
 
@@ -115,7 +116,7 @@ def _drawn(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], file: IO[s
 
 
 def interactive() -> bool:
-    """Whether there is somebody to ask."""
+    """Tell whether there is somebody to ask."""
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 

@@ -1,4 +1,4 @@
-"""What several verbs need: the context, and a cluster by its name or file."""
+"""Shared parts of several verbs: the context, and a cluster by its name or file."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 def context(*, acts: bool = True, cluster: str | None = None, dry: bool = False) -> Context:
-    """Of the workspace that we are in, or the one that `cluster`, a file or name, belongs to, with what its `.env` adds
-    to the environment. A verb that `acts` on what lies there does so only when it is known to be ours; one that shows
-    it may show anybody's. A `dry` one changes nothing and asks nobody."""
+    """Context of the workspace that we are in, or the one that `cluster`, a file or name, belongs to, with what its
+    `.env` adds to the environment. A verb that `acts` on what lies there does so only when it is known to be ours; one
+    that shows it may show anybody's. A `dry` one changes nothing and asks nobody."""
     here, runner = Workspace.here(), _runner(dry)
     if cluster and (owner := owner_of(here, cluster)):
         here = owner
@@ -146,7 +146,7 @@ def consent_to_stack(config: ClusterConfig) -> None:
 
 
 def is_file(named: str) -> bool:
-    """Whether a cluster was named by its file."""
+    """Tell whether a cluster was named by its file."""
     return named.endswith((".yaml", ".yml")) or "/" in named
 
 
@@ -201,7 +201,7 @@ def _refuse_edited(ctx: Context, config: ClusterConfig, named: str) -> None:
 
 
 def ranks(text: str) -> set[int] | None:
-    """`0,3` as a set, `all` or nothing as None. Raises UsageError."""
+    """Parse ranks: `0,3` as a set, `all` or nothing as None. Raises UsageError."""
     if text in ("", "all"):
         return None
     if not all(part.isascii() and part.isdigit() and len(part) < 7 for part in text.split(",")):

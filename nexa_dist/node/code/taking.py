@@ -1,4 +1,5 @@
-"""What one run takes from another on the same node: what its setup has made, as long as it is as that left it."""
+"""Taking of one run's setup by another run on the same node: the files that setup made, as long as they are as it left
+them."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from . import tree
 NOTE = "nexa.json"
 """In a layer: what it is. No part of what it holds."""
 TEXT_BYTES = 1 << 20
-"""What is larger names no folder of its run."""
+"""Size in bytes above which a file is not searched for the path of its run's folder."""
 
 
 def noted(path: str) -> dict[str, Any]:
@@ -60,8 +61,8 @@ def as_left(run: str, files: dict[str, Any]) -> bool:
 
 
 def bound(run: str, files: dict[str, Any]) -> bool:
-    """Whether what was made in a run's working folder is of that run alone: a link into its folder, where its data is
-    too, or a text that names it."""
+    """Tell whether what was made in a run's working folder is of that run alone: a link into its folder, where its data
+    is too, or a text that names it."""
     for name in files:
         path, said = os.path.join(run, "work", name), b""
         if os.path.islink(path):

@@ -115,7 +115,7 @@ def pid(run_dir: str) -> int | None:
 
 
 def ranks(run_dir: str) -> list[int]:
-    """What it forked and that lives, with all descendants."""
+    """Living ranks that the warm interpreter forked, with all descendants."""
     server = pid(run_dir)
     return [one for one in tree(server) if one != server] if server else []
 
@@ -129,7 +129,7 @@ class Ranks:
         self.open = True
 
     def read(self) -> list[dict[str, Any]]:
-        """What the interpreter said since the last call: {"pids": […]}, {"cold": why} or {"rank", "code"}."""
+        """Messages of the interpreter since the last call: {"pids": […]}, {"cold": why} or {"rank", "code"}."""
         while self.open:
             try:
                 data = self.connection.recv(65536)

@@ -27,7 +27,8 @@ from ..protocol import Event
 from . import rank as warm_rank
 
 IDLE_S, UNUSED_S = 900.0, 120.0
-"""How long it waits without an agent of the run: between attempts, while a node is replaced; before the first one."""
+"""Seconds that the interpreter waits without an agent of the run: between attempts, while a node is replaced; before
+the first one."""
 LOOK_S = 1.0
 
 
@@ -64,7 +65,7 @@ class Server:
         self.pid = os.getpid()
         self.environment = dict(os.environ)
         self.changed: dict[str, str | None] = {}
-        """What the imports did to the environment; a rank's own import would have done the same."""
+        """Variables that the imports set in the environment; a rank's own import would have done the same."""
         self.loaded_s = 0.0
         self.over = False
         self.attempt: socket.socket | None = None

@@ -1,4 +1,4 @@
-"""What `--dry-run` says of provision and teardown: nodes, and Terraform's command lines as they would be called."""
+"""Lines of `--dry-run` for provision and teardown: nodes, and Terraform's command lines as they would be called."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def terraform_commands(ctx: Context, folder: ClusterFolder, stack: str, act: Cal
 
 
 def provision(ctx: Context, config: ClusterConfig, *, saved: bool = False) -> list[str]:
-    """What `ops.cluster.provision` would make and start; with `saved` it applies a plan. Raises what that would raise
-    before it makes anything."""
+    """Lines that say what `ops.cluster.provision` would make and start; with `saved` it applies a plan. Raises what
+    that would raise before it makes anything."""
     refuse_what_is_expanded(ctx)
     folder, names = ctx.workspace.cluster(config.name), config.node_names
     refuse_other_provider(folder, config)
@@ -61,7 +61,7 @@ def provision(ctx: Context, config: ClusterConfig, *, saved: bool = False) -> li
 
 
 def teardown(ctx: Context, doomed: Doomed, without: list[str], *, delete_bucket: bool) -> list[str]:
-    """What `ops.cluster.teardown` would end."""
+    """Lines that say what `ops.cluster.teardown` would end."""
     folder, scope = doomed.folder, doomed.scope
     lines = [f"would destroy {doomed}", *(f"  {node}" for node in doomed.nodes)]
     lines += [f"would give up: {name}" for name in without]

@@ -46,11 +46,11 @@ class Preview:
     rates: Rates
     budget_usd: float | None = None
     unknown: tuple[str, ...] = ()
-    """What costs something and has no price in the book for this region."""
+    """Items that cost something and have no price in the book for this region."""
     on_demand: Mapping[str, float | None] = field(default_factory=dict)
     """USD/h by instance type."""
     not_asked: tuple[str, ...] = ()
-    """What AWS may still refuse: a quota or an image that could not be looked at, and why."""
+    """Reasons for which AWS may still refuse: a quota or an image that could not be looked at, and why."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -82,7 +82,7 @@ class Preview:
 
 
 def preview(ctx: Context, config: ClusterConfig) -> Preview | None:
-    """What provision would try; None for what costs nothing, and for a cluster that is there already."""
+    """Preview of what provision would try; None for what costs nothing, and for a cluster that is there already."""
     folder = ctx.workspace.cluster(config.name)
     there = folder.json.exists() and offer_file(folder).exists()  # a try that failed asks once more
     if not config.traits.priced or (known_scope(folder) and there):

@@ -1,4 +1,4 @@
-"""What a run's nodes cost while it trains, and the thread that renews their lease and moves their deadlines."""
+"""Meter of a run's cost while it trains, and the thread that renews the nodes' lease and moves their deadlines."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Meter:
         self._count_logs(least=1)
 
     def _count_logs(self, least: int = LOGS_GREW) -> None:
-        """What the nodes sent here is billed as traffic: the copy of the logs has its size."""
+        """Count the logs that the nodes sent here, which are billed as traffic: the copy of the logs has its size."""
         if not (self.run and self.folder and self.cluster.region):
             return
         sent = sum(sizes(self.run.logs).values())

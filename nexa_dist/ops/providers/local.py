@@ -30,7 +30,7 @@ from nexa_dist.run.workspace import ClusterFolder
 
 TRIES = 3
 TAKEN = re.compile(r"(127(?:\.\d+){3}:\d+) is taken by")
-"""What host.py says of a port."""
+"""Message of host.py about a port that is taken."""
 
 
 def shared_folder() -> str:
@@ -155,7 +155,7 @@ def machine(folder: ClusterFolder, name: str) -> str:
 
 
 def says(ctx: Context, cluster: Cluster, node: Node) -> tuple[CloudWord, str]:
-    """What this machine's process table says."""
+    """State of a node by this machine's process table."""
     state = machine(ctx.workspace.cluster(cluster.name), node.name)
     words: dict[str, CloudWord] = {"off": "off", "frozen": "unwell", "on": "works"}
     return words[state], f"its machine is {state}"

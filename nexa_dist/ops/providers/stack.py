@@ -118,7 +118,7 @@ def terraform_of(ctx: Context, folder: ClusterFolder) -> Terraform:
 
 
 def recorded(folder: ClusterFolder) -> dict[str, Any] | None:
-    """What was written down before the first apply; None when there was none, or it is torn."""
+    """Record that was written before the first apply; None when there was none, or it is torn."""
     with contextlib.suppress(NexaError):
         if (folder.path / RECORD).exists():
             return dict(files.read_shape(folder.path / RECORD, SHAPE))

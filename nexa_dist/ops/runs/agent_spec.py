@@ -1,4 +1,4 @@
-"""What the agent of a node is told about an attempt."""
+"""Spec of an attempt for the agent of a node."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ GRACE_S = 25.0
 NOTICE_GRACE_S = 90.0
 """Seconds for a checkpoint and its way to the durable store, of the 120 s of a spot notice."""
 DURABLE_WAIT_S = NOTICE_GRACE_S - 20
-"""How long a rank that stops waits for the durable store; the rest of a notice's grace is for the checkpoint."""
+"""Seconds that a rank that stops waits for the durable store; the rest of a notice's grace is for the checkpoint."""
 VARIABLE = re.compile(r"\$\{(NEXA_\w+)\}|\$(NEXA_\w+)")
 
 
@@ -99,7 +99,7 @@ class Job:
         return list(dict.fromkeys(os.path.dirname(python) for python in pythons if python.startswith("/")))
 
     def setup(self, link: Link) -> dict[str, Any] | None:
-        """What `setup` of the agent is told; None where there is nothing to do."""
+        """Message to the agent's `setup`; None where there is nothing to do."""
         config, base = self.config, self.base(link)
         if not (config.apt or self.layer):
             return None
@@ -137,8 +137,8 @@ class Job:
         )
 
     def preloading(self, plan: RankPlan, node: NodePlan, link: Link) -> dict[str, Any]:
-        """What `probe` needs to load the interpreter that the ranks of a node will be forked from. `plan` may lack
-        the port, and nobody knows the node's interface and CPUs: the agent counts these itself."""
+        """Fields of `probe` that load the interpreter that the ranks of a node will be forked from. `plan` may lack the
+        port, and nobody knows the node's interface and CPUs: the agent counts these itself."""
         place = self.place(link)
         env = self.environment(plan, node, link, "", 1)
         if "OMP_NUM_THREADS" not in self.config.env:
@@ -151,7 +151,7 @@ class Job:
     def spec(
         self, plan: RankPlan, node: NodePlan, link: Link, interface: str, cpus: int, seconds_left: float | None
     ) -> Spec:
-        """What the agent's `start` takes."""
+        """Spec that the agent's `start` takes."""
         env = self.environment(plan, node, link, interface, cpus)
         config, place = self.expanded(env), self.place(link)
         what = torchrun.program(config, place)
@@ -189,8 +189,8 @@ class Job:
 
 
 def secrets(ctx: Context, config: TrainConfig) -> dict[str, str]:
-    """Of our own environment, and those that train.yaml names also from `.env`. They travel on standard input alone,
-    and nothing that we write has them. Raises UsageError when one is missing."""
+    """Secrets of our own environment, and those that train.yaml names also from `.env`. They travel on standard input
+    alone, and nothing that we write has them. Raises UsageError when one is missing."""
     found = {name: os.environ[name] for name in SECRETS if os.environ.get(name)}
     if config.secrets:
         root = ctx.workspace.root
@@ -214,7 +214,7 @@ def code_folder(link: Link, code: archive.Code) -> str:
 
 
 def bucket_environment(cluster: Cluster, package: str) -> dict[str, str]:
-    """What run_sync.sh of the package on a node needs; an endpoint that we were given holds there too."""
+    """Variables that run_sync.sh of the package on a node needs; an endpoint that we were given holds there too."""
     made = torchrun.bucket_environment(cluster, f"{package}/{archive.SYNC}")
     return made | {name: os.environ[name] for name in ENDPOINTS if made and os.environ.get(name)}
 

@@ -24,7 +24,7 @@ PART_BYTES = 1 << 20
 LARGE_BYTES = 100_000_000
 """A larger file is said before it is sent."""
 TOLD_BYTES, TELL_S = 4 << 20, 2.0
-"""How much is sent is told of what is larger, and how often."""
+"""Archive size in bytes from which progress of the upload is told, and seconds between two lines of it."""
 SLOWEST_BYTES_S = 100_000
 LINES = 20
 """Lines about what is not sent; the rest is counted."""
@@ -132,7 +132,7 @@ def _to_node(ctx: Context, link: Link, target: str, name: str, data: bytes, *, p
 
 
 def tell_kept(ctx: Context, attempt: Attempt) -> None:
-    """What on the nodes is not as the code has it, because the run's own scripts have rewritten it."""
+    """Tell which files on the nodes are not as the code has them, because the run's own scripts have rewritten it."""
     for node, laid in attempt.laid.items():
         for key, what in (
             ("kept", "rewritten by the run, and kept as it is"),

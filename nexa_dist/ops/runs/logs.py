@@ -61,7 +61,7 @@ class Log:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which lines. None: no bound."""
+    """Filter of lines. None: no bound."""
 
     ranks: set[int] | None = None
     setup: bool = False
@@ -169,7 +169,7 @@ def _attempts(ctx: Context, run: RunFolder) -> Iterator[tuple[Run, list[Link], d
 
 
 def _at_work(run: RunFolder, number: int, names: set[str], stream: Stream) -> set[str]:
-    """Which of these nodes may say more of an attempt: none once another one began; when it was closed, none that has
+    """Nodes of these that may say more of an attempt: none once another one began; when it was closed, none that has
     not begun it."""
     record = run.load()
     if len(record.attempts) != number:
@@ -199,7 +199,7 @@ def _said(
     wait_s: Callable[[], float],
     **how: bool,
 ) -> Generator[Item | None]:
-    """What the nodes say of an attempt (None: nothing for `wait_s`), while one of them may say more of it."""
+    """Items that the nodes send of an attempt (None: nothing for `wait_s`), while one of them may say more of it."""
     stream = follow(links, run_dirs, run.logs, contact=False, attempt=number, **how)
     at_work, look = {link.node.name for link in links}, _Clock()
     try:
@@ -243,7 +243,7 @@ class _Following:
             yield None
 
     def _turn(self, final: bool = False) -> Iterator[tuple[Log, Chunk]]:
-        """What is there, log by log."""
+        """Read what is there, log by log."""
         if final or self.look.due():
             fresh = [log for log in find(self.run, self.wanted) if log not in self.readers]
             self.readers |= {log: self.wanted.reader(log) for log in fresh}

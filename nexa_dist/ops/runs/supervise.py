@@ -162,8 +162,8 @@ class Supervisor:
         return Witnesses(self.ctx, ssh, self.cluster.nodes, self.view.note, limit_s)
 
     def _proven(self, ssh: Ssh, outcome: Outcome, policy: Policy) -> list[str]:
-        """Of the nodes that do not answer those that are lost. The others are waited for, and cleaned when they are
-        back; and before a machine is ended it is asked once more."""
+        """Lost nodes among those that do not answer. The others are waited for, and cleaned when they are back; and
+        before a machine is ended it is asked once more."""
         silent = [name for name, left in outcome.left.items() if left is None and name not in outcome.leaving]
         fit = Nodes(tuple(node.name for node in self.cluster.nodes))
         if not silent or decide(self.record.ends, fit, policy).action in ("done", "stop") or self._no_more():
@@ -179,7 +179,7 @@ class Supervisor:
         return lost
 
     def _no_more(self) -> bool:
-        """Whether there is nothing to wait for, after a short wait."""
+        """Tell whether there is nothing to wait for, after a short wait."""
         self._pause(0.5)
         left_s = self.seconds_left(recorded_train(self.record.config, self.run.run_id).max_hours)
         return bool(self._wish() or self._out_of_money()) or (left_s is not None and left_s <= 0)
@@ -225,7 +225,7 @@ class Supervisor:
     def _replace(
         self, connections: contextlib.ExitStack, ssh: Ssh, links: list[Link], decision: Decision
     ) -> tuple[Ssh, list[Link]]:
-        """What a leaving node has goes to one that stays, then the lost ones are made anew."""
+        """Copy what a leaving node has to one that stays, then make the lost nodes anew."""
         names = decision.nodes
         resume.rescue(self.ctx, links, self.record, names)
         self.cluster = replace_nodes.make_anew(self.ctx, self.cluster, names)

@@ -32,7 +32,7 @@ def settled(ctx: Context, config: TrainConfig) -> TrainConfig:
 
 
 def used_by(ctx: Context, config: TrainConfig) -> str:
-    """What of the arguments or of the project's files speaks of wandb; the script is looked at first."""
+    """Argument or file of the project that speaks of wandb; the script is looked at first."""
     if any(b"wandb" in word.lower().encode() for word in config.args):
         return "args"
     files = listed(ctx.runner, ctx.workspace.root, config.files).files

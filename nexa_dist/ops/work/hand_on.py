@@ -55,7 +55,8 @@ def hand_on(
 
 
 def _share(link: Link, act: str, message: Mapping[str, Any], limit_s: float) -> str:
-    """What the program answers: of an offer the text as it is, which the takers check."""
+    """Ask the node's program to offer or take a folder; returns its answer, of an offer the text as it is, which the
+    takers check."""
     program = (bundle.root() / "ansible" / "roles" / "uv_env" / "files" / "share_env.py").read_text(encoding="utf-8")
     argv = (link.python, "-I", "-c", program, act)
     done = link.ssh.run(link.node, argv, json.dumps(message).encode(), timeout_s=limit_s + 30)

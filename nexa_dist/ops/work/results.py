@@ -1,4 +1,4 @@
-"""What runs wrote on the nodes, and its way here: by itself at the end of a run, or with `nexa pull`."""
+"""Results that runs wrote on the nodes, and their way here: by itself at the end of a run, or with `nexa pull`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Kept:
 
 @dataclass
 class Left:
-    """What a run has left on one node. `cut`: there is more than can be looked through."""
+    """Files that a run has left on one node. `cut`: there is more than can be looked through."""
 
     there: bool = False
     files: list[Wrote] = field(default_factory=list)
@@ -56,8 +56,8 @@ class Left:
 
 @dataclass
 class Fetched:
-    """What became of the files of a run: those that are here by now, those that stay where they are, and why others
-    did not come, by node and name."""
+    """Fetched files of a run: those that are here by now, those that stay where they are, and why others did not come,
+    by node and name."""
 
     here: list[Placed] = field(default_factory=list)
     later: list[Wrote] = field(default_factory=list)
@@ -71,13 +71,13 @@ def outputs_of(record: Run) -> list[str]:
 
 
 def asked_of(link: Link, record: Run) -> dict[str, Any]:
-    """What the agent's `wrote` is told of a run."""
+    """Message to the agent's `wrote` about a run."""
     durable = f"{link.path(link.ssh.cluster.layout.durable)}/{record.run_id}/checkpoints"
     return {"dir": record.run_dir(link.node.name), "durable": durable, "outputs": outputs_of(record)}
 
 
 def look(link: Link, records: Sequence[Run], timeout_s: float = 120.0) -> list[Left]:
-    """What each of these runs has left on a node: its newest files' names, and its checkpoints."""
+    """Look what each of these runs has left on a node: its newest files' names, and its checkpoints."""
     asked = [asked_of(link, record) for record in records]
     found = [Left() for _ in records]
     todo = list(range(len(records)))
@@ -227,8 +227,8 @@ class Meter:
 
 
 def come(ctx: Context, run: RunFolder, links: Sequence[Link], record: Run, *, short: bool) -> dict[str, Any]:
-    """What comes by itself when a run has ended, for its manifest: its outputs, within bounds. Empty when it wrote
-    nothing. Nothing that goes wrong here is the run's fault: it is said."""
+    """Fetch what comes by itself when a run has ended (its outputs, within bounds); returns a part of its manifest.
+    Empty when it wrote nothing. Nothing that goes wrong here is the run's fault: it is said."""
     try:
         left, mute = look_all(links, record)
         for why in mute.values():
@@ -249,7 +249,7 @@ def come(ctx: Context, run: RunFolder, links: Sequence[Link], record: Run, *, sh
 
 
 def lines(ctx: Context, run: RunFolder, fetched: Fetched, folder: Path) -> Iterator[str]:
-    """What is said of the files of a run."""
+    """Lines about the files of a run."""
     if fetched.here:
         yield f"outputs: {counted([one.row for one in fetched.here])} in {ctx.workspace.near(folder / 'outputs')}"
     if fetched.later:

@@ -110,7 +110,7 @@ def fetch(ctx: Context, run: Run, found: Sequence[Found], place: Place, folder: 
 
 
 def _is(path: Path, sha256: str) -> bool:
-    """Whether a whole checkpoint is there, and this one."""
+    """Tell whether the checkpoint of this hash is there, whole."""
     return path.is_dir() and not checkpoint.verify(path) and checkpoint.digest(path) == sha256
 
 

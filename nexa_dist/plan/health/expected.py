@@ -1,4 +1,4 @@
-"""What a node should be like, from what was rented and from the price book. Pure."""
+"""Expected figures of a node, from what was rented and from the price book. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ONE_GBPS = 1.0
 
 @dataclass(frozen=True)
 class Expected:
-    """Of one node. A figure of 0 expects nothing."""
+    """Expected figures of one node. A figure of 0 expects nothing."""
 
     gpus: int = 0
     """GPUs that the instance type advertises; fewer, or none, is a fault."""

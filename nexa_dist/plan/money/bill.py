@@ -58,7 +58,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class NodeRow:
-    """What one start of one machine is billed. `usd` holds its disk and address; None: its price is not known."""
+    """Bill of one start of one machine. `usd` holds its disk and address; None: its price is not known."""
 
     node: str
     id: str
@@ -85,7 +85,7 @@ class Bill:
     runs: Mapping[str, Mapping[str, Share]]
     days: Mapping[str, Share]
     usd_per_hour: float
-    """What the nodes that are on cost, with disks and addresses."""
+    """USD an hour of the nodes that are on, with disks and addresses."""
     unpriced: tuple[str, ...]
     """Instances without a known price; excluded from the totals."""
     uncounted: tuple[str, ...]
@@ -257,7 +257,7 @@ def _slices(
 
 
 def _is_of(change: Change, period: Period) -> bool:
-    """Whether the change is of this machine, and not of one that bore the node's name before."""
+    """Tell whether the change is of this machine, and not of one that bore the node's name before."""
     if change.id:
         return change.id == period.id
     return change.node in (None, period.node) and change.at >= period.start_unix

@@ -27,7 +27,7 @@ class History:
     notices: list[dict[str, Any]] = field(default_factory=list)
 
     def step_at(self, unix: float) -> int | None:
-        """What rank 0 had done by then; None before its first report."""
+        """Step that rank 0 had done by then; None before its first report."""
         place = bisect.bisect_right(self.steps, unix, key=lambda row: row[0])
         return self.steps[place - 1][1] if place else None
 

@@ -1,4 +1,4 @@
-"""Whose credentials AWS sees: what boto3 finds, the same for Terraform. In memory only: no file of ours holds any.
+"""Credentials that AWS sees: those that boto3 finds, the same for Terraform. In memory only: no file of ours holds any.
 
 boto3 knows every source (keys, profiles, roles with a one-time code, SSO, aws login, credential_process, the roles of
 containers and instances). Terraform's own library knows fewer, and cannot ask.
@@ -26,7 +26,7 @@ SETTINGS = {
     "use_fips_endpoint": "AWS_USE_FIPS_ENDPOINT",
     "use_dualstack_endpoint": "AWS_USE_DUALSTACK_ENDPOINT",
 }
-"""What a profile may say besides, and by which name a program finds it."""
+"""Settings that a profile may have besides, and the variables by which a program finds them."""
 
 
 class Sessions(dict[str, Any]):
@@ -47,7 +47,7 @@ class Sessions(dict[str, Any]):
 
 
 def one_time_code(prompt: str) -> str:
-    """What the user's device shows. Raises UsageError where there is nobody to ask."""
+    """Ask for the code that the user's device shows. Raises UsageError where there is nobody to ask."""
     wants = "the role of this AWS profile wants a one-time code (MFA)"
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise UsageError(
@@ -73,7 +73,7 @@ def session() -> Any:
 
 
 def short(session: Any) -> bool:
-    """Whether its credentials end before a program that takes them now may."""
+    """Tell whether the session's credentials end before a program that takes them now may."""
     held = session.get_credentials()
     return hasattr(held, "refresh_needed") and bool(held.refresh_needed(LASTING_S))
 

@@ -1,4 +1,4 @@
-"""What comes from the nodes of a run, one item after the other, and the queue in which it waits: bounded in bytes."""
+"""Items that come from the nodes of a run, one after the other, and the queue in which they wait: bounded in bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Line:
     source: str
     text: bytes
     passing: bool = False
-    """Whether the line has not ended: the state of a progress bar by now."""
+    """True while the line has not ended: the state of a progress bar by now."""
 
     @property
     def rank(self) -> int | None:
@@ -105,7 +105,7 @@ class Items(queue.Queue[Item]):
 
 
 def is_last(item: Item) -> bool:
-    """Whether this is the last item of its node."""
+    """Tell whether this is the last item of its node."""
     return isinstance(item, Through) or (isinstance(item, Ended) and item.status["state"] == "faulty")
 
 

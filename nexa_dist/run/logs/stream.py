@@ -36,7 +36,8 @@ ASK_S = 1.0
 PATIENCE_S = 20.0
 """Seconds with a silent node where all of its logs are wanted at once."""
 LINES_A_SECOND = 2000
-"""Of one node: more than anybody reads, and the rest must not wait for a terminal. The mirror has all."""
+"""Lines of one node that are shown a second: more than anybody reads, and the rest must not wait for a terminal. The
+mirror has all."""
 STATE_EVERY_S = 1.0
 """A progress bar is shown so often."""
 FETCH_S = 600.0
@@ -70,9 +71,9 @@ class Follower(threading.Thread):
         self.mirror = Mirror(folder, seen)
         self.leave = threading.Event()
         self.last_word = self.begun = time.monotonic()
-        """When the node last said something, and when this connection was asked for."""
+        """Times at which the node last said something, and at which this connection was asked for."""
         self.reading = False
-        """Whether we wait for the node, and not for the reader of the queue."""
+        """True while we wait for the node, and not for the reader of the queue."""
         self.missed = self.odd = self.faults = 0
         """Lines that were not shown, events and connections that made no sense."""
         self.ended = self.through = False
@@ -175,7 +176,7 @@ class Follower(threading.Thread):
         self.out.put(Note(self.link.node.name, text))
 
     def _is_early(self, status: dict[str, Any]) -> bool:
-        """Whether a node is through with what came before the attempt, and begins that yet."""
+        """Tell whether a node is through with what came before the attempt, which it has yet to begin."""
         if self.attempt is None or self.asked >= BEGIN_S / ASK_S:
             return False
         return bool(status["state"] == "absent" or status.get("attempt", self.attempt) < self.attempt)
@@ -223,7 +224,7 @@ class Follower(threading.Thread):
             self._state(source, state)
 
     def _room(self) -> bool:
-        """Whether lines of logs are shown now."""
+        """Tell whether lines of logs are shown now."""
         now = time.monotonic()
         if now - self.second >= 1:
             self.second, self.shown = now, 0
@@ -357,7 +358,7 @@ class Stream:
 
     @property
     def alive(self) -> bool:
-        """Whether more may come."""
+        """True while more may come."""
         return any(follower.is_alive() for follower in self.followers)
 
     def behind(self) -> dict[str, int]:

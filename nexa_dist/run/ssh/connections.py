@@ -53,7 +53,7 @@ SSH_OPTIONS = (
     "LogLevel=ERROR",
 )
 USER_FILES = (f"{consent.home()}/.ssh/config", "/etc/ssh/ssh_config")
-"""What ssh reads by itself, which it does not when it is given a file."""
+"""Files that ssh reads by itself, but not when it is given a file."""
 _KEEPING = threading.Lock()
 _UNQUOTED = re.compile(r"[\"\\%$\x00-\x1f]")
 UNREACHABLE = 255
@@ -66,7 +66,7 @@ class Unreachable(NexaError):
 
 @dataclass(frozen=True)
 class Ssh:
-    """How to run a command on the nodes of one cluster. `sockets` is a short folder for shared connections; one that is
+    """Ssh: runs commands on the nodes of one cluster. `sockets` is a short folder for shared connections; one that is
     `kept` is made anew when a cleaner of /tmp took it away."""
 
     runner: Runner
@@ -251,7 +251,7 @@ class Link:
 
 
 def threads(count: int, **options: Any) -> ThreadPoolExecutor:
-    """As many threads. The library brings logging along, for which one node alone need not wait."""
+    """Pool of `count` threads. The library brings logging along, for which one node alone need not wait."""
     from concurrent.futures import ThreadPoolExecutor
 
     return ThreadPoolExecutor(count, **options)

@@ -43,7 +43,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Got:
-    """What became of one: the SHA-256 of what is in its place, that it is the one not wanted (`same`), or why not."""
+    """Result for one file: the SHA-256 of what is in its place, that it is the one not wanted (`same`), or why not."""
 
     sha256: str = ""
     bytes: int = 0
@@ -92,7 +92,7 @@ class Receiver:
         return self.parts / hashlib.sha256(words.encode()).hexdigest()[:32]
 
     def _connection(self, asked: Sequence[Asked], left: Sequence[int], seconds: float) -> None:
-        """What one connection brings. Raises Strange."""
+        """Receive what one connection brings. Raises Strange."""
         wanted = [{"name": asked[at].name, "off": _size(self._part(asked[at])), "unless": asked[at].unless}
                   for at in left]  # fmt: skip
         options = ("-oControlMaster=no", "-oControlPath=none")

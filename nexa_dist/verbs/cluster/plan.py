@@ -65,7 +65,7 @@ def bill_lines(seen: Preview) -> list[str]:
 
 
 def show_changes(report: Mapping[str, Any]) -> None:
-    """What Terraform would do, and what nobody may overlook about it."""
+    """Show what Terraform would do, and what nobody may overlook about it."""
     for what, addresses in report["changes"].items():
         terminal.say(f"  {what}: {len(addresses)} resources")
     if not report["changes"]:

@@ -28,7 +28,7 @@ Arguments = argparse.Namespace
 
 
 def dry(ctx: Context, ssh: Ssh, links: Connecting, config: TrainConfig, as_json: bool) -> int:
-    """What a new run would be."""
+    """Say what a new run would be."""
     return printed(launch.prepare(ctx, ssh, config, "train_dry_run", 1, None, links=links), as_json)
 
 

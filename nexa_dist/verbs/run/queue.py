@@ -119,7 +119,7 @@ def _work(ctx: Context, found: Queue, cluster: Cluster, args: Arguments) -> int:
 
 
 def _told(rows: list[Row], args: Arguments) -> int:
-    """What a dry run would begin, in its order."""
+    """Tell what a dry run would begin, in its order."""
     queue_table.rows_out([queue_table.of_row(row) for row in rows], args.json)
     return EXIT_OK
 

@@ -35,12 +35,12 @@ LOOK_EVERY_S = 10.0
 CLAIM = "key pair"
 ROUNDS = 100
 FEWER = 40
-"""Where something is hidden: what hangs on that does not go by waiting."""
+"""Rounds of the sweep where something is hidden: what depends on hidden things does not go by waiting."""
 
 
 def scope_of(ctx: Context, folder: ClusterFolder, config: ClusterConfig | None) -> AwsScope | None:
-    """Whose cluster it is: as written down here, else (lost, torn, another machine) from the cluster's file, else from
-    the journal.
+    """Scope of the cluster (account, region, owner): as written down here, else (lost, torn, another machine) from the
+    cluster's file, else from the journal.
 
     None for a cluster that is not of provider aws. Raises NexaError when none of them tells.
     """
@@ -106,7 +106,7 @@ def holder_elsewhere(ctx: Context, scope: AwsScope) -> str:
 
 
 class Sight:
-    """What the cloud shows of a cluster, and what it hides, at each look.
+    """View of a cluster in the cloud: what is shown of it, and what it hides, at each look.
 
     Profiles and roles are made for a bucket alone, so without one they are not asked for: unless another workspace had
     a part in the cluster, or the scope is guessed from a file, which may have named a bucket once.
@@ -231,7 +231,7 @@ def _terraform_destroy(
 
 
 def _strangers(look: Callable[[], Iterable[TaggedResource]]) -> list[Stranger]:
-    """What of others holds what `look` finds. A cloud that does not say holds up nothing."""
+    """Resources of others that hold what `look` finds. A cloud that does not say holds up nothing."""
     try:
         return strangers.find(look())
     except NexaError:

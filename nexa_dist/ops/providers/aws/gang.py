@@ -104,7 +104,7 @@ def open_gang(
 
 
 def offer_file(folder: ClusterFolder) -> Path:
-    """What the gang of this folder was made of, or was to be; written before it is tried."""
+    """File of the offer that the gang of this folder was made of, or was to be; written before it is tried."""
     return folder.path / "offer.json"
 
 

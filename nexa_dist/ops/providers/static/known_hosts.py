@@ -1,5 +1,5 @@
-"""Which host key each of the user's own hosts is to have. Nothing is believed because a host says so: somebody vouches
-for every key, the cluster's file, the user's known_hosts, or the user when asked.
+"""Host keys of the user's own hosts. Nothing is believed because a host says so: somebody vouches for every key, the
+cluster's file, the user's known_hosts, or the user when asked.
 """
 
 from __future__ import annotations
