@@ -77,7 +77,7 @@ _RULES: tuple[tuple[re.Pattern[str], Kind], ...] = (
     ),
     (re.compile(r"^(Invalid|Missing|Malformed|Unsupported|NoSuch|Unknown|BucketAlready|Validation)"), "permanent"),
 )
-"""For the codes that AWS makes by a pattern, and has more of every month."""
+"""Rules for the codes that AWS makes by a pattern, and has more of every month."""
 EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"})
 OF_INSTANCES = frozenset({"VcpuLimitExceeded", "MaxSpotInstanceCountExceeded", "InstanceLimitExceeded"})
 """Quotas of one family and market: another zone cannot help, another type or market may."""

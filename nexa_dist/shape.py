@@ -29,7 +29,7 @@ class Strange(ValueError):
 
 
 class NotJson(Strange):
-    """Nothing that JSON has a word for."""
+    """Value that JSON has no word for."""
 
 
 def parsed(data: bytes, check: Check, most_bytes: int) -> Any:

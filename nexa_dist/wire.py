@@ -1,4 +1,5 @@
-"""All that may come from a node: each frame, event and answer has a shape here, with bounds. The rest is refused.
+"""Shapes of all that may come from a node: each frame, event and answer has a shape here, with bounds. The rest is
+refused.
 
 A node's words are data of a stranger: a rank can write agent.jsonl, and who has a node has its agent too.
 """
@@ -35,7 +36,7 @@ FRAME_BYTES = 1 << 20
 EVENT_BYTES = 64 * 1024
 ANSWER_BYTES = 2 << 20
 SAID_BYTES = 8 << 20
-"""All that a command on a node may say; what says more is ended."""
+"""Bytes that a command on a node may say; one that says more is ended."""
 LATEST_UNIX = 4.2e9
 MOST_RANKS = 1 << 20
 MOST_LOGS = 10_000

@@ -93,7 +93,7 @@ class Attempt:
         return bool(self.spec.get("keep_warm")) and (not request.get("release", True) if request else state == "failed")
 
     def hold_room(self, hold: bool = True) -> None:
-        """Some bytes on the disk for the last event of an attempt that fills it."""
+        """Hold some bytes of the disk back for the last event of an attempt that fills it."""
         path = os.path.join(self.run_dir, ROOM)
         with contextlib.suppress(OSError):
             if hold:

@@ -133,7 +133,7 @@ def log_files(run_dir: str) -> list[str]:
 
 
 def drain(run_dir: str, offsets: dict[str, int], out: BinaryIO) -> bool:
-    """One chunk of every file that has more. Whether there was anything."""
+    """Send one chunk of every file that has more; True when there was anything."""
     moved = [drain_one(run_dir, name, offsets, out) for name in log_files(run_dir)]
     return any(moved)
 

@@ -15,7 +15,7 @@ POLL_S = 0.05
 KEPT = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "LD_LIBRARY_PATH", "TMPDIR", "NEXA_HOST", "NEXA_IMDS")
 """Variables of this machine that a run sees."""
 ROOM = ".room"
-"""Some bytes in the run folder that are given up when the disk is full and something has to be written."""
+"""Reserve file in the run folder, given up when the disk is full and something has to be written."""
 JSON_BYTES = 64 << 20
 PAID = "paid_until"
 """File that says until when the run's money lasts, by `boot_clock`. Without it nobody has set an end."""

@@ -250,7 +250,7 @@ class Setup:
         write_json(note, {"key": key, "files": {} if many else made, "installed": installed, "once": once})
 
     def shell(self) -> None:
-        """All lines in one shell, which notes where it is."""
+        """Run all lines in one shell, which notes where it is."""
         lines, at = self.told["lines"], os.path.join(self.run_dir, "setup.line")
         path = os.path.join(self.run_dir, "setup.sh")
         bash = shutil.which("bash")

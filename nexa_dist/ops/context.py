@@ -38,7 +38,7 @@ class Context:
     sleep: Callable[[float], None] = time.sleep
     brief: bool = False
     dry: bool = False
-    """Nothing is to be changed, and nobody is asked: `runner` starts only what reads (run/fake.py)."""
+    """True in a dry run: nothing is changed, and nobody is asked; `runner` starts only what reads (run/fake.py)."""
 
     @contextmanager
     def phase(self, title: str) -> Iterator[None]:

@@ -17,7 +17,7 @@ from nexa_dist.run.workspace import ClusterFolder, RunFolder
 State = Literal["waiting", "running", "done", "failed", "stopped", "removed"]
 MOST_ROWS = 1000
 CHANGE_S = 10.0
-"""Nobody changes the file for so long."""
+"""Seconds within which any change of the file is done."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Kept:
     """queue.json."""
 
     rows: list[Row] = field(default_factory=list)
-    """In the order in which they run."""
+    """Rows in the order in which they run."""
     made: int = 0
     """Rows ever made, for the name of the next."""
     stop_on_failure: bool = False

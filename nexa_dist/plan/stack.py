@@ -24,7 +24,8 @@ from nexa_dist.shape import Check, Strange, maybe, number, one_of, record, rows,
 from nexa_dist.traits import EndsWith
 
 REQUIRED = ("node_names", "ssh_public_key")
-"""Without the first no node can be told from another, without the second nobody gets in."""
+"""Variables that a stack must declare: without the first no node can be told from another, without the second nobody
+gets in."""
 DEADLINES = ("deadline_unix", "deadline")
 _VARIABLE = re.compile(r'^[ \t]*variable[ \t]+"?([A-Za-z_][A-Za-z0-9_-]*)"?[ \t]*\{', re.MULTILINE)
 MEND = "docs/PROVIDERS.md says what a stack's outputs must be"

@@ -35,7 +35,7 @@ SPARE_BYTES = 1 << 30
 IN_USE_S = 600.0
 """The agent of a run touches its data every 10 s, and a launch what it is about to use."""
 ENDED_S = 30.0
-"""No agent is alive that did not touch it for so long."""
+"""Seconds after which an agent that did not touch its data is no longer alive."""
 LOCK_S = 30.0
 PROGRESS_S = 2.0
 PR_SET_PDEATHSIG = 1
@@ -63,7 +63,7 @@ class Progress:
 
 
 def main(message: dict[str, Any], say: Say, source: BinaryIO | None = None) -> dict[str, Any]:
-    """One act of those below. `source` is what the controller feeds."""
+    """Do one of the acts below. `source` is what the controller feeds."""
     store = Store(message["folder"], say, message["keep"])
     if message["act"] == "look":
         return store.look(message["ids"])
@@ -141,7 +141,7 @@ class Store:
 
     @contextlib.contextmanager
     def locked(self, ident: str) -> Iterator[None]:
-        """One command at a time brings it, of whichever nexa."""
+        """Lock the data: one command at a time brings it, of whichever nexa."""
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
         until = time.monotonic() + LOCK_S
         with os.fdopen(os.open(self.place(ident) + ".lock", os.O_RDWR | os.O_CREAT, 0o600), "r+") as lock:
@@ -331,7 +331,7 @@ def settled(path: str, size: int) -> bool:
 
 
 def settle(path: str) -> None:
-    """Nobody writes to data; who does so all the same moves its time."""
+    """Make a file read-only and set the time of all data; who writes to it all the same moves that time."""
     os.chmod(path, 0o400)
     os.utime(path, (SETTLED, SETTLED))
 
@@ -359,7 +359,7 @@ def bits(numbers: list[int], count: int) -> list[str]:
 
 
 def receive(source: BinaryIO, part: str, entry: Entry, progress: Progress) -> None:
-    """One file, behind what has come of it."""
+    """Receive one file, behind what has come of it."""
     name, size, sha256 = entry
     path, whole = partial(part, sha256), hashlib.sha256()
     with open(path, "a+b") as file:

@@ -32,7 +32,7 @@ NAMES = {
     "code": r"[0-9a-f]{8,64}(\.[0-9]+\.tmp)?",
     "data": r"(\.tmp-)?[0-9a-f]{8,64}(\.(lock|part|taken|[0-9]+\.gone))?",
 }
-"""In `shared`: folders, and what nexa calls the things that it puts into them."""
+"""Names in `shared`, by folder, of the things that nexa puts there."""
 RUN = r"[a-z]+_[0-9]{8}_[0-9]{6}_.+"
 ROOM_GB = {"cpu": 2, "cuda": 8}
 """GB that an environment and uv's cache of it take, by the build of torch in it."""
@@ -335,7 +335,7 @@ def can_make_environments() -> bool:
 
 
 def main(message: dict[str, Any]) -> None:
-    """One command; its answer is on stdout."""
+    """Carry out one command; its answer is on stdout."""
     os.umask(0o077)
     acts = {"look": look, "tidy": tidy, "claim": claim, "release": release}
     try:

@@ -23,7 +23,7 @@ LINE_BYTES = 1 << 20
 SANE = anything(40, 1_000_000, LINE_BYTES)
 """Bounds of JSON that a program can go through without an end of its stack or its memory."""
 LOOK_LIMIT_S = 60.0
-"""Nobody looks for so long whether a file is locked, unless he was stopped meanwhile."""
+"""Seconds that no look at a lock takes, unless its process was stopped meanwhile."""
 
 
 def close_to_others(*folders: Path) -> None:

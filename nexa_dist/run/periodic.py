@@ -1,4 +1,4 @@
-"""Something done again and again from a thread of its own, for as long as this process lives and no longer."""
+"""Periodic task, done again and again from a thread of its own, for as long as this process lives and no longer."""
 
 from __future__ import annotations
 

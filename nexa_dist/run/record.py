@@ -36,7 +36,7 @@ class Attempt:
     """Seconds by which each node's clock is ahead of ours, by node."""
     commands: dict[str, list[str]] = field(default_factory=dict)
     laid: dict[str, dict[str, list[str]]] = field(default_factory=dict)
-    """By node: files of the user's that were kept, or set aside, where the code was laid out."""
+    """Files by node, of the user's, that were kept, or set aside, where the code was laid out."""
     replaced: list[str] = field(default_factory=list)
     """Nodes that were made anew for it."""
     changed: list[str] = field(default_factory=list)

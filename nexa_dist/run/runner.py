@@ -219,7 +219,7 @@ class SystemRunner:
 
 
 TOO_MUCH = 1025
-"""No program ends with such a code."""
+"""Code with which no program ends."""
 INTERRUPTED = 130
 _AT_WORK: dict[int, subprocess.Popen[bytes]] = {}
 """Programs at work, by the thread that waits for each."""

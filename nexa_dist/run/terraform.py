@@ -343,7 +343,8 @@ class Terraform:
         return made
 
     def _cli_config(self) -> Path:
-        """For a user who has none: providers from a mirror on this machine where there is one, else downloaded once."""
+        """Write a config of Terraform's command line for a user who has none: providers from a mirror on this machine
+        where there is one, else downloaded once."""
         folder, path = mirror(), self.folder / "terraformrc"
         if self.stack == "local":
             return Path(os.devnull)  # needs no provider; Terraform warns about a missing file on every call

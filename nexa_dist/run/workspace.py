@@ -106,7 +106,8 @@ class ClusterFolder:
         self._append(journal, {"at": time.time(), "step": step, "state": "done", "seconds": seconds, **more})
 
     def ledger(self, event: str, **details: Any) -> None:
-        """One line of what the bill is made from (plan/money/ledger.py reads it); `at` may be told, else it is now."""
+        """Write one line of the ledger, from which the bill is made (plan/money/ledger.py reads it); `at` may be told,
+        else it is now."""
         self._append("ledger.jsonl", {"at": time.time(), "event": event, **details})
 
 
@@ -213,13 +214,13 @@ class Workspace:
             return str(path)
 
     def close_to_others(self) -> None:
-        """Nobody else on this machine may look into what we keep here, or lock it; and git leaves it alone."""
+        """Close to others what we keep here: nobody else may look into it or lock it, and git leaves it alone."""
         files.close_to_others(self.root / ".nexa", self.root / "runs")
         for folder in (self.root / ".nexa", *([self.root / "runs"] if self.runs() else [])):
             files.hide_from_git(folder)
 
     def cluster(self, name: str) -> ClusterFolder:
-        """Also of another workspace, when it was borrowed."""
+        """Folder of a cluster, also of another workspace when it was borrowed."""
         path = self.root / ".nexa" / "clusters" / name
         return ClusterFolder(path.resolve() if path.is_symlink() else path)
 

@@ -13,7 +13,7 @@ ESCAPES = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])"
     r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 )
-"""Also what turns the direction of writing, by which a line can be made to read as another."""
+"""Escapes of a terminal, also what turns the direction of writing, by which a line can be made to read as another."""
 
 
 def plain(text: str) -> str:

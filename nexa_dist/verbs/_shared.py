@@ -70,8 +70,8 @@ def owner_of(here: Workspace, named: str) -> Workspace | None:
 
 
 def borrowed(ctx: Context, named: str | None) -> Context:
-    """For a run in this workspace on a cluster of another one: makes that cluster known here. Answers the context that
-    knows it: in a dry run its owner's, since nothing is made."""
+    """Make a cluster of another workspace known here, for a run in this one. Answers the context that knows it: in a
+    dry run its owner's, since nothing is made."""
     if named and (owner := owner_of(ctx.workspace, named)):
         _refuse_foreign(ctx.runner, owner.root, above=True, ask=not ctx.dry)
         if ctx.dry:

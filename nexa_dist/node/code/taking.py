@@ -14,7 +14,7 @@ from ..oslib import read_json
 from . import tree
 
 NOTE = "nexa.json"
-"""In a layer: what it is. No part of what it holds."""
+"""Note in a layer's folder of what the layer is. No part of its contents."""
 TEXT_BYTES = 1 << 20
 """Size in bytes above which a file is not searched for the path of its run's folder."""
 
@@ -27,7 +27,7 @@ def noted(path: str) -> dict[str, Any]:
 
 
 def seen(folder: str) -> dict[str, Any]:
-    """All that is below a folder, by name, with a mark that changes when it is written."""
+    """Look at all that is below a folder, by name, with a mark that changes when it is written."""
     found = {}
     for base, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name != tree.CACHE]

@@ -60,7 +60,7 @@ def ensure(spec: Spec, environment: dict[str, str], run_dir: str) -> None:
         listener.listen(8)
 
         def register() -> None:
-            """In the child, before it is the interpreter: what that writes there can only come later."""
+            """Register the child before it is the interpreter: what that writes there can only come later."""
             write_json(_file(run_dir), {**holder_of(os.getpid()), "socket": path, "fingerprint": key, "ready_s": None})
 
         try:

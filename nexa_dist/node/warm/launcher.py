@@ -141,7 +141,7 @@ class Direct:
             rank.send_signal(number)
 
     def _start_cold(self) -> None:
-        """Each rank in an interpreter of its own."""
+        """Start each rank in an interpreter of its own."""
         wrong = wrong_generation(self.run_dir, self.spec["attempt"])
         if wrong:
             self._cannot(EXIT_WRONG_WORLD, wrong)

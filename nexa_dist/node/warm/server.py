@@ -33,7 +33,7 @@ LOOK_S = 1.0
 
 
 def serve(run_dir: str, key: str, preload: list[str]) -> int:
-    """To the end of the interpreter's time. In a fork: to the end of the rank's program."""
+    """Serve to the end of the interpreter's time; in a fork, run to the end of the rank's program."""
     server = Server(run_dir)
     why = server.load(preload)
     seen = {**holder_of(os.getpid()), "socket": server.socket_path, "fingerprint": key}

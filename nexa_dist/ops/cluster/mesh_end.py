@@ -67,8 +67,8 @@ def _taken_away(ctx: Context, folder: ClusterFolder, made: Cluster, mesh: str, t
 
 
 def _log_all_out(ctx: Context, names: dict[str, str], made: Cluster | None) -> dict[str, list[str]]:
-    """Each node by itself; then by tag and name who is still there, also one that a killed provision had let in. The
-    cluster's end never waits for it."""
+    """Log out each node by itself; then delete by tag and name who is still there, also one that a killed provision had
+    let in. The cluster's end never waits for it."""
     everyone = made.nodes if made else ()
     said: dict[str, str] = {}
     if made:

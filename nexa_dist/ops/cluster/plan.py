@@ -96,8 +96,8 @@ def preview(ctx: Context, config: ClusterConfig) -> Preview | None:
 
 
 def offline(ctx: Context, config: ClusterConfig) -> Preview:
-    """From the price book and the spot prices that were asked last: nobody is asked now. Without those, zones are a
-    guess, and spot is taken to cost as much as on demand.
+    """Preview from the price book and the spot prices that were asked last: nobody is asked now. Without those, zones
+    are a guess, and spot is taken to cost as much as on demand.
 
     Raises UsageError for other providers, NexaError when the book knows none of the offers.
     """
@@ -189,7 +189,8 @@ def changes(planned: dict[str, Any]) -> dict[str, list[str]]:
 def save(
     out: Path, config: ClusterConfig, scope: AwsScope, candidate: Candidate, variables: dict[str, Any], plan: bytes
 ) -> None:
-    """One file: the cluster's config, the offer, the variables and Terraform's own plan. It holds no secret."""
+    """Save a plan in one file: the cluster's config, the offer, the variables and Terraform's own plan. It holds no
+    secret."""
     record = {
         "nexa_plan": VERSION,
         "config": config.model_dump(mode="json", exclude_none=True, exclude_defaults=True),

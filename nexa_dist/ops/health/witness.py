@@ -76,7 +76,7 @@ class Witnesses:
             self.asking.discard(name)
 
     def look(self, name: str) -> None:
-        """One question to everybody. By a way that is found the node is reached from now on."""
+        """Ask everybody about a node once. The way that is found reaches the node from now on."""
         node = self.nodes[name]
         self._ask_cloud(node)
         for options in dict.fromkeys(((), self.ways.joined(self.ssh, node))):

@@ -105,7 +105,8 @@ class Meter:
         return budget.words() if budget and budget.due() else ""
 
     def tend(self) -> str:
-        """One round of the thread: renews the lease, asks for prices, moves deadlines. Answers a warning or nothing."""
+        """Make one round of the thread: renews the lease, asks for prices, moves deadlines. Answers a warning or
+        nothing."""
         links, now = tuple(self.links), self.ctx.now()
         if links:  # before all that may fail: the lease is what cannot wait
             self._unheard = self._unheard + 1 if lease.renew(links).silent else 0

@@ -24,9 +24,9 @@ class Wish:
     """Wishes to `make` beside the cluster's file."""
 
     hours: Callable[[float], float] = lambda _: math.inf
-    """For how many hours nodes may live that cost so many USD an hour in all; raises NexaError without budget."""
+    """Hours that nodes may live which cost so many USD an hour in all; raises NexaError without budget."""
     begin: Callable[[], None] = lambda: None
-    """To be called before the first thing is made: writes down that a cluster may exist from here on."""
+    """Callback before the first thing is made: writes down that a cluster may exist from here on."""
     lost: Sequence[str] = ()
     """Nodes to be ended, and made anew."""
     saved: Any = None

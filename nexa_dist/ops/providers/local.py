@@ -221,7 +221,7 @@ def _sweep(ctx: Context, folder: ClusterFolder) -> list[dict[str, Any]]:
 
 
 def _known_nodes(ctx: Context, folder: ClusterFolder) -> list[dict[str, Any]]:
-    """For the end of a cluster, which does without."""
+    """Nodes as Terraform's outputs know them, for the end of a cluster, which does without."""
     try:
         return made_nodes(folder)
     except NexaError as error:

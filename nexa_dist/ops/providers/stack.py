@@ -89,7 +89,7 @@ class Stack:
         return planned.variables(self.config, self.known, public_key, tags, self.deadline)
 
     def _addresses(self, lost: Sequence[str]) -> list[str]:
-        """All that the state holds of these nodes: what hangs on their names."""
+        """Addresses of all that the state holds of these nodes: what hangs on their names."""
         found = []
         for name in lost:
             mine = [address for address in self.terraform.resources() if f'["{name}"]' in address]
@@ -234,12 +234,12 @@ def plan(ctx: Context, folder: ClusterFolder, config: ClusterConfig, wish: Wish)
 
 
 def says(ctx: Context, cluster: Cluster, node: Node) -> tuple[CloudWord, str]:
-    """Nothing: a state file knows what was made, not what lives."""
+    """Say nothing: a state file knows what was made, not what lives."""
     return "", ""
 
 
 def usage(ctx: Context, folder: ClusterFolder) -> float:
-    """By our own clock; a machine that ends by itself has done so at its deadline, by the stack's word."""
+    """Record usage by our own clock; a machine that ends by itself has done so at its deadline, by the stack's word."""
     known, now = recorded(folder), ctx.now()
     if known and known["ends_with"] != "api" and now > known["deadline_unix"]:
         for period in ledger_file.open_periods(folder):

@@ -35,7 +35,7 @@ LIGHT = {"local": "nexa_dist.ops.providers.local_nodes"}
 Ansible."""
 
 RECORDS = {"site.json": "aws", "own.json": "static", "stack.json": "stack"}
-"""In a cluster's folder: what a provider writes down for itself."""
+"""Records that a provider writes for itself into a cluster's folder."""
 
 
 def of_folder(folder: ClusterFolder, unknown: str = "local") -> str:

@@ -69,7 +69,7 @@ class Job:
 
     @property
     def preload(self) -> tuple[str, ...]:
-        """For the user's own scripts torch alone."""
+        """Modules of the warm interpreter; for the user's own scripts torch alone."""
         return BACKENDS[self.config.backend].preload if self.config.backend else ("torch",)
 
     def place(self, link: Link) -> Place:

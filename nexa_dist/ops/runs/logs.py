@@ -65,7 +65,7 @@ class Wanted:
 
     ranks: set[int] | None = None
     setup: bool = False
-    """With ranks: also what came before them."""
+    """True to show, with ranks, also what came before them."""
     node: str | None = None
     attempt: int | None = None
     pattern: re.Pattern[bytes] | None = None

@@ -26,7 +26,8 @@ from nexa_dist.run.workspace import RunFolder
 LAST_LOGS_S = 20.0
 """Seconds for the last lines of a run that is stopped; `nexa stop` does not wait for more."""
 SETTLES_S = 45.0
-"""For the words of a living supervisor about a run whose processes have ended; it fetches the last lines before."""
+"""Seconds for the words of a living supervisor about a run whose processes have ended; it fetches the last lines
+before."""
 
 
 def stop(ctx: Context, run: RunFolder, grace_s: float = GRACE_S) -> dict[str, Any]:

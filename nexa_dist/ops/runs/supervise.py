@@ -49,12 +49,12 @@ class Supervisor:
     """Meter of the run, from the first attempt that is watched."""
 
     def follow(self, ssh: Ssh, links: list[Link], detach: bool = False) -> Outcome | None:
-        """From an attempt that was started to the end of the run; None when the user left it alone."""
+        """Follow the run from an attempt that was started to the end of the run; None when the user left it alone."""
         with contextlib.ExitStack() as connections:
             return self._on(connections, ssh, links, detach)
 
     def resume(self, ssh: Ssh) -> Outcome | None:
-        """From where a controller died between two attempts to the end of the run."""
+        """Go on from where a controller died between two attempts to the end of the run."""
         last = self.record.ends[-1]
         links, silent = reach(ssh, self.cluster.nodes)
         doomed = self.record.last.next
@@ -195,7 +195,7 @@ class Supervisor:
         return self.record.attempts[0].started_unix + max_hours * 3600 - self.ctx.now()
 
     def _wish(self) -> Decision | None:
-        """Somebody asked the run to end while no agent was there to be told."""
+        """Find the wish of somebody who asked the run to end while no agent was there to be told."""
         if not self.run.stop_wish.exists() or self.record.last.state == "completed":
             return None
         return Decision("stop", self.run.stop_wish.read_text(encoding="utf-8").strip() or Reason.STOPPED)

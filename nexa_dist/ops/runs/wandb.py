@@ -10,7 +10,7 @@ from nexa_dist.run.code.listing import listed, shown
 
 KEY = "WANDB_API_KEY"
 MARKS = (b"wandb", b"trainingarguments")
-"""Also those of transformers, which report to all that is installed."""
+"""Marks of wandb in a script; also those of transformers, which reports to all that is installed."""
 TEXTS = (".py", ".yaml", ".yml", ".toml", ".json", ".cfg")
 MOST_BYTES = 1 << 20
 """Bytes of the largest file that is looked into: code is not longer."""

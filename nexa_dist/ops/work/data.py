@@ -58,7 +58,7 @@ class Item:
     content: Callable[[], Content] | None = None
     """Content that is sent, read when it has to be; None for S3."""
     keep: tuple[str, ...] = ()
-    """All data of the run: none of it makes room for another."""
+    """Names of all data of the run: none of it makes room for another."""
 
     @property
     def id(self) -> str:
@@ -68,8 +68,8 @@ class Item:
 def bring_data(
     ctx: Context, links: Sequence[Link], config: TrainConfig, kept: Path | None, *, again: bool
 ) -> dict[str, Any]:
-    """Each of `data:` by name, as the manifest names it, when every node has it. `again`: what the attempt before had,
-    also where its source has changed since."""
+    """Bring each of `data:`; returns it by name, as the manifest names it, when every node has it. `again`: what the
+    attempt before had, also where its source has changed since."""
     if not config.data:
         return {}
     if kept is None:
@@ -87,7 +87,7 @@ def bring_data(
 
 
 def folders(shared: str, data: Mapping[str, Any]) -> dict[str, list[str]]:
-    """By name: the folder of the data on a node, and what in it a script sees."""
+    """Folders by the data's name: where it lies on a node, and what in it a script sees."""
     return {
         name: [_place(shared, row["id"]), "/".join(filter(None, ("files", row["single"])))]
         for name, row in data.items()
@@ -267,7 +267,8 @@ def _program(
     ctx: Context, link: Link, name: str, message: dict[str, Any], check: Check,
     feed: Feed | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """One act of the node's store, with what it tells meanwhile. Raises NexaError with the data's name and a cure."""
+    """Run one act of the node's store, with what it tells meanwhile. Raises NexaError with the data's name and a
+    cure."""
     last = [time.monotonic()]
 
     def hear(words: dict[str, Any]) -> None:

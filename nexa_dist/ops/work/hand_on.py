@@ -27,9 +27,9 @@ ALONE = "the nodes have no network of their own"
 def hand_on(
     ctx: Context, source: Link, takers: Sequence[Link], folders: Mapping[str, str], what: str, size: int = 0
 ) -> dict[str, str]:
-    """By name of each taker "", or why it has not got it: the caller then makes it there after all. `folders`: the
-    folder's absolute path by node name; whole folders hold a file `.complete`. `what` is its name for people,
-    `size` its bytes, where they may be more than an environment has."""
+    """Hand folders on from one node to others; returns by name of each taker "", or why it has not got them: the caller
+    then makes it there after all. `folders`: the folder's absolute path by node name; whole folders hold a file
+    `.complete`. `what` is its name for people, `size` its bytes, where they may be more than an environment has."""
     if not source.ssh.cluster.traits.network:
         return {link.node.name: ALONE for link in takers}
     address = source.node.peer_address

@@ -30,7 +30,7 @@ PAGES = 100
 """Answers of one node about one run."""
 TOLD_EVERY_S = 5.0
 PARTS = ".part"
-"""In a folder that things are pulled into: what has not come whole."""
+"""Parts folder within a pull's folder: what has not come whole."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _add(left: Left, row: Mapping[str, Any], link: Link, asked: Mapping[str, Any
 
 
 def look_all(links: Sequence[Link], record: Run) -> tuple[dict[str, Left], dict[str, str]]:
-    """By node, in their order; and why others cannot be asked."""
+    """Look on all nodes; what is left by node, in their order, and why others cannot be asked."""
 
     def one(link: Link) -> Left | str:
         try:
@@ -133,7 +133,7 @@ def choose(left: Mapping[str, Left], everything: bool, place: Place, folder: Pat
 
 @contextlib.contextmanager
 def pulling(run: RunFolder) -> Iterator[None]:
-    """One at a time may write what was pulled of a run."""
+    """Lock the record of what was pulled of a run: one command at a time writes it."""
     with files.locked(run.path / "pull.lock", "pull"):
         yield
 

@@ -46,7 +46,8 @@ class Found:
 
 
 def find(ctx: Context, run: Run, links: Sequence[Link], left: Mapping[str, Left]) -> list[Found]:
-    """All that are known, the newest first, of each the nearest copy first. A bucket that cannot be read is said."""
+    """Find all checkpoints that are known, the newest first, of each the nearest copy first. A bucket that cannot be
+    read is said."""
     found = [
         Found(kept.step, kept, link)
         for link in links

@@ -28,7 +28,7 @@ class Given:
 
     vpc: str = ""
     subnets: dict[str, str] = field(default_factory=dict)
-    """By zone."""
+    """Subnets by zone."""
     public: bool = True
     """True when nodes have public addresses."""
     reservation: str = ""

@@ -25,7 +25,7 @@ class Candidate:
     gpus: int
     """GPUs of the instance type."""
     usd_per_hour: float
-    """For one node."""
+    """Price of one node."""
     why: str = ""
     """Why it stands where it stands."""
 

@@ -17,7 +17,7 @@ from nexa_dist.plan.aws.tfplan import Plan, Resource
 TAG_VARIABLES = ("cluster", "owner", "workspace", "expires")
 """Variables whose value every taggable resource carries as the tag `nexa:<variable>`."""
 WIDEST_RANGE = {4: 8, 6: 32}
-"""By IP version: an ingress range with fewer bits counts as the world."""
+"""Bits by IP version: an ingress range with fewer bits counts as the world."""
 HASH = re.compile(r"[0-9a-f]{40}")
 """Hash by which the provider shows a user_data that it keeps to itself."""
 ACCESS_BLOCKS = ("block_public_acls", "block_public_policy", "ignore_public_acls", "restrict_public_buckets")
@@ -329,4 +329,4 @@ POLICIES: dict[str, Callable[[Plan], Found]] = {
         no_key_material,
     )
 }
-"""By name: what each looks at is its function."""
+"""Policies by name: what each looks at is its function."""

@@ -17,7 +17,7 @@ class Expected:
     gpus: int = 0
     """GPUs that the instance type advertises; fewer, or none, is a fault."""
     ranks: int = 0
-    """On hosts that may have no GPU: as many GPUs if there are any."""
+    """Ranks of a host that may have no GPU: as many GPUs as ranks if there are any."""
     efa: int = 0
     network_gbps: float = 0.0
     """The peak that the vendor lists."""

@@ -21,7 +21,7 @@ MENDED_BY_ANOTHER_MACHINE = frozenset[Cause](
 OF_GROUP_TEST = frozenset[Cause](("slow node", "slow link", "slow network", "group test"))
 """Causes that only the test of the group can find."""
 ALL = "all"
-"""In the place of a node's name: nobody in particular."""
+"""Name in the place of a node's: nobody in particular."""
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ minutes of a spot notice many times over."""
 MEMORY_PART = 0.85
 """Share of the memory that most nodes have: less means a module of memory that is gone."""
 SURE_MIB = 32
-"""So much has to be written before a disk is called broken (in nexa diag --deep): the first MiB say more about who else
-is writing."""
+"""MiB that have to be written before a disk is called broken (in nexa diag --deep): the first MiB say more about who
+else is writing."""
 MIN_NOFILE = 65536
 PROVISION = "nexa provision sets it up again"
 

@@ -72,7 +72,7 @@ class NodeRow:
 
 @dataclass(frozen=True)
 class Bill:
-    """All of it, in seconds of nodes and in USD, at `at_unix`. `runs` are phases by run."""
+    """Bill of a cluster, in seconds of nodes and in USD, at `at_unix`. `runs` are phases by run."""
 
     at_unix: float
     nodes: tuple[NodeRow, ...]
@@ -111,7 +111,7 @@ class Bill:
         return None if self.unpriced else self.usd
 
     def run(self, run_id: str) -> Share:
-        """All of one run: trained, lost, recovering, and its traffic."""
+        """Share of one run: trained, lost, recovering, and its traffic."""
         return sum(self.runs.get(run_id, {}).values(), Share(0.0, self.egress.get(run_id, 0.0)))
 
     def accrued(self, now_unix: float) -> float:
@@ -145,7 +145,7 @@ class Bill:
 
 
 def slices(lines: Iterable[Any], now_unix: float) -> list[Slice]:
-    """All that is billed, by machine and time."""
+    """Slices of all that is billed, by machine and time."""
     events = read.clean(lines)
     at, moved = max(now_unix, read.last_seen(events)), read.moves(events)
     changes, losses = read.changes(events), read.losses(events)

@@ -17,7 +17,8 @@ from nexa_dist.plan.money.budget import BOOT_S, GUARD
 NODE_HOURS_A_PREEMPTION = 24.0
 """Spot only. AWS publishes classes of frequency (Spot Instance Advisor: under 5 to over 20 % a month), no rate."""
 REPLACE_S = 900.0
-"""For a lost node: the others wait while one is found, boots and is set up, and a checkpoint interval is done again."""
+"""Seconds that a lost node costs: the others wait while one is found, boots and is set up, and a checkpoint interval is
+done again."""
 LOGS_GB_A_NODE_HOUR, MOST_LOGS_GB_A_NODE_HOUR = 0.02, 1.0
 """GB of logs that a node sends to the controller in an hour: 6 kB/s as expected, 280 kB/s at worst. Checkpoints go to a
 bucket of the same region, which costs no traffic."""

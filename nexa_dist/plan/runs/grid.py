@@ -37,7 +37,7 @@ def points(texts: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _split(text: str) -> list[str]:
-    """At each comma that is in no brackets and no quotes: `[a, b],[c]` are two lists."""
+    """Split at each comma that is in no brackets and no quotes: `[a, b],[c]` are two lists."""
     parts, depth, quote = [""], 0, ""
     for char in text:
         if quote:

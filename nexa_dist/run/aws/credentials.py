@@ -19,7 +19,8 @@ OURS_ALONE = {
     **dict.fromkeys(("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE"), ""),
     **dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull),
 }
-"""So that a program that looks for itself finds the keys that it is given, and nothing else."""
+"""Variables that are cleared, so that a program that looks for itself finds the keys that it is given, and nothing
+else."""
 SETTINGS = {
     "ca_bundle": "AWS_CA_BUNDLE",
     "endpoint_url": "AWS_ENDPOINT_URL",
@@ -79,8 +80,8 @@ def short(session: Any) -> bool:
 
 
 def environment(session: Any) -> dict[str, str]:
-    """For a program that is started: the keys that `session` has now, and what its profile says besides. Empty when it
-    has none."""
+    """Variables for a program that is started: the keys that `session` has now, and what its profile says besides.
+    Empty when it has none."""
     held = session.get_credentials()
     if held is None:
         return {}

@@ -38,7 +38,7 @@ DEAD = frozenset({"terminated", "shutting-down", "deleted", "deleting"})
 
 @dataclass(frozen=True)
 class Stranger:
-    """Something that is not ours, and the ids of what of ours it holds."""
+    """Resource that is not ours, and the ids of what of ours it holds."""
 
     kind: str
     id: str

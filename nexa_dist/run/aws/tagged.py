@@ -197,8 +197,8 @@ class Unseen:
 def look(
     region: str, owner: str, cluster: str | None = None, kinds: Sequence[str] = ALL
 ) -> tuple[list[TaggedResource], list[Unseen]]:
-    """All of the `kinds` that carries `owner` and `cluster` (any cluster if None) in its tags, dead instances included;
-    and the kinds that could not be listed. Raises NexaError when that is every kind."""
+    """Look for all of the `kinds` that carries `owner` and `cluster` (any cluster if None) in its tags, dead instances
+    included; and the kinds that could not be listed. Raises NexaError when that is every kind."""
 
     def ask(name: str) -> list[TaggedResource] | Unseen:
         try:

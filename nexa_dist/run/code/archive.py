@@ -25,7 +25,7 @@ from nexa_dist.run.files import write_bytes
 from nexa_dist.run.runner import Runner
 
 LIMIT_BYTES = 1 << 30
-"""All is read into memory, and each node gets it; more than that is data."""
+"""Limit in bytes: all of a project is read into memory, and each node gets it; more than that is data."""
 QUICK_BYTES = 32 << 20
 """Bytes above which a project is packed for time, not for size: most of it is no text."""
 DIGITS = 16
@@ -115,8 +115,8 @@ class Archive:
         return _packed(self.files)
 
     def pack_part(self, lacking: Sequence[int]) -> bytes:
-        """For a node that has the other files under another hash: a line with all marks by name, then a tar.gz of those
-        that it lacks, by their place in `names`."""
+        """Pack a part for a node that has the other files under another hash: a line with all marks by name, then a
+        tar.gz of those that it lacks, by their place in `names`."""
         marks = json.dumps({file.name: file.mark for file in self.files})
         return marks.encode() + b"\n" + _packed([self.files[n] for n in lacking])
 

@@ -37,7 +37,7 @@ NAME_IT = "name it in files: of train.yaml"
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Something that the nodes do not get: why, and what would change that."""
+    """File that the nodes do not get: why, and what would change that."""
 
     name: str
     why: str
@@ -48,7 +48,7 @@ class LeftOut:
 
 
 def shown(name: object) -> str:
-    """For people: the name of a file may hold anything, also what rewrites a terminal."""
+    """Show a name to people: the name of a file may hold anything, also what rewrites a terminal."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(name))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 LINES_BYTES = 4 << 20
 """Lines that wait for their reader. What comes beyond is not shown; the mirror has it."""
 WAITING_BYTES = 8 << 20
-"""All that waits; beyond it even events make their sender wait."""
+"""Bytes of all that waits; beyond them even events make their sender wait."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Through:
 
 @dataclass(frozen=True)
 class Quiet:
-    """No word from `node` for `seconds`: the link is down, or the node is gone."""
+    """Silence of `node` for `seconds`: the link is down, or the node is gone."""
 
     node: str
     seconds: float

@@ -25,7 +25,7 @@ WRONG = 3
 """Times that a file arrives as another than the node read."""
 PAUSE_S = 1.0
 GROWN_BYTES = 256 << 20
-"""So much may be added to a file, beyond twice its size, from when it was listed to when it is sent."""
+"""Bytes that may be added to a file, beyond twice its size, from when it was listed to when it is sent."""
 READ_BYTES = 1 << 20
 
 
@@ -69,7 +69,7 @@ class Receiver:
         self.came = 0
 
     def take(self, asked: Sequence[Asked], seconds: float = float("inf")) -> list[Got]:
-        """Each file, or why it did not come. Raises OSError when this disk will not have them."""
+        """Take each file, or say why it did not come. Raises OSError when this disk will not have them."""
         until, idle, faults, why = time.monotonic() + seconds, 0, 0, "the link to the node was cut"
         files.make_folder(self.parts)
         while (left := [at for at in range(len(asked)) if at not in self.got]) and max(idle, faults) < TRIES:

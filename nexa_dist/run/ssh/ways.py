@@ -22,7 +22,7 @@ ASK = (
 """Command that prints the greeting of an sshd there, or bash's own words."""
 CUT = ("timed out", "no route", "unreachable")
 UP = ("refused", "reset")
-"""Something answers there."""
+"""Words by which something answers there."""
 
 
 def reach(ssh: Ssh, node: Node, *options: str) -> bool:

@@ -93,7 +93,7 @@ class Worker:
         return self.cluster
 
     def _connected(self, connections: contextlib.ExitStack) -> Ssh:
-        """One connection for all runs, so that the next need not make it. Between two runs, too, the nodes are in
+        """Keep one connection for all runs, so that the next need not make it. Between two runs, too, the nodes are in
         use: an idle limit counts from the end of the queue."""
         connections.close()
         ssh = connections.enter_context(session(self.ctx.runner, self.cluster))

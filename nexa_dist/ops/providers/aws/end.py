@@ -30,7 +30,7 @@ from nexa_dist.run.workspace import ClusterFolder
 
 TRIES = 3
 DESTROY_LIMIT_S = 900.0
-"""For all tries together: what Terraform has not ended by then the sweep ends, or names."""
+"""Limit in seconds of all tries together: what Terraform has not ended by then the sweep ends, or names."""
 LOOK_EVERY_S = 10.0
 CLAIM = "key pair"
 ROUNDS = 100
@@ -74,7 +74,8 @@ def scope_of(ctx: Context, folder: ClusterFolder, config: ClusterConfig | None) 
 
 
 def _journalled_scope(ctx: Context, folder: ClusterFolder) -> AwsScope | None:
-    """By the last claim. A folder of aws without one is never taken for a local cluster's: its receipt would lie."""
+    """Scope by the journal's last claim. A folder of aws without one is never taken for a local cluster's: its receipt
+    would lie."""
     if told := claims(folder.path):
         region, account, owner = (str(told[-1][key]) for key in ("region", "account", "owner"))
         return AwsScope(folder.name, region, account, owner, our_tag(ctx), created_unix=0, expires_unix=0)
@@ -135,7 +136,8 @@ def _by_key(things: Sequence[TaggedResource]) -> dict[Key, TaggedResource]:
 
 
 def _state(thing: TaggedResource, after: Mapping[Key, TaggedResource], unseen: Sequence[Unseen]) -> str:
-    """At the last look. What is not shown is gone where its kind was told, and `?` where it was not."""
+    """State of a resource at the last look. A resource that is not shown is gone where its kind was told, and `?` where
+    it was not."""
     if thing.key in after:
         return after[thing.key].state
     return "?" if (thing.kind, thing.region) in {(kind.kind, kind.region) for kind in unseen} else "gone"

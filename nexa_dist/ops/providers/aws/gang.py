@@ -49,7 +49,8 @@ class Gang:
     """Hours that nodes which cost this many USD an hour may live; raises NexaError when no budget is left."""
 
     def find(self, *kinds: str) -> list[TaggedResource]:
-        """All of the cluster, or of the kinds that are named. Without a bucket no profile is made, nor asked for."""
+        """Find all resources of the cluster, or of the named kinds. Without a bucket no profile is made, nor asked
+        for."""
         wanted = kinds or (tagged.ALL if self.scope.bucket else tagged.EC2)
         return tagged.find(self.scope.region, self.scope.owner, self.scope.cluster, wanted)
 

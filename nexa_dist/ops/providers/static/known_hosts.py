@@ -50,7 +50,8 @@ def find(ctx: Context, config: ClusterConfig) -> list[Adopted]:
 
 
 def _refuse_what_ssh_does_not_quote(ctx: Context, users: Cluster, folder: ClusterFolder, node: Node) -> None:
-    """For a jump host ssh calls itself through a shell, with the path of its configuration as it is."""
+    """Refuse a path that ssh does not quote: for a jump host ssh calls itself through a shell, with the path of its
+    configuration as it is."""
     paths = (users.ssh_config, str(folder.path))
     if all(shlex.quote(path) == path for path in paths if path):
         return
