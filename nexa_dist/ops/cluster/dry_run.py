@@ -53,7 +53,7 @@ def provision(ctx: Context, config: ClusterConfig, *, saved: bool = False) -> li
         stack_sources.read(Path(config.stack))
         lines.append(f"would plan: the stack {config.stack}, and judge the plan before exactly that is applied")
     if hosts:
-        lines.append("would adopt: the host key of each host, once the file, known_hosts or you vouch for it")
+        lines.append("would pin: the host key of each host, once the file, known_hosts or you vouch for it")
     else:
         lines += terraform_commands(ctx, folder, config.provider, act)
     lines.append(f"would run: ansible-playbook {bundle.root() / PLAYBOOK} on {', '.join(names)}")

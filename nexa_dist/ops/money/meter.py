@@ -53,7 +53,7 @@ class Meter:
         self._said: dict[str, float] = {}
         self._counted = self._asked = float("-inf")
         self._unheard = self._sent = 0
-        self._task = PeriodicTask(self.tend, self.clock.every_s)
+        self._task = PeriodicTask(self.round, self.clock.every_s)
 
     def start(self) -> None:
         if self.cluster.traits.clock or self.budgets():
@@ -104,7 +104,7 @@ class Meter:
         budget = tightest(self.budgets())
         return budget.words() if budget and budget.due() else ""
 
-    def tend(self) -> str:
+    def round(self) -> str:
         """Make one round of the thread: renews the lease, asks for prices, moves deadlines. Answers a warning or
         nothing."""
         links, now = tuple(self.links), self.ctx.now()

@@ -67,7 +67,7 @@ def test_any_script_or_module(value: dict[str, Any]) -> None:
         ({"trainer": {"steps": 0}}, "greater than or equal to 1"),
     ],
 )
-def test_what_is_refused(change: dict[str, Any], message: str) -> None:
+def test_a_training_that_contradicts_itself_is_refused(change: dict[str, Any], message: str) -> None:
     assert message in refused({**HF, **change})
 
 

@@ -47,7 +47,7 @@ def saved(desk: Desk, **where: Any) -> Path:
     return path
 
 
-def test_round_trip(desk: Desk) -> None:
+def test_a_saved_plan_loads_as_it_was_saved(desk: Desk) -> None:
     path = saved(desk)
     told, made = load(desk.ctx, path)
     assert told == config(**KEYS)

@@ -184,7 +184,9 @@ def ask(run: RunFolder, monkeypatch: pytest.MonkeyPatch, **more: Any) -> int:
     return why(argparse.Namespace(**{"run": "", "attempt": None, "json": False, **more}))
 
 
-def test_what_people_see(run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_why_shows_the_rank_the_cause_and_the_cure(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     records.put(run, stored(attempt(1, "failed"), attempt(2, "failed"), attempt(3, "completed")))
     put(run, "n1", "", r1_1=TRACE.replace(b"'labels'", b"'\x1b]0;owned\x07labels'"))
     assert ask(run, monkeypatch, attempt=1) == 0
@@ -200,7 +202,9 @@ def test_what_people_see(run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys
     assert "owned" not in out
 
 
-def test_what_programs_get(run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_of_why_names_the_rank_its_exit_and_the_cause(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     records.put(run, stored(attempt(1, "failed"), attempt(2, "failed")))
     assert ask(run, monkeypatch, json=True) == 0
     told = json.loads(capsys.readouterr().out)

@@ -13,8 +13,7 @@ from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.health import acceptance as prove
-from nexa_dist.ops.health import diag, gate
+from nexa_dist.ops.health import acceptance, diag, gate
 from nexa_dist.ops.health.diag import Report
 from nexa_dist.ops.health.group_test import STAGES, blamed, interface
 from nexa_dist.plan.health.fault import ALL, Cause, Fault
@@ -114,12 +113,12 @@ def test_the_report_has_facts_and_a_picture(folder: ClusterFolder) -> None:
 def test_who_gets_another_machine(
     findings: list[Fault], known: dict[str, Any], fresh: set[str], idle: bool, wanted: list[str]
 ) -> None:
-    assert list(prove.to_replace(report(*findings), known, fresh, idle)) == wanted
+    assert list(acceptance.to_replace(report(*findings), known, fresh, idle)) == wanted
 
 
 def test_hosts_of_the_user_are_never_replaced() -> None:
     own = dataclasses.replace(CLUSTER, provider="static")
-    assert prove.to_replace(report(finding("n1"), cluster=own), {"n1": []}, {"n1"}, True) == {}
+    assert acceptance.to_replace(report(finding("n1"), cluster=own), {"n1": []}, {"n1"}, True) == {}
 
 
 class Proving:
@@ -150,7 +149,7 @@ class Proving:
     def prove(self) -> tuple[Cluster, Report]:
         config = ClusterConfig.model_validate({"name": "c", "provider": "local", "nodes": 3, "gpus_per_node": 1})
         fresh = {node.name for node in NODES}
-        return prove.proven(
+        return acceptance.proven(
             self.ctx, self.folder, config, CLUSTER, fresh, again=lambda bad: self.make_again(list(bad)),
             during=lambda made: nullcontext(),
         )  # fmt: skip
@@ -180,7 +179,7 @@ def test_a_second_bad_one_is_not_replaced_again(tmp_path: Path, monkeypatch: pyt
     _, last = trial.prove()
     assert trial.again == [["n1"]]
     with pytest.raises(NexaError, match="n1: gpu missing"):
-        prove.refuse(last)
+        acceptance.refuse(last)
 
 
 def test_who_is_to_blame_when_the_group_does_not_come_together() -> None:

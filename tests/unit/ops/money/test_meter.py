@@ -94,7 +94,7 @@ def test_the_logs_that_came_here_are_counted(desk: Desk, folder: ClusterFolder, 
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_bytes(b"x" * size)
         desk.slept.append(100.0)
-        made.tend()
+        made.round()
 
     grow(3_000_000)
     assert counted() == pytest.approx(0.003 * 0.09)
@@ -110,7 +110,7 @@ def test_it_warns_once_a_share_and_stops_before_the_end(
     made, said = counted
     seen: list[tuple[float, str]] = []
     while not (why := made.look()) and desk.now() < 10**10:
-        made.tend()
+        made.round()
         seen.append((desk.now(), why))
         desk.slept.append(30.0)
     spent = (desk.now() - seen[0][0]) / HOUR * 12
@@ -154,7 +154,7 @@ def test_the_agents_of_a_run_know_how_long_its_money_lasts(
     made.allow()
     assert [a.told for a in agents] == [[("allow", f"/s/n{i}", pytest.approx(900 * share - ALONE_S))] for i in (0, 1)]
     desk.slept.append(600.0)  # of the 900 s that 3 USD last; a living controller stops it at 180 s
-    made.tend()
+    made.round()
     assert agents[0].told[1:] == [("allow", "/s/n0", pytest.approx(300 * share - ALONE_S))]
     made.close()
 
@@ -165,7 +165,7 @@ def test_without_a_budget_only_the_lease_is_tended(desk: Desk, folder: ClusterFo
     made = Meter(desk.ctx, cluster(desk), None, desk.now(), lambda _: None)
     made.links = ("a link",)  # type: ignore[assignment]
     assert made.look() == "" and made.budgets() == []
-    made.tend()
+    made.round()
     assert (told.renewed, told.due) == (1, [])
     made.close()
 
@@ -173,7 +173,7 @@ def test_without_a_budget_only_the_lease_is_tended(desk: Desk, folder: ClusterFo
 def test_a_lease_that_cannot_be_renewed_is_said_at_the_third_time(counted: tuple[Meter, list[str]], told: Told) -> None:
     made, _ = counted
     told.silent = {"n1": "no route"}
-    assert [bool(made.tend()) for _ in range(4)] == [False, False, True, False]
+    assert [bool(made.round()) for _ in range(4)] == [False, False, True, False]
 
 
 def test_what_the_thread_has_to_say_is_said_once_by_the_one_who_looks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +268,7 @@ def test_a_run_on_a_part_counts_its_nodes_alone_and_keeps_the_lease_of_all(
     monkeypatch.setattr(lease, "renew", renew)
     monkeypatch.setattr(lease, "rearm", rearm)
     monkeypatch.setattr(usage, "refresh", lambda *_: Reading([], 0.0, ahead_s=0.0))
-    assert [made.tend() for _ in range(meter.UNHEARD)] == [""] * meter.UNHEARD  # a node that is not used may be off
+    assert [made.round() for _ in range(meter.UNHEARD)] == [""] * meter.UNHEARD  # a node that is not used may be off
     assert renewed == [["n0"], ["n1"]] * meter.UNHEARD and moved == [["n0"], ["n1"]]
     desk.slept.append(HOUR)
     of_cluster, of_run = made.budgets()

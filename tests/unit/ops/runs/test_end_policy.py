@@ -74,5 +74,5 @@ def test_nodes_that_others_use_or_wait_for_are_not_given_back(
     assert carry_out(ctx, folder.load(), ended).action == "teardown"
 
 
-def test_so_many_minutes() -> None:
+def test_on_failure_keep_20m_keeps_the_nodes_for_20_minutes() -> None:
     assert fate(outcome("failed", "rank"), CONFIG | {"on_failure": "keep 20m"}, "").minutes == 20.0

@@ -67,7 +67,7 @@ def test_the_first_rank_that_failed_is_named_and_the_others_are_stopped_once() -
     assert (first.kind, first.node, first.rank, first.words) == ("killed", "n0", 1, "rank 1 on n0: signal 9")
 
 
-def test_all_completed() -> None:
+def test_an_attempt_whose_ranks_all_exit_0_is_completed() -> None:
     watch = begun("n0")
     watch.step(event("n0", "rank_exit", rank=0, code=0, signal=0))
     watch.step(end("n0", "completed"))
@@ -183,7 +183,7 @@ def test_a_hang_is_the_cause_and_what_ends_after_it_is_not() -> None:
         ({"state": "completed"}, "completed"),
     ],
 )
-def test_kinds_of_ends(status: dict[str, Any], kind: str) -> None:
+def test_an_agents_last_status_gives_the_kind_of_end(status: dict[str, Any], kind: str) -> None:
     watch = begun("n0")
     watch.step(Ended("n0", {"ranks": [], **status}))
     assert ended(watch).kind == kind

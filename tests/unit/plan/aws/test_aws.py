@@ -84,7 +84,7 @@ def test_a_network_a_reservation_and_tags_of_the_users_own() -> None:
 
 
 @pytest.mark.parametrize(("nodes", "said", "made"), [(1, True, True), (2, False, False), (2, None, True)])
-def test_placement_group(nodes: int, said: bool | None, made: bool) -> None:
+def test_several_nodes_get_a_placement_group_unless_refused(nodes: int, said: bool | None, made: bool) -> None:
     asked = config(nodes=nodes, placement_group=said)
     assert tfvars(asked, scope(), CHOSEN, [], "/s", [])["placement_group"] is made
 

@@ -181,7 +181,7 @@ def test_of_a_hang_the_frozen_one_is_named() -> None:
 # -- little, wrong and hostile evidence ----------------------------------------------------------------------
 
 
-def test_empty_evidence() -> None:
+def test_without_logs_the_state_or_the_cause_is_the_diagnosis() -> None:
     assert judge(Evidence()).name == "unknown"
     assert judge(Evidence(state="completed")).words == "it completed"
     assert judge(Evidence(state="running")).words == "nothing has failed so far"

@@ -147,7 +147,7 @@ CHECKS = (
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__[6:])
-def test_of_every_remedy(check: Callable[[str], None]) -> None:
+def test_every_remedy_names_only_what_is_there(check: Callable[[str], None]) -> None:
     for fix in REMEDIES.values():
         check(fix)
 

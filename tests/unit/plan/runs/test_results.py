@@ -31,7 +31,7 @@ def test_the_small_ones_come_by_themselves() -> None:
     assert bounded(files, float("inf")) == (files, [])
 
 
-def test_in_words() -> None:
+def test_files_are_counted_with_their_size_and_the_largest_names() -> None:
     assert counted([row("n0", "a", 999)]) == "1 file (999 B)"
     files = [row("n0", name, size) for size, name in enumerate("abcdefg")]
     assert counted(files, names=True) == "7 files (21 B): g, f, e, d, c, …"

@@ -30,7 +30,7 @@ TERRAFORM = (
         ("VpcLimitExceeded", "The maximum number of VPCs has been reached.", "CreateVpc", ""),
     ],
 )
-def test_what_boto_says(code: str, message: str, call: str, right: str) -> None:
+def test_the_missing_right_is_read_from_botos_error(code: str, message: str, call: str, right: str) -> None:
     error = ClientError({"Error": {"Code": code, "Message": message}}, call)
     with pytest.raises(Refused) as caught, spoken("x"):
         raise error

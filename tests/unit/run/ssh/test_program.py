@@ -67,7 +67,9 @@ def test_it_is_heard_while_it_works_and_its_answer_is_shaped(tmp_path: Path) -> 
         ("import os; os._exit(3)", NexaError, "fell silent"),
     ],
 )
-def test_it_ends_badly(tmp_path: Path, body: str, kind: type[NexaError], words: str) -> None:
+def test_a_node_program_that_fails_is_an_error_with_its_words(
+    tmp_path: Path, body: str, kind: type[NexaError], words: str
+) -> None:
     with pytest.raises(kind, match=words):
         program.run_program(link(tmp_path), f"def main(message, say):\n    {body}\n".encode(), {}, ANSWER)
 

@@ -11,7 +11,7 @@ import pytest
 
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.ops.providers.aws import end as aws_end
-from nexa_dist.ops.providers.aws import scope as site_module
+from nexa_dist.ops.providers.aws import scope as scope_module
 from nexa_dist.ops.providers.aws.scope import (
     open_scope,
     owner_wanted,
@@ -91,7 +91,7 @@ def test_what_the_user_has_and_his_tags_are_kept_with_the_site(
 ) -> None:
     """A Capacity Block ends before max_hours: so do the nodes, by their own deadline."""
     own = Given(vpc="vpc-1", subnets={"us-east-1a": SUBNET}, public=False, reservation="cr-01234567", ends_unix=5)
-    monkeypatch.setattr(site_module, "given", lambda *_: own)
+    monkeypatch.setattr(scope_module, "given", lambda *_: own)
     made = open_scope(desk.ctx, folder, config(ami=AMI, tags={"CostCenter": "1234"}))
     assert (made.given, made.labels, made.expires_unix) == (own, {"CostCenter": "1234"}, 5)
     files.write_json(scope_file(folder), made.to_json())
