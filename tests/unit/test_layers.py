@@ -42,7 +42,7 @@ ROOMS = {
     "plan": ("failures", "runs", "money", "health", "fit", "aws", "static"),
     "ops": ("runs", "work", "failures", "cluster", "health", "money", "providers"),
     "node": ("watch", "warm", "code", "machine"),
-    "run": ("logs", "code", "ssh", "aws"),
+    "run": ("logs", "code", "ssh", "aws", "terraform"),
 }
 """Folders of a layer, from the top down: each may import only what stands after it. Modules beside them have no place
 in the order; like all others they may be in no circle."""

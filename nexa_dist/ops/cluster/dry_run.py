@@ -16,7 +16,8 @@ from nexa_dist.ops.context import Context
 from nexa_dist.run import bundle, stack_sources
 from nexa_dist.run.fake import FakeRunner
 from nexa_dist.run.runner import Result
-from nexa_dist.run.terraform import Terraform, binary
+from nexa_dist.run.terraform.settings import binary
+from nexa_dist.run.terraform.stack import Terraform
 from nexa_dist.run.workspace import ClusterFolder
 from nexa_dist.secrets import redact
 from nexa_dist.traits import TRAITS

@@ -15,7 +15,7 @@ from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.model import Cluster, Node
 from nexa_dist.ops.context import Context
 from nexa_dist.plan.health.lost import CloudWord
-from nexa_dist.run.terraform import Terraform
+from nexa_dist.run.terraform.stack import Terraform
 from nexa_dist.run.workspace import ClusterFolder
 
 

@@ -25,7 +25,8 @@ from nexa_dist.plan import local
 from nexa_dist.plan.health.lost import CloudWord
 from nexa_dist.run import bundle, files
 from nexa_dist.run.ssh import keys
-from nexa_dist.run.terraform import Terraform, TerraformFailed, binary
+from nexa_dist.run.terraform.settings import binary
+from nexa_dist.run.terraform.stack import Terraform, TerraformFailed
 from nexa_dist.run.workspace import ClusterFolder
 
 TRIES = 3

@@ -30,7 +30,8 @@ from nexa_dist.plan.static.known_hosts import ALGORITHMS, HostKey, fits, kinds_t
 from nexa_dist.run import files, stack_sources
 from nexa_dist.run.runner import CommandFailed
 from nexa_dist.run.ssh import connections, keys, known_hosts
-from nexa_dist.run.terraform import Terraform, binary
+from nexa_dist.run.terraform.settings import binary
+from nexa_dist.run.terraform.stack import Terraform
 from nexa_dist.run.workspace import ClusterFolder
 from nexa_dist.shape import number, one_of, record, whole
 

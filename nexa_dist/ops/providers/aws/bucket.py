@@ -15,7 +15,8 @@ from nexa_dist.plan.aws import prices
 from nexa_dist.plan.aws.scope import AwsScope, only_this_run
 from nexa_dist.run import bundle, files
 from nexa_dist.run.aws import client as aws_client
-from nexa_dist.run.terraform import Terraform, TerraformFailed, binary
+from nexa_dist.run.terraform.settings import binary
+from nexa_dist.run.terraform.stack import Terraform, TerraformFailed
 
 DURABLE = "nexa:durable"
 """Tag of the buckets that stacks/aws-durable makes: `durable` for what nodes write, `state` for Terraform's states."""

@@ -17,7 +17,7 @@ from nexa_dist.plan.aws.scope import AwsScope
 from nexa_dist.refusal import CURES, OF_INSTANCES_CURE
 from nexa_dist.run import files
 from nexa_dist.run.aws.client import Cloud
-from nexa_dist.run.terraform import TerraformFailed
+from nexa_dist.run.terraform.stack import TerraformFailed
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 15.0, 120.0
 SHOWN = 8

@@ -25,7 +25,7 @@ from nexa_dist.run.aws import end_tagged, strangers, tagged
 from nexa_dist.run.aws.denied import denied_action
 from nexa_dist.run.aws.strangers import Stranger
 from nexa_dist.run.aws.tagged import TaggedResource, Unseen
-from nexa_dist.run.terraform import Locked
+from nexa_dist.run.terraform.locks import Locked
 from nexa_dist.run.workspace import ClusterFolder
 
 TRIES = 3

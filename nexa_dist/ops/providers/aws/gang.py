@@ -21,7 +21,8 @@ from nexa_dist.run.aws import client as aws_client
 from nexa_dist.run.aws import end_tagged, tagged
 from nexa_dist.run.aws.tagged import TaggedResource
 from nexa_dist.run.ssh import keys
-from nexa_dist.run.terraform import Terraform, binary
+from nexa_dist.run.terraform.settings import binary
+from nexa_dist.run.terraform.stack import Terraform
 from nexa_dist.run.workspace import ClusterFolder
 
 CREATE_LIMIT_S = 900.0

@@ -10,7 +10,7 @@ import pytest
 from nexa_dist.errors import NexaError
 from nexa_dist.ops.providers.aws.capacity import BUSY_WAITS_S, memory_file, patiently, search
 from nexa_dist.plan.aws.offers import Candidate
-from nexa_dist.run.terraform import TerraformFailed
+from nexa_dist.run.terraform.stack import TerraformFailed
 from tests.unit.cloud_server import Desk, config
 
 FULL, ACCOUNT, WRONG, BUSY = (

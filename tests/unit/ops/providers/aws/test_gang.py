@@ -23,7 +23,7 @@ from nexa_dist.run.aws import end_tagged, tagged
 from nexa_dist.run.aws.client import Cloud, Refused
 from nexa_dist.run.aws.tagged import TaggedResource
 from nexa_dist.run.runner import CommandFailed, Result
-from nexa_dist.run.terraform import Terraform
+from nexa_dist.run.terraform.stack import Terraform
 from tests.unit.cloud_server import HOME, Desk, config, scope
 
 OURS = {"nexa:workspace": "ann@desk/1", "nexa:cluster": "c", "nexa:owner": "ann"}

@@ -18,7 +18,8 @@ from nexa_dist.errors import NexaError
 from nexa_dist.run import files
 from nexa_dist.run.fake import FakeRunner
 from nexa_dist.run.runner import CommandFailed, Result
-from nexa_dist.run.terraform import Lock, Terraform, TerraformFailed
+from nexa_dist.run.terraform.locks import Lock, lock_in
+from nexa_dist.run.terraform.stack import Terraform, TerraformFailed
 
 US = f"{pwd.getpwuid(os.getuid()).pw_name}@{socket.gethostname()}"
 IDENT = "4d7c8a2e-0000-1111-2222-333344445555"
@@ -91,8 +92,8 @@ def write_backend(chdir: Path, backend: Mapping[str, str]) -> None:
         ("", None),
     ],
 )
-def test_the_lock_of_a_state_is_read_from_terraform_s_words(tmp_path: Path, said: str, lock: Lock | None) -> None:
-    assert stack(tmp_path)[0]._remote_lock(said) == lock
+def test_the_lock_of_a_state_is_read_from_terraform_s_words(said: str, lock: Lock | None) -> None:
+    assert lock_in(said) == lock
 
 
 def refused(folder: Path, who: str) -> NexaError:

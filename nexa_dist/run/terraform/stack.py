@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import pwd
 import shutil
-import signal
-import socket
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,68 +18,15 @@ from nexa_dist.errors import NexaError
 from nexa_dist.refusal import EXPIRED_CODES, REPEAT, gravest, read
 from nexa_dist.run import files
 from nexa_dist.run.runner import CommandFailed, Result, Runner
-from nexa_dist.shape import Check, Strange, anything, parsed, record, rows, table, text
+from nexa_dist.run.terraform import locks, settings, state
+from nexa_dist.shape import Check, Strange, parsed
 
-INTERRUPT_GRACE_S = 120.0
-"""Terraform told to stop finishes what it began and writes its state; killing it would leak that."""
 LOCK_TIMEOUT = "5s"
 """A Terraform of this folder is waited for before; what else holds a state works for longer than anybody waits."""
-MIRROR_HOST = "registry.terraform.io"
-
-
-def binary(workspace: Path) -> str:
-    """NEXA_TERRAFORM, then PATH, then what scripts/quickstart downloaded. Raises NexaError."""
-    named = os.environ.get("NEXA_TERRAFORM")
-    for candidate in (named, "terraform", "tofu", str(workspace / ".nexa" / "bin" / "terraform")):
-        found = shutil.which(candidate) if candidate else None
-        if found:
-            return found
-    raise NexaError(
-        "neither terraform nor tofu is on PATH", hint="scripts/quickstart downloads a pinned one into .nexa/bin"
-    )
-
-
-def mirror() -> str | None:
-    """Folder with providers on this machine: NEXA_TF_MIRROR, or one below /opt. Terraform finds its own by itself."""
-    named = os.environ.get("NEXA_TF_MIRROR")
-    if named:
-        return str(Path(named).absolute())
-    return next((str(found.parent) for found in sorted(Path("/opt").glob(f"*/{MIRROR_HOST}"))), None)
-
-
-_VALUE = anything(30, 100_000, 1 << 20)
-_MANY = 100_000
-STATE = record(
-    {},
-    {
-        "resources": rows(
-            record(
-                {"mode": text(), "instances": rows(table(text(), _VALUE, _MANY), _MANY)},
-                dict.fromkeys(("module", "type", "name"), text()),
-            ),
-            _MANY,
-        ),
-        "outputs": table(text(), record({"value": _VALUE}), _MANY),
-    },
-)
-"""Parts that we read of a state."""
 
 
 class TerraformFailed(NexaError):
     """Terraform ended badly; the message holds the errors of its providers, the state what was made until then."""
-
-
-class Locked(NexaError):
-    """Lock of the remote state that somebody else holds."""
-
-
-@dataclass(frozen=True)
-class Lock:
-    """Lock of a remote state and its holder, as Terraform tells it."""
-
-    id: str
-    who: str
-    since: str
 
 
 @dataclass(frozen=True)
@@ -174,21 +116,11 @@ class Terraform:
 
     def resources(self) -> list[str]:
         """Addresses of managed resources in the state; empty when there is no state."""
-        return [
-            ".".join(part for part in (row.get("module"), row.get("type"), row.get("name")) if part)
-            + (f"[{json.dumps(instance['index_key'])}]" if "index_key" in instance else "")
-            for row, instance in self._managed()
-        ]
+        return state.addresses(self._written())
 
     def ids(self) -> set[str]:
         """The cloud's ids of everything that the state holds."""
-        attributes = [instance.get("attributes") or {} for _, instance in self._managed()]
-        return {str(found["id"]) for found in attributes if isinstance(found, dict) and found.get("id")}
-
-    def _managed(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """Each instance of a managed resource, with its resource."""
-        rows = [row for row in self._written().get("resources", []) if row["mode"] == "managed"]
-        return [(row, instance) for row in rows for instance in row["instances"]]
+        return state.ids(self._written())
 
     def _written(self) -> dict[str, Any]:
         """The state as it is written: nothing is refreshed. Empty when there is none."""
@@ -196,66 +128,21 @@ class Terraform:
             return {}
         with contextlib.suppress(NexaError, TypeError, ValueError):
             # Terraform hashes its providers, 700 MB, before it says what is in this file. What is not plain, it reads.
-            if not self.backend and "resources" in (state := STATE(files.read_json(self.state))):
-                return dict(state)
-        return dict(_told("state pull", self._checked("state pull", self._run("state pull")).out or b"{}", STATE))
+            if not self.backend and "resources" in (written := state.STATE(files.read_json(self.state))):
+                return dict(written)
+        return dict(_told("state pull", self._checked("state pull", self._run("state pull")).out or b"{}", state.STATE))
 
     def busy(self) -> int | None:
         """Pid of a Terraform that an earlier, killed command of this folder left at work; None when none is alive."""
-        if not self._hold.exists():
-            return None
-        with open(self._hold, "r+", encoding="ascii") as held:
-            try:
-                fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return int(held.read() or 0)
-            return None
+        return locks.busy(self._hold)
 
     def settle(self, say: Callable[[str], None], *, interrupt: bool) -> None:
-        """Waits until a Terraform of a killed command has ended, so that its state is written. Bounded.
+        """Wait until a Terraform of a killed command has ended, so that its state is written. Raises NexaError."""
+        locks.settle(self._hold, self.chdir, say, interrupt=interrupt)
 
-        Raises NexaError when it does not end.
-        """
-        pid = self.busy()
-        if pid is None:
-            return
-        say(
-            f"a Terraform of a killed command is still at work (pid {pid}): "
-            + ("stopping it" if interrupt else "waiting")
-        )
-        for living, folder in _living() if interrupt else ():
-            if folder == self.chdir:  # and not a number that was given away again
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(living, signal.SIGINT)
-        until = time.monotonic() + (INTERRUPT_GRACE_S if interrupt else 900.0)
-        while time.monotonic() < until:
-            if self.busy() is None:
-                return
-            time.sleep(0.2)
-        raise NexaError(
-            f"Terraform (pid {pid}) of an earlier command does not end",
-            hint=f"look at it, then: kill {pid}" if pid else f"fuser {self._hold} names it",
-        )
-
-    def _remote_lock(self, error: str) -> Lock | None:
-        """The lock that `error` (Terraform's words) names, None when it is about something else."""
-        found: dict[str, str] = {}
-        for line in error.splitlines():
-            key, colon, value = line.strip(" │").partition(":")
-            if colon and key.strip() in ("ID", "Who", "Created"):
-                found[key.strip()] = value.strip()
-        return Lock(found["ID"], found["Who"], found.get("Created", "?")) if {"ID", "Who"} <= set(found) else None
-
-    def _break_lock(self, lock: Lock) -> None:
-        """Removes a lock whose holder is proven dead: it was taken on this machine by this user, and no Terraform
-        lives here that works on this state, from this folder or another. Raises NexaError when that is not so."""
-        us = f"{_user()}@{socket.gethostname()}"
-        alive = self.busy() is not None or any(_backend(folder) == _backend(self.chdir) for _, folder in _living())
-        if lock.who != us or alive or not self.backend:  # the kernel takes away the lock of a local state itself
-            raise Locked(
-                f"the state is locked by {lock.who} since {lock.since}",
-                hint=f"if you know that it is dead: terraform -chdir={self.chdir} force-unlock {lock.id}",
-            )
+    def _break_lock(self, lock: locks.Lock) -> None:
+        """Remove a lock whose holder is proven dead. Raises Locked when it is not."""
+        locks.refuse_living(lock, self._hold, self.chdir, bool(self.backend))
         self._checked("force-unlock", self._run("force-unlock", lock.id, force=IsFlagged))
 
     def _acted(
@@ -293,12 +180,12 @@ class Terraform:
             hold=self._hold,
             env=env,
             timeout_s=timeout_s,
-            grace_s=INTERRUPT_GRACE_S,
+            grace_s=locks.INTERRUPT_GRACE_S,
         )
         if not result.code:
             return
         said = "\n".join(errors) or result.tail()
-        lock = self._remote_lock(said)
+        lock = locks.lock_in(said)
         if lock and mend:
             self._break_lock(lock)
             self._acted(verb, on_progress, *words, timeout_s=timeout_s, mend=False, renewed=renewed, **options)
@@ -325,7 +212,7 @@ class Terraform:
 
     def _run(self, *words: str, timeout_s: float = 300.0, **options: Any) -> Result:
         return self.runner.run(
-            self._argv(*words, **options), env=self._environment(), timeout_s=timeout_s, grace_s=INTERRUPT_GRACE_S
+            self._argv(*words, **options), env=self._environment(), timeout_s=timeout_s, grace_s=locks.INTERRUPT_GRACE_S
         )
 
     def _environment(self) -> dict[str, str]:
@@ -339,29 +226,9 @@ class Terraform:
         configured = os.environ.get("TF_CLI_CONFIG_FILE")
         own = Path(configured) if configured else Path.home() / ".terraformrc"
         if not own.is_file():
-            made["TF_CLI_CONFIG_FILE"] = str(self._cli_config())
+            # The local stack needs no provider; Terraform warns about a missing file on every call.
+            made["TF_CLI_CONFIG_FILE"] = os.devnull if self.stack == "local" else str(settings.cli_config(self.folder))
         return made
-
-    def _cli_config(self) -> Path:
-        """Write a config of Terraform's command line for a user who has none: providers from a mirror on this machine
-        where there is one, else downloaded once."""
-        folder, path = mirror(), self.folder / "terraformrc"
-        if self.stack == "local":
-            return Path(os.devnull)  # needs no provider; Terraform warns about a missing file on every call
-        if folder:
-            quoted = json.dumps(folder).replace("${", "$${").replace("%{", "%%{")
-            text = (
-                f"provider_installation {{\n  filesystem_mirror {{\n    path    = {quoted}\n"
-                f'    include = ["{MIRROR_HOST}/hashicorp/*"]\n  }}\n'
-                f'  direct {{\n    exclude = ["{MIRROR_HOST}/hashicorp/*"]\n  }}\n}}\n'
-            )
-        else:
-            cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nexa" / "terraform-plugins"
-            cache.mkdir(parents=True, exist_ok=True)
-            text = f"plugin_cache_dir = {json.dumps(str(cache))}\nplugin_cache_may_break_dependency_lock_file = true\n"
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            files.write_text(path, text)
-        return path
 
     @staticmethod
     def _checked(what: str, result: Result) -> Result:
@@ -376,28 +243,3 @@ def _told(what: str, out: bytes, check: Check) -> Any:
         return parsed(out, check, files.FILE_BYTES)
     except Strange as error:
         raise NexaError(f"terraform {what} makes no sense: {error}") from None
-
-
-def _user() -> str:
-    """Our name as Terraform writes it into a lock, whatever $USER says."""
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return os.environ.get("USER", "")
-
-
-def _living() -> Iterator[tuple[int, Path]]:
-    """Every Terraform on this machine that we may look at: its pid, and the folder of its stack."""
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            words = (process / "cmdline").read_bytes().split(b"\0")
-            named = [os.fsdecode(word.removeprefix(b"-chdir=")) for word in words if word.startswith(b"-chdir=")]
-            if named or Path(os.readlink(process / "exe")).name.startswith(("terraform", "tofu")):
-                yield int(process.name), Path(os.readlink(process / "cwd"), *named)
-
-
-def _backend(chdir: Path) -> Any:
-    """Backend of a stack's state; None when no nexa has said it."""
-    with contextlib.suppress(NexaError):
-        return files.read_json(chdir / "backend_override.tf.json")
-    return None
