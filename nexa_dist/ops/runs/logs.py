@@ -161,11 +161,17 @@ def _attempts(ctx: Context, run: RunFolder) -> Iterator[tuple[Run, list[Link], d
         record = run.load()
         with session(ctx.runner, record.cluster) as ssh:
             yield record, *_links(ctx, ssh, record)
-        while not (more := len(run.load().attempts) != len(record.attempts)) and run.supervised and run.load().going_on:
+        while not (more := len(run.load().attempts) != len(record.attempts)) and _undecided(run):
             yield record, [], {}
             ctx.sleep(LOOK_EVERY_S)
         if not more:
             return
+
+
+def _undecided(run: RunFolder) -> bool:
+    """Tell whether another attempt may come. A supervisor closes an attempt before it decides what comes next."""
+    record = run.load()
+    return run.supervised and (record.going_on or record.last.next is None)
 
 
 def _at_work(run: RunFolder, number: int, names: set[str], stream: Stream) -> set[str]:

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from nexa_dist.errors import NexaError
+from nexa_dist.model import Action, Decision
+from nexa_dist.ops.runs import logs
 from nexa_dist.ops.runs.logs import Wanted, check, find
 from nexa_dist.ops.runs.status import progress_of
 from nexa_dist.run.workspace import RunFolder, Workspace
@@ -49,6 +51,20 @@ def run(tmp_path: Path) -> RunFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"1.0 5\n" if source.endswith("times") else f"{source}\nlast\n".encode())
     return made
+
+
+@pytest.mark.parametrize(("action", "more"), [(None, True), ("restart", True), ("done", False)])
+def test_between_the_end_of_an_attempt_and_the_decision_more_may_come(
+    run: RunFolder, action: Action | None, more: bool
+) -> None:
+    """A supervisor that asks which nodes are lost may take a minute; `nexa logs --follow` waits for its word."""
+    record = run.load()
+    assert not record.active
+    if action:
+        record.decide(Decision(action, ""))
+    with run.locked("run"):
+        assert logs._undecided(run) is more
+    assert not logs._undecided(run)
 
 
 def test_attempts_nodes_and_ranks_are_shown_in_their_order(run: RunFolder) -> None:
