@@ -79,7 +79,7 @@ def ensure(spec: Spec, environment: dict[str, str], run_dir: str) -> None:
             release(run_dir)
             shutil.rmtree(folder, ignore_errors=True)
             return
-    child.returncode = 0  # its end is seen in warm.json; as our child or init's it is reaped by another hand
+    child.returncode = 0  # keeps Popen from waiting: its exit is read from warm.json, the subreaper or init reaps it
 
 
 def release(run_dir: str, timeout_s: float = 5.0) -> list[int]:
