@@ -29,9 +29,9 @@ from nexa_dist.ops.runs.attempt_state import AttemptState
 from nexa_dist.ops.runs.status import progress_of
 from nexa_dist.ops.work import results
 from nexa_dist.plan.runs import preflight
-from nexa_dist.run.logs import follower as following
-from nexa_dist.run.logs.follower import Follower
+from nexa_dist.run.logs import stream as following
 from nexa_dist.run.logs.items import AgentEvent, Ended, Items, Line, Note, Quiet
+from nexa_dist.run.logs.stream import Follower
 from nexa_dist.run.record import Run
 from nexa_dist.run.runner import Result, Runner, Stream
 from nexa_dist.run.ssh.connections import Link, Ssh

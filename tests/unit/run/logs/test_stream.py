@@ -20,12 +20,11 @@ from typing import Any, BinaryIO, cast
 import pytest
 
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.run.logs import follower as module
 from nexa_dist.run.logs import items as waiting
-from nexa_dist.run.logs.follower import Follower
+from nexa_dist.run.logs import stream as module
 from nexa_dist.run.logs.items import AgentEvent, Ended, Item, Items, Line, Note, Quiet, Through
 from nexa_dist.run.logs.mirror import Mirror, marks, sizes
-from nexa_dist.run.logs.stream import follow
+from nexa_dist.run.logs.stream import Follower, follow
 from nexa_dist.run.runner import Result, Runner, Stream, SystemRunner
 from nexa_dist.run.ssh.connections import Link, Ssh
 
