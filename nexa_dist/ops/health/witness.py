@@ -43,7 +43,7 @@ class Witnesses:
         self.notes: deque[str] = deque()
         """Notes for people, until the thread that talks to them takes them from there."""
         self.said: dict[str, str] = {}
-        """Last word about each node, by name."""
+        """What was told of each node last, by name."""
         self.tried: set[str] = set()
         """Nodes that were looked into at least once."""
 
@@ -76,7 +76,7 @@ class Witnesses:
             self.asking.discard(name)
 
     def look(self, name: str) -> None:
-        """Ask everybody about a node once. The way that is found reaches the node from now on."""
+        """One question to everybody. By a way that is found the node is reached from now on."""
         node = self.nodes[name]
         self._ask_cloud(node)
         for options in dict.fromkeys(((), self.ways.joined(self.ssh, node))):
@@ -110,7 +110,7 @@ class Witnesses:
         self.bench.cloud(node.name, word, why, self.now())
 
     def _peers(self, name: str) -> list[Node]:
-        """Peers of a node, those that speak first; where none does, any: our own line is asked then."""
+        """Those that speak first; where none does, any: it is our line that is asked then."""
         silent = self.bench.silent(self.now())
         others = [node for other, node in self.nodes.items() if other != name]
         return sorted(others, key=lambda node: node.name in silent)[:PEERS]
@@ -131,7 +131,7 @@ class Witnesses:
             self.say(f"{name}: {verdict.why}; waiting")
 
     def _line(self) -> str:
-        """Say in words what was tried."""
+        """What was tried, in words."""
         cloud = self.ssh.cluster.traits.witness
         words = [f"{cloud} {f'does not answer: {self.api}' if self.api else 'answers'}"] if cloud else []
         try:
@@ -146,12 +146,12 @@ class Witnesses:
         return ", ".join(words)
 
     def reached(self, name: str, since: float) -> bool:
-        """Tell whether the node answered a question that was put after `since`, by whatever way."""
+        """Whether the node answered a question that was put after `since`, by whatever way."""
         peers = list(self.bench.cases[name].peers.values())
         return any(said.word == "reached" and said.at >= since for said in peers)
 
     def last_word(self, names: Sequence[str]) -> list[str]:
-        """Nodes that answer after all: before nodes are ended they are asked once more by every way."""
+        """Those of the nodes that answer after all: before they are ended they are asked once more by every way."""
 
         def ask(name: str) -> str:
             since = self.now()

@@ -137,8 +137,8 @@ class Job:
         )
 
     def preloading(self, plan: RankPlan, node: NodePlan, link: Link) -> dict[str, Any]:
-        """Fields of `probe` that load the interpreter that the ranks of a node will be forked from. `plan` may lack the
-        port, and nobody knows the node's interface and CPUs: the agent counts these itself."""
+        """What `probe` needs to load the interpreter that the ranks of a node will be forked from. `plan` may lack
+        the port, and nobody knows the node's interface and CPUs: the agent counts these itself."""
         place = self.place(link)
         env = self.environment(plan, node, link, "", 1)
         if "OMP_NUM_THREADS" not in self.config.env:

@@ -1,4 +1,4 @@
-"""Files at stake when a cluster's nodes go: checkpoints and files of its runs that are nowhere else."""
+"""What would be lost with a cluster's nodes: checkpoints and files of its runs that are nowhere else."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def at_stake(ctx: Context, folder: ClusterFolder, without: Collection[str] = ())
 
 
 def _runs(ctx: Context, cluster: Cluster) -> list[tuple[RunFolder, Run]]:
-    """Runs of all workspaces that use the cluster. A torn record keeps nobody."""
+    """Of all workspaces that use the cluster. A torn record keeps nobody."""
     known = []
     for run in [run for workspace in ctx.workspace.users(cluster.name) for run in workspace.runs()]:
         with contextlib.suppress(NexaError):
@@ -116,7 +116,7 @@ def _order(kept: Kept) -> tuple[int, bool]:
 
 
 def _is_safe(ctx: Context, cluster: Cluster, run: RunFolder, record: Run, kept: Kept, pulled: Pulled) -> bool:
-    """Tell whether a checkpoint outlives the nodes: here, in a folder that they do not take along, or in the bucket."""
+    """Whether a checkpoint outlives the nodes: here, in a folder that they do not take along, or in the bucket."""
     if pulled.holds_step(kept.step, kept.sha256) or (kept.durable and not cluster.traits.rents):
         return True
     if cluster.bucket and _said_durable(run) >= kept.step:

@@ -1,5 +1,4 @@
-"""Record of what was brought here of a run, and where: runs/<run>/pulled.json. A file counts as long as it lies
-there."""
+"""What was brought here of a run, and where: runs/<run>/pulled.json. A file counts as long as it lies there."""
 
 from __future__ import annotations
 
@@ -30,8 +29,7 @@ class File:
 
 @dataclass(frozen=True)
 class Place:
-    """Contents that came into one folder: checkpoints by step, with the SHA-256 of the whole, and files by node and
-    name."""
+    """What came into one folder: checkpoints by step, with the SHA-256 of the whole, and files by node and name."""
 
     checkpoints: dict[str, str] = field(default_factory=dict)
     files: dict[str, dict[str, File]] = field(default_factory=dict)
@@ -39,7 +37,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Pulled:
-    """Contents of all folders, by their absolute paths."""
+    """Of all folders, by their absolute paths."""
 
     places: dict[str, Place] = field(default_factory=dict)
 
@@ -59,17 +57,17 @@ class Pulled:
         return self.places.setdefault(str(folder), Place())
 
     def holds_file(self, row: Wrote) -> bool:
-        """Tell whether a file is here as it is on the node."""
+        """Whether a file is here as it is on the node."""
         return any(holds(Path(folder), place, row) for folder, place in self.places.items())
 
     def holds_step(self, step: int, sha256: str) -> bool:
-        """Tell whether a checkpoint is here that was found whole."""
+        """Whether a checkpoint is here that was found whole."""
         known = (folder for folder, place in self.places.items() if place.checkpoints.get(str(step)) == sha256)
         return any(_is_there(step_in(Path(folder), step), sha256) for folder in known)
 
 
 def holds(folder: Path, place: Place, row: Wrote) -> bool:
-    """Tell whether this folder has a file as it is on the node."""
+    """Whether this folder has a file as it is on the node."""
     known = place.files.get(row.node, {}).get(row.name)
     if known is None or (known.bytes, known.mtime_ns) != (row.bytes, row.mtime_ns):
         return False

@@ -46,8 +46,7 @@ class Found:
 
 
 def find(ctx: Context, run: Run, links: Sequence[Link], left: Mapping[str, Left]) -> list[Found]:
-    """Find all checkpoints that are known, the newest first, of each the nearest copy first. A bucket that cannot be
-    read is said."""
+    """All that are known, the newest first, of each the nearest copy first. A bucket that cannot be read is said."""
     found = [
         Found(kept.step, kept, link)
         for link in links
@@ -111,7 +110,7 @@ def fetch(ctx: Context, run: Run, found: Sequence[Found], place: Place, folder: 
 
 
 def _is(path: Path, sha256: str) -> bool:
-    """Tell whether the checkpoint of this hash is there, whole."""
+    """Whether a whole checkpoint is there, and this one."""
     return path.is_dir() and not checkpoint.verify(path) and checkpoint.digest(path) == sha256
 
 

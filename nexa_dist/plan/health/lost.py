@@ -1,4 +1,4 @@
-"""Verdict on silent nodes: lost or not. Pure: the same words at the same times give the same verdict.
+"""Whether a silent node is lost. Pure: the same words at the same times give the same verdict.
 
 Silence seen from one place says nothing of the other end. A node is lost when a second witness says so: the cloud, or
 another node that we reach and that cannot reach it either. Where no node answers it is our own line first.
@@ -13,8 +13,7 @@ from typing import Literal
 ASK_AFTER_S = 4.0
 """Silence for so long is looked into."""
 CUT_AFTER_S = 30.0
-"""Seconds after which a sign that may heal or flap (a cut between nodes, a status check) counts: a partition of 20 s
-heals."""
+"""What may heal or flap (a cut between nodes, a status check) counts after so long: a partition of 20 s heals."""
 STEADY_S = 8.0
 """... and when it was said without a break for so long, by two looks at least."""
 DOUBTFUL_S = 20.0
@@ -31,7 +30,7 @@ LOST_AFTER_S = 1800.0
 CloudWord = Literal["", "off", "forgotten", "unwell", "runs", "works"]
 """`works`: seen at work by somebody who sees more than the cloud's books. `unwell`: a status check fails."""
 PeerWord = Literal["", "mute", "reached", "up", "cut"]
-"""Word of a peer about a node. `mute`: the peer does not answer us itself. `reached`: we came through it to the node.
+"""Of a node, by another one. `mute`: that one does not answer us itself. `reached`: we came through it to the node.
 `up`: the machine answers it, be it that its sshd lets nobody in (refused, busy, restarted). `cut`: nothing comes back.
 "" where it cannot tell."""
 Kind = Literal["here", "wait", "line", "lost"]
@@ -57,12 +56,12 @@ class Said:
 
 @dataclass
 class Case:
-    """Case of one node: all that is known of it. Times are seconds of one clock that only counts while we are awake."""
+    """What is known of one node. Times are seconds of one clock that only counts while we are awake."""
 
     quiet_since: float = 0.0
     told_at: float = float("-inf")
     over: bool = False
-    """True when the node's agent is through: it says nothing more, whatever our line does."""
+    """Its agent is through: it says nothing more, whatever our line does."""
     cloud: Said | None = None
     peers: dict[str, Said] = field(default_factory=dict)
 
@@ -85,7 +84,7 @@ class Bench:
         self.cases = {name: Case() for name in nodes}
         self.lost_after_s = lost_after_s
         self.alone_at = float("-inf")
-        """Time at which no node answered, the last one: silence before that is our line's."""
+        """When no node answered for the last time: silence before that is our line's."""
 
     def quiet(self, node: str, seconds: float, now: float) -> None:
         """Our own line has had no word from it for so long."""
@@ -134,7 +133,7 @@ class Bench:
         return Verdict("wait", f"{quiet}, and nobody says that it is dead")
 
     def _answering(self, now: float) -> bool:
-        """Tell whether our line brings us to a node."""
+        """Whether our line brings us to a node."""
         return any(not case.over and case.silent_s(now) <= ASK_AFTER_S for case in self.cases.values())
 
 

@@ -1,4 +1,4 @@
-"""Items that come from the nodes of a run, one after the other, and the queue in which they wait: bounded in bytes."""
+"""What comes from the nodes of a run, one item after the other, and the queue in which it waits: bounded in bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 LINES_BYTES = 4 << 20
 """Lines that wait for their reader. What comes beyond is not shown; the mirror has it."""
 WAITING_BYTES = 8 << 20
-"""Bytes of all that waits; beyond them even events make their sender wait."""
+"""All that waits; beyond it even events make their sender wait."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Line:
     source: str
     text: bytes
     passing: bool = False
-    """True while the line has not ended: the state of a progress bar by now."""
+    """Whether the line has not ended: the state of a progress bar by now."""
 
     @property
     def rank(self) -> int | None:
@@ -57,7 +57,7 @@ class Through:
 
 @dataclass(frozen=True)
 class Quiet:
-    """Silence of `node` for `seconds`: the link is down, or the node is gone."""
+    """No word from `node` for `seconds`: the link is down, or the node is gone."""
 
     node: str
     seconds: float
@@ -105,7 +105,7 @@ class Items(queue.Queue[Item]):
 
 
 def is_last(item: Item) -> bool:
-    """Tell whether this is the last item of its node."""
+    """Whether this is the last item of its node."""
     return isinstance(item, Through) or (isinstance(item, Ended) and item.status["state"] == "faulty")
 
 

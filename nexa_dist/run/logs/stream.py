@@ -36,8 +36,7 @@ ASK_S = 1.0
 PATIENCE_S = 20.0
 """Seconds with a silent node where all of its logs are wanted at once."""
 LINES_A_SECOND = 2000
-"""Lines of one node that are shown a second: more than anybody reads, and the rest must not wait for a terminal. The
-mirror has all."""
+"""Of one node: more than anybody reads, and the rest must not wait for a terminal. The mirror has all."""
 STATE_EVERY_S = 1.0
 """A progress bar is shown so often."""
 FETCH_S = 600.0
@@ -71,9 +70,9 @@ class Follower(threading.Thread):
         self.mirror = Mirror(folder, seen)
         self.leave = threading.Event()
         self.last_word = self.begun = time.monotonic()
-        """Times at which the node last said something, and at which this connection was asked for."""
+        """When the node last said something, and when this connection was asked for."""
         self.reading = False
-        """True while we wait for the node, and not for the reader of the queue."""
+        """Whether we wait for the node, and not for the reader of the queue."""
         self.missed = self.odd = self.faults = 0
         """Lines that were not shown, events and connections that made no sense."""
         self.ended = self.through = False
@@ -176,7 +175,7 @@ class Follower(threading.Thread):
         self.out.put(Note(self.link.node.name, text))
 
     def _is_early(self, status: dict[str, Any]) -> bool:
-        """Tell whether a node is through with what came before the attempt, which it has yet to begin."""
+        """Whether a node is through with what came before the attempt, and begins that yet."""
         if self.attempt is None or self.asked >= BEGIN_S / ASK_S:
             return False
         return bool(status["state"] == "absent" or status.get("attempt", self.attempt) < self.attempt)
@@ -224,7 +223,7 @@ class Follower(threading.Thread):
             self._state(source, state)
 
     def _room(self) -> bool:
-        """Tell whether lines of logs are shown now."""
+        """Whether lines of logs are shown now."""
         now = time.monotonic()
         if now - self.second >= 1:
             self.second, self.shown = now, 0
@@ -358,7 +357,7 @@ class Stream:
 
     @property
     def alive(self) -> bool:
-        """True while more may come."""
+        """Whether more may come."""
         return any(follower.is_alive() for follower in self.followers)
 
     def behind(self) -> dict[str, int]:

@@ -10,7 +10,7 @@ from nexa_dist.model import Node
 from nexa_dist.run.ssh.connections import Ssh
 
 PeerWord = Literal["", "mute", "up", "cut"]
-"""Word of a peer about a node, as in plan/health/lost.py."""
+"""As in plan/health/lost.py."""
 CONNECT_S = 6
 FRESH = ("ControlMaster=no", "ControlPath=none", f"ConnectTimeout={CONNECT_S}")
 """A connection that is shared may be as dead as what it is to prove."""
@@ -19,14 +19,14 @@ ASK = (
     'exec 2>&1; LC_ALL=C timeout 5 bash -c \'exec 3<>"/dev/tcp/$0/$1" && head -c 4 <&3\' "$1" "$2" '
     '|| { [ "$?" != 124 ] || echo "timed out"; exit 1; }'
 )
-"""Command that prints the greeting of an sshd there, or bash's own words."""
+"""Whether an sshd greets there, or bash's own words."""
 CUT = ("timed out", "no route", "unreachable")
 UP = ("refused", "reset")
-"""Words by which something answers there."""
+"""Something answers there."""
 
 
 def reach(ssh: Ssh, node: Node, *options: str) -> bool:
-    """Tell whether a connection of its own, with these ssh options, gets in by the key that is pinned."""
+    """Whether a connection of its own, with these ssh options, gets in: by the key that is pinned."""
     try:
         return ssh.by(node, *FRESH, *options).run(node, ("true",), timeout_s=LIMIT_S).code == 0
     except NexaError:
@@ -34,7 +34,7 @@ def reach(ssh: Ssh, node: Node, *options: str) -> bool:
 
 
 def ask(ssh: Ssh, peer: Node, node: Node) -> PeerWord:
-    """Ask a peer about a node. Only the peer's own words count: what is lost on the way to it says nothing."""
+    """What another node says of it. Only its own words count: what is lost on the way to it says nothing."""
     command = ("sh", "-c", ASK, "sh", node.peer_address, str(node.port))
     try:
         answer = ssh.by(peer, *FRESH).run(peer, command, timeout_s=LIMIT_S)
