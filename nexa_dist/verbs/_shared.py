@@ -145,6 +145,34 @@ def consent_to_stack(config: ClusterConfig) -> None:
         stack_sources.allow(stack, sources)
 
 
+def plan_file(named: str | None) -> Path | None:
+    """A compute plan: one that comes with nexa (v1 to v4), or a file of one's own. Raises UsageError."""
+    if not named:
+        return None
+    if is_file(named):
+        return Path(named)
+    from nexa_dist.run import bundle
+
+    folder = bundle.root() / "configs" / "plans"
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if named not in known:
+        raise UsageError(f"there is no plan {named!r}", hint=f"known are {', '.join(known)}; or the path of a file")
+    path = folder / f"{named}.yaml"
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def load_planned(args: argparse.Namespace, name: str | None = None) -> TrainConfig:
+    """The training of TRAIN.yaml (or `name`) with --plan, --set and what stands after --. Says what the plan has for
+    nobody."""
+    from nexa_dist.config.load import read_train
+
+    found = read_train(Path(name or args.train), args.set, args.program, plan_file(args.plan))
+    if found.left_out:
+        terminal.say(f"left out of plan {args.plan}: {', '.join(found.left_out)}, which {args.train} has not")
+    return found.config
+
+
 def is_file(named: str) -> bool:
     """Whether a cluster was named by its file."""
     return named.endswith((".yaml", ".yml")) or "/" in named

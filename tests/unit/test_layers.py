@@ -40,7 +40,7 @@ BELOW = {
 }
 ROOMS = {
     "plan": ("failures", "runs", "money", "health", "fit", "aws", "static"),
-    "ops": ("runs", "work", "failures", "cluster", "health", "money", "providers"),
+    "ops": ("fit", "runs", "work", "failures", "cluster", "health", "money", "providers"),
     "node": ("watch", "warm", "code", "machine"),
     "run": ("logs", "code", "ssh", "aws"),
 }

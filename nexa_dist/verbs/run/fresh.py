@@ -50,9 +50,9 @@ def fresh(
         door.enter_context(running.launching(ctx, cluster))
         refuse_without_money(ctx, cluster, config)
         if config.backend:
-            from nexa_dist.ops import fit  # a script's run is launched sooner without it
+            from nexa_dist.ops.fit import preflight  # a script's run is launched sooner without it
 
-            fit.warn(ctx, cluster, config)
+            preflight.warn(ctx, cluster, config)
         with ctx.phase(f"checks on {len(cluster.nodes)} nodes"):
             folder = ctx.workspace.new_run(config.stage, config.name)
             try:

@@ -12,8 +12,8 @@ from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import UsageError
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.ops import fit
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.fit import preflight as fit
 from nexa_dist.run.fake import FakeRunner
 from nexa_dist.run.workspace import Workspace
 from tests.unit.plan.known_models import KNOWN
@@ -47,7 +47,8 @@ def test_what_fits_has_a_time_and_a_price(ctx: Context) -> None:
     assert there.hours is not None and there.usd == pytest.approx(there.hours * 2 * 1.006)
     assert seen.cheapest[0].usd is not None and [found.fits for found in seen.cheapest] == [True] * 3
     alone = fit.preflight(ctx, training(), None)
-    assert alone.there == () and alone.cheapest == seen.cheapest
+    assert alone.there == () and [fit.type for fit in alone.cheapest] == [fit.type for fit in seen.cheapest]
+    assert alone.cheapest[0].usd == pytest.approx((seen.cheapest[0].usd or 0) / 2)  # half the tokens
 
 
 def test_what_does_not_fit_is_told_by_how_much(ctx: Context, tmp_path: Path) -> None:
@@ -65,7 +66,12 @@ def test_a_run_is_refused_or_warned_before_it_starts(tmp_path: Path) -> None:
     nodes = (Node("n0", "10.0.0.1", 1, offer="g5.xlarge us-east-1a spot", price_usd_per_hour=0.4),)
     cluster = Cluster("c", "aws", nodes, Layout("python3", "~/s", "~/h", "~/d"), region="us-east-1")
     fit.warn(ctx, cluster, training())
-    fit.warn(ctx, cluster, pretrained(tmp_path, "Llama-3-70B"))
+    fit.warn(ctx, cluster, training(path="/only/there"))
+    assert said == []
+    with pytest.raises(UsageError, match="backend hf takes at most 15 B"):
+        fit.warn(ctx, cluster, pretrained(tmp_path, "Llama-3-70B"))
+    tmp_path.joinpath("config.json").write_text(json.dumps({"model_type": "mamba"}))
+    fit.warn(ctx, cluster, training(path=str(tmp_path)))
     assert said == []
     wide = {"vocab_size": 32000, "heads": 32, "intermediate_size": 11008, "hidden_size": 4096}
     fit.warn(ctx, cluster, training(**wide, layers=32))
@@ -81,5 +87,5 @@ def test_what_nobody_can_know_is_said(ctx: Context, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not on this machine"):
         fit.preflight(ctx, training(path=str(tmp_path / "gone")), None)
     tmp_path.joinpath("config.json").write_text(json.dumps({**KNOWN["GPT-2"][0]}))
-    with pytest.raises(UsageError, match="sequence_length is 2048, and the model has 1024 positions"):
-        fit.preflight(ctx, training(path=str(tmp_path)), None)
+    short = fit.preflight(ctx, training(path=str(tmp_path)), None)
+    assert short.refused == "sequence: windows of 2048 tokens, and the model has 1024 positions"
