@@ -21,6 +21,11 @@ def _gpt2(hidden: int, layers: int, heads: int) -> dict[str, Any]:
             "n_positions": 1024}  # fmt: skip
 
 
+def _falcon(hidden: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
+    return {"model_type": "falcon", "vocab_size": 65024, "hidden_size": hidden, "num_hidden_layers": layers,
+            "num_attention_heads": heads, "bias": False, **more}  # fmt: skip
+
+
 KNOWN: dict[str, tuple[dict[str, Any], int]] = {
     "SmolLM2-135M": (_row("llama", 49152, 576, 30, 9, 3, 1536, True), 134_515_008),
     "SmolLM2-1.7B": (_row("llama", 49152, 2048, 24, 32, 32, 8192, True), 1_711_376_384),
@@ -65,4 +70,22 @@ KNOWN: dict[str, tuple[dict[str, Any], int]] = {
     "GPT-2": (_gpt2(768, 12, 12), 124_439_808),
     "GPT-2-XL": (_gpt2(1600, 48, 25), 1_557_611_200),
     "Yi-34B": (_row("llama", 64000, 7168, 60, 56, 8, 20480, False), 34_388_917_248),
+    "Falcon-7B": (_falcon(4544, 32, 71, multi_query=True, parallel_attn=True), 6_921_720_704),
+    "Falcon-40B": (_falcon(8192, 60, 128, new_decoder_architecture=True, num_kv_heads=8), 41_303_293_952),
+    "OLMo-7B": (_row("olmo", 50304, 4096, 32, 32, 32, 11008, False), 6_888_095_744),
+    "OLMo-2-7B": (_row("olmo2", 100352, 4096, 32, 32, 32, 11008, False), 7_298_617_344),
+    "Qwen2.5-3B": (_row("qwen2", 151936, 2048, 36, 16, 2, 11008, True), 3_085_938_688),
+    "SmolLM2-360M": (_row("llama", 49152, 960, 32, 15, 5, 2560, True), 361_821_120),
+    "Phi-4": (_row("phi3", 100352, 5120, 40, 40, 10, 17920, False), 14_659_507_200),
+    "Phi-3-medium": (_row("phi3", 32064, 5120, 40, 40, 10, 17920, False), 13_960_238_080),
+    "Phi-1.5": (_row("phi", 51200, 2048, 24, 32, 32, 8192, False), 1_418_270_720),
+    "GPT-2-medium": (_gpt2(1024, 24, 16), 354_823_168),
+    "GPT-2-large": (_gpt2(1280, 36, 20), 774_030_080),
+    "Gemma-3-1B": (_row("gemma3_text", 262144, 1152, 26, 4, 1, 6912, True, head_dim=256), 999_885_952),
+    "Mistral-Nemo-12B": (_row("mistral", 131072, 5120, 40, 32, 8, 14336, False, head_dim=128), 12_247_782_400),
+    "StarCoder2-3B": (_row("starcoder2", 49152, 3072, 30, 24, 2, 12288, True), 3_030_371_328),
+    "StarCoder2-15B": (_row("starcoder2", 49152, 6144, 40, 48, 4, 24576, False), 15_957_889_024),
+    "Pythia-160M": (_row("gpt_neox", 50304, 768, 12, 12, 12, 3072, False), 162_322_944),
+    "Pythia-1.4B": (_row("gpt_neox", 50304, 2048, 24, 16, 16, 8192, False), 1_414_647_808),
+    "Pythia-2.8B": (_row("gpt_neox", 50304, 2560, 32, 32, 32, 10240, False), 2_775_208_960),
 }  # fmt: skip
