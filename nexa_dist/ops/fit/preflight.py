@@ -112,6 +112,9 @@ def _checks(
     made = first.memory if first else memory(shape, wanted.work)
     nodes = first.nodes if first else len(cluster.nodes) if isinstance(cluster, Cluster) else 1
     nvme = made.nvme * (first.type.gpus if first else 1)
+    if first and not first.fits and (fits := next((fit for fit in there if fit.fits), None)):
+        said = f"{first.type.name} may be taken first, and it does not fit"
+        yield Check("offers", False, said, f"offers: [{{type: {fits.type.name}}}] in the cluster's file")
     yield checks.disk(shape, first.work if first else wanted.work, nodes, KEEP, nvme, _disk_gb(ctx, cluster))
 
 
@@ -151,7 +154,12 @@ def _rented(cluster: Nodes | None, region: str) -> list[tuple[str, int, float | 
     if isinstance(cluster, Cluster):
         first = cluster.nodes[0]
         return [(first.offer.partition(" ")[0], len(cluster.nodes), first.price_usd_per_hour or None)]
-    if cluster is None or cluster.offers == "cheapest":
+    if cluster is None:
         return []
     named = dict.fromkeys(offer.type for offer in cluster.offers if not isinstance(offer, str))
+    if not named:  # "cheapest": all that have as many GPUs
+        known = [kind for kind in prices.book().types.values() if kind.gpus == cluster.gpus_per_node]
+        priced = [(kind.on_demand_usd_per_hour[region], kind.name) for kind in known
+                  if region in kind.on_demand_usd_per_hour]  # fmt: skip
+        named = dict.fromkeys(name for _, name in sorted(priced))
     return [(kind, cluster.nodes or 1, prices.on_demand(kind, region)) for kind in named]

@@ -152,8 +152,10 @@ def read(config: Mapping[str, Any], where: str) -> ModelShape:
     hidden, heads = number(*KEYS["hidden"]), number(*KEYS["heads"])
     many = 1 if family == "gpt2" or "experts" not in " ".join(config) else None
     experts = many or number("num_local_experts", "num_experts", default=1)
-    widths = ("moe_intermediate_size" if experts > 1 and "moe_intermediate_size" in config else "intermediate_size",
-              "n_inner", "ffn_hidden_size")  # fmt: skip
+    narrow = experts > 1 and "moe_intermediate_size" in config
+    widths = (
+        ("ffn_hidden_size",) if family == "falcon" else ("n_inner",) if family == "gpt2" else ("intermediate_size",)
+    )
     tied = config.get("tie_word_embeddings")
     falcon = _falcon(config, heads, number) if family == "falcon" else {}
     return ModelShape(
@@ -164,7 +166,10 @@ def read(config: Mapping[str, Any], where: str) -> ModelShape:
         heads=heads,
         kv_heads=falcon.pop("kv_heads", 0) or number("num_key_value_heads", default=heads),
         head_width=number("head_dim", default=hidden // heads),
-        ffn=number(*widths, default=4 * hidden if family in ("gpt2", "falcon") else None),
+        ffn=number(
+            *(("moe_intermediate_size",) if narrow else widths),
+            default=4 * hidden if family in ("gpt2", "falcon") else None,
+        ),
         positions=number(*KEYS["positions"], default=2048),
         tied=FAMILIES[family].tied if tied is None else bool(tied),
         experts=experts,

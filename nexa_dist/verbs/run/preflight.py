@@ -16,6 +16,7 @@ from nexa_dist.verbs._shared import context, find_cluster, is_file, load_planned
 
 Arguments = argparse.Namespace
 GIB = 2**30
+SHOWN = 8
 MARKS = {True: "fits", False: "does not fit", None: "not known"}
 PARTS = ("weights", "gradients", "optimizer", "buckets", "gathered", "activations", "casts", "recomputed", "logits")
 
@@ -76,7 +77,8 @@ def _lines(seen: Seen) -> list[str]:
         f"at most {made.peak / GIB:.2f} GiB at once, so a GPU of {made.needed / GIB:.2f} GiB or more "
         "(1.1 GiB of CUDA's own and 5 % that no tensor can use are assumed, not measured)",
         *(f"{MARKS[check.ok]}: {check.name}: {check.said}" for check in seen.checks),
-        *(f"{MARKS[fit.fits]}: {_title(fit)}" for fit in seen.there),
+        *(f"{MARKS[fit.fits]}: {_title(fit)}" for fit in seen.there[:SHOWN]),
+        *([f"and {len(seen.there) - SHOWN} more types"] if len(seen.there) > SHOWN else []),
         *(f"would fit, cheapest for the same tokens first: {_title(fit)}" for fit in seen.cheapest if not seen.there),
         *(f"would fit by another method: {_title(fit)}, {fit.work.method.title}" for fit in seen.instead),
     ]

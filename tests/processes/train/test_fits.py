@@ -89,8 +89,8 @@ def test_every_family_has_the_tensors_that_transformers_builds() -> None:
             ours = sorted(tensor.shape for tensor in shape.tensors for _ in range(tensor.copies))
             assert ours == sorted(tuple(p.shape) for p in model.parameters()), (family, tied)
             linear = {tensor.name for tensor in shape.tensors if tensor.kind == "linear"}
-            kinds = ("Linear", "Conv1D")
-            theirs = {name.rpartition(".")[2] for name, m in model.named_modules() if type(m).__name__ in kinds}
+            kinds = (torch.nn.Linear, transformers.pytorch_utils.Conv1D)
+            theirs = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, kinds)}
             assert linear == theirs - {"lm_head", "embed_out"}, (family, tied)
 
 
