@@ -16,6 +16,7 @@ from nexa_dist.errors import UsageError
 from nexa_dist.plan.fit.method import (
     METHODS,
     Method,
+    Precision,
     Work,
     as_if,
     of_accelerate,
@@ -50,7 +51,7 @@ def asked(config: TrainConfig, root: Path, backend: str = "") -> Asked:
     if name == "ax":
         made = _of_axolotl(own, root)
     else:
-        made = _of_sections(config, _method(name, own))
+        made = _of_sections(config, _method(name, own), own)
     local = tuple(source for source in config.data.values() if "://" not in source)
     made = replace(made, data=(*made.data, *local))
     return replace(made, work=as_if(made.work, METHODS[backend])) if backend else made
@@ -64,12 +65,17 @@ def _method(backend: str, own: Mapping[str, Any]) -> Method:
     return METHODS[backend]
 
 
-def _of_sections(config: TrainConfig, method: Method) -> Asked:
+def _of_sections(config: TrainConfig, method: Method, own: Mapping[str, Any]) -> Asked:
     model, dataset, trainer = config.model, config.dataset, config.trainer
     assert model is not None and dataset is not None and trainer is not None
-    if method.backend == "ds":  # "auto" in its file means what the trainer does
-        method = replace(method, weights=trainer.precision)
-    work = Work(trainer.precision, 1, trainer.batch_size, dataset.sequence_length, method)
+    if method.backend == "ds":  # what its file leaves to the trainer is as the trainer has it
+        low = own.get("bf16")
+        precision = "bf16" if isinstance(low, Mapping) and low.get("enabled") is True else trainer.precision
+        method = replace(method, weights=precision)
+    else:
+        words: dict[Any, Precision] = {"bf16": "bf16", "no": "fp32"}
+        precision = words.get(own.get("mixed_precision"), trainer.precision)
+    work = Work(precision, 1, trainer.batch_size, dataset.sequence_length, method)
     data = (dataset.path,) if dataset.path else ()
     settings = {
         "model_type": "llama", "vocab_size": model.vocab_size, "hidden_size": model.hidden_size,

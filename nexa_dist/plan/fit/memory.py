@@ -94,8 +94,8 @@ def _buckets(shape: ModelShape, work: Work, held: Resident) -> int:
         return 0
     if method.sharding == "ddp":
         return width * held.trained  # DistributedDataParallel copies gradients unless it is told not to
-    size = method.buckets.reduce
-    return width * (shape.hidden**2 if size is None else size)
+    size = shape.hidden**2 if method.buckets.reduce is None else method.buckets.reduce
+    return width * size * (2 if method.buckets.overlap and method.sharding != "zero3" else 1)
 
 
 def _gathered(shape: ModelShape, work: Work) -> int:
@@ -110,7 +110,8 @@ def _gathered(shape: ModelShape, work: Work) -> int:
         # This layer and the next one, which is fetched meanwhile; what is in no layer stays from the forward pass on.
         frozen = shape.tensors if method.adapter else ()
         trained = trainable(shape, method.adapter)
-        weights = sum(_outside(of) + 2 * _a_layer(of, shape) for of in (frozen, trained))
+        deep = shape.layers if method.keeps_gathered else 2
+        weights = sum(_outside(of) + deep * _a_layer(of, shape) for of in (frozen, trained))
         return width * (weights + _outside(trained) + 2 * _a_layer(trained, shape)) + unpacked
     asked = method.buckets
     prefetch = round(0.9 * shape.hidden**2) if asked.prefetch is None else asked.prefetch

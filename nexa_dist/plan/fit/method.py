@@ -35,6 +35,8 @@ class Buckets:
     prefetch: int | None = 50_000_000
     keep_whole_below: int | None = 100_000
     """Parameters up to so many elements are on every rank."""
+    overlap: bool = False
+    """Two buffers for gradients: one is filled while the other is sent."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Method:
     checkpointing: bool = False
     optimizer_at: Place = ""
     weights_at: Place = ""
+    keeps_gathered: bool = False
+    """FSDP2 without reshard_after_forward: all weights stay whole from the forward pass to the backward pass."""
     buckets: Buckets = field(default_factory=Buckets)
 
     @property
@@ -84,8 +88,8 @@ class Work:
 METHODS: dict[str, Method] = {
     "hf": Method(),
     "acc": Method("acc", "fsdp2", checkpointing=True),
-    "ds": Method("ds", "zero3", weights="bf16", checkpointing=True),
-    "ds-cpu": Method("ds", "zero3", "bf16", checkpointing=True, optimizer_at="cpu", weights_at="cpu"),
+    "ds": Method("ds", "zero3", "bf16"),
+    "ds-cpu": Method("ds", "zero3", "bf16", optimizer_at="cpu", weights_at="cpu"),
     "ax": Method("ax", weights="bf16", adapter=Adapter(), checkpointing=True),
     "ax-fsdp": Method("ax", "fsdp2", "bf16", Adapter(), checkpointing=True),
     "ax-qlora": Method("ax", weights="nf4", adapter=Adapter(), checkpointing=True),
@@ -125,6 +129,7 @@ def of_deepspeed(config: Mapping[str, Any]) -> Method:
             _elements(zero.get("reduce_bucket_size"), made.reduce),
             _elements(zero.get("stage3_prefetch_bucket_size"), made.prefetch),
             _elements(zero.get("stage3_param_persistence_threshold"), made.keep_whole_below),
+            overlap=bool(zero.get("overlap_comm")),
         ),
     )
 
@@ -165,8 +170,9 @@ def _fsdp(method: Method, config: Mapping[str, Any]) -> Method:
     """Keys with and without the prefix that accelerate's own file has."""
     plain = {key.removeprefix("fsdp_"): value for key, value in config.items()}
     off: Place = "cpu" if plain.get("offload_params") else ""
+    whole = plain.get("reshard_after_forward") is False or plain.get("sharding_strategy") == "SHARD_GRAD_OP"
     kept = plain.get("activation_checkpointing", method.checkpointing and not config)
-    return replace(method, sharding="fsdp2", optimizer_at=off, weights_at=off,
+    return replace(method, sharding="fsdp2", optimizer_at=off, weights_at=off, keeps_gathered=whole,
                    checkpointing=bool(kept) or (method.checkpointing and method.backend == "ax"))  # fmt: skip
 
 

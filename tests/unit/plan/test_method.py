@@ -26,6 +26,8 @@ def test_accelerate() -> None:
     assert asked == Method("acc", "fsdp2", checkpointing=True, optimizer_at="cpu", weights_at="cpu")
     assert of_accelerate({"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2}}).checkpointing is False
     assert of_accelerate({"distributed_type": "MULTI_GPU"}).sharding == "ddp"
+    whole = of_accelerate({"fsdp_config": {"fsdp_reshard_after_forward": False}})
+    assert whole.keeps_gathered and not asked.keeps_gathered
     inner = {"zero_stage": 3, "offload_optimizer_device": "nvme", "offload_param_device": "none"}
     asked = of_accelerate({"distributed_type": "DEEPSPEED", "deepspeed_config": inner})
     assert (asked.backend, asked.sharding, asked.optimizer_at, asked.weights_at) == ("acc", "zero3", "nvme", "")
@@ -37,6 +39,7 @@ def test_deepspeed() -> None:
     asked = of_deepspeed({"zero_optimization": zero, "bf16": {"enabled": True}})
     assert (asked.sharding, asked.weights, asked.optimizer_at, asked.weights_at) == ("zero3", "bf16", "cpu", "nvme")
     assert asked.buckets == Buckets(None, 5_000_000, 100_000)
+    assert of_deepspeed({"zero_optimization": {"stage": 2, "overlap_comm": True}}).buckets.overlap
     strange = of_deepspeed(
         {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}, "reduce_bucket_size": -1}}
     )
@@ -63,5 +66,5 @@ def test_axolotl() -> None:
 def test_every_method_has_a_name_for_the_command_line_and_words() -> None:
     assert tuple(METHODS) == _arguments.METHODS
     assert METHODS["hf"].title == "backend hf, DDP"
-    assert METHODS["ds-cpu"].title == "backend ds, ZeRO-3, optimizer and parameters in CPU, checkpointing"
+    assert METHODS["ds-cpu"].title == "backend ds, ZeRO-3, optimizer and parameters in CPU"
     assert METHODS["ax-qlora"].title == "backend ax, DDP, QLoRA of rank 16, checkpointing"
