@@ -5,6 +5,7 @@ Of a backend with a config file of its own (an accelerate, DeepSpeed or Axolotl 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,6 +53,8 @@ def asked(config: TrainConfig, root: Path, backend: str = "") -> Asked:
         made = _of_axolotl(own, root)
     else:
         made = _of_sections(config, _method(name, own), own)
+    if made.path and (root / made.path / "config.json").is_file():
+        made = replace(made, path=str(root / made.path))
     local = tuple(source for source in config.data.values() if "://" not in source)
     made = replace(made, data=(*made.data, *local))
     return replace(made, work=as_if(made.work, METHODS[backend])) if backend else made
@@ -106,4 +109,11 @@ def _file(root: Path, name: str | None) -> Mapping[str, Any]:
     if not name:
         return {}
     path = Path(name) if Path(name).is_file() else root / name
-    return parse_yaml(read_bytes(path), display_name(path)).data
+    raw = read_bytes(path)
+    if path.suffix != ".json":
+        return parse_yaml(raw, display_name(path)).data
+    try:
+        found = json.loads(raw)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

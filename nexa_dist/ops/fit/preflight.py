@@ -136,12 +136,12 @@ def _config_json(ctx: Context, path: str, cluster: Nodes | None) -> Mapping[str,
     if here.is_file():
         return files.read_object(here)
     if not isinstance(cluster, Cluster):
-        raise UsageError(f"model.path {path} is not on this machine", hint="--cluster NAME reads it on its first node")
+        raise UsageError(f"the model {path} is not on this machine", hint="--cluster NAME reads it on its first node")
     with session(ctx.runner, cluster) as ssh:
         link = connect(ssh, cluster.nodes[:1])[0]
         got = ssh.run(link.node, ("sh", "-c", f"cat -- {shlex.quote(link.path(path))}/config.json"))
         if got.code:
-            raise NexaError(f"{link.node.name}: {got.tail(1)}", hint="model.path is a directory on every node")
+            raise NexaError(f"{link.node.name}: {got.tail(1)}", hint="the model is a directory on every node")
         return dict(wire.said(link.node.name, "config.json", got.out, anything(6, 1000)))
 
 

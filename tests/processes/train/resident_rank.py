@@ -95,6 +95,7 @@ def main() -> None:
     if method.startswith("zero"):
         import deepspeed  # type: ignore[import-not-found, unused-ignore]
 
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled first, for minutes
         deepspeed.init_distributed("gloo")
     else:
         dist.init_process_group("gloo")

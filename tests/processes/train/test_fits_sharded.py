@@ -47,7 +47,7 @@ def test_torch_allocates_what_was_foretold(name: str) -> None:
     held_to(sys.executable, name, BY_TORCH[name])
 
 
-@pytest.mark.long("DeepSpeed is of the heavy environment, and compiles its kernels at first")
+@pytest.mark.long("DeepSpeed is in no light environment")
 @pytest.mark.parametrize("name", BY_DEEPSPEED)
 def test_deepspeed_allocates_what_was_foretold(name: str) -> None:
     python = os.environ.get("NEXA_TEST_DEEPSPEED", "")

@@ -10,7 +10,7 @@ import pytest
 
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.ops.fit import checks
-from nexa_dist.ops.fit.asked import asked
+from nexa_dist.ops.fit.asked import Asked, asked
 from nexa_dist.plan.fit.method import METHODS, Work
 from nexa_dist.plan.fit.model_shape import read
 from tests.unit.plan.known_models import KNOWN
@@ -95,3 +95,42 @@ def test_what_is_asked_comes_from_the_file_or_as_if_another_backend_did_it(tmp_p
     other = asked(config, tmp_path, "ax-qlora").work
     assert other.method == METHODS["ax-qlora"] and other.precision == "bf16"
     assert asked(config, tmp_path, "acc").work.precision == "fp32"
+
+
+def of_backend(folder: Path, backend: str, name: str, text: str, **more: Any) -> Asked:
+    """As a train.yaml of that backend asks for it, with its own file."""
+    folder.joinpath(name).write_text(text)
+    shape = {"vocab_size": 512, "hidden_size": 64, "layers": 2, "heads": 4, "intermediate_size": 128}
+    config = TrainConfig.model_validate(
+        {"backend": "hf", "model": shape, "dataset": {}, "trainer": {"steps": 10, **more}}
+    )
+    return asked(config.model_copy(update={"backend": backend, "config": name}), folder)
+
+
+def test_the_file_of_another_program_says_how_it_is_trained(tmp_path: Path) -> None:
+    text = "distributed_type: FSDP\nmixed_precision: bf16\nfsdp_config: {fsdp_version: 2, fsdp_offload_params: true}\n"
+    wanted = of_backend(tmp_path, "acc", "fsdp.yaml", text)
+    assert wanted.work.method.title == "backend acc, FSDP2, optimizer and parameters in CPU"
+    assert wanted.work.precision == "bf16" and wanted.work.method.weights == "fp32"
+    zero = {"stage": 3, "offload_optimizer": {"device": "nvme"}, "reduce_bucket_size": "auto"}
+    text = json.dumps({"bf16": {"enabled": "auto"}, "zero_optimization": zero})
+    for precision in ("fp32", "bf16"):
+        wanted = of_backend(tmp_path, "ds", "ds.json", text, precision=precision)
+        assert wanted.work.method.title == "backend ds, ZeRO-3, optimizer in NVME"
+        assert (wanted.work.precision, wanted.work.method.weights) == (precision, precision)
+    assert of_backend(tmp_path, "ds", "ds.json", '{"bf16": {"enabled": true}}').work.precision == "bf16"
+    assert of_backend(tmp_path, "ds", "ds.json", "{torn").work.method.sharding == "zero3"
+
+
+def test_an_axolotl_file_says_all_of_it(tmp_path: Path) -> None:
+    text = (
+        "base_model: /models/llama\nadapter: qlora\nload_in_4bit: true\nlora_r: 32\nlora_target_linear: true\n"
+        "bf16: true\ngradient_checkpointing: true\nsequence_len: 4096\nmicro_batch_size: 2\n"
+        "gradient_accumulation_steps: 4\nmax_steps: 100\ndatasets: [{path: chat.jsonl, type: chat_template}]\n"
+    )
+    wanted = of_backend(tmp_path, "ax", "ax.yaml", text)
+    assert (wanted.path, wanted.steps, wanted.data) == ("/models/llama", 100, ("chat.jsonl",))
+    assert wanted.work.method.title == "backend ax, DDP, QLoRA of rank 32, checkpointing"
+    assert (wanted.work.tokens, wanted.work.windows) == (8192, 4)
+    tmp_path.joinpath("ds.json").write_text('{"zero_optimization": {"stage": 2}}')
+    assert of_backend(tmp_path, "ax", "ax.yaml", text + "deepspeed: ds.json\n").work.method.sharding == "zero2"
