@@ -5,7 +5,8 @@
   (`torch/distributed/fsdp/_fully_shard/_fsdp_param.py`).
 - ZeRO 1, 2, 3: Rajbhandari et al. 2020, arXiv 1910.02054, section 5: 2Ψ of weights and of gradients in bf16 and 12Ψ of
   the optimizer (float32 weights and two moments) over N ranks. DeepSpeed 0.19 flattens the parameters that decay and
-  those that do not, each padded to 2N elements (stages 1 and 2), or cuts each parameter, padded to N (stage 3).
+  those that do not, each padded to 2N elements (stages 1 and 2), or cuts each parameter, padded to N (stage 3). In
+  stage 2 the gradient of a parameter that two ranks share stays whole on both: at most one parameter more, not counted.
 - LoRA: A of rank × in and B of out × rank, in float32 as peft makes them (under DeepSpeed in the model's own numbers).
 - QLoRA: Dettmers et al. 2023, arXiv 2305.14314, section 3: 4 bits a weight, a constant of 8 bits for each block of 64,
   and one of 32 bits for each 256 constants; beside them bitsandbytes keeps two tables and an offset for each matrix.

@@ -83,7 +83,8 @@ def by_deepspeed(stage: int, low: bool, model: Any, tokens: Any) -> dict[str, in
     else:
         weights = held(model.parameters())
         parts = [t for group in inner.averaged_gradients.values() for t in group if t is not None]
-        gradients = whole[0] if stage == 1 else held(parts)
+        # Not their storages: of a parameter that two ranks share each has the whole gradient, and uses its part.
+        gradients = whole[0] if stage == 1 else sum(part.nbytes for part in parts)
         master = inner.single_partition_of_fp32_groups
     engine.step()
     return {"weights": weights, "gradients": gradients, "optimizer": held([*master, *moments(inner.optimizer)])}

@@ -17,7 +17,7 @@ from nexa_dist.plan.fit.families import FAMILIES
 from nexa_dist.plan.fit.memory import memory
 from nexa_dist.plan.fit.method import ALL_LINEAR, Adapter, Method, Work
 from nexa_dist.plan.fit.model_shape import read
-from nexa_dist.plan.fit.resident import NF4_TABLES, nf4_bytes
+from nexa_dist.plan.fit.resident import NF4_TABLES, nf4_bytes, resident
 from tests.unit.plan.known_models import KNOWN
 
 WIDTH, FFN, VOCABULARY, BATCH, SEQUENCE, LAYERS = 256, 704, 512, 8, 128, 4
@@ -160,6 +160,32 @@ def test_four_bits_take_what_was_foretold() -> None:
         parts = [packed, state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
         assert sum(part.nbytes for part in parts) == nf4_bytes(rows * columns)
         assert state.code.nbytes + state.state2.code.nbytes + state.offset.nbytes == NF4_TABLES
+
+
+@pytest.mark.long("bitsandbytes is of the heavy environment")
+def test_qlora_takes_what_was_foretold(tmp_path: Path) -> None:
+    torch: Any = pytest.importorskip("torch")
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed here")
+    import peft
+    import transformers
+
+    made: Any = transformers
+    config = made.LlamaConfig(vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=8,
+                              num_key_value_heads=2, intermediate_size=FFN, max_position_embeddings=SEQUENCE,
+                              tie_word_embeddings=False)  # fmt: skip
+    made.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    four = made.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16"
+    )
+    model = made.AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=four, device_map="cpu")
+    model = peft.prepare_model_for_kbit_training(model)
+    model = peft.get_peft_model(model, peft.LoraConfig(r=8, target_modules="all-linear"))
+    parts = list(model.parameters())
+    for state in [p.quant_state for p in model.parameters() if hasattr(p, "quant_state")]:
+        parts += [state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
+    held = resident(read(config.to_dict(), ""), Work("bf16", 1, 1, 8, Method("ax", weights="nf4", adapter=Adapter(8))))
+    assert sum(part.nbytes for part in parts) == held.weights
+    assert sum(p.nbytes for p in model.parameters() if p.requires_grad) == held.gradients
 
 
 class Allocations:
