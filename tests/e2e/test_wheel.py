@@ -25,6 +25,7 @@ NEEDED = (
     "ansible/roles/uv_env/files/make_env.py",
     "ansible/roles/uv_env/files/uv.txt",
     "configs/dist/local.yaml",
+    "configs/plans/v2.yaml",
     "configs/templates/cluster.yaml",
     "configs/templates/train.yaml",
     "configs/train/quickstart.yaml",

@@ -20,7 +20,7 @@ from nexa_dist.ops.fit.asked import Asked, asked
 from nexa_dist.ops.fit.checks import Check
 from nexa_dist.plan.aws import prices
 from nexa_dist.plan.fit import tiers
-from nexa_dist.plan.fit.judge import Fit, instead, on, room, smallest
+from nexa_dist.plan.fit.judge import MOST_NODES, Fit, instead, on, room, smallest
 from nexa_dist.plan.fit.memory import memory
 from nexa_dist.plan.fit.method import Work
 from nexa_dist.plan.fit.model_shape import ModelShape, read
@@ -81,6 +81,10 @@ def preflight(ctx: Context, config: TrainConfig, cluster: Nodes | None, backend:
     fits = any(fit.fits for fit in there) if there else bool(as_it_is)
     others = () if fits else tuple(instead(shape, work, tokens, region))
     found = tuple(_checks(ctx, wanted, shape, cluster, there))
+    known = any(region in kind.on_demand_usd_per_hour for kind in prices.book().types.values())
+    if known and not there and not as_it_is and not isinstance(cluster, Cluster):
+        said = f"no {MOST_NODES} nodes of a type in the price book, or fewer, hold it by {work.method.title}"
+        found = (*found, Check("memory", False, said, "a smaller batch_size or sequence_length, or checkpointing"))
     return Seen(shape, work, tokens, there, as_it_is, others, found)
 
 

@@ -42,7 +42,7 @@ def show(seen: Seen) -> None:
         would = [*seen.instead, *seen.cheapest]
         check = next((check for check in seen.checks if check.ok is False and check.name in seen.refused), None)
         hint = check.next if check else "a smaller model, batch_size or sequence_length"
-        if would and not check:
+        if would and (not check or check.name == "memory"):
             first = min(would, key=lambda fit: fit.usd or 0.0)
             hint = f"the cheapest that fits, for the same tokens: {_title(first)}, {first.work.method.title}"
         terminal.error(seen.refused, hint)

@@ -89,3 +89,27 @@ def test_what_nobody_can_know_is_said(ctx: Context, tmp_path: Path) -> None:
     tmp_path.joinpath("config.json").write_text(json.dumps({**KNOWN["GPT-2"][0]}))
     short = fit.preflight(ctx, training(path=str(tmp_path)), None)
     assert short.refused == "sequence: windows of 2048 tokens, and the model has 1024 positions"
+
+
+def test_what_no_cluster_of_the_book_holds_is_refused_with_what_would(ctx: Context, tmp_path: Path) -> None:
+    seen = fit.preflight(ctx, pretrained(tmp_path, "Qwen2.5-32B"), None, "ds")
+    assert not seen.refused and seen.cheapest[0].nodes > 0
+    config = pretrained(tmp_path, "Llama-2-13B")
+    assert config.trainer and not fit.preflight(ctx, config, None, "acc").refused
+    many = config.model_copy(update={"trainer": config.trainer.model_copy(update={"batch_size": 512})})
+    refused = fit.preflight(ctx, many, None)
+    assert refused.refused.startswith("memory: no 16 nodes of a type in the price book, or fewer, hold it")
+        "memory: no 16 nodes of a type in the price book, or fewer, hold it by backend hf"
+    )
+
+
+def test_of_offers_the_first_has_to_fit(ctx: Context) -> None:
+    shape = {"vocab_size": 32000, "hidden_size": 2048, "layers": 22, "heads": 16, "intermediate_size": 5632}
+    offers = [{"type": "g5.xlarge"}, {"type": "g6e.xlarge"}]
+    seen = fit.preflight(ctx, training(**shape), ClusterConfig.model_validate({**OFFERS, "offers": offers}))
+    assert [found.fits for found in seen.there] == [False, True]
+    assert seen.refused == "offers: g5.xlarge may be taken first, and it does not fit"
+    cheapest = fit.preflight(ctx, training(**shape), ClusterConfig.model_validate({**OFFERS, "offers": "cheapest"}))
+    assert cheapest.there[0].type.name == "g4dn.xlarge" and len(cheapest.there) > 10 and cheapest.refused
+    (row,) = [check for check in cheapest.checks if check.ok is False]
+    assert row.next == "offers: [{type: g6e.xlarge}] in the cluster's file"
