@@ -65,14 +65,15 @@ def to_json(seen: Seen) -> dict[str, Any]:
 
 
 def _lines(seen: Seen) -> list[str]:
-    made = seen.there[0].memory if seen.there else memory(seen.shape, seen.work)
+    first = next(iter((*seen.there, *seen.cheapest)), None)
+    made, ranks = (first.memory, first.world_size) if first else (memory(seen.shape, seen.work), 1)
     parts = ", ".join(f"{name} {getattr(made, name) / GIB:.2f}" for name in PARTS if getattr(made, name))
     work = seen.work
     away = [f"{size / GIB:.2f} GiB {where}" for size, where in
             ((made.host, "in the node's memory"), (made.nvme, "on its disk")) if size]  # fmt: skip
     return [
         f"model: {seen.shape.parameters / 1e6:,.1f} M parameters ({seen.shape.family}); {work.method.title}",
-        f"a rank: {work.batch} windows of {work.sequence} tokens at once, {work.precision}; {parts} GiB"
+        f"a rank of {ranks}: {work.batch} windows of {work.sequence} tokens at once, {work.precision}; {parts} GiB"
         + (f"; {', '.join(away)}" if away else ""),
         f"at most {made.peak / GIB:.2f} GiB at once, so a GPU of {made.needed / GIB:.2f} GiB or more "
         "(1.1 GiB of CUDA's own and 5 % that no tensor can use are assumed, not measured)",
