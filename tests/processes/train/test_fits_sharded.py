@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,7 +61,7 @@ def held_to(python: str, name: str, method: Method) -> None:
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(PROGRAM), name]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run([python, *words, json.dumps(SHAPE)], env=env, capture_output=True, text=True, timeout=900)
-    ranks = [json.loads(line.partition("HELD ")[2]) for line in done.stdout.splitlines() if line.startswith("HELD ")]
+    ranks = [json.loads(found) for found in re.findall(r"HELD (\{[^}]*\})", done.stdout)]  # lines of two may be one
     assert len(ranks) == 2, done.stdout[-2000:] + done.stderr[-4000:]
     foretold = resident(read({"model_type": "llama", **SHAPE}, ""), Work("fp32", 2, 2, 16, method))
     for part in ("weights", "gradients", "optimizer"):
