@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Node
@@ -20,6 +21,8 @@ from nexa_dist.run.ssh import ways
 from nexa_dist.run.ssh.connections import Ssh, on_all
 
 ASK_EVERY_S = 4.0
+Whom = Literal["cloud", "nodes"]
+WHOM: tuple[Whom, ...] = get_args(Whom)
 PEERS = 2
 """Other nodes that are asked at a time."""
 ROUTES = Path("/proc/net/route")
@@ -36,8 +39,8 @@ class Witnesses:
         self.bench = Bench(list(self.nodes), lost_after_s)
         # Seams: tests put a simulated world in their place.
         self.now, self.ways, self.machine_says = time.monotonic, ways, machine_says
-        self.asked: dict[str, float] = {}
-        self.asking: set[str] = set()
+        self.asked: dict[tuple[Whom, str], float] = {}
+        self.asking: set[tuple[Whom, str]] = set()
         self.api = ""
         """Why the cloud could not be asked; empty when it answers, or was not asked."""
         self.notes: deque[str] = deque()
@@ -47,14 +50,16 @@ class Witnesses:
         self.tried: set[str] = set()
         """Nodes that were looked into at least once."""
 
-    def quiet(self, name: str, seconds: float) -> Verdict:
+    def quiet(self, name: str, seconds: float, hung_up: bool = False) -> Verdict:
         """Takes note of a silence, has it looked into, and answers what is known by now. Never waits."""
         now = self.now()
-        self.bench.quiet(name, seconds, now)
-        if seconds > ASK_AFTER_S and name not in self.asking and now - self.asked.get(name, -ASK_EVERY_S) > ASK_EVERY_S:
-            self.asked[name] = now
-            self.asking.add(name)
-            self.begin(name)
+        self.bench.quiet(name, seconds, now, hung_up)
+        for whom in WHOM if seconds > ASK_AFTER_S or hung_up else ():
+            question = (whom, name)
+            if question not in self.asking and now - self.asked.get(question, -ASK_EVERY_S) >= ASK_EVERY_S:
+                self.asked[question] = now
+                self.asking.add(question)
+                self.begin(whom, name)
         verdict = self.bench.judge(name, now)
         self._tell(name, verdict)
         return verdict
@@ -65,34 +70,57 @@ class Witnesses:
             self.said = {other: kind for other, kind in self.said.items() if kind != "line"}
             self.say("the line is back: asking the nodes what happened meanwhile")
 
-    def begin(self, name: str) -> None:
-        threading.Thread(target=self.looked, args=(name,), daemon=True, name=f"witness-{name}").start()
+    def begin(self, whom: Whom, name: str) -> None:
+        threading.Thread(target=self.ask, args=(whom, name), daemon=True, name=f"witness-{whom}-{name}").start()
 
-    def looked(self, name: str) -> None:
+    def ask(self, whom: Whom, name: str) -> None:
         try:
-            self.look(name)
+            if whom == "cloud":
+                self._ask_cloud(self.nodes[name])
+            else:
+                self.look(name)
         finally:
-            self.tried.add(name)
-            self.asking.discard(name)
+            self.done(whom, name)
+
+    def done(self, whom: Whom, name: str) -> None:
+        self.tried |= {name} if whom == "nodes" else set()
+        self.asking.discard((whom, name))
 
     def look(self, name: str) -> None:
-        """One question to everybody. By a way that is found the node is reached from now on."""
+        """One question to the node and to the others. By a way that is found it is reached from now on."""
+        up: list[Node] = []
+        asked = [threading.Thread(target=self.hear, args=(name, peer, up), daemon=True) for peer in self._peers(name)]
+        for thread in asked:
+            thread.start()
+        if not self.come(name):
+            for thread in asked:
+                thread.join()
+            self.come_through(name, up)
+
+    def come(self, name: str) -> bool:
+        """Whether the node is reached without another one."""
         node = self.nodes[name]
-        self._ask_cloud(node)
         for options in dict.fromkeys(((), self.ways.joined(self.ssh, node))):
             if self.ways.reach(self.ssh, node, *options):
                 self.bench.peer(name, "", "reached", self.now())
                 self._route(name, options)
-                return
+                return True
         self.bench.peer(name, "", "", self.now())
-        for peer in self._peers(name):
-            word: PeerWord = self.ways.ask(self.ssh, peer, node)
-            options = self.ways.through(self.ssh, peer, node)
-            if word == "up" and self.ways.reach(self.ssh, node, *options):
-                word = "reached"
+        return False
+
+    def hear(self, name: str, peer: Node, up: list[Node]) -> None:
+        """Takes another node's word; it joins `up` when the silent one answers it."""
+        word: PeerWord = self.ways.ask(self.ssh, peer, self.nodes[name])
+        self.bench.peer(name, peer.name, word, self.now())
+        if word == "up":
+            up.append(peer)
+
+    def come_through(self, name: str, up: Sequence[Node]) -> None:
+        for peer in up:
+            options = self.ways.through(self.ssh, peer, self.nodes[name])
+            if self.ways.reach(self.ssh, self.nodes[name], *options):
+                self.bench.peer(name, peer.name, "reached", self.now())
                 self._route(name, options, peer.name)
-            self.bench.peer(name, peer.name, word, self.now())
-            if word == "reached":
                 return
 
     def _route(self, name: str, options: tuple[str, ...], by: str = "") -> None:
@@ -118,7 +146,7 @@ class Witnesses:
     def _tell(self, name: str, verdict: Verdict) -> None:
         while self.notes:
             self.say(self.notes.popleft())
-        if name not in self.tried or verdict.kind == self.said.get(name) or verdict.kind in ("here", "lost"):
+        if name not in self.tried or verdict.kind == self.said.get(name) or verdict.kind in ("here", "ended", "lost"):
             return
         first = "line" not in self.said.values()
         self.said[name] = verdict.kind

@@ -48,6 +48,8 @@ class AttemptState:
     prepared: set[str] = field(default_factory=set)
     running: set[str] = field(default_factory=set)
     ends: dict[str, dict[str, Any]] = field(default_factory=dict)
+    doubtful: set[str] = field(default_factory=set)
+    """Nodes that have ended what they ran, and whose machines may come back."""
     failures: list[Failure] = field(default_factory=list)
     stopping: str = ""
     """Why the run is being stopped; what ends after that is no failure of its own."""

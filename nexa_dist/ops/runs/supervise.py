@@ -169,11 +169,11 @@ class Supervisor:
         if not silent or decide(self.record.ends, fit, policy).action in ("done", "stop") or self._no_more():
             return silent
         self.record.decide(Decision("wait", f"{', '.join(silent)} may come back", tuple(silent)))
+        self.view.note(f"attempt {self.number} ended: {outcome.end.words}; asking after {', '.join(silent)}")
         witnesses = self._witnesses(ssh)
         called = [name for name in silent if name in outcome.lost]
-        found = witnesses.last_word(called)
-        lost = sorted({*called} - {*found})
-        lost += witnesses.settle([name for name in silent if name not in called], self._no_more)
+        lost = [*called, *witnesses.settle([name for name in silent if name not in called], self._no_more)]
+        lost = sorted({*lost} - {*witnesses.last_word(lost)})
         back = [node for node in self.cluster.nodes if node.name in silent and node.name not in lost]
         outcome.left.update(watch.sweep(self.ctx, reach(ssh, back)[0], self.record, release=False))
         return lost

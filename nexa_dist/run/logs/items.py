@@ -57,10 +57,12 @@ class Through:
 
 @dataclass(frozen=True)
 class Quiet:
-    """No word from `node` for `seconds`: the link is down, or the node is gone."""
+    """No word from `node` for `seconds`: the link is down, or the node is gone. It `hung_up` when its end closed the
+    connection while it spoke, and a new one has brought no word."""
 
     node: str
     seconds: float
+    hung_up: bool = False
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ PULSE_S = 2.0
 """Interval of the keep-alive to each node."""
 SILENT_S = 4.0
 """Silence of an agent, which speaks every second, before a Quiet item."""
+HUNG_UP_S = 2.5
+"""An agent was speaking when it was heard so lately: who closes the connection then is its end, and no time-out."""
 DEAD_S = 15.0
 """Silence before a connection is closed and made anew, whatever ssh thinks of it."""
 BEGIN_S = 120.0
@@ -73,6 +75,8 @@ class Follower(threading.Thread):
         """When the node last said something, and when this connection was asked for."""
         self.reading = False
         """Whether we wait for the node, and not for the reader of the queue."""
+        self.hung_up = False
+        """Whether its end closed the last connection that brought a word."""
         self.missed = self.odd = self.faults = 0
         """Lines that were not shown, events and connections that made no sense."""
         self.ended = self.through = False
@@ -102,7 +106,7 @@ class Follower(threading.Thread):
             stream.send(b"\n")
         if self.reading and silent_s >= SILENT_S:
             with contextlib.suppress(queue.Full):  # the others' pulse must not wait for this reader
-                self.out.put_nowait(Quiet(self.link.node.name, silent_s))
+                self.out.put_nowait(Quiet(self.link.node.name, silent_s, self.hung_up))
             if min(silent_s, time.monotonic() - self.begun) >= DEAD_S:
                 stream.end()
 
@@ -124,8 +128,9 @@ class Follower(threading.Thread):
             if self.early and self.last_word > before:
                 self.leave.wait(ASK_S)
                 continue
-            tries = 0 if self.last_word > before else tries + 1
-            self.out.put(Quiet(self.link.node.name, time.monotonic() - self.last_word))
+            tries, silent_s = 0 if self.last_word > before else tries + 1, time.monotonic() - self.last_word
+            self.hung_up = silent_s < HUNG_UP_S if self.last_word > before else self.hung_up
+            self.out.put(Quiet(self.link.node.name, silent_s, self.hung_up))
             self.leave.wait(BACKOFF_S[min(tries, len(BACKOFF_S) - 1)])
 
     def _read(self, stream: IO[bytes]) -> bool:
@@ -135,7 +140,7 @@ class Follower(threading.Thread):
             if got is None:
                 return False
             header, data = got
-            self.last_word = time.monotonic()
+            self.last_word, self.hung_up = time.monotonic(), False
             if "end" in header and self._is_early(header["end"]):
                 self.asked, self.early = self.asked + 1, True
                 return False

@@ -18,13 +18,19 @@ class Scene:
     at: float = 0.0
 
     def until(
-        self, end: float, cloud: CloudWord = "runs", peer: PeerWord = "mute", n0: bool = True, own: PeerWord = "cut"
+        self,
+        end: float,
+        cloud: CloudWord = "runs",
+        peer: PeerWord = "mute",
+        n0: bool = True,
+        own: PeerWord = "cut",
+        hung_up: bool = False,
     ) -> str:
         """The kinds of verdict for n1, one after the other, until second `end`. `n0`: whether we hear it."""
         kinds: list[str] = []
         while self.at < end:
             self.at += 2
-            self.bench.quiet("n1", self.at, self.at)
+            self.bench.quiet("n1", self.at, self.at, hung_up)
             if n0:
                 self.bench.heard("n0")
             else:
@@ -61,6 +67,27 @@ def test_another_node_that_cannot_reach_it_either_is_a_witness_once_a_partition_
     assert scene.until(lost.CUT_AFTER_S, peer="cut") == "here wait"
     assert scene.until(lost.CUT_AFTER_S + 2, peer="cut") == "lost"
     assert "n0 cannot reach it either" in scene.bench.judge("n1", scene.at).why
+
+
+def test_a_node_that_hung_up_and_that_no_other_holds_a_connection_with_has_ended_what_it_ran() -> None:
+    scene = Scene()
+    assert scene.until(lost.ENDED_AFTER_S, peer="cut", hung_up=True) == "here wait"
+    assert scene.until(lost.ENDED_AFTER_S + 2, peer="cut", hung_up=True) == "ended"
+    assert "closed its connections, and n0 cannot" in scene.bench.judge("n1", scene.at).why
+    assert scene.until(lost.CUT_AFTER_S, peer="cut", hung_up=True) == "ended"  # it may be rebooting
+    assert scene.until(lost.CUT_AFTER_S + 2, peer="cut", hung_up=True) == "lost"
+
+
+@pytest.mark.parametrize("peer", ["held", "up", "", "mute", "reached"])
+def test_a_connection_of_ours_that_was_reset_is_no_end_of_the_node(peer: PeerWord) -> None:
+    assert Scene().until(lost.CUT_AFTER_S, peer=peer, hung_up=True) == "here wait"
+    assert Scene().until(lost.CUT_AFTER_S, peer=peer, n0=False, hung_up=True) in ("here wait", "here line")
+
+
+def test_a_silence_in_which_a_connection_was_let_go_of_is_one_silence() -> None:
+    scene = Scene()
+    scene.until(16, peer="held")
+    assert scene.until(lost.CUT_AFTER_S + 2, peer="cut") == "wait lost"
 
 
 def test_one_bad_probe_is_no_witness() -> None:

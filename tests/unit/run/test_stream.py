@@ -340,6 +340,30 @@ class Silent(BytesIO):
         return b""
 
 
+@pytest.mark.parametrize(("seconds", "hung_up"), [(0.5, True), (16.0, False)])
+def test_who_closes_while_it_speaks_has_hung_up_until_it_speaks_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, hung_up: bool
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    class Closing(BytesIO):
+        """Speaks once; the end of the connection comes `seconds` later."""
+
+        def readline(self, size: int | None = -1, /) -> bytes:
+            line = super().readline(-1 if size is None else size)
+            now[0] += 1.0 if line else seconds
+            return line
+
+    beat = b'{"beat": 1, "state": "running"}\n'
+    answers: list[BinaryIO] = [Closing(beat), BytesIO(b""), BytesIO(END)]
+    out = Items()
+    follower = Follower(link_over(Streams(lambda _: answers.pop(0))), "/run", tmp_path, out)
+    follower.run()
+    assert [(q.seconds, q.hung_up) for q in all_of(out) if isinstance(q, Quiet)] == [(seconds, hung_up)] * 2
+    assert not follower.hung_up
+
+
 @pytest.mark.parametrize("contact", [True, False])
 def test_a_silent_node_is_told_of_and_its_connection_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contact: bool

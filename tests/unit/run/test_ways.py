@@ -46,6 +46,9 @@ def ssh_that(code: int = 0, words: str = "") -> tuple[Ssh, Said]:
         (1, "bash: connect: No route to host", "cut"),
         (1, "bash: connect: Connection timed out", "cut"),
         (1, "timed out", "cut"),
+        (1, "bash: connect: Connection timed out\nheld", "held"),
+        (1, "taken\ntimed out\ntaken\ntimed out", "held"),
+        (1, "timed out\nbash: connect: Connection refused", "up"),
         (127, "sh: 1: timeout: not found", ""),
         (255, "ssh: connect to host 198.51.100.1 port 22: Connection timed out", "mute"),
         (255, "Connection refused", "mute"),
@@ -54,21 +57,41 @@ def ssh_that(code: int = 0, words: str = "") -> tuple[Ssh, Said]:
 def test_what_another_node_says(code: int, words: str, word: str) -> None:
     ssh, runner = ssh_that(code, words)
     assert ways.ask(ssh, N0, N1) == word
-    assert runner.argv[-2] == "n0" and "10.0.0.2 2222" in runner.argv[-1]
+    assert runner.argv[-2] == "n0" and runner.argv[-1].endswith("10.0.0.2 2222 0200000A")
 
 
 def test_another_node_is_really_asked() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
-        asked = subprocess.Popen(("sh", "-c", ways.ASK, "sh", "127.0.0.1", port), stdout=subprocess.PIPE)
+        asked = subprocess.Popen(("sh", "-c", ways.ASK, "sh", "127.0.0.1", port, ""), stdout=subprocess.PIPE)
         listener.settimeout(20)
         listener.accept()[0].sendall(b"SSH-2.0-x\r\n")
-        assert asked.communicate(timeout=20) == (b"SSH-", None) and asked.returncode == 0
-        short = ("sh", "-c", ways.ASK.replace("timeout 5", "timeout 0.2"), "sh", "127.0.0.1", port)
+        assert asked.communicate(timeout=20) == (b"taken\nSSH-", None) and asked.returncode == 0
+        short = ("sh", "-c", ways.ASK.replace("timeout 3", "timeout 0.2"), "sh", "127.0.0.1", port, "")
         silent = subprocess.run(short, capture_output=True, timeout=20)
-        assert (silent.returncode, silent.stdout) == (1, b"timed out\n")
-    refused = subprocess.run(("sh", "-c", ways.ASK, "sh", "127.0.0.1", port), capture_output=True, timeout=20)
+        assert (silent.returncode, silent.stdout) == (1, b"taken\ntimed out\n" * 2 + b"held\n")
+    refused = subprocess.run(("sh", "-c", ways.ASK, "sh", "127.0.0.1", port, ""), capture_output=True, timeout=20)
     assert refused.returncode == 1 and b"refused" in refused.stdout
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_a_connection_that_the_other_end_closed_is_held_no_more(family: socket.AddressFamily) -> None:
+    """As /proc/net/tcp tells it. 127.0.0.9 is the node; over IPv6 it is written as an address that is mapped."""
+    with socket.create_server(("127.0.0.9", 0)) as listener, socket.socket(family) as ours:
+        port = listener.getsockname()[1]
+        ours.connect(("127.0.0.9" if family == socket.AF_INET else "::ffff:127.0.0.9", port))
+        theirs, _ = listener.accept()
+        listener.close()
+        asked = ("sh", "-c", ways.ASK, "sh", "127.0.0.9", str(port), ways.in_proc("127.0.0.9"))
+        assert subprocess.run(asked, capture_output=True, timeout=20).stdout.endswith(b"held\n")
+        theirs.close()
+        assert b"held" not in subprocess.run(asked, capture_output=True, timeout=20).stdout
+
+
+def test_an_address_as_the_kernel_writes_it() -> None:
+    assert ways.in_proc("198.51.100.2") == "026433C6"
+    assert ways.in_proc("fd00::1:2") == "000000FD000000000000000002000100"
+    assert ways.in_proc("n1.lan") == ""
 
 
 def test_a_probe_never_uses_a_connection_that_is_shared() -> None:
