@@ -42,12 +42,15 @@ class Context:
 
     @contextmanager
     def phase(self, title: str) -> Iterator[None]:
-        """Says what begins and how long it took, also when it failed."""
+        """Says what begins and how long it took, also when it failed or somebody ended it."""
         began, outcome = time.monotonic(), "failed after"
         self.say(f"▸ {title}")
         try:
             yield
             outcome = "done in"
+        except KeyboardInterrupt:
+            outcome = "interrupted after"
+            raise
         finally:
             self.times[title] = time.monotonic() - began
             self.say(f"  {outcome} {self.times[title]:.1f} s")

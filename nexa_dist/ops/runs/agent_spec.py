@@ -198,8 +198,11 @@ def secrets(ctx: Context, config: TrainConfig) -> dict[str, str]:
         found |= {name: value for name in config.secrets if (value := os.environ.get(name) or kept.get(name))}
         if missing := [name for name in config.secrets if name not in found]:
             where = f"neither in the environment nor in {root / dotenv.NAME}"
-            raise UsageError(f"secrets: {', '.join(missing)}: {where}", hint="set it there, or take it out of secrets:")
-        ctx.say(f"secrets: the nodes get {', '.join(config.secrets)}")
+            # Not "secrets: NAME", which is hidden as a secret that somebody wrote down.
+            raise UsageError(
+                f"secrets names {', '.join(missing)}, which is {where}", hint="set it there, or take it out of secrets:"
+            )
+        ctx.say(f"the nodes get these secrets of yours: {', '.join(config.secrets)}")
     remember(found.values())
     return found
 

@@ -97,6 +97,17 @@ def test_faults_of_hosts(path: Path) -> None:
     ]
 
 
+def test_a_word_in_the_place_of_a_section_is_shown_as_one(path: Path) -> None:
+    assert [
+        line.partition("(hint: ")[2] for line in said(path, "cluster: [ubuntu@10.0.0.5, 10.0.0.6:22, gpu_1, -o]\n")
+    ] == [
+        "write {host: 10.0.0.5, user: ubuntu, gpus: …})",
+        "write {host: 10.0.0.6, port: 22, gpus: …})",
+        "write {host: gpu_1, gpus: …})",
+        "",
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
