@@ -84,7 +84,7 @@ DATA = (
     row(
         "adapter_absent",
         "there is no adapter of PEFT there: {detail}",
-        "name the folder that holds adapter_config.json; a whole model is loaded by from_pretrained alone",
+        "name the folder that holds adapter_config.json; a model that was saved whole needs no adapter",
         says("Can't find 'adapter_config.json' at {detail}"),
     ),
     row(
