@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 
 from nexa_dist.errors import NexaError
 from nexa_dist.model import End, Node
-from nexa_dist.ops.health.witness import Whom, Witnesses
+from nexa_dist.ops.health.witness import Question, Witnesses
 from nexa_dist.ops.runs import watch
 from nexa_dist.ops.runs.attempt_state import AttemptState
 from nexa_dist.plan.runs.recovery import Nodes, Policy, decide
@@ -187,22 +187,14 @@ class Simulated(Witnesses):
         self.now = lambda: world.now
         self.ways, self.machine_says = Ways(world), world.cloud  # type: ignore[assignment]
 
-    def begin(self, whom: Whom, name: str) -> None:
-        now, slow = self.world.now, 5.0 * self.world.on("api_slow") + 3.0 * self.world.on("line", "dns")
-        if whom == "cloud":
-            self.due.append((now + 1 + slow, partial(self.ask, whom, name)))
-            return
-        up: list[Node] = []
-        cut = self.world.ours(name) == "cut"
-        for peer in self._peers(name):  # two probes of 3 s, by a connection that is made first
-            self.due.append((now + 1 + 6 * (self.world.theirs(peer.name, name) in ("cut", "held")),
-                             partial(self.hear, name, peer, up)))  # fmt: skip
-        self.due.append((now + 2 + slow + 10 * cut, partial(self.through, name, up)))
-
-    def through(self, name: str, up: list[Node]) -> None:
-        if not self.come(name):
-            self.come_through(name, up)
-        self.done("nodes", name)
+    def begin(self, question: Question) -> None:
+        whom, by, name = question
+        slow = 5.0 * self.world.on("api_slow") + 3.0 * self.world.on("line", "dns")
+        if whom == "peer":  # two probes of 3 s, by a connection that is made first
+            takes = 1 + 6 * (self.world.theirs(by, name) in ("cut", "held"))
+        else:
+            takes = 1 + slow if whom == "cloud" else 2 + slow + 10 * (self.world.ours(name) == "cut")
+        self.due.append((self.world.now + takes, partial(self.ask, question)))
 
     def turn(self) -> None:
         now = self.world.now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -49,3 +50,14 @@ def test_a_real_controller_is_cut_off(tmp_path: Path) -> None:
             assert code == 0, text[-4000:]
             told = json.loads(text.splitlines()[-1])
             assert (told["rounds"], told["wrong"]) == (8, 0), text[-4000:]
+
+
+@pytest.mark.e2e
+@pytest.mark.long("two minutes: two real runs on own hosts, in a network of their own")
+@pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace takes root")
+def test_a_real_host_that_shuts_down_is_told_from_one_that_is_cut_off() -> None:
+    command = [sys.executable, "-m", "tests.chaos.hung_up"]
+    done = subprocess.run(command, cwd=REPO, env=environment(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["cut off for 20 s"] is None and told["shut down"] < 20, told  # 10 s of a machine that is not loaded

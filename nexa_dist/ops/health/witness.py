@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, get_args
 
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Node
@@ -21,8 +20,8 @@ from nexa_dist.run.ssh import ways
 from nexa_dist.run.ssh.connections import Ssh, on_all
 
 ASK_EVERY_S = 4.0
-Whom = Literal["cloud", "nodes"]
-WHOM: tuple[Whom, ...] = get_args(Whom)
+Question = tuple[str, str, str]
+"""Whom (cloud, node, peer), which other node, and about which one."""
 PEERS = 2
 """Other nodes that are asked at a time."""
 ROUTES = Path("/proc/net/route")
@@ -39,8 +38,8 @@ class Witnesses:
         self.bench = Bench(list(self.nodes), lost_after_s)
         # Seams: tests put a simulated world in their place.
         self.now, self.ways, self.machine_says = time.monotonic, ways, machine_says
-        self.asked: dict[tuple[Whom, str], float] = {}
-        self.asking: set[tuple[Whom, str]] = set()
+        self.asked: dict[Question, float] = {}
+        self.asking: set[Question] = set()
         self.api = ""
         """Why the cloud could not be asked; empty when it answers, or was not asked."""
         self.notes: deque[str] = deque()
@@ -52,14 +51,15 @@ class Witnesses:
 
     def quiet(self, name: str, seconds: float, hung_up: bool = False) -> Verdict:
         """Takes note of a silence, has it looked into, and answers what is known by now. Never waits."""
-        now = self.now()
+        now, every_s = self.now(), 0.0 if hung_up else ASK_EVERY_S
         self.bench.quiet(name, seconds, now, hung_up)
-        for whom in WHOM if seconds > ASK_AFTER_S or hung_up else ():
-            question = (whom, name)
-            if question not in self.asking and now - self.asked.get(question, -ASK_EVERY_S) >= ASK_EVERY_S:
+        others = (("peer", peer.name) for peer in self._peers(name))
+        for whom, by in (("cloud", ""), ("node", ""), *others) if seconds > ASK_AFTER_S or hung_up else ():
+            question = (whom, by, name)
+            if question not in self.asking and now - self.asked.get(question, -ASK_EVERY_S) >= every_s:
                 self.asked[question] = now
                 self.asking.add(question)
-                self.begin(whom, name)
+                self.begin(question)
         verdict = self.bench.judge(name, now)
         self._tell(name, verdict)
         return verdict
@@ -70,35 +70,33 @@ class Witnesses:
             self.said = {other: kind for other, kind in self.said.items() if kind != "line"}
             self.say("the line is back: asking the nodes what happened meanwhile")
 
-    def begin(self, whom: Whom, name: str) -> None:
-        threading.Thread(target=self.ask, args=(whom, name), daemon=True, name=f"witness-{whom}-{name}").start()
+    def begin(self, question: Question) -> None:
+        threading.Thread(target=self.ask, args=(question,), daemon=True, name=f"witness-{question[2]}").start()
 
-    def ask(self, whom: Whom, name: str) -> None:
+    def ask(self, question: Question) -> None:
+        whom, by, name = question
         try:
             if whom == "cloud":
                 self._ask_cloud(self.nodes[name])
+            elif whom == "node":
+                self.come(name)
             else:
-                self.look(name)
+                self.hear(name, self.nodes[by])
         finally:
-            self.done(whom, name)
-
-    def done(self, whom: Whom, name: str) -> None:
-        self.tried |= {name} if whom == "nodes" else set()
-        self.asking.discard((whom, name))
+            self.tried |= {name} if whom == "node" else set()
+            self.asking.discard(question)
 
     def look(self, name: str) -> None:
-        """One question to the node and to the others. By a way that is found it is reached from now on."""
-        up: list[Node] = []
-        asked = [threading.Thread(target=self.hear, args=(name, peer, up), daemon=True) for peer in self._peers(name)]
-        for thread in asked:
+        """One question to the node and to the others, and their answers waited for."""
+        others = [threading.Thread(target=self.hear, args=(name, peer), daemon=True) for peer in self._peers(name)]
+        for thread in others:
             thread.start()
         if not self.come(name):
-            for thread in asked:
+            for thread in others:
                 thread.join()
-            self.come_through(name, up)
 
     def come(self, name: str) -> bool:
-        """Whether the node is reached without another one."""
+        """Whether the node is reached without another one; by the way that is found it is reached from now on."""
         node = self.nodes[name]
         for options in dict.fromkeys(((), self.ways.joined(self.ssh, node))):
             if self.ways.reach(self.ssh, node, *options):
@@ -108,20 +106,15 @@ class Witnesses:
         self.bench.peer(name, "", "", self.now())
         return False
 
-    def hear(self, name: str, peer: Node, up: list[Node]) -> None:
-        """Takes another node's word; it joins `up` when the silent one answers it."""
-        word: PeerWord = self.ways.ask(self.ssh, peer, self.nodes[name])
+    def hear(self, name: str, peer: Node) -> None:
+        """Takes another node's word. Where the silent one answers that and not us, the way leads through it."""
+        node, began = self.nodes[name], self.now()
+        word: PeerWord = self.ways.ask(self.ssh, peer, node)
         self.bench.peer(name, peer.name, word, self.now())
-        if word == "up":
-            up.append(peer)
-
-    def come_through(self, name: str, up: Sequence[Node]) -> None:
-        for peer in up:
-            options = self.ways.through(self.ssh, peer, self.nodes[name])
-            if self.ways.reach(self.ssh, self.nodes[name], *options):
-                self.bench.peer(name, peer.name, "reached", self.now())
-                self._route(name, options, peer.name)
-                return
+        options = self.ways.through(self.ssh, peer, node)
+        if word == "up" and self.ways.reach(self.ssh, node, *options) and not self.reached(name, began):
+            self.bench.peer(name, peer.name, "reached", self.now())
+            self._route(name, options, peer.name)
 
     def _route(self, name: str, options: tuple[str, ...], by: str = "") -> None:
         if self.ssh.routes.get(name, ()) != options:

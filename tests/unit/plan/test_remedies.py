@@ -35,7 +35,8 @@ FIELDS = {**ClusterConfig.model_fields, **Host.model_fields, **TrainConfig.model
 OF_LIBRARIES = {
     "num_workers", "prefetch_factor", "drop_last", "max_steps", "find_unused_parameters", "weights_only",
     "torch_extensions", "init_process_group", "set_sharing_strategy", "file_system", "set_device",
-    "add_safe_globals", "cuda_torch", "_orig_mod", "adapter_config", "chat_template", "stage3_prefetch_bucket_size", "__name__", "__main__",
+    "adapter_config", "chat_template", "stage3_prefetch_bucket_size",
+    "add_safe_globals", "cuda_torch", "_orig_mod", "__name__", "__main__",
     "target_modules", "named_modules", "offload_folder",
     "attn_implementation", "device_map", "download_mode", "enable_input_require_grads", "eos_token", "eval_strategy",
     "evaluation_strategy", "exist_ok", "force_redownload", "gguf_file", "gpu_memory_utilization", "init_timeout",
