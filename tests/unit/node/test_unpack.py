@@ -141,6 +141,8 @@ def test_only_what_no_other_code_has_is_sent_and_the_whole_is_checked(
     asked = {"files": {file.name: file.mark for file in new.files}}
     assert lacks(str(target), asked)["lacks"] == list(range(len(new.names)))
     sent(monkeypatch, project.pack(), first, project.hash)
+    for number in range(KEPT - 1):  # newer ones, of users who share the disk
+        first.with_name(f"{number:0{code_tree.DIGITS}x}").mkdir()
     lacking = lacks(str(target), asked)["lacks"]
     assert [new.names[n] for n in lacking] == ["a.py", "new.py"]
     part = new.pack_part(lacking)
