@@ -126,9 +126,9 @@ class TrainConfig(Section):
     )
     environment: Environment = Field(
         "light",
-        description="Packages of the ranks: light (what nexa provision puts on a node), {packages: [NAME==VERSION]} on "
-        "top of light, {requirements: requirements.txt} or {lock: uv.lock} of the project, none (the node's own "
-        "python3).",
+        description="Packages of the ranks: light (what nexa provision puts on a node), heavy (axolotl, DeepSpeed), "
+        "infer (vLLM), {packages: [NAME==VERSION]} on top of light, {requirements: requirements.txt} or "
+        "{lock: uv.lock} of the project, none (the node's own python3).",
     )
     data: dict[DataName, DataSource] = Field(
         default_factory=dict,

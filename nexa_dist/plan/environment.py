@@ -1,4 +1,4 @@
-"""The user's own environment: what is asked for, what it is named by, and which line of it uv complains about."""
+"""An environment beside light: what is asked for, what it is named by, and which line of it uv complains about."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ FORMAT = 1
 PACKAGES = "environment: packages"
 """What stands in for the name of a file, where there is none."""
 OURS = "torch.txt"
+PROVEN = {"heavy": ("axolotl", "deepspeed"), "infer": ("vllm",)}
+"""Environments of ours by name, and what is imported to prove them."""
 _NAME = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*(?:\[[^\]]*\])?\s*(.*)")
 _OPTION = re.compile(r"(-r|--requirement|-c|--constraint|-e|--editable)(?:\s*=\s*|\s+|(?<=^-[rce]))(.+)")
 _COMMENT = re.compile(r"(^|\s)#.*")
@@ -50,7 +52,7 @@ class Asked:
     """All that an environment is made from, but for what the cluster has. A run keeps it for its later attempts."""
 
     kind: str
-    """packages, requirements or lock."""
+    """packages, requirements or lock, as the user says; or ours."""
     what: str
     """The environment in a word or two."""
     files: dict[str, str]
@@ -121,6 +123,14 @@ def asked(config: OwnEnvironment, read: Callable[[str], str]) -> Asked:
         lines = [Line(PACKAGES, n, text, name_of(text)) for n, text in enumerate(config.packages)]
     kind = "lock" if config.lock else "requirements" if config.requirements else "packages"
     return Asked(kind, config.what, files, tuple(lines), config.extras, config.unproven, tuple(notes))
+
+
+def ours(name: str, lock: str, pins: str) -> Asked:
+    """`lock` has hashes and is of heavy or infer; `pins` are what fits one build of torch alone (torchvision)."""
+    files = {f"{name}.txt": lock} | ({"pins.txt": pins} if pins else {})
+    found = ((number, row.split(" ")[0]) for number, row in enumerate(lock.splitlines(), 1) if row[:1].isalnum())
+    lines = (Line(f"{name}.txt", number, row, name_of(row)) for number, row in found)
+    return Asked("ours", name, files, tuple(line for line in lines if line.name in PROVEN[name]))
 
 
 def name_of(text: str) -> str:

@@ -246,6 +246,18 @@ def test_a_dry_run_builds_nothing(lab: Lab) -> None:
     assert lab.ready(FILE, dry=True).pythons == made.pythons and lab.said[-1] == f"{said}there"
 
 
+def test_a_lock_of_ours_is_installed_as_it_is_and_torch_in_the_build_of_the_node(lab: Lab) -> None:
+    made = lab.ready("infer")
+    assert made.told["name"] == "infer" and set(made.told["files"]) == {"infer.txt", "pins.txt"}
+    assert lab.notes("compile") == []
+    first, second = lab.notes("pip install")
+    assert "--no-deps --require-hashes -r infer.txt" in first and "torch" not in first
+    assert "--torch-backend=auto --constraint infer.txt -r nexa/torch.txt -r pins.txt" in second
+    assert lab.ready("infer") == made and len(lab.notes("pip install")) == 2
+    assert lab.ready("heavy").told["hash"] != made.told["hash"]
+    assert "--constraint heavy.txt -r nexa/torch.txt" in lab.notes("pip install")[-1]
+
+
 def test_none_is_the_python3_of_each_node(lab: Lab) -> None:
     (lab.folder / "bin" / "python3").symlink_to(sys.executable)
     made = lab.ready("none")
