@@ -17,6 +17,9 @@ class Backend:
     """Keys of train.yaml that it must have. Of `SECTIONS` it takes no other."""
     config: str = ""
     """What its key `config` names; empty: it takes none."""
+    check: str = ""
+    """`(name, bytes, names of all files that are sent) -> None`, of the file that `config` names, before anything is
+    sent. Raises ConfigError."""
     preload: tuple[str, ...] = ("torch",)
     """Modules that a warm interpreter has imported before the ranks are forked."""
     needs: tuple[str, ...] = ()
@@ -42,5 +45,14 @@ BACKENDS = {
         needs=_TRANSFORMERS,
         # DDP keeps the whole model, its gradients and AdamW's moments on every rank.
         most_parameters=15_000_000_000,
+    ),
+    "ax": Backend(
+        "nexa_dist.train.backends.ax:prepare",
+        "nexa_dist.train.backends.ax:train",
+        ("config",),
+        config="an Axolotl YAML",
+        check="nexa_dist.config.axolotl.check:check",
+        needs=("axolotl", "pydantic", "pyyaml"),
+        environment="heavy",
     ),
 }

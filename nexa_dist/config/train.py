@@ -69,8 +69,10 @@ class TrainConfig(Section):
         "file, or of the script.",
     )
     stage: Literal["train"] = Field("train", description="Stage of the pipeline that the manifest names.")
-    backend: Literal["hf"] | None = Field(
-        None, description="hf: the transformers Trainer under DDP, set by model, dataset and trainer."
+    backend: Literal["hf", "ax"] | None = Field(
+        None,
+        description="hf: the transformers Trainer under DDP, set by model, dataset and trainer. ax: Axolotl by the "
+        "YAML that config names, in environment: heavy.",
     )
     script: FilePath | None = Field(
         None, description="Any torchrun script, a path in the project: it runs unchanged with args."
@@ -226,7 +228,7 @@ class TrainConfig(Section):
     dataset: DatasetConfig | None = Field(None, description="backend hf: the text.")
     trainer: TrainerConfig | None = Field(None, description="backend hf: steps, rates and intervals.")
     config: FilePath | None = Field(
-        None, description="The backend's own config file, a path in the project. backend hf has none."
+        None, description="The backend's own config file, a path in the project: an Axolotl YAML with ax. hf has none."
     )
 
     @field_validator("wandb", mode="before")
@@ -292,6 +294,8 @@ class TrainConfig(Section):
                 raise ValueError(f"backend: {self.backend} needs {', '.join(missing)}")
             if beyond := [name for name in given if name not in row.sections]:
                 raise ValueError(f"backend: {self.backend} takes no {', '.join(beyond)}")
+            if self.max_tokens is not None and "trainer" not in row.sections:
+                raise ValueError(f"max_tokens is not for backend: {self.backend}, whose own file says how long")
             if self.args:
                 raise ValueError(f"args are for script, module or program; backend: {self.backend} takes none")
             if "environment" not in self.model_fields_set:

@@ -7,11 +7,13 @@ import os
 import tempfile
 import threading
 from collections.abc import Collection, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 
+from nexa_dist.config.backends import BACKENDS
 from nexa_dist.config.launchers import calls_one
 from nexa_dist.config.train import TrainConfig
-from nexa_dist.errors import NexaError
+from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs.agent_spec import code_folder
 from nexa_dist.run.code import archive, ignore
@@ -35,6 +37,7 @@ def of_now(ctx: Context, config: TrainConfig) -> tuple[archive.Archive, archive.
     root = ctx.workspace.root
     found = archive.project(ctx.runner, root, config.files)
     _check_script(config, root, found)
+    _check_config(config, found)
     source = next((file.content for file in found.files if file.name == os.path.normpath(config.script or "")), b"")
     if launcher := calls_one(source):
         ctx.say(
@@ -65,6 +68,17 @@ def _check_script(config: TrainConfig, root: Path, project: archive.Archive) -> 
             told = next((str(one) for one in project.left_out if f"{name}/".startswith(f"{one.name}/")), "")
             there = told or "is ignored, so it is not sent" if (root / config.script).exists() else "does not exist"
             raise NexaError(f"script {config.script} {there} (in {root})", hint="paths are relative to this folder")
+
+
+def _check_config(config: TrainConfig, project: archive.Archive) -> None:
+    """The backend's own file. Raises ConfigError with all that is wrong in it."""
+    if config.backend and config.config and not os.path.isabs(config.config):
+        _, content = archive.look(project, os.path.normpath(config.config))
+        if content is None:
+            raise UsageError(f"config: {config.config} is not among the files that are sent", hint="files: adds it")
+        if check := BACKENDS[config.backend].check:
+            module, _, function = check.partition(":")
+            getattr(import_module(module), function)(config.config, content, project.names)
 
 
 def send(
