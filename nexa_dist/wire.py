@@ -194,7 +194,13 @@ _WROTE = record(
         "kind": one_of("outputs", "tracking", "other"),
     }
 )
-_KEPT = record({"step": whole(0, 10**8 - 1), "path": text(4096), "sha256": SHA256, "bytes": whole(), "durable": flag})
+_FILES = whole(0, MANY_FILES)
+SHARDS = record({"digest": SHA256, "attempt": whole(), "of": _FILES, "has": rows(_FILES, MANY_FILES), "bytes": whole()})
+"""Which of all nodes' files of a sharded checkpoint one folder has."""
+_KEPT = record(
+    {"step": whole(0, 10**8 - 1), "path": text(4096), "sha256": SHA256, "bytes": whole(), "durable": flag},
+    {"shards": SHARDS},
+)
 _LEFT = {"there": flag, "files": rows(_WROTE, MANY_FILES), "more": flag, "cut": flag, "checkpoints": rows(_KEPT, 1000)}
 _ANSWERS: dict[str, Check] = {
     "probe": PROBE,
@@ -257,7 +263,7 @@ GROUP = record(
 CHECKPOINT = text(4096, r"/(?:[^\x00-\x1f\x7f]*/)?step_[0-9]{1,16}")
 CHECKPOINTS = record(
     {
-        "whole": rows(record({"path": CHECKPOINT, "step": STEP}), 10_000),
+        "whole": rows(record({"path": CHECKPOINT, "step": STEP}, {"shards": SHARDS}), 10_000),
         "skipped": rows(record({"path": text(4096), "why": WORDS}, {"step": maybe(STEP)}), 10_000),
     }
 )

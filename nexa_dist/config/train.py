@@ -176,6 +176,13 @@ class TrainConfig(Section):
         description="Who starts the ranks of a node: torchrun, or the node agent itself (torch is then imported once, "
         "and a relaunch comes from an interpreter that has it already). The environment of a rank is the same.",
     )
+    replicas: int | None = Field(
+        None,
+        ge=0,
+        le=8,
+        description="Of a sharded checkpoint, so many other nodes keep what each node wrote, so that so many may go. "
+        "Without it: 1 where there are several nodes and neither a bucket nor a durable folder that all of them see.",
+    )
     hang_timeout_s: float | None = Field(
         600.0,
         ge=1.0,

@@ -154,8 +154,20 @@ def _checkpoints(root: str, durable: bool) -> list[dict[str, Any]]:
                 there = all(os.stat(os.path.join(path, one)).st_size == size for one, size in sizes.items())
                 if there and SHA256.fullmatch(told["sha256"]):
                     found.append({"step": int(name[5:]), "path": path, "sha256": told["sha256"],
-                                  "bytes": sum(sizes.values()), "durable": durable})  # fmt: skip
+                                  "bytes": sum(sizes.values()), "durable": durable, **_part(told)})  # fmt: skip
     return found
+
+
+def _part(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Of a sharded one which of all nodes' files are here, as train/shards/cover.py tells it."""
+    if "shards" not in manifest:
+        return {}
+    of = manifest["shards"]["of"]
+    return {"shards": {
+        "digest": manifest["shards"]["digest"], "attempt": int(manifest["attempt"]), "of": len(of),
+        "bytes": sum(int(want["bytes"]) for want in of.values()),
+        "has": [at for at, name in enumerate(sorted(of)) if name in manifest["files"]],
+    }}  # fmt: skip
 
 
 def send(folder: str, fd: int = 0, out: BinaryIO | None = None) -> None:

@@ -221,4 +221,5 @@ def bucket_environment(cluster: Cluster, package: str) -> dict[str, str]:
 
 def _user_environment(config: TrainConfig) -> dict[str, str]:
     wandb = config.wandb if config.wandb in ("online", "offline") else "disabled"
-    return {"NEXA_DURABLE_WAIT_S": f"{DURABLE_WAIT_S:.0f}", "WANDB_MODE": wandb, **config.env}
+    replicas = {} if config.replicas is None else {"NEXA_REPLICAS": str(config.replicas)}
+    return {"NEXA_DURABLE_WAIT_S": f"{DURABLE_WAIT_S:.0f}", "WANDB_MODE": wandb, **replicas, **config.env}

@@ -14,7 +14,7 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.providers.table import is_off
 from nexa_dist.ops.work import steps
 from nexa_dist.ops.work.pulled import Pulled
-from nexa_dist.ops.work.results import Kept, Left, look
+from nexa_dist.ops.work.results import Left, Whole, look, wholes
 from nexa_dist.plan.runs.results import counted, sized
 from nexa_dist.run import files
 from nexa_dist.run.record import Run
@@ -96,7 +96,7 @@ def _ask(
 
 def _judge(ctx: Context, cluster: Cluster, run: RunFolder, record: Run, left: Mapping[str, Left], found: Stake) -> None:
     pulled = Pulled.of(run)
-    newest = max((kept for one in left.values() for kept in one.checkpoints), key=_order, default=None)
+    newest = max(wholes(left), key=_order, default=None)
     lost = [row for one in left.values() for row in one.files if not pulled.holds_file(row)]
     words = []
     if newest and not _is_safe(ctx, cluster, run, record, newest, pulled):
@@ -111,11 +111,11 @@ def _judge(ctx: Context, cluster: Cluster, run: RunFolder, record: Run, left: Ma
         found.runs.append(run.run_id)
 
 
-def _order(kept: Kept) -> tuple[int, bool]:
+def _order(kept: Whole) -> tuple[int, bool]:
     return kept.step, kept.durable
 
 
-def _is_safe(ctx: Context, cluster: Cluster, run: RunFolder, record: Run, kept: Kept, pulled: Pulled) -> bool:
+def _is_safe(ctx: Context, cluster: Cluster, run: RunFolder, record: Run, kept: Whole, pulled: Pulled) -> bool:
     """Whether a checkpoint outlives the nodes: here, in a folder that they do not take along, or in the bucket."""
     if pulled.holds_step(kept.step, kept.sha256) or (kept.durable and not cluster.traits.rents):
         return True

@@ -13,6 +13,7 @@ from nexa_dist.plan.runs.results import Wrote
 from nexa_dist.run import files
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.shape import BEYOND, Check, Strange, of, whole
+from nexa_dist.train import checkpoint
 
 NAME = "pulled.json"
 
@@ -29,7 +30,7 @@ class File:
 
 @dataclass(frozen=True)
 class Place:
-    """What came into one folder: checkpoints by step, with the SHA-256 of the whole, and files by node and name."""
+    """What came into one folder: checkpoints by step, with their checkpoint.identity, and files by node and name."""
 
     checkpoints: dict[str, str] = field(default_factory=dict)
     files: dict[str, dict[str, File]] = field(default_factory=dict)
@@ -84,7 +85,9 @@ def _is_there(path: Path, sha256: str) -> bool:
     try:
         told: dict[str, Any] = files.read_object(path / "manifest.json")
         sizes = {name: want["bytes"] for name, want in told["files"].items()}
-        return told["sha256"] == sha256 and all((path / n).stat().st_size == size for n, size in sizes.items())
+        return checkpoint.identity(told) == sha256 and all(
+            (path / n).stat().st_size == size for n, size in sizes.items()
+        )
     except (NexaError, OSError, KeyError, TypeError, AttributeError):
         return False
 

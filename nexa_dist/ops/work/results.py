@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from nexa_dist.run.record import Run
 from nexa_dist.run.ssh.connections import Link, on_all
 from nexa_dist.run.ssh.receive import Asked, Got, Receiver
 from nexa_dist.run.workspace import RunFolder
+from nexa_dist.train.shards.cover import Cover, Part, cover
 
 BY_ITSELF_BYTES = 2 << 30
 BY_ITSELF_S, SHORT_S = 300.0, 60.0
@@ -35,13 +37,27 @@ PARTS = ".part"
 
 @dataclass(frozen=True)
 class Kept:
-    """A checkpoint on a node. `durable`: in the folder that is to outlive it."""
+    """A checkpoint on a node. `durable`: in the folder that is to outlive it; `shards`: which files of a sharded one
+    are there."""
 
     step: int
     path: str
     sha256: str
     bytes: int
     durable: bool
+    shards: Part | None = None
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A checkpoint in the folder of one node, or a sharded one in several together. `sha256` is what all copies of it
+    have in common (checkpoint.identity)."""
+
+    step: int
+    sha256: str
+    bytes: int
+    durable: bool
+    parts: tuple[tuple[str, Kept], ...]
 
 
 @dataclass
@@ -101,7 +117,27 @@ def _add(left: Left, row: Mapping[str, Any], link: Link, asked: Mapping[str, Any
     told.checkpoints(link.node.name, row["checkpoints"], roots)
     left.there, left.cut = row["there"], row["cut"]
     left.files += [Wrote(node=link.node.name, **one) for one in row["files"]]
-    left.checkpoints = [Kept(**one) for one in row["checkpoints"]]
+    left.checkpoints = [Kept(**{**one, "shards": Part.of_row(one.get("shards"))}) for one in row["checkpoints"]]
+
+
+def wholes(left: Mapping[str, Left]) -> list[Whole]:
+    """Every checkpoint that the nodes have whole. Of a sharded one that they do not have together there is nothing."""
+    found, shards = [], defaultdict[int, dict[tuple[str, bool, str], tuple[Kept, Part]]](dict)
+    for node, one in left.items():
+        for kept in one.checkpoints:
+            if kept.shards is None:
+                found.append(Whole(kept.step, kept.sha256, kept.bytes, kept.durable, ((node, kept),)))
+            else:
+                shards[kept.step][node, kept.durable, kept.path] = (kept, kept.shards)
+    for step, held in shards.items():
+        for durable in (False, True):
+            mine = {key: part for key, (_, part) in held.items() if key[1] or not durable}
+            together = cover(mine)
+            if isinstance(together, Cover):
+                keys = together.enough()
+                parts = tuple((key[0], held[key][0]) for key in keys)
+                found.append(Whole(step, together.digest, mine[keys[0]].bytes, durable, parts))
+    return found
 
 
 def look_all(links: Sequence[Link], record: Run) -> tuple[dict[str, Left], dict[str, str]]:

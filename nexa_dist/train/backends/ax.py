@@ -1,7 +1,7 @@
 """Backend `ax`: Axolotl trains by the user's own YAML, under our launcher, with our stop and our checkpoints.
 
 With DDP (LoRA, QLoRA, full weights) rank 0 saves for all, as backend hf does. Where the YAML asks for DeepSpeed or FSDP
-every rank has a part: see `Parted`.
+every rank saves its part: see `Parted`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError
 from nexa_dist.train import agree, control, progress
-from nexa_dist.train.backends import ax_setup, hf_state
+from nexa_dist.train.backends import ax_setup
 from nexa_dist.train.backends.ax_setup import axolotl
 from nexa_dist.train.backends.hf import Replicated
+from nexa_dist.train.backends.parallel import Parallel
 from nexa_dist.train.env import RankEnv
+from nexa_dist.train.fence import Superseded
+from nexa_dist.train.shard_keeper import ShardKeeper
 from nexa_dist.train.tracking import Tracker
 
 
@@ -39,7 +42,7 @@ def train(config: TrainConfig, env: RankEnv) -> int:
     hint = "the files of the data sets or of the tokenizer are not the same on every node"
     agree.check_same("the dataset", control.gather(data.sha256), hint)
     cfg = ax_setup.load(config, env)
-    parallel = Replicated(env)
+    parallel: Parallel = Parted(env) if cfg.deepspeed or cfg.fsdp_config or cfg.fsdp else Replicated(env)
     point = parallel.start(env)
     parallel.begin(point[0] if point else 0)
     tracker = Tracker(config, env)
@@ -60,7 +63,7 @@ class Run:
         env: RankEnv,
         stop: control.StopSignal,
         tracker: Tracker,
-        parallel: Replicated,
+        parallel: Parallel,
         data: ax_setup.Data,
     ) -> None:
         self.cfg, self.env, self.stop, self.tracker, self.parallel, self.data = cfg, env, stop, tracker, parallel, data
@@ -87,8 +90,11 @@ class Run:
         if point and self.env.rank == 0:
             print(f"resuming from step {first} of {self.resumed_from}", flush=True)
         self.saved = first if point else -1
+        source = self.resumed_from
+        if source and (own := source / f"checkpoint-{first}").is_dir():  # of Parted
+            source = own
         started = time.monotonic()
-        axolotl("train").execute_training(self.cfg, self.trainer, str(self.resumed_from) if self.resumed_from else None)
+        axolotl("train").execute_training(self.cfg, self.trainer, str(source) if source else None)
         step = self.trainer.state.global_step
         if self.stop.agreed and not self.ended:
             self.parallel.stopped(step, self.stop.at or started)
@@ -110,7 +116,7 @@ class Run:
         """Before the first step, with the model as the Trainer wrapped it."""
         self.became = spread(self.cfg, self.trainer, self.env)
         if self.resumed_from is not None:
-            hf_state.resume(self.trainer, self.resumed_from)
+            self.parallel.resume(self.trainer, self.resumed_from)
         if self.env.rank == 0:
             count, trained = (self.became[name] for name in ("parameters", "trainable_parameters"))
             print(
@@ -178,6 +184,48 @@ def spread(cfg: Any, trainer: Any, env: RankEnv) -> dict[str, Any]:
 def _counted(parameters: list[Any]) -> tuple[int, int]:
     sizes = [(getattr(one, "ds_numel", one.numel()), one.requires_grad) for one in parameters]
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
+
+
+class Parted(Parallel):
+    """DeepSpeed or FSDP: every rank writes its part, by the Trainer's own saving, into a folder that all nodes seal."""
+
+    def __init__(self, env: RankEnv) -> None:
+        self._keeper = ShardKeeper(env)
+
+    def start(self, env: RankEnv) -> tuple[int, Path] | None:
+        return self._keeper.start()
+
+    def begin(self, step: int) -> None:
+        self._keeper.begin(step)
+
+    def save(self, made: Any, *, last: bool) -> None:
+        def fill(folder: Path) -> None:
+            output, made.args.output_dir = made.args.output_dir, str(folder)
+            try:
+                type(made)._save_checkpoint(made, made.model, None)  # into checkpoint-STEP of it
+            finally:
+                made.args.output_dir = output
+
+        try:
+            self._keeper.save(made.state.global_step, fill)
+        except Superseded:
+            raise
+        except NexaError as error:
+            if last:
+                raise
+            print(f"warning: {error}; training goes on", flush=True)
+
+    def resume(self, made: Any, folder: Path) -> None:
+        """The Trainer has loaded all that it saved."""
+
+    def stopped(self, step: int, signal_at: float) -> None:
+        self._keeper.stopped(step, signal_at)
+
+    def finish(self, made: Any, resumed_from: Path | None) -> dict[str, Any]:
+        return self._keeper.finish(made.state.global_step, resumed_from)
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        self._keeper.write_result(result)
 
 
 class _Steps(TrainerCallback):
