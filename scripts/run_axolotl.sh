@@ -6,10 +6,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/_common.sh
 help_if_asked "$@"
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+cd "$OLDPWD" # where the paths in TRAIN.yaml begin
 config=configs/train/axolotl.yaml
 case "${1:-}" in *.yaml | *.yml) config="$1" && shift ;; esac
 train=(-m nexa_dist.train.launcher --backend ax --config "$config" "$@")
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 python="${NEXA_PYTHON:-python3}"
 "$python" "${train[@]}" --prepare
 exec "$python" -m torch.distributed.run --standalone --nproc_per_node "${NPROC:-auto}" "${train[@]}"

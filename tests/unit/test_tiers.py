@@ -19,7 +19,7 @@ PROMISES = {
     *("what only looks dead is not ended", "data is whole, verified and brought once"),
     "results come home, whole, and no only copy is ended unasked",
     "each run of a queue takes place once",
-    *("report", "completion", "environments"),
+    *("report", "completion", "environments", "Axolotl"),
     "what a run needs of its nodes is set up once",
     *("what runs is what is named", "what is not sent is said, and nothing is guessed", "the wheel", "quickstart"),
 }

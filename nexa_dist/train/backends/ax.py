@@ -1,7 +1,7 @@
 """Backend `ax`: Axolotl trains by the user's own YAML, under our launcher, with our stop and our checkpoints.
 
 With DDP (LoRA, QLoRA, full weights) rank 0 saves for all, as backend hf does. Where the YAML asks for DeepSpeed or FSDP
-every rank saves its part: see `Parted`.
+every rank saves its part: see ax_parted.py.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError
 from nexa_dist.train import agree, control, progress
 from nexa_dist.train.backends import ax_setup
+from nexa_dist.train.backends.ax_parted import Parted
 from nexa_dist.train.backends.ax_setup import axolotl
 from nexa_dist.train.backends.hf import Replicated
 from nexa_dist.train.backends.parallel import Parallel
 from nexa_dist.train.env import RankEnv
-from nexa_dist.train.fence import Superseded
-from nexa_dist.train.shard_keeper import ShardKeeper
 from nexa_dist.train.tracking import Tracker
 
 
@@ -100,16 +99,16 @@ class Run:
             self.parallel.stopped(step, self.stop.at or started)
             return control.EXIT_STOPPED
         train_s = time.monotonic() - started
-        self.save(self.model, None)  # where it ended early by a rule of the file
+        self.save(self.model, None, last=True)  # where it ended early by a rule of the file
         self._finish(first, train_s)
         return 0
 
-    def save(self, _model: Any, _trial: Any) -> None:
+    def save(self, _model: Any, _trial: Any, *, last: bool = False) -> None:
         """In place of the Trainer's own."""
         step = self.trainer.state.global_step
         if step != self.saved:  # the end of an epoch may be the last step too
             self.trainer.store_flos()
-            self.parallel.save(self.trainer, last=self.stop.agreed or self.ended)
+            self.parallel.save(self.trainer, last=last or self.stop.agreed or self.ended)
             self.saved = step
 
     def begin(self) -> None:
@@ -184,48 +183,6 @@ def spread(cfg: Any, trainer: Any, env: RankEnv) -> dict[str, Any]:
 def _counted(parameters: list[Any]) -> tuple[int, int]:
     sizes = [(getattr(one, "ds_numel", one.numel()), one.requires_grad) for one in parameters]
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
-
-
-class Parted(Parallel):
-    """DeepSpeed or FSDP: every rank writes its part, by the Trainer's own saving, into a folder that all nodes seal."""
-
-    def __init__(self, env: RankEnv) -> None:
-        self._keeper = ShardKeeper(env)
-
-    def start(self, env: RankEnv) -> tuple[int, Path] | None:
-        return self._keeper.start()
-
-    def begin(self, step: int) -> None:
-        self._keeper.begin(step)
-
-    def save(self, made: Any, *, last: bool) -> None:
-        def fill(folder: Path) -> None:
-            output, made.args.output_dir = made.args.output_dir, str(folder)
-            try:
-                type(made)._save_checkpoint(made, made.model, None)  # into checkpoint-STEP of it
-            finally:
-                made.args.output_dir = output
-
-        try:
-            self._keeper.save(made.state.global_step, fill)
-        except Superseded:
-            raise
-        except NexaError as error:
-            if last:
-                raise
-            print(f"warning: {error}; training goes on", flush=True)
-
-    def resume(self, made: Any, folder: Path) -> None:
-        """The Trainer has loaded all that it saved."""
-
-    def stopped(self, step: int, signal_at: float) -> None:
-        self._keeper.stopped(step, signal_at)
-
-    def finish(self, made: Any, resumed_from: Path | None) -> dict[str, Any]:
-        return self._keeper.finish(made.state.global_step, resumed_from)
-
-    def write_result(self, result: dict[str, Any]) -> None:
-        self._keeper.write_result(result)
 
 
 class _Steps(TrainerCallback):

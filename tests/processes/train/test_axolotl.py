@@ -16,7 +16,7 @@ from nexa_dist.ops.providers.local import free_port
 from tests import heavy
 
 REPO = Path(__file__).resolve().parents[3]
-STEPS, STOP_AT = 24, 13
+STEPS, STOP_AT, NEVER = 24, 13, -1
 LORA, TRAIN = "configs/axolotl/science_lora.yaml", "configs/train/axolotl.yaml"
 WHY = "builds the environment heavy (4.2 GB, minutes), then trains; cached after the first time"
 STAGE = """
@@ -35,6 +35,9 @@ def rank(number, settings, stop_at, words):
         while step == stop_at and signal.getsignal(signal.SIGTERM).__self__.at is None:  # control.StopSignal
             time.sleep(0.01)
     progress.report = report
+    if "parted" in settings["NEXA_RUN_DIR"]:
+        from nexa_dist.train.backends import ax
+        ax.Replicated = ax.Parted  # which DeepSpeed and FSDP get, for which there is no GPU here
     return launcher.main(["--backend", "ax", *words])
 
 for line in sys.stdin:
@@ -53,7 +56,7 @@ for line in sys.stdin:
                 sys.stderr.flush()
                 os._exit(code)
         pids.append(pid)
-    if stop_at:
+    if stop_at > 0:
         until = time.monotonic() + 600
         while len(glob.glob(settings["NEXA_RUN_DIR"] + "/at_*")) < ranks and time.monotonic() < until:
             time.sleep(0.01)
@@ -72,7 +75,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def stage(folder: Path, jobs: list[tuple[str, int, int, list[str]]]) -> tuple[list[list[int]], str]:
-    """(run folder, step to stop at or 0, ranks, arguments) of one launch after the other; their exit codes, and what
+    """(run folder, step to stop at, ranks, arguments) of one launch after the other; their exit codes, and what
     they said."""
     asked = ""
     for name, stop_at, ranks, words in jobs:
@@ -104,15 +107,17 @@ def test_lora_and_qlora_learn_and_a_stopped_one_ends_as_an_unbroken_one(tmp_path
     codes, said = stage(
         tmp_path,
         [
-            ("prepared", 0, 1, [*train, "--prepare"]),
-            ("unbroken", 0, 2, train),
+            ("prepared", NEVER, 1, [*train, "--prepare"]),
+            ("unbroken", NEVER, 2, train),
             ("broken", STOP_AT, 2, train),
-            ("broken", 0, 2, train),
-            ("four", 0, 2, [*train, "--set", "config=four.yaml"]),
-            ("wrong", 0, 1, [*train, "--set", "config=wrong.yaml", "--prepare"]),
+            ("broken", NEVER, 2, train),
+            ("parted", STOP_AT, 2, train),
+            ("parted", NEVER, 2, train),
+            ("four", NEVER, 2, [*train, "--set", "config=four.yaml"]),
+            ("wrong", NEVER, 1, [*train, "--set", "config=wrong.yaml", "--prepare"]),
         ],
     )
-    assert codes == [[0], [0, 0], [143, 143], [0, 0], [0, 0], [2]], said
+    assert codes == [[0], [0, 0], [143, 143], [0, 0], [143, 143], [0, 0], [0, 0], [2]], said
     assert said.count("Loading raw datasets") == 1, said  # by the node, and by no rank
     assert f"stopped by SIGTERM at step {STOP_AT}" in said and "Require cfg.load_in_4bit" in said
     names = ("unbroken", "broken", "four")
@@ -123,11 +128,10 @@ def test_lora_and_qlora_learn_and_a_stopped_one_ends_as_an_unbroken_one(tmp_path
     assert report["local_parameters"] == [report["parameters"]] * 2 > [report["trainable_parameters"]] * 2
     assert results["four"]["eval_report"]["adapter"] == "qlora"
     assert results["four"]["eval_report"]["train_loss_last"] < results["four"]["eval_report"]["train_loss_first"]
-    whole, resumed = (
-        load_file(tmp_path / name / "checkpoints" / f"step_{STEPS:08d}" / "adapter_model.safetensors")
-        for name in ("unbroken", "broken")
-    )
-    assert max(float((whole[key] - resumed[key]).abs().max()) for key in whole) <= 1e-5
+    whole = load_file(tmp_path / "unbroken" / "checkpoints" / f"step_{STEPS:08d}" / "adapter_model.safetensors")
+    for inside in (f"broken/checkpoints/step_{STEPS:08d}", f"parted/checkpoints/step_{STEPS:08d}/checkpoint-{STEPS}"):
+        resumed = load_file(tmp_path / inside / "adapter_model.safetensors")
+        assert max(float((whole[key] - resumed[key]).abs().max()) for key in whole) <= 1e-5, inside
     assert abs(report["train_loss_last"] - results["broken"]["eval_report"]["train_loss_last"]) <= 1e-5
     assert (tmp_path / "broken" / "model" / "adapter_model.safetensors").exists()
 
