@@ -28,7 +28,7 @@ from nexa_dist.train.tracking import Tracker
 
 
 def prepare(config: TrainConfig, env: RankEnv) -> None:
-    """`axolotl preprocess`, once a node: the ranks find the data tokenized in $NEXA_SHARED/axolotl."""
+    """`axolotl preprocess`, once a node: the ranks find the data tokenized in $NEXA_SHARED/data."""
     cfg = ax_setup.load(config, env, prepares=True)
     axolotl("cli.preprocess").do_preprocess(cfg, axolotl("cli.args").PreprocessCliArgs(download=False))
 

@@ -82,7 +82,7 @@ def load(config: TrainConfig, env: RankEnv, *, prepares: bool = False) -> Any:
     owned = {
         "strict": False,  # or it would not take the rest
         "output_dir": str(env.run_dir / "model"),
-        "dataset_prepared_path": str(env.shared / "axolotl" / data(config).sha256[:16]),
+        "dataset_prepared_path": str(env.shared / "data" / data(config).sha256[:16]),
         "resume_from_checkpoint": None,
         "auto_resume_from_checkpoints": False,
         "use_wandb": False,  # the run's own tracker does that, under the run's name

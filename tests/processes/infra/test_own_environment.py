@@ -256,6 +256,13 @@ def test_a_lock_of_ours_is_installed_as_it_is_and_torch_in_the_build_of_the_node
     assert lab.ready("infer") == made and len(lab.notes("pip install")) == 2
     assert lab.ready("heavy").told["hash"] != made.told["hash"]
     assert "--constraint heavy.txt -r nexa/torch.txt" in lab.notes("pip install")[-1]
+    lab.mark("proof", json.dumps({"at": "vllm", "fails": "import vllm: OSError: libcuda"}) + "\n" + PROOF)
+    subprocess.run(["rm", "-r", str(lab.folder / "shared")], check=True)
+    with pytest.raises(
+        UsageError, match=r"vllm: import vllm: OSError: libcuda\nasked for by\n  infer.txt:\d+"
+    ) as caught:
+        lab.ready("infer")
+    assert "where there is no GPU infer was never proven" in caught.value.hint
 
 
 def test_none_is_the_python3_of_each_node(lab: Lab) -> None:

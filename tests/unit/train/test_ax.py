@@ -83,7 +83,7 @@ def test_what_the_run_owns_and_what_a_cpu_cannot_do(lab: TrainConfig, monkeypatc
     env = rank_env()
     cfg = ax_setup.load(lab, env)
     assert asked["output_dir"] == str(env.run_dir / "model") and asked["file"] == "ax.yaml"
-    assert asked["dataset_prepared_path"].startswith(str(env.shared / "axolotl"))
+    assert asked["dataset_prepared_path"].startswith(str(env.shared / "data"))
     assert (asked["resume_from_checkpoint"], asked["auto_resume_from_checkpoints"]) == (None, False)
     assert asked["use_wandb"] is False and "seed" not in asked
     assert asked["lora_mlp_kernel"] is False and asked["bf16"] is False and cfg.device_map is None
