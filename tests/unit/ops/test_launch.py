@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nexa_dist.config.train import TrainConfig
-from nexa_dist.errors import NexaError, UsageError
+from nexa_dist.errors import ConfigError, NexaError, UsageError
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs import code as sending
@@ -200,6 +200,21 @@ def test_what_is_not_sent_is_said_before_anything_is(tmp_path: Path) -> None:
     for script, words in (("id.pem", "id.pem: looks like a secret"), ("no.py", "does not exist")):
         with pytest.raises(NexaError, match=words):
             of_now(ctx, trial.config.model_copy(update={"script": script}))
+
+
+def test_the_file_of_a_backend_is_looked_at_as_it_is_sent(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, Nodes(), script=None, backend="ax", config="./ax.yaml")
+    ctx = dataclasses.replace(trial.ctx, runner=SystemRunner())
+    with pytest.raises(UsageError, match=r"config: \./ax\.yaml is not among the files that are sent"):
+        of_now(ctx, trial.config)
+    (tmp_path / "ax.yaml").write_text("base_model: m\nlerning_rate: 1\ndatasets: [{path: a}]\ndeepspeed: z.json\n")
+    with pytest.raises(ConfigError) as caught:
+        of_now(ctx, trial.config)
+    assert "ax.yaml:2: lerning_rate: unknown key of Axolotl (hint: did you mean learning_rate?)" in str(caught.value)
+    assert "ax.yaml:4: deepspeed: z.json is not among the files that are sent" in str(caught.value)
+    (tmp_path / "z.json").write_text("{}")
+    (tmp_path / "ax.yaml").write_text("base_model: m\nlearning_rate: 1\ndatasets: [{path: a}]\ndeepspeed: z.json\n")
+    assert "ax.yaml" in of_now(ctx, trial.config)[0].names
 
 
 def test_what_the_run_rewrote_is_written_down_and_said(tmp_path: Path) -> None:
