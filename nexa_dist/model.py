@@ -39,7 +39,7 @@ class Node:
     """Address at which the other nodes reach this one, when the controller uses another."""
     instance_id: str = ""
     offer: str = ""
-    """What was rented: instance type, zone, market."""
+    """Offer that was rented: instance type, zone, market."""
 
     @property
     def peer_address(self) -> str:
@@ -49,7 +49,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things lie on a node. All are absolute, or start with `~/` (the node's home)."""
+    """Folders of a node. All are absolute, or start with `~/` (the node's home)."""
 
     python: str
     """Interpreter of the training environment."""
@@ -81,7 +81,7 @@ class Cluster:
     region: str = ""
     """Region of the cloud; empty for hosts that are in none."""
     ends_with: EndsWith = ""
-    """What ends the bill of its machines with nobody home, where the user's own stack says it."""
+    """End of the machines' bill with nobody home, where the user's own stack says it."""
 
     @property
     def traits(self) -> Traits:
@@ -106,7 +106,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class End:
-    """How an attempt ended. `rank` is -1 when no rank failed by itself; steps are None when none was reported."""
+    """End of an attempt. `rank` is -1 when no rank failed by itself; steps are None when none was reported."""
 
     kind: Kind = "rank"
     words: str = ""

@@ -1,4 +1,4 @@
-"""What a refusal of AWS means, whatever library told it: one table of its error codes, and what a person does next.
+"""Meaning of AWS's refusals, whatever library told them: one table of its error codes, and what a person does next.
 
 Everything that asks AWS or lets Terraform ask looks here: what may be repeated, what costs money when it is, and whose
 turn it is. Pure, and without AWS's libraries: their exceptions are known by name.
@@ -77,7 +77,7 @@ _RULES: tuple[tuple[re.Pattern[str], Kind], ...] = (
     ),
     (re.compile(r"^(Invalid|Missing|Malformed|Unsupported|NoSuch|Unknown|BucketAlready|Validation)"), "permanent"),
 )
-"""For the codes that AWS makes by a pattern, and has more of every month."""
+"""Rules for the codes that AWS makes by a pattern, and has more of every month."""
 EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"})
 OF_INSTANCES = frozenset({"VcpuLimitExceeded", "MaxSpotInstanceCountExceeded", "InstanceLimitExceeded"})
 """Quotas of one family and market: another zone cannot help, another type or market may."""
@@ -178,14 +178,14 @@ _WORDS: tuple[tuple[re.Pattern[str], str, Kind, str], ...] = (
         NETWORK, "passing", f"check the network, then {REPEAT}",
     ),
 )  # fmt: skip
-"""What Terraform's library says when no answer of AWS came."""
+"""Words of Terraform's library when no answer of AWS came."""
 
 _TOLD = re.compile(
     r"(?:operation error (?P<service>[\w ]+): (?P<operation>\w+), [^\n]*?)??"
     r"(?:StatusCode: (?P<status>\d+), RequestID: [^,\n]*,(?: HostID: [^,\n]*,)? (?:api error )?|api error )"
     r"(?P<code>[A-Za-z][\w.]*): ?(?P<sentence>[^\n]*)"
 )
-"""How Terraform's library words an answer of AWS: `api error` stands before codes that it has no type for."""
+"""Form in which Terraform's library words an answer of AWS: `api error` stands before codes that it has no type for."""
 _DIED = re.compile(
     r"unexpected state '(?:terminated|shutting-down)'[^\n]*?(?:last error: (Client|Server)\.([\w.]+)(?:: ([^\n]*))?)?$",
     re.M,
@@ -213,7 +213,7 @@ class Refusal:
     sentence: str
     cure: str
     known: bool = True
-    """Whether the table knows the code. One that it does not know is never repeated on its own."""
+    """True when the table knows the code. An unknown refusal is never repeated on its own."""
     action: str = ""
     """The right that is missing, such as ec2:RunInstances, when it is denied."""
 
@@ -233,7 +233,7 @@ def kind_of(code: str) -> Kind | None:
 
 
 def refusal(code: str, sentence: str = "", operation: str = "", status: int = 0) -> Refusal:
-    """What `code` means, told by `operation` (RunInstances) with the HTTP status."""
+    """Meaning of `code`, told by `operation` (RunInstances) with the HTTP status."""
     code = code.removeprefix("Client.").removeprefix("Server.")
     sentence = _ENCODED.sub("", sentence).strip()
     kind, cure = kind_of(code), _CURES.get(code, "")
@@ -291,7 +291,7 @@ def _gravity(one: Refusal) -> int:
 
 
 def of_exception(error: Exception) -> Refusal:
-    """Of botocore's own exceptions: nobody at AWS was asked, or nobody answered."""
+    """Refusal of one of botocore's own exceptions: nobody at AWS was asked, or nobody answered."""
     names = [kind.__name__ for kind in type(error).__mro__]
     name = next((name for name in names if name in _EXCEPTIONS), "")
     kind, cure = _EXCEPTIONS.get(name, ("permanent", f"check AWS_PROFILE, the region and the network, then {REPEAT}"))

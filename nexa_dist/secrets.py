@@ -1,4 +1,4 @@
-"""What is a secret: by the name that it stands under, and by its own shape. Nothing that nexa writes or prints has one.
+"""Secrets, by the name that they stand under and by their own shape. Nothing that nexa writes or prints has one.
 
 It errs towards hiding, but what people read every day (`--token-budget 5`, `pad_token`, a commit) stays readable. The
 names and shapes are a table; why it is not a library's is in docs/DECISIONS.md.
@@ -37,7 +37,7 @@ _SOMETIMES = {
 }
 """Words that are a secret's name by themselves or beside any other but these."""
 _NOT_ITS_VALUE = re.compile(r"(?:file|path|dir|name|env|var|url|version)s?")
-"""As the last word: where the secret is, and not what it is."""
+"""Last words of a name that tells where the secret is, and not what it is."""
 _GLUED = {"compass", "bypass", "surpass", "trespass", "monkey", "turkey", "donkey", "hockey", "jockey", "whiskey"}
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
@@ -89,7 +89,7 @@ def remember(values: Iterable[str]) -> None:
 
 @lru_cache(4096)
 def is_secret_name(name: str) -> bool:
-    """Whether what stands under this key, option or variable is a secret."""
+    """Tell whether what stands under this key, option or variable is a secret."""
     words = [word.lower() for word in _WORD.findall(name)]
     if not words or (len(words) > 1 and _NOT_ITS_VALUE.fullmatch(words[-1])):
         return False
@@ -175,7 +175,7 @@ def _without_pairs(text: str) -> str:
 
 
 def _tells(text: str, found: re.Match[str]) -> bool:
-    """Whether what follows this name is a secret's value, and not the next word of a sentence."""
+    """Tell whether what follows this name is a secret's value, and not the next word of a sentence."""
     name, sign = found[1], found[2]
     option, in_query = found[0].startswith("-"), text[found.start() - 1 : found.start()] in ("?", "&")
     if name in _IN_QUERIES and not option:

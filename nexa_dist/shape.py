@@ -25,11 +25,11 @@ BEYOND = 1 << 64
 
 
 class Strange(ValueError):
-    """What does not fit, and where."""
+    """Strange value: what does not fit, and where."""
 
 
 class NotJson(Strange):
-    """Nothing that JSON has a word for."""
+    """Value that JSON has no word for."""
 
 
 def parsed(data: bytes, check: Check, most_bytes: int) -> Any:
@@ -105,7 +105,7 @@ def maybe(check: Check) -> Check:
 
 
 def lenient(check: Check) -> Check:
-    """What fits, else null: for figures that a user's own script tells."""
+    """Check that lets through what fits, else null: for figures that a user's own script tells."""
 
     def passing(value: Any) -> Any:
         try:
@@ -175,7 +175,8 @@ def of(hint: Any) -> Check:
 
 
 def _fields(kind: Any) -> Check:
-    """What an object has beyond the fields goes to the field `more`; it is refused where there is none."""
+    """Check of an object's fields; what it has beyond them goes to the field `more`, and is refused where there is
+    none."""
     hints, known = get_type_hints(kind, include_extras=True), [f for f in dataclasses.fields(kind) if f.init]
     checks = {field.name: of(hints[field.name]) for field in known if field.name != "more"}
     unset = dataclasses.MISSING

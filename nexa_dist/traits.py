@@ -1,4 +1,4 @@
-"""What each provider is like: the one table that code asks instead of a provider's name. A row costs no import.
+"""Traits of each provider: the one table that code asks instead of a provider's name. A row costs no import.
 
 What a provider does is in `ops/providers/`, by the same names (`ops/providers/contract.py`).
 """
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 EndsWith = Literal["power_off", "provider_limit", "api", ""]
-"""What ends the bill of a machine with nobody home: its own power-off, a limit that the provider keeps, or nothing but
-a call of the provider's API. Empty where nothing is rented, or where each cluster says it for itself."""
+"""End of a machine's bill with nobody home: its own power-off, a limit that the provider keeps, or nothing but a call
+of the provider's API. Empty where nothing is rented, or where each cluster says it for itself."""
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Traits:
     """Traits of one provider."""
 
     makes: bool = True
-    """Whether it makes the nodes and ends them; else they are the user's own, and are given back."""
+    """True when the provider makes the nodes and ends them; else they are the user's own, and are given back."""
     rents: bool = False
-    """Whether somebody sends a bill for the nodes."""
+    """True when somebody sends a bill for the nodes."""
     replaces: bool = True
     """One lost node can be made anew."""
     root: bool = False
@@ -39,9 +39,9 @@ class Traits:
     """Nodes may share their home folder, and nobody can tell from here."""
     ends_with: EndsWith = ""
     witness: str = ""
-    """Who tells whether a machine is on, in words."""
+    """Witness that tells whether a machine is on, in words."""
     anew: str = "nexa teardown, then nexa provision"
-    """What to do about a host key that is not the pinned one, as docs/RUNBOOK.md says it."""
+    """Cure for a host key that is not the pinned one, as docs/RUNBOOK.md says it."""
     idle_keys: tuple[str, ...] = ()
     """Keys of cluster.yaml that are valid and that nothing acts on yet: said, rather than passed over."""
     idle_once_made: tuple[str, ...] = ()

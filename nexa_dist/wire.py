@@ -1,4 +1,5 @@
-"""All that may come from a node: each frame, event and answer has a shape here, with bounds. The rest is refused.
+"""Shapes of all that may come from a node: each frame, event and answer has a shape here, with bounds. The rest is
+refused.
 
 A node's words are data of a stranger: a rank can write agent.jsonl, and who has a node has its agent too.
 """
@@ -35,7 +36,7 @@ FRAME_BYTES = 1 << 20
 EVENT_BYTES = 64 * 1024
 ANSWER_BYTES = 2 << 20
 SAID_BYTES = 8 << 20
-"""All that a command on a node may say; what says more is ended."""
+"""Bytes that a command on a node may say; one that says more is ended."""
 LATEST_UNIX = 4.2e9
 MOST_RANKS = 1 << 20
 MOST_LOGS = 10_000
@@ -65,7 +66,7 @@ class OtherVersion(Faulty):
 
 
 class Mute(Faulty):
-    """What it says is no JSON at all: a shell may have spoken instead of it, or before it."""
+    """Mute agent: its words are no JSON at all; a shell may have spoken instead of it, or before it."""
 
 
 UNIX, SECONDS = number(0, LATEST_UNIX), number(0, 1e9)
@@ -194,7 +195,13 @@ _WROTE = record(
         "kind": one_of("outputs", "tracking", "other"),
     }
 )
-_KEPT = record({"step": whole(0, 10**8 - 1), "path": text(4096), "sha256": SHA256, "bytes": whole(), "durable": flag})
+_FILES = whole(0, MANY_FILES)
+SHARDS = record({"digest": SHA256, "attempt": whole(), "of": _FILES, "has": rows(_FILES, MANY_FILES), "bytes": whole()})
+"""Which of all nodes' files of a sharded checkpoint one folder has."""
+_KEPT = record(
+    {"step": whole(0, 10**8 - 1), "path": text(4096), "sha256": SHA256, "bytes": whole(), "durable": flag},
+    {"shards": SHARDS},
+)
 _LEFT = {"there": flag, "files": rows(_WROTE, MANY_FILES), "more": flag, "cut": flag, "checkpoints": rows(_KEPT, 1000)}
 _ANSWERS: dict[str, Check] = {
     "probe": PROBE,
@@ -257,7 +264,7 @@ GROUP = record(
 CHECKPOINT = text(4096, r"/(?:[^\x00-\x1f\x7f]*/)?step_[0-9]{1,16}")
 CHECKPOINTS = record(
     {
-        "whole": rows(record({"path": CHECKPOINT, "step": STEP}), 10_000),
+        "whole": rows(record({"path": CHECKPOINT, "step": STEP}, {"shards": SHARDS}), 10_000),
         "skipped": rows(record({"path": text(4096), "why": WORDS}, {"step": maybe(STEP)}), 10_000),
     }
 )
@@ -267,9 +274,10 @@ FIGURES = anything(4, 1000)
 RESULT = record(
     {},
     dict.fromkeys(("model", "wandb_run_id", "parallel"), maybe(text(500)))
-    | dict.fromkeys(("dataset", "checkpoint", "eval_report"), maybe(table(NAME, FIGURES, 1000))),
+    | dict.fromkeys(("dataset", "checkpoint", "eval_report"), maybe(table(NAME, FIGURES, 1000)))
+    | {"sharding": maybe(table(NAME, anything(1, 10_000), 100))},
 )
-"""What rank 0 leaves of a run. A user's own script may write it."""
+"""Result that rank 0 leaves of a run. A user's own script may write it."""
 
 
 def failed_or(check: Check) -> Check:
@@ -278,7 +286,7 @@ def failed_or(check: Check) -> Check:
 
 
 def answer(node: str, verb: str, out: bytes, failed: bool) -> dict[str, Any]:
-    """What the agent said to `verb`. Raises NexaError in its own words where it could not do it (`failed`), Faulty
+    """Answer of the agent to `verb`. Raises NexaError in its own words where it could not do it (`failed`), Faulty
     OtherVersion, Faulty when it says what no agent says."""
     found = dict(said(node, f"its answer to {verb}", out, _ERROR if failed else _ANSWERS[verb]))
     if found.get("version", VERSION) != VERSION:

@@ -46,7 +46,7 @@ terraform_program() { command -v terraform || command -v tofu; }
 use_providers() { # FILE
     local mirror host cache="${XDG_CACHE_HOME:-$HOME/.cache}/nexa/terraform-plugins"
     if [ -f "${TF_CLI_CONFIG_FILE:-$HOME/.terraformrc}" ]; then return; fi
-    { read -r host && read -r mirror; } < <(python -c 'from nexa_dist.run.terraform import MIRROR_HOST, mirror
+    { read -r host && read -r mirror; } < <(python -c 'from nexa_dist.run.terraform.settings import MIRROR_HOST, mirror
 print(MIRROR_HOST, mirror() or "none", sep="\n")')
     if [ "$mirror" != none ]; then
         printf 'provider_installation {\n  filesystem_mirror {\n    path    = "%s"\n    include = ["%s"]\n  }\n%s\n}\n' \

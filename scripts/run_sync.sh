@@ -3,6 +3,8 @@
 #
 #   run_sync.sh fence RUN_ID GENERATION       lock older attempts out; prints {"step": newest whole one, or null}
 #   run_sync.sh push  RUN_ID STEP_DIR         upload a checkpoint, files first, manifest last
+#   run_sync.sh part  RUN_ID STEP_DIR         a node's files of a sharded one, without a manifest
+#   run_sync.sh seal  RUN_ID STEP_DIR         its manifest, when all files that it names are there
 #   run_sync.sh pull  RUN_ID DEST_DIR [STEP]  the newest whole one (or STEP) into DEST_DIR, verified; prints its folder
 #   run_sync.sh list  RUN_ID [--json]         the whole ones, newest first
 #   run_sync.sh show  RUN_ID                  {"step", "uri", "sha256"} of the newest whole one, or null
@@ -21,7 +23,7 @@ die() { # CODE MESSAGE
     say "error: $2"
     exit "$1"
 }
-describe() { sed -n '4,9s/^# *//p' "${BASH_SOURCE[0]}"; }
+describe() { sed -n '4,11s/^# *//p' "${BASH_SOURCE[0]}"; }
 usage() {
     describe >&2
     exit 2
@@ -90,26 +92,43 @@ for name, about in json.load(open(sys.argv[1]))["files"].items(): print(about["b
 }
 
 do_push() { # STEP_DIR
-    local step_dir=${1%/} generation=${NEXA_ATTEMPT:?is not set} name step into missing
-    verified "$step_dir" || die 1 "$step_dir is no whole checkpoint"
-    name=$(basename "$step_dir")
-    step=$((10#${name#step_}))
-    into=$(folder_of "$step" "$generation")
+    verified "${1%/}" || die 1 "$1 is no whole checkpoint"
+    locate "$1"
+    if known_as "$1"; then return; fi
+    do_part "$1"
+    do_seal "$1"
+}
+
+# A step's folder in the bucket, for the attempt that may write it.
+locate() { # STEP_DIR
+    step=$(basename "$1")
+    step=$((10#${step#step_}))
+    into=$(folder_of "$step" "${NEXA_ATTEMPT:?is not set}")
     look
-    check_fence "$generation"
-    if grep -qF "	$into/manifest.json" "$scratch/keys"; then
-        run_aws s3 cp --only-show-errors "$url/$into/manifest.json" "$scratch/manifest" || die 1 "$url/$into: not read"
-        cmp -s "$scratch/manifest" "$step_dir/manifest.json" || die 1 "$url/$into holds another checkpoint"
-        return
-    fi
-    run_aws s3 cp --recursive --only-show-errors --exclude manifest.json "$step_dir/" "$url/$into/" ||
+    check_fence "$NEXA_ATTEMPT"
+}
+
+# Whether the checkpoint is there, whole; another one in its place is an error. From the last look.
+known_as() { # STEP_DIR
+    grep -qF "	$into/manifest.json" "$scratch/keys" || return 1
+    run_aws s3 cp --only-show-errors "$url/$into/manifest.json" "$scratch/manifest" || die 1 "$url/$into: not read"
+    cmp -s "$scratch/manifest" "${1%/}/manifest.json" || die 1 "$url/$into holds another checkpoint"
+}
+
+do_part() { # STEP_DIR
+    [ -n "${into:-}" ] || locate "$1"
+    run_aws s3 cp --recursive --only-show-errors --exclude manifest.json "${1%/}/" "$url/$into/" ||
         die 1 "step $step was not uploaded to $url"
-    look
-    check_fence "$generation"
-    missing=$(named "$step_dir/manifest.json" | awk -F'\t' -v into="$into" '
+}
+
+do_seal() { # STEP_DIR
+    local missing
+    locate "$1"
+    if known_as "$1"; then return; fi
+    missing=$(named "${1%/}/manifest.json" | awk -F'\t' -v into="$into" '
         NR == FNR { there[$1 "\t" $2] = 1; next } !(($1 "\t" into "/" $2) in there) { print $2; exit }' "$scratch/keys" -)
     [ -z "$missing" ] || die 1 "$url/$into/$missing is not what was uploaded"
-    run_aws s3 cp --only-show-errors "$step_dir/manifest.json" "$url/$into/manifest.json" ||
+    run_aws s3 cp --only-show-errors "${1%/}/manifest.json" "$url/$into/manifest.json" ||
         die 1 "the manifest of step $step was not uploaded to $url"
 }
 
@@ -237,7 +256,7 @@ trap 'rm -rf "$scratch"' EXIT
 trap 'exit 143' TERM INT HUP
 case "$verb:$#" in
 fence:1) number "$1" && do_fence "$((10#$1))" ;;
-push:1) do_push "$1" ;;
+push:1 | part:1 | seal:1) "do_$verb" "$1" ;;
 pull:1) do_pull "$1" ;;
 pull:2) number "$2" && do_pull "$1" "$((10#$2))" ;;
 list:0 | list:1) do_list "$@" ;;

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from tests.state import own_state
 
 own_state()  # before any test: workers of xdist inherit it
+gc.disable()  # until all are collected: a quarter of that would be looking at thousands of tests that stay
 
 TOGETHER = {
     "tests/e2e/test_runs.py": "lab 1",
@@ -20,10 +23,14 @@ TOGETHER = {
     "tests/e2e/test_own_hosts.py": "lab 1",
     "tests/e2e/test_other_users.py": "lab 1",
     "tests/e2e/test_hostile_cli.py::test_a_command_for_a_node": "lab 1",
+    "tests/e2e/test_lifecycle.py::test_killed_anywhere": "killed anywhere",  # on a cluster of its own
+    "tests/e2e/test_lifecycle.py::test_killed_then": "killed then",  # the same
     "tests/e2e/test_lifecycle.py": "lab 2",
-    "tests/e2e/test_recovery.py": "lab 1",
+    "tests/e2e/test_project.py": "lab 2",
+    "tests/e2e/test_queue.py": "lab 2",
+    "tests/e2e/test_recovery.py": "lab 2",
     "tests/e2e/test_own_hosts_provision.py": "own hosts",
-    "tests/e2e/test_diag.py::test_an_unfit_node": "lab 1",
+    "tests/e2e/test_diag.py::test_an_unfit_node": "lab 2",
     "tests/e2e/test_diag.py": "diag",
     "tests/e2e/test_diag_hosts.py": "diag hosts",
     "tests/e2e/test_mesh.py": "mesh",
@@ -38,6 +45,8 @@ TOGETHER = {
 any worker."""
 DURATIONS = Path(__file__).with_name("durations.txt")
 """Seconds of the tests that take some, as `scripts/test --long --durations=0` says them."""
+LONG_S = 20.0
+"""Nothing that takes long waits behind a group of more seconds."""
 
 
 @pytest.fixture(autouse=True)
@@ -54,32 +63,57 @@ def group_of(nodeid: str) -> str:
     return next((group for name, group in TOGETHER.items() if nodeid.startswith(name)), alone)
 
 
-def known_s() -> Counter[str]:
-    """Seconds that a group took when it was measured."""
-    found: Counter[str] = Counter()
+def known_s(nodeids: Iterable[str]) -> Counter[str]:
+    """Seconds that these tests took when they were measured, by group."""
+    wanted, found = set(nodeids), Counter[str]()
     for line in DURATIONS.read_text().splitlines():
         if not line.startswith("#"):
             seconds, nodeid = line.split(maxsplit=1)
-            found[group_of(nodeid)] += float(seconds)  # type: ignore[assignment]
+            if nodeid in wanted:
+                found[group_of(nodeid)] += float(seconds)  # type: ignore[assignment]
     return found
 
 
+@pytest.hookimpl(trylast=True)  # when it is known which tests are of this tier
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if (mark := item.get_closest_marker("long")) and not (mark.args and isinstance(mark.args[0], str)):
             raise pytest.UsageError(f"{item.nodeid}: the mark `long` says why: @pytest.mark.long('why')")
-    seconds = known_s()  # the longest first, or one worker still has it when the others have nothing left
+    # The longest first, or one worker still has it when the others have nothing left.
+    seconds = known_s(item.nodeid for item in items)
     items.sort(key=lambda item: -seconds[group_of(item.nodeid)])
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+def scheduling() -> Any:
     """Not by xdist's own marks: pytest 9.2 does not read what xdist 3.8 writes for them, so that they do nothing."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Grouped(LoadScopeScheduling):
+        @cached_property
+        def _seconds(self) -> Counter[str]:
+            return known_s(self.collection or ())
+
         def _split_scope(self, nodeid: str) -> str:
             return group_of(nodeid)
 
+        def _reschedule(self, node: Any) -> None:
+            """A worker begins a test when it knows the next one. Behind a long one that is something short: it is
+            nobody else's any more, and would begin when all others have nothing left."""
+            work = self.assigned_work[node]
+            busy = [group for group, tests in work.items() if not all(tests.values())]
+            if self.workqueue and self._pending_of(work) <= 2 and any(self._seconds[group] > LONG_S for group in busy):
+                self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
+            super()._reschedule(node)
+
+    return Grouped
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     config.option.loadscopereorder = False  # by the number of their tests, which says nothing of their seconds
-    return Grouped(config, log)
+    return scheduling()(config, log)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -17,14 +20,21 @@ class Backend:
     """Keys of train.yaml that it must have. Of `SECTIONS` it takes no other."""
     config: str = ""
     """What its key `config` names; empty: it takes none."""
+    reads: str = ""
+    """`(TrainConfig) -> object`: that file, checked. Raises ConfigError. Called wherever train.yaml is read.
+    Its `files`, where it has them, are paths that the file names itself."""
     preload: tuple[str, ...] = ("torch",)
     """Modules that a warm interpreter has imported before the ranks are forked."""
     needs: tuple[str, ...] = ()
     """Packages that it cannot do without, beside torch."""
     environment: str = "light"
     """Where train.yaml names none."""
+    packages: tuple[str, ...] = ()
+    """On top of light, where train.yaml names no environment."""
     most_parameters: int | None = None
     """The largest model that it takes."""
+    adapters: bool = False
+    """Whether it takes model.lora."""
 
 
 SECTIONS = ("model", "dataset", "trainer", "config")
@@ -42,5 +52,41 @@ BACKENDS = {
         needs=_TRANSFORMERS,
         # DDP keeps the whole model, its gradients and AdamW's moments on every rank.
         most_parameters=15_000_000_000,
+        adapters=True,
+    ),
+    "acc": Backend(
+        _PREPARE,
+        "nexa_dist.train.backends.acc:train",
+        (*_OURS, "config"),
+        config="the YAML of `accelerate config`",
+        reads="nexa_dist.config.backend_files.accelerate:read",
+        preload=_WARM,
+        needs=_TRANSFORMERS,
+    ),
+    "ds": Backend(
+        "nexa_dist.train.backends.ds_ops:prepare",
+        "nexa_dist.train.backends.ds:train",
+        (*_OURS, "config"),
+        config="a DeepSpeed JSON",
+        reads="nexa_dist.config.backend_files.deepspeed:read",
+        preload=_WARM,
+        needs=(*_TRANSFORMERS, "deepspeed"),
+        packages=("deepspeed==0.19.8",),
+    ),
+    "ax": Backend(
+        "nexa_dist.train.backends.ax:prepare",
+        "nexa_dist.train.backends.ax:train",
+        ("config",),
+        config="an Axolotl YAML",
+        reads="nexa_dist.config.backend_files.axolotl:read",
+        needs=("axolotl", "pydantic", "pyyaml"),
+        environment="heavy",
     ),
 }
+
+
+def resolve(name: str) -> Callable[..., Any]:
+    """The function that a `module:function` of a row names."""
+    module, _, function = name.partition(":")
+    found: Callable[..., Any] = getattr(import_module(module), function)
+    return found

@@ -58,7 +58,7 @@ _FORMS: list[Any] = [
         if provider != "static"
     ),
 ]
-"""What the keys of a file may be together, for editors."""
+"""Combinations of keys that a file may have, for editors."""
 
 
 class _Section(BaseModel):
@@ -302,7 +302,7 @@ class ClusterConfig(_Section):
     @model_validator(mode="wrap")
     @classmethod
     def _all_at_once(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """What keys mean together is checked even when single keys are wrong: one reading shows all."""
+        """Check what keys mean together even when single keys are wrong: one reading shows all."""
         faults = list(together(data, cls.model_fields)) if isinstance(data, dict) else []
         try:
             config = handler(data)

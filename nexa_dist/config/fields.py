@@ -32,7 +32,7 @@ _ENDPOINT = re.compile(r"(?:\[(?P<six>[^\[\]]*)\]|(?P<host>[^:]*)):(?P<port>[1-9
 
 
 class Misplaced(ValueError):
-    """What is right elsewhere; `hint` says where."""
+    """A value that is right elsewhere; `hint` says where."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
@@ -52,7 +52,7 @@ def check_user(text: str) -> str:
 
 
 def check_host(text: str) -> str:
-    """As `check_address`; a login name and a port that stand with it are told where they belong."""
+    """Check a host as `check_address` does an address; a login name and a port in it are told where they belong."""
     try:
         return check_address(text)
     except ValueError as error:
@@ -244,7 +244,7 @@ def check_stack_variables(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _has_secret(name: str, value: Any) -> bool:
-    """Whether a value, or any within it, is a secret by its name or its shape."""
+    """Tell whether a value, or any within it, is a secret by its name or its shape."""
     if isinstance(value, dict):
         return is_secret_name(name) or any(_has_secret(key, inner) for key, inner in value.items())
     if isinstance(value, list):

@@ -27,7 +27,8 @@ def refuse_nested(target: str, program: str, args: Sequence[str]) -> None:
 
 
 def cure(args: Sequence[str]) -> str:
-    """What is to be written: the program that the other launcher would have started, and its own arguments."""
+    """Name what to write instead of a launcher: the program that the other launcher would have started, and its own
+    arguments."""
     words = list(args)
     at = next((n for n, word in enumerate(words) if word.endswith(".py") or word in ("-m", "--module")), None)
     if at is None:

@@ -5,19 +5,31 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from nexa_dist.config.backends import BACKENDS, SECTIONS, resolve
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.config.fields import check_name
 from nexa_dist.config.overrides import apply_overrides
-from nexa_dist.config.problems import MAX_PROBLEMS, choices_at, kinds_at, models_at, problem_at, problems_of, value_at
+from nexa_dist.config.problems import (
+    MAX_PROBLEMS,
+    choices_at,
+    kinds_at,
+    models_at,
+    nearest,
+    problem_at,
+    problems_of,
+    value_at,
+)
 from nexa_dist.config.rules import KEYS
 from nexa_dist.config.train import TrainConfig, name_of
 from nexa_dist.config.yaml.file import display_name, parse_yaml, read_bytes
+from nexa_dist.config.yaml.json_text import read_json
+from nexa_dist.config.yaml.overlay import overlay, places
 from nexa_dist.config.yaml.scalars import shown
 from nexa_dist.config.yaml.tree import Document, PathKey
 from nexa_dist.errors import ConfigError, Problem
@@ -36,29 +48,72 @@ _FILL_IN = "give a value, or remove the key"
 M = TypeVar("M", bound=BaseModel)
 
 
+@dataclass(frozen=True)
+class Reading(Generic[M]):
+    """A config, and where its values came from: a file and line, or `--set`, by path; a path that is absent has its
+    default. `left_out`: keys of the plan that belong to a section which the training does not have."""
+
+    config: M
+    places: Mapping[PathKey, str]
+    left_out: tuple[str, ...] = ()
+
+
 def load_cluster(path: Path, overrides: Sequence[str] = ()) -> ClusterConfig:
     """The cluster of `path`. Own hosts without a name take the file's; ssh_config and stack become absolute."""
-    config = _load(path, overrides, ClusterConfig, lambda document: _name_from_file(document, path))
+    return read_cluster(path, overrides).config
+
+
+def read_cluster(path: Path, overrides: Sequence[str] = ()) -> Reading[ClusterConfig]:
+    """load_cluster, and where its values came from."""
+    found = _load(path, overrides, ClusterConfig, lambda document: _name_from_file(document, path))
+    config = found.config
     named = {key: value for key in ("ssh_config", "stack") if (value := getattr(config, key)) is not None}
     whole = {key: str((path.parent / os.path.expanduser(value)).absolute()) for key, value in named.items()}
-    return config.model_copy(update=whole) if whole else config
+    return replace(found, config=config.model_copy(update=whole)) if whole else found
 
 
-def load_train(path: Path, overrides: Sequence[str] = (), more: Sequence[str] = ()) -> TrainConfig:
-    """The training of `path`, named after it unless it says otherwise. `more` are arguments after those of the file."""
+def load_train(
+    path: Path, overrides: Sequence[str] = (), more: Sequence[str] = (), plan: Path | None = None
+) -> TrainConfig:
+    """The training of `path`, named after it unless it says otherwise. `more` are arguments after those of the file;
+    `plan` is a file whose keys go over those of `path`, and under `overrides`."""
+    return read_train(path, overrides, more, plan).config
+
+
+def read_train(
+    path: Path, overrides: Sequence[str] = (), more: Sequence[str] = (), plan: Path | None = None
+) -> Reading[TrainConfig]:
+    """load_train, and where its values came from."""
 
     def prepare(document: Document) -> list[Problem]:
         document.data.setdefault("name", name_of(path.stem))
+        if plan and isinstance(tags := document.data.setdefault("tags", []), list):
+            tags.append(f"plan:{name_of(plan.stem)}")  # so the manifest names it
         return _append(document.data, more)
 
-    return _load(path, overrides, TrainConfig, prepare)
+    found = _load(path, overrides, TrainConfig, prepare, plan)
+    if found.config.backend and (reader := BACKENDS[found.config.backend].reads):
+        resolve(reader)(found.config)
+    named: dict[PathKey, str] = {("tags", len(found.config.tags) - 1): f"plan {plan.stem}"} if plan else {}
+    return replace(found, places={**found.places, **named})
+
+
+def of_project(name: str) -> Path:
+    """The path of a file that train.yaml names: from the folder of the project, which is this one or one above."""
+    return next((folder / name for folder in (Path(), *Path.cwd().parents) if (folder / name).exists()), Path(name))
+
+
+def load_other(path: Path, model: type[M], prepare: Callable[[Document], list[Problem]] | None = None) -> M:
+    """A config file of another program. `prepare` may change it first, and say what is wrong with it."""
+    document = read_json(path) if path.suffix == ".json" else parse_yaml(read_bytes(path), display_name(path))
+    return _validated(document, (), model, prepare).config
 
 
 def changed_train(data: Any, run_id: str, overrides: Sequence[str], more: Sequence[str] = ()) -> TrainConfig:
     """The training as run.json keeps it, with the values of `--set` and more arguments."""
     recorded_train(data, run_id)
     document = replace(parse_yaml(json.dumps(data).encode(), f"{run_id}/run.json"), lines={})
-    return _validated(document, overrides, TrainConfig, lambda document: _append(document.data, more))
+    return _validated(document, overrides, TrainConfig, lambda document: _append(document.data, more)).config
 
 
 def _append(data: dict[str, Any], more: Sequence[str]) -> list[Problem]:
@@ -85,7 +140,7 @@ def resolved(config: BaseModel) -> dict[str, Any]:
 
 
 def kind_of(path: Path) -> Kind:
-    """Which kind of file this is, by its keys. Raises ConfigError when it cannot be read."""
+    """Kind of a file (cluster or train), by its keys. Raises ConfigError when it cannot be read."""
     keys = set(parse_yaml(read_bytes(path), display_name(path)).data)
     return max(_MARKS, key=lambda kind: (len(keys & set(_MODELS[kind].model_fields)), len(keys & set(_MARKS[kind]))))
 
@@ -95,10 +150,12 @@ def _load(
     overrides: Sequence[str],
     model: type[M],
     prepare: Callable[[Document], list[Problem]] | None = None,
-) -> M:
+    plan: Path | None = None,
+) -> Reading[M]:
     document = parse_yaml(read_bytes(path), display_name(path))
     _refuse_other_kind(document, model)
-    return _validated(document, overrides, model, prepare)
+    above = parse_yaml(read_bytes(plan), display_name(plan)) if plan else None
+    return _validated(document, overrides, model, prepare, above)
 
 
 def _validated(
@@ -106,14 +163,21 @@ def _validated(
     overrides: Sequence[str],
     model: type[M],
     prepare: Callable[[Document], list[Problem]] | None,
-) -> M:
-    origins, problems = apply_overrides(document.data, overrides, lambda path: kinds_at(model, path))
+    plan: Document | None = None,
+) -> Reading[M]:
+    left_out = [key for key in SECTIONS if plan and key in plan.data and key not in document.data]
+    planned = overlay(document, plan, left_out) if plan else {}
+    set_, problems = apply_overrides(document.data, overrides, lambda path: kinds_at(model, path))
+    origins = planned | set_
     doubtful = {
         at: problem
-        for at, problem in document.yes_no.items()
-        if at not in origins and value_at(document.data, at) not in choices_at(model, at)
+        for file, over in ((document, origins), (plan, set_))
+        if file
+        for at, problem in file.yes_no.items()
+        if at not in over and value_at(document.data, at) not in choices_at(model, at)
     }
     problems += [
+        *(_unknown(plan, model, left_out) if plan else ()),
         *document.problems,
         *doubtful.values(),
         *(prepare(document) if prepare else []),
@@ -131,7 +195,18 @@ def _validated(
         raise ConfigError(_in_order(problems, document.file, max(more, 0))) from None
     if problems:
         raise ConfigError(_in_order(problems, document.file))
-    return config
+    found = places(document, planned, set_)
+    return Reading(config, found, tuple(left_out))
+
+
+def _unknown(plan: Document, model: type[BaseModel], sections: Sequence[str]) -> list[Problem]:
+    """Faults of the plan itself, and unknown keys in its sections that are left out: nothing else looks at these."""
+    problems = list(plan.problems)
+    for path in plan.lines:
+        keys = [key for m in models_at(model, path[:-1]) for key in m.model_fields] if path[:1] else []
+        if path and path[0] in sections and keys and path[-1] not in keys:
+            problems.append(problem_at(path, "unknown key", nearest(str(path[-1]), keys), plan, {}))
+    return problems
 
 
 def _empty_values(document: Document, model: type[BaseModel], given: Iterable[PathKey]) -> list[PathKey]:

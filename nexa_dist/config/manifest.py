@@ -51,7 +51,8 @@ class Manifest(_Part):
     model: str | None = Field(description="What was trained, in one line.")
     dataset: dict[str, Any] | None = Field(description="path, sha256, bytes and tokens of the data.")
     checkpoint: dict[str, Any] | None = Field(
-        description="path, step and sha256 of the last whole checkpoint; uri where a bucket has it."
+        description="path, step and sha256 of the last whole checkpoint; uri where a bucket has it; of a sharded "
+        "one also its digest and the number of nodes that hold it together."
     )
     logs: str = Field(description="Folder of all logs on the controller, relative to the workspace.")
     eval_report: dict[str, Any] | None = Field(description="Figures of the evaluation; losses in nats.")
@@ -75,6 +76,10 @@ class Manifest(_Part):
     git_commit: str | None = Field(
         description="Commit of the project; with -dirty when what was sent is not what it has. See code_hash too."
     )
-    parallel: str | None = Field(description="How the model was spread, for instance DDP.")
+    parallel: str | None = Field(description="How the model was spread: DDP, FSDP2, ZeRO-3.")
+    sharding: dict[str, Any] | None = Field(
+        None,
+        description="What a sharded model really became: the parameters that each rank holds, precision, offload.",
+    )
     nodes: tuple[ManifestNode, ...] = Field(description="Nodes in rank order.")
     attempts: tuple[ManifestAttempt, ...] = Field(description="Every start, with the cause of its end.")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nexa_dist.config.yaml.file import parse_list, parse_scalar
+from nexa_dist.config.yaml.file import parse_list, parse_mapping, parse_scalar
 from nexa_dist.config.yaml.scalars import shown
 from nexa_dist.config.yaml.tree import PathKey
 from nexa_dist.errors import ConfigError, Problem
@@ -26,9 +26,9 @@ Kinds = Callable[[PathKey], set[Any]]
 def apply_overrides(
     data: dict[str, Any], overrides: Sequence[str], kinds: Kinds = lambda _: set()
 ) -> tuple[dict[PathKey, str], list[Problem]]:
-    """Writes the values into `data`: KEY=VALUE, KEY=[VALUE, …] for a whole list, KEY+=VALUE for one more item of it.
-    What stands where `kinds` takes text alone is that text, also when it looks like a number. Returns which `--set`
-    gave which path, and what could not be applied."""
+    """Writes the values into `data`: KEY=VALUE, KEY=[VALUE, …] for a whole list, KEY={NAME: VALUE} for a whole mapping,
+    KEY+=VALUE for one more item of a list. What stands where `kinds` takes text alone is that text, also when it looks
+    like a number. Returns which `--set` gave which path, and what could not be applied."""
     origins: dict[PathKey, str] = {}
     problems: list[Problem] = []
     if len(overrides) > MAX_OVERRIDES:
@@ -83,6 +83,8 @@ def _read(text: str, path: PathKey, kinds: Kinds, label: str) -> Any:
     """The value as the place where it stands takes it."""
     if text[:1] == "[" and kinds(path) & {list, tuple}:
         return parse_list(text, label, text_only=_text_only(kinds((*path, 0))))
+    if text[:1] == "{" and any(kind is dict or hasattr(kind, "model_fields") for kind in kinds(path)):
+        return parse_mapping(text, label)
     is_text = _text_only(kinds(path)) and text != ""
     if is_text and len(path) > 1 and text[0] not in "'\"":  # a word for a program, whatever it means in YAML
         return text
@@ -95,7 +97,7 @@ def _text_only(kinds: set[Any]) -> bool:
 
 
 def _place(data: dict[str, Any], parts: list[str], label: str, more: bool) -> PathKey:
-    """Where in `data` the value goes. Raises ConfigError when there is no such place."""
+    """Find the place in `data` where the value goes. Raises ConfigError when there is no such place."""
     node: Any = data
     path: PathKey = ()
     for index, part in enumerate(parts):

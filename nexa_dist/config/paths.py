@@ -1,4 +1,4 @@
-"""Which folders can hold a workspace: their path reaches ssh_config, Ansible and Terraform."""
+"""Folders that can hold a workspace: their path reaches ssh_config, Ansible and Terraform."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXPANDED = frozenset('"\\$`%{}')
 
 
 def bad_characters(text: str) -> str:
-    """Those characters of `text` that a tool would expand or that cannot be printed: each once, in order."""
+    """Characters of `text` that a tool would expand or that cannot be printed: each once, in order."""
     bad = (c for c in text if c in EXPANDED or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp"))
     return "".join(dict.fromkeys(bad))
 

@@ -1,4 +1,4 @@
-"""What is wrong with a config, in words: pydantic's errors as problems with a line, a path and a hint."""
+"""Problems of a config, in words: pydantic's errors as problems with a line, a path and a hint."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from nexa_dist.config.fields import Misplaced, check_host
 from nexa_dist.config.yaml.scalars import AmbiguousError, plain_value, shown
 from nexa_dist.config.yaml.tree import Document, PathKey, dotted
 from nexa_dist.errors import Problem
@@ -90,7 +91,7 @@ def kinds_at(model: type[BaseModel], path: PathKey) -> set[Any]:
 
 
 def _inside(annotation: Any, part: str | int) -> Iterator[Any]:
-    """What stands under a key or index of this type, without Annotated and unions around it."""
+    """Types under a key or index of this type, without Annotated and unions around it."""
     origin, words = get_origin(annotation), get_args(annotation)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         field = annotation.model_fields.get(str(part))
@@ -138,7 +139,7 @@ def meant(word: str, words: Sequence[str]) -> str:
 
 
 def _slips(one: str, other: str) -> int:
-    """How many slips make `other` of `one`: letters changed, left out, put in, or swapped with the next."""
+    """Count the slips that make `other` of `one`: letters changed, left out, put in, or swapped with the next."""
     rows = [list(range(len(other) + 1))]
     for i, a in enumerate(one, 1):
         row = [i]
@@ -257,7 +258,25 @@ def _hint(details: ErrorDetails, model: type[BaseModel], path: PathKey) -> str:
         return nearest(value, words) if meant(value, words) else ""
     if kind in ("int_type", "float_type", "bool_type") and isinstance(value, str) and value.strip():
         return "write it without quotes" if isinstance(_plain(value), int | float) else ""
+    if kind == "model_type" and isinstance(value, str):
+        return _as_mapping(value, models_at(model, path))
     return ""
+
+
+def _as_mapping(text: str, models: Sequence[type[BaseModel]]) -> str:
+    """How a section is written of which only the first word stands there: hosts, offers."""
+    required = [key for each in models for key, field in each.model_fields.items() if field.is_required()]
+    if not required or not re.fullmatch(r"[\w@.:/\[\]-]{1,64}", text):
+        return ""
+    first = f"{required[0]}: {redact(text)}"
+    try:
+        if required[0] == "host":
+            check_host(text)
+    except Misplaced as told:
+        first = told.hint.removeprefix("write ")
+    except ValueError:
+        return ""
+    return "write {" + ", ".join([first, *(f"{key}: …" for key in required[1:])]) + "}"
 
 
 def _plain(text: str) -> object:

@@ -1,4 +1,4 @@
-"""What the keys of cluster.yaml mean together: which belong to which provider, and what contradicts what."""
+"""Rules for the keys of cluster.yaml together: which belong to which provider, and what contradicts what."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COMMON = frozenset(
     | {"scratch", "shared", "durable", "budget_usd", "max_hours"}
 )
 _ROOTED = frozenset({"mesh", "mesh_cidr", "containers", "images"})
-"""What asks for root on the nodes."""
+"""Keys that ask for root on the nodes."""
 _MADE = frozenset(
     {"nodes", "gpus_per_node", "price_usd_per_hour", "boot_timeout_s"}
     | {"idle_minutes", "lease_minutes", "on_budget", "on_failure"}

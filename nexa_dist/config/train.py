@@ -9,8 +9,8 @@ from pydantic import AfterValidator, Field, StringConstraints, field_validator, 
 
 from nexa_dist.config.backends import BACKENDS, SECTIONS
 from nexa_dist.config.launchers import refuse_nested
-from nexa_dist.config.trainer import DatasetConfig, FilePath, ModelConfig, Section, TrainerConfig
-from nexa_dist.config.work import Environment
+from nexa_dist.config.trainer import DatasetConfig, FilePath, ModelConfig, ProfileConfig, Section, TrainerConfig
+from nexa_dist.config.work import Environment, OwnEnvironment
 
 ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*\Z")
 RESERVED_ENV = re.compile(
@@ -69,8 +69,12 @@ class TrainConfig(Section):
         "file, or of the script.",
     )
     stage: Literal["train"] = Field("train", description="Stage of the pipeline that the manifest names.")
-    backend: Literal["hf"] | None = Field(
-        None, description="hf: the transformers Trainer under DDP, set by model, dataset and trainer."
+    backend: Literal["hf", "acc", "ds", "ax"] | None = Field(
+        None,
+        description="hf: the transformers Trainer under DDP, set by model, dataset and trainer. acc: the same under "
+        "FSDP2, which shards the model over the ranks as the accelerate YAML in config asks. ds: the same under "
+        "DeepSpeed's ZeRO, as the DeepSpeed JSON in config asks. ax: Axolotl by the YAML in config, in environment: "
+        "heavy.",
     )
     script: FilePath | None = Field(
         None, description="Any torchrun script, a path in the project: it runs unchanged with args."
@@ -126,9 +130,9 @@ class TrainConfig(Section):
     )
     environment: Environment = Field(
         "light",
-        description="Packages of the ranks: light (what nexa provision puts on a node), {packages: [NAME==VERSION]} on "
-        "top of light, {requirements: requirements.txt} or {lock: uv.lock} of the project, none (the node's own "
-        "python3).",
+        description="Packages of the ranks: light (what nexa provision puts on a node), heavy (axolotl, DeepSpeed), "
+        "infer (vLLM), {packages: [NAME==VERSION]} on top of light, {requirements: requirements.txt} or "
+        "{lock: uv.lock} of the project, none (the node's own python3).",
     )
     data: dict[DataName, DataSource] = Field(
         default_factory=dict,
@@ -167,12 +171,19 @@ class TrainConfig(Section):
     max_tokens: int | None = Field(
         None,
         gt=0,
-        description="backend hf: as many steps as fit into so many tokens of training, trainer.steps at most.",
+        description="For a backend: as many steps as fit into so many tokens of training, trainer.steps at most.",
     )
     launcher: Literal["torchrun", "direct"] = Field(
         "torchrun",
         description="Who starts the ranks of a node: torchrun, or the node agent itself (torch is then imported once, "
         "and a relaunch comes from an interpreter that has it already). The environment of a rank is the same.",
+    )
+    replicas: int | None = Field(
+        None,
+        ge=0,
+        le=8,
+        description="Of a sharded checkpoint, so many other nodes keep what each node wrote, so that so many may go. "
+        "Without it: 1 where there are several nodes and neither a bucket nor a durable folder that all of them see.",
     )
     hang_timeout_s: float | None = Field(
         600.0,
@@ -222,11 +233,16 @@ class TrainConfig(Section):
         description="Weights & Biases: off, offline (files in the run folder, no network) or online. Without it, a "
         "script that uses it is online when WANDB_API_KEY is there, and else off.",
     )
-    model: ModelConfig | None = Field(None, description="backend hf: the model.")
-    dataset: DatasetConfig | None = Field(None, description="backend hf: the text.")
-    trainer: TrainerConfig | None = Field(None, description="backend hf: steps, rates and intervals.")
+    model: ModelConfig | None = Field(None, description="backends hf, acc, ds: the model.")
+    dataset: DatasetConfig | None = Field(None, description="backends hf, acc, ds: the text.")
+    trainer: TrainerConfig | None = Field(None, description="backends hf, acc, ds: steps, rates and intervals.")
+    profile: ProfileConfig | None = Field(
+        None, description="backends hf, acc, ds: steps of which is said where the time went, by rank."
+    )
     config: FilePath | None = Field(
-        None, description="The backend's own config file, a path in the project. backend hf has none."
+        None,
+        description="The backend's own config file, a path in the project: of acc what accelerate config writes "
+        "(FSDP2), of ds a DeepSpeed JSON, of ax an Axolotl YAML. hf has none.",
     )
 
     @field_validator("wandb", mode="before")
@@ -282,6 +298,10 @@ class TrainConfig(Section):
             raise ValueError("min_nodes has no effect with restarts_per_hour: 0, which starts nothing again")
         if self.max_tokens is not None and self.backend is None:
             raise ValueError("max_tokens is for a backend, which counts them; budget_usd and max_hours end any program")
+        if self.profile is not None and (self.backend is None or "trainer" not in BACKENDS[self.backend].sections):
+            raise ValueError(
+                "profile is for our own trainer; a script starts torch.profiler itself, and outputs names its files"
+            )
         if both := sorted({*self.secrets} & {*self.env}):
             raise ValueError(f"{', '.join(both)} cannot be in env: and in secrets:")
         if self.backend is None and given:
@@ -292,8 +312,13 @@ class TrainConfig(Section):
                 raise ValueError(f"backend: {self.backend} needs {', '.join(missing)}")
             if beyond := [name for name in given if name not in row.sections]:
                 raise ValueError(f"backend: {self.backend} takes no {', '.join(beyond)}")
+            if self.model is not None and self.model.lora is not None and not row.adapters:
+                raise ValueError(f"backend: {self.backend} takes no model.lora")
+            if self.max_tokens is not None and "trainer" not in row.sections:
+                raise ValueError(f"max_tokens is not for backend: {self.backend}, whose own file says how long")
             if self.args:
                 raise ValueError(f"args are for script, module or program; backend: {self.backend} takes none")
             if "environment" not in self.model_fields_set:
-                object.__setattr__(self, "environment", row.environment)
+                more = OwnEnvironment(packages=row.packages) if row.packages else None
+                object.__setattr__(self, "environment", more or row.environment)
         return self

@@ -23,6 +23,27 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)
 
 
+class LoraConfig(Section):
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685): the model stays as it is, and B·A · alpha / rank is learned
+    beside each chosen linear layer."""
+
+    rank: int = Field(16, ge=1, le=1024, description="Rank of the adapters.")
+    alpha: float | None = Field(
+        None, gt=0.0, allow_inf_nan=False, description="Scale of the adapters, times rank; without it, twice the rank."
+    )
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout before an adapter, a probability.")
+    target_modules: tuple[Annotated[str, StringConstraints(pattern=r"^\w[\w.]*$")], ...] = Field(
+        (),
+        max_length=50,
+        description="Names of linear layers (q_proj, v_proj); without it, all but the output layer.",
+    )
+
+    @property
+    def scale(self) -> float:
+        """Alpha, as it is used."""
+        return self.alpha or 2.0 * self.rank
+
+
 class ModelConfig(Section):
     """Either a pretrained directory (`path`), or the shape of a Llama that starts from random weights."""
 
@@ -44,6 +65,10 @@ class ModelConfig(Section):
         0.0, ge=0.0, lt=1.0, description="Attention dropout, a probability; only for a model from scratch."
     )
 
+    lora: LoraConfig | None = Field(
+        None, description="Train adapters of low rank beside a pretrained model; a checkpoint then holds them alone."
+    )
+
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         shape = ("vocab_size", "hidden_size", "layers", "heads", "intermediate_size")
@@ -53,6 +78,8 @@ class ModelConfig(Section):
                 extra = ", ".join([*given, *(["dropout"] if self.dropout else [])])
                 raise ValueError(f"path brings its own shape: remove {extra}, or remove path")
             return self
+        if self.lora is not None:
+            raise ValueError("lora needs path: adapters of a model with random weights learn nothing")
         missing = [name for name in shape if name not in given]
         if missing:
             raise ValueError(f"needs {', '.join(missing)} (a model from scratch), or path (a pretrained directory)")
@@ -67,27 +94,65 @@ class ModelConfig(Section):
 class DatasetConfig(Section):
     """Text to train on. Each node prepares it once: tokenizer, token files, held-out part."""
 
-    source: Literal["python-stdlib", "path"] = Field(
+    source: Literal["python-stdlib", "path", "examples"] = Field(
         "python-stdlib",
         description="python-stdlib: the sources of the node's own Python standard library (11 MB and more); "
-        "path: your text.",
+        "path: your text; examples: rows of JSONL or Parquet, each with messages (a chat: the assistant's turns are "
+        "learned), prompt and completion (the completion is), or text.",
     )
     path: FilePath | None = Field(
-        None, description="With source: path, a UTF-8 text file or a directory of them, on every node."
+        None,
+        description="With source: path, a UTF-8 text file, with source: examples, a .jsonl or .parquet file; or a "
+        "directory of them. On every node.",
     )
     min_mb: float = Field(
         0.0, ge=0.0, allow_inf_nan=False, description="Refuse to train on less text than this, in MB (10^6 bytes)."
     )
-    sequence_length: int = Field(128, ge=8, le=1_048_576, description="Length of a training window, in tokens.")
+    sequence_length: int = Field(
+        128,
+        ge=8,
+        le=1_048_576,
+        description="Length of a training window, in tokens; a longer example is cut, and that is said.",
+    )
     held_out: float = Field(
-        0.05, gt=0.0, le=0.5, description="Share of the files, 0 to 0.5, that only the evaluation sees."
+        0.05, gt=0.0, le=0.5, description="Share of the files or examples, 0 to 0.5, that only the evaluation sees."
     )
 
     @model_validator(mode="after")
     def _path_with_source(self) -> Self:
-        if (self.source == "path") != (self.path is not None):
-            raise ValueError("source: path and path: DIR go together; python-stdlib takes no path")
+        if (self.source == "python-stdlib") != (self.path is None):
+            raise ValueError("source: path or examples needs path: DIR; python-stdlib takes no path")
         return self
+
+
+Steps = Annotated[str, StringConstraints(pattern=r"^[1-9]\d*-[1-9]\d*$")]
+
+
+class ProfileConfig(Section):
+    """Which steps torch.profiler looks at. They are slower than the others, and so is the end of the last."""
+
+    steps: Annotated[int, Field(ge=1, le=1000)] | Annotated[str, StringConstraints(pattern=r"^[1-9]\d*-[1-9]\d*$")] = (
+        Field(description="FIRST-LAST, or a number of steps: those after the tenth.")
+    )
+    ranks: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0,), max_length=64, description="Ranks whose trace is kept; the summary is of all."
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if isinstance(self.steps, str):
+            first, last = map(int, self.steps.split("-"))
+            if not first <= last < first + 1000:
+                raise ValueError(f"steps {self.steps}: FIRST is not after LAST, and at most 1000 steps are kept")
+        return self
+
+    def range(self, of: int) -> tuple[int, int]:
+        """First and last step (both 1-based, both profiled) of a training of so many."""
+        if isinstance(self.steps, str):
+            first, last = map(int, self.steps.split("-"))
+            return first, last
+        first = max(1, min(11, of - self.steps + 1))
+        return first, first + self.steps - 1
 
 
 class TrainerConfig(Section):

@@ -1,4 +1,4 @@
-"""What a lab brings to a run: its environment."""
+"""Keys of train.yaml for what a lab brings to a run: its environment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-NAMES = ("light", "none")
+NAMES = ("light", "heavy", "infer", "none")
 _REQUIREMENT = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\s*(\[[^\[\]]*\])?\s*([=<>!~@;(].*)?")
 
 
@@ -86,12 +86,12 @@ def _meant(value: Any) -> Any:
     if isinstance(value, str) and value not in NAMES:
         kind = "lock" if value.endswith(".lock") else "requirements" if value.endswith(".txt") else ""
         meant = f"{{{kind}: {value}}}" if kind else "{packages: [NAME]}"
-        raise ValueError(f"expected light, none or a mapping such as {meant}, found {value!r}")
+        raise ValueError(f"expected light, heavy, infer, none or a mapping such as {meant}, found {value!r}")
     return value
 
 
 Environment = Annotated[
-    Annotated[Literal["light", "none"], Tag("name")] | Annotated[OwnEnvironment, Tag("own")],
+    Annotated[Literal["light", "heavy", "infer", "none"], Tag("name")] | Annotated[OwnEnvironment, Tag("own")],
     Discriminator(lambda value: "name" if isinstance(value, str) else "own"),
     BeforeValidator(_meant),
 ]

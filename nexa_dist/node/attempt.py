@@ -88,12 +88,12 @@ class Attempt:
             time.sleep(1)  # without room for this line the attempt would look lost; `stop` ends the wait
 
     def keeps_warm(self, state: str) -> bool:
-        """Whether another attempt is to be expected, for which the warm interpreter stays."""
+        """Tell whether to expect another attempt, for which the warm interpreter stays."""
         request = self.request()
         return bool(self.spec.get("keep_warm")) and (not request.get("release", True) if request else state == "failed")
 
     def hold_room(self, hold: bool = True) -> None:
-        """Some bytes on the disk for the last event of an attempt that fills it."""
+        """Hold some bytes of the disk back for the last event of an attempt that fills it."""
         path = os.path.join(self.run_dir, ROOM)
         with contextlib.suppress(OSError):
             if hold:
@@ -171,7 +171,7 @@ class Attempt:
         time.sleep(rest_s)
 
     def hold_launcher(self) -> None:
-        """What ends the other ranks when one ends would do so before they have written their stacks."""
+        """Suspend the launcher, which would end the other ranks before they have written their stacks."""
         if self.child is not None:
             self.child.stopping = True  # Direct, which is in this process
             if isinstance(self.child, subprocess.Popen):

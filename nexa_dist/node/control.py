@@ -82,8 +82,8 @@ def stop(run_dir: str, message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _leave_order(run_dir: str, attempt: int, order: dict[str, Any]) -> None:
-    """For the agent to read when it gets our signal. A full disk must not keep a run from being stopped: the agent
-    then gives the grace of its spec."""
+    """Leave the order for the agent, which reads it when it gets our signal. A full disk must not keep a run from being
+    stopped: the agent then gives the grace of its spec."""
     path = os.path.join(run_dir, "stop.attempt_%d" % attempt)
     try:
         write_json(path, order)

@@ -106,7 +106,7 @@ def say(out: BinaryIO, header: dict[str, Any]) -> None:
 
 
 def end(run_dir: str, record: Record, out: BinaryIO) -> bool:
-    """How the attempt stands, and how many bytes of logs there are. True: it is told."""
+    """Send the attempt's state and the bytes of all its logs; always True, the last message of a stream."""
     sizes = 0
     for name in log_files(run_dir):
         with contextlib.suppress(OSError):
@@ -133,7 +133,7 @@ def log_files(run_dir: str) -> list[str]:
 
 
 def drain(run_dir: str, offsets: dict[str, int], out: BinaryIO) -> bool:
-    """One chunk of every file that has more. Whether there was anything."""
+    """Send one chunk of every file that has more; True when there was anything."""
     moved = [drain_one(run_dir, name, offsets, out) for name in log_files(run_dir)]
     return any(moved)
 

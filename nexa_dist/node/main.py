@@ -86,7 +86,7 @@ def main(argv: list[str]) -> int:
 
 
 def command(name: str, more: list[str]) -> Callable[[str], dict[str, Any]] | None:
-    """What a short command does with its folder, the words after it and its standard input."""
+    """Find the function of a short command: it gets its folder, the words after it and its standard input."""
     if name in ("probe", "forget"):
         from .probe import forget, probe
 

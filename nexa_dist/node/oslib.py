@@ -15,7 +15,7 @@ POLL_S = 0.05
 KEPT = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "LD_LIBRARY_PATH", "TMPDIR", "NEXA_HOST", "NEXA_IMDS")
 """Variables of this machine that a run sees."""
 ROOM = ".room"
-"""Some bytes in the run folder that are given up when the disk is full and something has to be written."""
+"""Reserve file in the run folder, given up when the disk is full and something has to be written."""
 JSON_BYTES = 64 << 20
 PAID = "paid_until"
 """File that says until when the run's money lasts, by `boot_clock`. Without it nobody has set an end."""
@@ -43,7 +43,8 @@ def boot_clock() -> float:
 
 
 def inherited(path: list[str]) -> dict[str, str]:
-    """What a run gets of our own environment; `path` are folders for its PATH, before all that are there."""
+    """Variables of the agent's environment that a run inherits; `path` are folders for its PATH, before all that are
+    there."""
     found = {name: os.environ[name] for name in KEPT if name in os.environ}
     known = found.get("PATH", os.defpath).split(os.pathsep)
     return {**found, "PATH": os.pathsep.join([*(folder for folder in path if folder not in known), *known])}
@@ -78,12 +79,13 @@ def write_json(path: str, data: Any) -> None:
 
 
 def unfinished(path: str, pid: int) -> str:
-    """What `pid` writes before it is `path`: a process that is killed while it writes leaves it behind."""
+    """Name of the file that `pid` writes before it becomes `path`: a process that is killed while it writes leaves it
+    behind."""
     return "%s.%d.tmp" % (path, pid)
 
 
 def read_json(path: str, default: Any = None) -> Any:
-    """What is in the file; `default` where there is none, or nothing whole."""
+    """Read a JSON file; `default` where there is none, or nothing whole."""
     try:
         return json.loads(read_at(path, 0, JSON_BYTES))
     except (OSError, ValueError, RecursionError):
@@ -142,7 +144,7 @@ def stat(pid: int) -> tuple[str, int, int] | None:
 
 
 def holder_of(pid: int, **fields: Any) -> dict[str, Any]:
-    """What a pid file holds, so that `alive` is not taken in by a pid that was given away again."""
+    """Contents of a pid file, so that `alive` is not taken in by a pid that was given away again."""
     return {"pid": pid, "start_time": start_time(pid), **fields}
 
 

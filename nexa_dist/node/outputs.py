@@ -21,7 +21,7 @@ from .code import taking, tree
 from .oslib import read_json
 
 ROWS_BYTES = 1500000
-"""Of the files in an answer; a reader asks again for more."""
+"""Size in bytes of the rows of files in one answer; a reader asks again for more."""
 MOST_SEEN = 500000
 HASHED_BYTES = 64 << 20
 """A larger file of the code, touched since it was put there, is taken to be rewritten without a look."""
@@ -30,7 +30,11 @@ NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,1024}")
 STEP, SHA256 = re.compile(r"step_[0-9]{8}"), re.compile(r"[0-9a-f]{64}")
 MOST_STEPS = 500
 """Checkpoints of an answer in each place, the newest."""
-TRACKED = re.compile(r"(?:.*/)?(?:wandb/(?:offline-)?run-[^/]+/.+|events\.out\.tfevents\.[^/]+)", re.DOTALL)
+TRACKED = re.compile(
+    r"(?:.*/)?(?:wandb/(?:offline-)?run-[^/]+/.+|events\.out\.tfevents\.[^/]+)|"
+    r"profile/(?:rank_[0-9]+\.trace\.json\.gz|summary\.json)",
+    re.DOTALL,
+)
 KINDS = ("outputs", "tracking", "other")
 
 
@@ -89,7 +93,7 @@ def wrote(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _files(folder: str, named: re.Pattern[str], until: float) -> tuple[list[dict[str, Any]], bool]:
-    """What the run wrote, and whether that is not all since there is too much to look through."""
+    """List the files that the run wrote, and tell whether the list was cut since there is too much to look through."""
     code = _Code(folder)
     found: dict[str, dict[str, Any]] = {}
     seen = 0
@@ -130,10 +134,10 @@ class _Code:
         self.laid_ns = os.lstat(note).st_mtime_ns if os.path.exists(note) else 0
         notes = [os.path.join(folder, "setup.json"), os.path.join(folder, "layer", taking.NOTE)]
         self.made = {name: left for note in notes for name, left in taking.noted(note)["files"].items()}
-        """What the run's setup made beside it: every run makes it again."""
+        """Files that the run's setup made: every run makes them again."""
 
     def has(self, name: str, told: os.stat_result) -> bool:
-        """Whether the file is code, and as it was put."""
+        """Tell whether the file is code, as it was put there."""
         if name not in self.files or name in self.kept:
             return False
         if told.st_mtime_ns <= self.laid_ns:
@@ -143,7 +147,7 @@ class _Code:
 
 
 def _checkpoints(root: str, durable: bool) -> list[dict[str, Any]]:
-    """Those with a manifest and files of the right sizes."""
+    """Checkpoints with a manifest and files of the right sizes."""
     found: list[dict[str, Any]] = []
     with contextlib.suppress(OSError):  # there is no such folder
         for name in sorted(name for name in os.listdir(root) if STEP.fullmatch(name))[-MOST_STEPS:]:
@@ -154,8 +158,20 @@ def _checkpoints(root: str, durable: bool) -> list[dict[str, Any]]:
                 there = all(os.stat(os.path.join(path, one)).st_size == size for one, size in sizes.items())
                 if there and SHA256.fullmatch(told["sha256"]):
                     found.append({"step": int(name[5:]), "path": path, "sha256": told["sha256"],
-                                  "bytes": sum(sizes.values()), "durable": durable})  # fmt: skip
+                                  "bytes": sum(sizes.values()), "durable": durable, **_part(told)})  # fmt: skip
     return found
+
+
+def _part(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Of a sharded one which of all nodes' files are here, as train/shards/cover.py tells it."""
+    if "shards" not in manifest:
+        return {}
+    of = manifest["shards"]["of"]
+    return {"shards": {
+        "digest": manifest["shards"]["digest"], "attempt": int(manifest["attempt"]), "of": len(of),
+        "bytes": sum(int(want["bytes"]) for want in of.values()),
+        "has": [at for at, name in enumerate(sorted(of)) if name in manifest["files"]],
+    }}  # fmt: skip
 
 
 def send(folder: str, fd: int = 0, out: BinaryIO | None = None) -> None:
@@ -188,7 +204,7 @@ def _plain(path: str, flags: int) -> int:
 
 
 def _send_one(file: BinaryIO, at: int, asked: dict[str, Any], out: BinaryIO) -> None:
-    """As many bytes as the file has now: one that grows meanwhile has an end all the same."""
+    """Send as many bytes as the file has now, so that a file that grows meanwhile comes to an end all the same."""
     size, whole = os.fstat(file.fileno()).st_size, hashlib.sha256()
     off = asked["off"] if asked["off"] <= size else 0
     wanted = asked.get("unless")

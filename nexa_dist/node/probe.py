@@ -37,7 +37,7 @@ print(json.dumps({"python": ".".join(map(str, sys.version_info[:3])), "torch": v
 
 
 def probe(message: dict[str, Any]) -> dict[str, Any]:
-    """What the launch wants to know before anything starts. Each answer maps to a check of the controller.
+    """Answer what the launch wants to know before anything starts. Each answer maps to a check of the controller.
 
     `message`: {"python", "scratch", "peers", "have": code that may be there, "listen" and "port" on the first node,
     "warm": see `preload`}.

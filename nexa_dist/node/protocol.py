@@ -1,4 +1,4 @@
-"""What the agent and its readers tell each other: events, reasons, states, the spec, and the version of them all.
+"""Protocol between the agent and its readers: events, reasons, states, the spec, and the version of them all.
 
 Of the agent's modules this one is imported elsewhere too; like all of them it runs on Python 3.9.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any, Dict, Optional, TypedDict
 
 VERSION = 2
-"""Of what is said here and of the files in a run folder. Whoever meets another one believes nothing of it."""
+"""Version of this protocol and of the files in a run folder. A reader that meets another version believes nothing of
+it."""
 UNSAID = 2
 """The version of an agent that does not say it."""
 HEARTBEAT_S = 10.0
@@ -36,7 +37,7 @@ class Reason:
 
 EVENTS = frozenset(name for key, name in vars(Event).items() if key.isupper())
 FREQUENT = (b'{"event": "heartbeat"', b'{"event": "progress"')
-"""How lines of events begin of which only the last one matters."""
+"""Beginnings of the event lines of which only the last one matters."""
 AT_WORK = ("preparing", "running", "stopping")
 """States of an agent that has begun."""
 ENDINGS = ("completed", "failed", "stopped")
@@ -53,4 +54,4 @@ Spec = TypedDict(
     },
     total=False,
 )  # fmt: skip
-"""What the command `start` is told of an attempt."""
+"""Spec of an attempt, which the command `start` reads."""

@@ -28,7 +28,7 @@ def prepare_folder(run_dir: str, number: int, attempt: int) -> tuple[str, str]:
 
 
 def rank_environment(folder: str) -> dict[str, str]:
-    """What a rank is told beyond the environment of its node."""
+    """Variables of one rank beyond the environment of its node."""
     return {"NEXA_RANK_DIR": folder, "NEXA_PROGRESS": os.path.join(folder, "progress.json")}
 
 
@@ -101,7 +101,7 @@ def _begin(parent: int) -> None:
 
 
 def wrong_world(number: int) -> str:
-    """What torchrun made of this rank, when that is not what the plan says."""
+    """Say which rank torchrun made of this process, when the plan says another."""
     world, planned = (os.environ["WORLD_SIZE"], os.environ["NEXA_WORLD_SIZE"])
     first, size = (int(os.environ["NEXA_FIRST_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
     if world == planned and first <= number < first + size:

@@ -1,4 +1,4 @@
-"""What agent.jsonl tells about an attempt, read once and then only what is added."""
+"""State of an attempt from agent.jsonl, read once and then only what is added."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Record:
         self.last: bytes = b""
         self.last_progress: bytes = b""
         self.ours = False
-        """Whether the lines read belong to this attempt: behind its `started`, and before that of another one."""
+        """True while the lines read belong to this attempt: behind its `started`, and before that of another one."""
 
     def read(self) -> Record:
         """Raises nothing: a file that is not there is empty."""
@@ -119,5 +119,5 @@ def parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def whole(found: dict[str, Any], *names: str) -> bool:
-    """Whether these fields are whole numbers, none of them negative."""
+    """Check that these fields are whole numbers, none of them negative."""
     return all(type(found.get(name)) is int and 0 <= found[name] < 1 << 31 for name in names)

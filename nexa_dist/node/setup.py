@@ -137,7 +137,7 @@ class Setup:
         self.note_layer("", taking.made(before, self.work), whole)
 
     def usable(self, run: str, lines: str) -> dict[str, Any] | None:
-        """What the layer of a run has left in its working folder, if it is what is wanted here, and as it was left."""
+        """Record of the layer in a run's working folder, if the layer is the one wanted here, and as it was left."""
         note = taking.noted(os.path.join(run, "layer", taking.NOTE))
         if (note["key"], note.get("lines")) != (self.told["layer_key"], lines) or len(note["files"]) > MOST_FILES:
             return None
@@ -160,7 +160,7 @@ class Setup:
         return [run for run in found if run != self.run_dir]
 
     def build_layer(self) -> bool:
-        """Whether all of it is there."""
+        """Build the layer; True when all of it is there."""
         base = self.told["python"]
         self.call([base, "-I", "-m", "venv", "--without-pip", self.layer], "the layer of the run cannot be made")
         inside, sites = json.loads(self.call([base, "-c", SITES], "%s does not run" % base))
@@ -212,7 +212,7 @@ class Setup:
         return True
 
     def ask(self, site: str) -> dict[str, Any]:
-        """What the interpreter of the layer finds."""
+        """Ask the layer's interpreter what it finds."""
         requires = json.dumps(self.told["requires"])
         return dict(json.loads(self.call([self.python, "-c", LACKS, site, requires], "%s does not run" % self.python)))
 
@@ -250,7 +250,7 @@ class Setup:
         write_json(note, {"key": key, "files": {} if many else made, "installed": installed, "once": once})
 
     def shell(self) -> None:
-        """All lines in one shell, which notes where it is."""
+        """Run all lines in one shell, which notes where it is."""
         lines, at = self.told["lines"], os.path.join(self.run_dir, "setup.line")
         path = os.path.join(self.run_dir, "setup.sh")
         bash = shutil.which("bash")

@@ -1,4 +1,4 @@
-"""Which runs are still open on a cluster. Read by whoever must not disturb them."""
+"""Active runs of a cluster, for commands that must not disturb them."""
 
 from __future__ import annotations
 

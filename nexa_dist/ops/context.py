@@ -1,4 +1,4 @@
-"""What every verb is handed: the workspace, the seam to the outside, and somebody to report to."""
+"""Context that every verb is handed: the workspace, the seam to the outside, and somebody to report to."""
 
 from __future__ import annotations
 
@@ -38,16 +38,19 @@ class Context:
     sleep: Callable[[float], None] = time.sleep
     brief: bool = False
     dry: bool = False
-    """Nothing is to be changed, and nobody is asked: `runner` starts only what reads (run/fake.py)."""
+    """True in a dry run: nothing is changed, and nobody is asked; `runner` starts only what reads (run/fake.py)."""
 
     @contextmanager
     def phase(self, title: str) -> Iterator[None]:
-        """Says what begins and how long it took, also when it failed."""
+        """Says what begins and how long it took, also when it failed or somebody ended it."""
         began, outcome = time.monotonic(), "failed after"
         self.say(f"▸ {title}")
         try:
             yield
             outcome = "done in"
+        except KeyboardInterrupt:
+            outcome = "interrupted after"
+            raise
         finally:
             self.times[title] = time.monotonic() - began
             self.say(f"  {outcome} {self.times[title]:.1f} s")

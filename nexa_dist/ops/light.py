@@ -1,4 +1,4 @@
-"""What light is made from here, and how a run's record names it."""
+"""Parts of the environment `light`, and its name in a run's record."""
 
 from __future__ import annotations
 

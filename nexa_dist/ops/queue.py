@@ -17,7 +17,7 @@ from nexa_dist.run.workspace import ClusterFolder, RunFolder
 State = Literal["waiting", "running", "done", "failed", "stopped", "removed"]
 MOST_ROWS = 1000
 CHANGE_S = 10.0
-"""Nobody changes the file for so long."""
+"""Seconds within which any change of the file is done."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Row:
     config: dict[str, Any]
     config_file: str
     point: dict[str, str] = field(default_factory=dict)
-    """What `--grid` gave it, by key."""
+    """Values that `--grid` gave the row, by key."""
     state: State = "waiting"
     run_id: str = ""
     why: str = ""
@@ -41,7 +41,7 @@ class Row:
 
     @property
     def run(self) -> RunFolder | None:
-        """Its run, if that was begun: a folder without a record is what a killed launch left."""
+        """Run of the row, if it was begun: a folder without a record is what a killed launch left."""
         found = RunFolder(Path(self.root) / "runs" / self.run_id) if self.run_id else None
         return found if found and found.json.exists() else None
 
@@ -51,7 +51,7 @@ class Kept:
     """queue.json."""
 
     rows: list[Row] = field(default_factory=list)
-    """In the order in which they run."""
+    """Rows in the order in which they run."""
     made: int = 0
     """Rows ever made, for the name of the next."""
     stop_on_failure: bool = False
@@ -112,17 +112,17 @@ class Queue:
 
     @property
     def at_work(self) -> bool:
-        """Whether a living command begins its runs."""
+        """Tell whether a living command begins the queue's runs."""
         return files.held(self._worker)
 
     def at_work_on(self, nodes: Collection[str]) -> bool:
-        """Whether such a command has runs for one of these nodes."""
+        """Tell whether such a command has runs for one of these nodes."""
         over = ("done", "failed", "stopped", "removed")
         wanted = [row.config.get("nodes") or nodes for row in self.load().rows if row.state not in over]
         return self.at_work and any(not {*nodes}.isdisjoint(names) for names in wanted)
 
     def wants_nodes(self) -> bool:
-        """Whether the nodes are needed when the run that ends now is no more. A torn file keeps no node alive."""
+        """Tell whether the nodes are needed when the run that ends now is no more. A torn file keeps no node alive."""
         try:
             kept = self.load()
         except NexaError:

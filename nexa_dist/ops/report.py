@@ -131,7 +131,7 @@ def _lines(ctx: Context, path: Path) -> Iterator[bytes]:
 
 
 def _timeline(ledger: Ledger) -> dict[str, Any]:
-    """What each machine was at, and the steps of the cluster's journal."""
+    """Timeline of the report: phases of each machine, and the steps of the cluster's journal."""
     phases: list[dict[str, Any]] = []
     for piece in slices(ledger.events, ledger.now_unix):
         same = {"node": piece.period.node, "id": piece.period.id, "phase": piece.phase, "run": piece.run}
@@ -156,6 +156,6 @@ def _bandwidth(ctx: Context, record: Run, ledger: Ledger | None) -> dict[str, An
 
 
 def _said(config: dict[str, Any]) -> dict[str, Any]:
-    """What the file says, without the keys that say nothing."""
+    """Keys of the file without those that say nothing."""
     deep = {key: _said(value) if isinstance(value, dict) else value for key, value in config.items()}
     return {key: value for key, value in deep.items() if value not in (None, [], {}, "")}

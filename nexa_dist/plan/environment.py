@@ -1,4 +1,4 @@
-"""The user's own environment: what is asked for, what it is named by, and which line of it uv complains about."""
+"""An environment beside light: what is asked for, what it is named by, and which line of it uv complains about."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from nexa_dist.errors import UsageError
 FORMAT = 1
 """Part of every hash: another one builds all environments anew."""
 PACKAGES = "environment: packages"
-"""What stands in for the name of a file, where there is none."""
+"""Stand-in for the name of a file, where there is none."""
 OURS = "torch.txt"
+PROVEN = {"heavy": ("axolotl", "deepspeed"), "infer": ("vllm",)}
+"""Environments of ours by name, and what is imported to prove them."""
 _NAME = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*(?:\[[^\]]*\])?\s*(.*)")
 _OPTION = re.compile(r"(-r|--requirement|-c|--constraint|-e|--editable)(?:\s*=\s*|\s+|(?<=^-[rce]))(.+)")
 _COMMENT = re.compile(r"(^|\s)#.*")
@@ -50,7 +52,7 @@ class Asked:
     """All that an environment is made from, but for what the cluster has. A run keeps it for its later attempts."""
 
     kind: str
-    """packages, requirements or lock."""
+    """packages, requirements or lock, as the user says; or ours."""
     what: str
     """The environment in a word or two."""
     files: dict[str, str]
@@ -59,11 +61,11 @@ class Asked:
     extras: tuple[str, ...] = ()
     unproven: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=(), compare=False)
-    """What the user should know of it."""
+    """Notes on the environment for the user."""
 
     @property
     def own_torch(self) -> bool:
-        """Whether these files say which torch there is; torchvision and torchaudio fit one torch each."""
+        """Tell whether these files say which torch there is; torchvision and torchaudio fit one torch each."""
         pinned = (line.name in _TORCH and _PINS.search(rest_of(line.text)) for line in self.lines)
         return self.kind == "lock" or any(pinned)
 
@@ -101,7 +103,7 @@ def canonical(name: str) -> str:
 
 
 def rest_of(text: str) -> str:
-    """What a requirement says behind the name."""
+    """Rest of a requirement behind the name."""
     found = _NAME.match(text)
     return found[2] if found else ""
 
@@ -121,6 +123,14 @@ def asked(config: OwnEnvironment, read: Callable[[str], str]) -> Asked:
         lines = [Line(PACKAGES, n, text, name_of(text)) for n, text in enumerate(config.packages)]
     kind = "lock" if config.lock else "requirements" if config.requirements else "packages"
     return Asked(kind, config.what, files, tuple(lines), config.extras, config.unproven, tuple(notes))
+
+
+def ours(name: str, lock: str, pins: str) -> Asked:
+    """`lock` has hashes and is of heavy or infer; `pins` are what fits one build of torch alone (torchvision)."""
+    files = {f"{name}.txt": lock} | ({"pins.txt": pins} if pins else {})
+    found = ((number, row.split(" ")[0]) for number, row in enumerate(lock.splitlines(), 1) if row[:1].isalnum())
+    lines = (Line(f"{name}.txt", number, row, name_of(row)) for number, row in found)
+    return Asked("ours", name, files, tuple(line for line in lines if line.name in PROVEN[name]))
 
 
 def name_of(text: str) -> str:

@@ -34,6 +34,8 @@ def refusal(ask: Asked, node: str, kind: str, said: str, backend: str, pin: str)
             if any(one in said for one in BUILDS)
             else "take a version that fits; what cannot be imported by itself stands in unproven: of environment:"
         )
+        if ask.kind == "ours":
+            cure = f"{name} is nexa's own; where there is no GPU infer was never proven"
         return UsageError(
             f"{name}: built on {node}, and what was asked for cannot be imported there:\n{words}{asking}", hint=cure
         )

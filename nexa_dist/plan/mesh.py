@@ -44,7 +44,7 @@ class Seat:
 
     @property
     def inside(self) -> bool:
-        """Whether it has no address that all the world can call. A name is taken for a public one."""
+        """Tell whether the seat has no address that all the world can call. A name is taken for a public one."""
         try:
             return self.jump or not ipaddress.ip_address(self.host).is_global
         except ValueError:
@@ -52,14 +52,14 @@ class Seat:
 
 
 def hostname(cluster: str, node: str, workspace: str) -> str:
-    """What a node is called in the tailnet: no other cluster's node, of this workspace or another, has that name."""
+    """Name of a node in the tailnet: no other cluster's node, of this workspace or another, has that name."""
     mark = hashlib.sha256(f"{workspace} {cluster}".encode()).hexdigest()[:6]
     return f"nexa-{cluster}"[:23].rstrip("-") + f"-{mark}-{node}"
 
 
 def ranks_use_mesh(config: ClusterConfig) -> bool:
-    """Whether the ranks talk over the mesh: between vendors there is no other way, and inside one VPC its own network
-    is faster by far."""
+    """Tell whether the ranks talk over the mesh: between vendors there is no other way, and inside one VPC its own
+    network is faster by far."""
     return config.mesh != "none" and not config.traits.network
 
 
@@ -99,7 +99,7 @@ def wireguard(config: ClusterConfig, seats: Sequence[Seat]) -> dict[str, Any]:
 
 
 def mtu(seats: Sequence[Seat]) -> int:
-    """What fits into a packet of the narrowest node's network. The same on all nodes."""
+    """Bytes that fit into a packet of the narrowest node's network. The same on all nodes."""
     return min(USUAL_MTU, *(seat.mtu for seat in seats)) - OVERHEAD
 
 

@@ -1,4 +1,4 @@
-"""Which rank runs where, and where the ranks meet."""
+"""Rank plan: which rank runs where, and where the ranks meet."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ from nexa_dist.shape import Check, Strange, maybe, number, one_of, record, rows,
 from nexa_dist.traits import EndsWith
 
 REQUIRED = ("node_names", "ssh_public_key")
-"""Without the first no node can be told from another, without the second nobody gets in."""
+"""Variables that a stack must declare: without the first no node can be told from another, without the second nobody
+gets in."""
 DEADLINES = ("deadline_unix", "deadline")
 _VARIABLE = re.compile(r'^[ \t]*variable[ \t]+"?([A-Za-z_][A-Za-z0-9_-]*)"?[ \t]*\{', re.MULTILINE)
 MEND = "docs/PROVIDERS.md says what a stack's outputs must be"
@@ -46,7 +47,7 @@ def declared(sources: Mapping[str, str]) -> set[str]:
 def variables(
     config: ClusterConfig, known: set[str], ssh_public_key: str, tags: Mapping[str, str], deadline_unix: int
 ) -> dict[str, Any]:
-    """What the stack is given: of ours what it declares, and all of the user's. Raises UsageError."""
+    """Variables that the stack is given: of ours those that it declares, and all of the user's. Raises UsageError."""
     ours = {
         "cluster": config.name,
         "node_names": list(config.node_names),
@@ -188,7 +189,7 @@ def cluster(
 
 
 def judged(config: ClusterConfig, told: Mapping[str, Any], known: set[str]) -> EndsWith:
-    """What the planned stack says ends its bill. Raises UsageError where what follows cannot be promised."""
+    """Judge what the planned stack says ends its bill. Raises UsageError where what follows cannot be promised."""
     outputs = {name: change.get("after") for name, change in (told.get("output_changes") or {}).items()}
     if outputs.get("ends_with") is None:
         unknown = "ends_with" in outputs
@@ -218,7 +219,7 @@ def judged(config: ClusterConfig, told: Mapping[str, Any], known: set[str]) -> E
 
 
 def planned_usd_per_hour(config: ClusterConfig, told: Mapping[str, Any]) -> float | None:
-    """Of all nodes, as far as the plan knows the prices; None where one is unknown."""
+    """Price of all nodes, as far as the plan knows it; None where one is unknown."""
     after = ((told.get("output_changes") or {}).get("nodes") or {}).get("after")
     rows = after if isinstance(after, list) and len(after) == config.nodes else [{}] * (config.nodes or 0)
     prices = [price(config, row if isinstance(row, dict) else {}) for row in rows]

@@ -1,4 +1,5 @@
-"""What one node says and another is given. Each kind of value has one shape; what is not of it is the node's fault.
+"""Checks of what one node says and another is given. Each kind of value has one shape; what is not of it is the node's
+fault.
 
 docs/SECURITY.md lists them all, also those that Ansible's roles pass on.
 """
@@ -81,15 +82,16 @@ def tailnet(said: Mapping[str, str]) -> dict[str, str]:
 
 
 def checkpoints(node: str, said: Any, roots: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of {"step", "path"}: the step goes to every node, and by the path others name their copies and remove them,
-    so it is the one that this step has below one of `roots`."""
+    """Rows of {"step", "path", "shards"}: the step goes to every node, and by the path others name their copies and
+    remove them, so it is the one that this step has below one of `roots`."""
     found: list[dict[str, Any]] = []
     for row in said if isinstance(said, list) else refused(node, "list of checkpoints", said):
         known = row if isinstance(row, dict) else {}
         step = number(node, "checkpoint's step", known.get("step"), range(LAST_STEP))
         if known.get("path") not in [posixpath.normpath(f"{root}/step_{step:08d}") for root in roots]:
             refused(node, f"checkpoint of step {step}", known.get("path"))
-        found.append({"step": step, "path": known["path"]})
+        part = {"shards": known["shards"]} if "shards" in known else {}
+        found.append({"step": step, "path": known["path"], **part})
     return found
 
 

@@ -35,7 +35,7 @@ SPARE_BYTES = 1 << 30
 IN_USE_S = 600.0
 """The agent of a run touches its data every 10 s, and a launch what it is about to use."""
 ENDED_S = 30.0
-"""No agent is alive that did not touch it for so long."""
+"""Seconds after which an agent that did not touch its data is no longer alive."""
 LOCK_S = 30.0
 PROGRESS_S = 2.0
 PR_SET_PDEATHSIG = 1
@@ -63,7 +63,7 @@ class Progress:
 
 
 def main(message: dict[str, Any], say: Say, source: BinaryIO | None = None) -> dict[str, Any]:
-    """One act of those below. `source` is what the controller feeds."""
+    """Do one of the acts below. `source` is what the controller feeds."""
     store = Store(message["folder"], say, message["keep"])
     if message["act"] == "look":
         return store.look(message["ids"])
@@ -100,7 +100,7 @@ class Store:
         return {"whole": whole, "part": part}
 
     def check(self, ident: str) -> bool:
-        """Whether data is there as it was brought. A file whose time of change is another one is read through."""
+        """Check that data is there as it was brought. A file whose time of change is another one is read through."""
         place = self.place(ident)
         about = self.there(ident)
         if not about:
@@ -141,7 +141,7 @@ class Store:
 
     @contextlib.contextmanager
     def locked(self, ident: str) -> Iterator[None]:
-        """One command at a time brings it, of whichever nexa."""
+        """Lock the data: one command at a time brings it, of whichever nexa."""
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
         until = time.monotonic() + LOCK_S
         with os.fdopen(os.open(self.place(ident) + ".lock", os.O_RDWR | os.O_CREAT, 0o600), "r+") as lock:
@@ -186,7 +186,7 @@ class Store:
         return found
 
     def in_use(self, ident: str) -> bool:
-        """Whether an agent of a run has touched it of late, or a command brings it."""
+        """Tell whether an agent of a run has touched it of late, or a command brings it."""
         if ident in self.keep or self.touched(ident, IN_USE_S):
             return True
         with contextlib.suppress(FileNotFoundError), open(self.place(ident) + ".lock", "rb") as lock:
@@ -226,7 +226,7 @@ class Store:
             return known_of(read_about(place))
 
     def there(self, ident: str) -> dict[str, Any]:
-        """What content.json says of whole data, else nothing."""
+        """Contents of whole data by its content.json, else nothing."""
         marked = os.path.exists(os.path.join(self.place(ident), MARK))
         return read_about(self.place(ident)) if marked else {}
 
@@ -331,7 +331,7 @@ def settled(path: str, size: int) -> bool:
 
 
 def settle(path: str) -> None:
-    """Nobody writes to data; who does so all the same moves its time."""
+    """Make a file read-only and set the time of all data; who writes to it all the same moves that time."""
     os.chmod(path, 0o400)
     os.utime(path, (SETTLED, SETTLED))
 
@@ -350,7 +350,7 @@ def partial(part: str, sha256: str) -> str:
 
 
 def bits(numbers: list[int], count: int) -> list[str]:
-    """Which of `count` files, a bit each, as hexadecimal digits in lines that are not too long."""
+    """Encode which of `count` files are meant, a bit each, as hexadecimal digits in lines that are not too long."""
     flags = bytearray((count + 7) // 8)
     for number in numbers:
         flags[number // 8] |= 1 << number % 8
@@ -359,7 +359,7 @@ def bits(numbers: list[int], count: int) -> list[str]:
 
 
 def receive(source: BinaryIO, part: str, entry: Entry, progress: Progress) -> None:
-    """One file, behind what has come of it."""
+    """Receive one file, behind what has come of it."""
     name, size, sha256 = entry
     path, whole = partial(part, sha256), hashlib.sha256()
     with open(path, "a+b") as file:
@@ -395,7 +395,7 @@ def put(path: str, part: str, name: str) -> None:
 
 
 def copied(known: str | None, part: str, entry: Entry, progress: Progress) -> bool:
-    """Whether a file of other data could be taken, after all of it was read."""
+    """Tell whether a file of other data could be taken, after all of it was read."""
     if known is None:
         return False
     name, _, sha256 = entry
@@ -448,7 +448,7 @@ class Bucket:
         self.aws: str = found
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        """It ends when we do."""
+        """Start the aws command, which ends when we do."""
         prctl = ctypes.CDLL(None).prctl
         options = ("--cli-connect-timeout", "10", "--cli-read-timeout", "60")
         return subprocess.Popen(
@@ -492,7 +492,7 @@ class Bucket:
         return rows, single
 
     def told(self, where: bool) -> dict[str, Any]:
-        """What is there now, and in which region if that is asked."""
+        """Ask S3 what is there now, and in which region if `where`."""
         rows, single = self.listed()
         region, words = "", ("s3api", "head-bucket", "--bucket", self.bucket)
         if where:
@@ -502,7 +502,7 @@ class Bucket:
         return {"id": digest(rows), "files": len(rows), "bytes": size, "single": single, "region": region}
 
     def download(self, folder: str, single: str, say: Say) -> None:
-        """What is there already is not fetched again: aws compares size and time, and names a file when it is whole."""
+        """Fetch what is not there yet: aws compares size and time, and names a file when it is whole."""
         if single:
             child = self.start("s3", "cp", "--only-show-errors", self.url, os.path.join(folder, single))
         else:
@@ -526,6 +526,6 @@ class Bucket:
 
 
 def sentence(text: str) -> str:
-    """What aws says at the end, without what is of this program."""
+    """Last words of the aws command, without what is of this program."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return " ".join(lines[-3:])[-1000:] or "aws failed without a word"

@@ -25,7 +25,7 @@ from typing import Any
 
 NAME = re.compile("[0-9a-f]{16}")
 LEFT = re.compile(r"([0-9a-f]{16})\.(inputs|taken|gone)")
-"""What a killed build, a killed fetch or a killed removal leaves beside an environment."""
+"""Folders that a killed build, a killed fetch or a killed removal leaves beside an environment."""
 
 
 def main(message: dict[str, Any], _: Callable[..., None]) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def main(message: dict[str, Any], _: Callable[..., None]) -> dict[str, Any]:
 
 
 def look(env: str, room: str, use: bool) -> dict[str, Any]:
-    """Whether it is there."""
+    """Look whether the environment is there."""
     made = None
     if env:
         with contextlib.suppress(FileNotFoundError):
@@ -136,7 +136,7 @@ def held(envs: str, name: str) -> Any:
 
 
 def removed(envs: str, name: str) -> bool:
-    """Whether it is gone: it is renamed first, so that nobody takes half of it for whole."""
+    """Remove an environment; True when it is gone. It is renamed first, so that nobody takes half of it for whole."""
     env = os.path.join(envs, name)
     with held(envs, name) as ours:
         if ours:
@@ -147,8 +147,8 @@ def removed(envs: str, name: str) -> bool:
 
 
 def forget_wheels(envs: str, gone: list[dict[str, Any]], tools: str, cache: str) -> None:
-    """What uv's own cache has of packages that no environment has any more: their files are the same ones, so the disk
-    gets nothing back before."""
+    """Delete from uv's own cache the packages that no environment has any more: their files are the same ones, so the
+    disk gets nothing back before."""
     left: set[str] = set()
     for folder, names, _ in os.walk(envs):
         left |= {name.partition("-")[0].replace("_", "-").lower() for name in names if name.endswith(".dist-info")}

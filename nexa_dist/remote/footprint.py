@@ -1,4 +1,4 @@
-"""What nexa adds to a machine that belongs to somebody: looked at before, written down, taken away again.
+"""Footprint of nexa on a machine that belongs to somebody: looked at before, written down, taken away again.
 
 Run over ssh before the agent is there: this file, then a message, on standard input of a Python 3.9+ of the machine.
 
@@ -32,10 +32,10 @@ NAMES = {
     "code": r"[0-9a-f]{8,64}(\.[0-9]+\.tmp)?",
     "data": r"(\.tmp-)?[0-9a-f]{8,64}(\.(lock|part|taken|[0-9]+\.gone))?",
 }
-"""In `shared`: folders, and what nexa calls the things that it puts into them."""
+"""Names in `shared`, by folder, of the things that nexa puts there."""
 RUN = r"[a-z]+_[0-9]{8}_[0-9]{6}_.+"
 ROOM_GB = {"cpu": 2, "cuda": 8}
-"""What an environment and uv's cache of it take, by the build of torch in it."""
+"""GB that an environment and uv's cache of it take, by the build of torch in it."""
 FILES = 60000
 TOOLS = {"rsync": "rsync", "tar": "tar", "setsid": "util-linux"}
 """Programs, and the Debian packages that bring them."""
@@ -185,8 +185,8 @@ def matching(folder: str, pattern: str) -> list[str]:
 
 
 def added(mine: dict[str, Any], names: dict[str, list[str]]) -> list[str]:
-    """What is in `shared` by our names now and was not there before. In a folder that others may use too, only what
-    the cluster itself is known to have brought."""
+    """List what is in `shared` by our names now and was not there before. In a folder that others may use too, only
+    what the cluster itself is known to have brought."""
     shared, found = mine["folders"]["shared"], []
     for kind, pattern in NAMES.items():
         folder = os.path.join(shared, kind).rstrip("/")
@@ -198,15 +198,15 @@ def added(mine: dict[str, Any], names: dict[str, list[str]]) -> list[str]:
 
 
 def hand_over(mine: dict[str, Any], heir: dict[str, Any]) -> None:
-    """What I added is the heir's to remove: for it, it was there before."""
+    """Hand what this cluster added over to the heir, which then removes it: to the heir it was there before."""
     for folder, names in heir["before"].items():
         heir["before"][folder] = [name for name in names if name in mine["before"].get(folder, names)]
     heir["missing"] = sorted({*heir["missing"], *(path for path in mine["missing"] if uses(heir, path, mine))}, key=len)
 
 
 def uses(heir: dict[str, Any], path: str, mine: dict[str, Any]) -> bool:
-    """Whether this folder of mine holds one of the heir's, or lies in it. With another machine only `shared` can be
-    the same."""
+    """Tell whether `path`, made by this cluster, holds or lies in a folder that the heir still uses. With another
+    machine only `shared` can be the same."""
     folders = heir["folders"] if heir["host"] == mine["host"] else {"shared": heir["folders"]["shared"]}
     return any(path == f or path.startswith(f + "/") or f.startswith(path + "/") for f in folders.values())
 
@@ -335,7 +335,7 @@ def can_make_environments() -> bool:
 
 
 def main(message: dict[str, Any]) -> None:
-    """One command; its answer is on stdout."""
+    """Carry out one command; its answer is on stdout."""
     os.umask(0o077)
     acts = {"look": look, "tidy": tidy, "claim": claim, "release": release}
     try:

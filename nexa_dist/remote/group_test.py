@@ -1,4 +1,5 @@
-"""How fast the nodes reach each other: latency and all-reduce bandwidth of the group, and each pair of nodes by itself.
+"""Group test, of how fast the nodes reach each other: latency and all-reduce bandwidth of the group, and each pair of
+nodes by itself.
 
 One program a node, started by `nexa diag` over ssh: `python -m nexa_dist.remote.group_test '{plan}'`, or with these
 lines on its standard input, since a node needs only torch for it. Once torch is imported, which takes from a second to
@@ -155,7 +156,8 @@ class Rank:
         return tables, len(schedule) - done
 
     def measure_again(self, tables: Tables) -> None:
-        """What looked slow may have had to share a CPU or a wire: one pair at a time, and the better figure counts."""
+        """Measure again what looked slow, which may have had to share a CPU or a wire: one pair at a time, and the
+        better figure counts."""
         for a, b in suspects(tables[0], self.plan["floor_gbps"]):
             if self.agreed(float(time.monotonic() > self.until)):
                 return
@@ -165,7 +167,7 @@ class Rank:
                     table[row][column] = max(table[row][column] or 0.0, better[row][column] or 0.0)
 
     def both_ways(self, a: int, b: int) -> dict[tuple[int, int], tuple[float, float]]:
-        """What this rank sent in the pair of nodes; nothing where it is in neither."""
+        """Figures of what this rank sent in the pair of nodes; none where it is in neither."""
         found: dict[tuple[int, int], tuple[float, float]] = {}
         for source, sink in ((a, b), (b, a)):
             if self.node == source:
@@ -234,8 +236,8 @@ class Rank:
 
 
 def cpu_wait_ns() -> int:
-    """How long the threads of this process could have run and had no CPU, all together so far; 0 where Linux does not
-    say (the second figure of schedstat, in its Documentation/scheduler/sched-stats)."""
+    """Nanoseconds in which the threads of this process could have run and had no CPU, all together so far; 0 where
+    Linux does not say (the second figure of schedstat, in its Documentation/scheduler/sched-stats)."""
     waited = 0
     for thread in os.listdir("/proc/self/task"):
         with contextlib.suppress(OSError), open(f"/proc/self/task/{thread}/schedstat") as file:
@@ -264,7 +266,7 @@ def suspects(table: list[list[float | None]], floor_gbps: float) -> list[tuple[i
 
 
 def nccl_log() -> int:
-    """Where NCCL writes what it uses: memory of this process, so that no file is left."""
+    """Open the file in which NCCL writes what it uses: memory of this process, so that no file is left."""
     log = os.memfd_create("nccl")
     os.environ |= {
         "NCCL_DEBUG": "INFO",
@@ -275,7 +277,7 @@ def nccl_log() -> int:
 
 
 def transport(log: int) -> str:
-    """What NCCL says it uses between nodes: Socket, IB, AWS Libfabric; "" where it says nothing."""
+    """Transport that NCCL says it uses between nodes: Socket, IB, AWS Libfabric; "" where it says nothing."""
     text = os.pread(log, 1 << 20, 0).decode(errors="replace")
     named = [line.rpartition("Using network ")[2].strip() for line in text.splitlines() if "Using network " in line]
     return named[-1] if named else ""

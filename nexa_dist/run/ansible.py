@@ -23,7 +23,7 @@ SHOWN = 4
 
 @dataclass(frozen=True)
 class Play:
-    """How a playbook ended: tasks changed by host."""
+    """End of a playbook: tasks changed by host."""
 
     changed: dict[str, int]
     ok: dict[str, int]

@@ -1,4 +1,4 @@
-"""Where Terraform stacks, roles, playbooks, configs and locks lie: the repository, or inside the wheel."""
+"""Bundle of Terraform stacks, roles, playbooks, configs and locks: the repository, or inside the wheel."""
 
 from __future__ import annotations
 

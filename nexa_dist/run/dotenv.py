@@ -40,7 +40,7 @@ def load(root: Path, environ: MutableMapping[str, str], is_tracked: Callable[[],
 
 
 def named(root: Path, names: Sequence[str], is_tracked: Callable[[], bool] = lambda: False) -> dict[str, str]:
-    """What `.env` of this folder has under these names, every one of them a secret. Raises as `load`."""
+    """Values of this folder's `.env` under these names, every one of them a secret. Raises as `load`."""
     return _checked(root, names, names, is_tracked)[0]
 
 

@@ -29,7 +29,7 @@ class FakeRunner:
         self.planned, self.otherwise, self.calls = list(planned), otherwise, list[Call]()
 
     def answer(self, call: Call) -> Result:
-        """What the program says; a subclass has a table of its own."""
+        """Answer of the program; a subclass has a table of its own."""
         done = self.planned.pop(0) if self.planned else self.otherwise
         assert done is not None, f"unplanned: {call.argv}"
         return done
@@ -72,7 +72,7 @@ class DryRunner(FakeRunner):
 
 
 def only_reads(argv: Sequence[str]) -> bool:
-    """Whether a program changes nothing where it runs; git is asked through `run.git` alone, which only reads."""
+    """Tell whether a program changes nothing where it runs; git is asked through `run.git` alone, which only reads."""
     if argv[0] != "ssh":
         return argv[0] == "env" and "git" in argv
     return any(word.removeprefix("nexa_dist.") in READS for word in (*argv, *shlex.split(argv[-1])))

@@ -21,14 +21,14 @@ from nexa_dist.shape import Check, Strange, anything
 FILE_BYTES = LINES_BYTES = 64 << 20
 LINE_BYTES = 1 << 20
 SANE = anything(40, 1_000_000, LINE_BYTES)
-"""What a program can go through without an end of its stack or its memory."""
+"""Bounds of JSON that a program can go through without an end of its stack or its memory."""
 LOOK_LIMIT_S = 60.0
-"""Nobody looks for so long whether a file is locked, unless he was stopped meanwhile."""
+"""Seconds that no look at a lock takes, unless its process was stopped meanwhile."""
 
 
 def close_to_others(*folders: Path) -> None:
-    """What this process and its children make from now on is for this user alone, and so are these folders of ours,
-    which an older nexa left open, if they are there."""
+    """Close to other users what this process and its children make from now on, and these folders of ours, which an
+    older nexa left open, if they are there."""
     os.umask(0o077)
     for folder in folders:
         with contextlib.suppress(FileNotFoundError):
@@ -89,7 +89,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """As read_json, for what is an object in all our files."""
+    """Read JSON as `read_json`, for what is an object in all our files."""
     found = read_json(path)
     if not isinstance(found, dict):
         raise NexaError(f"{path} is damaged: it holds no object")
@@ -97,7 +97,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_shape(path: Path, check: Check, hint: str = "") -> Any:
-    """As read_json, for what has this shape. Raises NexaError when it has not."""
+    """Read JSON of this shape as `read_json`. Raises NexaError when it has not."""
     try:
         return check(read_json(path))
     except Strange as error:
@@ -125,7 +125,7 @@ def opened(path: Path) -> IO[bytes]:
 
 
 def _plain(path: Path, most: int, cut: bool = False) -> bytes:
-    """What a plain file holds. Raises OSError; ValueError for more than `most`."""
+    """Read a plain file. Raises OSError; ValueError for more than `most`."""
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most and not cut:
@@ -206,7 +206,7 @@ def _opened(path: Path) -> IO[str]:
 
 
 def _holder(file: IO[str], path: Path) -> str:
-    """Who holds the lock: in the words of the command that wrote them, unless the kernel names another process."""
+    """Holder of the lock: in the words of the command that wrote them, unless the kernel names another process."""
     said, pids = file.read(500).strip(), _pids(file)
     if not pids or any(f" pid {pid} " in said for pid in pids):
         return said or "holder unknown"
@@ -242,7 +242,7 @@ def take(file: IO[Any]) -> bool:
 
 
 def held(path: Path) -> bool:
-    """Whether a living process holds the lock; looking does not take it."""
+    """Tell whether a living process holds the lock; looking does not take it."""
     if not path.exists():
         return False
     with open(path, "rb") as file:

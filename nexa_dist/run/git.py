@@ -40,7 +40,7 @@ def argv(folder: Path, *words: str) -> tuple[str, ...]:
 
 
 def ask(runner: Runner, folder: Path, *words: str, timeout_s: float = 60.0) -> Result:
-    """What git answers; exit code 127 without git. It looks for the repository no higher than `top` finds one."""
+    """Ask git; exit code 127 without git. It looks for the repository no higher than `top` finds one."""
     found = top(folder)
     ceiling = {"GIT_CEILING_DIRECTORIES": str(found.parent)} if found else {}
     return runner.run(argv(folder, *words), timeout_s=timeout_s, env={**ALONE, **ceiling})
@@ -73,14 +73,14 @@ def commit(runner: Runner, root: Path, sent: Mapping[str, bytes]) -> str | None:
 
 
 def _blobs(content: bytes, like: str) -> set[str]:
-    """What git calls these bytes, as they are and with the line ends that it would keep."""
+    """Hashes by which git calls these bytes, as they are and with the line ends that it would keep."""
     kind = hashlib.sha256 if len(like) == 64 else hashlib.sha1
     forms = {content, content.replace(b"\r\n", b"\n")}
     return {kind(b"blob %d\0" % len(form) + form, usedforsecurity=False).hexdigest() for form in forms}
 
 
 def _filtered(runner: Runner, root: Path, names: Sequence[str]) -> bool:
-    """Whether what git keeps of all these files is made by programs (LFS), so that it cannot be compared."""
+    """Tell whether what git keeps of all these files is made by programs (LFS), so that it cannot be compared."""
     if len(names) > MOST_ASKED:
         return False
     told = ask(runner, root, "check-attr", "-z", "filter", "--", *names).out.split(b"\0")

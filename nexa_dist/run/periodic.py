@@ -1,4 +1,4 @@
-"""Something done again and again from a thread of its own, for as long as this process lives and no longer."""
+"""Periodic task, done again and again from a thread of its own, for as long as this process lives and no longer."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class PeriodicTask:
         self._thread.start()
 
     def close(self) -> None:
-        """What is under way may end, so that it does not undo what comes next; a node that does not answer holds us up
-        for two seconds at most."""
+        """End the task; what is under way may end first, so that it does not undo what comes next. A node that does not
+        answer holds us up for two seconds at most."""
         self._over.set()
         if self._thread.is_alive():
             self._thread.join(2.0)

@@ -36,11 +36,11 @@ class Attempt:
     """Seconds by which each node's clock is ahead of ours, by node."""
     commands: dict[str, list[str]] = field(default_factory=dict)
     laid: dict[str, dict[str, list[str]]] = field(default_factory=dict)
-    """By node: files of the user's that were kept, or set aside, where the code was laid out."""
+    """Files by node, of the user's, that were kept, or set aside, where the code was laid out."""
     replaced: list[str] = field(default_factory=list)
     """Nodes that were made anew for it."""
     changed: list[str] = field(default_factory=list)
-    """What of the training was changed by hand for it."""
+    """Keys of the training that were changed by hand for this attempt."""
     ended_unix: Unix | None = None
     cause: str = ""
     why: str | None = None
@@ -60,7 +60,7 @@ class Run:
     """run.json of one run, whose place is `path`; `more` as of an attempt."""
 
     cluster: Cluster
-    """As it is now: nodes that were made anew, and without those that it shrank by."""
+    """Cluster as it is now: with nodes that were made anew, and without those that it shrank by."""
     config: dict[str, Any]
     nodes: dict[str, dict[str, str]]
     """Run folder of each node, by name. Also of nodes that are no longer there."""
@@ -89,22 +89,22 @@ class Run:
 
     @property
     def active(self) -> bool:
-        """Whether the newest attempt has not been closed."""
+        """True while the newest attempt has not been closed."""
         return bool(self.attempts) and self.last.state in ACTIVE
 
     @property
     def pending(self) -> bool:
-        """Whether the newest attempt has ended and another one was decided, but not begun."""
+        """True when the newest attempt has ended and another one was decided, but not begun."""
         return bool(self.attempts and self.last.next and self.last.next.action in GOES_ON)
 
     @property
     def going_on(self) -> bool:
-        """Whether more may come."""
+        """True while more may come."""
         return self.active or self.pending
 
     @property
     def ends(self) -> list[End]:
-        """How each attempt ended, oldest first, since somebody last started the run by hand."""
+        """Ends of the attempts, oldest first, since somebody last started the run by hand."""
         return [row.end for row in self.attempts if row.end and row.attempt >= self.by_hand]
 
     def changed(self, **fields: Any) -> Run:

@@ -21,7 +21,7 @@ from nexa_dist.run.files import take
 
 @dataclass(frozen=True)
 class Result:
-    """How a program ended. `code` is negative for a signal, 127 when it could not be started."""
+    """Result of a program. `code` is negative for a signal, 127 when it could not be started."""
 
     argv: tuple[str, ...]
     code: int
@@ -54,7 +54,7 @@ class CommandFailed(NexaError):
 
 
 class Runner(Protocol):
-    """How every other module starts a program. `argv` is never read by a local shell."""
+    """Runner by which every other module starts a program. `argv` is never read by a local shell."""
 
     def run(
         self,
@@ -219,7 +219,7 @@ class SystemRunner:
 
 
 TOO_MUCH = 1025
-"""No program ends with such a code."""
+"""Code with which no program ends."""
 INTERRUPTED = 130
 _AT_WORK: dict[int, subprocess.Popen[bytes]] = {}
 """Programs at work, by the thread that waits for each."""
@@ -228,8 +228,8 @@ _ABANDONED: set[int] = set()
 
 @contextlib.contextmanager
 def abandoning(threads: Sequence[int]) -> Iterator[None]:
-    """When the block is left by an exception (Ctrl-C), what these threads run is ended, and they start nothing more:
-    else a pool of them would wait for its slowest node. When they have ended, `forget` them."""
+    """End what these threads run when the block is left by an exception (Ctrl-C), and let them start nothing more: else
+    a pool of them would wait for its slowest node. When they have ended, `forget` them."""
     try:
         yield
     except BaseException:
@@ -247,8 +247,8 @@ def forget(threads: Sequence[int]) -> None:
 def _bounded(
     child: subprocess.Popen[bytes], data: bytes, timeout_s: float, most_bytes: int
 ) -> tuple[int, bytes, bytes]:
-    """As Popen.communicate, for a program that need not be well-behaved: (exit code, stdout, stderr). Raises
-    TimeoutExpired."""
+    """Communicate as Popen.communicate does, with a program that need not be well-behaved: (exit code, stdout, stderr).
+    Raises TimeoutExpired."""
     assert child.stdout and child.stderr
     until, left = time.monotonic() + timeout_s, memoryview(data)
     said: dict[IO[bytes], bytearray] = {child.stdout: bytearray(), child.stderr: bytearray()}
@@ -300,7 +300,8 @@ def end(child: subprocess.Popen[bytes], grace_s: float = 5.0) -> None:
 
 
 def _end_draining(child: subprocess.Popen[bytes], grace_s: float) -> None:
-    """As `end`, for a program whose pipes nobody reads any more: a full one would keep it from ending in order."""
+    """End, as `end` does, a program whose pipes nobody reads any more: a full one would keep it from ending in
+    order."""
     child.terminate()
     try:
         child.communicate(timeout=grace_s)

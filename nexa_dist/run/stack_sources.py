@@ -21,7 +21,7 @@ LARGEST, MOST = 16 << 20, 2000
 SKIPPED = frozenset({".terraform", ".git", "__pycache__"})
 STATE = (".tfstate", ".tfstate.backup")
 OURS = frozenset({"backend_override.tf.json", ".terraform.lock.hcl"})
-"""What the copy has beside the sources."""
+"""Files that the copy has beside the sources."""
 
 
 def read(stack: Path) -> dict[str, bytes]:

@@ -70,7 +70,8 @@ class Tailnet:
 
 
 def open_tailnet(environ: Mapping[str, str]) -> Tailnet | None:
-    """By the OAuth client of the environment; None when there is none. NEXA_TAILSCALE_API names another server."""
+    """Open the tailnet by the OAuth client of the environment; None when there is none. NEXA_TAILSCALE_API names
+    another server."""
     client, secret = environ.get("TS_OAUTH_CLIENT_ID", ""), environ.get("TS_OAUTH_CLIENT_SECRET", "")
     if not client and not secret:
         return None

@@ -1,4 +1,4 @@
-"""What in this folder is ours.
+"""Trust: what in this folder is ours.
 
 A repository can bring a `.nexa` of its own, and what lies there names programs: ssh's ProxyCommand, Terraform's
 provisioners, a terraform. So a workspace counts as ours only when it was made here: the user's state folder, which no
@@ -50,7 +50,8 @@ def adopt(root: Path) -> None:
 
 
 def is_workspace(folder: Path) -> bool:
-    """Whether nexa has worked in this folder, ours or not. `.nexa` alone says little: on a node it is in the home."""
+    """Tell whether nexa has worked in this folder, ours or not. `.nexa` alone says little: on a node it is in the
+    home."""
     return any(os.path.lexists(folder / ".nexa" / name) for name in (ID, "clusters"))
 
 
@@ -88,7 +89,7 @@ def refuse_foreign_file(path: str) -> None:
 
 
 class Foreign(UsageError):
-    """What lies in the workspace is not ours to act on. `cure`: whether the user's word is enough."""
+    """Refusal to act on what lies in the workspace and is not ours. `cure`: the user's word is enough."""
 
     def __init__(self, message: str, *, hint: str, cure: bool = True) -> None:
         super().__init__(message, hint=hint)
@@ -105,7 +106,7 @@ def not_ours(root: Path, found: Path) -> Foreign:
 
 
 def _findings(root: Path) -> Iterator[Path]:
-    """What nexa would act on, the most telling first."""
+    """Paths that nexa would act on, the most telling first."""
     ours = root / ".nexa"
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         yield from sorted((ours / "clusters").iterdir())
@@ -116,7 +117,7 @@ def _findings(root: Path) -> Iterator[Path]:
 
 
 def _stranger(root: Path) -> str:
-    """Whose else one of the folders is; empty when they are ours."""
+    """Stranger who owns one of the folders; empty when all are ours."""
     for folder in (root / ".nexa", root / "runs"):
         with contextlib.suppress(FileNotFoundError):
             if (owner := folder.stat().st_uid) != os.geteuid():
@@ -153,7 +154,7 @@ def _mark(root: Path) -> None:
 
 
 def is_ours(root: Path) -> bool:
-    """Whether this workspace was made here, or the user said that it is theirs."""
+    """Tell whether this workspace was made here, or the user said that it is theirs."""
     ident, inode, path = _read(_place(root), 3)
     return path == os.path.realpath(root) and (inode == _inode(root) or [ident] == _read(root / ".nexa" / ID, 1))
 

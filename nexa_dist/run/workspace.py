@@ -1,4 +1,4 @@
-"""What the controller keeps on disk: clusters below .nexa/, runs below runs/."""
+"""Workspace, which the controller keeps on disk: clusters below .nexa/, runs below runs/."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def _checked(path: Path, kind: type[T], hint: str) -> T:
-    """What the JSON of `path` holds. Raises NexaError when it is torn, or is not what it should be."""
+    """Read the JSON of `path`. Raises NexaError when it is torn, or is not what it should be."""
     try:
         return cast(T, shape.of(cast(Hashable, kind))(files.read_json(path)))
     except shape.Strange as error:
@@ -36,7 +36,8 @@ class ClusterFolder:
 
     path: Path
     ending: bool = False
-    """What is done ends things: a full disk must not keep it from that, so a line that cannot be written is missing."""
+    """True while the journal's acts end things: a full disk must not keep them from it, so a line that cannot be
+    written is missing."""
 
     @property
     def name(self) -> str:
@@ -66,7 +67,7 @@ class ClusterFolder:
         return self.ssh / "ssh_config"
 
     def may_exist(self) -> bool:
-        """Whether something was ever begun from this folder: a plan alone leaves only keys and sources."""
+        """Tell whether something was ever begun from this folder: a plan alone leaves only keys and sources."""
         marks = (self.json, self.path / "config.json", self.path / "nodes", self.path / "journal.jsonl")
         return any(mark.exists() for mark in (*marks, self.terraform / "terraform.tfstate"))
 
@@ -105,7 +106,8 @@ class ClusterFolder:
         self._append(journal, {"at": time.time(), "step": step, "state": "done", "seconds": seconds, **more})
 
     def ledger(self, event: str, **details: Any) -> None:
-        """One line of what the bill is made from (plan/money/ledger.py reads it); `at` may be told, else it is now."""
+        """Write one line of the ledger, from which the bill is made (plan/money/ledger.py reads it); `at` may be told,
+        else it is now."""
         self._append("ledger.jsonl", {"at": time.time(), "event": event, **details})
 
 
@@ -134,7 +136,7 @@ class RunFolder:
 
     @property
     def brought(self) -> Path:
-        """What a later attempt needs of what the lab brought to the first one."""
+        """File of what a later attempt needs of the work that the lab brought to the first one."""
         return self.path / "brought"
 
     @property
@@ -165,7 +167,7 @@ class RunFolder:
 
     @property
     def supervised(self) -> bool:
-        """Whether a living command decides about the run."""
+        """True while a living command decides about the run."""
         return files.held(self.path / "lock")
 
 
@@ -177,11 +179,11 @@ class Workspace:
     where: str = ""
     """The same in words, and how it was found."""
     above: bool = False
-    """Whether the workspace was found above the folder that nexa is called in."""
+    """True when the workspace was found above the folder that nexa is called in."""
 
     @classmethod
     def here(cls) -> Workspace:
-        """What NEXA_WORKSPACE names, else the nearest workspace from the folder that we are in upwards, else that
+        """Workspace that NEXA_WORKSPACE names, else the nearest one from the folder that we are in upwards, else that
         folder. It is looked for no higher than the git repository goes: what lies above is of another project."""
         if named := os.environ.get("NEXA_WORKSPACE"):
             root = Path(named).absolute()
@@ -212,13 +214,13 @@ class Workspace:
             return str(path)
 
     def close_to_others(self) -> None:
-        """Nobody else on this machine may look into what we keep here, or lock it; and git leaves it alone."""
+        """Close to others what we keep here: nobody else may look into it or lock it, and git leaves it alone."""
         files.close_to_others(self.root / ".nexa", self.root / "runs")
         for folder in (self.root / ".nexa", *([self.root / "runs"] if self.runs() else [])):
             files.hide_from_git(folder)
 
     def cluster(self, name: str) -> ClusterFolder:
-        """Also of another workspace, when it was borrowed."""
+        """Folder of a cluster, also of another workspace when it was borrowed."""
         path = self.root / ".nexa" / "clusters" / name
         return ClusterFolder(path.resolve() if path.is_symlink() else path)
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from nexa_dist.errors import NexaError
 from nexa_dist.train.fence import OPEN, Fence
+from nexa_dist.train.shards import cover
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -33,29 +34,58 @@ def write(root: Path, step: int, fill: Callable[[Path], None], meta: Mapping[str
     A directory of the same step is replaced. Whatever `fill` raises is passed on, and nothing is left behind.
     Raises fence.Superseded, before and after the work, when a newer attempt has begun.
     """
+    temp = begin(root, step, fence)
+    try:
+        fill(temp)
+        files = {name: sync_and_hash(temp / name) for name in names(temp)}
+        seal(temp, {"version": VERSION, "step": step, **meta, "files": files})
+        return put(temp, root / step_name(step), fence)
+    finally:
+        fence.sweep(root)
+
+
+def step_name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def step_of(path: Path) -> int | None:
+    """The step that a folder's name tells; None when it has no checkpoint's name."""
+    found = _STEP_DIR.match(path.name)
+    return int(found[1]) if found else None
+
+
+def steps(root: Path) -> list[int]:
+    """Of everything that has a checkpoint's name, newest first. Nothing is read."""
+    return [step for step, _ in _candidates(root)]
+
+
+def begin(root: Path, step: int, fence: Fence = OPEN) -> Path:
+    """An empty folder in `root` for the files of a step; whoever makes it sweeps `root` in the end."""
     fence.check()
     root.mkdir(parents=True, exist_ok=True)
     fence.sweep(root)
-    final = root / f"step_{step:08d}"
-    temp = fence.temp(root, final.name)
+    temp = fence.temp(root, step_name(step))
     temp.mkdir()
-    try:
-        fill(temp)
-        files = {name: _sync_and_hash(temp / name) for name in _files(temp)}
-        body = {"version": VERSION, "step": step, **meta, "files": files}
-        with open(temp / MANIFEST, "wb") as out:
-            out.write(_manifest_bytes(body))
-            out.flush()
-            os.fsync(out.fileno())
-        for folder in {temp, *(path for path in temp.rglob("*") if path.is_dir())}:
-            _sync_dir(folder)
-        fence.check()
-        if final.exists():
-            os.rename(final, fence.temp(root, f"old-{final.name}"))
-        os.rename(temp, final)
-        _sync_dir(root)
-    finally:
-        fence.sweep(root)
+    return temp
+
+
+def seal(temp: Path, body: Mapping[str, Any]) -> None:
+    """The manifest, with its own SHA-256, into a folder whose files are on the disk already."""
+    with open(temp / MANIFEST, "wb") as out:
+        out.write(manifest_bytes(body))
+        out.flush()
+        os.fsync(out.fileno())
+    for folder in {temp, *(path for path in temp.rglob("*") if path.is_dir())}:
+        _sync_dir(folder)
+
+
+def put(temp: Path, final: Path, fence: Fence = OPEN) -> Path:
+    """Give a sealed folder its name, in place of one that has it; returns that. Raises fence.Superseded."""
+    fence.check()
+    if final.exists():
+        os.rename(final, fence.temp(final.parent, f"old-{final.name}"))
+    os.rename(temp, final)
+    _sync_dir(final.parent)
     return final
 
 
@@ -75,12 +105,12 @@ def _problems(path: Path, raw: bytes) -> list[str]:
     if body["version"] != VERSION:
         return [f"{MANIFEST}: version {body['version']}, expected {VERSION}"]
     # Also byte for byte: a flip in the white space or in an escape would read the same.
-    if claimed != _digest(body) or raw != _manifest_bytes(body):
+    if claimed != digest_of(body) or raw != manifest_bytes(body):
         return [f"{MANIFEST}: damaged (its own SHA-256 does not fit)"]
     problems = []
-    if path.name != f"step_{body['step']:08d}":
+    if path.name != step_name(body["step"]):
         problems.append(f"{MANIFEST}: is of step {body['step']}, in directory {path.name}")
-    present = set(_files(path)) - {MANIFEST}
+    present = set(names(path)) - {MANIFEST}
     problems += [f"{name}: not in the manifest" for name in sorted(present - body["files"].keys())]
     for name, want in body["files"].items():
         if name not in present:
@@ -99,6 +129,11 @@ def manifest(path: Path) -> dict[str, Any]:
 def digest(path: Path) -> str:
     """SHA-256 of a whole checkpoint: its manifest's own, which covers the SHA-256 of every file."""
     return str(manifest(path)["sha256"])
+
+
+def identity(body: Mapping[str, Any]) -> str:
+    """What two copies have in common: `sha256` of a manifest, or of a sharded one the digest of all nodes' files."""
+    return str(body.get(cover.KEY, {}).get("digest") or body["sha256"])
 
 
 def _to_stderr(line: str) -> None:
@@ -166,6 +201,19 @@ def copy(src: Path, dst_root: Path, fence: Fence = OPEN) -> Path:
     return write(dst_root, int(body["step"]), fill, meta, fence)
 
 
+def link(source: Path, into: Path) -> None:
+    """Put a file of a checkpoint into another folder too; a copy on the disk where that is another file system."""
+    into.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, into)
+    except FileExistsError:
+        raise
+    except OSError:
+        copyfile(source, into)
+        with open(into, "rb") as data:
+            os.fsync(data.fileno())
+
+
 def _candidates(root: Path) -> list[tuple[int, Path]]:
     """(step, path) of everything that has a checkpoint's name, newest first."""
     if not root.is_dir():
@@ -174,7 +222,7 @@ def _candidates(root: Path) -> list[tuple[int, Path]]:
     return sorted(((int(match[1]), path) for match, path in found), reverse=True)
 
 
-def _files(folder: Path) -> list[str]:
+def names(folder: Path) -> list[str]:
     """Relative POSIX paths of everything in the folder that is not a directory."""
     paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     return sorted(path.relative_to(folder).as_posix() for path in paths)
@@ -192,19 +240,20 @@ def _compare(path: Path, want: Mapping[str, Any]) -> str:
     return "" if same else "its SHA-256 does not fit"
 
 
-def _sync_and_hash(path: Path) -> dict[str, Any]:
+def sync_and_hash(path: Path) -> dict[str, Any]:
     with open(path, "rb") as data:
         os.fsync(data.fileno())
         sha256 = hashlib.file_digest(data, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": sha256}
 
 
-def _digest(body: Mapping[str, Any]) -> str:
+def digest_of(body: Mapping[str, Any]) -> str:
+    """`sha256` of a manifest that has none yet."""
     return hashlib.sha256(json.dumps(body, indent=1).encode()).hexdigest()
 
 
-def _manifest_bytes(body: Mapping[str, Any]) -> bytes:
-    return json.dumps({**body, "sha256": _digest(body)}, indent=1).encode()
+def manifest_bytes(body: Mapping[str, Any]) -> bytes:
+    return json.dumps({**body, "sha256": digest_of(body)}, indent=1).encode()
 
 
 def _sync_dir(folder: Path) -> None:
@@ -231,7 +280,8 @@ def main(words: list[str]) -> int:
         if problems := verify(path):
             skipped.append({"path": str(path), "step": step, "why": problems[0]})
         else:
-            whole.append({"path": str(path), "step": step})
+            part = cover.part_of(manifest(path))
+            whole.append({"path": str(path), "step": step, **({"shards": part.row()} if part else {})})
     print(json.dumps({"whole": whole, "skipped": skipped}))
     return 0
 

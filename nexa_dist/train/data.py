@@ -1,7 +1,9 @@
 """Text to tokens, once a node: `$NEXA_SHARED/data/<hash of sources and parameters>/`, which ranks only read.
 
 The directory holds `tokenizer.json`, `train.npy` and `held_out.npy` (one dimension, token ids as uint16 or
-uint32, documents joined by the end token) and `dataset.json`, written last. It is made under a lock, then renamed.
+uint32, documents joined by the end token) and `dataset.json`, written last. Of examples there are also
+`train_mask.npy` (bool, true for a token that is learned) and `train_ends.npy` (int64, where each example ends), and
+the same of the held-out part. It is made under a lock, then renamed.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -21,17 +22,14 @@ from typing import TYPE_CHECKING, Any
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.config.trainer import DatasetConfig, ModelConfig
 from nexa_dist.errors import UsageError
-from nexa_dist.train import corpus
 from nexa_dist.train.env import RankEnv
+from nexa_dist.train.text import corpus, tokens
 
 if TYPE_CHECKING:
     import numpy as np
-    from tokenizers import Tokenizer
 
 FORMAT = 1
-END = "<|endoftext|>"
 INFO = "dataset.json"
-_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,13 @@ class Dataset:
     def folder(self) -> Path:
         return Path(self.path)
 
+    @property
+    def of_examples(self) -> bool:
+        """Whether it is cut into examples, with a mask; else it is one text."""
+        return "train_mask.npy" in self.files
+
     def part(self, name: str) -> np.ndarray[Any, Any]:
-        """Token ids of `train` or `held_out`, a read-only memory map of shape (tokens,)."""
+        """Token ids of `train` or `held_out` (or their `_mask`, `_ends`), a read-only memory map of one dimension."""
         import numpy as np
 
         found: np.ndarray[Any, Any] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
@@ -130,32 +133,32 @@ def _build(config: TrainConfig, root: Path, files: list[Path], folder: Path) -> 
     import numpy as np
 
     assert config.dataset is not None and config.model is not None
-    share = config.dataset.held_out
     temp = folder.with_name(f".tmp-{folder.name}")
     for leftover in (temp, folder):
         shutil.rmtree(leftover, ignore_errors=True)
     temp.mkdir()
-    train_texts = (text for name, text in corpus.documents(root, files) if not corpus.is_held_out(name, share))
-    tokenizer, end_id = _tokenizer(config.model, train_texts)
-    tokenizer.save(str(temp / "tokenizer.json"))
-    vocab_size = max(tokenizer.get_vocab_size(), config.model.vocab_size or 0)
-    parts: dict[bool, list[np.ndarray[Any, Any]]] = {False: [], True: []}
+    made = tokens.read(config.model, config.dataset, root, files)
+    made.tokenizer.save(str(temp / "tokenizer.json"))
+    vocab_size = max(made.tokenizer.get_vocab_size(), config.model.vocab_size or 0)
     kind = np.uint16 if vocab_size <= 2**16 else np.uint32
-    documents = size = 0
-    for held, text, ids in _encoded(tokenizer, corpus.documents(root, files), share):
-        parts[held].append(np.array(ids if end_id is None else [*ids, end_id], dtype=kind))
-        documents += 1
-        size += len(text.encode())
+    parts: dict[bool, list[tokens.Piece]] = {False: [], True: []}
+    size = 0
+    for piece in made.pieces:
+        parts[piece.held_out].append(piece._replace(ids=piece.ids.astype(kind)))
+        size += piece.bytes
+    documents = len(parts[True]) + len(parts[False])
     if not parts[True] or not parts[False]:
         empty = "held-out" if not parts[True] else "training"
         raise UsageError(
-            f"the {empty} part is empty: {documents} documents, dataset.held_out is {share:g}",
+            f"the {empty} part is empty: {documents} documents, dataset.held_out is {config.dataset.held_out:g}",
             hint="give more text, or change dataset.held_out",
         )
-    held_out, train = np.concatenate(parts[True]), np.concatenate(parts[False])
-    np.save(temp / "held_out.npy", held_out)
-    np.save(temp / "train.npy", train)
-    names = ("tokenizer.json", "train.npy", "held_out.npy")
+    train, held_out = tokens.joined(parts[False]), tokens.joined(parts[True])
+    names = ["tokenizer.json"]
+    for name in train:  # the tokens first
+        for part, arrays in (("train", train), ("held_out", held_out)):
+            names.append(f"{part}{name}.npy")
+            np.save(temp / names[-1], arrays[name])
     info: dict[str, dict[str, Any]] = {
         name: {"bytes": (temp / name).stat().st_size, "sha256": _sha256(temp / name)} for name in names
     }
@@ -164,56 +167,17 @@ def _build(config: TrainConfig, root: Path, files: list[Path], folder: Path) -> 
         path=str(folder),
         sha256=hashlib.sha256("".join(str(info[name]["sha256"]) for name in names).encode()).hexdigest(),
         bytes=size,
-        tokens=len(train) + len(held_out),
+        tokens=len(train[""]) + len(held_out[""]),
         documents=documents,
-        train_tokens=len(train),
-        held_out_tokens=len(held_out),
+        train_tokens=len(train[""]),
+        held_out_tokens=len(held_out[""]),
         vocab_size=vocab_size,
-        end_id=end_id,
-        unigram_entropy_nats=unigram_entropy_nats(held_out),
+        end_id=made.end_id,
+        unigram_entropy_nats=unigram_entropy_nats(held_out[""][held_out.get("_mask", ...)]),
         files=info,
     )
     _write_json(temp / INFO, asdict(done))
     os.rename(temp, folder)
-
-
-def _encoded(
-    tokenizer: Tokenizer, documents: Iterator[tuple[str, str]], share: float
-) -> Iterator[tuple[bool, str, list[int]]]:
-    """(held out?, text, token ids) of each document, in order; encoded in batches, so on all cores."""
-    while batch := [pair for _, pair in zip(range(_BATCH), documents, strict=False)]:
-        encodings = tokenizer.encode_batch([text for _, text in batch], add_special_tokens=False)
-        for (name, text), encoding in zip(batch, encodings, strict=True):
-            yield corpus.is_held_out(name, share), text, encoding.ids
-
-
-def _tokenizer(model: ModelConfig, texts: Iterator[str]) -> tuple[Tokenizer, int | None]:
-    """The pretrained model's tokenizer, or a byte-level BPE trained on `texts`; and the id of a document's end."""
-    tokenizers = import_module("tokenizers")
-    if model.path is not None:
-        tokenizer: Tokenizer = tokenizers.Tokenizer.from_file(str(_tokenizer_file(model)))
-        end = json.loads((Path(model.path) / "config.json").read_bytes()).get("eos_token_id")
-        return tokenizer, end[0] if isinstance(end, list) else end
-    byte_level = tokenizers.pre_tokenizers.ByteLevel
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = byte_level(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=model.vocab_size, special_tokens=[END], initial_alphabet=byte_level.alphabet(), show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer=trainer)
-    return tokenizer, 0
-
-
-def _tokenizer_file(model: ModelConfig) -> Path:
-    folder = Path(model.path or "")
-    for name in ("config.json", "tokenizer.json"):
-        if not (folder / name).is_file():
-            raise UsageError(
-                f"model.path {folder}: {name} is not there",
-                hint="model.path is a directory that save_pretrained of model and tokenizer made",
-            )
-    return folder / "tokenizer.json"
 
 
 def _request(config: TrainConfig) -> str:
@@ -227,8 +191,11 @@ def _request(config: TrainConfig) -> str:
 def _content_key(dataset: DatasetConfig, model: ModelConfig, root: Path, files: list[Path]) -> str:
     """Names the prepared data by everything it is made from: texts, their names, parameters, tokenizer."""
     version: str = import_module("tokenizers").__version__
-    tokenizer = _sha256(_tokenizer_file(model)) if model.path else version
-    key = hashlib.sha256(json.dumps([FORMAT, dataset.held_out, model.vocab_size, tokenizer]).encode())
+    tokenizer = _sha256(tokens.tokenizer_file(model)) if model.path else version
+    asked: list[object] = [FORMAT, dataset.held_out, model.vocab_size, tokenizer]
+    if dataset.source == "examples":
+        asked += [dataset.source, tokens.chat_template(model)]
+    key = hashlib.sha256(json.dumps(asked).encode())
     for path in files:
         key.update(f"\0{path.relative_to(root).as_posix()}\0{_sha256(path)}".encode(errors="surrogateescape"))
     return key.hexdigest()[:32]

@@ -45,24 +45,34 @@ class Durable:
         Raises Superseded when a store knows a newer one, NexaError or OSError when it cannot be reached.
         """
         newest: list[int] = []
-        if (root := self._env.durable) is not None:
-            self._env.fence.check()
-            fence.raise_to(root.parent / fence.NAME, self._env.attempt)
-            if root.is_dir():
-                self._env.fence.sweep(root)
-            newest.append(checkpoint.newest_named(root) or 0)
+        if self._env.durable is not None:
+            newest.append(self._enter_folder())
         if self.in_bucket:
             answer = self._sync("fence", self._env.run_id, str(self._env.attempt))
             newest.append(json.loads(answer)["step"] or 0)
         return min(newest, default=0) or None
 
+    def _enter_folder(self) -> int:
+        root = self._env.durable
+        assert root is not None
+        self._env.fence.check()
+        fence.raise_to(root.parent / fence.NAME, self._env.attempt)
+        if root.is_dir():
+            self._env.fence.sweep(root)
+        return checkpoint.newest_named(root) or 0
+
     def put(self, path: Path) -> None:
         """A whole checkpoint into every store. Raises what `enter` raises."""
-        if (root := self._env.durable) is not None:
-            checkpoint.copy(path, root, self._env.fence)
-            checkpoint.prune(root, self._keep, self._env.fence)
+        if self._env.durable is not None:
+            self._put_folder(path)
         if self.in_bucket:
             self._sync("push", self._env.run_id, str(path))
+
+    def _put_folder(self, path: Path) -> None:
+        root = self._env.durable
+        assert root is not None
+        checkpoint.copy(path, root, self._env.fence)
+        checkpoint.prune(root, self._keep, self._env.fence)
 
     def uri(self, step: int) -> str | None:
         """Address at which run_sync.sh puts our checkpoint of a step; None without a bucket."""

@@ -34,6 +34,9 @@ class RankEnv:
     durable_wait_s: float = 60.0
     """Seconds that the end of a training waits for the durable copy."""
 
+    replicas: int | None = None
+    """Other nodes that keep each node's files of a sharded checkpoint; None: as ShardKeeper finds right."""
+
     @property
     def checkpoints(self) -> Path:
         return self.run_dir / "checkpoints"
@@ -72,6 +75,7 @@ class RankEnv:
             bucket=environ.get("NEXA_BUCKET", "").rstrip("/") or None,
             sync=Path(environ["NEXA_SYNC"]).absolute() if environ.get("NEXA_SYNC") else None,
             durable_wait_s=_number(environ, "NEXA_DURABLE_WAIT_S", 60),
+            replicas=_number(environ, "NEXA_REPLICAS", 0) if "NEXA_REPLICAS" in environ else None,
         )
 
 

@@ -20,13 +20,14 @@ KEEP = 2
 class Keeper:
     """Saves into the run folder, then uploads to the durable store meanwhile; two whole ones stay in each.
 
-    Only rank 0 makes one. `begin` comes before the first step, `finish` or `stopped` after the last. Every call may
-    raise fence.Superseded: a newer attempt of the run has begun, and this process is to end.
+    Only rank 0 makes one; of sharded checkpoints (shard_keeper.py) the first rank of each node. `begin` comes before
+    the first step, `finish` or `stopped` after the last. Every call may raise fence.Superseded: a newer attempt of the
+    run has begun, and this process is to end.
     """
 
-    def __init__(self, env: RankEnv) -> None:
+    def __init__(self, env: RankEnv, durable: Durable | None = None) -> None:
         self._env = env
-        self._durable = Durable(env, KEEP)
+        self._durable = durable or Durable(env, KEEP)
         self._uploader = Uploader(self._durable)
         self._writer: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -71,6 +72,10 @@ class Keeper:
         if error is not None:
             raise error
 
+    def check(self) -> None:
+        """Raise Superseded when an upload found a newer attempt."""
+        self._uploader.check()
+
     def _try_to_write(self, step: int, fill: Callable[[Path], None]) -> None:
         try:
             self._write(step, fill)
@@ -84,14 +89,15 @@ class Keeper:
             path = checkpoint.write(self._env.checkpoints, step, fill, meta, self._env.fence)
         finally:
             progress.note(saving=False)
-        self._is_saved(step, path)
+        self.is_saved(step, path)
 
     def adopt(self, path: Path) -> None:
         """Make a whole checkpoint, from wherever it is, one of this run's."""
         own = checkpoint.copy(path, self._env.checkpoints, self._env.fence)
-        self._is_saved(int(checkpoint.manifest(own)["step"]), own)
+        self.is_saved(int(checkpoint.manifest(own)["step"]), own)
 
-    def _is_saved(self, step: int, path: Path) -> None:
+    def is_saved(self, step: int, path: Path) -> None:
+        """A checkpoint is whole: its upload begins."""
         self._saved, self.saved_at = (step, path), time.monotonic()
         progress.note(saved=step)
         self._uploader.offer(step, path, self._prune)

@@ -8,15 +8,13 @@ Exit codes: 0 done, 1 failed, 2 bad usage or config, 143 stopped by SIGTERM afte
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from nexa_dist.config.backends import BACKENDS
+from nexa_dist.config.backends import BACKENDS, resolve
 from nexa_dist.config.load import load_train
-from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.train.env import RankEnv
 
@@ -41,15 +39,9 @@ def _run(options: argparse.Namespace) -> int:
     env = RankEnv.read(config.name, os.environ)
     backend = BACKENDS[options.backend]
     if options.prepare:
-        _resolve(backend.prepare)(config, env)
+        resolve(backend.prepare)(config, env)
         return 0
-    return int(_resolve(backend.train)(config, env))
-
-
-def _resolve(name: str) -> Callable[[TrainConfig, RankEnv], int]:
-    module, _, function = name.partition(":")
-    found: Callable[[TrainConfig, RankEnv], int] = getattr(importlib.import_module(module), function)
-    return found
+    return int(resolve(backend.train)(config, env))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,1 +1,1 @@
-"""What a person sees: the terminal, and the view of a run."""
+"""Display: the terminal, and the view of a run."""

@@ -1,4 +1,4 @@
-"""What people see: talk on stderr, data on stdout. Nothing else in the package prints."""
+"""Terminal: talk on stderr, data on stdout. Nothing else in the package prints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ESCAPES = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])"
     r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 )
-"""Also what turns the direction of writing, by which a line can be made to read as another."""
+"""Escapes of a terminal, also what turns the direction of writing, by which a line can be made to read as another."""
 
 
 def plain(text: str) -> str:
@@ -27,7 +27,8 @@ def plain_lines(text: str) -> str:
 
 
 def last_state(line: bytes) -> bytes:
-    """What a terminal would show of a line that was begun anew with carriage returns: a progress bar's last state."""
+    """State that a terminal would show of a line that was begun anew with carriage returns: a progress bar's last
+    state."""
     return line.rstrip(b"\r").rpartition(b"\r")[2]
 
 
@@ -115,7 +116,7 @@ def _drawn(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], file: IO[s
 
 
 def interactive() -> bool:
-    """Whether there is somebody to ask."""
+    """Tell whether there is somebody to ask."""
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 

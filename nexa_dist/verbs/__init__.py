@@ -1,1 +1,1 @@
-"""What each verb of the command line prints and returns. The work is in ops; the words are here."""
+"""Verbs of the command line: what each prints and returns. The work is in ops; the words are here."""

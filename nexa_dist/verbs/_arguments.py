@@ -25,9 +25,15 @@ COMMON: dict[str, dict[str, Any]] = {
         "action": "append", "default": [], "metavar": "a.b=c",
         "help": "override a value of the file; a.b=[c, d] replaces a list, a.b+=c adds to it",
     },
+    "--plan": {
+        "metavar": "v1|v2|v3|v4|FILE",
+        "help": "lay a compute plan over the file, under --set: stability, performance, full, production, or your own",
+    },
     "--yes": {"action": "store_true", "help": "do not ask"},
 }  # fmt: skip
 """Options that mean the same wherever they are."""
+METHODS = ("hf", "acc", "ds", "ds-cpu", "ax", "ax-fsdp", "ax-qlora")
+"""Those of plan/fit/method.py, which is not imported here."""
 Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
@@ -89,13 +95,14 @@ def _files(verbs: Verbs) -> None:
     config = verbs.add_parser("config", help="show a config file as resolved, or every error in it")
     config.add_argument("file", nargs="?", metavar="FILE", help="a cluster or train file")
     config.add_argument("--schema", choices=("cluster", "train", "manifest"), help="print the JSON Schema instead")
-    _common(config, "--set", "--json")
+    _common(config, "--plan", "--set", "--json")
 
 
 def _made(verbs: Verbs) -> None:
     plan = verbs.add_parser("plan", help="what would be made, where and for how much; changes nothing")
     plan.add_argument("--cluster", required=True, metavar="FILE")
     plan.add_argument("-o", "--out", metavar="PLAN", help="save it for nexa provision --plan")
+    plan.add_argument("--for", metavar="TRAIN.yaml", dest="train", help="whether that training fits; no plan if not")
     plan.add_argument("--offline", action="store_true", help="only the bill, from the price book; nobody is asked")
     _common(plan, "--set", "--json")
 
@@ -169,14 +176,19 @@ def _kept(verbs: Verbs) -> None:
 def _begun(verbs: Verbs) -> None:
     before = verbs.add_parser("preflight", help="whether a training fits, how long it takes and what it costs")
     before.add_argument("train", metavar="TRAIN.yaml")
-    _common(before, "--cluster", "--set", "--json")
+    before.add_argument("--backend", choices=METHODS, help="as if another one trained it: what would it take?")
+    _common(before, "--cluster", "--plan", "--set", "--json")
 
     run = verbs.add_parser("run", help="start a training on every node and follow it")
     run.add_argument("train", nargs="?", metavar="TRAIN.yaml")
     run.add_argument("more", nargs="*", metavar="TRAIN.yaml", help="more of them run one after the other")
     run.usage = "nexa run [TRAIN.yaml …] [--resume RUN] [--cluster NAME|FILE] [--set a.b=c] [options] [-- ARGS …]"
     run.epilog = "what stands after -- comes after the arguments that the file has"
-    _common(run, "--cluster", "--set")
+    _common(run, "--cluster", "--plan", "--set")
+    run.add_argument(
+        "--profile", dest="set", action="append", type="profile.steps={}".format, metavar="STEPS",
+        help="where the time goes in so many steps, or in FIRST-LAST, of a backend of ours",
+    )  # fmt: skip
     run.add_argument("--resume", metavar="RUN", help="go on with a run: take it over, or start it again")
     run.add_argument("--detach", action="store_true", help="leave once every node runs")
     run.add_argument("--rank", default="0", metavar="N,N|all", help="ranks whose lines are shown (default: 0)")
@@ -193,7 +205,7 @@ def _begun(verbs: Verbs) -> None:
     )
     queue.usage = "nexa queue [add TRAIN.yaml … | remove ID … | move ID PLACE | run] [options] [-- ARGS …]"
     queue.epilog = "what stands after -- comes after the arguments that a file which is added has"
-    _common(queue, "--cluster", "--set")
+    _common(queue, "--cluster", "--plan", "--set")
     _queued(queue)
     queue.add_argument("--rank", default="0", metavar="N,N|all", help="ranks whose lines are shown (default: 0)")
     queue.add_argument("--ignore-diag", action="store_true", help="run on nodes that the newest nexa diag found unfit")

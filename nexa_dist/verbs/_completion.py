@@ -61,4 +61,4 @@ COMPLETERS: dict[str, Completer] = {
     "FILE": YAML,
     "TRAIN.yaml": YAML,
 }
-"""By what stands for the word in --help."""
+"""Completers by what stands for the word in --help."""

@@ -1,4 +1,4 @@
-"""What several verbs need: the context, and a cluster by its name or file."""
+"""Shared parts of several verbs: the context, and a cluster by its name or file."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 def context(*, acts: bool = True, cluster: str | None = None, dry: bool = False) -> Context:
-    """Of the workspace that we are in, or the one that `cluster`, a file or name, belongs to, with what its `.env` adds
-    to the environment. A verb that `acts` on what lies there does so only when it is known to be ours; one that shows
-    it may show anybody's. A `dry` one changes nothing and asks nobody."""
+    """Context of the workspace that we are in, or the one that `cluster`, a file or name, belongs to, with what its
+    `.env` adds to the environment. A verb that `acts` on what lies there does so only when it is known to be ours; one
+    that shows it may show anybody's. A `dry` one changes nothing and asks nobody."""
     here, runner = Workspace.here(), _runner(dry)
     if cluster and (owner := owner_of(here, cluster)):
         here = owner
@@ -70,8 +70,8 @@ def owner_of(here: Workspace, named: str) -> Workspace | None:
 
 
 def borrowed(ctx: Context, named: str | None) -> Context:
-    """For a run in this workspace on a cluster of another one: makes that cluster known here. Answers the context that
-    knows it: in a dry run its owner's, since nothing is made."""
+    """Make a cluster of another workspace known here, for a run in this one. Answers the context that knows it: in a
+    dry run its owner's, since nothing is made."""
     if named and (owner := owner_of(ctx.workspace, named)):
         _refuse_foreign(ctx.runner, owner.root, above=True, ask=not ctx.dry)
         if ctx.dry:
@@ -145,8 +145,36 @@ def consent_to_stack(config: ClusterConfig) -> None:
         stack_sources.allow(stack, sources)
 
 
+def plan_file(named: str | None) -> Path | None:
+    """A compute plan: one that comes with nexa (v1 to v4), or a file of one's own. Raises UsageError."""
+    if not named:
+        return None
+    if is_file(named):
+        return Path(named)
+    from nexa_dist.run import bundle
+
+    folder = bundle.root() / "configs" / "plans"
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if named not in known:
+        raise UsageError(f"there is no plan {named!r}", hint=f"known are {', '.join(known)}; or the path of a file")
+    path = folder / f"{named}.yaml"
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def load_planned(args: argparse.Namespace, name: str | None = None) -> TrainConfig:
+    """The training of TRAIN.yaml (or `name`) with --plan, --set and what stands after --. Says what the plan has for
+    nobody."""
+    from nexa_dist.config.load import read_train
+
+    found = read_train(Path(name or args.train), args.set, args.program, plan_file(args.plan))
+    if found.left_out:
+        terminal.say(f"left out of plan {args.plan}: {', '.join(found.left_out)}, which {args.train} has not")
+    return found.config
+
+
 def is_file(named: str) -> bool:
-    """Whether a cluster was named by its file."""
+    """Tell whether a cluster was named by its file."""
     return named.endswith((".yaml", ".yml")) or "/" in named
 
 
@@ -201,7 +229,7 @@ def _refuse_edited(ctx: Context, config: ClusterConfig, named: str) -> None:
 
 
 def ranks(text: str) -> set[int] | None:
-    """`0,3` as a set, `all` or nothing as None. Raises UsageError."""
+    """Parse ranks: `0,3` as a set, `all` or nothing as None. Raises UsageError."""
     if text in ("", "all"):
         return None
     if not all(part.isascii() and part.isdigit() and len(part) < 7 for part in text.split(",")):

@@ -56,7 +56,9 @@ FEATURES = {
     "spot": "`market: spot` (the default) or `spot_then_on_demand`",
     "moving": "several offers, zones or markets: a gang that does not fit moves on",
     "image": "no `ami: ami-…` in the file",
-    "network": "no `vpc:` in the file: nexa makes one",
+    "network": "neither `vpc:` nor `subnets:` in the file: nexa makes a network",
+    "making-subnets": "no `subnets:` in the file: nexa makes one in each zone",
+    "reservation": "`capacity_reservation:`",
     "gang": "`nodes: 2` or more: a placement group",
     "efa": "`efa: true` on types with several network cards",
     "bucket": "`bucket:`",
@@ -74,6 +76,8 @@ class Plot:
     after: str = ""
     tells: Mapping[str, str] = field(default_factory=dict)
     verbs: tuple[str, ...] = VERBS
+    beside: str = ""
+    """A life that does without these `tells`: what both take belongs to every cluster."""
 
 
 G5, P4D = {"type": "g5.12xlarge", "zone": f"{HOME}a"}, {"type": "p4d.24xlarge", "zone": f"{HOME}a"}
@@ -81,24 +85,29 @@ CIDR = "10.77.0.0/16"
 ALONE = {"nodes": 1, "market": "on_demand", "offers": [G5], "ami": "an image", "vpc": "a network"}
 USUAL = {"nodes": 2, "market": "spot", "offers": [G5]}
 FULL = {"market": "spot_then_on_demand", "offers": [P4D], "gpus_per_node": 8, "efa": True, "bucket": "nexa-durable"}
+PRIVATE = {key: value for key, value in ALONE.items() if key != "vpc"} | {"subnets": "a private one"}
+RESERVED = {key: value for key, value in PRIVATE.items() if key != "offers"} | {"capacity_reservation": "a reservation"}
 PLOTS = {
-    "alone": Plot(ALONE, ("base",)),
+    "alone": Plot(ALONE, ("base", "making-subnets"), tells={"making-subnets": ""}, beside="private"),
+    "private": Plot(PRIVATE, ("base",), "alone"),
+    "reserved": Plot(RESERVED, ("base", "reservation"), "private", {"reservation": ""}),
+    "tagged": Plot({**PRIVATE, "tags": {"CostCenter": "1234"}}, ("base",), "private"),
     "state": Plot(
         {**ALONE, "state": "s3://nexa-states/team"},
-        ("base", "state"),
+        ("base", "making-subnets", "state"),
         "alone",
         {"state": ""},
         ("plan", "provision", "teardown"),
     ),
     "usual": Plot(
         USUAL,
-        ("base", "spot", "image", "network", "gang"),
+        ("base", "making-subnets", "spot", "image", "network", "gang"),
         "alone",
         {"spot": "Spot", "gang": "PlacementGroup", "image": "ssm:|DescribeImages", "network": ""},
     ),
     "all": Plot(
         {**USUAL, **FULL},
-        ("base", "spot", "image", "network", "gang", "moving", "efa", "bucket", "new-bucket"),
+        ("base", "making-subnets", "spot", "image", "network", "gang", "moving", "efa", "bucket", "new-bucket"),
         "usual",
         {"bucket": "iam:|^run |s3:ListBucket$", "new-bucket": "s3:", "efa": "Address", "moving": ""},
     ),
@@ -131,6 +140,10 @@ class Life:
             told["ami"] = region.image
         if "vpc" in told:
             told |= {"vpc": _network(region.ec2), "vpc_cidr": CIDR}
+        if "subnets" in told:
+            told["subnets"] = [_private(region.ec2)]
+        if "capacity_reservation" in told:
+            told["capacity_reservation"] = _reserved(region.ec2)
         if "state" in told:
             aws_client.client("s3", HOME).create_bucket(Bucket=told["state"].split("/")[2])
         made = config(**{"name": region.name(), **told})
@@ -151,6 +164,8 @@ class Life:
         """Spot has room for a part of the gang alone, which is given back; the file's other market has it."""
         if self.config.market == "spot_then_on_demand":
             self.region.control.fault("capacity", market="spot", after=1, times=2)  # as often as it is tried
+        if self.config.tags:  # somebody's policy puts its tags in the place of the template's
+            self.region.control.fault("overwritten", times=1)
         self.provision()
 
     def run(self) -> None:
@@ -178,7 +193,8 @@ class Life:
             AvailabilityZone=f"{HOME}a", Size=1, TagSpecifications=[{"ResourceType": "volume", "Tags": tags}]
         )
         card = [{"ResourceType": "network-interface", "Tags": tags}]
-        subnet = next(t.id for t in tagged.find(HOME, scope.owner, scope.cluster) if t.kind == "subnet")
+        made = (t.id for t in tagged.find(HOME, scope.owner, scope.cluster) if t.kind == "subnet")
+        subnet = self.config.subnets[0] if self.config.subnets else next(made)
         self.region.ec2.create_network_interface(SubnetId=subnet, TagSpecifications=card)
         shutil.rmtree(self.folder.path)
 
@@ -204,6 +220,24 @@ def _network(ec2: Any) -> str:
     gate = ec2.create_internet_gateway()["InternetGateway"]["InternetGatewayId"]
     ec2.attach_internet_gateway(InternetGatewayId=gate, VpcId=vpc)
     return vpc
+
+
+def _private(ec2: Any) -> str:
+    """A subnet whose way out is a NAT gateway, as the user's own."""
+    vpc = ec2.create_vpc(CidrBlock=CIDR)["Vpc"]["VpcId"]
+    subnet = str(ec2.create_subnet(VpcId=vpc, CidrBlock=CIDR, AvailabilityZone=G5["zone"])["Subnet"]["SubnetId"])
+    address = ec2.allocate_address()["AllocationId"]
+    gate = ec2.create_nat_gateway(SubnetId=subnet, AllocationId=address)["NatGateway"]["NatGatewayId"]
+    (main,) = ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["RouteTables"]
+    ec2.create_route(RouteTableId=main["RouteTableId"], DestinationCidrBlock="0.0.0.0/0", NatGatewayId=gate)
+    return subnet
+
+
+def _reserved(ec2: Any) -> str:
+    made = ec2.create_capacity_reservation(
+        InstanceType=G5["type"], InstancePlatform="Linux/UNIX", AvailabilityZone=G5["zone"], InstanceCount=1
+    )
+    return str(made["CapacityReservation"]["CapacityReservationId"])
 
 
 def _booted(gang: Gang, chosen: Candidate, kept: set[str]) -> tuple[Cluster, dict[str, str]]:
@@ -281,6 +315,9 @@ def sorted_out(used: Mapping[str, Used]) -> Recorded:
     for name, plot in PLOTS.items():
         for verb in VERBS:
             for right in used[name][verb] - (used[plot.after][verb] if plot.after else set()):
+                if plot.beside and right in used[plot.beside][verb]:
+                    data["base"].setdefault(verb, set()).add(right)
+                    continue
                 match = (feature for feature, words in plot.tells.items() if re.search(words, f"{verb} {right}"))
                 data[next(match, "base")].setdefault(verb, set()).add(right)
     return {feature: {verb: sorted(found) for verb, found in of.items()} for feature, of in data.items() if of}
@@ -352,8 +389,7 @@ One read that is denied hides nothing else: `nexa teardown` and `nexa sweep` sho
 they cannot, and write no receipt that says more. Roles and instance profiles are looked for where a bucket was given,
 where another workspace had a part in the cluster, where only its file is left, and by `nexa sweep`.
 
-No life was led with `subnets:` or `capacity_reservation:`: they take ec2:DescribeSubnets, DescribeRouteTables,
-DescribeInternetGateways and DescribeCapacityReservations besides, and `tags:` ec2:CreateTags on what a launch made.
+`subnets:` and `tags:` take nothing of their own: their lives are led with what every cluster takes.
 
 Once an account, by whoever may: `aws iam create-service-linked-role --aws-service-name spot.amazonaws.com`. With a
 customer-managed key as the default of EBS, that key's policy has to let the caller use it (kms:CreateGrant and others).

@@ -29,9 +29,9 @@ from nexa_dist.ops.runs.attempt_state import AttemptState
 from nexa_dist.ops.runs.status import progress_of
 from nexa_dist.ops.work import results
 from nexa_dist.plan.runs import preflight
-from nexa_dist.run.logs import stream as following
+from nexa_dist.run.logs import follower as following
+from nexa_dist.run.logs.follower import Follower
 from nexa_dist.run.logs.items import AgentEvent, Ended, Items, Line, Note, Quiet
-from nexa_dist.run.logs.stream import Follower
 from nexa_dist.run.record import Run
 from nexa_dist.run.runner import Result, Runner, Stream
 from nexa_dist.run.ssh.connections import Link, Ssh
@@ -80,7 +80,8 @@ WROTE = {
     "there": True, "more": False, "cut": False,
     "files": [{"name": "a/b", "path": "work/a/b", "bytes": 7, "mtime_ns": 1_790_000_000 * 10**9, "kind": "other"}],
     "checkpoints": [
-        {"step": 7, "path": "/s/r/checkpoints/step_00000007", "sha256": "0" * 64, "bytes": 9, "durable": False}
+        {"step": 7, "path": "/s/r/checkpoints/step_00000007", "sha256": "0" * 64, "bytes": 9, "durable": False,
+         "shards": {"digest": "1" * 64, "attempt": 1, "of": 3, "has": [0, 2], "bytes": 27}}
     ],
 }  # fmt: skip
 STOP = {**STATUS, "ended": 3}
@@ -89,7 +90,13 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "allow": {"ok": True}, "forget": {"left": []}, "unpack": {"path": "/x"}, "wrote": {"runs": [WROTE]},
 }  # fmt: skip
 CHECKPOINTS = {
-    "whole": [{"path": "/s/r/checkpoints/step_00000007", "step": 7}],
+    "whole": [
+        {
+            "path": "/s/r/checkpoints/step_00000007",
+            "step": 7,
+            "shards": {"digest": "1" * 64, "attempt": 1, "of": 3, "has": [0, 2], "bytes": 27},
+        }
+    ],
     "skipped": [{"path": "/s/r/checkpoints/step_00000009", "step": 9, "why": "torn"}],
 }
 RESULT = {

@@ -140,12 +140,14 @@ def runs(lab: Lab) -> int:
     return len(list((lab.root / "runs").glob("train_*")))
 
 
-def until(condition: Callable[[], Any], what: str, timeout_s: float = 600) -> Any:
+def until(condition: Callable[[], Any], what: str, timeout_s: float = 600, every_s: float = 0.1) -> Any:
+    """What the condition answers once it holds. A region that is asked all the time for minutes takes a tenth of a CPU:
+    `every_s` for what is far away."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         if found := condition():
             return found
-        time.sleep(0.1)
+        time.sleep(every_s)
     raise AssertionError(f"{what}: not within {timeout_s} s")
 
 

@@ -114,7 +114,7 @@ def test_machines_that_are_as_they_should_be(hosts: Hosts) -> None:
     assert all(matrix[row][column] > 1 for row in range(3) for column in range(3) if row != column)
 
 
-@pytest.mark.long("three machines; tests/unit/plan/test_diag_judge.py has each fault")
+@pytest.mark.long("three machines; tests/unit/plan/health/test_diag_judge.py has each fault")
 def test_four_faults_at_once_each_with_its_node_and_cause(hosts: Hosts) -> None:
     smi, python = "/usr/bin/nvidia-smi", _python(hosts)
     hosts.put(1, smi, "#!/bin/sh\necho 'Failed to initialize NVML: Driver/library version mismatch'; exit 18\n")

@@ -23,6 +23,7 @@ from nexa_dist.train.keeper import Keeper
 from tests.cloud.imds import Imds
 from tests.cloud.types import HostSpec
 from tests.e2e.conftest import REPO
+from tests.processes.train.test_shards import ALL, Nodes, staged
 
 SYNC = REPO / "scripts" / "run_sync.sh"
 AWS = shutil.which("aws", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
@@ -224,6 +225,35 @@ def test_rank_0_brings_its_checkpoints_to_the_bucket(bucket: Bucket, monkeypatch
     assert keeper.finish().startswith("step 7 is durable")
     folder = "c1/r1/checkpoints/step_00000007/g000003"
     assert bucket.names() == [f"{folder}/manifest.json", f"{folder}/w", "c1/r1/generation/000003"]
+
+
+@needs_aws
+def test_each_node_brings_its_shards_and_the_manifest_comes_when_all_are_there(bucket: Bucket) -> None:
+    part = bucket.folder / "part" / "step_00000010"
+    part.mkdir(parents=True)
+    (part / "rank_0.bin").write_bytes(b"0")
+    bucket.sync("part", str(part))
+    assert bucket.sync("show")[0] == "null\n"
+    body = {"version": 1, "step": 10, "files": {name: {"bytes": 1} for name in ("rank_0.bin", "rank_1.bin")}}
+    checkpoint.seal(part, body)
+    _, err = bucket.sync("seal", str(part), code=1)
+    assert "rank_1.bin is not what was uploaded" in err and bucket.sync("list", "--json")[0] == "[]\n"
+
+    with staged() as stage:
+        nodes = Nodes(bucket.folder, stage)
+        names = {"NEXA_DURABLE_WAIT_S": "600", "NEXA_SYNC": str(SYNC)}
+        out = nodes.run(["begin", 0], ["save", 20], ["finish", 20], attempt=3, **bucket.env | names)
+        assert nodes.codes == [0] * 4 and "step 20 is durable" in nodes.said, nodes.said
+        assert "warning" not in nodes.said, nodes.said
+        folder = "c1/r1/checkpoints/step_00000020/g000003"
+        assert {name for name in bucket.names() if "step_00000020" in name} == {
+            f"{folder}/{name}" for name in (*ALL, checkpoint.MANIFEST)
+        }
+        assert out[0][2]["uri"] == f"s3://{bucket.name}/{folder.removesuffix('/')}"
+        pulled = Path(bucket.sync("pull", str(bucket.folder / "node_0" / "checkpoints"))[0].strip())
+        shutil.rmtree(bucket.folder / "node_1")
+        assert pulled == nodes.step(0, 20) and not checkpoint.verify(pulled)
+        assert nodes.run(["start"], attempt=4)[3] == [[20, str(nodes.step(1, 20))]], nodes.said
 
 
 def test_a_resume_walks_back_over_damage_to_the_same_weights(tmp_path: Path) -> None:

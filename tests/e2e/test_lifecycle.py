@@ -17,7 +17,8 @@ import pytest
 
 from nexa_dist.config.load import load_train
 from nexa_dist.run import files
-from nexa_dist.train import corpus, data
+from nexa_dist.train import data
+from nexa_dist.train.text import corpus
 from tests.e2e.conftest import NEXA, REPO, Lab, contents, environment, everything_of, kill, runs, until
 
 pytestmark = pytest.mark.e2e
@@ -74,8 +75,8 @@ if os.environ.get("WAIT_AT_30") == os.environ.get("NEXA_ATTEMPT", "") != "":
     import signal, time
     from nexa_dist.train import progress
     told = progress.report
-    def report(step, *more):
-        told(step, *more)
+    def report(step, *more, **named):
+        told(step, *more, **named)
         while step == 30 and signal.getsignal(signal.SIGTERM).__self__.at is None:  # control.StopSignal
             time.sleep(0.05)
     progress.report = report
@@ -122,6 +123,32 @@ def test_a_stopped_training_resumes_on_every_node_bit_for_bit(clean: Lab, waits:
     assert final_files(clean) == unbroken
     assert clean.manifest()["eval_report"]["eval_loss_nats"] == losses["eval_loss_nats"]
     assert clean.manifest()["eval_report"]["train_loss_last"] == losses["train_loss_last"]
+
+
+@pytest.mark.long("three trainings of four ranks and an environment; tests/processes/train/test_ds.py holds the bits")
+def test_zero3_on_two_nodes_goes_on_where_it_was_stopped(clean: Lab, waits: tuple[str, str]) -> None:
+    asked = json.loads((REPO / "configs" / "deepspeed" / "zero3.json").read_text())
+    train, config = tiny(clean), clean.write("zero3.json", json.dumps({**asked, "zero_optimisation": {}}))
+    words = ("run", train, "--set", "backend=ds", "--set", f"config={config}")
+    refused = clean.nexa(*words, code=2).stderr
+    assert "zero3.json:1: zero_optimisation: unknown key (hint: did you mean zero_optimization?)" in refused
+    clean.write("zero3.json", json.dumps(asked))
+    clean.nexa(*words)
+    first, unbroken = clean.newest(), clean.manifest()
+    assert unbroken["parallel"] == "ZeRO-3" and "backend:ds" in unbroken["tags"]
+    held = unbroken["sharding"]["local_parameters"]
+    assert len(held) == 4 and sum(held) >= unbroken["eval_report"]["parameters"] > 3 * max(held)
+    assert any(line.startswith("deepspeed==") for line in unbroken["environment"]["freeze"])
+
+    child = clean.begin(*words, *waits)
+    until(lambda: clean.newest() != first and "step 25/60" in clean.log(0, "n0"), "the training is under way")
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=600)
+    assert child.returncode == 130, said
+    clean.nexa("run", "--resume", clean.newest().name)
+    assert [a["state"] for a in clean.record()["attempts"]] == ["stopped", "completed"]
+    for name in ("eval_loss_nats", "train_loss_last"):
+        assert clean.manifest()["eval_report"][name] == unbroken["eval_report"][name]
 
 
 @pytest.mark.long("a training for one moment of its launch")

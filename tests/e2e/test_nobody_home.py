@@ -85,7 +85,7 @@ def train_until_the_controller_is_killed(lab: Lab, here: Running) -> None:
     assert on(here, lab)
 
 
-def ends_soon(lab: Lab, node: str, in_s: int = 115) -> int:
+def ends_soon(lab: Lab, node: str, in_s: int) -> int:
     """Gives a node a deadline so near (less than deadline.sh's notice_s) that its ranks have to save at once."""
     due = int(time.time()) + in_s
     words = ("sudo", "-n", "/var/lib/nexa/deadline", "extend", str(due))
@@ -105,7 +105,9 @@ def step_in_bucket(lab: Lab, cluster: str) -> int:
 
 def ended(here: Running, lab: Lab, by_unix: float) -> dict[str, float]:
     """Waits until nothing of the cluster is billed any more. When each node ended, by the region's own books."""
-    until(lambda: not on(here, lab), "every instance was terminated", max(LATE_S, by_unix + 2 * LATE_S - time.time()))
+    until(
+        lambda: not on(here, lab), "every instance was terminated", max(LATE_S, by_unix + 2 * LATE_S - time.time()), 1
+    )
     rows = [row for row in here.client.bill()["instances"] if row["tags"].get("nexa:cluster") == lab.root.name]
     assert max(row["end_unix"] for row in rows) < by_unix + LATE_S
     return {row["tags"]["nexa:node"]: row["end_unix"] for row in rows}

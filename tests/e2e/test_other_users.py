@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Lab, everything_of, until
+from tests.e2e.conftest import Lab, everything_of, runs, until
 
 pytestmark = pytest.mark.e2e
 OF_THE_PROJECT = ("code", "work")
@@ -30,7 +30,8 @@ def seen_by_others(root: Path) -> list[str]:
 
 
 def test_nothing_of_a_run_is_for_other_users(clean: Lab) -> None:
-    clean.nexa("run", clean.plain("private"))
+    if not runs(clean):  # any run will do, and tests before this one have left some
+        clean.nexa("run", clean.plain("private"))
     left = seen_by_others(clean.root)
     assert not left, "\n".join(left)
 

@@ -84,7 +84,7 @@ def test_ranks_follow_the_file_not_the_addresses(clean: Lab, hosts: str) -> None
     (clean.root / "data").unlink()
 
 
-@pytest.mark.long("with real ssh what tests/unit/run/test_connections.py and test_trust.py hold")
+@pytest.mark.long("with real ssh what tests/unit/run/ssh/test_connections.py and test_trust.py hold")
 def test_settings_of_the_users_that_hurt_are_off_and_programs_need_consent(clean: Lab, hosts: str) -> None:
     file = clean.root / "own" / "ssh_config"
     hurt = "RequestTTY force", "RemoteCommand touch pwned", "ForwardAgent yes", "SendEnv *", "LogLevel QUIET"

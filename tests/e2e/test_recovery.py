@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from nexa_dist.train import checkpoint
 from tests.e2e.conftest import Lab, kill, runs, until
 
 pytestmark = pytest.mark.e2e
@@ -63,7 +65,7 @@ def test_ranks_without_torchrun_start_again_from_a_warm_interpreter(clean: Lab) 
     assert "attempt 2 rank 1" in clean.log(1, "n1", 2)
 
 
-@pytest.mark.long("tests/unit/plan/test_recovery.py has the decision")
+@pytest.mark.long("tests/unit/plan/runs/test_recovery.py has the decision")
 def test_what_falls_over_before_its_first_step_is_given_up_at_the_second_time(clean: Lab) -> None:
     raising = clean.script("raising", "raise SystemExit(3)", restarts_per_hour=10)
     said = clean.nexa("run", raising, code=1).stderr
@@ -114,6 +116,73 @@ def test_two_controllers_do_not_both_decide(clean: Lab) -> None:
         said = command.communicate(timeout=600)[1]
         assert command.returncode == 0, said
     assert len(clean.record()["attempts"]) == 1
+
+
+SHARDED = """
+import hashlib, os, sys, time
+from dataclasses import replace
+from pathlib import Path
+from nexa_dist.train import control, progress
+from nexa_dist.train.env import RankEnv
+from nexa_dist.train.shard_keeper import ShardKeeper
+
+env = replace(RankEnv.read("sharded", os.environ), durable=None)
+control.join(env)
+keeper = ShardKeeper(env)
+point = keeper.start()
+step, folder = point or (0, None)
+mine = f"state_{env.rank}"
+state = (folder / mine).read_bytes() if folder else b""
+if folder:
+    print("from step", step, sorted(path.name for path in folder.glob("state_*")), flush=True)
+keeper.begin(step)
+while step < 12:
+    step += 1
+    state = hashlib.sha256(state + f"{env.rank} {step}".encode()).digest()
+    progress.report(step, 12)
+    control.gather(step)
+    if step % 4 == 0:
+        keeper.save(step, lambda folder, now=state: (folder / mine).write_bytes(now), later=True)
+    while step == 10 and env.attempt == 1 and not Path(sys.argv[1]).exists():
+        keeper.settle()
+        time.sleep(0.05)
+saved = keeper.finish(step, None)
+keeper.write_result({"checkpoint": saved}) if env.rank == 0 else None
+print("ends with", state.hex(), flush=True)
+control.leave()
+"""
+
+
+@pytest.mark.long(
+    "tests/processes/train/test_shards.py has the ranks, tests/unit/ops/test_checkpoints.py the controller"
+)
+def test_a_lost_nodes_shards_come_from_the_replica_on_the_other(clean: Lab) -> None:
+    hold = clean.root / "never"
+    more = {"restarts_per_hour": 10, "nproc_per_node": 2, "replicas": 1, "args": [str(hold)]}
+    child = clean.begin("run", clean.script("sharded", SHARDED, **more))
+    homes = [clean.root / ".nexa" / "clusters" / "lab" / "nodes" / node for node in ("n0", "n1")]
+    until(lambda: all(list(home.rglob("step_00000008/manifest.json")) for home in homes), "step 8 is on both", 200)
+    while left := machine(clean, "n1"):
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+    _, said = child.communicate(timeout=600)
+    assert child.returncode == 0, said
+    assert clean.manifest()["attempts"][1]["replaced"] == ["n1"], said
+    assert clean.manifest()["attempts"][1]["resume_step"] == 8
+    assert clean.manifest()["checkpoint"]["step"] == 12
+    for rank, node in ((0, "n0"), (1, "n0"), (2, "n1"), (3, "n1")):
+        state = b""
+        for number in range(1, 13):
+            state = hashlib.sha256(state + f"{rank} {number}".encode()).digest()
+        log = clean.log(rank, node, 2)
+        assert "from step 8 ['state_0', 'state_1', 'state_2', 'state_3']" in log
+        assert f"ends with {state.hex()}" in log
+    assert "step 8: 4 files (0.0 MB) go to nodes that lack them" in clean.log(0, "n0", 2)
+    told = clean.json("pull")["checkpoint"]
+    assert told["step"] == 12 and checkpoint.verify(Path(told["path"])) == []
+    assert set(checkpoint.names(Path(told["path"]))) == {"manifest.json", *(f"state_{rank}" for rank in range(4))}
 
 
 def machine(lab: Lab, node: str) -> set[int]:

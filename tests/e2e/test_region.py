@@ -109,7 +109,7 @@ def test_a_cluster_runs_loses_a_node_is_left_alone_and_is_torn_down(cloud: Lab, 
     spoken = node(cloud, "n0", "read -r line </dev/tcp/10.213.0.102/22; echo $line")
     assert spoken.startswith("SSH-2.0"), "WireGuard carries from node to node"
 
-    child = cloud.begin("run", endless(cloud), **CANARIES)
+    child = cloud.begin("run", endless(cloud, save_every=1_000_000), **CANARIES)  # it is saved for the notice alone
     try:
         until(lambda: "step 15/" in cloud.log(0, "n0"), "step 15")
         here.client.notice(first["n0"]["id"], seconds=120, reclaim=False)
@@ -135,8 +135,8 @@ def test_a_cluster_runs_loses_a_node_is_left_alone_and_is_torn_down(cloud: Lab, 
     ]  # fmt: skip
     run = cloud.plain("alone", "--steps", 100_000, "--save-every", 100_000, "--step-seconds", 0.3, nproc_per_node=1)
     left_alone(cloud, "run", run, when=lambda: runs(cloud) == 2 and "step 5/" in cloud.log(0, "n0"))
-    due = ends_soon(cloud, "n0")
-    until(lambda: set(running(here)) == {"n1"}, "the other node ends")
+    due = ends_soon(cloud, "n0", in_s=90)
+    until(lambda: set(running(here)) == {"n1"}, "the other node ends", every_s=1)
     end = next(row["end_unix"] for row in here.client.bill()["instances"] if row["id"] == second["n0"]["id"])
     assert due <= end < due + LATE_S
     assert (saved := step_in_bucket(cloud, "cloud")) >= 5, "saved because the end was near"
@@ -198,7 +198,7 @@ print("seen", sorted(os.listdir(data + "/near")), size, open(data + "/far/a.txt"
 """
 
 
-@pytest.mark.long("a cluster for what emulated/test_s3_data.py and unit/ops/test_bring_data.py hold without one")
+@pytest.mark.long("a cluster for what emulated/test_s3_data.py and unit/ops/work/test_bring_data.py hold without one")
 def test_data_comes_by_a_nodes_own_profile_and_goes_on_over_their_network(cloud: Lab, here: Running) -> None:
     """And after a node was made anew the other one has it for it: the bucket may be gone by then."""
     make_bucket(cloud, "nexa-data")
@@ -335,9 +335,9 @@ def test_rank_0s_node_goes_with_notice_and_then_without(cloud: Lab, here: Runnin
     assert running(here)["n1"]["id"] == before["n1"]["id"]
 
 
-def endless(cloud: Lab) -> str:
+def endless(cloud: Lab, save_every: int = 10) -> str:
     """train.yaml of a rank a node that goes on until `let_end`."""
-    args = ("--steps", 1_000_000, "--save-every", 10, "--step-seconds", 0.4, "--until", END)
+    args = ("--steps", 1_000_000, "--save-every", save_every, "--step-seconds", 0.4, "--until", END)
     return cloud.plain("own", *args, nproc_per_node=1)
 
 
@@ -371,7 +371,9 @@ def reached(cloud: Lab) -> dict[int, int]:
     return found
 
 
-@pytest.mark.long("a cluster for variants of a create; tests/emulated and tests/unit/ops/test_capacity.py have each")
+@pytest.mark.long(
+    "a cluster for variants of a create; tests/emulated and unit/ops/providers/aws/test_capacity.py have them"
+)
 def test_a_full_zone_a_lost_reply_and_a_busy_api(
     cloud: Lab, here: Running, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

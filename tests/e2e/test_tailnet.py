@@ -111,7 +111,7 @@ def hostname(lab: Lab, index: int) -> str:
     return next(word.partition("=")[2] for word in ups[-1].split() if word.startswith("--hostname="))
 
 
-@pytest.mark.long("three provisions; tests/unit/ops/test_mesh_joining.py has the keys")
+@pytest.mark.long("three provisions; tests/unit/ops/cluster/test_mesh_joining.py has the keys")
 def test_a_refused_key_then_join_again_and_leave(lab: Lab, api: Api, own: conftest.Lab) -> None:
     lab.said(2, "touch /var/lib/stub/refuses")
     failed = own.nexa("provision", "--cluster", "own.yaml", "-y", code=1, timeout_s=400).stderr

@@ -25,10 +25,14 @@ NEEDED = (
     "ansible/roles/uv_env/files/make_env.py",
     "ansible/roles/uv_env/files/uv.txt",
     "configs/dist/local.yaml",
+    "configs/plans/v2.yaml",
     "configs/templates/cluster.yaml",
     "configs/templates/train.yaml",
     "configs/train/quickstart.yaml",
+    "docker/cuda_infer.txt",
     "docker/cuda_torch.txt",
+    "docker/lock/heavy.txt",
+    "docker/lock/infer.txt",
     "docker/lock/train.txt",
     "playbooks/bootstrap.yml",
     "terraform/modules/local_node/folder.py",
@@ -143,3 +147,35 @@ def test_the_whole_life_cycle_from_the_wheel_in_an_empty_folder(venv: Path, tmp_
         nexa("teardown", "-y", "--keep-nothing")
     until(lambda: not everything_of(root), f"nothing of {root} is left")
     assert json.loads(nexa("status", "--json").stdout) == {"clusters": [], "runs": []}
+
+
+@pytest.mark.long("installs the dependencies anew, from the package index or uv's cache, and provisions")
+def test_as_a_tool_of_uv_it_needs_no_program_of_a_checkout(wheel: Path, tmp_path: Path) -> None:
+    """As the README installs it: nothing of an environment for development is on PATH, Ansible neither."""
+    own = Path(sys.executable).parent
+    programs = [part for part in os.environ["PATH"].split(os.pathsep) if Path(part) != own]
+    env = {**outside(), "UV_TOOL_DIR": str(tmp_path / "tools"), "UV_TOOL_BIN_DIR": str(tmp_path / "bin")}
+    env["PATH"] = os.pathsep.join([str(tmp_path / "bin"), *programs])
+    root = tmp_path / "empty"
+    root.mkdir()
+    uv = shutil.which("uv", path=os.pathsep.join([str(own), os.environ["PATH"]]))
+    assert uv
+
+    def told(*argv: str) -> str:
+        done = subprocess.run(
+            argv, cwd=root, env=env, capture_output=True, text=True, timeout=900, stdin=subprocess.DEVNULL
+        )
+        assert done.returncode == 0, f"{argv}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    told(uv, "tool", "install", "--python", sys.executable, str(wheel))
+    nexa = str(tmp_path / "bin" / "nexa")
+    assert told(nexa, "--version") == f"nexa {wheel.name.split('-')[1]}\n"
+    told(nexa, "init")
+    assert str(tmp_path / "tools") in told(nexa, "provision", "--cluster", "cluster.yaml", "--dry-run")
+    try:
+        told(nexa, "provision", "--cluster", "cluster.yaml", "-y")
+        assert "torch.distributed.run" in told(nexa, "run", "train.yaml", "--dry-run")
+    finally:
+        told(nexa, "teardown", "-y", "--keep-nothing")
+    until(lambda: not everything_of(root), f"nothing of {root} is left")

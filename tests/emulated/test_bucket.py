@@ -15,7 +15,7 @@ from nexa_dist.model import Cluster, Layout
 from nexa_dist.ops.providers.aws import bucket
 from nexa_dist.plan.aws.scope import place_of
 from nexa_dist.run.aws import client as aws_client
-from nexa_dist.run.terraform import TerraformFailed
+from nexa_dist.run.terraform.stack import TerraformFailed
 from tests.unit.cloud_server import HOME, Desk, Emulated, scope
 
 

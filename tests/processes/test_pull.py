@@ -18,12 +18,14 @@ import pytest
 from nexa_dist.cli import main
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.runs.checkpoints import rescue, spread_checkpoint
 from nexa_dist.ops.work import results
 from nexa_dist.run import trust
 from nexa_dist.run.runner import SystemRunner
 from nexa_dist.run.ssh.connections import connect, session
 from nexa_dist.run.workspace import RunFolder, Workspace
 from nexa_dist.train import checkpoint
+from tests import shards
 
 RUN = "train_20260101_000000_x"
 SSH = """#!/bin/sh
@@ -179,6 +181,48 @@ def test_what_is_nowhere_else_is_not_ended_unasked(lab: Lab, capsys: Said) -> No
     lab.saved(6)
     said = nexa(capsys, "teardown", "--dry-run")[1]
     assert f"would lose: {RUN}: the checkpoint of step 6 (14 B); not named in outputs: 1 file (2 B): model" in said
+
+
+def test_a_sharded_checkpoint_comes_from_its_nodes_together_and_counts_only_then(lab: Lab, capsys: Said) -> None:
+    roots = [lab.on(node) / "checkpoints" for node in ("n0", "n1")]
+    for root, names in zip(roots, (shards.NAMES[:2], shards.NAMES[2:]), strict=True):
+        shards.write(root, names, 4)
+    shards.write(roots[0], shards.NAMES[:2], 6)
+    shards.write(roots[1], shards.NAMES[2:], 6, text="another save")
+    said = nexa(capsys, "teardown", "-y", code=2)[1]
+    assert f"{RUN}: the checkpoint of step 4 (16 B)\n" in said
+    assert "step 4 from n0, n1 (16 B)" in nexa(capsys, "pull", "--dry-run")[1]
+    told = pulled(capsys)["checkpoint"]
+    assert (told["step"], told["from"]) == (4, "n0, n1")
+    mine = Path(told["path"])
+    assert checkpoint.verify(mine) == [] and checkpoint.digest(mine) == told["sha256"]
+    assert {name: (mine / name).read_text() for name in shards.NAMES} == {name: f"{name}x" for name in shards.NAMES}
+    assert "would lose" not in nexa(capsys, "teardown", "--dry-run")[1]
+    assert pulled(capsys)["checkpoint"]["step"] == 4 and not (lab.run.path / ".part").exists()
+
+    shards.write(roots[1], shards.NAMES, 6)  # one node has it all, and the other a part
+    assert pulled(capsys)["checkpoint"]["from"] == "n1"
+    (roots[1] / "step_00000006" / "b_2").write_text("as long"[:4])  # damaged: of the same size
+    shutil.rmtree(lab.run.path / "checkpoints")
+    assert "step 6 from n1: b_2: " in nexa(capsys, "pull")[1]
+
+
+def test_shards_that_only_a_leaving_node_has_go_to_one_that_stays(lab: Lab) -> None:
+    roots = [lab.on(node) / "checkpoints" for node in ("n0", "n1")]
+    shards.write(roots[0], shards.NAMES[:2], 4)
+    shards.write(roots[1], shards.NAMES[2:], 4)
+    said: list[str] = []
+    ctx, record = Context(Workspace(lab.root), SystemRunner(), said.append), lab.run.load()
+    with session(ctx.runner, lab.cluster) as ssh:
+        links = connect(ssh)
+        rescue(ctx, links, record, ["n1"])
+        shutil.rmtree(lab.nodes / "n1")
+        (lab.nodes / "n1").mkdir()  # made anew
+        found = spread_checkpoint(ctx, links, record)
+    made = roots[0] / "step_00000004"
+    assert found == (4, {"n0": str(made), "n1": f"{lab.on('n1')}/checkpoints/step_00000004"}), said
+    assert checkpoint.verify(made) == [] and set(shards.NAMES) < set(checkpoint.names(made))
+    assert not [line for line in said if "warning" in line]
 
 
 def test_a_silent_node_keeps_nothing_alive_and_one_is_enough_for_a_pull(lab: Lab, capsys: Said) -> None:

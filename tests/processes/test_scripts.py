@@ -14,7 +14,7 @@ PROGRAMS = sorted(path for path in SCRIPTS.iterdir() if os.access(path, os.X_OK)
 ENV = {"PATH": "/usr/bin:/bin", "HOME": os.environ.get("HOME", "/"), "NEXA_PYTHON": sys.executable}
 
 
-def test_they_are_found() -> None:
+def test_the_scripts_are_found() -> None:
     assert {"test", "lint", "setup", "quickstart", "shake", "defects", "bench_cli", "region"} <= {
         path.name for path in PROGRAMS
     }

@@ -13,7 +13,7 @@ from nexa_dist.run.ansible import run_playbook
 pytestmark = pytest.mark.e2e
 
 
-def test_a_wait_says_what_for(tmp_path: Path) -> None:
+def test_a_task_that_waits_names_who_holds_the_lock(tmp_path: Path) -> None:
     steps = [f"test -e {tmp_path}/2 && exit", f"mv {tmp_path}/1 {tmp_path}/2", f"mv {tmp_path}/0 {tmp_path}/1"]
     script = "; ".join([*steps, "echo locked by 42 >&2", "exit 1"])
     (tmp_path / "0").touch()

@@ -72,7 +72,7 @@ CASES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
             "provision --cluster stack.yaml",
             ("would plan: the stack {root}/st, and judge", "/mine/terraform/plan.bin\n"),
         ),
-        ("provision --cluster hosts.yaml", ("n0: 1 ranks, ann@127.0.0.1:2299", "would adopt: the host key", "on n0")),
+        ("provision --cluster hosts.yaml", ("n0: 1 ranks, ann@127.0.0.1:2299", "would pin: the host key", "on n0")),
         ("provision --cluster aws.yaml", ("2 nodes: ", "if used to the end", "src/stacks/aws apply -json")),
         ("provision --cluster lab.yaml", ("would bring in line cluster lab",)),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import re
 import subprocess
@@ -40,9 +41,9 @@ BELOW = {
 }
 ROOMS = {
     "plan": ("failures", "runs", "money", "health", "fit", "aws", "static"),
-    "ops": ("runs", "work", "failures", "cluster", "health", "money", "providers"),
+    "ops": ("fit", "runs", "work", "failures", "cluster", "health", "money", "providers"),
     "node": ("watch", "warm", "code", "machine"),
-    "run": ("logs", "code", "ssh", "aws"),
+    "run": ("logs", "code", "ssh", "aws", "terraform"),
 }
 """Folders of a layer, from the top down: each may import only what stands after it. Modules beside them have no place
 in the order; like all others they may be in no circle."""
@@ -87,7 +88,10 @@ def imports(path: Path) -> set[str]:
     return found - {"", "nexa_dist", me}
 
 
-IMPORTS = {name: imports(path) for name, path in MODULES.items()}
+@functools.cache
+def all_imports() -> dict[str, set[str]]:
+    """Not when this file is read: each worker reads it, and one needs them."""
+    return {name: imports(path) for name, path in MODULES.items()}
 
 
 def layer_of(name: str) -> str:
@@ -102,7 +106,7 @@ def test_imports_point_down(name: str) -> None:
     layer = layer_of(name)
     assert layer in BELOW, f"{layer} has no place in the layers: add it, and docs/DECISIONS.md, first"
     allowed = BELOW[layer] | {layer} | {layer_of(BY_PATH.get(name, name))}
-    wrong = {one for one in IMPORTS[name] if layer_of(one) not in allowed}
+    wrong = {one for one in all_imports()[name] if layer_of(one) not in allowed}
     assert not wrong, f"{name} ({layer}) imports {sorted(wrong)}"
 
 
@@ -115,14 +119,14 @@ def test_rooms_point_down(layer: str) -> None:
     def place(name: str) -> int | None:
         return next((at for room, at in order.items() if f"{name}.".startswith(f"{room}.")), None)
 
-    for name, others in IMPORTS.items():
+    for name, others in all_imports().items():
         for other in others if place(name) is not None else ():
             mine, its = place(name), place(other)
             assert its is None or mine is None or mine <= its, f"{name} imports {other}, which stands above it"
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
-    reached = {name: set(others) for name, others in IMPORTS.items()}
+    reached = {name: set(others) for name, others in all_imports().items()}
     for through in reached:
         for others in reached.values():
             if through in others:
@@ -135,6 +139,14 @@ def test_no_folder_is_a_bag() -> None:
         str(path.parent.relative_to(PACKAGE)): len(list(path.parent.glob("*.py"))) - 1 for path in MODULES.values()
     }
     assert {folder: size for folder, size in sizes.items() if size > LARGEST} == {}
+
+
+def test_the_unit_tests_lie_as_the_package_does() -> None:
+    """Without an __init__.py the name of a file of tests is all that tells it from another one."""
+    files = sorted(Path(__file__).parent.rglob("test_*.py"))
+    rooms = {file.parent.relative_to(Path(__file__).parent) for file in files}
+    assert {str(room) for room in rooms if not (PACKAGE / room).is_dir()} == set()
+    assert len({file.name for file in files}) == len(files)
 
 
 SENT = [name for name in MODULES if layer_of(name).startswith(("node", "remote"))]

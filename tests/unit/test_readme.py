@@ -53,6 +53,22 @@ def test_what_a_page_links_to_is_there(page: str) -> None:
         assert not part or part in heads, f"{page} links to {target}#{part}"
 
 
+@pytest.mark.parametrize("page", ["ARCHITECTURE", "CONTRIBUTING"])
+def test_the_files_that_a_page_names_are_there(page: str) -> None:
+    """By their place in the package, or in the checkout; GROUP, VERB and the like stand for any."""
+    named = re.findall(r"`([a-z_]+/[\w./{},*-]+\.\w+)`", (REPO / "docs" / f"{page}.md").read_text())
+    paths = [
+        name.replace(braces, one)
+        for name in named
+        for braces in re.findall(r"\{[^}]*\}", name) or [""]
+        for one in braces.strip("{}").split(",")
+    ]
+    paths = [path for path in paths if not re.search(r"[A-Z]{3}|^meta/|^files/", path)]
+    below = (REPO, REPO / "nexa_dist")
+    assert len(paths) > 5
+    assert [path for path in paths if not any([*root.glob(path)] for root in below)] == []
+
+
 def test_every_decision_is_in_the_index_once() -> None:
     index, _, entries = (REPO / "docs" / "DECISIONS.md").read_text().partition("\n1. ")
     named = [int(number) for row in re.findall(r"^\| .* \| ([\d, ]+) \|$", index, re.M) for number in row.split(",")]

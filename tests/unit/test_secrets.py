@@ -37,7 +37,7 @@ X = "c4naryCANARYvalue"
         ({"api_key": "$HF_TOKEN", "token": "${T}", "password": ""}, None),
     ],
 )  # fmt: skip
-def test_redact(data: dict[str, Any], shown: dict[str, Any] | None) -> None:
+def test_values_under_secret_names_are_redacted_once(data: dict[str, Any], shown: dict[str, Any] | None) -> None:
     assert redact(data) == (data if shown is None else shown)
     assert redact(redact(data)) == redact(data)
 
@@ -125,14 +125,14 @@ def test_words_of_a_command_line(words: list[str], shown: list[str] | None) -> N
 @pytest.mark.parametrize(
     "name", ["SSH_PASSPHRASE", "GPG_PASSPHRASE", "AWS_ACCESS_KEY_ID", "HF_TOKEN", "SSHPASS", "pat"]
 )
-def test_secret_names(name: str) -> None:
+def test_a_name_of_a_secret_is_known_for_one(name: str) -> None:
     assert is_secret_name(name)
 
 
 @pytest.mark.parametrize(
     "name", ["SSH_AUTH_SOCK", "HOST_KEY", "PATH", "KEYBOARD", "TOKENIZERS_PARALLELISM", "key_name", ""]
 )
-def test_other_names(name: str) -> None:
+def test_a_name_like_a_secrets_is_not_taken_for_one(name: str) -> None:
     assert not is_secret_name(name)
 
 

@@ -19,8 +19,10 @@ PROMISES = {
     *("what only looks dead is not ended", "data is whole, verified and brought once"),
     "results come home, whole, and no only copy is ended unasked",
     "each run of a queue takes place once",
-    *("report", "completion", "environments"),
-    "what a run needs of its nodes is set up once",
+    "a sharded checkpoint is whole on all nodes together, or absent",
+    "what fits is foretold, and to the byte",
+    *("report", "completion", "environments", "Axolotl"),
+    *("what a run needs of its nodes is set up once", "a DeepSpeed file is done as it says, or refused"),
     *("what runs is what is named", "what is not sent is said, and nothing is guessed", "the wheel", "quickstart"),
 }
 

@@ -119,6 +119,17 @@ def parse_list(text: str, file: str, *, text_only: bool) -> list[Scalar]:
         raise ConfigError([Problem(file, 0, "", str(error), error.hint)]) from None
 
 
+def parse_mapping(text: str, file: str) -> dict[str, Any]:
+    """A mapping written as YAML, `{a: b}`, for `--set`."""
+    events = _expanded_events(text, file)
+    if not events or not isinstance(events[0], yaml.MappingStartEvent):
+        raise ConfigError([Problem(file, 0, "", "expected a mapping", "such as '{packages: [einops]}'")])
+    made = Builder(file).build(events)
+    if problems := [*made.problems, *made.yes_no.values()]:
+        raise ConfigError([Problem(file, 0, one.path, one.message, one.hint) for one in problems])
+    return made.data
+
+
 def _decode(raw: bytes, file: str) -> str:
     try:
         text = raw.decode("utf-8-sig")

@@ -1,4 +1,4 @@
-"""What an unquoted YAML word means. Words that YAML 1.1 and 1.2 read differently are refused, not guessed."""
+"""Meaning of unquoted YAML words. Words that YAML 1.1 and 1.2 read differently are refused, not guessed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What one run takes from another on the same node: what its setup has made, as long as it is as that left it."""
+"""Taking of one run's setup by another run on the same node: the files that setup made, as long as they are as it left
+them."""
 
 from __future__ import annotations
 
@@ -13,9 +14,9 @@ from ..oslib import read_json
 from . import tree
 
 NOTE = "nexa.json"
-"""In a layer: what it is. No part of what it holds."""
+"""Note in a layer's folder of what the layer is. No part of its contents."""
 TEXT_BYTES = 1 << 20
-"""What is larger names no folder of its run."""
+"""Size in bytes above which a file is not searched for the path of its run's folder."""
 
 
 def noted(path: str) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def noted(path: str) -> dict[str, Any]:
 
 
 def seen(folder: str) -> dict[str, Any]:
-    """All that is below a folder, by name, with a mark that changes when it is written."""
+    """Look at all that is below a folder, by name, with a mark that changes when it is written."""
     found = {}
     for base, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name != tree.CACHE]
@@ -60,8 +61,8 @@ def as_left(run: str, files: dict[str, Any]) -> bool:
 
 
 def bound(run: str, files: dict[str, Any]) -> bool:
-    """Whether what was made in a run's working folder is of that run alone: a link into its folder, where its data is
-    too, or a text that names it."""
+    """Tell whether what was made in a run's working folder is of that run alone: a link into its folder, where its data
+    is too, or a text that names it."""
     for name in files:
         path, said = os.path.join(run, "work", name), b""
         if os.path.islink(path):

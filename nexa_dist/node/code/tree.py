@@ -1,4 +1,4 @@
-"""What a folder of code holds, by content: the controller names code by it, and a node checks what it has by it.
+"""Hash of a folder of code: the controller names code by this hash, and a node checks its copy by it.
 
 run/code/archive.py makes the same name from the bytes that it sends; a test holds the two together. `__pycache__` is
 not counted and never sent: Python makes it, also in the package that the ranks import.
@@ -57,7 +57,7 @@ def digest(marks: dict[str, str]) -> str:
 
 
 def whole(folder: str) -> bool:
-    """Whether the folder holds what its name says."""
+    """Check that the folder holds what its name says."""
     if not os.path.isdir(folder) or digest(read(folder)) != os.path.basename(folder):
         return False
     touch(folder)

@@ -18,8 +18,9 @@ from . import tree
 CODE = re.compile(r"[0-9a-f]{%d}" % tree.DIGITS)
 KEPT, UNUSED_S = 8, 86400.0
 """Folders of code that stay whatever their age; beyond them go those that nobody has used for so long."""
-ASKED = 3
-"""Folders of code, the newest, that are looked through for files which need not be sent again."""
+ASKED = KEPT
+"""Folders of code, the newest, that are looked through for files which need not be sent again. Users who share a disk
+put theirs between ours."""
 STALE_S = 86400.0
 """Age of a temporary folder that no unpacking reaches: one that was killed left it."""
 

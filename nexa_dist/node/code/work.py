@@ -72,7 +72,8 @@ class _Room:
         return os.path.join(self.work, name)
 
     def mark(self, name: str) -> str | None:
-        """Of what is there. A file that is empty after the machine has lost power was not written by a script."""
+        """Mark of what is there (its hash, a link's target), None for nothing. A file that is empty after the machine
+        has lost power was not written by a script."""
         found = None if self.obstacle(name) else tree.content(self.path(name))
         if found is None or (self.rebooted and found[0] in "-x" and not found[1].strip(b"\0")):
             return None

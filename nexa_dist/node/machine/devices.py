@@ -139,7 +139,7 @@ def read(*path: str) -> str | None:
 
 
 def parse_gpus(text: str) -> list[dict[str, Any]]:
-    """What nvidia-smi says of each GPU. A figure is None where it says N/A, as of ECC on GPUs that have none."""
+    """Parse nvidia-smi's rows, one a GPU. A figure is None where it says N/A, as of ECC on GPUs that have none."""
     found = []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(",")]

@@ -80,7 +80,7 @@ def diag(message: dict[str, Any], root: str = "/") -> dict[str, Any]:
 
 
 def disk(scratch: str, deep: bool) -> dict[str, Any]:
-    """What is free there, and how fast it is; "error" where it cannot be had."""
+    """Measure the disk of the scratch folder: free bytes and speed; "error" where that fails."""
     try:
         os.makedirs(scratch, mode=0o700, exist_ok=True)
         return {"free_bytes": shutil.disk_usage(scratch).free, **write_speed(scratch, deep)}

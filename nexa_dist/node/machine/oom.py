@@ -23,7 +23,8 @@ def _events_file() -> str | None:
 
 
 def counter() -> int | None:
-    """How many processes of our group, or of the whole machine, the kernel has ended; None where it does not say."""
+    """Count the processes of our cgroup, or of the whole machine, that the kernel's OOM killer has ended; None where it
+    does not say."""
     for path in (_events_file(), "/proc/vmstat"):
         try:
             with open(path or "") as file:
@@ -44,6 +45,6 @@ class Watch:
         self.before, self.now = self.now, counter()
 
     def killed(self, signal_number: int) -> bool:
-        """Whether a process that `signal_number` ended just now was ended by the kernel for its memory."""
+        """Tell whether a process that `signal_number` ended just now was ended by the kernel for its memory."""
         now = counter()
         return signal_number == 9 and now is not None and self.before is not None and now > self.before

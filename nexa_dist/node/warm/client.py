@@ -60,7 +60,7 @@ def ensure(spec: Spec, environment: dict[str, str], run_dir: str) -> None:
         listener.listen(8)
 
         def register() -> None:
-            """In the child, before it is the interpreter: what that writes there can only come later."""
+            """Register the child before it is the interpreter: what that writes there can only come later."""
             write_json(_file(run_dir), {**holder_of(os.getpid()), "socket": path, "fingerprint": key, "ready_s": None})
 
         try:
@@ -79,7 +79,7 @@ def ensure(spec: Spec, environment: dict[str, str], run_dir: str) -> None:
             release(run_dir)
             shutil.rmtree(folder, ignore_errors=True)
             return
-    child.returncode = 0  # its end is seen in warm.json; as our child or init's it is reaped by another hand
+    child.returncode = 0  # keeps Popen from waiting: its exit is read from warm.json, the subreaper or init reaps it
 
 
 def release(run_dir: str, timeout_s: float = 5.0) -> list[int]:
@@ -115,7 +115,7 @@ def pid(run_dir: str) -> int | None:
 
 
 def ranks(run_dir: str) -> list[int]:
-    """What it forked and that lives, with all descendants."""
+    """Living ranks that the warm interpreter forked, with all descendants."""
     server = pid(run_dir)
     return [one for one in tree(server) if one != server] if server else []
 
@@ -129,7 +129,7 @@ class Ranks:
         self.open = True
 
     def read(self) -> list[dict[str, Any]]:
-        """What the interpreter said since the last call: {"pids": […]}, {"cold": why} or {"rank", "code"}."""
+        """Messages of the interpreter since the last call: {"pids": […]}, {"cold": why} or {"rank", "code"}."""
         while self.open:
             try:
                 data = self.connection.recv(65536)

@@ -24,7 +24,7 @@ LAST_S = 5.0
 
 
 def contract(spec: Spec, local: int) -> dict[str, str]:
-    """What torchrun adds to the environment of local rank `local`."""
+    """Variables that torchrun would add to the environment of local rank `local`."""
     number, world = spec["first_rank"] + local, str(spec["world_size"])
     folder = os.path.join(spec["env"]["NEXA_RUN_DIR"], "rank_%d" % number)
     return {
@@ -141,7 +141,7 @@ class Direct:
             rank.send_signal(number)
 
     def _start_cold(self) -> None:
-        """Each rank in an interpreter of its own."""
+        """Start each rank in an interpreter of its own."""
         wrong = wrong_generation(self.run_dir, self.spec["attempt"])
         if wrong:
             self._cannot(EXIT_WRONG_WORLD, wrong)
@@ -197,7 +197,7 @@ class Direct:
         return warm_client.fork(self.spec, self.environment, self.run_dir, ranks)
 
     def _hear(self, asked: warm_client.Ranks) -> None:
-        """What the warm interpreter said. Without a good answer the ranks get interpreters of their own."""
+        """Read the warm interpreter's messages. Without a good answer the ranks get interpreters of their own."""
         for word in asked.read():
             if "pids" in word:
                 for local, pid in enumerate(word["pids"]):

@@ -29,7 +29,7 @@ from .client import split
 
 STORE_WAIT_S = 0.25
 MARK, MARKED = (b"NEXA_WARM_DIR=", b"\0NEXA_RUN_DIR=")
-"""Of the same length: the second takes the first one's place in what /proc/<pid>/environ shows."""
+"""Two marks of the same length: the second takes the first one's place in what /proc/<pid>/environ shows."""
 
 
 def refusal(request: dict[str, Any]) -> str:
@@ -131,8 +131,8 @@ def _show(argv: list[str]) -> None:
 
 
 def _reseed() -> None:
-    """What a fresh interpreter takes from the system. (`random` sees to itself after a fork; torch's CUDA generators
-    begin with a fixed seed everywhere.)"""
+    """Seed anew what a fresh interpreter takes from the system. (`random` sees to itself after a fork; torch's CUDA
+    generators begin with a fixed seed everywhere.)"""
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
     if "torch" in sys.modules:

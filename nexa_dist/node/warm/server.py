@@ -27,12 +27,13 @@ from ..protocol import Event
 from . import rank as warm_rank
 
 IDLE_S, UNUSED_S = 900.0, 120.0
-"""How long it waits without an agent of the run: between attempts, while a node is replaced; before the first one."""
+"""Seconds that the interpreter waits without an agent of the run: between attempts, while a node is replaced; before
+the first one."""
 LOOK_S = 1.0
 
 
 def serve(run_dir: str, key: str, preload: list[str]) -> int:
-    """To the end of the interpreter's time. In a fork: to the end of the rank's program."""
+    """Serve to the end of the interpreter's time; in a fork, run to the end of the rank's program."""
     server = Server(run_dir)
     why = server.load(preload)
     seen = {**holder_of(os.getpid()), "socket": server.socket_path, "fingerprint": key}
@@ -64,7 +65,7 @@ class Server:
         self.pid = os.getpid()
         self.environment = dict(os.environ)
         self.changed: dict[str, str | None] = {}
-        """What the imports did to the environment; a rank's own import would have done the same."""
+        """Variables that the imports set in the environment; a rank's own import would have done the same."""
         self.loaded_s = 0.0
         self.over = False
         self.attempt: socket.socket | None = None

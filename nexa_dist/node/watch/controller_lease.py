@@ -39,7 +39,7 @@ class Contact:
         self.untouched = self._look()[1]
 
     def lost(self, now: float) -> bool:
-        """Whether the run has been without a controller for longer than its limit."""
+        """Tell whether the run has been without a controller for longer than its limit."""
         passed, mark = self.seen.step(now), self._look()
         if mark[0]:
             self.limit_s = LOST_AFTER_S
@@ -50,7 +50,7 @@ class Contact:
         return self.quiet_s > self.limit_s
 
     def _look(self) -> tuple[bool, int]:
-        """(whether a controller is connected, time of its last sign of life)."""
+        """Look for the controller: (a controller is connected, time of its last sign of life)."""
         try:
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError:

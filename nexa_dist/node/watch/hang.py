@@ -1,4 +1,5 @@
-"""How far the ranks of this node are, and whether they still move. `Seen` and `Stall` take their time from outside."""
+"""Detection of hangs: the progress of this node's ranks, and for how long they stand still. `Seen` and `Stall` are
+given the time."""
 
 from __future__ import annotations
 

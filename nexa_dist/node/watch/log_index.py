@@ -1,4 +1,5 @@
-"""When the bytes of a log were written: beside each log a list of (time, size), for `nexa logs --since`."""
+"""Index of the times at which a log's bytes were written: beside each log a list of (time, size), for `nexa logs
+--since`."""
 
 from __future__ import annotations
 

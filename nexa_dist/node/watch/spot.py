@@ -98,7 +98,7 @@ class Poller:
             time.sleep(self.every_s)
 
     def step(self, now: float) -> bool:
-        """One question. True when the notice has come and no more are needed."""
+        """Ask one question. True when the notice has come and no more are needed."""
         self.last_answer = now if self.last_answer is None else self.last_answer
         try:
             found = self.imds.notice()

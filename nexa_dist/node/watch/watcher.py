@@ -1,4 +1,4 @@
-"""What the agent looks at while an attempt goes on: progress, hangs, the controller, the cloud, the machine's clock."""
+"""The agent's watch over an attempt: progress, hangs, the controller, the cloud, the machine's clock."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ class Watcher:
             print("warm interpreter: %s" % error, file=sys.stderr)
 
     def finish(self) -> None:
-        """What the last ticks had no time for."""
+        """Do what the last ticks had no time for."""
         if self.running:
             self.reports = watch_hang.read_all(self.run_dir, self.reports)
             self._tell_progress()

@@ -1,4 +1,4 @@
-"""What `--dry-run` says of provision and teardown: nodes, and Terraform's command lines as they would be called."""
+"""Lines of `--dry-run` for provision and teardown: nodes, and Terraform's command lines as they would be called."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from nexa_dist.ops.context import Context
 from nexa_dist.run import bundle, stack_sources
 from nexa_dist.run.fake import FakeRunner
 from nexa_dist.run.runner import Result
-from nexa_dist.run.terraform import Terraform, binary
+from nexa_dist.run.terraform.settings import binary
+from nexa_dist.run.terraform.stack import Terraform
 from nexa_dist.run.workspace import ClusterFolder
 from nexa_dist.secrets import redact
 from nexa_dist.traits import TRAITS
@@ -32,8 +33,8 @@ def terraform_commands(ctx: Context, folder: ClusterFolder, stack: str, act: Cal
 
 
 def provision(ctx: Context, config: ClusterConfig, *, saved: bool = False) -> list[str]:
-    """What `ops.cluster.provision` would make and start; with `saved` it applies a plan. Raises what that would raise
-    before it makes anything."""
+    """Lines that say what `ops.cluster.provision` would make and start; with `saved` it applies a plan. Raises what
+    that would raise before it makes anything."""
     refuse_what_is_expanded(ctx)
     folder, names = ctx.workspace.cluster(config.name), config.node_names
     refuse_other_provider(folder, config)
@@ -53,7 +54,7 @@ def provision(ctx: Context, config: ClusterConfig, *, saved: bool = False) -> li
         stack_sources.read(Path(config.stack))
         lines.append(f"would plan: the stack {config.stack}, and judge the plan before exactly that is applied")
     if hosts:
-        lines.append("would adopt: the host key of each host, once the file, known_hosts or you vouch for it")
+        lines.append("would pin: the host key of each host, once the file, known_hosts or you vouch for it")
     else:
         lines += terraform_commands(ctx, folder, config.provider, act)
     lines.append(f"would run: ansible-playbook {bundle.root() / PLAYBOOK} on {', '.join(names)}")
@@ -61,7 +62,7 @@ def provision(ctx: Context, config: ClusterConfig, *, saved: bool = False) -> li
 
 
 def teardown(ctx: Context, doomed: Doomed, without: list[str], *, delete_bucket: bool) -> list[str]:
-    """What `ops.cluster.teardown` would end."""
+    """Lines that say what `ops.cluster.teardown` would end."""
     folder, scope = doomed.folder, doomed.scope
     lines = [f"would destroy {doomed}", *(f"  {node}" for node in doomed.nodes)]
     lines += [f"would give up: {name}" for name in without]

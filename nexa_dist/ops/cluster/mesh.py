@@ -102,7 +102,8 @@ MESHES = table(text(40), table(text(200), text(300), 10_000), 10)
 
 
 def meshes_file(folder: ClusterFolder) -> Path:
-    """What the nodes were ever let into, whatever cluster.yaml says by now: names in the tailnet by node, by mesh."""
+    """File of all meshes that the nodes ever joined, whatever cluster.yaml says by now: names in the tailnet by node,
+    by mesh."""
     return folder.path / "mesh.json"
 
 

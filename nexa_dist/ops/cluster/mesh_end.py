@@ -25,7 +25,8 @@ LOGOUT = f"[ -e {JOINED_BY_US} ] || {{ echo theirs; exit 0; }}; timeout {LOGOUT_
 
 @dataclass(frozen=True)
 class Left:
-    """How the nodes left the mesh: `told` for the receipt, and what could not be taken away from hosts that stay."""
+    """Result of the nodes' leaving the mesh: `told` for the receipt, and what could not be taken away from hosts that
+    stay."""
 
     told: dict[str, list[str]] = field(default_factory=dict)
     undone: tuple[str, ...] = ()
@@ -66,8 +67,8 @@ def _taken_away(ctx: Context, folder: ClusterFolder, made: Cluster, mesh: str, t
 
 
 def _log_all_out(ctx: Context, names: dict[str, str], made: Cluster | None) -> dict[str, list[str]]:
-    """Each node by itself; then by tag and name who is still there, also one that a killed provision had let in. The
-    cluster's end never waits for it."""
+    """Log out each node by itself; then delete by tag and name who is still there, also one that a killed provision had
+    let in. The cluster's end never waits for it."""
     everyone = made.nodes if made else ()
     said: dict[str, str] = {}
     if made:
@@ -88,7 +89,7 @@ def _log_all_out(ctx: Context, names: dict[str, str], made: Cluster | None) -> d
 
 
 def _log_out(ssh: Ssh, node: Node) -> Literal["out", "theirs", "silent"]:
-    """How it went: logged out, in a tailnet by itself and left there, or no word of it."""
+    """Log a node out of the tailnet: logged out, in a tailnet of its own and left there, or silent."""
     try:
         done = ssh.run(node, ("sh", "-c", AS_ROOT, "sh", LOGOUT), timeout_s=LOGOUT_S)
     except NexaError:

@@ -46,11 +46,11 @@ class Preview:
     rates: Rates
     budget_usd: float | None = None
     unknown: tuple[str, ...] = ()
-    """What costs something and has no price in the book for this region."""
+    """Items that cost something and have no price in the book for this region."""
     on_demand: Mapping[str, float | None] = field(default_factory=dict)
     """USD/h by instance type."""
     not_asked: tuple[str, ...] = ()
-    """What AWS may still refuse: a quota or an image that could not be looked at, and why."""
+    """Reasons for which AWS may still refuse: a quota or an image that could not be looked at, and why."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -82,7 +82,7 @@ class Preview:
 
 
 def preview(ctx: Context, config: ClusterConfig) -> Preview | None:
-    """What provision would try; None for what costs nothing, and for a cluster that is there already."""
+    """Preview of what provision would try; None for what costs nothing, and for a cluster that is there already."""
     folder = ctx.workspace.cluster(config.name)
     there = folder.json.exists() and offer_file(folder).exists()  # a try that failed asks once more
     if not config.traits.priced or (known_scope(folder) and there):
@@ -96,8 +96,8 @@ def preview(ctx: Context, config: ClusterConfig) -> Preview | None:
 
 
 def offline(ctx: Context, config: ClusterConfig) -> Preview:
-    """From the price book and the spot prices that were asked last: nobody is asked now. Without those, zones are a
-    guess, and spot is taken to cost as much as on demand.
+    """Preview from the price book and the spot prices that were asked last: nobody is asked now. Without those, zones
+    are a guess, and spot is taken to cost as much as on demand.
 
     Raises UsageError for other providers, NexaError when the book knows none of the offers.
     """
@@ -189,7 +189,8 @@ def changes(planned: dict[str, Any]) -> dict[str, list[str]]:
 def save(
     out: Path, config: ClusterConfig, scope: AwsScope, candidate: Candidate, variables: dict[str, Any], plan: bytes
 ) -> None:
-    """One file: the cluster's config, the offer, the variables and Terraform's own plan. It holds no secret."""
+    """Save a plan in one file: the cluster's config, the offer, the variables and Terraform's own plan. It holds no
+    secret."""
     record = {
         "nexa_plan": VERSION,
         "config": config.model_dump(mode="json", exclude_none=True, exclude_defaults=True),

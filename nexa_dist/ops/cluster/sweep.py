@@ -46,8 +46,8 @@ class Found:
 
 
 def survey(ctx: Context, only: Sequence[str] = (), named: Sequence[str] = ()) -> tuple[Whose, list[Found], list[str]]:
-    """Whose it is, all that carries one of the owners' tags (those `named`, else all of `whose`) in every region (or
-    `only` some), and what could not be seen."""
+    """Survey (the owners, every resource that carries one of their tags (those `named`, else all of `whose`) in every
+    region (or `only` some), and what could not be seen."""
     home = _home(only)
     mine = whose(ctx, aws_client.identity(home), only, named)
     regions, silent = regions_of(ctx, only)
@@ -77,7 +77,7 @@ def _home(only: Sequence[str]) -> str:
 
 
 def regions_of(ctx: Context, only: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Where to look, and what that leaves out: who may not list the regions knows those of his own clusters."""
+    """Regions to look in, and what they leave out: who may not list all regions knows those of the own clusters."""
     if only:
         return list(only), []
     try:
@@ -94,7 +94,7 @@ def regions_of(ctx: Context, only: Sequence[str]) -> tuple[list[str], list[str]]
 
 
 def grouped(hidden: Iterable[tuple[str, str, str]]) -> list[str]:
-    """(what, region, why) as a line for each what and why, with all its regions."""
+    """Lines of (what, region, why): one for each what and why, with all its regions."""
     regions: dict[tuple[str, str], list[str]] = {}
     for what, region, why in hidden:
         regions.setdefault((what, why), []).append(region)

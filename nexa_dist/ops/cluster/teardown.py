@@ -33,7 +33,7 @@ GONE = "a host that is gone for good is left out by --without NODE"
 
 @dataclass(frozen=True)
 class Doomed:
-    """What a teardown of a cluster ends: what was begun from its folder, and the runs that go on there."""
+    """Things that a teardown of a cluster ends: what was begun from its folder, and the runs that go on there."""
 
     folder: ClusterFolder
     scope: AwsScope | None
@@ -57,7 +57,8 @@ class Doomed:
 
 
 def doomed(ctx: Context, folder: ClusterFolder, config: ClusterConfig | None) -> Doomed | None:
-    """What `teardown` would end; None when nothing was ever begun. `config`: the cluster's file, where it was named.
+    """Find what `teardown` would end; None when nothing was ever begun. `config`: the cluster's file, where it was
+    named.
 
     Raises UsageError when the file is of another provider than the cluster, StillRunning when nobody can tell whose
     the cluster is.
@@ -165,7 +166,7 @@ def _stop(ctx: Context, run: RunFolder, own: Record, stop: Stop) -> None:
 
 
 def _costs(ctx: Context, folder: ClusterFolder) -> dict[str, Any]:
-    """What it cost in all: `cost_usd` is None where an instance has no known price."""
+    """Cost of the cluster in all: `cost_usd` is None where an instance has no known price."""
     ledger = cost.of_cluster(ctx, folder.path, usage.known(ctx, folder))
     made = ledger.bill
     usd = None if made.cost_usd is None else round(made.cost_usd, 6)

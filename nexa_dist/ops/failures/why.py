@@ -67,7 +67,7 @@ def why(run: RunFolder, record: Run, attempt: int | None = None) -> tuple[Story,
 
 
 def _not_sent(run: RunFolder, record: Run, story: Story) -> Story:
-    """Of a file that was missing on a node and that the project has here: the line that sends it."""
+    """Name the line of train.yaml that sends a file which was missing on a node and which the project has here."""
     verdict, root = story.verdict, run.path.parent.parent
     if verdict.name != "file_missing" or verdict.first is None:
         return story
@@ -82,8 +82,8 @@ def _not_sent(run: RunFolder, record: Run, story: Story) -> Story:
 
 
 def blamed(run: RunFolder, row: Attempt, end: End) -> tuple[End, str]:
-    """How an attempt ended, with the rank that its logs say failed first, and that in one line. The nodes only
-    tell when which rank ended: one that lost its peer may end before the one that it lost."""
+    """End of an attempt, with the rank that by its logs failed first, and the cause in one line. The nodes only tell
+    when which rank ended: one that lost its peer may end before the one that it lost."""
     verdict = judge(collect(run, row))
     (node, rank), how = verdict.first or ("", None), verdict.exit
     if rank is not None and how and rank != end.rank >= 0 and end.kind in BY_A_RANK:

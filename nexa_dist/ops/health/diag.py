@@ -46,7 +46,7 @@ class Report:
         return failures(self.findings)
 
     def verdict(self) -> dict[str, Any]:
-        """What is kept as the newest: without the facts."""
+        """Report that is kept as the newest: without the facts."""
         return {
             "at_unix": round(self.at_unix, 3),
             "cluster": self.cluster.name,
@@ -162,7 +162,7 @@ def wanted_depth(folder: ClusterFolder, deep: bool) -> bool:
 
 
 def lines(report: Report) -> Sequence[str]:
-    """What people read of it, below a phase."""
+    """Lines of the report for people, below a phase."""
     said = []
     for node in report.cluster.nodes:
         facts = report.facts[node.name]

@@ -1,4 +1,5 @@
-"""What the newest diagnosis of a cluster found, on disk; and the gate before a run. Read by every launch, so light."""
+"""Newest diagnosis of a cluster, on disk; and the gate before a run. Every launch imports this module, so it is
+light."""
 
 from __future__ import annotations
 

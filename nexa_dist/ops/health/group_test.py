@@ -110,7 +110,7 @@ def interface(said: Mapping[str, Any]) -> str:
 
 
 def blamed(heard: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Who kept the others waiting: the nodes that came less far than another one. Where all came as far, those whose
+    """Nodes that kept the others waiting: those that came less far than another one. Where all came as far, those whose
     words are their own; and all of them where everyone says the same."""
     far = {name: STAGES.index(said.get("stage", "")) for name, said in heard.items()}
     words = {name: str(said.get("error", "no answer")) for name, said in heard.items()}

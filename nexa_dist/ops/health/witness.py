@@ -20,6 +20,8 @@ from nexa_dist.run.ssh import ways
 from nexa_dist.run.ssh.connections import Ssh, on_all
 
 ASK_EVERY_S = 4.0
+Question = tuple[str, str, str]
+"""Whom (cloud, node, peer), which other node, and about which one."""
 PEERS = 2
 """Other nodes that are asked at a time."""
 ROUTES = Path("/proc/net/route")
@@ -36,25 +38,28 @@ class Witnesses:
         self.bench = Bench(list(self.nodes), lost_after_s)
         # Seams: tests put a simulated world in their place.
         self.now, self.ways, self.machine_says = time.monotonic, ways, machine_says
-        self.asked: dict[str, float] = {}
-        self.asking: set[str] = set()
+        self.asked: dict[Question, float] = {}
+        self.asking: set[Question] = set()
         self.api = ""
         """Why the cloud could not be asked; empty when it answers, or was not asked."""
         self.notes: deque[str] = deque()
         """Notes for people, until the thread that talks to them takes them from there."""
         self.said: dict[str, str] = {}
-        """What was told of each node last, by name."""
+        """Last word about each node, by name."""
         self.tried: set[str] = set()
         """Nodes that were looked into at least once."""
 
-    def quiet(self, name: str, seconds: float) -> Verdict:
+    def quiet(self, name: str, seconds: float, hung_up: bool = False) -> Verdict:
         """Takes note of a silence, has it looked into, and answers what is known by now. Never waits."""
-        now = self.now()
-        self.bench.quiet(name, seconds, now)
-        if seconds > ASK_AFTER_S and name not in self.asking and now - self.asked.get(name, -ASK_EVERY_S) > ASK_EVERY_S:
-            self.asked[name] = now
-            self.asking.add(name)
-            self.begin(name)
+        now, every_s = self.now(), 0.0 if hung_up else ASK_EVERY_S
+        self.bench.quiet(name, seconds, now, hung_up)
+        others = (("peer", peer.name) for peer in self._peers(name))
+        for whom, by in (("cloud", ""), ("node", ""), *others) if seconds > ASK_AFTER_S or hung_up else ():
+            question = (whom, by, name)
+            if question not in self.asking and now - self.asked.get(question, -ASK_EVERY_S) >= every_s:
+                self.asked[question] = now
+                self.asking.add(question)
+                self.begin(question)
         verdict = self.bench.judge(name, now)
         self._tell(name, verdict)
         return verdict
@@ -65,35 +70,51 @@ class Witnesses:
             self.said = {other: kind for other, kind in self.said.items() if kind != "line"}
             self.say("the line is back: asking the nodes what happened meanwhile")
 
-    def begin(self, name: str) -> None:
-        threading.Thread(target=self.looked, args=(name,), daemon=True, name=f"witness-{name}").start()
+    def begin(self, question: Question) -> None:
+        threading.Thread(target=self.ask, args=(question,), daemon=True, name=f"witness-{question[2]}").start()
 
-    def looked(self, name: str) -> None:
+    def ask(self, question: Question) -> None:
+        whom, by, name = question
         try:
-            self.look(name)
+            if whom == "cloud":
+                self._ask_cloud(self.nodes[name])
+            elif whom == "node":
+                self.come(name)
+            else:
+                self.hear(name, self.nodes[by])
         finally:
-            self.tried.add(name)
-            self.asking.discard(name)
+            self.tried |= {name} if whom == "node" else set()
+            self.asking.discard(question)
 
     def look(self, name: str) -> None:
-        """One question to everybody. By a way that is found the node is reached from now on."""
+        """One question to the node and to the others, and their answers waited for."""
+        others = [threading.Thread(target=self.hear, args=(name, peer), daemon=True) for peer in self._peers(name)]
+        for thread in others:
+            thread.start()
+        if not self.come(name):
+            for thread in others:
+                thread.join()
+
+    def come(self, name: str) -> bool:
+        """Whether the node is reached without another one; by the way that is found it is reached from now on."""
         node = self.nodes[name]
-        self._ask_cloud(node)
         for options in dict.fromkeys(((), self.ways.joined(self.ssh, node))):
             if self.ways.reach(self.ssh, node, *options):
                 self.bench.peer(name, "", "reached", self.now())
                 self._route(name, options)
-                return
+                return True
         self.bench.peer(name, "", "", self.now())
-        for peer in self._peers(name):
-            word: PeerWord = self.ways.ask(self.ssh, peer, node)
-            options = self.ways.through(self.ssh, peer, node)
-            if word == "up" and self.ways.reach(self.ssh, node, *options):
-                word = "reached"
-                self._route(name, options, peer.name)
-            self.bench.peer(name, peer.name, word, self.now())
-            if word == "reached":
-                return
+        return False
+
+    def hear(self, name: str, peer: Node) -> None:
+        """Takes another node's word. Where the silent one answers that and not us, the way leads through it."""
+        node, began = self.nodes[name], self.now()
+        word: PeerWord = self.ways.ask(self.ssh, peer, node)
+        self.bench.peer(name, peer.name, word, self.now())
+        options = self.ways.through(self.ssh, peer, node)
+        if word == "up" and self.ways.reach(self.ssh, node, *options) and not self.reached(name, began):
+            self.bench.peer(name, peer.name, "reached", self.now())
+            self._route(name, options, peer.name)
 
     def _route(self, name: str, options: tuple[str, ...], by: str = "") -> None:
         if self.ssh.routes.get(name, ()) != options:
@@ -110,7 +131,7 @@ class Witnesses:
         self.bench.cloud(node.name, word, why, self.now())
 
     def _peers(self, name: str) -> list[Node]:
-        """Those that speak first; where none does, any: it is our line that is asked then."""
+        """Peers of a node, those that speak first; where none does, any: our own line is asked then."""
         silent = self.bench.silent(self.now())
         others = [node for other, node in self.nodes.items() if other != name]
         return sorted(others, key=lambda node: node.name in silent)[:PEERS]
@@ -118,7 +139,7 @@ class Witnesses:
     def _tell(self, name: str, verdict: Verdict) -> None:
         while self.notes:
             self.say(self.notes.popleft())
-        if name not in self.tried or verdict.kind == self.said.get(name) or verdict.kind in ("here", "lost"):
+        if name not in self.tried or verdict.kind == self.said.get(name) or verdict.kind in ("here", "ended", "lost"):
             return
         first = "line" not in self.said.values()
         self.said[name] = verdict.kind
@@ -131,7 +152,7 @@ class Witnesses:
             self.say(f"{name}: {verdict.why}; waiting")
 
     def _line(self) -> str:
-        """What was tried, in words."""
+        """Say in words what was tried."""
         cloud = self.ssh.cluster.traits.witness
         words = [f"{cloud} {f'does not answer: {self.api}' if self.api else 'answers'}"] if cloud else []
         try:
@@ -146,12 +167,12 @@ class Witnesses:
         return ", ".join(words)
 
     def reached(self, name: str, since: float) -> bool:
-        """Whether the node answered a question that was put after `since`, by whatever way."""
+        """Tell whether the node answered a question that was put after `since`, by whatever way."""
         peers = list(self.bench.cases[name].peers.values())
         return any(said.word == "reached" and said.at >= since for said in peers)
 
     def last_word(self, names: Sequence[str]) -> list[str]:
-        """Those of the nodes that answer after all: before they are ended they are asked once more by every way."""
+        """Nodes that answer after all: before nodes are ended they are asked once more by every way."""
 
         def ask(name: str) -> str:
             since = self.now()

@@ -62,7 +62,7 @@ def allowance(ctx: Context, folder: ClusterFolder, config: ClusterConfig) -> Cal
 
 @dataclass(frozen=True)
 class Clock:
-    """How a controller serves the nodes' own clocks: lease interval, deadline, cap."""
+    """Settings by which a controller serves the nodes' own clocks: lease interval, deadline, cap."""
 
     every_s: float = REARM_S
     leased: bool = False

@@ -181,7 +181,7 @@ def _region(folder: Path | None) -> str:
 
 
 def _run_row(ctx: Context, record: Run, made: Bill) -> dict[str, Any]:
-    """What one run cost, in all and by what it got for it."""
+    """Cost of one run, in all and by what it got for it."""
     run_id = record.run_id
     share, phases = made.run(run_id), made.runs.get(run_id, {})
     manifest = _json(ctx.workspace.root / "runs" / "manifests" / f"{run_id}.json")

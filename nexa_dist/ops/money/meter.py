@@ -1,4 +1,4 @@
-"""What a run's nodes cost while it trains, and the thread that renews their lease and moves their deadlines."""
+"""Meter of a run's cost while it trains, and the thread that renews the nodes' lease and moves their deadlines."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Meter:
         self._said: dict[str, float] = {}
         self._counted = self._asked = float("-inf")
         self._unheard = self._sent = 0
-        self._task = PeriodicTask(self.tend, self.clock.every_s)
+        self._task = PeriodicTask(self.round, self.clock.every_s)
 
     def start(self) -> None:
         if self.cluster.traits.clock or self.budgets():
@@ -64,7 +64,7 @@ class Meter:
         self._count_logs(least=1)
 
     def _count_logs(self, least: int = LOGS_GREW) -> None:
-        """What the nodes sent here is billed as traffic: the copy of the logs has its size."""
+        """Count the logs that the nodes sent here, which are billed as traffic: the copy of the logs has its size."""
         if not (self.run and self.folder and self.cluster.region):
             return
         sent = sum(sizes(self.run.logs).values())
@@ -104,8 +104,9 @@ class Meter:
         budget = tightest(self.budgets())
         return budget.words() if budget and budget.due() else ""
 
-    def tend(self) -> str:
-        """One round of the thread: renews the lease, asks for prices, moves deadlines. Answers a warning or nothing."""
+    def round(self) -> str:
+        """Make one round of the thread: renews the lease, asks for prices, moves deadlines. Answers a warning or
+        nothing."""
         links, now = tuple(self.links), self.ctx.now()
         if links:  # before all that may fail: the lease is what cannot wait
             self._unheard = self._unheard + 1 if lease.renew(links).silent else 0

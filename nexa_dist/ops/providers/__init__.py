@@ -1,1 +1,1 @@
-"""Who makes nodes: aws, local, static."""
+"""Providers of nodes: aws, local, stack, static."""

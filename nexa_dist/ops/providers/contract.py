@@ -1,4 +1,4 @@
-"""What a provider is: a module with these functions. What it is like stands in nexa_dist/traits.py.
+"""Provider contract: a provider is a module with these functions. Its traits stand in nexa_dist/traits.py.
 
 `table.provider_of` finds it by name; to add one, write the module, its row of traits and the keys of its cluster.yaml
 (docs/CONTRIBUTING.md).
@@ -15,24 +15,24 @@ from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.model import Cluster, Node
 from nexa_dist.ops.context import Context
 from nexa_dist.plan.health.lost import CloudWord
-from nexa_dist.run.terraform import Terraform
+from nexa_dist.run.terraform.stack import Terraform
 from nexa_dist.run.workspace import ClusterFolder
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What is asked of `make` beside the cluster's file."""
+    """Wishes to `make` beside the cluster's file."""
 
     hours: Callable[[float], float] = lambda _: math.inf
-    """For how many hours nodes may live that cost so many USD an hour in all; raises NexaError without budget."""
+    """Hours that nodes may live which cost so many USD an hour in all; raises NexaError without budget."""
     begin: Callable[[], None] = lambda: None
-    """To be called before the first thing is made: writes down that a cluster may exist from here on."""
+    """Callback before the first thing is made: writes down that a cluster may exist from here on."""
     lost: Sequence[str] = ()
     """Nodes to be ended, and made anew."""
     saved: Any = None
     """A saved plan to be applied as it is; of a provider that saves plans."""
     offers: Sequence[Any] = ()
-    """What may be rented, in order of preference, where that was asked already."""
+    """Offers that may be rented, in order of preference, where that was asked already."""
     adopted: Sequence[Any] = ()
     """Host keys of the user's own hosts, in node order."""
 
@@ -56,11 +56,11 @@ class Planned:
     violations: Sequence[Any] = ()
     """Violations of our own policies."""
     saves: Any = None
-    """What a saved plan needs beside Terraform's own; None where none is saved."""
+    """Data that a saved plan needs beside Terraform's own; None where none is saved."""
     report: dict[str, Any] = field(default_factory=dict)
     lines: tuple[str, ...] = ()
     alarm: str = ""
-    """What nobody may overlook."""
+    """Warning that nobody may overlook."""
 
 
 class Provider(Protocol):
@@ -74,10 +74,10 @@ class Provider(Protocol):
         proven gone. `scope`: where it was made, when the folder does not say."""
 
     def proof(self, receipt: Mapping[str, Any]) -> str:
-        """What a receipt proves, in words."""
+        """Words for what a receipt proves."""
 
     def says(self, ctx: Context, cluster: Cluster, node: Node) -> tuple[CloudWord, str]:
-        """What is known of a node's machine by who made it, and in words; ("", "") when that is nobody. Raises
+        """State of a node's machine by the word of its maker, and in words; ("", "") when that is nobody. Raises
         NexaError when it cannot be asked: it has not said then that the node is dead."""
 
     def usage(self, ctx: Context, folder: ClusterFolder) -> float:

@@ -25,12 +25,13 @@ from nexa_dist.plan import local
 from nexa_dist.plan.health.lost import CloudWord
 from nexa_dist.run import bundle, files
 from nexa_dist.run.ssh import keys
-from nexa_dist.run.terraform import Terraform, TerraformFailed, binary
+from nexa_dist.run.terraform.settings import binary
+from nexa_dist.run.terraform.stack import Terraform, TerraformFailed
 from nexa_dist.run.workspace import ClusterFolder
 
 TRIES = 3
 TAKEN = re.compile(r"(127(?:\.\d+){3}:\d+) is taken by")
-"""What host.py says of a port."""
+"""Message of host.py about a port that is taken."""
 
 
 def shared_folder() -> str:
@@ -155,7 +156,7 @@ def machine(folder: ClusterFolder, name: str) -> str:
 
 
 def says(ctx: Context, cluster: Cluster, node: Node) -> tuple[CloudWord, str]:
-    """What this machine's process table says."""
+    """State of a node by this machine's process table."""
     state = machine(ctx.workspace.cluster(cluster.name), node.name)
     words: dict[str, CloudWord] = {"off": "off", "frozen": "unwell", "on": "works"}
     return words[state], f"its machine is {state}"
@@ -221,7 +222,7 @@ def _sweep(ctx: Context, folder: ClusterFolder) -> list[dict[str, Any]]:
 
 
 def _known_nodes(ctx: Context, folder: ClusterFolder) -> list[dict[str, Any]]:
-    """For the end of a cluster, which does without."""
+    """Nodes as Terraform's outputs know them, for the end of a cluster, which does without."""
     try:
         return made_nodes(folder)
     except NexaError as error:

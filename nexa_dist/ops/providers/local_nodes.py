@@ -30,7 +30,7 @@ def made_nodes(folder: ClusterFolder) -> list[dict[str, Any]]:
 
 
 def answers(folder: ClusterFolder, name: str, address: str, port: int) -> bool:
-    """Whether the node's own sshd listens there: whoever got the port after its end greets otherwise (host.py)."""
+    """Tell whether the node's own sshd listens there: whoever got the port after its end greets otherwise (host.py)."""
     try:
         host_key = (folder.ssh / "host_keys" / f"{name}.pub").read_bytes()
         with socket.create_connection((address, port), timeout=5) as connection:

@@ -1,5 +1,5 @@
-"""Where an aws cluster is, as its provision wrote it down. Apart from aws/scope.py: who shows a bill reads it too, and
-does not wait until all that makes clusters is imported."""
+"""Scope file of an aws cluster, as its provision wrote it. Apart from aws/scope.py: a verb that shows a bill reads it
+too, and does not wait until all that makes clusters is imported."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def scope_file(folder: ClusterFolder) -> Path:
 
 
 def known_scope(folder: ClusterFolder) -> AwsScope | None:
-    """What an earlier provision wrote down; None when there was none. Raises NexaError when it is torn."""
+    """Scope that an earlier provision wrote down; None when there was none. Raises NexaError when it is torn."""
     path = scope_file(folder)
     if not path.exists():
         return None

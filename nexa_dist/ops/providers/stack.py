@@ -30,7 +30,8 @@ from nexa_dist.plan.static.known_hosts import ALGORITHMS, HostKey, fits, kinds_t
 from nexa_dist.run import files, stack_sources
 from nexa_dist.run.runner import CommandFailed
 from nexa_dist.run.ssh import connections, keys, known_hosts
-from nexa_dist.run.terraform import Terraform, binary
+from nexa_dist.run.terraform.settings import binary
+from nexa_dist.run.terraform.stack import Terraform
 from nexa_dist.run.workspace import ClusterFolder
 from nexa_dist.shape import number, one_of, record, whole
 
@@ -89,7 +90,7 @@ class Stack:
         return planned.variables(self.config, self.known, public_key, tags, self.deadline)
 
     def _addresses(self, lost: Sequence[str]) -> list[str]:
-        """All that the state holds of these nodes: what hangs on their names."""
+        """Addresses of all that the state holds of these nodes: what hangs on their names."""
         found = []
         for name in lost:
             mine = [address for address in self.terraform.resources() if f'["{name}"]' in address]
@@ -118,7 +119,7 @@ def terraform_of(ctx: Context, folder: ClusterFolder) -> Terraform:
 
 
 def recorded(folder: ClusterFolder) -> dict[str, Any] | None:
-    """What was written down before the first apply; None when there was none, or it is torn."""
+    """Record that was written before the first apply; None when there was none, or it is torn."""
     with contextlib.suppress(NexaError):
         if (folder.path / RECORD).exists():
             return dict(files.read_shape(folder.path / RECORD, SHAPE))
@@ -234,12 +235,12 @@ def plan(ctx: Context, folder: ClusterFolder, config: ClusterConfig, wish: Wish)
 
 
 def says(ctx: Context, cluster: Cluster, node: Node) -> tuple[CloudWord, str]:
-    """Nothing: a state file knows what was made, not what lives."""
+    """Say nothing: a state file knows what was made, not what lives."""
     return "", ""
 
 
 def usage(ctx: Context, folder: ClusterFolder) -> float:
-    """By our own clock; a machine that ends by itself has done so at its deadline, by the stack's word."""
+    """Record usage by our own clock; a machine that ends by itself has done so at its deadline, by the stack's word."""
     known, now = recorded(folder), ctx.now()
     if known and known["ends_with"] != "api" and now > known["deadline_unix"]:
         for period in ledger_file.open_periods(folder):

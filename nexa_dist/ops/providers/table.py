@@ -1,4 +1,4 @@
-"""Which module is a provider's: imported when it is asked for, since a launch needs none of them."""
+"""Table of the providers' modules: one is imported when it is asked for, since a launch needs none of them."""
 
 from __future__ import annotations
 
@@ -31,15 +31,16 @@ MODULES = {
 
 
 LIGHT = {"local": "nexa_dist.ops.providers.local_nodes"}
-"""Where `usage` stands apart from what makes nodes: who shows a bill waits for neither Terraform nor Ansible."""
+"""Modules that have `usage` apart from what makes nodes: a verb that shows a bill waits for neither Terraform nor
+Ansible."""
 
 RECORDS = {"site.json": "aws", "own.json": "static", "stack.json": "stack"}
-"""In a cluster's folder: what a provider writes down for itself."""
+"""Records that a provider writes for itself into a cluster's folder."""
 
 
 def of_folder(folder: ClusterFolder, unknown: str = "local") -> str:
-    """Whose nodes a cluster's folder is about: by a record of the provider's own, else by the file that they were made
-    of, which may be torn."""
+    """Provider of a cluster's folder: by a record of the provider's own, else by the file that they were made of, which
+    may be torn."""
     for record, name in RECORDS.items():
         if (folder.path / record).exists():
             return name
@@ -63,12 +64,12 @@ def usage(name: str, ctx: Context, folder: ClusterFolder) -> float:
 
 
 def machine_says(ctx: Context, cluster: Cluster, node: Node) -> tuple[CloudWord, str]:
-    """What is known of a node's machine by who made it (`Provider.says`)."""
+    """State of a node's machine by the word of its maker (`Provider.says`)."""
     return provider_of(cluster.provider).says(ctx, cluster, node)
 
 
 def is_off(ctx: Context, cluster: Cluster, node: Node) -> bool:
-    """Whether the cloud says that the machine is off: nothing of a run is left on it then."""
+    """Tell whether the cloud says that the machine is off: nothing of a run is left on it then."""
     try:
         return cluster.traits.priced and machine_says(ctx, cluster, node)[0] in ("off", "forgotten")
     except NexaError:

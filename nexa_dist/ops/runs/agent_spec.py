@@ -1,4 +1,4 @@
-"""What the agent of a node is told about an attempt."""
+"""Spec of an attempt for the agent of a node."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ GRACE_S = 25.0
 NOTICE_GRACE_S = 90.0
 """Seconds for a checkpoint and its way to the durable store, of the 120 s of a spot notice."""
 DURABLE_WAIT_S = NOTICE_GRACE_S - 20
-"""How long a rank that stops waits for the durable store; the rest of a notice's grace is for the checkpoint."""
+"""Seconds that a rank that stops waits for the durable store; the rest of a notice's grace is for the checkpoint."""
 VARIABLE = re.compile(r"\$\{(NEXA_\w+)\}|\$(NEXA_\w+)")
 
 
@@ -69,7 +69,7 @@ class Job:
 
     @property
     def preload(self) -> tuple[str, ...]:
-        """For the user's own scripts torch alone."""
+        """Modules of the warm interpreter; for the user's own scripts torch alone."""
         return BACKENDS[self.config.backend].preload if self.config.backend else ("torch",)
 
     def place(self, link: Link) -> Place:
@@ -99,7 +99,7 @@ class Job:
         return list(dict.fromkeys(os.path.dirname(python) for python in pythons if python.startswith("/")))
 
     def setup(self, link: Link) -> dict[str, Any] | None:
-        """What `setup` of the agent is told; None where there is nothing to do."""
+        """Message to the agent's `setup`; None where there is nothing to do."""
         config, base = self.config, self.base(link)
         if not (config.apt or self.layer):
             return None
@@ -129,7 +129,7 @@ class Job:
             run_id=self.run_id,
             attempt=self.attempt,
             interface=interface,
-            cpus=cpus,
+            cpus=cpus // _sharing(plan, link),
             user={**self.brought.env.get(node.node.name, {}), **_user_environment(self.config)},
             resume=(self.resume[1][node.node.name], self.resume[0]) if self.resume else None,
             bucket=bucket_environment(link.ssh.cluster, place.package),
@@ -137,21 +137,21 @@ class Job:
         )
 
     def preloading(self, plan: RankPlan, node: NodePlan, link: Link) -> dict[str, Any]:
-        """What `probe` needs to load the interpreter that the ranks of a node will be forked from. `plan` may lack
-        the port, and nobody knows the node's interface and CPUs: the agent counts these itself."""
+        """Fields of `probe` that load the interpreter that the ranks of a node will be forked from. `plan` may lack the
+        port, and nobody knows the node's interface and CPUs: the agent divides these by `nproc` itself."""
         place = self.place(link)
         env = self.environment(plan, node, link, "", 1)
         if "OMP_NUM_THREADS" not in self.config.env:
             del env["OMP_NUM_THREADS"]
         argv = (place.python, *torchrun.program(self.expanded(env), place).argv)
-        spec = {"argv": argv, "cwd": place.work, "env": env, "path": self.path(link), "nproc": node.nproc}
-        spec["preload"] = self.preload
+        spec: dict[str, Any] = {"argv": argv, "cwd": place.work, "env": env, "path": self.path(link)}
+        spec |= {"nproc": node.nproc * _sharing(plan, link), "preload": self.preload}
         return {"run_dir": place.run_dir, "spec": spec, "secrets": self.secrets}
 
     def spec(
         self, plan: RankPlan, node: NodePlan, link: Link, interface: str, cpus: int, seconds_left: float | None
     ) -> Spec:
-        """What the agent's `start` takes."""
+        """Spec that the agent's `start` takes."""
         env = self.environment(plan, node, link, interface, cpus)
         config, place = self.expanded(env), self.place(link)
         what = torchrun.program(config, place)
@@ -189,8 +189,8 @@ class Job:
 
 
 def secrets(ctx: Context, config: TrainConfig) -> dict[str, str]:
-    """Of our own environment, and those that train.yaml names also from `.env`. They travel on standard input alone,
-    and nothing that we write has them. Raises UsageError when one is missing."""
+    """Secrets of our own environment, and those that train.yaml names also from `.env`. They travel on standard input
+    alone, and nothing that we write has them. Raises UsageError when one is missing."""
     found = {name: os.environ[name] for name in SECRETS if os.environ.get(name)}
     if config.secrets:
         root = ctx.workspace.root
@@ -198,8 +198,11 @@ def secrets(ctx: Context, config: TrainConfig) -> dict[str, str]:
         found |= {name: value for name in config.secrets if (value := os.environ.get(name) or kept.get(name))}
         if missing := [name for name in config.secrets if name not in found]:
             where = f"neither in the environment nor in {root / dotenv.NAME}"
-            raise UsageError(f"secrets: {', '.join(missing)}: {where}", hint="set it there, or take it out of secrets:")
-        ctx.say(f"secrets: the nodes get {', '.join(config.secrets)}")
+            # Not "secrets: NAME", which is hidden as a secret that somebody wrote down.
+            raise UsageError(
+                f"secrets names {', '.join(missing)}, which is {where}", hint="set it there, or take it out of secrets:"
+            )
+        ctx.say(f"the nodes get these secrets of yours: {', '.join(config.secrets)}")
     remember(found.values())
     return found
 
@@ -214,11 +217,18 @@ def code_folder(link: Link, code: archive.Code) -> str:
 
 
 def bucket_environment(cluster: Cluster, package: str) -> dict[str, str]:
-    """What run_sync.sh of the package on a node needs; an endpoint that we were given holds there too."""
+    """Variables that run_sync.sh of the package on a node needs; an endpoint that we were given holds there too."""
     made = torchrun.bucket_environment(cluster, f"{package}/{archive.SYNC}")
     return made | {name: os.environ[name] for name in ENDPOINTS if made and os.environ.get(name)}
 
 
+def _sharing(plan: RankPlan, link: Link) -> int:
+    """Nodes of the run on the CPUs of this node. Where each node's ranks had a thread for every CPU of the one machine,
+    they would spin for each other: a step takes ten times the CPU time."""
+    return len(plan.nodes) if link.ssh.cluster.traits.one_machine else 1
+
+
 def _user_environment(config: TrainConfig) -> dict[str, str]:
     wandb = config.wandb if config.wandb in ("online", "offline") else "disabled"
-    return {"NEXA_DURABLE_WAIT_S": f"{DURABLE_WAIT_S:.0f}", "WANDB_MODE": wandb, **config.env}
+    replicas = {} if config.replicas is None else {"NEXA_REPLICAS": str(config.replicas)}
+    return {"NEXA_DURABLE_WAIT_S": f"{DURABLE_WAIT_S:.0f}", "WANDB_MODE": wandb, **replicas, **config.env}

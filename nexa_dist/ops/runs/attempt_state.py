@@ -1,4 +1,4 @@
-"""What the nodes of one attempt report, and what follows from it. Nothing here reads, waits or sends."""
+"""State of an attempt by the reports of its nodes, and what follows from it. Nothing here reads, waits or sends."""
 
 from __future__ import annotations
 
@@ -48,6 +48,8 @@ class AttemptState:
     prepared: set[str] = field(default_factory=set)
     running: set[str] = field(default_factory=set)
     ends: dict[str, dict[str, Any]] = field(default_factory=dict)
+    doubtful: set[str] = field(default_factory=set)
+    """Nodes that have ended what they ran, and whose machines may come back."""
     failures: list[Failure] = field(default_factory=list)
     stopping: str = ""
     """Why the run is being stopped; what ends after that is no failure of its own."""
@@ -59,7 +61,7 @@ class AttemptState:
     """Step of the newest whole checkpoint, as rank 0 told it."""
     saved_unix: float | None = None
     spent: str = ""
-    """Which budget is used up, in words."""
+    """Budget that is used up, in words."""
     skew_s: Mapping[str, float] = field(default_factory=dict)
     """Seconds by which the clock of each node is ahead of ours."""
 
@@ -131,8 +133,8 @@ class AttemptState:
         return ""
 
     def _told_to_stop(self, reason: str, at: float | None = None) -> None:
-        """What failed since a node was told to stop failed of that: its own words may come first, since each node is
-        heard by itself."""
+        """Note why a node was told to stop: what fails later fails of that, though a failing node's own words may come
+        first, since each node is heard by itself."""
         since = at is not None and all(f.at > at - NEARLY_S for f in self.failures)
         ours = (Reason.FAILURE, Reason.HANG)
         if not self.stopping or (since and self.stopping == Reason.FAILURE and reason not in ours):
@@ -189,7 +191,7 @@ class AttemptState:
         return "stopped" if self.stopping not in ("", Reason.FAILURE, Reason.HANG) else "failed"
 
     def end(self, lost: Sequence[str], first_step: int | None, started_unix: float, ended_unix: float) -> End:
-        """How the attempt ended. A node that is `lost` explains what its peers died of."""
+        """End of the attempt. A node that is `lost` explains what its peers died of."""
         span: dict[str, Any] = {"first_step": first_step, "last_step": max(self.steps.values(), default=None)}
         span |= {"started_unix": started_unix, "ended_unix": ended_unix}
         state, first = self.state, self.first_failure

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nexa_dist import wire
@@ -17,9 +18,15 @@ from nexa_dist.run.record import Run
 from nexa_dist.run.runner import CommandFailed, Result
 from nexa_dist.run.ssh.connections import Link, on_all
 from nexa_dist.shape import maybe
+from nexa_dist.train.shards.cover import Cover, Part, cover
 
+Folder = tuple[str, str]
+"""A node's name, and the folder of a step there."""
+Shards = defaultdict[int, dict[Folder, Part]]
 KEEP = 2
 """Whole checkpoints on a node that only receives them, as on rank 0's."""
+ASIDE = "shards"
+"""In a run's folder: what another node had of a step, until it is joined to what this one has."""
 VERIFY_TIMEOUT_S = 1800.0
 """Every byte of every checkpoint is read."""
 
@@ -32,9 +39,10 @@ def spread_checkpoint(
     saved: int | None = None,
 ) -> tuple[int, dict[str, str]] | None:
     """The newest whole checkpoint of a run, verified, on every node (or on those of `to`): its step and its folder by
-    node name.
+    node name. A sharded one stays where it is: its ranks bring each node what it lacks (train/shard_keeper.py), and
+    those of `to` only get what they do not hold together.
 
-    Only rank 0 saves and no shared disk is assumed, so the other nodes have none of it. None when no
+    Otherwise only rank 0 saves and no shared disk is assumed, so the other nodes have none of it. None when no
     checkpoint was written yet (the run then starts from the beginning). `saved` is the newest that rank 0 told of: when
     that one is found, no bucket holds a newer one, and none is asked, which takes seconds. A dry run asks none either,
     copies nothing, and answers where the checkpoint would be.
@@ -44,14 +52,32 @@ def spread_checkpoint(
     run_id = record.run_id
     answers = on_all(links, lambda link: _verified(link, _root(link, run_id), _durable(link, run_id)))
     found: list[tuple[int, Link, str]] = []
+    shards: Shards = defaultdict(dict)
     for link, answer in zip(links, answers, strict=True):
         for bad in answer["skipped"]:
             ctx.say(f"warning: {link.node.name}: {bad['path']} is passed over: {bad['why']}")
-        found += [(whole["step"], link, whole["path"]) for whole in answer["whole"]]
+        for whole in answer["whole"]:
+            if part := Part.of_row(whole.get("shards")):
+                shards[whole["step"]][link.node.name, whole["path"]] = part
+            else:
+                found.append((whole["step"], link, whole["path"]))
     step, source, path = max(found, key=lambda row: row[0], default=(0, None, ""))
-    known = ctx.dry or (saved is not None and step >= saved)
-    if not known and (pulled := _from_bucket(ctx, links[0], run_id, step)) is not None:
+    together = _together(ctx, shards, step)
+    known = ctx.dry or (saved is not None and max(step, together) >= saved)
+    if not known and (pulled := _from_bucket(ctx, links[0], run_id, max(step, together))) is not None:
         step, source, path = pulled
+        if _is_sharded(links[0], run_id, path):
+            together, shards = step, defaultdict(dict)
+    takers = links if to is None else to
+    if together and together >= step:
+        parts = shards[together]
+        if to is not None:
+            _spare(ctx, links, to, run_id, together, parts)
+        # The fullest folder of each node. The ranks bring what it lacks, over the network that is theirs.
+        fullest = dict(sorted(parts, key=lambda key: len(parts[key].has)))
+        names = [link.node.name for link in takers]
+        return together, {name: fullest.get(name) or _received(link, run_id, together)
+                          for name, link in zip(names, takers, strict=True)}  # fmt: skip
     if source is None:
         return None
     have = {link.node.name: p for s, link, p in found if s == step}
@@ -66,7 +92,45 @@ def spread_checkpoint(
             have[name] = _copy(source, path, link, run_id, step)
         return name, have[name]
 
-    return step, dict(on_all(links if to is None else to, to_node))
+    return step, dict(on_all(takers, to_node))
+
+
+def _together(ctx: Context, shards: Shards, plain: int) -> int:
+    """The newest sharded step that the nodes hold together; 0 when there is none newer than `plain`."""
+    for step in sorted((step for step in shards if step > plain), reverse=True):
+        held = cover(shards[step])
+        if isinstance(held, Cover):
+            return step
+        ctx.say(f"warning: the checkpoint of step {step} is passed over: {held}")
+    return 0
+
+
+def _is_sharded(link: Link, run_id: str, path: str) -> bool:
+    whole = _verified(link, _root(link, run_id))["whole"]
+    return any("shards" in row for row in whole if row["path"] == path)
+
+
+def _spare(
+    ctx: Context, links: Sequence[Link], to: Sequence[Link], run_id: str, step: int, parts: Mapping[Folder, Part]
+) -> None:
+    """What those of `to` do not hold together of a sharded step goes to the first of them."""
+    names, by_name = [link.node.name for link in to], {link.node.name: link for link in links}
+    held = cover(parts)
+    if not isinstance(held, Cover) or isinstance(cover({k: p for k, p in parts.items() if k[0] in names}), Cover):
+        return
+    mine = {key: part for key, part in parts.items() if part.digest == held.digest}
+    have = {number for (name, _), part in mine.items() if name in names for number in part.has}
+    for (name, path), part in mine.items():
+        if name not in names and part.has - have:
+            ctx.detail(f"{names[0]}: shards of step {step} from {name}")
+            aside = f"{to[0].run_dir(run_id)}/{ASIDE}/{path.rpartition('/')[2]}"
+            _stream(by_name[name], path, to[0], aside)
+            module = ("-m", "nexa_dist.train.shards.join", aside, _root(to[0], run_id))
+            command = ("env", f"PYTHONPATH={code_folder(to[0], archive.package())}", to[0].python, *module)
+            joined = to[0].ssh.run(to[0].node, command, timeout_s=VERIFY_TIMEOUT_S)
+            if joined.code:
+                raise CommandFailed(f"{names[0]}: shards of step {step} from {name}", joined)
+            have |= part.has
 
 
 def rescue(ctx: Context, links: Sequence[Link], record: Run, leaving: Sequence[str]) -> None:
@@ -154,18 +218,22 @@ def _received(link: Link, run_id: str, step: int) -> str:
 def _copy(source: Link, path: str, link: Link, run_id: str, step: int) -> str:
     """A checkpoint from one node to another, verified there. Returns its path."""
     target = _received(link, run_id, step)
-    link.ssh.run(link.node, ("rm", "-rf", "--", target))  # one that did not arrive whole, or was damaged since
-    stream = source.ssh.runner.stream((*source.ssh.argv(source.node), shlex.join(("tar", "-C", path, "-cf", "-", "."))))
-    try:
-        link.unpack(target, stream.out)
-    finally:
-        stream.end()
+    _stream(source, path, link, target)
     whole = _verified(link, _root(link, run_id))["whole"]
     if step not in [row["step"] for row in whole]:
         raise NexaError(f"{link.node.name}: the checkpoint of step {step} did not arrive whole", hint="run it again")
     if old := [row["path"] for row in whole[KEEP:]]:
         link.ssh.run(link.node, ("rm", "-rf", "--", *old))
     return target
+
+
+def _stream(source: Link, path: str, link: Link, target: str) -> None:
+    link.ssh.run(link.node, ("rm", "-rf", "--", target))  # one that did not arrive whole, or was damaged since
+    stream = source.ssh.runner.stream((*source.ssh.argv(source.node), shlex.join(("tar", "-C", path, "-cf", "-", "."))))
+    try:
+        link.unpack(target, stream.out)
+    finally:
+        stream.end()
 
 
 def _verified(link: Link, *roots: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from nexa_dist.config.backends import BACKENDS, resolve
 from nexa_dist.config.launchers import calls_one
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError
@@ -24,7 +25,7 @@ PART_BYTES = 1 << 20
 LARGE_BYTES = 100_000_000
 """A larger file is said before it is sent."""
 TOLD_BYTES, TELL_S = 4 << 20, 2.0
-"""How much is sent is told of what is larger, and how often."""
+"""Archive size in bytes from which progress of the upload is told, and seconds between two lines of it."""
 SLOWEST_BYTES_S = 100_000
 LINES = 20
 """Lines about what is not sent; the rest is counted."""
@@ -34,7 +35,7 @@ def of_now(ctx: Context, config: TrainConfig) -> tuple[archive.Archive, archive.
     """The project as it is in the workspace now, and our package. Says what is not sent."""
     root = ctx.workspace.root
     found = archive.project(ctx.runner, root, config.files)
-    _check_script(config, root, found)
+    _check_named(config, root, found)
     source = next((file.content for file in found.files if file.name == os.path.normpath(config.script or "")), b"")
     if launcher := calls_one(source):
         ctx.say(
@@ -58,13 +59,21 @@ def of_now(ctx: Context, config: TrainConfig) -> tuple[archive.Archive, archive.
     return found, archive.package()
 
 
-def _check_script(config: TrainConfig, root: Path, project: archive.Archive) -> None:
-    if config.script and not Path(config.script).is_absolute():
-        name = os.path.normpath(config.script)
-        if name not in project.names:
-            told = next((str(one) for one in project.left_out if f"{name}/".startswith(f"{one.name}/")), "")
-            there = told or "is ignored, so it is not sent" if (root / config.script).exists() else "does not exist"
-            raise NexaError(f"script {config.script} {there} (in {root})", hint="paths are relative to this folder")
+def _check_named(config: TrainConfig, root: Path, project: archive.Archive) -> None:
+    """What train.yaml names, and what the backend's own file names, is among the files that are sent."""
+    _check_sent("script", config.script, root, project)
+    _check_sent("config", config.config, root, project)
+    if config.backend and (reader := BACKENDS[config.backend].reads):
+        for name in getattr(resolve(reader)(config), "files", ()):
+            _check_sent(f"{config.config}:", name, root, project)
+
+
+def _check_sent(key: str, given: str | None, root: Path, project: archive.Archive) -> None:
+    name = os.path.normpath(given or "")
+    if given and not Path(given).is_absolute() and name not in project.names:
+        told = next((str(one) for one in project.left_out if f"{name}/".startswith(f"{one.name}/")), "")
+        there = told or "is ignored, so it is not sent" if (root / given).exists() else "does not exist"
+        raise NexaError(f"{key} {given} {there} (in {root})", hint="paths are relative to this folder")
 
 
 def send(
@@ -132,7 +141,7 @@ def _to_node(ctx: Context, link: Link, target: str, name: str, data: bytes, *, p
 
 
 def tell_kept(ctx: Context, attempt: Attempt) -> None:
-    """What on the nodes is not as the code has it, because the run's own scripts have rewritten it."""
+    """Tell which files on the nodes are not as the code has them, because the run's own scripts have rewritten it."""
     for node, laid in attempt.laid.items():
         for key, what in (
             ("kept", "rewritten by the run, and kept as it is"),

@@ -1,4 +1,4 @@
-"""What becomes of the nodes when a run has ended: kept, given a last deadline, or given back, as the file says."""
+"""End policy of the nodes when a run has ended: kept, given a last deadline, or given back, as the file says."""
 
 from __future__ import annotations
 

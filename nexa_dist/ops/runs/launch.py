@@ -52,7 +52,7 @@ class Prepared:
     have: dict[str, tuple[str, ...]]
     """Folders of code that are there, by node."""
     attempt: Attempt
-    """What is to be written of it."""
+    """Record of the attempt, to be written to run.json."""
     brought: Brought
     secrets: Mapping[str, str] = dataclasses.field(repr=False)
 

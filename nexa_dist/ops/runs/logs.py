@@ -61,11 +61,11 @@ class Log:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which lines. None: no bound."""
+    """Filter of lines. None: no bound."""
 
     ranks: set[int] | None = None
     setup: bool = False
-    """With ranks: also what came before them."""
+    """True to show, with ranks, also what came before them."""
     node: str | None = None
     attempt: int | None = None
     pattern: re.Pattern[bytes] | None = None
@@ -161,15 +161,21 @@ def _attempts(ctx: Context, run: RunFolder) -> Iterator[tuple[Run, list[Link], d
         record = run.load()
         with session(ctx.runner, record.cluster) as ssh:
             yield record, *_links(ctx, ssh, record)
-        while not (more := len(run.load().attempts) != len(record.attempts)) and run.supervised and run.load().going_on:
+        while not (more := len(run.load().attempts) != len(record.attempts)) and _undecided(run):
             yield record, [], {}
             ctx.sleep(LOOK_EVERY_S)
         if not more:
             return
 
 
+def _undecided(run: RunFolder) -> bool:
+    """Tell whether another attempt may come. A supervisor closes an attempt before it decides what comes next."""
+    record = run.load()
+    return run.supervised and (record.going_on or record.last.next is None)
+
+
 def _at_work(run: RunFolder, number: int, names: set[str], stream: Stream) -> set[str]:
-    """Which of these nodes may say more of an attempt: none once another one began; when it was closed, none that has
+    """Nodes of these that may say more of an attempt: none once another one began; when it was closed, none that has
     not begun it."""
     record = run.load()
     if len(record.attempts) != number:
@@ -199,7 +205,7 @@ def _said(
     wait_s: Callable[[], float],
     **how: bool,
 ) -> Generator[Item | None]:
-    """What the nodes say of an attempt (None: nothing for `wait_s`), while one of them may say more of it."""
+    """Items that the nodes send of an attempt (None: nothing for `wait_s`), while one of them may say more of it."""
     stream = follow(links, run_dirs, run.logs, contact=False, attempt=number, **how)
     at_work, look = {link.node.name for link in links}, _Clock()
     try:
@@ -243,7 +249,7 @@ class _Following:
             yield None
 
     def _turn(self, final: bool = False) -> Iterator[tuple[Log, Chunk]]:
-        """What is there, log by log."""
+        """Read what is there, log by log."""
         if final or self.look.due():
             fresh = [log for log in find(self.run, self.wanted) if log not in self.readers]
             self.readers |= {log: self.wanted.reader(log) for log in fresh}

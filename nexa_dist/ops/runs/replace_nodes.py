@@ -14,7 +14,7 @@ from nexa_dist.plan.ranks import subset
 
 
 def possible(ctx: Context, cluster: Cluster) -> bool:
-    """Whether a lost node can be made anew from here."""
+    """Tell whether a lost node can be made anew from here."""
     return cluster.traits.replaces and ctx.workspace.cluster(cluster.name).json.exists()
 
 

@@ -1,4 +1,4 @@
-"""What the agents of a run and the nodes of a cluster answer now."""
+"""Status of a run's agents and of a cluster's nodes, asked now."""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ from nexa_dist.run.workspace import RunFolder
 LAST_LOGS_S = 20.0
 """Seconds for the last lines of a run that is stopped; `nexa stop` does not wait for more."""
 SETTLES_S = 45.0
-"""For the words of a living supervisor about a run whose processes have ended; it fetches the last lines before."""
+"""Seconds for the words of a living supervisor about a run whose processes have ended; it fetches the last lines
+before."""
 
 
 def stop(ctx: Context, run: RunFolder, grace_s: float = GRACE_S) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def stop(ctx: Context, run: RunFolder, grace_s: float = GRACE_S) -> dict[str, An
 
 
 def _settled(ctx: Context, run: RunFolder) -> bool:
-    """Whether the end of the run is written down; a living supervisor gets some time for it."""
+    """Tell whether the end of the run is written down; a living supervisor gets some time for it."""
     until = ctx.now() + SETTLES_S
     while run.load().going_on:
         if not run.supervised or ctx.now() > until:
@@ -78,7 +79,8 @@ def _settled(ctx: Context, run: RunFolder) -> bool:
 
 
 def _state(answers: Mapping[str, Mapping[str, Any]], record: Run, asked_unix: float) -> str:
-    """How the attempt ended: what failed before it was asked to stop did so by itself, what failed after did not."""
+    """State in which the attempt ended: what failed before it was asked to stop did so by itself, what failed after did
+    not."""
     states = {answer["state"] for answer in answers.values()}
     if states == {"completed"}:
         return "completed"
@@ -89,7 +91,7 @@ def _state(answers: Mapping[str, Mapping[str, Any]], record: Run, asked_unix: fl
 
 
 def _stopped(links: Sequence[Link], record: Run, grace_s: float) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """What each node answered, and why the others did not: one that makes no sense keeps nobody from the rest."""
+    """Answers of the nodes, and why the others gave none: an answer that makes no sense keeps nobody from the rest."""
 
     def one(link: Link) -> dict[str, Any] | str:
         try:

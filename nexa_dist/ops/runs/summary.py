@@ -90,7 +90,7 @@ def progress(run: RunFolder) -> dict[str, Any]:
 
 
 def start_times(run: RunFolder) -> tuple[float, float] | None:
-    """When the launcher (torchrun) of a run and its first rank began, by their events and this machine's clock; None
+    """Start times of a run's launcher (torchrun) and of its first rank, by their events and this machine's clock; None
     when its nodes have not told."""
     found: dict[str, float] = {}
     for node, ahead in run.load().attempts[0].skew_s.items():

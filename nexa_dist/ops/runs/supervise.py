@@ -49,12 +49,12 @@ class Supervisor:
     """Meter of the run, from the first attempt that is watched."""
 
     def follow(self, ssh: Ssh, links: list[Link], detach: bool = False) -> Outcome | None:
-        """From an attempt that was started to the end of the run; None when the user left it alone."""
+        """Follow the run from an attempt that was started to the end of the run; None when the user left it alone."""
         with contextlib.ExitStack() as connections:
             return self._on(connections, ssh, links, detach)
 
     def resume(self, ssh: Ssh) -> Outcome | None:
-        """From where a controller died between two attempts to the end of the run."""
+        """Go on from where a controller died between two attempts to the end of the run."""
         last = self.record.ends[-1]
         links, silent = reach(ssh, self.cluster.nodes)
         doomed = self.record.last.next
@@ -162,24 +162,24 @@ class Supervisor:
         return Witnesses(self.ctx, ssh, self.cluster.nodes, self.view.note, limit_s)
 
     def _proven(self, ssh: Ssh, outcome: Outcome, policy: Policy) -> list[str]:
-        """Of the nodes that do not answer those that are lost. The others are waited for, and cleaned when they are
-        back; and before a machine is ended it is asked once more."""
+        """Lost nodes among those that do not answer. The others are waited for, and cleaned when they are back; and
+        before a machine is ended it is asked once more."""
         silent = [name for name, left in outcome.left.items() if left is None and name not in outcome.leaving]
         fit = Nodes(tuple(node.name for node in self.cluster.nodes))
         if not silent or decide(self.record.ends, fit, policy).action in ("done", "stop") or self._no_more():
             return silent
         self.record.decide(Decision("wait", f"{', '.join(silent)} may come back", tuple(silent)))
+        self.view.note(f"attempt {self.number} ended: {outcome.end.words}; asking after {', '.join(silent)}")
         witnesses = self._witnesses(ssh)
         called = [name for name in silent if name in outcome.lost]
-        found = witnesses.last_word(called)
-        lost = sorted({*called} - {*found})
-        lost += witnesses.settle([name for name in silent if name not in called], self._no_more)
+        lost = [*called, *witnesses.settle([name for name in silent if name not in called], self._no_more)]
+        lost = sorted({*lost} - {*witnesses.last_word(lost)})
         back = [node for node in self.cluster.nodes if node.name in silent and node.name not in lost]
         outcome.left.update(watch.sweep(self.ctx, reach(ssh, back)[0], self.record, release=False))
         return lost
 
     def _no_more(self) -> bool:
-        """Whether there is nothing to wait for, after a short wait."""
+        """Tell whether there is nothing to wait for, after a short wait."""
         self._pause(0.5)
         left_s = self.seconds_left(recorded_train(self.record.config, self.run.run_id).max_hours)
         return bool(self._wish() or self._out_of_money()) or (left_s is not None and left_s <= 0)
@@ -195,7 +195,7 @@ class Supervisor:
         return self.record.attempts[0].started_unix + max_hours * 3600 - self.ctx.now()
 
     def _wish(self) -> Decision | None:
-        """Somebody asked the run to end while no agent was there to be told."""
+        """Find the wish of somebody who asked the run to end while no agent was there to be told."""
         if not self.run.stop_wish.exists() or self.record.last.state == "completed":
             return None
         return Decision("stop", self.run.stop_wish.read_text(encoding="utf-8").strip() or Reason.STOPPED)
@@ -225,7 +225,7 @@ class Supervisor:
     def _replace(
         self, connections: contextlib.ExitStack, ssh: Ssh, links: list[Link], decision: Decision
     ) -> tuple[Ssh, list[Link]]:
-        """What a leaving node has goes to one that stays, then the lost ones are made anew."""
+        """Copy what a leaving node has to one that stays, then make the lost nodes anew."""
         names = decision.nodes
         resume.rescue(self.ctx, links, self.record, names)
         self.cluster = replace_nodes.make_anew(self.ctx, self.cluster, names)

@@ -10,7 +10,7 @@ from nexa_dist.run.code.listing import listed, shown
 
 KEY = "WANDB_API_KEY"
 MARKS = (b"wandb", b"trainingarguments")
-"""Also those of transformers, which report to all that is installed."""
+"""Marks of wandb in a script; also those of transformers, which reports to all that is installed."""
 TEXTS = (".py", ".yaml", ".yml", ".toml", ".json", ".cfg")
 MOST_BYTES = 1 << 20
 """Bytes of the largest file that is looked into: code is not longer."""
@@ -32,7 +32,7 @@ def settled(ctx: Context, config: TrainConfig) -> TrainConfig:
 
 
 def used_by(ctx: Context, config: TrainConfig) -> str:
-    """What of the arguments or of the project's files speaks of wandb; the script is looked at first."""
+    """Argument or file of the project that speaks of wandb; the script is looked at first."""
     if any(b"wandb" in word.lower().encode() for word in config.args):
         return "args"
     files = listed(ctx.runner, ctx.workspace.root, config.files).files

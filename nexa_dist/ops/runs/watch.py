@@ -222,11 +222,13 @@ def _heard(stream: Stream, state: AttemptState, witnesses: Witnesses) -> None:
 def _quiet(state: AttemptState, item: Quiet, view: View, awake: _Awake, witnesses: Witnesses) -> str:
     """A link is down, which says nothing of the node: only a witness does. Time that we slept does not count."""
     seconds = min(item.seconds, awake.for_s())
-    if seconds <= ASK_AFTER_S or item.node in state.ends:
+    if (seconds <= ASK_AFTER_S and not item.hung_up) or item.node in state.ends:
         return ""
-    view.quiet(item.node, seconds)
-    verdict = witnesses.quiet(item.node, seconds)
-    if verdict.kind == "lost":
+    if seconds > ASK_AFTER_S:
+        view.quiet(item.node, seconds)
+    verdict = witnesses.quiet(item.node, seconds, item.hung_up)
+    if verdict.kind in ("ended", "lost"):
+        state.doubtful |= {item.node} if verdict.kind == "ended" else set()
         return state.lost(item.node, verdict.why)
     notice = state.leaving.get(item.node, {}).get("at_unix")
     if notice and time.time() > notice:  # its agent's own last word
@@ -268,8 +270,9 @@ def _outcome(
         source = (end.node, log)
     outcome = "failed" if end.kind == "notice" else state.state
     return Outcome(
-        outcome, end.words, left, end, source, dict(state.leaving), state.saved, state.saved_unix, behind, tuple(known)
-    )
+        outcome, end.words, left, end, source, dict(state.leaving), state.saved, state.saved_unix, behind,
+        tuple(name for name in known if name not in state.doubtful),
+    )  # fmt: skip
 
 
 def sweep(ctx: Context, links: Sequence[Link], record: Run, *, release: bool) -> dict[str, int | None]:

@@ -1,1 +1,1 @@
-"""What a lab brings to a run and takes away from it: environments, data, results."""
+"""Work that a lab brings to a run and takes away from it: environments, data, results."""

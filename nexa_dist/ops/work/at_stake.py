@@ -1,4 +1,4 @@
-"""What would be lost with a cluster's nodes: checkpoints and files of its runs that are nowhere else."""
+"""Files at stake when a cluster's nodes go: checkpoints and files of its runs that are nowhere else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.providers.table import is_off
 from nexa_dist.ops.work import steps
 from nexa_dist.ops.work.pulled import Pulled
-from nexa_dist.ops.work.results import Kept, Left, look
+from nexa_dist.ops.work.results import Left, Whole, look, wholes
 from nexa_dist.plan.runs.results import counted, sized
 from nexa_dist.run import files
 from nexa_dist.run.record import Run
@@ -56,7 +56,7 @@ def at_stake(ctx: Context, folder: ClusterFolder, without: Collection[str] = ())
 
 
 def _runs(ctx: Context, cluster: Cluster) -> list[tuple[RunFolder, Run]]:
-    """Of all workspaces that use the cluster. A torn record keeps nobody."""
+    """Runs of all workspaces that use the cluster. A torn record keeps nobody."""
     known = []
     for run in [run for workspace in ctx.workspace.users(cluster.name) for run in workspace.runs()]:
         with contextlib.suppress(NexaError):
@@ -96,7 +96,7 @@ def _ask(
 
 def _judge(ctx: Context, cluster: Cluster, run: RunFolder, record: Run, left: Mapping[str, Left], found: Stake) -> None:
     pulled = Pulled.of(run)
-    newest = max((kept for one in left.values() for kept in one.checkpoints), key=_order, default=None)
+    newest = max(wholes(left), key=_order, default=None)
     lost = [row for one in left.values() for row in one.files if not pulled.holds_file(row)]
     words = []
     if newest and not _is_safe(ctx, cluster, run, record, newest, pulled):
@@ -111,12 +111,12 @@ def _judge(ctx: Context, cluster: Cluster, run: RunFolder, record: Run, left: Ma
         found.runs.append(run.run_id)
 
 
-def _order(kept: Kept) -> tuple[int, bool]:
+def _order(kept: Whole) -> tuple[int, bool]:
     return kept.step, kept.durable
 
 
-def _is_safe(ctx: Context, cluster: Cluster, run: RunFolder, record: Run, kept: Kept, pulled: Pulled) -> bool:
-    """Whether a checkpoint outlives the nodes: here, in a folder that they do not take along, or in the bucket."""
+def _is_safe(ctx: Context, cluster: Cluster, run: RunFolder, record: Run, kept: Whole, pulled: Pulled) -> bool:
+    """Tell whether a checkpoint outlives the nodes: here, in a folder that they do not take along, or in the bucket."""
     if pulled.holds_step(kept.step, kept.sha256) or (kept.durable and not cluster.traits.rents):
         return True
     if cluster.bucket and _said_durable(run) >= kept.step:

@@ -1,4 +1,5 @@
-"""What a lab brings to a run, made ready on every node before its ranks are planned."""
+"""Bringing of a lab's work (data, environment, setup) to a run, made ready on every node before its ranks are
+planned."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from nexa_dist.run.ssh.connections import Link
 
 @dataclass(frozen=True)
 class Brought:
-    """What the nodes have of it."""
+    """Work that is ready on the nodes."""
 
     pythons: Mapping[str, str] = field(default_factory=dict)
     """Interpreter of the ranks by node name; without one, that of the cluster."""

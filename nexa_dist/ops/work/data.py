@@ -56,9 +56,9 @@ class Item:
     name: str
     row: Mapping[str, Any]
     content: Callable[[], Content] | None = None
-    """What is sent, read when it has to be; None for S3."""
+    """Content that is sent, read when it has to be; None for S3."""
     keep: tuple[str, ...] = ()
-    """All data of the run: none of it makes room for another."""
+    """Names of all data of the run: none of it makes room for another."""
 
     @property
     def id(self) -> str:
@@ -68,8 +68,8 @@ class Item:
 def bring_data(
     ctx: Context, links: Sequence[Link], config: TrainConfig, kept: Path | None, *, again: bool
 ) -> dict[str, Any]:
-    """Each of `data:` by name, as the manifest names it, when every node has it. `again`: what the attempt before had,
-    also where its source has changed since."""
+    """Bring each of `data:`; returns it by name, as the manifest names it, when every node has it. `again`: what the
+    attempt before had, also where its source has changed since."""
     if not config.data:
         return {}
     if kept is None:
@@ -87,7 +87,7 @@ def bring_data(
 
 
 def folders(shared: str, data: Mapping[str, Any]) -> dict[str, list[str]]:
-    """By name: the folder of the data on a node, and what in it a script sees."""
+    """Folders by the data's name: where it lies on a node, and what in it a script sees."""
     return {
         name: [_place(shared, row["id"]), "/".join(filter(None, ("files", row["single"])))]
         for name, row in data.items()
@@ -108,7 +108,7 @@ def _path(ctx: Context, source: str) -> Path:
 
 
 def _planned(ctx: Context, name: str, source: str) -> dict[str, Any]:
-    """Of a dry run: what would be brought, as far as it is known without reading it."""
+    """Row of a dry run: the data that would be brought, as far as it is known without reading it."""
     if source.startswith("s3://"):
         ctx.detail(f"data {name}: {source}, which one node would list and fetch")
         return {"source": source}
@@ -140,7 +140,7 @@ def _read(ctx: Context, name: str, source: str) -> Content:
 
 
 def _of_before(ctx: Context, name: str, row: Mapping[str, Any]) -> Item:
-    """What an attempt before had. It is read again only where no node has it any more."""
+    """Data of an attempt before. It is read again only where no node has it any more."""
 
     def unchanged() -> Content:
         made = _read(ctx, name, row["source"])
@@ -228,8 +228,8 @@ def _numbers(lines: Sequence[str], count: int) -> list[int]:
 
 
 def _charge(ctx: Context, link: Link, item: Item, run_id: str) -> None:
-    """What comes out of a bucket of another region is paid for; what comes from here, or from the same region, is
-    not."""
+    """Record the price of data from a bucket of another region; what comes from here, or from the same region, costs
+    nothing."""
     cluster, region = link.ssh.cluster, item.row.get("region", "")
     if cluster.traits.priced and region and cluster.region and region != cluster.region:
         said = f"data {item.name} from {region}"
@@ -267,7 +267,8 @@ def _program(
     ctx: Context, link: Link, name: str, message: dict[str, Any], check: Check,
     feed: Feed | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """One act of the node's store, with what it tells meanwhile. Raises NexaError with the data's name and a cure."""
+    """Run one act of the node's store, with what it tells meanwhile. Raises NexaError with the data's name and a
+    cure."""
     last = [time.monotonic()]
 
     def hear(words: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The user's own environment on every node: built on one of them, handed to the others, there at once the next time."""
+"""An environment beside light on every node: built on one of them, handed to the others, there the next time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nexa_dist.ops import light
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.light import BACKEND, LOCK, TORCH
 from nexa_dist.ops.work.hand_on import ALONE, hand_on
-from nexa_dist.plan.environment import Asked, asked, name_of
+from nexa_dist.plan.environment import Asked, asked, name_of, ours
 from nexa_dist.plan.environment_refusal import refusal
 from nexa_dist.remote import ENVIRONMENTS
 from nexa_dist.run import bundle, files
@@ -74,7 +74,7 @@ def make_ready(
     cluster, wanted = links[0].ssh.cluster, config.environment
     if wanted == "light":
         return Ready(told=light.told(cluster))
-    if not isinstance(wanted, OwnEnvironment):
+    if wanted == "none":
         return _none(links)
     before, freeze = _before(kept)
     ask = before if again and before else wished(ctx, wanted)
@@ -107,8 +107,12 @@ def make_ready(
     )
 
 
-def wished(ctx: Context, wanted: OwnEnvironment) -> Asked:
-    """What the files of the project ask for now. Raises UsageError."""
+def wished(ctx: Context, wanted: OwnEnvironment | str) -> Asked:
+    """What the files of the project, or our lock of that name, ask for now. Raises UsageError."""
+    if isinstance(wanted, str):
+        pins = bundle.root() / f"docker/cuda_{wanted}.txt"
+        lock = (bundle.root() / f"docker/lock/{wanted}.txt").read_text(encoding="utf-8")
+        return ours(wanted, lock, pins.read_text(encoding="utf-8") if pins.exists() else "")
     return asked(wanted, lambda name: _read(ctx.workspace.root, name))
 
 

@@ -27,9 +27,9 @@ ALONE = "the nodes have no network of their own"
 def hand_on(
     ctx: Context, source: Link, takers: Sequence[Link], folders: Mapping[str, str], what: str, size: int = 0
 ) -> dict[str, str]:
-    """By name of each taker "", or why it has not got it: the caller then makes it there after all. `folders`: the
-    folder's absolute path by node name; whole folders hold a file `.complete`. `what` is its name for people,
-    `size` its bytes, where they may be more than an environment has."""
+    """Hand folders on from one node to others; returns by name of each taker "", or why it has not got them: the caller
+    then makes it there after all. `folders`: the folder's absolute path by node name; whole folders hold a file
+    `.complete`. `what` is its name for people, `size` its bytes, where they may be more than an environment has."""
     if not source.ssh.cluster.traits.network:
         return {link.node.name: ALONE for link in takers}
     address = source.node.peer_address
@@ -55,7 +55,8 @@ def hand_on(
 
 
 def _share(link: Link, act: str, message: Mapping[str, Any], limit_s: float) -> str:
-    """What the program answers: of an offer the text as it is, which the takers check."""
+    """Ask the node's program to offer or take a folder; returns its answer, of an offer the text as it is, which the
+    takers check."""
     program = (bundle.root() / "ansible" / "roles" / "uv_env" / "files" / "share_env.py").read_text(encoding="utf-8")
     argv = (link.python, "-I", "-c", program, act)
     done = link.ssh.run(link.node, argv, json.dumps(message).encode(), timeout_s=limit_s + 30)

@@ -22,7 +22,7 @@ from nexa_dist.run.workspace import RunFolder
 
 @dataclass(frozen=True)
 class Wish:
-    """What is wanted of a run, and into which folder; `step` is None for the newest checkpoint."""
+    """Wish of a pull: files of a run, and the folder that gets them; `step` is None for the newest checkpoint."""
 
     folder: Path
     step: int | None = None
@@ -31,7 +31,8 @@ class Wish:
 
 @dataclass
 class Answer:
-    """What is known of it, and after `pull` what came. `silent`: why nodes were not asked."""
+    """Answer of a pull: what the nodes have of the run, and afterwards what came. `silent`: why nodes were not
+    asked."""
 
     found: list[Found]
     fetched: Fetched

@@ -1,4 +1,5 @@
-"""What was brought here of a run, and where: runs/<run>/pulled.json. A file counts as long as it lies there."""
+"""Record of what was brought here of a run, and where: runs/<run>/pulled.json. A file counts as long as it lies
+there."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from nexa_dist.plan.runs.results import Wrote
 from nexa_dist.run import files
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.shape import BEYOND, Check, Strange, of, whole
+from nexa_dist.train import checkpoint
 
 NAME = "pulled.json"
 
@@ -29,7 +31,8 @@ class File:
 
 @dataclass(frozen=True)
 class Place:
-    """What came into one folder: checkpoints by step, with the SHA-256 of the whole, and files by node and name."""
+    """Contents that came into one folder: checkpoints by step, with their checkpoint.identity, and files by node and
+    name."""
 
     checkpoints: dict[str, str] = field(default_factory=dict)
     files: dict[str, dict[str, File]] = field(default_factory=dict)
@@ -37,7 +40,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Pulled:
-    """Of all folders, by their absolute paths."""
+    """Contents of all folders, by their absolute paths."""
 
     places: dict[str, Place] = field(default_factory=dict)
 
@@ -57,17 +60,17 @@ class Pulled:
         return self.places.setdefault(str(folder), Place())
 
     def holds_file(self, row: Wrote) -> bool:
-        """Whether a file is here as it is on the node."""
+        """Tell whether a file is here as it is on the node."""
         return any(holds(Path(folder), place, row) for folder, place in self.places.items())
 
     def holds_step(self, step: int, sha256: str) -> bool:
-        """Whether a checkpoint is here that was found whole."""
+        """Tell whether a checkpoint is here that was found whole."""
         known = (folder for folder, place in self.places.items() if place.checkpoints.get(str(step)) == sha256)
         return any(_is_there(step_in(Path(folder), step), sha256) for folder in known)
 
 
 def holds(folder: Path, place: Place, row: Wrote) -> bool:
-    """Whether this folder has a file as it is on the node."""
+    """Tell whether this folder has a file as it is on the node."""
     known = place.files.get(row.node, {}).get(row.name)
     if known is None or (known.bytes, known.mtime_ns) != (row.bytes, row.mtime_ns):
         return False
@@ -84,7 +87,9 @@ def _is_there(path: Path, sha256: str) -> bool:
     try:
         told: dict[str, Any] = files.read_object(path / "manifest.json")
         sizes = {name: want["bytes"] for name, want in told["files"].items()}
-        return told["sha256"] == sha256 and all((path / n).stat().st_size == size for n, size in sizes.items())
+        return checkpoint.identity(told) == sha256 and all(
+            (path / n).stat().st_size == size for n, size in sizes.items()
+        )
     except (NexaError, OSError, KeyError, TypeError, AttributeError):
         return False
 

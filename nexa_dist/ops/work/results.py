@@ -1,4 +1,4 @@
-"""What runs wrote on the nodes, and its way here: by itself at the end of a run, or with `nexa pull`."""
+"""Results that runs wrote on the nodes, and their way here: by itself at the end of a run, or with `nexa pull`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from nexa_dist.run.record import Run
 from nexa_dist.run.ssh.connections import Link, on_all
 from nexa_dist.run.ssh.receive import Asked, Got, Receiver
 from nexa_dist.run.workspace import RunFolder
+from nexa_dist.train.shards.cover import Cover, Part, cover
 
 BY_ITSELF_BYTES = 2 << 30
 BY_ITSELF_S, SHORT_S = 300.0, 60.0
@@ -30,23 +32,37 @@ PAGES = 100
 """Answers of one node about one run."""
 TOLD_EVERY_S = 5.0
 PARTS = ".part"
-"""In a folder that things are pulled into: what has not come whole."""
+"""Parts folder within a pull's folder: what has not come whole."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A checkpoint on a node. `durable`: in the folder that is to outlive it."""
+    """A checkpoint on a node. `durable`: in the folder that is to outlive it; `shards`: which files of a sharded one
+    are there."""
 
     step: int
     path: str
     sha256: str
     bytes: int
     durable: bool
+    shards: Part | None = None
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A checkpoint in the folder of one node, or a sharded one in several together. `sha256` is what all copies of it
+    have in common (checkpoint.identity)."""
+
+    step: int
+    sha256: str
+    bytes: int
+    durable: bool
+    parts: tuple[tuple[str, Kept], ...]
 
 
 @dataclass
 class Left:
-    """What a run has left on one node. `cut`: there is more than can be looked through."""
+    """Files that a run has left on one node. `cut`: there is more than can be looked through."""
 
     there: bool = False
     files: list[Wrote] = field(default_factory=list)
@@ -56,8 +72,8 @@ class Left:
 
 @dataclass
 class Fetched:
-    """What became of the files of a run: those that are here by now, those that stay where they are, and why others
-    did not come, by node and name."""
+    """Fetched files of a run: those that are here by now, those that stay where they are, and why others did not come,
+    by node and name."""
 
     here: list[Placed] = field(default_factory=list)
     later: list[Wrote] = field(default_factory=list)
@@ -71,13 +87,13 @@ def outputs_of(record: Run) -> list[str]:
 
 
 def asked_of(link: Link, record: Run) -> dict[str, Any]:
-    """What the agent's `wrote` is told of a run."""
+    """Message to the agent's `wrote` about a run."""
     durable = f"{link.path(link.ssh.cluster.layout.durable)}/{record.run_id}/checkpoints"
     return {"dir": record.run_dir(link.node.name), "durable": durable, "outputs": outputs_of(record)}
 
 
 def look(link: Link, records: Sequence[Run], timeout_s: float = 120.0) -> list[Left]:
-    """What each of these runs has left on a node: its newest files' names, and its checkpoints."""
+    """Look what each of these runs has left on a node: its newest files' names, and its checkpoints."""
     asked = [asked_of(link, record) for record in records]
     found = [Left() for _ in records]
     todo = list(range(len(records)))
@@ -101,11 +117,31 @@ def _add(left: Left, row: Mapping[str, Any], link: Link, asked: Mapping[str, Any
     told.checkpoints(link.node.name, row["checkpoints"], roots)
     left.there, left.cut = row["there"], row["cut"]
     left.files += [Wrote(node=link.node.name, **one) for one in row["files"]]
-    left.checkpoints = [Kept(**one) for one in row["checkpoints"]]
+    left.checkpoints = [Kept(**{**one, "shards": Part.of_row(one.get("shards"))}) for one in row["checkpoints"]]
+
+
+def wholes(left: Mapping[str, Left]) -> list[Whole]:
+    """Every checkpoint that the nodes have whole. Of a sharded one that they do not have together there is nothing."""
+    found, shards = [], defaultdict[int, dict[tuple[str, bool, str], tuple[Kept, Part]]](dict)
+    for node, one in left.items():
+        for kept in one.checkpoints:
+            if kept.shards is None:
+                found.append(Whole(kept.step, kept.sha256, kept.bytes, kept.durable, ((node, kept),)))
+            else:
+                shards[kept.step][node, kept.durable, kept.path] = (kept, kept.shards)
+    for step, held in shards.items():
+        for durable in (False, True):
+            mine = {key: part for key, (_, part) in held.items() if key[1] or not durable}
+            together = cover(mine)
+            if isinstance(together, Cover):
+                keys = together.enough()
+                parts = tuple((key[0], held[key][0]) for key in keys)
+                found.append(Whole(step, together.digest, mine[keys[0]].bytes, durable, parts))
+    return found
 
 
 def look_all(links: Sequence[Link], record: Run) -> tuple[dict[str, Left], dict[str, str]]:
-    """By node, in their order; and why others cannot be asked."""
+    """Look on all nodes; what is left by node, in their order, and why others cannot be asked."""
 
     def one(link: Link) -> Left | str:
         try:
@@ -133,7 +169,7 @@ def choose(left: Mapping[str, Left], everything: bool, place: Place, folder: Pat
 
 @contextlib.contextmanager
 def pulling(run: RunFolder) -> Iterator[None]:
-    """One at a time may write what was pulled of a run."""
+    """Lock the record of what was pulled of a run: one command at a time writes it."""
     with files.locked(run.path / "pull.lock", "pull"):
         yield
 
@@ -227,8 +263,8 @@ class Meter:
 
 
 def come(ctx: Context, run: RunFolder, links: Sequence[Link], record: Run, *, short: bool) -> dict[str, Any]:
-    """What comes by itself when a run has ended, for its manifest: its outputs, within bounds. Empty when it wrote
-    nothing. Nothing that goes wrong here is the run's fault: it is said."""
+    """Fetch what comes by itself when a run has ended (its outputs, within bounds); returns a part of its manifest.
+    Empty when it wrote nothing. Nothing that goes wrong here is the run's fault: it is said."""
     try:
         left, mute = look_all(links, record)
         for why in mute.values():
@@ -249,7 +285,7 @@ def come(ctx: Context, run: RunFolder, links: Sequence[Link], record: Run, *, sh
 
 
 def lines(ctx: Context, run: RunFolder, fetched: Fetched, folder: Path) -> Iterator[str]:
-    """What is said of the files of a run."""
+    """Lines about the files of a run."""
     if fetched.here:
         yield f"outputs: {counted([one.row for one in fetched.here])} in {ctx.workspace.near(folder / 'outputs')}"
     if fetched.later:

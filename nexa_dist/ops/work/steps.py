@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.work.pulled import Place, put_aside, step_in
-from nexa_dist.ops.work.results import PARTS, Kept, Left, Meter
+from nexa_dist.ops.work.results import PARTS, Kept, Left, Meter, Whole, wholes
 from nexa_dist.run import bundle, files
 from nexa_dist.run.record import Run
 from nexa_dist.run.runner import CommandFailed, Result
@@ -25,6 +25,7 @@ from nexa_dist.run.ssh.connections import Link
 from nexa_dist.run.ssh.receive import Asked, Receiver
 from nexa_dist.shape import record, table, whole
 from nexa_dist.train import checkpoint
+from nexa_dist.train.shards import cover
 
 MANIFEST = record({"files": table(wire.INSIDE, record({"bytes": whole(), "sha256": wire.SHA256}), 100_000)})
 PULL_S = 86_400.0
@@ -33,24 +34,26 @@ PULL_S = 86_400.0
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint and where it is: on the node of `link`, in a `folder` of this machine, or in the bucket."""
+    """A checkpoint and where it is: on nodes, in a `folder` of this machine, or in the bucket. `parts` are the folders
+    of the nodes, one unless it is sharded."""
 
     step: int
-    kept: Kept | None = None
-    link: Link | None = None
+    kept: Whole | None = None
+    parts: tuple[tuple[Link, Kept], ...] = ()
     folder: Path | None = None
 
     @property
     def where(self) -> str:
-        return self.link.node.name if self.link else str(self.folder or "the bucket")
+        return ", ".join(dict.fromkeys(link.node.name for link, _ in self.parts)) or str(self.folder or "the bucket")
 
 
 def find(ctx: Context, run: Run, links: Sequence[Link], left: Mapping[str, Left]) -> list[Found]:
-    """All that are known, the newest first, of each the nearest copy first. A bucket that cannot be read is said."""
+    """Find all checkpoints that are known, the newest first, of each the nearest copy first. A bucket that cannot be
+    read is said."""
+    by_name = {link.node.name: link for link in links if link.node.name in left}
     found = [
-        Found(kept.step, kept, link)
-        for link in links
-        for kept in sorted(left[link.node.name].checkpoints if link.node.name in left else (), key=lambda k: k.durable)
+        Found(whole.step, whole, tuple((by_name[name], kept) for name, kept in whole.parts))
+        for whole in sorted(wholes({name: left[name] for name in by_name}), key=_near(list(by_name)))
     ]
     if run.cluster.traits.one_machine and run.cluster.layout.durable.startswith("/"):
         root = Path(run.cluster.layout.durable, run.run_id, "checkpoints")
@@ -62,6 +65,11 @@ def find(ctx: Context, run: Run, links: Sequence[Link], left: Mapping[str, Left]
         except NexaError as error:
             ctx.say(f"warning: the bucket cannot be read from here: {error}")
     return sorted(found, key=lambda one: -one.step)
+
+
+def _near(names: list[str]) -> Callable[[Whole], tuple[int, bool]]:
+    """Nodes in their order, and of each what it has nearest."""
+    return lambda whole: (names.index(whole.parts[0][0]) if len(whole.parts) == 1 else len(names), whole.durable)
 
 
 def wanted(text: str) -> int | None:
@@ -97,7 +105,7 @@ def fetch(ctx: Context, run: Run, found: Sequence[Found], place: Place, folder: 
             problems.append(f"step {one.step} from {one.where}: {error}")
             ctx.say(f"warning: passed over: {problems[-1]}")
             continue
-        if not _is(target, checkpoint.digest(stage)):
+        if not _is(target, checkpoint.identity(checkpoint.manifest(stage))):
             files.make_folder(target.parent)
             put_aside(target)
             os.rename(stage, target)
@@ -110,20 +118,19 @@ def fetch(ctx: Context, run: Run, found: Sequence[Found], place: Place, folder: 
 
 
 def _is(path: Path, sha256: str) -> bool:
-    """Whether a whole checkpoint is there, and this one."""
-    return path.is_dir() and not checkpoint.verify(path) and checkpoint.digest(path) == sha256
+    """Tell whether the checkpoint of this hash is there, whole."""
+    return path.is_dir() and not checkpoint.verify(path) and checkpoint.identity(checkpoint.manifest(path)) == sha256
 
 
 def _done(one: Found, target: Path, place: Place) -> dict[str, Any]:
-    sha256 = checkpoint.digest(target)
-    place.checkpoints[str(one.step)] = sha256
-    return {"step": one.step, "path": str(target), "sha256": sha256, "from": one.where}
+    place.checkpoints[str(one.step)] = checkpoint.identity(checkpoint.manifest(target))
+    return {"step": one.step, "path": str(target), "sha256": checkpoint.digest(target), "from": one.where}
 
 
 def _staged(ctx: Context, run: Run, one: Found, parts: Path) -> Path:
     """A whole copy of it below `parts`. Raises NexaError."""
-    if one.link and one.kept:
-        return _from_node(ctx, one.link, one.kept, parts)
+    if one.kept:
+        return _from_nodes(ctx, one, one.kept, parts)
     if one.folder:
         return checkpoint.copy(one.folder, parts / "here")
     done = _sync(ctx, run.cluster, "pull", run.run_id, str(parts / "bucket"), str(one.step), timeout_s=PULL_S)
@@ -133,21 +140,30 @@ def _staged(ctx: Context, run: Run, one: Found, parts: Path) -> Path:
     return path
 
 
-def _from_node(ctx: Context, link: Link, kept: Kept, parts: Path) -> Path:
-    stage = parts / kept.sha256[:32] / f"step_{kept.step:08d}"
+def _from_nodes(ctx: Context, one: Found, whole: Whole, parts: Path) -> Path:
+    """What the nodes have of it together, in one folder with the manifest of the whole."""
+    stage = parts / whole.sha256[:32] / checkpoint.step_name(one.step)
     manifest = stage / checkpoint.MANIFEST
-    meter = Meter(ctx, kept.bytes)
-    _take(Receiver(link, kept.path, parts), [Asked(checkpoint.MANIFEST, 1 << 20, manifest, kept.sha256)])
-    wanted = files.read_shape(manifest, MANIFEST)["files"]
-    asked = [
-        Asked(name, want["bytes"], stage / name, want["sha256"])
-        for name, want in wanted.items()
-        if not ((stage / name).is_file() and (stage / name).stat().st_size == want["bytes"])
-    ]
-    _take(Receiver(link, kept.path, parts, on_bytes=meter.add), asked)
-    if problems := checkpoint.verify(stage):
+    meter = Meter(ctx, whole.bytes)
+    for link, kept in one.parts:
+        manifest.unlink(missing_ok=True)
+        _take(Receiver(link, kept.path, parts), [Asked(checkpoint.MANIFEST, 1 << 20, manifest, kept.sha256)])
+        wanted = files.read_shape(manifest, MANIFEST)["files"]
+        asked = [
+            Asked(name, want["bytes"], stage / name, want["sha256"])
+            for name, want in wanted.items()
+            if not ((stage / name).is_file() and (stage / name).stat().st_size == want["bytes"])
+        ]
+        _take(Receiver(link, kept.path, parts, on_bytes=meter.add), asked)
+    if len(one.parts) > 1:
+        try:
+            checkpoint.seal(stage, cover.union(files.read_object(manifest)))
+        except (KeyError, TypeError, ValueError):
+            raise NexaError(f"{manifest.name}: damaged (not a checkpoint manifest)") from None
+    problems = checkpoint.verify(stage)
+    if problems or checkpoint.identity(checkpoint.manifest(stage)) != whole.sha256:
         shutil.rmtree(stage)
-        raise NexaError(problems[0])
+        raise NexaError((problems or ["it is another one than the nodes told of"])[0])
     return stage
 
 

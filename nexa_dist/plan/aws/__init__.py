@@ -1,1 +1,1 @@
-"""What an aws cluster is, may rent and may cost. Pure."""
+"""Decisions about aws clusters: scope, offers, quotas, prices, policies. Pure."""

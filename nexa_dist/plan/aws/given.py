@@ -1,5 +1,5 @@
-"""What a user of aws already has and a cluster is put into: a VPC, subnets, a capacity reservation. Judged from what
-the cloud says of them, before anything is made. Pure; a fault is a sentence for a person.
+"""Resources that a user of aws already has and a cluster is put into: a VPC, subnets, a capacity reservation. Judged
+from what the cloud says of them, before anything is made. Pure; a fault is a sentence for a person.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ SOON = {
 
 @dataclass(frozen=True)
 class Given:
-    """As it was when the cluster's scope was chosen."""
+    """Resources of the user, as they were when the cluster's scope was chosen."""
 
     vpc: str = ""
     subnets: dict[str, str] = field(default_factory=dict)
-    """By zone."""
+    """Subnets by zone."""
     public: bool = True
-    """Whether nodes have public addresses."""
+    """True when nodes have public addresses."""
     reservation: str = ""
     block: bool = False
-    """Whether the reservation is a Capacity Block."""
+    """True when the reservation is a Capacity Block."""
     group: str = ""
     """Placement group in which the reservation was made."""
     ends_unix: int | None = None
-    """When the nodes have to be gone, because the reservation ends."""
+    """Unix time by which the nodes have to be gone, because the reservation ends."""
 
 
 def joined(network: Given, reserved: Given) -> Given:
@@ -46,7 +46,7 @@ def joined(network: Given, reserved: Given) -> Given:
 
 
 def vpc_faults(vpc: str, cidr: str, vpcs: Sequence[Row], gateways: Sequence[Row], subnets: Sequence[Row]) -> list[str]:
-    """What keeps subnets of ours from being made in a given VPC. `subnets` are those that it has."""
+    """Faults that keep subnets of ours from being made in a given VPC. `subnets` are those that it has."""
     if not vpcs:
         return [f"vpc {vpc} does not exist in this region and account"]
     faults: list[str] = []
@@ -90,8 +90,8 @@ def into_subnets(
 
 
 def way_out(subnet: Row, tables: Iterable[Row]) -> str:
-    """What the subnet's default route leads to (igw-…, nat-…, tgw-…); empty when it has none. A subnet without a table
-    of its own has its VPC's main one."""
+    """Target of the subnet's default route (igw-…, nat-…, tgw-…); empty when it has none. A subnet without a table of
+    its own has its VPC's main one."""
     own, main = _routes(tables, lambda row: row.get("SubnetId") == subnet["SubnetId"]), None
     if own is None:
         here = [table for table in tables if table["VpcId"] == subnet["VpcId"]]

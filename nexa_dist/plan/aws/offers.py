@@ -25,7 +25,7 @@ class Candidate:
     gpus: int
     """GPUs of the instance type."""
     usd_per_hour: float
-    """For one node."""
+    """Price of one node."""
     why: str = ""
     """Why it stands where it stands."""
 
@@ -40,7 +40,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Refusal:
-    """What a candidate said lately."""
+    """Refusal of a candidate lately."""
 
     type: str
     zone: str
@@ -51,14 +51,14 @@ class Refusal:
 
 @dataclass(frozen=True)
 class RegionMarket:
-    """What the region offers: GPUs by type, zones by type, USD/h by (type, zone) on spot, by type on demand."""
+    """Market of a region: GPUs by type, zones by type, USD/h by (type, zone) on spot, by type on demand."""
 
     gpus: Mapping[str, int]
     zones: Mapping[str, Sequence[str]]
     spot: Mapping[tuple[str, str], float]
     on_demand: Callable[[str], float | None]
     spot_age_s: float = 0.0
-    """How long ago the oldest of the spot prices was asked."""
+    """Age in seconds of the oldest spot price."""
 
 
 def candidates(config: ClusterConfig, region: RegionMarket) -> tuple[list[Candidate], list[str]]:
@@ -156,7 +156,7 @@ def _holds(refusal: Refusal, now: float) -> bool:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a failed apply means: try another candidate, or stop. `message` goes before Terraform's own words."""
+    """Verdict on a failed apply: try another candidate, or stop. `message` goes before Terraform's own words."""
 
     code: str
     move_on: bool

@@ -1,4 +1,4 @@
-"""What a plan of our AWS stacks must hold, whoever wrote it: named policies over `terraform show -json PLAN`."""
+"""Policies that a plan of our AWS stacks must keep, whoever wrote it: named ones over `terraform show -json PLAN`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from nexa_dist.plan.aws.tfplan import Plan, Resource
 TAG_VARIABLES = ("cluster", "owner", "workspace", "expires")
 """Variables whose value every taggable resource carries as the tag `nexa:<variable>`."""
 WIDEST_RANGE = {4: 8, 6: 32}
-"""By IP version: an ingress range with fewer bits counts as the world."""
+"""Bits by IP version: an ingress range with fewer bits counts as the world."""
 HASH = re.compile(r"[0-9a-f]{40}")
-"""How the provider shows a user_data that it keeps to itself."""
+"""Hash by which the provider shows a user_data that it keeps to itself."""
 ACCESS_BLOCKS = ("block_public_acls", "block_public_policy", "ignore_public_acls", "restrict_public_buckets")
 
 Found = Iterator[tuple[str, str]]
@@ -74,7 +74,7 @@ def self_rule(plan: Plan) -> Found:
 
 
 def _joins(rule: Resource, group: Resource) -> bool:
-    """Whether the rule admits all traffic between the members of the group."""
+    """Tell whether the rule admits all traffic between the members of the group."""
     ends = ("security_group_id", "referenced_security_group_id")
     return rule.after.get("ip_protocol") == "-1" and all(rule.refers_to(group, end) for end in ends)
 
@@ -106,7 +106,7 @@ def _machines(plan: Plan) -> list[Resource]:
 
 
 def _by_template(resource: Resource) -> bool:
-    """Whether an instance takes what it does not say itself from a launch template, which is judged too."""
+    """Tell whether an instance takes the arguments that it lacks from a launch template, which is judged too."""
     return resource.type == "aws_instance" and bool(resource.blocks("launch_template"))
 
 
@@ -291,7 +291,7 @@ def least_privilege_profile(plan: Plan) -> Found:
 
 
 def _wildcard(statement: Mapping[str, Any]) -> str:
-    """What an Allow statement leaves open; empty when it names its actions and resources."""
+    """Wildcard that an Allow statement leaves open; empty when it names its actions and resources."""
     if "NotAction" in statement or "NotResource" in statement:
         return "all but some"
     for key in ("Action", "Resource"):
@@ -329,4 +329,4 @@ POLICIES: dict[str, Callable[[Plan], Found]] = {
         no_key_material,
     )
 }
-"""By name: what each looks at is its function."""
+"""Policies by name: what each looks at is its function."""

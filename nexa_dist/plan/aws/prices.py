@@ -31,7 +31,7 @@ class GpuType:
 
 @dataclass(frozen=True)
 class Extra:
-    """What comes on top of instances: one price by region. A region that is absent is unknown."""
+    """Extra on top of instances: one price by region. A region that is absent is unknown."""
 
     as_of: date
     source: str
@@ -76,22 +76,22 @@ def on_demand(instance_type: str, region: str) -> float | None:
 
 
 def disk_usd_per_gb_month(region: str) -> float | None:
-    """Of a gp3 disk; None where the book does not know it."""
+    """Price of a gp3 disk; None where the book does not know it."""
     return book().disk.usd.get(region)
 
 
 def address_usd_per_hour(region: str) -> float | None:
-    """Of one public IPv4 address; None where the book does not know it."""
+    """Price of one public IPv4 address; None where the book does not know it."""
     return book().address.usd.get(region)
 
 
 def egress_usd_per_gb(region: str) -> float | None:
-    """Of traffic to the internet; None where the book does not know it."""
+    """Price of traffic to the internet; None where the book does not know it."""
     return book().egress.usd.get(region)
 
 
 def between_regions_usd_per_gb(region: str) -> float | None:
-    """Of traffic from there to another region; None where the book does not know it."""
+    """Price of traffic from a region to another one; None where the book does not know it."""
     return book().between_regions.usd.get(region)
 
 

@@ -1,4 +1,4 @@
-"""What an account may have of an offer: which of AWS's quotas counts it, and what that leaves. Pure."""
+"""Quotas of an account for an offer: which of AWS's quotas counts the offer, and what it leaves. Pure."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ _FAMILIES = (
 
 @dataclass(frozen=True)
 class Kind:
-    """What AWS says of an instance type."""
+    """Properties of an instance type by AWS's word."""
 
     vcpus: int
     markets: frozenset[str]
     efa_interfaces: int
-    """That a node of ours gets with EFA; 0 for a type that has none. One with several needs an Elastic IP."""
+    """EFA interfaces of a node of ours; 0 for a type that has none. A node with several needs an Elastic IP."""
 
 
 def kind_of(row: Mapping[str, Any]) -> Kind:

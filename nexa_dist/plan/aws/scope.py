@@ -25,14 +25,14 @@ NODE_PYTHON = "python3"
 
 @dataclass(frozen=True)
 class AwsScope:
-    """Where a cluster is and whose it is. Written down before the first call that makes something."""
+    """Scope of a cluster: account, region, owner. Written down before the first call that makes something."""
 
     cluster: str
     region: str
     account: str
     owner: str
     workspace: str
-    """Who makes it: user@host/id of the workspace. The claim on the cluster carries it."""
+    """Maker of the cluster: user@host/id of the workspace. The claim on the cluster carries it."""
     created_unix: float
     expires_unix: int
     image: str = ""

@@ -15,7 +15,7 @@ class Resource:
     address: str
     type: str
     new: bool
-    """Whether the plan makes it. What it has then is what its configuration says."""
+    """True when the plan makes the resource. Its values are then those of its configuration."""
     after: Mapping[str, Any]
     unknown: Mapping[str, Any]
     references: Mapping[str, tuple[str, ...]]
@@ -30,7 +30,7 @@ class Resource:
         return self.address.removeprefix(f"{self.module}.").partition("[")[0]
 
     def refers_to(self, other: Resource, argument: str) -> bool:
-        """Whether an argument is, or for a thing that is not made yet will be, that of another resource's id."""
+        """Tell whether an argument is, or for a resource that is not made yet will be, the id of another resource."""
         value = self.after.get(argument)
         if value is not None:
             return value in (other.after.get("id"), other.after.get("bucket"))
@@ -67,7 +67,7 @@ class Plan:
 
 
 def _references(module: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, tuple[str, ...]]]]:
-    """What the arguments of a module's resources refer to, by address without index."""
+    """References of the arguments of a module's resources, by address without index."""
     for resource in module.get("resources", []):
         arguments = resource.get("expressions", {}).items()
         yield (

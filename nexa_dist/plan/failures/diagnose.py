@@ -1,4 +1,4 @@
-"""Which rank failed first, and why: from what was collected of one attempt. Pure."""
+"""Diagnosis of an attempt: which rank failed first, and why. Pure."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Diagnosis:
     others: tuple[str, ...] = ()
     exit: Exit | None = None
     detail: str = ""
-    """What the words name: a file, a module."""
+    """Detail that the words name: a file, a module."""
 
     @property
     def blamed(self) -> tuple[str, int | None] | None:
@@ -53,7 +53,7 @@ COMPLETED = Diagnosis(None, "completed", "it completed", "")
 
 
 def judge(evidence: Evidence) -> Diagnosis:
-    """What failed first."""
+    """Judge what failed first."""
     if evidence.state == "completed":
         return COMPLETED
     findings = collected(evidence)
@@ -113,7 +113,7 @@ def _left_early(evidence: Evidence, best: Finding) -> Finding | None:
 
 
 def _behind(end: Exit | None, best: Finding) -> bool:
-    """Whether a rank was through before another one failed by itself in a way that this may have brought about."""
+    """Tell whether a rank was through before another one failed by itself in a way that this may have brought about."""
     if end is None or best.exit is None or best.signature.name not in ("unknown", "python_exception"):
         return False
     if end.step is None or best.exit.step is None:
@@ -157,7 +157,7 @@ def _others(evidence: Evidence, findings: Sequence[Finding], best: Finding) -> t
 
 
 def _told(found: Finding) -> bool:
-    """Whether a rank only did what it was told."""
+    """Tell whether a rank only did what it was told."""
     return found.signature.name in ("terminated", "killed", "aborted") and found.tier >= Tier.LATE
 
 

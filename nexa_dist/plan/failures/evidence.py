@@ -1,4 +1,4 @@
-"""What the evidence of one attempt says of each rank and node. Pure."""
+"""Evidence of one attempt, and the findings in it about each rank and node. Pure."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class NodeEvidence:
     torchrun: bytes = b""
     agent: bytes = b""
     skew_s: float = 0.0
-    """Its clock minus the controller's; 0 when nobody measured it."""
+    """Skew of the node's clock: its seconds minus the controller's; 0 when nobody measured it."""
     setup: bytes = b""
 
     def of(self, name: str) -> Iterator[Told]:
@@ -105,8 +105,8 @@ def _grace_s(event: Told) -> float:
 
 
 def _ended_for(found: Finding, at: float, beside: Sequence[Finding]) -> bool:
-    """Whether a rank may have been ended because another one of its node had failed: by torchrun, with SIGTERM and at
-    last SIGKILL. One that lost its peer, or was itself ended so, may have been written down before the one that it
+    """Tell whether a rank may have been ended because another one of its node had failed: by torchrun, with SIGTERM and
+    at last SIGKILL. One that lost its peer, or was itself ended so, may have been written down before the one that it
     lost."""
     for other in beside:
         assert other.exit is not None
@@ -125,7 +125,7 @@ def _numbers(text: str) -> set[int]:
 
 
 def _before_it_was_ended(rank: RankEvidence) -> Finding | None:
-    """What a rank failed of that others ended, when its log closes with a known cause: it could not go by itself."""
+    """Finding of a rank that others ended, when its log closes with a known cause: it could not go by itself."""
     found = read(rank.tail, None) if log_tail.HEADER in rank.tail else None
     if found is None or found.tier != Tier.CAUSE:
         return None
@@ -133,7 +133,7 @@ def _before_it_was_ended(rank: RankEvidence) -> Finding | None:
 
 
 def _of_rank(rank: RankEvidence) -> Finding | None:
-    """What the log and the end of a rank say; None for one that did not fail, or whose end nobody saw and whose log
+    """Finding in the log and the end of a rank; None for one that did not fail, or whose end nobody saw and whose log
     has no exception."""
     if (rank.exit and not rank.exit.bad) or (not rank.exit and log_tail.HEADER not in rank.tail):
         return None
@@ -210,7 +210,7 @@ def _clock(unix: float) -> str:
 
 
 def _phases(evidence: Evidence) -> Iterator[Finding]:
-    """What failed on a node outside of its ranks: preparing, torchrun, the agent."""
+    """Findings about a node outside of its ranks: preparing, torchrun, the agent."""
     failed = {rank.node for rank in evidence.ranks if rank.exit and rank.exit.bad}
     for node in evidence.nodes:
         for event in node.of(Event.ENDED):

@@ -1,4 +1,4 @@
-"""What the end of one log and the end of its process say together. Pure."""
+"""Reading of a log's end together with its process's end. Pure."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from nexa_dist.plan.failures.table import BY_NAME, TABLE
 
 CRASHES = (4, 6, 7, 8, 11)
 ENDED_BY_SIGNAL = (4, 7, 8, 9, 11)
-"""What is in the log of a rank that ended so is not why it ended."""
+"""Signals whose cause is not in the log of the rank that they ended."""
 SHOWN_LINES = 12
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one rank (or a node, with rank None) died of, as far as its own evidence says. `at` is the controller's
-    time, infinite when it is not known."""
+    """Finding: what one rank (or a node, with rank None) died of, as far as its own evidence says. `at` is the
+    controller's time, infinite when it is not known."""
 
     signature: Signature
     node: str
@@ -84,7 +84,7 @@ class _Said:
 
 
 def _said(text: bytes, trace: bytes, region: bytes, end: Exit | None) -> _Said | None:
-    """What a log says that its process ended of; None when it is not told there."""
+    """Find in a log what its process ended of; None when the log does not tell."""
     words, later = log_tail.message(region)
     if trace and log_tail.went_on(later):
         trace, region, words = b"", later, b""
@@ -129,7 +129,7 @@ def _of_the_child(before: bytes, end: Exit | None) -> tuple[bytes, tuple[Signatu
 
 
 def _of_ranks(ranks: str, inner: bytes, end: Exit | None) -> _Said:
-    """What ranks failed of that a rank was told of, itself perhaps among them: whose it is, findings knows."""
+    """Failure of ranks that a rank was told of, itself perhaps among them: evidence.py finds whose it is."""
     said = _said(inner, inner, inner, end)
     signature = BY_NAME["distributed_checkpoint"]
     remedy = (said.remedy or said.signature.fix) if said else NOT_KNOWN
@@ -138,7 +138,8 @@ def _of_ranks(ranks: str, inner: bytes, end: Exit | None) -> _Said:
 
 
 def _ended_of_it(later: bytes, end: Exit | None) -> bool:
-    """Whether an exception was what ended a process: with a code of its own only when nothing was said after it."""
+    """Tell whether an exception was what ended a process: with a code of its own only when nothing was said after
+    it."""
     return end is None or end.code == 1 or end.signal == 6 or not later.strip()
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 TAIL_BYTES = 64 << 10
 REGION_BYTES = 16 << 10
-"""How much of a log without a traceback is searched."""
+"""Bytes of a log without a traceback that are searched."""
 LINE_BYTES = 400
 WORK = b"work"
 """Name of the folder that a run's code lies in."""
@@ -40,7 +40,7 @@ BARS = 3
 """So many lines of a progress bar are work; one or two are left by its end."""
 _WHAT = re.compile(rb"what\(\):  [^\n]{1,400}")
 _NO_WORK = (b" ", b"\t", b"wandb:", b"Exception ignored")
-"""How lines begin that are said after the end too, or that only quote code."""
+"""Beginnings of lines that are said after the end too, or that only quote code."""
 MESSAGE_BYTES = 600
 _FRAME = re.compile(
     rb'^ {0,12}File "(?P<path>[^"\n]{1,300})", line (?P<line>[0-9]{1,7})(?:,? in (?P<function>[^\n]{1,100}))?$',
@@ -79,7 +79,7 @@ class Frame:
 
     @property
     def own(self) -> bool:
-        """Of the user's code, as far as its path tells."""
+        """True for a frame of the user's code, as far as its path tells."""
         return _LIBRARY.search(self.path) is None
 
     def __str__(self) -> str:
@@ -115,7 +115,8 @@ def last_traceback(text: bytes) -> bytes:
 
 
 def _without_frames(text: bytes, start: int) -> int:
-    """Where the words begin of what a traceback was chained to, which may have no traceback of its own."""
+    """Find where the words begin of the exception that a traceback was chained to, which may have no traceback of its
+    own."""
     if not _CHAINED.search(text, max(0, start - 100), start):
         return start
     return text.find(b"\n", max(0, start - 2 * MESSAGE_BYTES), start) + 1 if start > 2 * MESSAGE_BYTES else 0
@@ -134,8 +135,8 @@ def said(trace: bytes) -> bytes:
 
 
 def of_ranks(trace: bytes) -> tuple[str, bytes]:
-    """Of an exception that tells what other ranks raised (torch's CheckpointException) those ranks, and the first one's
-    own traceback; empty when it is none."""
+    """Ranks, and the first one's own traceback, of an exception that tells what other ranks raised (torch's
+    CheckpointException); empty for another exception."""
     told, head = _RANKS.search(trace), _OF_RANK.search(trace)
     if not told or not head:
         return "", b""
@@ -150,20 +151,20 @@ def crash(text: bytes) -> int:
 
 
 def went_on(text: bytes) -> bool:
-    """Whether these lines tell of work after what was said before them: that was handled."""
+    """Tell whether these lines tell of work after what was said before them: that was handled."""
     lines = [line for line in text.split(b"\n") if not line.startswith(_NO_WORK)]
     said = [line for line in lines if _BAR not in line]
     return len(lines) - len(said) >= BARS or any(_HANDLED.search(line) or _PROGRESS.search(line) for line in said)
 
 
 def handled(text: bytes, position: int) -> bool:
-    """Whether what is said at a position was handled, in the words of its own line or by what came after it."""
+    """Tell whether what is said at a position was handled, in the words of its own line or by what came after it."""
     first, _, later = text[text.rfind(b"\n", 0, position) + 1 :].partition(b"\n")
     return bool(_HANDLED.search(first)) or went_on(later)
 
 
 def message(trace: bytes) -> tuple[bytes, bytes]:
-    """What the last traceback raised (the class and the words from there on), and what was said after that line; of a
+    """Message of the last traceback (the class and the words from there on), and what was said after that line; of a
     text without one the words of a C++ exception."""
     found = _raised(trace, _last_header(trace), len(trace)) or _WHAT.search(trace)
     if not found:
@@ -178,12 +179,12 @@ def raised(trace: bytes) -> str:
 
 
 def mistake(words: bytes) -> bool:
-    """Whether a raised class is one for which no other process can be to blame."""
+    """Tell whether a raised class is one for which no other process can be to blame."""
     return _MISTAKE.search(words.partition(b"\n")[0].partition(b":")[0]) is not None
 
 
 def in_collective(trace: bytes) -> bool:
-    """Whether the last traceback ends in torch's communication."""
+    """Tell whether the last traceback ends in torch's communication."""
     paths = [match["path"] for match in _FRAME.finditer(trace, max(0, _last_header(trace)))]
     return bool(paths and _COLLECTIVE.search(paths[-1]))
 
@@ -221,7 +222,7 @@ def stack(text: bytes) -> tuple[Frame, ...]:
 
 
 def waits_for_others(frames: tuple[Frame, ...]) -> bool:
-    """Whether a stack stands in a collective."""
+    """Tell whether a stack stands in a collective."""
     return any(_COLLECTIVE.search(frame.path) for frame in frames[:4])
 
 

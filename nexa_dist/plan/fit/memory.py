@@ -1,39 +1,25 @@
-"""The memory of one rank of backend hf, by part: weights in float32, AdamW, DDP, no checkpointing of activations.
+"""The memory of one rank, by part, and what lies in its node's memory and on its disks instead.
 
-What lives from step to step is exact, and held to real allocations by a test: 4 bytes a parameter of weights and of
-gradients, 8 of AdamW's two moments, and 4 of DDP's buckets where there is more than one rank (DistributedDataParallel
-copies gradients into them unless it is told not to). What a layer keeps for the backward pass was measured tensor by
-tensor on Llama's layers (torch 2.13, transformers 5.23; `tests/processes/train/test_fits.py` measures it again); other
-families keep about as much. A GPU's own overhead was not measured, since no GPU was there: it is stated.
+What lives from step to step is exact (resident.py), what the layers keep is measured (activations.py). What is gathered
+from other ranks for a while follows from reading FSDP2 and DeepSpeed, and a GPU's own overhead is assumed: no GPU was
+there to measure either.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from nexa_dist.plan.fit.model_shape import ModelShape
+from nexa_dist.plan.fit import activations
+from nexa_dist.plan.fit.method import Work
+from nexa_dist.plan.fit.model_shape import ModelShape, Tensor
+from nexa_dist.plan.fit.resident import Resident, resident, trainable, width_of, width_trained
 
-Precision = Literal["fp32", "bf16"]
 CONTEXT_BYTES = 1_200_000_000
 """Assumed for the CUDA context, cuBLAS's workspace and NCCL's buffers of one rank; not measured."""
 FRAGMENTED = 0.05
 """Assumed share of the memory that no tensor can use, with expandable segments; not measured."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What the ranks do in a step: `batch` windows of `sequence` tokens on each of `world_size` ranks."""
-
-    precision: Precision
-    world_size: int
-    batch: int
-    sequence: int
-
-    @property
-    def tokens(self) -> int:
-        """Tokens a step on one rank."""
-        return self.batch * self.sequence
+LIVE = 1_000_000_000
+"""DeepSpeed's stage3_max_live_parameters and stage3_max_reuse_distance, in elements."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +29,35 @@ class Memory:
     weights: int
     optimizer: int
     buckets: int
+    """Copies of gradients on their way to other ranks."""
     gradients: int
+    gathered: int
+    """Weights of a few layers, and their gradients, that other ranks keep; or one matrix out of its 4 bits."""
     activations: int
-    """Kept for the backward pass; with bf16 also the weights in bf16."""
+    """Kept for the backward pass."""
+    casts: int
+    """Weights in bf16 that autocast makes beside those in float32."""
+    recomputed: int
+    """With checkpointing: one layer's, for its backward pass."""
     logits: int
     """Of the loss: its kept part, and the two copies that the backward pass begins with."""
+    host: int
+    """In the node's memory and not on the GPU."""
+    nvme: int
+    """On the node's disk and not on the GPU."""
+    kv_cache: int = 0
+    """Evaluation here computes a loss and generates nothing, so there is none."""
 
     @property
     def peak(self) -> int:
         """At the beginning of the backward pass, or at its end: gradients come as activations go."""
-        steady = self.weights + self.optimizer + self.buckets
-        return steady + max(self.activations + self.logits, self.gradients)
+        steady = self.weights + self.optimizer + self.buckets + self.gathered
+        begin = self.activations + max(self.casts + self.logits, self.recomputed)
+        return steady + max(begin, self.gradients + self.recomputed)
+
+    @property
+    def fragmented(self) -> int:
+        return self.needed - self.peak - CONTEXT_BYTES
 
     @property
     def needed(self) -> int:
@@ -63,23 +67,62 @@ class Memory:
 
 def memory(shape: ModelShape, work: Work) -> Memory:
     """Bytes of one rank."""
-    q, kv, h = shape.heads * shape.head_width, shape.kv_heads * shape.head_width, shape.hidden
-    ffn = shape.ffn * shape.experts_a_token
-    tensors = 4 if shape.traits.gated else 2
-    low = work.precision == "bf16"
-    if low:
-        layer = 26 * h + 4 * q + 4 * kv + 2 * tensors * ffn + 4 * shape.heads + 8
-        last = 10 * h
-    else:
-        layer = 4 * (6 * h + 2 * q + 2 * kv + tensors * ffn + shape.heads + 2)
-        last = 12 * h
-    cast = 2 * (shape.layers * (shape.attention + shape.experts * shape.expert) + shape.vocabulary * h) if low else 0
-    count = shape.parameters
+    method, held = work.method, resident(shape, work)
+    moved = {"": 0, "cpu": 0, "nvme": 0}
+    moved[method.weights_at] += held.weights
+    # DeepSpeed and FSDP2 put the gradients where the optimizer is, DeepSpeed in float32.
+    of_step = held.gradients if method.sharding == "fsdp2" else 4 * held.partition
+    moved[method.optimizer_at] += held.optimizer + (of_step if method.optimizer_at else 0)
     return Memory(
-        weights=4 * count,
-        optimizer=8 * count,
-        buckets=4 * count if work.world_size > 1 else 0,
-        gradients=4 * count,
-        activations=work.tokens * (shape.layers * layer + last) + cast,
-        logits=12 * work.tokens * shape.vocabulary,
+        weights=0 if method.weights_at else held.weights,
+        optimizer=0 if method.optimizer_at else held.optimizer,
+        buckets=_buckets(shape, work, held),
+        gradients=0 if method.optimizer_at else held.gradients,
+        gathered=_gathered(shape, work),
+        activations=activations.kept(shape, work),
+        casts=activations.casts(shape, work),
+        recomputed=activations.again(shape, work),
+        logits=activations.logits(shape, work),
+        host=moved["cpu"],
+        nvme=moved["nvme"],
     )
+
+
+def _buckets(shape: ModelShape, work: Work, held: Resident) -> int:
+    method, width = work.method, width_trained(work.method)
+    if work.world_size == 1 or method.sharding == "fsdp2":
+        return 0
+    if method.sharding == "ddp":
+        return width * held.trained  # DistributedDataParallel copies gradients unless it is told not to
+    size = shape.hidden**2 if method.buckets.reduce is None else method.buckets.reduce
+    return width * size * (2 if method.buckets.overlap and method.sharding != "zero3" else 1)
+
+
+def _gathered(shape: ModelShape, work: Work) -> int:
+    """Elements of the layers in flight, times their width."""
+    method = work.method
+    largest = max(t.numel for t in shape.tensors if t.kind != "table")
+    unpacked = 2 * largest if method.weights == "nf4" else 0
+    if method.sharding not in ("fsdp2", "zero3"):
+        return unpacked
+    width = 2 if work.precision == "bf16" else width_of(method)
+    if method.sharding == "fsdp2":
+        # This layer and the next one, which is fetched meanwhile; what is in no layer stays from the forward pass on.
+        frozen = shape.tensors if method.adapter else ()
+        trained = trainable(shape, method.adapter)
+        deep = shape.layers if method.keeps_gathered else 2
+        weights = sum(_outside(of) + deep * _a_layer(of, shape) for of in (frozen, trained))
+        return width * (weights + _outside(trained) + 2 * _a_layer(trained, shape)) + unpacked
+    asked = method.buckets
+    prefetch = round(0.9 * shape.hidden**2) if asked.prefetch is None else asked.prefetch
+    most = 10 * shape.hidden if asked.keep_whole_below is None else asked.keep_whole_below
+    small = sum(t.all for t in shape.tensors if t.numel <= most)
+    return width * (min(LIVE, shape.parameters) + prefetch + small) + unpacked
+
+
+def _outside(tensors: tuple[Tensor, ...]) -> int:
+    return sum(tensor.all for tensor in tensors if tensor.outside)
+
+
+def _a_layer(tensors: tuple[Tensor, ...], shape: ModelShape) -> int:
+    return sum(tensor.all for tensor in tensors if not tensor.outside) // shape.layers

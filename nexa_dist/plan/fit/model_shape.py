@@ -1,57 +1,20 @@
-"""A language model by the numbers of its config.json, and how many parameters it has.
+"""A language model by the numbers of its config.json: its tensors, and so how many parameters it has.
 
 Counted from the figures alone, since importing transformers takes longer than all the rest of a preflight; a test holds
-every family to the model that transformers itself builds on the meta device.
+the tensors of every family to those of the model that transformers itself builds on the meta device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from nexa_dist.errors import UsageError
+from nexa_dist.plan.fit.families import FAMILIES, Family
 
-
-@dataclass(frozen=True)
-class Family:
-    """What the models of one `model_type` have in common. `norms`: those of one layer, of its width each."""
-
-    gated: bool = True
-    """Three matrices in the feed-forward block and not two."""
-    qkv_bias: bool = False
-    out_bias: bool = False
-    ffn_bias: bool = False
-    norms: int = 2
-    norm_bias: bool = False
-    qk_norm: str = ""
-    """What q and k are normalized by: "head" (one weight a feature of a head) or "all" (one a feature of q or k)."""
-    positions: bool = False
-    """Learned, in a table."""
-    head_bias: bool = False
-    tied: bool = False
-    """Whether input and output share their table where the config does not say."""
-
-
-FAMILIES = {
-    "llama": Family(),
-    "mistral": Family(),
-    "mixtral": Family(),
-    "granite": Family(),
-    "qwen2": Family(qkv_bias=True),
-    "qwen3": Family(qk_norm="head"),
-    "qwen3_moe": Family(qk_norm="head"),
-    "olmo2": Family(qk_norm="all"),
-    "phi3": Family(),
-    "phi": Family(gated=False, qkv_bias=True, out_bias=True, ffn_bias=True, norms=1, norm_bias=True, head_bias=True),
-    "gemma": Family(tied=True),
-    "gemma2": Family(norms=4, tied=True),
-    "gemma3_text": Family(norms=4, qk_norm="head", tied=True),
-    "starcoder2": Family(gated=False, qkv_bias=True, out_bias=True, ffn_bias=True, norm_bias=True, tied=True),
-    "gpt2": Family(gated=False, qkv_bias=True, out_bias=True, ffn_bias=True, norm_bias=True, positions=True, tied=True),
-    "gpt_neox": Family(gated=False, qkv_bias=True, out_bias=True, ffn_bias=True, norm_bias=True),
-}
-"""By `model_type` of config.json, as transformers names them."""
 KEYS = {
     "hidden": ("hidden_size", "n_embd"),
     "layers": ("num_hidden_layers", "n_layer"),
@@ -60,6 +23,27 @@ KEYS = {
     "positions": ("max_position_embeddings", "n_positions"),
 }
 MOST = 1 << 40
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Parameters of one shape, `copies` of them. Only a `linear` is an nn.Linear (or GPT-2's Conv1D) of a layer, to
+    which adapters and quantization apply; `experts` are all those of a layer in one tensor. `outside`: of no layer."""
+
+    name: str
+    shape: tuple[int, ...]
+    copies: int
+    kind: Literal["linear", "experts", "router", "vector", "table"]
+    outside: bool = False
+
+    @property
+    def numel(self) -> int:
+        """Elements of one of them."""
+        return math.prod(self.shape)
+
+    @property
+    def all(self) -> int:
+        return self.numel * self.copies
 
 
 @dataclass(frozen=True)
@@ -80,45 +64,74 @@ class ModelShape:
     experts_a_token: int = 1
     attention_bias: bool = False
     """What a config may ask for beyond its family."""
+    more_norms: int = 0
+    all_biased: bool = False
 
     @property
     def traits(self) -> Family:
         return FAMILIES[self.family]
 
-    @property
-    def attention(self) -> int:
-        """Parameters of the attention of one layer."""
-        q, kv, kind = self.heads * self.head_width, self.kv_heads * self.head_width, self.traits
-        normed = {"": 0, "head": 2 * self.head_width, "all": q + kv}[kind.qk_norm]
-        biases = (kind.qkv_bias or self.attention_bias) * (q + 2 * kv)
-        biases += (kind.out_bias or self.attention_bias) * self.hidden
-        return self.hidden * (2 * q + 2 * kv) + biases + normed
+    @functools.cached_property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All parameters; a table that input and output share is there once."""
+        return (*self._attention(), *self._feed_forward(), *self._norms(), *self._outside())
 
-    @property
-    def expert(self) -> int:
-        """Parameters of one feed-forward block."""
-        bias = self.traits.ffn_bias * (self.ffn + self.hidden)
-        return (3 if self.traits.gated else 2) * self.hidden * self.ffn + bias
-
-    @property
-    def layer(self) -> int:
-        """Parameters of one layer."""
-        norms = self.traits.norms * self.hidden * (2 if self.traits.norm_bias else 1)
-        router = self.hidden * self.experts if self.experts > 1 else 0
-        return self.attention + self.experts * self.expert + norms + router
-
-    @property
+    @functools.cached_property
     def parameters(self) -> int:
-        """All of them; a shared table counts once."""
-        kind, table = self.traits, self.vocabulary * self.hidden
-        head = kind.head_bias * self.vocabulary + (0 if self.tied else table)
-        last = self.hidden * (2 if kind.norm_bias else 1)
-        return table + kind.positions * self.positions * self.hidden + self.layers * self.layer + last + head
+        return sum(tensor.all for tensor in self.tensors)
 
     @property
     def active(self) -> int:
         """Those that one token goes through: of a mixture of experts, the chosen ones."""
-        return self.parameters - self.layers * (self.experts - self.experts_a_token) * self.expert
+        every = sum(tensor.all for tensor in self.tensors if tensor.kind == "experts")
+        return self.parameters - every * (self.experts - self.experts_a_token) // self.experts
+
+    def _attention(self) -> Iterator[Tensor]:
+        q, kv, kind = self.heads * self.head_width, self.kv_heads * self.head_width, self.traits
+        biased = kind.qkv_bias or self.attention_bias or self.all_biased
+        yield from self._matrices(kind.attention[:3], (q, kv, kv), self.hidden, biased)
+        out = kind.out_bias or self.attention_bias or self.all_biased
+        yield from self._matrices(kind.attention[3:], (self.hidden,), q, out)
+        if kind.qk_norm:
+            for name, width in (("q_norm", q), ("k_norm", kv)):
+                yield self._vector(name, self.head_width if kind.qk_norm == "head" else width)
+
+    def _feed_forward(self) -> Iterator[Tensor]:
+        kind, into = self.traits, 2 if self.traits.gated else 1
+        if self.experts == 1:
+            biased = kind.ffn_bias or self.all_biased
+            yield from self._matrices(kind.feed_forward[:-1], (self.ffn,) * into, self.hidden, biased)
+            yield from self._matrices(kind.feed_forward[-1:], (self.hidden,), self.ffn, biased)
+            return
+        yield Tensor("gate", (self.experts, self.hidden), self.layers, "router")
+        yield Tensor("gate_up_proj", (self.experts, into * self.ffn, self.hidden), self.layers, "experts")
+        yield Tensor("down_proj", (self.experts, self.hidden, self.ffn), self.layers, "experts")
+
+    def _norms(self) -> Iterator[Tensor]:
+        kind = self.traits
+        of_one = kind.norm_weight + kind.norm_bias
+        yield Tensor("norm", (self.hidden,), self.layers * (kind.norms + self.more_norms) * of_one, "vector")
+        yield Tensor("norm", (self.hidden,), of_one, "vector", outside=True)
+
+    def _outside(self) -> Iterator[Tensor]:
+        yield Tensor("embed", (self.vocabulary, self.hidden), 1 if self.tied else 2, "table", outside=True)
+        if self.traits.positions:
+            yield Tensor("positions", (self.positions, self.hidden), 1, "table", outside=True)
+        if self.traits.head_bias:
+            yield Tensor("head_bias", (self.vocabulary,), 1, "vector", outside=True)
+
+    def _matrices(self, names: Iterable[str], outs: tuple[int, ...], into: int, biased: bool) -> Iterator[Tensor]:
+        """The matrices of so many outputs each; those of one name are one."""
+        rows: dict[str, int] = {}
+        for name, out in zip(names, outs, strict=True):
+            rows[name] = rows.get(name, 0) + out
+        for name, out in rows.items():
+            yield Tensor(name, (into, out) if self.traits.transposed else (out, into), self.layers, "linear")
+            if biased:
+                yield self._vector(name, out)
+
+    def _vector(self, name: str, width: int) -> Tensor:
+        return Tensor(name, (width,), self.layers, "vector")
 
 
 def read(config: Mapping[str, Any], where: str) -> ModelShape:
@@ -139,21 +152,40 @@ def read(config: Mapping[str, Any], where: str) -> ModelShape:
     hidden, heads = number(*KEYS["hidden"]), number(*KEYS["heads"])
     many = 1 if family == "gpt2" or "experts" not in " ".join(config) else None
     experts = many or number("num_local_experts", "num_experts", default=1)
-    ffn = number("moe_intermediate_size" if experts > 1 and "moe_intermediate_size" in config else "intermediate_size",
-                 "n_inner", default=4 * hidden if family == "gpt2" else None)  # fmt: skip
+    narrow = experts > 1 and "moe_intermediate_size" in config
+    widths = (
+        ("ffn_hidden_size",) if family == "falcon" else ("n_inner",) if family == "gpt2" else ("intermediate_size",)
+    )
     tied = config.get("tie_word_embeddings")
+    falcon = _falcon(config, heads, number) if family == "falcon" else {}
     return ModelShape(
         family=family,
         vocabulary=number(*KEYS["vocabulary"]),
         hidden=hidden,
         layers=number(*KEYS["layers"]),
         heads=heads,
-        kv_heads=number("num_key_value_heads", default=heads),
+        kv_heads=falcon.pop("kv_heads", 0) or number("num_key_value_heads", default=heads),
         head_width=number("head_dim", default=hidden // heads),
-        ffn=ffn,
+        ffn=number(
+            *(("moe_intermediate_size",) if narrow else widths),
+            default=4 * hidden if family in ("gpt2", "falcon") else None,
+        ),
         positions=number(*KEYS["positions"], default=2048),
         tied=FAMILIES[family].tied if tied is None else bool(tied),
         experts=experts,
         experts_a_token=number("num_experts_per_tok", default=1) if experts > 1 else 1,
         attention_bias=bool(config.get("attention_bias")),
+        **falcon,
     )
+
+
+def _falcon(config: Mapping[str, Any], heads: int, number: Any) -> dict[str, Any]:
+    """What falcon's two architectures say in words of their own."""
+    new = bool(config.get("new_decoder_architecture"))
+    one = not new and config.get("multi_query", True)
+    two = config.get("num_ln_in_parallel_attn") != 1 if new else not config.get("parallel_attn", True)
+    return {
+        "kv_heads": number("num_kv_heads", default=heads) if new else 1 if one else heads,
+        "more_norms": int(two),
+        "all_biased": bool(config.get("bias")),
+    }

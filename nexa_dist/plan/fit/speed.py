@@ -1,14 +1,17 @@
 """How long a training takes: floating-point operations, and what a GPU does of them. Pure.
 
-A token costs 6 operations a parameter that it goes through (2 forward, 4 backward) and 12 · layers · q · sequence in
-attention, q the width of all heads: Chowdhery et al. 2022 (PaLM), appendix B. Of a GPU's dense peak a share is reached
-(model FLOPs utilization, MFU): stated here, not measured, since no GPU was there.
+A token costs 6 operations a parameter that it goes through (2 forward, 2 for the gradient of what came in, 2 for that
+of the weight) and 12 · layers · q · sequence in attention, q the width of all heads: Chowdhery et al. 2022 (PaLM),
+appendix B. A frozen weight has no gradient, so LoRA spares a third; checkpointing is one more forward (Korthikanti et
+al. 2022, arXiv 2205.05198). Of a GPU's dense peak a share is reached (MFU, here of all that is computed): stated,
+not measured, since no GPU was there. What offloading waits for the host or a disk is not in it.
 """
 
 from __future__ import annotations
 
-from nexa_dist.plan.fit.memory import Precision, Work
+from nexa_dist.plan.fit.method import Precision, Work
 from nexa_dist.plan.fit.model_shape import ModelShape
+from nexa_dist.plan.fit.resident import trainable
 
 TFLOPS: dict[str, tuple[float, float]] = {
     "T4": (8.1, 65.0),
@@ -24,11 +27,17 @@ leaves off, and bf16 (T4: fp16, it has no bf16 units). Of others no figure is at
 MFU: dict[Precision, float] = {"fp32": 0.5, "bf16": 0.35}
 
 
-def flops_a_token(shape: ModelShape, sequence: int) -> float:
-    """Operations for one token, forward and backward."""
+def flops_a_token(shape: ModelShape, work: Work) -> float:
+    """Operations for one token, forward and backward, and forward once more with checkpointing."""
     table = shape.vocabulary * shape.hidden
+    method = work.method
     through = shape.active - (0 if shape.tied else table)  # looking a token up costs none
-    return 6.0 * through + 12.0 * shape.layers * shape.heads * shape.head_width * sequence
+    trained, added = through, 0
+    if method.adapter:
+        trained = added = sum(tensor.all for tensor in trainable(shape, method.adapter))
+    forward = 2.0 * (through + added) + 4.0 * shape.layers * shape.heads * shape.head_width * work.sequence
+    again = forward - 2.0 * table if method.checkpointing else 0.0
+    return 3.0 * forward - 2.0 * (through + added - trained) + again
 
 
 def tokens_per_s(shape: ModelShape, work: Work, gpu: str) -> float | None:
@@ -36,4 +45,4 @@ def tokens_per_s(shape: ModelShape, work: Work, gpu: str) -> float | None:
     if gpu not in TFLOPS:
         return None
     peak = TFLOPS[gpu][work.precision == "bf16"] * 1e12
-    return work.world_size * MFU[work.precision] * peak / flops_a_token(shape, work.sequence)
+    return work.world_size * MFU[work.precision] * peak / flops_a_token(shape, work)

@@ -1,1 +1,1 @@
-"""What nodes and links should be like, and what is wrong with them. Pure."""
+"""Health of nodes and links: what they should be like, and what is wrong with them. Pure."""

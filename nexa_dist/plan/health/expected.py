@@ -1,4 +1,4 @@
-"""What a node should be like, from what was rented and from the price book. Pure."""
+"""Expected figures of a node, from what was rented and from the price book. Pure."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ ONE_GBPS = 1.0
 
 @dataclass(frozen=True)
 class Expected:
-    """Of one node. A figure of 0 expects nothing."""
+    """Expected figures of one node. A figure of 0 expects nothing."""
 
     gpus: int = 0
     """GPUs that the instance type advertises; fewer, or none, is a fault."""
     ranks: int = 0
-    """On hosts that may have no GPU: as many GPUs if there are any."""
+    """Ranks of a host that may have no GPU: as many GPUs as ranks if there are any."""
     efa: int = 0
     network_gbps: float = 0.0
     """The peak that the vendor lists."""

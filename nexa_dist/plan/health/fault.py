@@ -19,9 +19,9 @@ MENDED_BY_ANOTHER_MACHINE = frozenset[Cause](
 )  # fmt: skip
 """Faults of the machine itself. What its software or its neighbours do wrong, another machine would do too."""
 OF_GROUP_TEST = frozenset[Cause](("slow node", "slow link", "slow network", "group test"))
-"""What only the test of the group can find."""
+"""Causes that only the test of the group can find."""
 ALL = "all"
-"""In the place of a node's name: nobody in particular."""
+"""Name in the place of a node's: nobody in particular."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def replaceable(findings: Iterable[Fault]) -> dict[str, list[str]]:
 
 
 def odd_ones(values: Mapping[str, Any]) -> tuple[Any, list[str]]:
-    """What most have, and the names of those that have something else. In a draw the first node is right."""
+    """Value that most have, and the names of those that have another. In a draw the first node is right."""
     counts = Counter(values.values())
     most = max(counts.values(), default=0)
     usual = next((value for value in values.values() if counts[value] == most), None)

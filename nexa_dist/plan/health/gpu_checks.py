@@ -1,4 +1,4 @@
-"""What is wrong with a node's GPUs and what joins them. Pure."""
+"""Checks of a node's GPUs and of what joins them. Pure."""
 
 from __future__ import annotations
 

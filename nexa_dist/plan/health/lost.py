@@ -1,7 +1,11 @@
-"""Whether a silent node is lost. Pure: the same words at the same times give the same verdict.
+"""Verdict on silent nodes: lost or not. Pure: the same words at the same times give the same verdict.
 
 Silence seen from one place says nothing of the other end. A node is lost when a second witness says so: the cloud, or
 another node that we reach and that cannot reach it either. Where no node answers it is our own line first.
+
+A partition closes no connection, and the end of a machine's processes closes all of them. So a node that hung up while
+it spoke, that nothing comes back from, and with which no other node holds a connection, has ended what it ran. Its
+machine may be rebooting: that one is lost by silence alone, as any other.
 """
 
 from __future__ import annotations
@@ -13,7 +17,10 @@ from typing import Literal
 ASK_AFTER_S = 4.0
 """Silence for so long is looked into."""
 CUT_AFTER_S = 30.0
-"""What may heal or flap (a cut between nodes, a status check) counts after so long: a partition of 20 s heals."""
+"""Seconds after which a sign that may heal or flap (a cut between nodes, a status check) counts: a partition of 20 s
+heals."""
+ENDED_AFTER_S = 6.0
+"""Silence of a node that hung up, after which it has ended what it ran: the other nodes' probes take so long."""
 STEADY_S = 8.0
 """... and when it was said without a break for so long, by two looks at least."""
 DOUBTFUL_S = 20.0
@@ -29,16 +36,18 @@ LOST_AFTER_S = 1800.0
 
 CloudWord = Literal["", "off", "forgotten", "unwell", "runs", "works"]
 """`works`: seen at work by somebody who sees more than the cloud's books. `unwell`: a status check fails."""
-PeerWord = Literal["", "mute", "reached", "up", "cut"]
-"""Of a node, by another one. `mute`: that one does not answer us itself. `reached`: we came through it to the node.
+PeerWord = Literal["", "mute", "reached", "up", "cut", "held"]
+"""Word of a peer about a node. `mute`: the peer does not answer us itself. `reached`: we came through it to the node.
 `up`: the machine answers it, be it that its sshd lets nobody in (refused, busy, restarted). `cut`: nothing comes back.
-"" where it cannot tell."""
-Kind = Literal["here", "wait", "line", "lost"]
+`held`: nothing comes back, but a connection between the two was not closed, or a new one is taken and not greeted. ""
+where it cannot tell."""
+Kind = Literal["here", "wait", "line", "ended", "lost"]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`line`: our own line is down, as far as can be told. `wait`: nobody can say that the node is dead."""
+    """`line`: our own line is down, as far as can be told. `wait`: nobody can say that the node is dead. `ended`: what
+    it ran is over, and its machine may come back."""
 
     kind: Kind
     why: str = ""
@@ -56,12 +65,14 @@ class Said:
 
 @dataclass
 class Case:
-    """What is known of one node. Times are seconds of one clock that only counts while we are awake."""
+    """Case of one node: all that is known of it. Times are seconds of one clock that only counts while we are awake."""
 
     quiet_since: float = 0.0
     told_at: float = float("-inf")
     over: bool = False
-    """Its agent is through: it says nothing more, whatever our line does."""
+    """True when the node's agent is through: it says nothing more, whatever our line does."""
+    hung_up: bool = False
+    """Whether its end closed the connection while it spoke, and nothing came since."""
     cloud: Said | None = None
     peers: dict[str, Said] = field(default_factory=dict)
 
@@ -84,12 +95,12 @@ class Bench:
         self.cases = {name: Case() for name in nodes}
         self.lost_after_s = lost_after_s
         self.alone_at = float("-inf")
-        """When no node answered for the last time: silence before that is our line's."""
+        """Time at which no node answered, the last one: silence before that is our line's."""
 
-    def quiet(self, node: str, seconds: float, now: float) -> None:
+    def quiet(self, node: str, seconds: float, now: float, hung_up: bool = False) -> None:
         """Our own line has had no word from it for so long."""
         case = self.cases[node]
-        case.quiet_since, case.told_at = now - seconds, now
+        case.quiet_since, case.told_at, case.hung_up = now - seconds, now, hung_up
 
     def heard(self, node: str, over: bool = False) -> None:
         self.cases[node].told_at, self.cases[node].over = float("-inf"), over
@@ -99,7 +110,8 @@ class Bench:
 
     def peer(self, node: str, by: str, word: PeerWord, now: float) -> None:
         """`by` is another node, or "" for ourselves by a connection of its own."""
-        self.cases[node].peers[by] = _said(self.cases[node].peers.get(by), word, "", now)
+        before, held = self.cases[node].peers.get(by), word == "held"
+        self.cases[node].peers[by] = _said(before, "cut" if held else word, word if held else "", now)
 
     def silent(self, now: float) -> list[str]:
         return [name for name, case in self.cases.items() if case.silent_s(now) > ASK_AFTER_S]
@@ -115,7 +127,8 @@ class Bench:
         words = {by: word for by, said in case.peers.items() if (word := case.fresh(said, now))}
         if reached := [by for by, word in words.items() if word == "reached"]:
             return Verdict("wait", f"{quiet}, but {reached[0]} reaches it" if reached[0] else f"{quiet} until now")
-        cut = [by for by, word in words.items() if by and word == "cut" and case.steady_s(case.peers[by]) >= STEADY_S]
+        nothing = [by for by, word in words.items() if by and word == "cut"]
+        cut = [by for by in nothing if case.steady_s(case.peers[by]) >= STEADY_S]
         others = [by for by, word in words.items() if by and word != "mute"]
         alone = not others and not self._answering(now)
         if silent_s > CUT_AFTER_S and cloud in ("unwell", "forgotten") and case.cloud:
@@ -123,6 +136,9 @@ class Bench:
                 return Verdict("lost", f"{quiet}, and {case.cloud.why}")
         if silent_s > CUT_AFTER_S and cut and cut == others and "up" not in words.values() and cloud != "works":
             return Verdict("lost", f"{quiet}, and {', '.join(cut)} cannot reach it either")
+        if case.hung_up and silent_s > ENDED_AFTER_S and cloud != "works" and nothing and nothing == others:
+            if not any(case.peers[by].why for by in nothing):
+                return Verdict("ended", f"it closed its connections, and {', '.join(nothing)} cannot reach it either")
         if alone:
             self.alone_at = now
             if self.lost_after_s and cloud and silent_s > self.lost_after_s:
@@ -133,7 +149,7 @@ class Bench:
         return Verdict("wait", f"{quiet}, and nobody says that it is dead")
 
     def _answering(self, now: float) -> bool:
-        """Whether our line brings us to a node."""
+        """Tell whether our line brings us to a node."""
         return any(not case.over and case.silent_s(now) <= ASK_AFTER_S for case in self.cases.values())
 
 

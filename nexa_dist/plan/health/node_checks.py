@@ -1,4 +1,4 @@
-"""What is wrong with the nodes, from what they and their wires said. Pure."""
+"""Checks of the nodes, from what they and their wires said. Pure."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from nexa_dist.plan.health.expected import Expected
 from nexa_dist.plan.health.fault import ALL, Fault, Severity, fail, odd_ones, warn
 
 Facts = Mapping[str, Any]
-"""What the agent's `diag` says of one node, and "skew_s" and "skew_error_s" by the controller's clock; or only "error"
-where it could not be asked."""
+"""Facts that the agent's `diag` tells of one node, and "skew_s" and "skew_error_s" by the controller's clock; or only
+"error" where it could not be asked."""
 GIB = 1 << 30
 MIN_FREE_GIB, MIN_AVAILABLE_GIB, MIN_SHM_GIB = 5, 1, 1
 WARN_SKEW_S, FAIL_SKEW_S = 2.0, 30.0
@@ -23,10 +23,10 @@ WARN_DISK, FAIL_DISK = 100.0, 20.0
 """MiB/s, written and synced: a plain gp3 disk has 125 MB/s; below 20 a checkpoint of 10 GB takes longer than the two
 minutes of a spot notice many times over."""
 MEMORY_PART = 0.85
-"""Of what most nodes have: less is a module of memory that is gone."""
+"""Share of the memory that most nodes have: less means a module of memory that is gone."""
 SURE_MIB = 32
-"""So much has to be written before a disk is called broken (in nexa diag --deep): the first MiB say more about who else
-is writing."""
+"""MiB that have to be written before a disk is called broken (in nexa diag --deep): the first MiB say more about who
+else is writing."""
 MIN_NOFILE = 65536
 PROVISION = "nexa provision sets it up again"
 
@@ -97,7 +97,7 @@ def _disk_speed(name: str, disk: Facts, want: Expected) -> Iterator[Fault]:
 
 
 def _together(heard: Mapping[str, Facts]) -> Iterator[Fault]:
-    """What has to be the same on all nodes."""
+    """Check what has to be the same on all nodes."""
     environments = {name: said["environment"] for name, said in heard.items() if not said["environment"].get("error")}
     for what in ("python", "torch", "cuda", "nccl", "transformers", "driver"):
         if what == "driver":

@@ -1,4 +1,4 @@
-"""Which nodes and links are slow, from what each node sends to each other one; and a picture of it. Pure."""
+"""Slow nodes and links, from what each node sends to each other one; and a picture of them. Pure."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _is_slow(index: int, known: Mapping[tuple[int, int], float], bad: set[tuple[
 
 
 def best_of(one: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Of two tests of the same group what each part did best; the other one where one of them failed."""
+    """Best figure of each part in two tests of the same group; the other test where one of them failed."""
     if "matrix" not in one or "matrix" not in other:
         return one if "matrix" in one else other
 

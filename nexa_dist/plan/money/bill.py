@@ -58,7 +58,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class NodeRow:
-    """What one start of one machine is billed. `usd` holds its disk and address; None: its price is not known."""
+    """Bill of one start of one machine. `usd` holds its disk and address; None: its price is not known."""
 
     node: str
     id: str
@@ -72,7 +72,7 @@ class NodeRow:
 
 @dataclass(frozen=True)
 class Bill:
-    """All of it, in seconds of nodes and in USD, at `at_unix`. `runs` are phases by run."""
+    """Bill of a cluster, in seconds of nodes and in USD, at `at_unix`. `runs` are phases by run."""
 
     at_unix: float
     nodes: tuple[NodeRow, ...]
@@ -85,7 +85,7 @@ class Bill:
     runs: Mapping[str, Mapping[str, Share]]
     days: Mapping[str, Share]
     usd_per_hour: float
-    """What the nodes that are on cost, with disks and addresses."""
+    """USD an hour of the nodes that are on, with disks and addresses."""
     unpriced: tuple[str, ...]
     """Instances without a known price; excluded from the totals."""
     uncounted: tuple[str, ...]
@@ -111,7 +111,7 @@ class Bill:
         return None if self.unpriced else self.usd
 
     def run(self, run_id: str) -> Share:
-        """All of one run: trained, lost, recovering, and its traffic."""
+        """Share of one run: trained, lost, recovering, and its traffic."""
         return sum(self.runs.get(run_id, {}).values(), Share(0.0, self.egress.get(run_id, 0.0)))
 
     def accrued(self, now_unix: float) -> float:
@@ -145,7 +145,7 @@ class Bill:
 
 
 def slices(lines: Iterable[Any], now_unix: float) -> list[Slice]:
-    """All that is billed, by machine and time."""
+    """Slices of all that is billed, by machine and time."""
     events = read.clean(lines)
     at, moved = max(now_unix, read.last_seen(events)), read.moves(events)
     changes, losses = read.changes(events), read.losses(events)
@@ -257,7 +257,7 @@ def _slices(
 
 
 def _is_of(change: Change, period: Period) -> bool:
-    """Whether the change is of this machine, and not of one that bore the node's name before."""
+    """Tell whether the change is of this machine, and not of one that bore the node's name before."""
     if change.id:
         return change.id == period.id
     return change.node in (None, period.node) and change.at >= period.start_unix

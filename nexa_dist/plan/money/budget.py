@@ -1,4 +1,5 @@
-"""When money ends a run, and when it ends the nodes. Pure: what was spent, and what is spent an hour, come in."""
+"""Budget: when money ends a run, and when it ends the nodes. Pure: what was spent, and what is spent an hour, come
+in."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ GUARD = 1.2
 """A node's own clock takes prices to be so many times what they were when it was set: nobody tells it of a rise."""
 WARN_SHARES = (0.5, 0.8, 0.95)
 RESERVE_S = 180.0
-"""What a stop takes at most while the nodes still cost: the checkpoint, its upload, giving the nodes back."""
+"""Seconds that a stop takes at most while the nodes still cost: the checkpoint, its upload, giving the nodes back."""
 REARM_S = 60.0
 """Seconds between two settings of the nodes' own clocks by a living controller."""
 ALONE_S = 60.0
@@ -43,11 +44,11 @@ class Budget:
         return self.left_usd / (self.usd_per_hour * guard) * 3600
 
     def due(self) -> bool:
-        """Whether a stop has to begin, so that it ends before the budget does."""
+        """Tell whether a stop has to begin, so that it ends before the budget does."""
         return self.seconds_left() <= RESERVE_S
 
     def deadline_unix(self, now_unix: float) -> float | None:
-        """When the nodes have to end by themselves; None where nothing costs."""
+        """Unix time at which the nodes have to end by themselves; None where nothing costs."""
         left = self.seconds_left(GUARD)
         return None if left == float("inf") else now_unix + max(0.0, left)
 

@@ -1,4 +1,4 @@
-"""What time on the nodes costs."""
+"""Cost of time on the nodes."""
 
 from __future__ import annotations
 

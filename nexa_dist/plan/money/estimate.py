@@ -17,10 +17,11 @@ from nexa_dist.plan.money.budget import BOOT_S, GUARD
 NODE_HOURS_A_PREEMPTION = 24.0
 """Spot only. AWS publishes classes of frequency (Spot Instance Advisor: under 5 to over 20 % a month), no rate."""
 REPLACE_S = 900.0
-"""For a lost node: the others wait while one is found, boots and is set up, and a checkpoint interval is done again."""
+"""Seconds that a lost node costs: the others wait while one is found, boots and is set up, and a checkpoint interval is
+done again."""
 LOGS_GB_A_NODE_HOUR, MOST_LOGS_GB_A_NODE_HOUR = 0.02, 1.0
-"""What a node sends to the controller: 6 kB/s as expected, 280 kB/s at worst. Checkpoints go to a bucket of the same
-region, which costs no traffic."""
+"""GB of logs that a node sends to the controller in an hour: 6 kB/s as expected, 280 kB/s at worst. Checkpoints go to a
+bucket of the same region, which costs no traffic."""
 OVERSHOOT_S = 60.0
 """A node ends within a minute of its deadline."""
 
@@ -42,14 +43,14 @@ class Rates:
 
     @property
     def running(self) -> float:
-        """What the cloud bills for each hour in which the nodes are on."""
+        """USD that the cloud bills for each hour in which the nodes are on."""
         return self.instances + self.around
 
 
 def rates_of(
     config: ClusterConfig, region: str, chosen: Candidate, dearest_usd_per_hour: float
 ) -> tuple[Rates, tuple[str, ...]]:
-    """What the cluster costs an hour, and what of it has no known price."""
+    """Rates of the cluster in USD an hour, and the parts that have no known price."""
     nodes = config.nodes or 0
     disk, address = prices.disk_usd_per_gb_month(region), prices.address_usd_per_hour(region)
     egress = prices.egress_usd_per_gb(region)

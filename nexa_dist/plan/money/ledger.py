@@ -1,4 +1,4 @@
-"""What the lines of a ledger say: when which node was on, what it cost, what it did. Pure.
+"""Ledger: what its lines say, when which node was on, what it cost, what it did. Pure.
 
 Lines may be torn, twice there, out of order, or written by a clock that jumped. What the cloud told stands above what
 a controller's clock told of the same thing.
@@ -15,7 +15,7 @@ from typing import Any, Literal
 Phase = Literal["booting", "bootstrapping", "idle", "training", "lost", "recovering"]
 PHASES: tuple[Phase, ...] = ("booting", "bootstrapping", "training", "lost", "recovering", "idle")
 _AT_ONCE: tuple[Phase, ...] = ("recovering", "idle", "booting", "bootstrapping", "lost", "training")
-"""Of two phases that begin at the same moment the later one of these holds."""
+"""Order of phases that begin at the same moment: the later one in this list holds."""
 MINIMUM_S = 60.0
 EARLIEST, LATEST = 1e9, 4.2e9
 """Between 2001 and 2103: no line of a ledger is from outside of it."""
@@ -83,7 +83,7 @@ def clean(lines: Iterable[Any]) -> list[dict[str, Any]]:
 
 
 def periods(events: Iterable[Event]) -> list[Period]:
-    """When each machine was on, by start. `events` are clean."""
+    """Periods in which each machine was on, by start. `events` are clean."""
     starts: dict[str, list[Event]] = {}
     stops: dict[str, list[Event]] = {}
     for event in events:
@@ -163,7 +163,7 @@ def changes(events: Iterable[Event]) -> list[Change]:
 
 
 def losses(events: Iterable[Event]) -> list[Lost]:
-    """What had to be done again."""
+    """Losses: training that had to be done again."""
     found = []
     for event in events:
         seconds = price(event.get("seconds"))
@@ -175,7 +175,7 @@ def losses(events: Iterable[Event]) -> list[Lost]:
 
 @dataclass(frozen=True)
 class Egress:
-    """What left the cloud for this machine, in all of one run. A price of None is unknown."""
+    """Traffic that left the cloud for this machine, in all of one run. A price of None is unknown."""
 
     run: str
     gb: float
@@ -195,7 +195,7 @@ def egress(events: Iterable[Event]) -> list[Egress]:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What came to the nodes out of another region, once. A price of None is unknown."""
+    """Traffic that came to the nodes out of another region, once. A price of None is unknown."""
 
     run: str
     what: str

@@ -1,4 +1,4 @@
-"""What the attempts of a run tell about its money: when its nodes trained, waited, and what they did twice. Pure."""
+"""Phases of a run by its attempts: when its nodes trained, waited, and what they did twice. Pure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Done:
     lost_steps: int = 0
 
     def back_to(self, step: int) -> None:
-        """What lies above `step` is lost: the next attempt went on from there."""
+        """Lose what lies above `step`: the next attempt went on from there."""
         kept = max(self.first, min(self.last - self.lost_steps, step))
         self.lost_steps = self.last - kept
 
@@ -57,12 +57,12 @@ def _phase(at: float, node: str, phase: str, told: Event) -> Event:
 
 
 def began_unix(row: Row) -> float:
-    """When the attempt began, by the clocks of its nodes."""
+    """Unix time at which the attempt began, by the clocks of its nodes."""
     return _at(row, "started_unix")
 
 
 def ended_unix(row: Row) -> float:
-    """When it ended, likewise; 0 while it runs."""
+    """Unix time at which the attempt ended, by the same clocks; 0 while it runs."""
     return _at(row, "ended_unix")
 
 
@@ -75,7 +75,8 @@ def _at(row: Row, key: str) -> float:
 
 
 def _lost(run_id: str, attempts: Sequence[Row]) -> list[Event]:
-    """What later attempts had to do again, in seconds of the attempt that had done it, by its share of the steps.
+    """Lost work, which later attempts had to do again, in seconds of the attempt that had done it, by its share of the
+    steps.
 
     An attempt that did no step is lost whole, unless it completed or somebody stopped it.
     """

@@ -1,4 +1,4 @@
-"""Where the money of a cluster went, and the one thing that would have saved most. Pure."""
+"""Waste: where the money of a cluster went, and the one thing that would have saved most. Pure."""
 
 from __future__ import annotations
 

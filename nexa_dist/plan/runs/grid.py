@@ -14,7 +14,7 @@ from nexa_dist.errors import UsageError
 MOST_POINTS = 500
 _UNFIT = re.compile(r"[^A-Za-z0-9._:/=+-]")
 WIDTH, HEIGHT, EDGE = 360, 260, 56
-"""Of one panel, and the room for its scale, in pixels."""
+"""Size of one panel, and the room for its scale, in pixels."""
 
 
 def points(texts: Sequence[str]) -> list[dict[str, str]]:
@@ -37,7 +37,7 @@ def points(texts: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _split(text: str) -> list[str]:
-    """At each comma that is in no brackets and no quotes: `[a, b],[c]` are two lists."""
+    """Split at each comma that is in no brackets and no quotes: `[a, b],[c]` are two lists."""
     parts, depth, quote = [""], 0, ""
     for char in text:
         if quote:
@@ -131,8 +131,8 @@ def _panel(key: str, dots: Sequence[Dot], best: Dot) -> list[str]:
 
 
 def _places(values: Sequence[str]) -> dict[str, float]:
-    """Where each value stands from 0 to 1: numbers by their size, or its logarithm where they span more than a factor
-    of ten; words at equal distances."""
+    """Place of each value from 0 to 1: numbers by their size, or its logarithm where they span more than a factor of
+    ten; words at equal distances."""
     try:
         numbers = [float(value) for value in values]
     except ValueError:

@@ -13,7 +13,7 @@ FIGURES = ("loss", "held_out", "learning_rate", "tokens_per_s")
 Points = list[tuple[int, float]]
 """(step, value), in the order in which they came."""
 LARGEST = 1e15
-"""No training has so many steps."""
+"""Steps that no training reaches."""
 
 
 @dataclass
@@ -27,14 +27,14 @@ class History:
     notices: list[dict[str, Any]] = field(default_factory=list)
 
     def step_at(self, unix: float) -> int | None:
-        """What rank 0 had done by then; None before its first report."""
+        """Step that rank 0 had done by then; None before its first report."""
         place = bisect.bisect_right(self.steps, unix, key=lambda row: row[0])
         return self.steps[place - 1][1] if place else None
 
 
 def of_events(events: Iterable[Mapping[str, Any]]) -> dict[int, History]:
-    """By attempt, from the events of one node. An event says again what was reported last, so a figure that stays the
-    same is none of a later step; only a learning rate may well be constant."""
+    """Histories by attempt, from the events of one node. An event says again what was reported last, so a figure that
+    stays the same is none of a later step; only a learning rate may well be constant."""
     found: dict[int, History] = {}
     now = History()
     for event in events:
@@ -54,7 +54,8 @@ def of_events(events: Iterable[Mapping[str, Any]]) -> dict[int, History]:
 
 
 def of_lines(lines: Iterable[bytes], read: Callable[[bytes], Mapping[str, float]]) -> dict[str, Points]:
-    """From the lines of rank 0, by `read` (ui/run_view/step_lines.py). A figure without a step is of the one before."""
+    """Points from the lines of rank 0, by `read` (ui/run_view/step_lines.py). A figure without a step is of the one
+    before."""
     found: dict[str, Points] = {}
     step: int | None = None
     for line in lines:
@@ -71,7 +72,8 @@ def of_lines(lines: Iterable[bytes], read: Callable[[bytes], Mapping[str, float]
 
 
 def thinned(points: Points, most: int) -> Points:
-    """At most so many: of each stretch the smallest and the largest, so that no spike is lost."""
+    """Thin the points out to at most so many: of each stretch the smallest and the largest, so that no spike is
+    lost."""
     if len(points) <= most:
         return points
     size = -(-len(points) // (most // 2))

@@ -1,4 +1,4 @@
-"""Whether a run gets a layer of its own over the environment: for the project, and for what its setup installs."""
+"""Layer of a run's own over the environment: for the project, and for what its setup installs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PYPROJECT, SETUP = "pyproject.toml", "setup.py"
 
 @dataclass(frozen=True)
 class Layer:
-    """What goes into it."""
+    """Layer of a run: what goes into it."""
 
     requires: tuple[str, ...] | None
-    """What builds the project; None where it is not installed."""
+    """Requirements that build the project; None where it is not installed."""
     must: bool = False
-    """Whether the run is of no use when that fails: its program could not be found."""
+    """True when the run is of no use without the project: its program could not be found."""
 
 
 def layer_of(config: TrainConfig, names: Collection[str], pyproject: bytes | None) -> Layer | None:
@@ -44,7 +44,8 @@ def layer_of(config: TrainConfig, names: Collection[str], pyproject: bytes | Non
 
 
 def _is_package(project: dict[str, Any], source: bool) -> bool:
-    """As uv and poetry see it: one that only lists packages and settings is no package itself."""
+    """Tell whether a project is a package as uv and poetry see it: one that only lists packages and settings is
+    none."""
     tools, own = _table(project, "tool"), _table(project, "project")
     said = _table(tools, "uv").get("package", _table(tools, "poetry").get("package-mode"))
     if isinstance(said, bool):

@@ -50,6 +50,7 @@ def build_manifest(record: Mapping[str, Any], result: Mapping[str, Any], config:
         data=record.get("data", {}),
         git_commit=record["git_commit"],
         parallel=result.get("parallel"),
+        sharding=result.get("sharding"),
         nodes=tuple(
             ManifestNode(name=node.name, address=node.address, ranks=ranks[node.name])
             for node in cluster.nodes

@@ -1,4 +1,4 @@
-"""What the nodes said before a launch, and whether it may go on."""
+"""Checks before a launch: what the nodes said, and whether it may go on."""
 
 from __future__ import annotations
 

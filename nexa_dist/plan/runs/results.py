@@ -1,4 +1,4 @@
-"""What a run wrote on its nodes: which of it comes, where it goes here, and what is on the nodes alone."""
+"""Results that a run wrote on its nodes: which of them come, where they go here, and what is on the nodes alone."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Wrote:
 
 @dataclass(frozen=True)
 class Placed:
-    """Where a file goes below `outputs/`; `first` is the file of the same name that an earlier node wrote: one that is
-    the same as that does not come."""
+    """Place of a file below `outputs/`; `first` is the file of the same name that an earlier node wrote: an equal file
+    does not come."""
 
     row: Wrote
     into: str
@@ -58,7 +58,7 @@ def _above(name: str) -> list[str]:
 
 
 def bounded(files: Sequence[Placed], most_bytes: float) -> tuple[list[Placed], list[Placed]]:
-    """As many as fit into so many bytes, in their order, and the rest: the small ones come."""
+    """Split the files into as many as fit into so many bytes, in their order, and the rest: the small ones come."""
     fit, room = set[int](), most_bytes
     for at in sorted(range(len(files)), key=lambda at: files[at].row.bytes):
         room -= files[at].row.bytes

@@ -26,7 +26,7 @@ DEFAULT_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where things lie on one node, as absolute paths there."""
+    """Folders and files of a run on one node, as absolute paths there."""
 
     python: str
     agent: str
@@ -46,7 +46,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Program:
-    """What the interpreter of every rank gets; and a command line to run once per node before the ranks."""
+    """Program: arguments of every rank's interpreter; and a command line to run once per node before the ranks."""
 
     argv: tuple[str, ...]
     prepare: tuple[str, ...] = ()
@@ -94,14 +94,15 @@ def torchrun(plan: RankPlan, node: NodePlan, place: Place, what: Program, run_id
 def ranks_argv(
     plan: RankPlan, node: NodePlan, place: Place, what: Program, run_id: str, attempt: int, launcher: str
 ) -> tuple[str, ...]:
-    """What the agent of one node starts: torchrun, or (launcher direct) the same command for every rank."""
+    """Command that the agent of one node starts: torchrun, or (launcher direct) the same command for every rank."""
     if launcher == "direct":
         return (place.python, *what.argv)
     return torchrun(plan, node, place, what, run_id, attempt)
 
 
 def bucket_environment(cluster: Cluster, script: str) -> dict[str, str]:
-    """How a node finds the bucket that outlives it; `script` is run_sync.sh there. Empty without a bucket."""
+    """Variables by which a node finds the bucket that outlives it; `script` is run_sync.sh there. Empty without a
+    bucket."""
     if not cluster.bucket:
         return {}
     return {"NEXA_BUCKET": cluster.bucket, "NEXA_SYNC": script, "AWS_DEFAULT_REGION": cluster.region}
@@ -121,7 +122,7 @@ def environment(
     bucket: Mapping[str, str] | None = None,
     data: bool = False,
 ) -> dict[str, str]:
-    """What torchrun and every rank of one node inherit. The user's values win over the defaults.
+    """Environment that torchrun and every rank of one node inherit. The user's values win over the defaults.
 
     `interface` is the one on the route to the other nodes (empty: left to gloo and NCCL).
     `resume` is (folder of a verified checkpoint on this node, its step). `bucket` is what `bucket_environment` says,

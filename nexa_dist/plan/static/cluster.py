@@ -68,7 +68,7 @@ def settled(
 
 
 def judge(looks: Mapping[str, Mapping[str, Any]], install: bool) -> list[str]:
-    """What keeps these hosts from being provisioned, by what each said when it was looked at. `install`: missing
+    """Faults that keep these hosts from being provisioned, by what each said when it was looked at. `install`: missing
     packages are no fault, since they will be installed."""
     faults: list[str] = []
     accounts: dict[str, str] = {}

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 Known = Literal["known", "unknown", "changed", ""]
-"""What the user's own ssh says of the key that a host showed; empty when the host showed none."""
+"""The user's own ssh about the key that a host showed; empty when the host showed none."""
 By = Literal["the file", "known_hosts", "asked", ""]
-"""Who vouches for a key; empty while nobody does."""
+"""Voucher for a key; empty while nobody does."""
 
 SERVER_KEY = re.compile(r"Server host (?:key|certificate): (\S+?)(?:-cert-v01@openssh\.com)? (SHA256:\S+?)(?:,|\s|$)")
 ALGORITHMS: Mapping[str, str] = {
@@ -22,7 +22,8 @@ ALGORITHMS: Mapping[str, str] = {
     "ecdsa-sha2-nistp521": "ecdsa-sha2-nistp521",
     "ssh-rsa": "rsa-sha2-512,rsa-sha2-256",
 }
-"""What ssh is to ask for to be shown a key of a type. The first is what it would be shown by itself."""
+"""Algorithms that ssh is to ask for to be shown a key of a type. The first is the one that it would be shown by itself.
+"""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def fingerprint(blob: str) -> str:
 
 
 def fits(given: str, key: HostKey) -> bool:
-    """Whether `given` (a fingerprint, or a key) of cluster.yaml is this key."""
+    """Tell whether `given` (a fingerprint, or a key) of cluster.yaml is this key."""
     return given == key.fingerprint if given.startswith("SHA256:") else given == f"{key.kind} {key.blob}"
 
 
@@ -84,7 +85,7 @@ def kinds_to_ask(given: str) -> tuple[str, ...]:
 
 
 def verdict(debug: str) -> tuple[Known, str, str]:
-    """What ssh said at LogLevel DEBUG1 with strict checking: how it knows the key, the key's type and fingerprint."""
+    """Verdict of ssh at LogLevel DEBUG1 with strict checking: how it knows the key, the key's type and fingerprint."""
     shown = SERVER_KEY.search(debug)
     if not shown:
         return "", "", ""

@@ -30,7 +30,7 @@ NEVER_ASKED = frozenset(
         *("InvalidConfigError", "InfiniteLoopConfigError", "UnknownCredentialError"),
     }
 )
-"""What is wrong on this machine before anybody could be asked: a matter of usage."""
+"""Errors on this machine before anybody could be asked: a matter of usage."""
 
 
 class Refused(NexaError):
@@ -123,12 +123,12 @@ def _client(service: str, region: str, brisk: bool) -> Any:
 
 
 SSO = "AWSReservedSSO_"
-"""How IAM Identity Center names the roles of its permission sets."""
+"""Prefix by which IAM Identity Center names the roles of its permission sets."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Whose account this is, and who we are in it."""
+    """Identity: the account, and who we are in it."""
 
     account: str
     who: str
@@ -245,7 +245,8 @@ class Cloud:
         return sorted((at, usd) for at, usd in told if usd > 0)
 
     def spot_ends(self, requests: Sequence[str]) -> dict[str, float]:
-        """When the instance of each of the spot requests ended, by request; those that live or are forgotten lack."""
+        """Unix times at which the instances of the spot requests ended, by request; those that live or are forgotten
+        lack."""
         wanted: Any = [{"Name": "spot-instance-request-id", "Values": list(requests)}]
         with spoken("asking for spot requests"):
             found = rows(self.ec2, "describe_spot_instance_requests", "SpotInstanceRequests[]", Filters=wanted)
@@ -284,7 +285,7 @@ class Cloud:
         return str(found[0]["State"]["Name"]) if found else "unknown"
 
     def failed_check(self, instance_id: str) -> str:
-        """Which of the cloud's status checks of a running instance fails; empty when none does."""
+        """Status check of the cloud that fails for a running instance; empty when none does."""
         ec2 = client("ec2", self.region, brisk=True)
         with spoken(f"asking for the checks of {instance_id}"):
             found = rows(ec2, "describe_instance_status", "InstanceStatuses[]", InstanceIds=[instance_id])

@@ -1,4 +1,4 @@
-"""Whose credentials AWS sees: what boto3 finds, the same for Terraform. In memory only: no file of ours holds any.
+"""Credentials that AWS sees: those that boto3 finds, the same for Terraform. In memory only: no file of ours holds any.
 
 boto3 knows every source (keys, profiles, roles with a one-time code, SSO, aws login, credential_process, the roles of
 containers and instances). Terraform's own library knows fewer, and cannot ask.
@@ -19,14 +19,15 @@ OURS_ALONE = {
     **dict.fromkeys(("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE"), ""),
     **dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull),
 }
-"""So that a program that looks for itself finds the keys that it is given, and nothing else."""
+"""Variables that are cleared, so that a program that looks for itself finds the keys that it is given, and nothing
+else."""
 SETTINGS = {
     "ca_bundle": "AWS_CA_BUNDLE",
     "endpoint_url": "AWS_ENDPOINT_URL",
     "use_fips_endpoint": "AWS_USE_FIPS_ENDPOINT",
     "use_dualstack_endpoint": "AWS_USE_DUALSTACK_ENDPOINT",
 }
-"""What a profile may say besides, and by which name a program finds it."""
+"""Settings that a profile may have besides, and the variables by which a program finds them."""
 
 
 class Sessions(dict[str, Any]):
@@ -47,7 +48,7 @@ class Sessions(dict[str, Any]):
 
 
 def one_time_code(prompt: str) -> str:
-    """What the user's device shows. Raises UsageError where there is nobody to ask."""
+    """Ask for the code that the user's device shows. Raises UsageError where there is nobody to ask."""
     wants = "the role of this AWS profile wants a one-time code (MFA)"
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise UsageError(
@@ -73,14 +74,14 @@ def session() -> Any:
 
 
 def short(session: Any) -> bool:
-    """Whether its credentials end before a program that takes them now may."""
+    """Tell whether the session's credentials end before a program that takes them now may."""
     held = session.get_credentials()
     return hasattr(held, "refresh_needed") and bool(held.refresh_needed(LASTING_S))
 
 
 def environment(session: Any) -> dict[str, str]:
-    """For a program that is started: the keys that `session` has now, and what its profile says besides. Empty when it
-    has none."""
+    """Variables for a program that is started: the keys that `session` has now, and what its profile says besides.
+    Empty when it has none."""
     held = session.get_credentials()
     if held is None:
         return {}

@@ -1,4 +1,5 @@
-"""What hangs on a resource of ours and is nothing by itself: a rule of a security group, a subnet's place in a table.
+"""Dangling parts of a resource of ours, which are nothing by themselves: a rule of a security group, a subnet's place
+in a table.
 
 A killed apply leaves such things on resources that Terraform's state knows. The state does not know them, and the cloud
 refuses to make them a second time, so they have to go before the next apply.

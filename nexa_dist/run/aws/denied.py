@@ -1,4 +1,4 @@
-"""Which right was missing when the cloud refused, as IAM writes it (`ec2:DescribeVpcs`)."""
+"""Right that was missing when the cloud refused, as IAM writes it (`ec2:DescribeVpcs`)."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def sweep(
 
 
 def _held(alive: list[TaggedResource], say: Callable[[str], None], told: set[str]) -> dict[str, list[str]]:
-    """What of ours cannot go, and who holds it; each is said once."""
+    """Resources of ours that cannot go, and who holds them; each is said once."""
     held: dict[str, list[str]] = {}
     try:
         held = strangers.holding(found := strangers.find(alive))

@@ -1,4 +1,5 @@
-"""What the cloud's description of an instance says about its bill: when it was launched, and when it left `running`."""
+"""Usage of an instance for the bill, from the cloud's description of it: when it was launched, and when it left
+`running`."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class InstanceUsage:
 
 
 def machines(things: Sequence[TaggedResource]) -> list[InstanceUsage]:
-    """Of the instances among the things. Who is off without a time of its end is looked up by its spot request."""
+    """Usage of the instances among the things. An instance that is off without a time of its end is looked up by its
+    spot request."""
     found = [_machine(thing) for thing in things if thing.kind == "instance" and thing.since_unix is not None]
     ends: dict[str, float] = {}
     for region in sorted({machine.region for machine in found if _unknown(machine)}):

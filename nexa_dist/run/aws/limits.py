@@ -1,4 +1,5 @@
-"""What AWS allows this account and what is used of it: quotas, types, images, networks, addresses. It only looks."""
+"""Limits of AWS for this account and what is used of them: quotas, types, images, networks, addresses. Nothing here
+acts."""
 
 from __future__ import annotations
 

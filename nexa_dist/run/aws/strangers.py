@@ -1,4 +1,5 @@
-"""What others have put into a network of ours: it keeps a subnet, a group or a VPC from going, and is not ours to end.
+"""Resources that others have put into a network of ours: they keep a subnet, a group or a VPC from going, and are not
+ours to end.
 
 A mount target of EFS, a Lambda function, a load balancer, a group whose rule refers to one of ours. The cloud says only
 `DependencyViolation`; Terraform asks again for twenty minutes.
@@ -37,13 +38,13 @@ DEAD = frozenset({"terminated", "shutting-down", "deleted", "deleting"})
 
 @dataclass(frozen=True)
 class Stranger:
-    """Something that is not ours, and the ids of what of ours it holds."""
+    """Resource that is not ours, and the ids of what of ours it holds."""
 
     kind: str
     id: str
     region: str
     what: str
-    """Its description or name, as its maker wrote it."""
+    """Description or name of the resource, as its maker wrote it."""
     by: str
     holds: tuple[str, ...]
 
@@ -53,7 +54,7 @@ class Stranger:
 
 
 def find(things: Iterable[TaggedResource]) -> list[Stranger]:
-    """What is in the way of those of `things` that live and can be held."""
+    """Find what is in the way of those of `things` that live and can be held."""
     alive = [(thing, (thing.region, thing.tags.get(OWNER), thing.tags.get(CLUSTER))) for thing in things if thing.alive]
     found: list[Stranger] = []
     for whose in dict.fromkeys(of for thing, of in alive if thing.kind in HOLDERS and all(of)):
@@ -127,7 +128,8 @@ def _what(row: dict[str, Any]) -> str:
 
 
 def _maker(row: dict[str, Any]) -> str:
-    """As far as the cloud tells: an owner's tags, the stack, the service that asked for it, the account."""
+    """Maker of a resource, as far as the cloud tells: an owner's tags, the stack, the service that asked for it, the
+    account."""
     tags = tags_of(row)
     told = [f"{key} {tags[key]!r}" for key in (OWNER, CLUSTER, "aws:cloudformation:stack-name") if key in tags]
     if row.get("RequesterId"):

@@ -136,7 +136,7 @@ KINDS = (
 
 
 LAUNCHED = {"network interface": "network-interface-id", "spot request": "spot-instance-request-id"}
-"""What comes with an instance, and the filter that has its id."""
+"""Kinds that come with an instance, and the filter that has its id."""
 IAM_PATH = "/nexa/"
 EC2 = tuple(kind.name for kind in KINDS)
 IAM = ("instance profile", "role")
@@ -166,7 +166,7 @@ class TaggedResource:
 
     @property
     def since_unix(self) -> float | None:
-        """When an instance was launched."""
+        """Unix time at which an instance was launched."""
         launched = self.row.get("LaunchTime")
         return launched.timestamp() if launched else None
 
@@ -197,8 +197,8 @@ class Unseen:
 def look(
     region: str, owner: str, cluster: str | None = None, kinds: Sequence[str] = ALL
 ) -> tuple[list[TaggedResource], list[Unseen]]:
-    """All of the `kinds` that carries `owner` and `cluster` (any cluster if None) in its tags, dead instances included;
-    and the kinds that could not be listed. Raises NexaError when that is every kind."""
+    """Look for all of the `kinds` that carries `owner` and `cluster` (any cluster if None) in its tags, dead instances
+    included; and the kinds that could not be listed. Raises NexaError when that is every kind."""
 
     def ask(name: str) -> list[TaggedResource] | Unseen:
         try:
@@ -223,7 +223,7 @@ def look(
 
 
 def find(region: str, owner: str, cluster: str | None = None, kinds: Sequence[str] = ALL) -> list[TaggedResource]:
-    """As `look`, where nothing may stay unseen: raises NexaError that says all that could not be listed."""
+    """Look where nothing may stay unseen: as `look`, but raises NexaError that says all that could not be listed."""
     found, unseen = look(region, owner, cluster, kinds)
     if unseen:
         first = unseen[0].error
@@ -232,7 +232,7 @@ def find(region: str, owner: str, cluster: str | None = None, kinds: Sequence[st
 
 
 def _launched(kind: Kind, region: str, found: Sequence[TaggedResource]) -> list[TaggedResource]:
-    """Those of our instances that have no tags, with the tags of the instance.
+    """Resources of our instances that have no tags, with the tags of the instance.
 
     A launch template says their tags, and EC2's reference says of a launch that what it names itself overwrites what
     the template says. What outlives an instance is not its own: somebody attached it.

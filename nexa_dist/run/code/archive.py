@@ -25,9 +25,9 @@ from nexa_dist.run.files import write_bytes
 from nexa_dist.run.runner import Runner
 
 LIMIT_BYTES = 1 << 30
-"""All is read into memory, and each node gets it; more than that is data."""
+"""Limit in bytes: all of a project is read into memory, and each node gets it; more than that is data."""
 QUICK_BYTES = 32 << 20
-"""What is larger is packed for time, not for size: most of it is no text."""
+"""Bytes above which a project is packed for time, not for size: most of it is no text."""
 DIGITS = 16
 AGAIN_S = 0.2
 """Seconds between the two tries to read a file that somebody writes."""
@@ -86,7 +86,7 @@ class File:
     kind: str
     content: bytes
     unix: int = field(default=0, compare=False)
-    """When it was changed last; no part of the hash."""
+    """Time of the file's last change; no part of the hash."""
 
     @property
     def mark(self) -> str:
@@ -115,8 +115,8 @@ class Archive:
         return _packed(self.files)
 
     def pack_part(self, lacking: Sequence[int]) -> bytes:
-        """For a node that has the other files under another hash: a line with all marks by name, then a tar.gz of those
-        that it lacks, by their place in `names`."""
+        """Pack a part for a node that has the other files under another hash: a line with all marks by name, then a
+        tar.gz of those that it lacks, by their place in `names`."""
         marks = json.dumps({file.name: file.mark for file in self.files})
         return marks.encode() + b"\n" + _packed([self.files[n] for n in lacking])
 
@@ -150,7 +150,7 @@ def digest(files: Iterable[File]) -> str:
 
 
 def project(runner: Runner, root: Path, also: Sequence[str] = ()) -> Archive:
-    """What is sent of the project at `root` (run/code/listing.py), and what is not."""
+    """Archive of the project at `root`, and what is not sent of it (run/code/listing.py)."""
     return _read(root, listed(runner, root, also))
 
 
@@ -166,7 +166,7 @@ def package() -> Archive:
 
 
 def build(root: Path, names: Iterable[str]) -> Archive:
-    """These files below `root`."""
+    """Archive of these files below `root`."""
     return _read(root, Listing({name: (root, root / name) for name in names}))
 
 
@@ -241,8 +241,8 @@ def _whole(name: str, inside: Path, path: Path) -> File | None:
 
 
 def _target(inside: Path, path: Path) -> str:
-    """Where a link points to, in the words that hold on the nodes too and that tar takes: relative, normal, never out
-    of the project and in again."""
+    """Target of a link, in the words that hold on the nodes too and that tar takes: relative, normal, never out of the
+    project and in again."""
     real, target = os.path.realpath(path), os.path.normpath(os.readlink(path))
     name = os.path.normpath(os.path.join(os.path.relpath(path.parent, inside), target))
     if os.path.isabs(target) or name.startswith("..") or os.path.realpath(path.parent / target) != real:

@@ -1,5 +1,5 @@
-"""What a file or folder of data holds, by content: names, bytes and SHA-256. Gigabytes are read once: what has the size
-and times of the last look keeps its hash, in `.nexa/data/`."""
+"""Content of a file or folder of data: names, bytes and SHA-256. Gigabytes are read once: what has the size and times
+of the last look keeps its hash, in `.nexa/data/`."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Content:
     root: Path
     rows: tuple[tuple[str, int, str], ...] = field(repr=False)
     left_out: tuple[str, ...] = ()
-    """What is no file, or leads nowhere, with the reason."""
+    """Names that are no file, or lead nowhere, with the reason."""
 
     @property
     def id(self) -> str:
-        """As node programs make it (remote/data_store.py)."""
+        """Name of the data, as node programs make it (remote/data_store.py)."""
         whole = hashlib.sha256()
         for row in sorted(self.rows):
             whole.update(json.dumps(row).encode() + b"\n")
@@ -119,7 +119,8 @@ def found(root: Path) -> tuple[dict[str, os.stat_result], list[str]]:
 
 
 def content(root: Path, cache: Path, say: Callable[[str], object]) -> Content:
-    """What is there now. `cache` is the folder of the hashes. Raises NexaError when a file changes meanwhile."""
+    """Read the content that is there now. `cache` is the folder of the hashes. Raises NexaError when a file changes
+    meanwhile."""
     names, left_out = found(root)
     kept = cache / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}.json"
     known = None
@@ -144,7 +145,7 @@ def content(root: Path, cache: Path, say: Callable[[str], object]) -> Content:
 
 
 def _marks(info: os.stat_result) -> list[int]:
-    """What is copied over with its old time has another time of change."""
+    """Marks of a file's version: one that is copied over with its old time has another time of change."""
     return [info.st_size, info.st_mtime_ns, info.st_ctime_ns]
 
 

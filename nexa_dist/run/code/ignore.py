@@ -41,14 +41,15 @@ class Rules:
             self.lines.append((re.compile(pattern, re.DOTALL), back, folders))
 
     def fits(self, name: str, folder: bool = False) -> bool:
-        """Whether this one name is ignored, its folders aside."""
+        """Tell whether this one name is ignored, its folders aside."""
         for pattern, back, folders in reversed(self.lines):
             if (folder or not folders) and pattern.fullmatch(name):
                 return not back
         return False
 
     def first(self, name: str) -> str:
-        """What of a file's name is ignored: a folder that it lies in, the outermost, or all of it; else nothing."""
+        """Part of a file's name that is ignored: a folder that it lies in, the outermost, or all of it; else
+        nothing."""
         if not self.lines:
             return ""
         above = [str(path) for path in reversed(PurePosixPath(name).parents) if str(path) != "."]

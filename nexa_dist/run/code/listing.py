@@ -1,4 +1,4 @@
-"""Which files of a project go to the nodes, and what stays here, with the reason.
+"""Listing of a project's files: those that go to the nodes, and those that stay here, with the reason.
 
 In a repository git decides: what is tracked, and what is neither tracked nor ignored. Where git refuses to answer,
 nothing is guessed. A folder without git is walked. In both, `.nexaignore` leaves out more, `files:` of train.yaml adds.
@@ -31,13 +31,13 @@ SECRET = (
 )  # fmt: skip
 """Names of files that hold keys, when nobody has put them under git."""
 OURS = re.compile(r"runs/(manifests|[a-z]+_[0-9]{8}_[0-9]{6}_[^/]+)/")
-"""What nexa itself writes into a workspace, beside `.nexa`."""
+"""Paths that nexa itself writes into a workspace, beside `.nexa`."""
 NAME_IT = "name it in files: of train.yaml"
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Something that the nodes do not get: why, and what would change that."""
+    """File that the nodes do not get: why, and what would change that."""
 
     name: str
     why: str
@@ -48,7 +48,7 @@ class LeftOut:
 
 
 def shown(name: object) -> str:
-    """For people: the name of a file may hold anything, also what rewrites a terminal."""
+    """Show a name to people: the name of a file may hold anything, also what rewrites a terminal."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(name))
 
 
@@ -94,7 +94,7 @@ def is_dotenv(name: str) -> bool:
 
 
 def _wanted(name: str, tracked: bool, secret: ignore.Rules, made: Listing) -> bool:
-    """Whether a file is sent; one that git tracks, or that somebody has named, is missed if it is not."""
+    """Tell whether a file is sent; a file that git tracks, or that somebody has named, is missed if it is not."""
     parts = tuple(name.split("/"))
     ours = OURS.match(name)
     if name.startswith("/") or ".." in parts or ".git" in parts:

@@ -1,4 +1,4 @@
-"""What comes from the nodes of a run, one item after the other, and the queue in which it waits: bounded in bytes."""
+"""Items that come from the nodes of a run, one after the other, and the queue in which they wait: bounded in bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 LINES_BYTES = 4 << 20
 """Lines that wait for their reader. What comes beyond is not shown; the mirror has it."""
 WAITING_BYTES = 8 << 20
-"""All that waits; beyond it even events make their sender wait."""
+"""Bytes of all that waits; beyond them even events make their sender wait."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Line:
     source: str
     text: bytes
     passing: bool = False
-    """Whether the line has not ended: the state of a progress bar by now."""
+    """True while the line has not ended: the state of a progress bar by now."""
 
     @property
     def rank(self) -> int | None:
@@ -57,10 +57,12 @@ class Through:
 
 @dataclass(frozen=True)
 class Quiet:
-    """No word from `node` for `seconds`: the link is down, or the node is gone."""
+    """Silence of `node` for `seconds`: the link is down, or the node is gone. It `hung_up` when its end closed the
+    connection while it spoke, and a new one has brought no word."""
 
     node: str
     seconds: float
+    hung_up: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Items(queue.Queue[Item]):
 
 
 def is_last(item: Item) -> bool:
-    """Whether this is the last item of its node."""
+    """Tell whether this is the last item of its node."""
     return isinstance(item, Through) or (isinstance(item, Ended) and item.status["state"] == "faulty")
 
 

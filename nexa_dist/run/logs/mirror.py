@@ -44,7 +44,7 @@ def sizes(folder: Path) -> dict[Path, int]:
 
 
 def marks(folder: Path) -> Marks:
-    """Where to go on reading the files of a mirror: behind the last newline, so that a line comes whole."""
+    """Offsets at which to go on reading the files of a mirror: behind the last newline, so that a line comes whole."""
     found: Marks = {}
     for path in sizes(folder):
         with contextlib.suppress(FileNotFoundError), files.opened(path) as file:
@@ -117,18 +117,18 @@ class Mirror:
         return [*cut(lines), *pieces]
 
     def state(self, source: str) -> bytes:
-        """What a line shows by now that has not ended, and was begun anew with carriage returns: a progress bar."""
+        """State of a line that has not ended and was begun anew with carriage returns: a progress bar."""
         rest = self.partial.get(source, b"")
         return rest.rstrip(b"\r").rpartition(b"\r")[2] if b"\r" in rest else b""
 
     def pass_over(self, source: str, data: bytes) -> int:
-        """As `split` for lines that nobody will see; answers how many they are."""
+        """Pass over lines that nobody will see, as `split` would cut them; returns how many they are."""
         before = b"" if b"\n" in data else self.partial.get(source, b"")
         self.partial[source] = (before + data[data.rfind(b"\n") + 1 :])[-MAX_LINE_BYTES:]
         return data.count(b"\n")
 
     def flush(self) -> list[tuple[str, bytes]]:
-        """What is left of files that do not end in a newline."""
+        """Rest of files that do not end in a newline."""
         new = {source for source, size in self.seen.items() if size > self.had.get(source, 0)}
         left = [(source, text) for source, text in self.partial.items() if text and source in new]
         self.partial.clear()

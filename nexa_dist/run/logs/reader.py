@@ -57,7 +57,7 @@ class Times:
                 continue
 
     def by(self, offset: int) -> float | None:
-        """When the bytes up to `offset` were there. Offsets are asked for in rising order."""
+        """Unix time at which the bytes up to `offset` were there. Offsets are asked for in rising order."""
         while self.row[1] < offset:
             row = self.next()
             if row is None:
@@ -78,7 +78,7 @@ class Reader:
         """The beginning of a line, or of a piece; it ends at `offset`."""
 
     def read(self, *, final: bool, at_most_bytes: int | None = None) -> Iterator[Chunk]:
-        """What is there; with `final` also a last line without its newline."""
+        """Read what is there; with `final` also a last line without its newline."""
         left = at_most_bytes
         try:
             if os.stat(self.path).st_size == self.offset and not final:
@@ -119,7 +119,8 @@ class Reader:
 
 
 def offset_at(log: Path, unix: float) -> int:
-    """Where a reader begins that wants what was written after `unix`: at the line that was not whole by then."""
+    """Offset at which a reader begins that wants what was written after `unix`: at the line that was not whole by
+    then."""
     times, offset = Times(log), 0
     row = times.next()
     while row is not None and row[0] <= unix:
@@ -135,7 +136,7 @@ def offset_at(log: Path, unix: float) -> int:
 
 
 def tail_offset(log: Path, lines: int, pattern: re.Pattern[bytes] | None, floor: int) -> int:
-    """Where the last `lines` lines begin (of those that match), at or behind `floor`, where a line begins."""
+    """Offset at which the last `lines` lines begin (of those that match), at or behind `floor`, where a line begins."""
     with files.opened(log) as file:
         fd, size = file.fileno(), os.fstat(file.fileno()).st_size
         if lines == 0:
@@ -168,7 +169,7 @@ def _backwards(fd: int, floor: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _matches(fd: int, start: int, end: int, pattern: re.Pattern[bytes]) -> bool:
-    """Whether a piece of this line matches."""
+    """Tell whether a piece of this line matches."""
     pieces = (
         os.pread(fd, min(MAX_LINE_BYTES, end - at), at) for at in range(start, max(end, start + 1), MAX_LINE_BYTES)
     )

@@ -53,7 +53,7 @@ SSH_OPTIONS = (
     "LogLevel=ERROR",
 )
 USER_FILES = (f"{consent.home()}/.ssh/config", "/etc/ssh/ssh_config")
-"""What ssh reads by itself, which it does not when it is given a file."""
+"""Files that ssh reads by itself, but not when it is given a file."""
 _KEEPING = threading.Lock()
 _UNQUOTED = re.compile(r"[\"\\%$\x00-\x1f]")
 UNREACHABLE = 255
@@ -66,7 +66,7 @@ class Unreachable(NexaError):
 
 @dataclass(frozen=True)
 class Ssh:
-    """How to run a command on the nodes of one cluster. `sockets` is a short folder for shared connections; one that is
+    """Ssh: runs commands on the nodes of one cluster. `sockets` is a short folder for shared connections; one that is
     `kept` is made anew when a cleaner of /tmp took it away."""
 
     runner: Runner
@@ -77,7 +77,7 @@ class Ssh:
     """ssh options by node name, where the usual way is cut and another one is not."""
 
     def __post_init__(self) -> None:
-        """No ssh without it. Raises Unconsented."""
+        """Ask for the consent that ssh needs. Raises Unconsented."""
         if self.cluster.ssh_config:
             consent.refuse_unconsented(self.cluster.ssh_config)
 
@@ -135,8 +135,8 @@ def own_folder(path: str) -> None:
 
 
 def ssh_config_of(user_files: Sequence[str]) -> str:
-    """All as these files say, but no variable of ours goes along: `SendEnv` can only be taken back after it was given,
-    so not on the command line."""
+    """Config that says what these files say, but lets no variable of ours go along: `SendEnv` can only be taken back
+    after it was given, so not on the command line."""
     if bad := next((path for path in user_files if _UNQUOTED.search(path)), ""):
         raise UsageError(f"{bad!r} is no path that ssh can be given", hint="name another ssh_config")
     include = [f'    Include "{glob.escape(path)}"' for path in user_files]
@@ -210,8 +210,8 @@ class Link:
         return ("sh", "-c", CHECKED, "sh", self.agent, agent_file.sha256(), *run)
 
     def call(self, *arguments: str, message: Any = None, timeout_s: float = 60.0) -> dict[str, Any]:
-        """One command of the node agent, JSON in and out. Raises NexaError with the node's own words, or that they make
-        no sense."""
+        """Call one command of the node agent, JSON in and out. Raises NexaError with the node's own words, or that they
+        make no sense."""
         stdin = b"" if message is None else json.dumps(message).encode()
         return self._answer(arguments, stdin, timeout_s)
 
@@ -251,7 +251,7 @@ class Link:
 
 
 def threads(count: int, **options: Any) -> ThreadPoolExecutor:
-    """As many threads. The library brings logging along, for which one node alone need not wait."""
+    """Pool of `count` threads. The library brings logging along, for which one node alone need not wait."""
     from concurrent.futures import ThreadPoolExecutor
 
     return ThreadPoolExecutor(count, **options)
@@ -277,7 +277,7 @@ LOOK = (
     'p=$1; case $p in "~/"*) p=$HOME/${p#??};; esac; '
     's=$(sha256sum < "$p" 2>/dev/null); test "${s%% *}" = "$2"; printf "%s\\n" "$?" "$HOME"'
 )
-"""In one trip: 0 when the file with this hash is there, and the home folder."""
+"""Look in one trip: 0 when the file with this hash is there, and the home folder."""
 PUT = (
     'umask 077; t=$1.$$; mkdir -p "${1%/*}" && cat > "$t" && s=$(sha256sum < "$t") && '
     'if [ "${s%% *}" != "$2" ]; then rm -f "$t"; echo "it did not arrive whole" >&2; exit 1; fi && '

@@ -45,7 +45,7 @@ LARGEST = 1 << 20
 
 @dataclass
 class _Reading:
-    """What was found in a file and in what it includes."""
+    """Findings in a file and in what it includes."""
 
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
     named: list[str] = field(default_factory=list)
@@ -110,7 +110,8 @@ def home() -> str:
 
 
 def _is_users(path: Path) -> bool:
-    """Whether this is one of the user's or the system's own files, which ssh reads without us; a link there counts."""
+    """Tell whether this is one of the user's or the system's own files, which ssh reads without us; a link there
+    counts."""
     homes = {str(Path.home()), home()}
     return ".." not in path.parts and path.is_relative_to("/etc/ssh") | any(
         path.is_relative_to(f"{home}/.ssh") for home in homes

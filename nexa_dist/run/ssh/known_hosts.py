@@ -22,7 +22,7 @@ NO_LOGIN = (
 
 
 def judged(runner: Runner, cluster: Cluster, node: Node) -> Result:
-    """What the user's ssh says of the host's key, at debug level. `cluster` has the user's own ssh_config."""
+    """Ask the user's ssh about the host's key, at debug level. `cluster` has the user's own ssh_config."""
     return _ask(runner, cluster, node, "-oStrictHostKeyChecking=yes", "-oLogLevel=DEBUG1")
 
 
@@ -50,7 +50,7 @@ def shown(runner: Runner, cluster: Cluster, node: Node, algorithms: str) -> str:
 
 
 def settings(runner: Runner, cluster: Cluster, node: Node) -> dict[str, str]:
-    """What the user's ssh settings say of a host: `hostname` (the address behind his name for it), `proxyjump`, …"""
+    """Settings of the user's ssh for a host: `hostname` (the address behind his name for it), `proxyjump`, …"""
     told = runner.run(Ssh(runner, cluster, "/nonexistent").argv(node, "-G"), timeout_s=10)
     if told.code:
         raise CommandFailed(f"{node.name}: ssh -G", told)

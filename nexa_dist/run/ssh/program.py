@@ -40,7 +40,8 @@ try: end = {"answer": room["main"](message, say, *[sys.stdin.buffer] * fed)}
 except (Exception, SystemExit) as error: end = {"error": str(error) or type(error).__name__}
 say(**end); os._exit("error" in end)
 """
-"""It reads the program, then a line with the message, from standard input, which stays open until we end."""
+"""Starter on the node: reads the program, then a line with the message, from standard input, which stays open until we
+end."""
 SAID = record({}, {"answer": anything(8, 100_000, 65536), "error": wire.WORDS, "say": anything(4, 1000)})
 
 

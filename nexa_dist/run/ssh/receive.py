@@ -25,7 +25,7 @@ WRONG = 3
 """Times that a file arrives as another than the node read."""
 PAUSE_S = 1.0
 GROWN_BYTES = 256 << 20
-"""So much may be added to a file, beyond twice its size, from when it was listed to when it is sent."""
+"""Bytes that may be added to a file, beyond twice its size, from when it was listed to when it is sent."""
 READ_BYTES = 1 << 20
 
 
@@ -43,7 +43,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Got:
-    """What became of one: the SHA-256 of what is in its place, that it is the one not wanted (`same`), or why not."""
+    """Result for one file: the SHA-256 of what is in its place, that it is the one not wanted (`same`), or why not."""
 
     sha256: str = ""
     bytes: int = 0
@@ -69,7 +69,7 @@ class Receiver:
         self.came = 0
 
     def take(self, asked: Sequence[Asked], seconds: float = float("inf")) -> list[Got]:
-        """Each file, or why it did not come. Raises OSError when this disk will not have them."""
+        """Take each file, or say why it did not come. Raises OSError when this disk will not have them."""
         until, idle, faults, why = time.monotonic() + seconds, 0, 0, "the link to the node was cut"
         files.make_folder(self.parts)
         while (left := [at for at in range(len(asked)) if at not in self.got]) and max(idle, faults) < TRIES:
@@ -92,7 +92,7 @@ class Receiver:
         return self.parts / hashlib.sha256(words.encode()).hexdigest()[:32]
 
     def _connection(self, asked: Sequence[Asked], left: Sequence[int], seconds: float) -> None:
-        """What one connection brings. Raises Strange."""
+        """Receive what one connection brings. Raises Strange."""
         wanted = [{"name": asked[at].name, "off": _size(self._part(asked[at])), "unless": asked[at].unless}
                   for at in left]  # fmt: skip
         options = ("-oControlMaster=no", "-oControlPath=none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import shlex
 from typing import Literal
 
@@ -9,24 +10,31 @@ from nexa_dist.errors import NexaError
 from nexa_dist.model import Node
 from nexa_dist.run.ssh.connections import Ssh
 
-PeerWord = Literal["", "mute", "up", "cut"]
-"""As in plan/health/lost.py."""
+PeerWord = Literal["", "mute", "up", "cut", "held"]
+"""Word of a peer about a node, as in plan/health/lost.py."""
 CONNECT_S = 6
 FRESH = ("ControlMaster=no", "ControlPath=none", f"ConnectTimeout={CONNECT_S}")
 """A connection that is shared may be as dead as what it is to prove."""
 LIMIT_S = 12.0
-ASK = (
-    'exec 2>&1; LC_ALL=C timeout 5 bash -c \'exec 3<>"/dev/tcp/$0/$1" && head -c 4 <&3\' "$1" "$2" '
-    '|| { [ "$?" != 124 ] || echo "timed out"; exit 1; }'
-)
-"""Whether an sshd greets there, or bash's own words."""
+ASK = """exec 2>&1
+for probe in 1 2; do
+  LC_ALL=C timeout 3 bash -c 'exec 3<>"/dev/tcp/$0/$1" && echo taken && head -c 4 <&3' "$1" "$2" && exit
+  [ "$?" != 124 ] || echo "timed out"
+done
+[ -r /proc/net/tcp ] && [ "$3" ] && ! cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -q "$3:[0-9A-F]* 01 " ||
+  echo held
+exit 1
+"""
+"""Whether an sshd greets there, or bash's own words, and whether the kernel holds a connection with that address (01 is
+ESTABLISHED): when the other end's processes end, their kernel closes all of theirs; a partition closes none."""
 CUT = ("timed out", "no route", "unreachable")
 UP = ("refused", "reset")
-"""Something answers there."""
+"""Words by which something answers there."""
+HELD = ("taken", "held")
 
 
 def reach(ssh: Ssh, node: Node, *options: str) -> bool:
-    """Whether a connection of its own, with these ssh options, gets in: by the key that is pinned."""
+    """Tell whether a connection of its own, with these ssh options, gets in by the key that is pinned."""
     try:
         return ssh.by(node, *FRESH, *options).run(node, ("true",), timeout_s=LIMIT_S).code == 0
     except NexaError:
@@ -34,16 +42,27 @@ def reach(ssh: Ssh, node: Node, *options: str) -> bool:
 
 
 def ask(ssh: Ssh, peer: Node, node: Node) -> PeerWord:
-    """What another node says of it. Only its own words count: what is lost on the way to it says nothing."""
-    command = ("sh", "-c", ASK, "sh", node.peer_address, str(node.port))
+    """Ask a peer about a node. Only the peer's own words count: what is lost on the way to it says nothing."""
+    command = ("sh", "-c", ASK, "sh", node.peer_address, str(node.port), in_proc(node.peer_address))
     try:
         answer = ssh.by(peer, *FRESH).run(peer, command, timeout_s=LIMIT_S)
     except NexaError:
         return "mute"
     said = answer.out.decode(errors="replace").lower()
+    if answer.code == 0 or any(words in said for words in UP):
+        return "up"
     if any(words in said for words in CUT):
-        return "cut"
-    return "up" if answer.code == 0 or any(words in said for words in UP) else ""
+        return "held" if any(words in said for words in HELD) else "cut"
+    return ""
+
+
+def in_proc(address: str) -> str:
+    """The end of an address as /proc/net/tcp has it: words of 4 bytes, each backwards. "" for a name."""
+    try:
+        packed = ipaddress.ip_address(address).packed
+    except ValueError:
+        return ""
+    return "".join(packed[at : at + 4][::-1].hex().upper() for at in range(0, len(packed), 4))
 
 
 def joined(ssh: Ssh, node: Node) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ class Snapshot:
         """
         trainer = self._trainer
         state = {
-            "model": trainer.model.state_dict(),
+            "model": _weights(trainer.model),
             "optimizer.pt": trainer.optimizer.state_dict(),
             "scheduler.pt": trainer.lr_scheduler.state_dict(),
         }
@@ -58,14 +58,27 @@ class Snapshot:
 
     def _copied(self, state: dict[str, Any]) -> dict[str, Any]:
         """In CPU memory; tied weights stay tied. The memory of the copy before is used again."""
-        if self._stager is None:
-            cuda = torch.cuda.is_available()
-            options = StagingOptions(
-                use_pinned_memory=cuda, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=cuda
-            )
-            self._stager = DefaultStager(options)
+        self._stager = self._stager or stager()
         copied: Any = self._stager.stage(state)
         return dict(copied)
+
+
+def _weights(model: Any) -> Any:
+    """What is learned: of a model with adapters, those alone."""
+    if not hasattr(model, "peft_config"):
+        return model.state_dict()
+    learned = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    return {name: weight for name, weight in model.state_dict().items() if name in learned}
+
+
+def stager() -> DefaultStager:
+    """What copies a state to CPU memory, each time into the memory of the copy before."""
+    cuda = torch.cuda.is_available()
+    return DefaultStager(
+        StagingOptions(
+            use_pinned_memory=cuda, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=cuda
+        )
+    )
 
 
 def of_rank(trainer: Any) -> dict[str, Any]:
@@ -89,7 +102,11 @@ def resume(trainer: Any, folder: Path) -> None:
         if trainer.env.rank == 0:
             print(f"note: saved by {len(ranks)} ranks, so this is no bit-exact continuation", flush=True)
         return
-    mine = ranks[trainer.env.rank]
+    take_up(trainer, ranks[trainer.env.rank])
+
+
+def take_up(trainer: Any, mine: dict[str, Any]) -> None:
+    """The running loss of `of_rank`."""
     trainer._tr_loss += mine["loss_sum"]
     trainer._total_loss_scalar = mine["loss_total"]
     trainer._globalstep_last_logged = mine["logged_step"]

@@ -16,6 +16,9 @@ class Parallel:
     """How a backend spreads a model over the ranks, and how it saves. Every rank makes one and calls all of it in the
     same order: each call may be a collective. `made` is the NexaTrainer."""
 
+    spreads = False
+    """Whether `build` has put the model where it belongs, so that the Trainer must neither move nor wrap it."""
+
     def arguments(self) -> dict[str, Any]:
         """More arguments for transformers.TrainingArguments."""
         return {}
@@ -28,6 +31,10 @@ class Parallel:
         """The model that the Trainer gets."""
         return models.build(config, dataset)
 
+    def size(self, model: Any) -> int:
+        """Parameters of the whole model, however `build` spread it."""
+        return int(model.num_parameters())
+
     def check(self, made: Any) -> dict[str, Any]:
         """What the model really became, for result.json: `parallel` and more. Raises NexaError where it is not what was
         asked for. Called before the first step, once the Trainer has wrapped it."""
@@ -38,7 +45,7 @@ class Parallel:
         raise NotImplementedError
 
     def load(self, made: Any, folder: Path) -> None:
-        """Put the weights of a checkpoint into the unwrapped model, where nothing is left to train."""
+        """Put the weights of a checkpoint into the unwrapped model."""
         made.load_weights(folder)
 
     def resume(self, made: Any, folder: Path) -> None:

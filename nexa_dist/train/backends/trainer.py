@@ -18,6 +18,7 @@ from nexa_dist.train import agree, control, data, models, progress
 from nexa_dist.train.backends import trainer_setup
 from nexa_dist.train.backends.parallel import Parallel
 from nexa_dist.train.env import RankEnv
+from nexa_dist.train.profile import Profile
 from nexa_dist.train.tracking import Tracker
 
 _hf: Any = transformers  # half of its functions carry no types
@@ -66,35 +67,48 @@ class NexaTrainer(Trainer):
         self.parallel, self.tracker = parallel, tracker
         self.became: dict[str, Any] = {}
         length = config.dataset.sequence_length
-        windows = trainer_setup.Windows(dataset.part("train"), length)
-        self.held_out = trainer_setup.Windows(dataset.part("held_out"), length)
-        self.step_tokens = self.cfg.batch_size * length * env.world_size
-        if len(windows) < self.cfg.batch_size * env.world_size or not len(self.held_out):
+        rows = trainer_setup.rows(dataset, "train", length)
+        self.held_out = trainer_setup.rows(dataset, "held_out", length)
+        what = "examples" if dataset.of_examples else "windows"
+        if len(rows) < self.cfg.batch_size * env.world_size or not len(self.held_out):
             raise NexaError(
-                f"{len(windows)} training and {len(self.held_out)} held-out windows of {length} tokens are too"
+                f"{len(rows)} training and {len(self.held_out)} held-out {what} of {length} tokens are too"
                 f" few for {env.world_size} ranks × batch_size {self.cfg.batch_size}",
                 hint="give more text, or lower dataset.sequence_length or trainer.batch_size",
+            )
+        self.step_tokens = round(rows.mean_tokens * self.cfg.batch_size * env.world_size)
+        """Tokens of a step; of examples, which differ in length, on average."""
+        if isinstance(rows, trainer_setup.Examples) and rows.cut and env.rank == 0:
+            print(
+                f"note: of {len(rows) + rows.left_out} examples {rows.cut} are longer than {length} tokens and are cut;"
+                f" {rows.left_out} are left out, since nothing to learn is left of them",
+                flush=True,
             )
         if config.max_tokens is not None:
             self.cfg = self.cfg.model_copy(update={"steps": trainer_setup.steps_within(config, self.step_tokens)})
             config = config.model_copy(update={"trainer": self.cfg})
         _hf.set_seed(self.cfg.seed)  # the same first weights on every rank
         model = parallel.build(config, dataset)
-        self.parameters = model.num_parameters()
+        self.parameters = parallel.size(model)
         """Of the whole model, before it is spread."""
+        lora = config.model is not None and config.model.lora is not None
+        self.trainable = model.num_parameters(only_trainable=True) if lora else self.parameters
         if env.rank == 0:
             print(f"model {self.parameters} parameters, {env.world_size} ranks", flush=True)
         super().__init__(
             model=model,
-            args=trainer_setup.arguments(config, env, parallel.arguments()),
-            train_dataset=windows,
+            args=trainer_setup.arguments(config, env, parallel.arguments(), of_examples=dataset.of_examples),
+            train_dataset=rows,
             eval_dataset=self.held_out,
-            data_collator=_hf.default_data_collator,
+            data_collator=trainer_setup.collate,
             processing_class=models.tokenizer(config, dataset),
         )
+        if parallel.spreads:  # transformers' own way with a model that was sharded before it came here
+            self.is_distributed_loading_by_transformers = True
         self.remove_callback(PrinterCallback)
         self.add_callback(_Steps(self))
         self.resumed_from: Path | None = None
+        self.profile = Profile(config.profile, env, self.cfg.steps)
 
     def run(self, point: tuple[int, Path] | None) -> int:
         """Train from `point` (or from nothing), evaluate, leave `result.json`. Returns the exit code."""
@@ -150,6 +164,7 @@ class NexaTrainer(Trainer):
             "tokens_per_s": round((steps - first_step) * self.step_tokens / max(train_s, 1e-9), 1),
             "train_s": round(train_s, 3),
             "parameters": self.parameters,
+            "trainable_parameters": self.trainable,
         }
 
     @torch.no_grad()
@@ -157,11 +172,13 @@ class NexaTrainer(Trainer):
         """Mean loss of all held-out windows in nats a token: a share on each rank, no random number used."""
         self.model.eval()
         mine = range(self.env.rank, len(self.held_out), self.env.world_size)
+        most = len(range(0, len(self.held_out), self.env.world_size))
         loss, count = 0.0, 0
-        for start in range(0, len(mine), self.cfg.batch_size):
-            rows = [self.held_out[index] for index in mine[start : start + self.cfg.batch_size]]
-            batch = self._prepare_inputs(_hf.default_data_collator(rows))
-            tokens = int((batch["labels"] != -100).sum())
+        for start in range(0, most, self.cfg.batch_size):
+            of_batch = mine[start : start + self.cfg.batch_size]
+            rows = [self.held_out[index] for index in of_batch or [0]]  # a sharded model is gathered by all ranks
+            batch = self._prepare_inputs(trainer_setup.collate(rows))
+            tokens = int((batch["labels"] != -100).sum()) if of_batch else 0
             with self.autocast_smart_context_manager():
                 loss += float(self.model(**batch).loss) * tokens
             count += tokens
@@ -171,13 +188,29 @@ class NexaTrainer(Trainer):
         self.log({**metrics})
         return metrics
 
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with self.profile.range("step"):
+            return super().training_step(*args, **kwargs)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        with self.profile.range("forward"):
+            return super().compute_loss(*args, **kwargs)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.store_flos()
-        self.parallel.save(self, last=self.stop.agreed or self.state.global_step >= self.cfg.steps)
+        with self.profile.range("save"):
+            self.parallel.save(self, last=self.stop.agreed or self.state.global_step >= self.cfg.steps)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.parallel.load(self, Path(resume_from_checkpoint))
 
     def load_weights(self, folder: Path) -> None:
-        """Put the weights of a whole checkpoint into the model."""
-        self._load_from_checkpoint(str(folder))
+        """Put the weights of a whole checkpoint into the model, from transformers' own files."""
+        super()._load_from_checkpoint(str(folder))
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        if not self.parallel.spreads:
+            super()._move_model_to_device(model, device)
 
     def begin(self) -> None:
         """Before the first step of this process, with the model as the Trainer wrapped it."""
@@ -204,12 +237,15 @@ class _Steps(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._trainer.begin()
         self._since, self._from_step = time.monotonic(), state.global_step
+        self._trainer.profile.begin(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         progress.report(state.global_step, state.max_steps)
         if self._trainer.stop.agree() and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
+        self._trainer.profile.end(state.global_step, stopping=control.should_training_stop)
+        self._trainer.profile.begin(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         trainer, first = self._trainer, self._trainer.env.rank == 0

@@ -1,4 +1,4 @@
-"""What the transformers Trainer gets from train.yaml: its arguments, and the windows of text."""
+"""What the transformers Trainer gets from train.yaml: its arguments, and the windows of text or the examples."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError
+from nexa_dist.train import data
 from nexa_dist.train.env import RankEnv
 
 
@@ -19,6 +20,10 @@ class Windows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
     def __init__(self, tokens: np.ndarray[Any, Any], length: int) -> None:
         self._tokens, self._length = tokens, length
+
+    @property
+    def mean_tokens(self) -> float:
+        return float(self._length)
 
     def __len__(self) -> int:
         return len(self._tokens) // self._length
@@ -30,6 +35,49 @@ class Windows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         labels = ids.clone()
         labels[0] = -100
         return {"input_ids": ids, "labels": labels}
+
+
+class Examples(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """Examples of at most `length` tokens: what is longer is cut, and what then has nothing to learn is left out."""
+
+    def __init__(self, dataset: data.Dataset, part: str, length: int) -> None:
+        self._tokens, self._mask = dataset.part(part), dataset.part(f"{part}_mask")
+        ends = np.asarray(dataset.part(f"{part}_ends"))
+        starts = np.concatenate([[0], ends[:-1]])
+        stops = np.minimum(ends, starts + length)
+        learned = np.concatenate([[0], np.cumsum(self._mask)])
+        kept = learned[stops] > learned[starts]
+        self.cut, self.left_out = int((stops < ends).sum()), int((~kept).sum())
+        self._ranges = np.stack([starts, stops], axis=1)[kept]
+
+    @property
+    def mean_tokens(self) -> float:
+        """Tokens an example, those that are not learned too."""
+        return float((self._ranges[:, 1] - self._ranges[:, 0]).mean())
+
+    def __len__(self) -> int:
+        return len(self._ranges)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """`input_ids`, `labels`: int64, shape (tokens,); the label of what is not learned is -100."""
+        place = slice(*self._ranges[index])
+        ids = torch.from_numpy(self._tokens[place].astype(np.int64))
+        return {"input_ids": ids, "labels": ids.masked_fill(torch.from_numpy(~self._mask[place]), -100)}
+
+
+def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """One batch, shape (rows, tokens of the longest). What fills up comes last and has no label, so causal attention
+    needs no mask for it."""
+    pad = torch.nn.utils.rnn.pad_sequence
+    return {
+        name: pad([row[name] for row in rows], batch_first=True, padding_value=fill)
+        for name, fill in (("input_ids", 0), ("labels", -100))
+    }
+
+
+def rows(dataset: data.Dataset, part: str, length: int) -> Windows | Examples:
+    """The data of `train` or `held_out`."""
+    return Examples(dataset, part, length) if dataset.of_examples else Windows(dataset.part(part), length)
 
 
 def steps_within(config: TrainConfig, step_tokens: int) -> int:
@@ -44,7 +92,9 @@ def steps_within(config: TrainConfig, step_tokens: int) -> int:
     return steps
 
 
-def arguments(config: TrainConfig, env: RankEnv, more: Mapping[str, Any]) -> TrainingArguments:
+def arguments(
+    config: TrainConfig, env: RankEnv, more: Mapping[str, Any], *, of_examples: bool = False
+) -> TrainingArguments:
     """`more` are those of the backend, which win."""
     cfg = config.trainer
     assert cfg is not None
@@ -69,7 +119,7 @@ def arguments(config: TrainConfig, env: RankEnv, more: Mapping[str, Any]) -> Tra
         "eval_steps": cfg.eval_every,
         "use_cpu": not cuda,
         "ddp_find_unused_parameters": False,
-        "average_tokens_across_devices": False,  # every window counts the same number of tokens
+        "average_tokens_across_devices": of_examples,  # every window counts the same number of tokens
         "dataloader_drop_last": True,
         "dataloader_pin_memory": cuda,
         "disable_tqdm": True,

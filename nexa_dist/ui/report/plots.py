@@ -52,7 +52,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Span:
-    """What a machine was at, from and to a unix time, for this run or for an `other` one."""
+    """Span of a machine's time in one phase, from and to a unix time, for this run or for an `other` one."""
 
     begin: float
     end: float
@@ -99,7 +99,7 @@ def _short(value: float, _: object) -> str:
 
 
 def machines(rows: Mapping[str, Sequence[Span]], width: float, title: str) -> str:
-    """What each machine was at."""
+    """Plot of each machine's phases."""
 
     def draw(axes: Axes) -> None:
         for place, spans in enumerate(rows.values()):

@@ -1,4 +1,4 @@
-"""What people and programs see of a run while it goes on: a panel on a terminal, lines elsewhere, JSON lines."""
+"""View of a run while it goes on, for people and programs: a panel on a terminal, lines elsewhere, JSON lines."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Row:
     steps: dict[int, int] = field(default_factory=dict)
     """Steps by rank."""
     begun: bool = False
-    """Whether the node's `started` of this attempt was seen."""
+    """True when the node's `started` of this attempt was seen."""
 
     def span(self) -> str:
         """`40`, `40–41`, or nothing: the steps of its ranks."""
@@ -48,10 +48,10 @@ class State:
     world_size: int = 0
     rows: dict[str, Row] = field(default_factory=dict)
     last: dict[str, Any] = field(default_factory=dict)
-    """of, loss, tokens_per_s, saved, durable: the newest value of each, rank 0's where it is known."""
+    """Newest of, loss, tokens_per_s, saved, durable: the newest value of each, rank 0's where it is known."""
     resume_step: int | None = None
     read: dict[str, float] = field(default_factory=dict)
-    """What rank 0's lines say of step, loss and the like, while no rank reports a step."""
+    """Figures in rank 0's lines: step, loss and the like, while no rank reports a step."""
     running_since: float | None = None
     samples: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=RATE_SAMPLES))
     """(unix time on the node, step) at each change of the step."""
@@ -66,7 +66,7 @@ class State:
         self.last.pop("tokens_per_s", None)
 
     def event(self, node: str, record: Mapping[str, Any], now: float) -> bool:
-        """Whether the record belongs to this attempt."""
+        """Take an event in; True when the record belongs to this attempt."""
         row = self.rows.setdefault(node, Row())
         row.heard, row.quiet_since, name = now, None, str(record.get("event"))
         if name == Event.STARTED:
@@ -85,7 +85,7 @@ class State:
             self.read |= read(text)
 
     def unreported(self, now: float) -> bool:
-        """Whether the ranks have run for a while, and nobody knows how far they are."""
+        """Tell whether the ranks have run for a while, and nobody knows how far they are."""
         silent = self.step is None and "step" not in self.read
         return silent and self.running_since is not None and now - self.running_since >= UNREPORTED_S
 
@@ -117,7 +117,7 @@ class State:
 
     @property
     def step(self) -> int | None:
-        """What every rank that reports has done."""
+        """Step that every rank that reports has done."""
         return min((step for row in self.rows.values() for step in row.steps.values()), default=None)
 
     def eta_s(self) -> float | None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nexa_dist.config.load import kind_of, load_cluster, load_train, resolved
+from nexa_dist.config.load import Reading, kind_of, read_cluster, read_train, resolved
+from nexa_dist.config.yaml.tree import PathKey
 from nexa_dist.errors import EXIT_OK, UsageError
 from nexa_dist.ui import terminal
+from nexa_dist.verbs._shared import plan_file
 
 Arguments = argparse.Namespace
+MARGIN = 60
+"""Column of the comments, at most."""
 
 
 def config(args: Arguments) -> int:
@@ -23,12 +27,43 @@ def config(args: Arguments) -> int:
     if not args.file:
         raise UsageError("nexa config needs a FILE, or --schema")
     path = Path(args.file)
-    load: Callable[..., Any] = load_cluster if kind_of(path) == "cluster" else load_train
-    found = resolved(load(path, args.set))
+    reading: Reading[Any]
+    if kind_of(path) == "cluster":
+        if args.plan:
+            raise UsageError("--plan goes over a train file", hint=f"{path} is a cluster's")
+        reading = read_cluster(path, args.set)
+    else:
+        reading = read_train(path, args.set, plan=plan_file(args.plan))
+    found = resolved(reading.config)
     if args.json:
         terminal.emit(found)
     else:
-        import yaml
-
-        terminal.out(yaml.safe_dump(found, sort_keys=False, allow_unicode=True).rstrip())
+        for line in _annotated(found, reading.places):
+            terminal.out(line)
+        if reading.left_out:
+            terminal.out(f"# left out of plan {args.plan}: {', '.join(reading.left_out)}, which {path} has not")
     return EXIT_OK
+
+
+def _annotated(found: dict[str, Any], places: Mapping[PathKey, str]) -> list[str]:
+    """The config as YAML, each line with a comment: file and line, `--set`, or that it is the default."""
+    import yaml
+
+    text = yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=10**9)
+    lines, marks = text.splitlines(), dict[int, str]()
+
+    def visit(node: Any, at: PathKey) -> None:
+        children = node.value if isinstance(node, yaml.MappingNode | yaml.SequenceNode) else ()
+        for index, child in enumerate(children):
+            key, value = child if isinstance(child, tuple) else (child, child)
+            path = (*at, key.value if isinstance(child, tuple) else index)
+            place = places.get(path, "" if isinstance(path[-1], int) else "default")
+            whole = value.start_mark.line > key.start_mark.line or value.start_mark.line == value.end_mark.line
+            inside = isinstance(value, yaml.MappingNode) and value.value and place == "default"
+            if place and whole and not inside:
+                marks[key.start_mark.line] = place
+            visit(value, path)
+
+    visit(yaml.compose(text, Loader=yaml.SafeLoader), ())
+    width = min(max(map(len, lines)), MARGIN)
+    return [f"{line:<{width}}  # {marks[n]}" if n in marks else line for n, line in enumerate(lines)]

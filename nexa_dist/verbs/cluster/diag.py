@@ -53,7 +53,7 @@ def diag(args: Arguments) -> int:
 
 
 def _efa(folder: ClusterFolder) -> bool:
-    """Whether the cluster's file asks for EFA."""
+    """Tell whether the cluster's file asks for EFA."""
     file = folder.path / "config.json"
     return file.exists() and load_cluster(file).efa
 

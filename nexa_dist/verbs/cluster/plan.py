@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nexa_dist.errors import EXIT_OK, UsageError
+from nexa_dist.config.cluster import ClusterConfig
+from nexa_dist.errors import EXIT_FAILED, EXIT_OK, UsageError
 from nexa_dist.ops.cluster import plan as planning
 from nexa_dist.ops.cluster.plan import Preview
+from nexa_dist.ops.context import Context
 from nexa_dist.plan.aws import prices
 from nexa_dist.plan.money.estimate import useful_hours
 from nexa_dist.ui import terminal
@@ -65,7 +67,7 @@ def bill_lines(seen: Preview) -> list[str]:
 
 
 def show_changes(report: Mapping[str, Any]) -> None:
-    """What Terraform would do, and what nobody may overlook about it."""
+    """Show what Terraform would do, and what nobody may overlook about it."""
     for what, addresses in report["changes"].items():
         terminal.say(f"  {what}: {len(addresses)} resources")
     if not report["changes"]:
@@ -74,9 +76,26 @@ def show_changes(report: Mapping[str, Any]) -> None:
         terminal.alarm(report["alarm"])
 
 
+def _fit(ctx: Context, train: str, config: ClusterConfig) -> dict[str, Any]:
+    """Shows whether a training fits the offers of the file, and what would; as data, `refused` where it does not."""
+    from nexa_dist.config.load import load_train
+    from nexa_dist.ops.fit.preflight import preflight
+    from nexa_dist.verbs.run.preflight import show as show_fit
+    from nexa_dist.verbs.run.preflight import to_json
+
+    seen = preflight(ctx, load_train(Path(train)), config)
+    show_fit(seen)
+    return to_json(seen)
+
+
 def plan(args: Arguments) -> int:
     ctx = context()
     config = load_said(Path(args.cluster), args.set)
+    fit = {"fit": _fit(ctx, args.train, config)} if args.train else {}
+    if fit and fit["fit"]["refused"]:
+        if args.json:
+            terminal.emit({"cluster": config.name, "provider": config.provider, **fit})
+        return EXIT_FAILED
     if args.offline:
         if args.out:
             raise UsageError("a plan is saved online only", hint="leave -o, or --offline")
@@ -84,7 +103,8 @@ def plan(args: Arguments) -> int:
         show(guess)
         terminal.say("  offline: nobody was asked, so nothing was planned")
         if args.json:
-            terminal.emit({"cluster": config.name, "provider": config.provider, "offline": True, **guess.to_json()})
+            told = {"cluster": config.name, "provider": config.provider, "offline": True}
+            terminal.emit({**told, **guess.to_json(), **fit})
         return EXIT_OK
     seen = planning.preview(ctx, config)
     if seen:
@@ -95,5 +115,5 @@ def plan(args: Arguments) -> int:
     if args.out:
         terminal.say(f"saved {args.out}; nexa provision --plan {args.out} applies exactly that")
     if args.json:
-        terminal.emit(report)
+        terminal.emit({**report, **fit})
     return EXIT_OK

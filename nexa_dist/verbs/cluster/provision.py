@@ -76,7 +76,7 @@ def _read_first(ctx: Context, file: str) -> TrainConfig:
 
 
 def _dry(ctx: Context, config: ClusterConfig, *, saved: bool, train: str | None) -> int:
-    """What would be rented, made and started, from the files here alone."""
+    """Say what would be rented, made and started, from the files here alone."""
     with contextlib.suppress(UsageError):  # what costs nothing has no bill, and of a reservation only the cloud knows
         show(planning.offline(ctx, config))
     for line in dry_run.provision(ctx, config, saved=saved):

@@ -27,7 +27,7 @@ def timeline(args: Arguments) -> int:
 
 
 def _folder(root: Path, named: str | None) -> Path:
-    """Of a cluster that is there, else of the newest one of that name that was torn down."""
+    """Folder of a cluster that is there, else of the newest one of that name that was torn down."""
     stem = name_of(named or "")
     there = sorted((root / ".nexa" / "clusters").glob(f"{stem or '*'}/journal.jsonl"))
     gone = sorted((root / ".nexa" / "history").glob(f"{stem or '*'}_*/journal.jsonl"), key=lambda p: p.stat().st_mtime)

@@ -28,7 +28,7 @@ Arguments = argparse.Namespace
 
 
 def dry(ctx: Context, ssh: Ssh, links: Connecting, config: TrainConfig, as_json: bool) -> int:
-    """What a new run would be."""
+    """Say what a new run would be."""
     return printed(launch.prepare(ctx, ssh, config, "train_dry_run", 1, None, links=links), as_json)
 
 
@@ -50,9 +50,9 @@ def fresh(
         door.enter_context(running.launching(ctx, cluster))
         refuse_without_money(ctx, cluster, config)
         if config.backend:
-            from nexa_dist.ops import fit  # a script's run is launched sooner without it
+            from nexa_dist.ops.fit import preflight  # a script's run is launched sooner without it
 
-            fit.warn(ctx, cluster, config)
+            preflight.warn(ctx, cluster, config)
         with ctx.phase(f"checks on {len(cluster.nodes)} nodes"):
             folder = ctx.workspace.new_run(config.stage, config.name)
             try:

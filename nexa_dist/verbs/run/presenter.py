@@ -1,4 +1,4 @@
-"""What a run shows from its first attempt to its end, and what it says at last."""
+"""Presenter of a run from its first attempt to its end, and of its last words."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class RunPresenter:
         return code
 
     def left(self, code: int) -> int:
-        """What becomes of the run without us."""
+        """Say what becomes of the run without us."""
         self.view.close()
         run, record = self.folder.run_id, self.folder.load()
         state = "recovering" if record.pending else record.last.state
@@ -105,7 +105,8 @@ class RunPresenter:
         return "the nodes end it soon: on_disconnect is kill" if kill else "the run goes on"
 
     def _interrupted(self) -> watch.Choice:
-        """Who only looks ends nothing, and who began it ends it at a terminal only by saying so."""
+        """Ask at Ctrl-C: a command that only looks ends nothing, and one that began the run ends it at a terminal only
+        on a yes."""
         if not terminal.interactive():
             return "stop" if self.began else "detach"
         with self.view.paused():

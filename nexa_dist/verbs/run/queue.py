@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from nexa_dist.ops.health.gate import refuse_unfit
 from nexa_dist.ops.queue import Queue, Row
 from nexa_dist.plan.ranks import assign_ranks, subset
 from nexa_dist.plan.runs import grid
-from nexa_dist.verbs._shared import borrowed, context, find_cluster, find_folder, ranks, refuse_detach
+from nexa_dist.verbs._shared import borrowed, context, find_cluster, find_folder, plan_file, ranks, refuse_detach
 from nexa_dist.verbs.run import queue_table
 from nexa_dist.verbs.run.queue_worker import Worker
 
@@ -98,7 +97,7 @@ def worked(ctx: Context, args: Arguments) -> int:
     """`nexa queue run`: goes on where the one before left, however it ended."""
     cluster = find_cluster(borrowed(ctx, args.cluster), args.cluster)
     found = Queue(ctx.workspace.cluster(cluster.name))
-    if args.more or args.grid or args.set:
+    if args.more or args.grid or args.set or args.plan:
         raise UsageError("nexa queue run takes no file", hint="nexa queue add TRAIN.yaml adds one")
     rows = [row for row in found.load().rows if row.state in ("running", "waiting")]
     if not rows:
@@ -119,7 +118,7 @@ def _work(ctx: Context, found: Queue, cluster: Cluster, args: Arguments) -> int:
 
 
 def _told(rows: list[Row], args: Arguments) -> int:
-    """What a dry run would begin, in its order."""
+    """Tell what a dry run would begin, in its order."""
     queue_table.rows_out([queue_table.of_row(row) for row in rows], args.json)
     return EXIT_OK
 
@@ -136,7 +135,7 @@ def _asked(ctx: Context, args: Arguments) -> tuple[Queue, list[Row], Cluster]:
     for name in names:
         for point in points:
             try:
-                rows.append(_row(ctx, cluster, name, point, args.set, args.program))
+                rows.append(_row(ctx, cluster, name, point, args))
             except ConfigError as error:
                 problems += [_of_grid(problem, point) for problem in error.problems]
     if problems:
@@ -144,12 +143,10 @@ def _asked(ctx: Context, args: Arguments) -> tuple[Queue, list[Row], Cluster]:
     return Queue(ctx.workspace.cluster(cluster.name)), rows, cluster
 
 
-def _row(
-    ctx: Context, cluster: Cluster, name: str, point: dict[str, str], overrides: Sequence[str], program: Sequence[str]
-) -> Row:
+def _row(ctx: Context, cluster: Cluster, name: str, point: dict[str, str], args: Arguments) -> Row:
     words = [f"{key}={value}" for key, value in point.items()]
     tags = [f"tags+={grid.tag(key, value)}" for key, value in point.items()]
-    config = load_train(Path(name), [*overrides, *words, *tags], program)
+    config = load_train(Path(name), [*args.set, *words, *tags], args.program, plan_file(args.plan))
     refuse_detach(config, False)
     assign_ranks(subset(cluster, config.nodes), 0, config.nproc_per_node)
     root = ctx.workspace.root

@@ -1,4 +1,4 @@
-"""What a queue shows: a row for each run with its parameters and what came of it, and a picture of a grid."""
+"""Table of a queue: a row for each run with its parameters and what came of it, and a picture of a grid."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def of_row(row: Row) -> dict[str, Any]:
 
 
 def loss_of(run: RunFolder) -> float | None:
-    """That of the evaluation; else the last that rank 0 reported, or wrote into its log."""
+    """Loss of the evaluation; else the last one that rank 0 reported, or wrote into its log."""
     try:
         report = files.read_object(run.manifest).get("eval_report") if run.manifest.exists() else None
     except NexaError:

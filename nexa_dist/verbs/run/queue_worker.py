@@ -48,9 +48,9 @@ class Worker:
         self.ctx, self.queue, self.cluster = ctx, queue, cluster
         self.shown, self.as_json, self.picture = shown, as_json, picture
         self.ended_unix: float | None = None
-        """When the run before had ended on every node."""
+        """Unix time at which the run before had ended on every node."""
         self.rows: list[Row] = []
-        """As they were last: the file goes when the nodes are given back."""
+        """Rows of the queue as they were last: the file goes when the nodes are given back."""
         self.failed = self.misses = 0
 
     def work(self) -> int:
@@ -93,7 +93,7 @@ class Worker:
         return self.cluster
 
     def _connected(self, connections: contextlib.ExitStack) -> Ssh:
-        """One connection for all runs, so that the next need not make it. Between two runs, too, the nodes are in
+        """Keep one connection for all runs, so that the next need not make it. Between two runs, too, the nodes are in
         use: an idle limit counts from the end of the queue."""
         connections.close()
         ssh = connections.enter_context(session(self.ctx.runner, self.cluster))
@@ -124,7 +124,8 @@ class Worker:
         )  # fmt: skip
 
     def _warn_of_money(self, row: Row) -> None:
-        """What does not even pay a stop is refused by the launch; here what is left is held against the runs so far."""
+        """Warn when the budget that is left looks small beside the runs so far; what does not even pay a stop is
+        refused by the launch."""
         left = of_cluster(self.queue.folder, self.ctx.now(), self.cluster.usd_per_hour)
         took = [told["minutes"] for told in map(queue_table.of_row, self.queue.load().rows) if told["state"] == "done"]
         if left and took and left.seconds_left() - RESERVE_S < max(took) * 60:

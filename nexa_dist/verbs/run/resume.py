@@ -6,10 +6,9 @@ import argparse
 import contextlib
 import re
 import shlex
-from pathlib import Path
 from typing import Any
 
-from nexa_dist.config.load import changed_train, load_train, recorded_train, resolved
+from nexa_dist.config.load import changed_train, recorded_train, resolved
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import UsageError
 from nexa_dist.model import Cluster
@@ -24,7 +23,7 @@ from nexa_dist.plan.ranks import subset
 from nexa_dist.run.record import Run
 from nexa_dist.run.ssh.connections import connect, session
 from nexa_dist.run.workspace import RunFolder
-from nexa_dist.verbs._shared import find_cluster, refuse_detach
+from nexa_dist.verbs._shared import find_cluster, load_planned, refuse_detach
 from nexa_dist.verbs.run.attach import taken_over
 from nexa_dist.verbs.run.fresh import printed, refuse_without_money, started
 from nexa_dist.verbs.run.presenter import RunPresenter
@@ -36,7 +35,8 @@ def resumed(ctx: Context, folder: RunFolder, args: Arguments, shown: set[int] | 
     """Takes over a run that nobody supervises, or begins a new attempt of one that is over."""
     record = folder.load()
     if record.going_on:
-        changes = [args.train, *args.set, *args.program, "--cluster" if args.cluster else ""]
+        options = {"--plan": args.plan, "--cluster": args.cluster}
+        changes = [args.train, *args.set, *args.program, *(option for option, value in options.items() if value)]
         if given := next(filter(None, changes), "--print" if args.dry_run else ""):
             raise UsageError(
                 f"{folder.run_id} goes on, so {given} could not be heeded",
@@ -92,7 +92,10 @@ def _as_asked(ctx: Context, folder: RunFolder, record: Run, args: Arguments) -> 
     before = recorded_train(record.config, folder.run_id)
     config = before
     if args.train:
-        config = settled(ctx, load_train(Path(args.train), args.set, args.program))
+        config = settled(ctx, load_planned(args))
+    elif args.plan:
+        hint = f"nexa run TRAIN.yaml --resume {folder.run_id} --plan {args.plan}"
+        raise UsageError("--plan goes over a file", hint=hint)
     elif args.set or args.program:
         config = changed_train(record.config, folder.run_id, args.set, args.program)
     if config.name != before.name and any(re.split(r"\+?=", word)[0] == "name" for word in args.set):

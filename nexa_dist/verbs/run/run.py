@@ -6,9 +6,7 @@ The first that a launch needs is a connection to every node, so they are made wh
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from nexa_dist.config.load import load_train
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import UsageError
 from nexa_dist.model import Cluster
@@ -18,7 +16,7 @@ from nexa_dist.ops.queue import Queue
 from nexa_dist.ops.runs.wandb import settled
 from nexa_dist.plan.ranks import subset
 from nexa_dist.run.ssh.connections import connecting, session
-from nexa_dist.verbs._shared import borrowed, context, find_cluster, ranks, refuse_detach
+from nexa_dist.verbs._shared import borrowed, context, find_cluster, load_planned, ranks, refuse_detach
 
 Arguments = argparse.Namespace
 
@@ -38,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         from nexa_dist.verbs.run.resume import resumed
 
         return resumed(ctx, ctx.workspace.run(args.resume), args, shown)
-    config = load_train(Path(args.train), args.set, args.program)
+    config = load_planned(args)
     cluster = subset(find_cluster(borrowed(ctx, args.cluster), args.cluster), config.nodes)
     folder = ctx.workspace.cluster(cluster.name)
     if Queue(folder).at_work_on({node.name for node in cluster.nodes}):

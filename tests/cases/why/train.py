@@ -136,7 +136,7 @@ def no_tokenizer() -> None:
 def no_dataset() -> None:
     from nexa_dist.config.trainer import DatasetConfig
     from nexa_dist.errors import NexaError
-    from nexa_dist.train import corpus
+    from nexa_dist.train.text import corpus
 
     try:
         corpus.sources(DatasetConfig.model_construct(source="path", path="/srv/data/books"))

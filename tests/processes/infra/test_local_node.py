@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.begun import begun
 from tests.processes.node.rig import until
 
 HOST_PY = Path(__file__).resolve().parents[3] / "terraform" / "modules" / "local_node" / "host.py"
@@ -49,7 +50,7 @@ def test_descendants_are_found_at_any_depth() -> None:
 
 def test_n1_is_not_n10(tmp_path: Path) -> None:
     env = {**os.environ, "NEXA_HOST": str(tmp_path / "n10")}
-    sleeper = subprocess.Popen(["sleep", "600"], env=env)
+    sleeper = begun(["sleep", "600"], env=env)
     try:
         assert sleeper.pid in processes.members(tmp_path / "n10")
         assert processes.members(tmp_path / "n1") == set()

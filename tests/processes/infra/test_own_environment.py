@@ -25,6 +25,7 @@ from nexa_dist.ops.work.environment import KEPT, make_ready
 from nexa_dist.run.runner import Stream, SystemRunner
 from nexa_dist.run.ssh.connections import Link, Ssh
 from nexa_dist.run.workspace import Workspace
+from tests.begun import begun
 from tests.processes.node.rig import until
 
 FAKE_UV = """#!/bin/sh
@@ -246,6 +247,25 @@ def test_a_dry_run_builds_nothing(lab: Lab) -> None:
     assert lab.ready(FILE, dry=True).pythons == made.pythons and lab.said[-1] == f"{said}there"
 
 
+def test_a_lock_of_ours_is_installed_as_it_is_and_torch_in_the_build_of_the_node(lab: Lab) -> None:
+    made = lab.ready("infer")
+    assert made.told["name"] == "infer" and set(made.told["files"]) == {"infer.txt", "pins.txt"}
+    assert lab.notes("compile") == []
+    first, second = lab.notes("pip install")
+    assert "--no-deps --require-hashes -r infer.txt" in first and "torch" not in first
+    assert "--torch-backend=auto --constraint infer.txt -r nexa/torch.txt -r pins.txt" in second
+    assert lab.ready("infer") == made and len(lab.notes("pip install")) == 2
+    assert lab.ready("heavy").told["hash"] != made.told["hash"]
+    assert "--constraint heavy.txt -r nexa/torch.txt" in lab.notes("pip install")[-1]
+    lab.mark("proof", json.dumps({"at": "vllm", "fails": "import vllm: OSError: libcuda"}) + "\n" + PROOF)
+    subprocess.run(["rm", "-r", str(lab.folder / "shared")], check=True)
+    with pytest.raises(
+        UsageError, match=r"vllm: import vllm: OSError: libcuda\nasked for by\n  infer.txt:\d+"
+    ) as caught:
+        lab.ready("infer")
+    assert "where there is no GPU infer was never proven" in caught.value.hint
+
+
 def test_none_is_the_python3_of_each_node(lab: Lab) -> None:
     (lab.folder / "bin" / "python3").symlink_to(sys.executable)
     made = lab.ready("none")
@@ -267,7 +287,7 @@ def test_those_that_nobody_uses_are_removed_and_never_one_in_use(lab: Lab) -> No
     (envs / ("0" * 16) / "nexa-env.json").write_text('{"python": "3.11", "torch": "9", "cuda": null}')
     (envs / ("2" * 16 + ".gone")).mkdir()
     link = lab.links[0]
-    busy = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", f"{envs}/{names[0]}/bin/python"])
+    busy = begun([sys.executable, "-c", "import time; time.sleep(60)", f"{envs}/{names[0]}/bin/python"])
     try:
         rows = {row["name"]: row for row in environment.listed(link)["rows"]}
         assert set(rows) == {*names, "0" * 16, "1" * 16}

@@ -1,105 +1,110 @@
-"""Backend hf, stopped and resumed: the bits of an unbroken training. Two ranks, forked from one interpreter that has
-torch and transformers imported, which is most of the time of a training as short as these."""
+"""Backend hf, stopped and resumed: the bits of an unbroken training. Then adapters are trained beside its last
+checkpoint, on examples."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nexa_dist.ops.providers.local import free_port
+from tests.processes.train_ranks import DATASET, MODEL, Start, losses, result, train
 
-REPO = Path(__file__).resolve().parents[3]
 STEPS, STOP_AT = 24, 13
-TINY = {
-    "name": "tiny",
+TINY: dict[str, Any] = {
     "backend": "hf",
-    "model": {
-        "vocab_size": 512, "hidden_size": 32, "layers": 1, "heads": 2, "intermediate_size": 64, "dropout": 0.1,
-    },
-    "dataset": {"source": "path", "path": "text", "sequence_length": 32, "min_mb": 0},
+    "model": {**MODEL, "dropout": 0.1},
+    "dataset": DATASET,
     "trainer": {"steps": STEPS, "batch_size": 2, "log_every": 5, "save_every": 8},
-}  # fmt: skip
-STAGE = """
-import glob, json, os, signal, sys, time
-import torch, transformers.trainer
-from nexa_dist.train import launcher, progress
-from nexa_dist.train.backends import hf
-
-def rank(number, settings, stop_at):
-    os.environ.update(settings, RANK=str(number), LOCAL_RANK=str(number))
-    told = progress.report
-    def report(step, *more, **named):
-        told(step, *more, **named)
-        if step == stop_at:
-            open("%s/at_%d" % (settings["NEXA_RUN_DIR"], number), "w").close()
-        while step == stop_at and signal.getsignal(signal.SIGTERM).__self__.at is None:  # control.StopSignal
-            time.sleep(0.01)
-    progress.report = report
-    return launcher.main(["--backend", "hf", "--config", "tiny.json"])
-
-for line in sys.stdin:
-    settings, stop_at = json.loads(line)
-    pids = []
-    for number in (0, 1):
-        pid = os.fork()
-        if pid == 0:
-            code = 70
-            try:
-                code = rank(number, settings, stop_at)
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
-        pids.append(pid)
-    if stop_at:
-        until = time.monotonic() + 300
-        while len(glob.glob(settings["NEXA_RUN_DIR"] + "/at_*")) < 2 and time.monotonic() < until:
-            time.sleep(0.01)
-        for pid in pids:
-            os.kill(pid, signal.SIGTERM)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-    print(json.dumps(codes), flush=True)
+}
+TUNED = {
+    **TINY,
+    "model": {"path": "model", "lora": {"rank": 4, "dropout": 0.1}},
+    "dataset": {"source": "examples", "path": "rows.jsonl", "sequence_length": 32, "held_out": 0.2},
+    "trainer": {**TINY["trainer"], "learning_rate": 0.01},
+}
+WITHOUT_DROPOUT = """
+told = json.load(open("model/config.json"))
+json.dump({**told, "attention_dropout": 0.0}, open("model/config.json", "w"))
 """
 
 
-def final_files(run_dir: Path) -> dict[str, str]:
+def plain(ranks: int) -> dict[str, Any]:
+    """The same four examples a step on so many ranks, without a random number."""
+    trainer = {**TUNED["trainer"], "steps": 3, "batch_size": 4 // ranks, "log_every": 1}
+    profile = {"steps": "2-3", "ranks": [1]}
+    return {**TUNED, "model": {"path": "model", "lora": {"rank": 4}}, "trainer": trainer, "profile": profile}
+
+
+def checkpoint(folder: Path, name: str, step: int = STEPS) -> Path:
+    return folder / name / "checkpoints" / f"step_{step:08d}"
+
+
+def final_files(folder: Path, name: str) -> dict[str, str]:
     """SHA-256 of every file of the last checkpoint: weights, optimizer, scheduler, both ranks' random states."""
-    told = json.loads((run_dir / "checkpoints" / f"step_{STEPS:08d}" / "manifest.json").read_text())
-    assert {"model.safetensors", "optimizer.pt", "rng_state_1.pth"} <= set(told["files"])
+    told = json.loads((checkpoint(folder, name) / "manifest.json").read_text())
+    assert {"optimizer.pt", "rng_state_1.pth"} <= set(told["files"])
     return {name: entry["sha256"] for name, entry in told["files"].items()}
 
 
-def test_stopped_and_resumed_is_unbroken_bit_for_bit_and_learns(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of all trainings of this file."""
     pytest.importorskip("transformers")
-    (tmp_path / "text").mkdir()
-    for source in Path(json.__file__).parent.glob("*.py"):
-        (tmp_path / "text" / source.name).write_text(source.read_text())
-    (tmp_path / "tiny.json").write_text(json.dumps(TINY))
-    address = f"127.0.{1 + os.getpid() % 200}.9"
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("NEXA_", "RANK", "WORLD_SIZE"))}
-    env = {**kept, "PYTHONPATH": str(REPO), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
-    env |= {"MASTER_ADDR": address, "GLOO_SOCKET_IFNAME": "lo", "NEXA_SHARED": str(tmp_path / "shared")}
-    prepare = [sys.executable, "-m", "nexa_dist.train.launcher", "--backend", "hf", "--config", "tiny.json"]
-    subprocess.run([*prepare, "--prepare"], cwd=tmp_path, env=env, check=True, capture_output=True, timeout=600)
+    folder = tmp_path_factory.mktemp("trained")
+    lines = [line for file in Path(json.__file__).parent.glob("*.py") for line in file.read_text().splitlines()]
+    rows = [dict(zip(("prompt", "completion"), line.split("(", 1), strict=True)) for line in lines if "(" in line]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "model").symlink_to(checkpoint(folder, "unbroken"))
+    starts = [
+        *(Start("unbroken", TINY), Start("broken", TINY, stop_at=STOP_AT), Start("broken", TINY)),
+        *(Start("tuned", TUNED), Start("retuned", TUNED, stop_at=STOP_AT), Start("retuned", TUNED)),
+        *(WITHOUT_DROPOUT, Start("plain1", plain(1), ranks=1), Start("plain2", plain(2))),
+    ]
+    codes, said = train(folder, starts)
+    assert codes == [[0, 0], [143, 143], [0, 0]] * 2 + [[0], [0, 0]], said
+    assert said.count(f"stopped by SIGTERM at step {STOP_AT}") == 2
+    return folder
 
-    lines: list[Any] = []
-    for name, stop_at in (("unbroken", None), ("broken", STOP_AT), ("broken", None)):
-        (tmp_path / name).mkdir(exist_ok=True)
-        port = free_port(address)
-        lines.append([{"NEXA_RUN_DIR": str(tmp_path / name), "MASTER_PORT": str(port)}, stop_at])
-    asked = "".join(json.dumps(line) + "\n" for line in lines)
-    stage = subprocess.run(
-        [sys.executable, "-c", STAGE], cwd=tmp_path, env=env, input=asked, capture_output=True, text=True, timeout=600
-    )
-    codes = [json.loads(line) for line in stage.stdout.splitlines() if line.startswith("[")]
-    assert codes == [[0, 0], [143, 143], [0, 0]], stage.stdout + stage.stderr
-    assert f"stopped by SIGTERM at step {STOP_AT}" in stage.stdout
-    assert final_files(tmp_path / "broken") == final_files(tmp_path / "unbroken")
-    first, second = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("unbroken", "broken"))
+
+@pytest.mark.parametrize(("unbroken", "broken"), [("unbroken", "broken"), ("tuned", "retuned")])
+def test_stopped_and_resumed_is_unbroken_bit_for_bit_and_learns(trained: Path, unbroken: str, broken: str) -> None:
+    assert final_files(trained, broken) == final_files(trained, unbroken)
+    first, second = result(trained, unbroken), result(trained, broken)
     assert first["eval_report"]["eval_loss_nats"] == second["eval_report"]["eval_loss_nats"]
     assert first["eval_report"]["train_loss_last"] < first["eval_report"]["train_loss_first"]
+
+
+def test_of_adapters_nothing_else_is_trained_or_kept(trained: Path) -> None:
+    told = result(trained, "tuned")["eval_report"]
+    # rank 4 beside the seven linear layers of each of two blocks: 4 × (in + out)
+    adapters = 2 * 4 * (4 * (32 + 32) + 3 * (32 + 64))
+    assert told["trainable_parameters"] == adapters
+    assert told["parameters"] > 8 * adapters
+    assert "model.safetensors" not in final_files(trained, "tuned")
+    size = (checkpoint(trained, "tuned") / "adapter_model.safetensors").stat().st_size
+    assert 4 * adapters < size < 4 * adapters + 8192  # float32, and nothing of the model itself
+
+
+def test_two_ranks_learn_of_examples_what_one_does(trained: Path) -> None:
+    one, two = losses(trained, "plain1", 3), losses(trained, "plain2", 3)
+    assert sorted(one) == [1, 2, 3]
+    assert two == pytest.approx(one, abs=1e-6)
+
+
+def test_a_profile_is_of_all_ranks(trained: Path) -> None:
+    files = trained / "plain2" / "profile"
+    assert sorted(path.name for path in files.iterdir()) == ["rank_1.trace.json.gz", "summary.json"]
+    summary = json.loads((files / "summary.json").read_text())
+    assert (summary["first_step"], summary["last_step"], len(summary["ranks"])) == (2, 3, 2)
+    assert all(spent[part] > 0 for spent in summary["ranks"] for part in ("forward", "backward", "communication"))
+
+
+@pytest.mark.long("it compares times")
+def test_the_rank_that_the_others_wait_for_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    config = {**TINY, "trainer": {**TINY["trainer"], "steps": 6}, "profile": {"steps": "2-5"}}
+    codes, said = train(tmp_path, [Start("slow", config, slow_s=1.5)])
+    assert codes == [[0, 0]], said
+    assert "rank 1 is the slowest by" in said

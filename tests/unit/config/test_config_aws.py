@@ -181,7 +181,9 @@ def test_hostile_text_is_refused_in_every_key(write: Write, key: str, text: str)
         ("169.254.7.0/24", "wireguard", "private IPv4 network"),
     ],
 )
-def test_mesh_cidr(write: Write, text: str, mesh: str, fault: str) -> None:
+def test_a_mesh_cidr_is_private_wide_enough_and_for_wireguard_alone(
+    write: Write, text: str, mesh: str, fault: str
+) -> None:
     path = write(mesh_cidr=text, mesh=mesh)
     if fault:
         assert fault in said(path)

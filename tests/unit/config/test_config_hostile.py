@@ -207,14 +207,14 @@ def test_long_and_many_overrides(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ['a"b', "a\\b", "a$b", "a`b", "a%b", "a{b", "a}b", "a\nb", "a\x7fb", "a\x85b", "a\udcffb"]
 )
-def test_unsafe_path(name: str) -> None:
+def test_a_path_that_a_tool_would_expand_is_refused(name: str) -> None:
     with pytest.raises(UsageError) as caught:
         safe_path(Path("/home/me") / name / "work")
     assert str(caught.value).isprintable() and caught.value.hint
 
 
 @pytest.mark.parametrize("name", ["a b", "it's", "señor", "日本", "a&b", "a;b", "(1)", "-x", "a=b", "#1"])
-def test_safe_path(name: str) -> None:
+def test_a_path_that_no_tool_expands_may_hold_a_workspace(name: str) -> None:
     safe_path(Path("/home/me") / name)
 
 
@@ -247,7 +247,7 @@ WORDS = st.sampled_from(
 
 @FUZZ
 @given(raw=st.binary(max_size=200) | st.lists(WORDS, max_size=40).map("".join).map(str.encode))
-def test_any_bytes(raw: bytes) -> None:
+def test_any_bytes_are_parsed_or_refused(raw: bytes) -> None:
     try:
         parse_yaml(raw, "f.yaml")
     except ConfigError as error:
@@ -263,11 +263,11 @@ KEYS = st.sampled_from(
 
 @FUZZ
 @given(data=st.dictionaries(KEYS | st.text(max_size=4), JUNK | st.lists(st.dictionaries(KEYS, JUNK)), max_size=5))
-def test_any_data(tmp_path: Path, data: dict[str, Any]) -> None:
+def test_any_data_is_accepted_or_refused(tmp_path: Path, data: dict[str, Any]) -> None:
     accepts_or_refuses(write(tmp_path, json.dumps(data, ensure_ascii=False)))
 
 
 @FUZZ
 @given(text=st.text(max_size=30) | st.lists(WORDS | st.sampled_from(["=", ".", "[0]"]), max_size=12).map("".join))
-def test_any_override(tmp_path: Path, text: str) -> None:
+def test_any_override_is_accepted_or_refused(tmp_path: Path, text: str) -> None:
     accepts_or_refuses(write(tmp_path, json.dumps(OWN)), (text, f"cluster.0.{text}", f"name={text}"))

@@ -28,7 +28,7 @@ def said(path: Path, text: str, *overrides: str, load: Any = load_cluster) -> li
     return [str(problem).removeprefix(f"{path.parent}/") for problem in caught.value.problems]
 
 
-def test_own_hosts(path: Path) -> None:
+def test_own_hosts_keep_their_gpus_ports_and_names(path: Path) -> None:
     path.write_text("cluster:\n- {host: B.example, gpus: 4}\n- {host: '::1', gpus: 2, name: last, port: 2222}\n")
     config = load_cluster(path)
     assert (config.name, config.provider, config.gpus, config.node_names) == ("c", "static", (4, 2), ("n0", "last"))
@@ -73,7 +73,7 @@ def test_every_fault_at_once(path: Path) -> None:
     ]
 
 
-def test_faults_of_hosts(path: Path) -> None:
+def test_each_fault_of_a_host_is_told_with_its_line(path: Path) -> None:
     text = """\
         cluster:
           - {host: -oProxyCommand=x, gpu: 4}
@@ -94,6 +94,17 @@ def test_faults_of_hosts(path: Path) -> None:
         "c.yaml:5: cluster[3]: the same name as cluster[1]: 'n1' (hint: rename one)",
         "c.yaml:6: cluster[3].gpus: expected a whole number, found true",
         "c.yaml:8: nodes: means nothing for your own hosts (provider static) (hint: remove it)",
+    ]
+
+
+def test_a_word_in_the_place_of_a_section_is_shown_as_one(path: Path) -> None:
+    assert [
+        line.partition("(hint: ")[2] for line in said(path, "cluster: [ubuntu@10.0.0.5, 10.0.0.6:22, gpu_1, -o]\n")
+    ] == [
+        "write {host: 10.0.0.5, user: ubuntu, gpus: …})",
+        "write {host: 10.0.0.6, port: 22, gpus: …})",
+        "write {host: gpu_1, gpus: …})",
+        "",
     ]
 
 
@@ -123,7 +134,7 @@ def test_what_does_not_go_together(path: Path, text: str, problem: str) -> None:
     assert problem in said(path, text)
 
 
-def test_overrides(path: Path) -> None:
+def test_an_override_sets_the_key_it_names(path: Path) -> None:
     path.write_text("cluster:\n- {host: a, gpus: 1}\n- {host: b, gpus: 1}\n")
     config = load_cluster(path, ["cluster.0.gpus=2", "cluster[1].gpus=3", "name=other", "max_hours=1.5"])
     assert (config.gpus, config.name, config.max_hours) == ((2, 3), "other", 1.5)
@@ -258,7 +269,7 @@ def test_resolved_loads_again(path: Path) -> None:
         assert load_cluster(again) == config
 
 
-def test_kind_of(path: Path) -> None:
+def test_a_files_keys_tell_cluster_from_train(path: Path) -> None:
     for text, kind in (
         (LOCAL, "cluster"),
         ("backend: hf\nname: x\nargs: []\n", "train"),

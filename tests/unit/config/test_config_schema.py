@@ -61,7 +61,7 @@ def test_every_example_loads_and_fits_its_schema(example: Path) -> None:
         assert (path.parent / first[1]).resolve() == ROOT / "docs" / f"{kind}.schema.json"
 
 
-def test_there_are_examples() -> None:
+def test_the_examples_of_configs_are_among_those_checked() -> None:
     assert {str(p) for p in EXAMPLES} >= {
         f"configs/{name}.yaml"
         for name in (
@@ -92,7 +92,7 @@ def test_there_are_examples() -> None:
         ({**AWS, "provider": "static"}, False),
     ],
 )
-def test_cluster_schema(data: dict[str, Any], good: bool) -> None:
+def test_the_cluster_schema_tells_good_files_from_bad(data: dict[str, Any], good: bool) -> None:
     assert valid("cluster", data) is good
 
 

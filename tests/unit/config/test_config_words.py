@@ -15,12 +15,12 @@ CLUSTER, TRAIN = [*ClusterConfig.model_fields], [*TrainConfig.model_fields]
 @pytest.mark.parametrize(
     "user", ["ubuntu", "john.doe", "John.Doe", "ec2-user", "_svc", "ada@lab.example.org", "u" * 64]
 )
-def test_login_names(user: str) -> None:
+def test_a_login_name_is_taken_as_it_is(user: str) -> None:
     assert check_user(user) == user
 
 
 @pytest.mark.parametrize("user", ["", ".x", "-x", "@x", "a b", "a:b", "a/b", "a$", "$(id)", "a\n", "ä", "u" * 65, "9a"])
-def test_no_login_names(user: str) -> None:
+def test_what_is_no_login_name_is_refused(user: str) -> None:
     with pytest.raises(ValueError, match="expected a login name"):
         check_user(user)
 

@@ -18,7 +18,8 @@ def loaded(folder: Path, text: str) -> object:
 
 def test_an_environment_is_a_name_or_packages_of_ones_own(tmp_path: Path) -> None:
     assert loaded(tmp_path, "") == loaded(tmp_path, "environment: light") == "light"
-    assert loaded(tmp_path, "environment: none") == "none"
+    for name in ("heavy", "infer", "none"):
+        assert loaded(tmp_path, f"environment: {name}") == name
     made = loaded(tmp_path, "environment: {packages: ['a[b]>=1 ; python_version<\"4\"', 'c @ git+https://x.org/c']}")
     assert isinstance(made, OwnEnvironment) and len(made.packages) == 2
     assert made.what.startswith("packages a[b]>=1")
@@ -29,7 +30,7 @@ def test_an_environment_is_a_name_or_packages_of_ones_own(tmp_path: Path) -> Non
     [
         ("requirements.txt", "a mapping such as {requirements: requirements.txt}"),
         ("uv.lock", "a mapping such as {lock: uv.lock}"),
-        ("heavy", "light, none or a mapping such as {packages: [NAME]}"),
+        ("heavi", "light, heavy, infer, none or a mapping such as {packages: [NAME]}"),
         ("{packages: []}", "exactly one of packages, requirements and lock is needed: found none"),
         ("{requirements: a.txt, lock: uv.lock}", "found requirements and lock"),
         ("{requirements: a.txt, extras: [x]}", "extras belong to lock"),
@@ -46,3 +47,27 @@ def test_what_is_no_environment_is_refused_in_words(tmp_path: Path, value: str, 
     with pytest.raises(ConfigError) as caught:
         loaded(tmp_path, f"environment: {value}")
     assert words in str(caught.value)
+
+
+def test_the_command_line_gives_a_whole_mapping(tmp_path: Path) -> None:
+    (tmp_path / "t.yaml").write_text("script: a.py\nenvironment: heavy\n")
+    made = load_train(tmp_path / "t.yaml", ["environment={packages: [einops>=0.8, 'a[b]']}", "env={A: x, B: '1'}"])
+    assert isinstance(made.environment, OwnEnvironment) and made.environment.packages == ("einops>=0.8", "a[b]")
+    assert made.env == {"A": "x", "B": "1"}
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("environment={packages: [einops]", "not valid YAML"),
+        ("environment={package: [einops]}", "did you mean packages?"),
+        ("environment={packages: [einops]}, x", "not valid YAML"),
+        ("name={a: b}", "expected a single value"),
+        ("env={A: x, A: y}", "A"),
+    ],
+)
+def test_what_is_no_such_mapping_is_refused_with_its_option(tmp_path: Path, value: str, words: str) -> None:
+    (tmp_path / "t.yaml").write_text("script: a.py\n")
+    with pytest.raises(ConfigError) as caught:
+        load_train(tmp_path / "t.yaml", [value])
+    assert words in str(caught.value) and f"--set {value[:20]}" in str(caught.value)

@@ -15,6 +15,8 @@ from nexa_dist import wire
 from nexa_dist.node import outputs
 from nexa_dist.node.code import taking, tree, work
 from nexa_dist.train import checkpoint
+from nexa_dist.train.shards import cover
+from tests import shards
 
 NAMED = {
     "*.csv": (["a.csv", ".csv"], ["d/a.csv", "a.csv.gz"]),
@@ -130,6 +132,14 @@ def test_many_files_come_in_parts_and_too_many_are_cut_off(run: Path, monkeypatc
     monkeypatch.setattr(outputs, "MOST_SEEN", 2)
     assert left(run)["cut"] and not whole["cut"]
     assert left(run / "nowhere") == {"there": False, "files": [], "more": False, "cut": False, "checkpoints": []}
+
+
+def test_of_a_sharded_checkpoint_it_is_told_which_files_are_here(run: Path) -> None:
+    made = shards.write(run / "checkpoints", shards.NAMES[1:3], 4)
+    (row,) = left(run)["checkpoints"]
+    part = cover.part_of(checkpoint.manifest(made))
+    assert part is not None and row["shards"] == part.row() and row["bytes"] == 8
+    assert (row["shards"]["has"], row["shards"]["of"], row["shards"]["bytes"]) == ([1, 2], 4, 16)
 
 
 def test_checkpoints_are_those_with_a_manifest_and_all_files(run: Path) -> None:

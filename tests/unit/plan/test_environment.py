@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from nexa_dist.config.work import OwnEnvironment
 from nexa_dist.errors import UsageError
-from nexa_dist.plan.environment import Asked, asked, blamed, name_of
+from nexa_dist.plan.environment import PROVEN, Asked, asked, blamed, name_of, ours
 
+ROOT = Path(__file__).parents[3]
 FILES = {
     "requirements.txt": "# ours\n-r more/base.txt\n-c limits.txt\n"
     "Lightning[extra] == 2.6.1 ; python_version > '3'  # why\n"
@@ -95,3 +99,18 @@ def test_the_lines_that_uv_complains_of_are_found() -> None:
 def test_names_are_those_of_packages() -> None:
     assert name_of("A.b_c==1") == "a-b-c" and name_of("x @ https://y.org/z.whl") == "x"
     assert name_of("https://y.org/z.whl") == "" and name_of("git+ssh://y.org/z") == ""
+
+
+@pytest.mark.parametrize("name", sorted(PROVEN))
+def test_a_lock_of_ours_has_every_hash_no_address_and_no_build_of_torch(name: str) -> None:
+    lock = (ROOT / "docker" / "lock" / f"{name}.txt").read_text()
+    entries = re.split(r"^(?=[a-z0-9])", lock, flags=re.M)[1:]
+    bare = [entry.split("\n")[0] for entry in entries if "--hash=sha256:" not in entry or "==" not in entry.split()[0]]
+    assert len(entries) > 100 and bare == [] and "://" not in lock and "--index" not in lock
+    names = {name_of(entry.split()[0]) for entry in entries}
+    assert not names & {"torch", "torchvision", "torchaudio", "torchcodec", "nvidia-cublas", "nvidia-nccl-cu13"}
+    file = ROOT / "docker" / f"cuda_{name}.txt"
+    made = ours(name, lock, file.read_text() if file.exists() else "")
+    assert made.names == sorted(PROVEN[name]) and not made.own_torch and Asked.from_json(made.to_json()) == made
+    assert made.key("auto", "torch==1") != made.key("auto", "torch==2")
+    assert made.key("auto") != ours(name, lock.replace("==", "==9", 1), "").key("auto")

@@ -65,7 +65,7 @@ def test_a_configured_endpoint_wins() -> None:
     ("text", "expected"),
     [("", ("", 0)), ("h:1", ("h", 1)), ("[::1]:29500", ("::1", 29500)), ("fe80::1", ("fe80::1", 0)), ("h", ("h", 0))],
 )
-def test_split_endpoint(text: str, expected: tuple[str, int]) -> None:
+def test_an_endpoint_is_split_into_host_and_port(text: str, expected: tuple[str, int]) -> None:
     assert split_endpoint(text) == expected
 
 

@@ -13,9 +13,10 @@ from types import SimpleNamespace
 import pytest
 
 from nexa_dist.errors import NexaError
-from nexa_dist.run import runner, terraform
+from nexa_dist.run import runner
 from nexa_dist.run.runner import Result, SystemRunner
-from nexa_dist.run.terraform import Terraform
+from nexa_dist.run.terraform import locks
+from nexa_dist.run.terraform.stack import Terraform
 
 ROOT = Path(__file__).parents[3]
 LIMIT_S = 90.0
@@ -175,7 +176,7 @@ def test_a_pid_that_was_given_to_another_program_is_not_signalled(killed: Terraf
 def test_a_program_that_ends_just_now_needs_no_signal(killed: Terraform, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
-    monkeypatch.setattr(terraform, "_living", lambda: [(gone.pid, killed.chdir)])
+    monkeypatch.setattr(locks, "_living", lambda: [(gone.pid, killed.chdir)])
     with open(killed.folder / "busy", "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         killed.settle(lambda _: held.close(), interrupt=True)

@@ -129,7 +129,7 @@ def fill(path):
 def die(*args):
     os._exit(9)
 if {moment!r} == "manifest":
-    checkpoint._manifest_bytes = die
+    checkpoint.manifest_bytes = die
 else:
     checkpoint.os.rename = die
 checkpoint.write(root, 2, fill, {{}})

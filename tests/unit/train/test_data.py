@@ -14,8 +14,9 @@ pytest.importorskip("tokenizers")
 
 from nexa_dist.config.train import DatasetConfig, TrainConfig  # noqa: E402
 from nexa_dist.errors import NexaError  # noqa: E402
-from nexa_dist.train import corpus, data  # noqa: E402
+from nexa_dist.train import data  # noqa: E402
 from nexa_dist.train.env import RankEnv  # noqa: E402
+from nexa_dist.train.text import corpus, tokens  # noqa: E402
 
 
 def texts(folder: Path) -> Path:
@@ -73,7 +74,7 @@ def test_every_document_comes_back_from_the_tokens(tmp_path: Path) -> None:
     done = data.prepare(config(root), env(tmp_path))
     tokenizer = Tokenizer.from_file(str(done.folder / "tokenizer.json"))
     both = [*done.part("train").tolist(), *done.part("held_out").tolist()]
-    found = tokenizer.decode(both, skip_special_tokens=False).split(data.END)[:-1]
+    found = tokenizer.decode(both, skip_special_tokens=False).split(tokens.END)[:-1]
     assert sorted(found) == sorted(path.read_text() for path in root.iterdir())
 
 

@@ -55,7 +55,7 @@ def until(holds: Callable[[], object]) -> None:
         time.sleep(0.001)
 
 
-def test_two_stay_in_both_places(env: RankEnv) -> None:
+def test_the_two_newest_checkpoints_stay_here_and_in_the_store(env: RankEnv) -> None:
     keeper = Keeper(env)
     keeper.begin()
     for step in (10, 20, 30):

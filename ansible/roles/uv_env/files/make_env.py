@@ -206,10 +206,12 @@ FAILURES = (
 
 
 def main(message: dict[str, Any], say: Say) -> dict[str, Any]:
-    """The user's own environment `env`. Answers what is in it, or {"refused", "said"}: the kind of failure, uv's words.
+    """The environment `env` beside light. Answers what is in it, or {"refused", "said"}: the kind of failure, uv's
+    words.
 
     message: env, tools, cache, find_links, backend as above; uv (text of uv.txt), torch (text of the pin; empty where
-    the user's files have theirs), base (text of our lock, below packages of the user's), kind, files (text by name),
+    the user's files have theirs), base (text of our lock, below packages of the user's), kind (lock, requirements,
+    packages; ours: a lock of ours with hashes, and pins of what comes in a build for that torch), files (text by name),
     extras, freeze (what an earlier build came to), needs (names that must be there), proof (names to import),
     what (the environment in a word), index (variables for uv).
     """
@@ -247,13 +249,19 @@ def own(message: dict[str, Any], env: Path, inputs: Path, say: Say) -> None:
     uv = uv_of_path() or pinned_uv(Path(message["tools"]), inputs / "nexa" / "uv.txt", environment)
     base = str(Path(getattr(sys, "_base_executable", sys.executable)).resolve())
     lock = inputs / "nexa" / "lock.txt"
-    if message["kind"] != "lock":
+    if message["kind"] not in ("lock", "ours"):
         compiled(message, uv, base, lock, environment, say)
     heard([uv, "venv", "--no-project", "--python", base, str(env)], environment, say)
     python = str(env / "bin" / "python")
     backend = [] if message["find_links"] else [f"--torch-backend={message['backend']}"]
     install = [uv, "pip", "install", "--python", python, *backend]
-    if message["kind"] == "lock":
+    if message["kind"] == "ours":
+        top, *pins = message["files"]
+        heard([*install[:5], "--no-deps", "--require-hashes", "-r", top], environment, say, inputs)
+        rest = ["--no-deps"] if message["find_links"] else ["--constraint", top]
+        wanted = [word for name in ("nexa/torch.txt", *pins) for word in ("-r", name)]
+        heard([*install, *rest, *wanted], environment, say, inputs)
+    elif message["kind"] == "lock":
         extras = [word for extra in message["extras"] for word in ("--extra", extra)]
         sync = [uv, "sync", "--frozen", "--no-install-workspace", "--python", python, *extras]
         heard(sync, {**environment, "UV_PROJECT_ENVIRONMENT": str(env)}, say, inputs)

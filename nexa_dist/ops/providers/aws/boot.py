@@ -16,7 +16,7 @@ from nexa_dist.plan.aws import scope as planned
 from nexa_dist.plan.aws.offers import Candidate
 from nexa_dist.run.runner import CommandFailed
 from nexa_dist.run.ssh import connections, keys
-from nexa_dist.run.terraform import TerraformFailed
+from nexa_dist.run.terraform.stack import TerraformFailed
 
 PRIVATE = "whether this machine reaches private addresses of your subnets (VPN, peering, a machine within)"
 

@@ -15,28 +15,29 @@ from nexa_dist.plan.aws import prices
 from nexa_dist.plan.aws.scope import AwsScope, only_this_run
 from nexa_dist.run import bundle, files
 from nexa_dist.run.aws import client as aws_client
-from nexa_dist.run.terraform import Terraform, TerraformFailed, binary
+from nexa_dist.run.terraform.settings import binary
+from nexa_dist.run.terraform.stack import Terraform, TerraformFailed
 
 DURABLE = "nexa:durable"
 """Tag of the buckets that stacks/aws-durable makes: `durable` for what nodes write, `state` for Terraform's states."""
 
 
 def stack(ctx: Context, name: str) -> Terraform:
-    """Its state lies beside those of the clusters, in `.nexa/buckets/<name>`."""
+    """The bucket's stack, whose state lies beside those of the clusters, in `.nexa/buckets/<name>`."""
     folder = ctx.workspace.root / ".nexa" / "buckets" / name
     return Terraform(ctx.runner, binary(ctx.workspace.root), folder, "aws-durable", keys=aws_client.keys)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the cloud tells of a bucket's name: whose it is and in which region (empty: it does not say)."""
+    """The cloud's word about a bucket's name: its owner and in which region (empty: it does not say)."""
 
     whose: Literal["ours", "another account's", "nobody's", "unknown"]
     region: str = ""
 
 
 def look(scope: AwsScope) -> Seen:
-    """Whose the scope's bucket is. "Forbidden" alone tells nothing: ours says so too, without s3:ListBucket."""
+    """Look whose the scope's bucket is. "Forbidden" alone tells nothing: ours says so too, without s3:ListBucket."""
     region = scope.region
     for _ in range(2):
         try:
@@ -94,7 +95,7 @@ def _taken(scope: AwsScope) -> NexaError:
 
 
 def notes(scope: AwsScope) -> tuple[str, ...]:
-    """What a plan says of the bucket: that its traffic costs, when it is in another region than the nodes."""
+    """Notes of a plan about the bucket: that its traffic costs, when it is in another region than the nodes."""
     seen = usable(scope) if scope.bucket else Seen("nobody's")
     if seen.region in ("", scope.region):
         return ()
@@ -107,7 +108,7 @@ def notes(scope: AwsScope) -> tuple[str, ...]:
 
 
 def kept(scope: AwsScope) -> list[str]:
-    """What a teardown leaves, as far as it is ours: a name that another account has is no bucket of ours."""
+    """Buckets that a teardown leaves, as far as they are ours: a name that another account has is no bucket of ours."""
     if not scope.bucket:
         return []
     try:

@@ -17,7 +17,7 @@ from nexa_dist.plan.aws.scope import AwsScope
 from nexa_dist.refusal import CURES, OF_INSTANCES_CURE
 from nexa_dist.run import files
 from nexa_dist.run.aws.client import Cloud
-from nexa_dist.run.terraform import TerraformFailed
+from nexa_dist.run.terraform.stack import TerraformFailed
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 15.0, 120.0
 SHOWN = 8
@@ -67,7 +67,7 @@ def survey(ctx: Context, config: ClusterConfig, scope: AwsScope) -> tuple[list[t
 
 
 def _reserved(ctx: Context, config: ClusterConfig, scope: AwsScope) -> Candidate:
-    """What the reservation holds; it must hold enough now, too."""
+    """Candidate that the reservation holds; enough of it must be free now, too."""
     name, cloud = scope.given.reservation, Cloud(scope.region)
     row = cloud.reservation(name)
     _, faults = aws_given.reserved(name, row, config.nodes or 0, ctx.now())
@@ -155,7 +155,7 @@ def search(
 
 
 def _nobody(config: ClusterConfig, refused: Sequence[str], forbidden: Sequence[str]) -> NexaError:
-    """What each offer said. To wait helps against a lack of capacity alone."""
+    """Error that says how each offer was refused. To wait helps against a lack of capacity alone."""
     said = "; ".join((*refused, *forbidden))
     cures = [CURES["capacity"]] if refused else ["nothing is left running"]
     cures += [OF_INSTANCES_CURE] if forbidden else []

@@ -1,4 +1,4 @@
-"""Whose an aws cluster is, and what of it is there: the claim, and what the cloud says exists beside the state."""
+"""Claim on an aws cluster's name, and the resources of the cluster that exist in the cloud beside the state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nexa_dist.run.runner import CommandFailed
 from nexa_dist.run.workspace import ClusterFolder
 
 ATTACHED = ("network interface", "volume", "key pair", "spot request")
-"""What no state names: it comes and goes with an instance, or is the claim itself."""
+"""Kinds that no state names: they come and go with an instance, or are the claim itself."""
 
 
 class Held(NexaError):
@@ -22,8 +22,8 @@ class Held(NexaError):
 
 
 def interrupted(folder: ClusterFolder) -> bool:
-    """Whether a command died between an intent and its outcome, and no gang was made whole since: something may exist
-    that nobody saw."""
+    """Tell whether a command died between an intent and its outcome, and no gang was made whole since: something may
+    exist that nobody saw."""
     rows = timeline(files.read_lines(folder.path / "journal.jsonl"))
     whole = [place for place, row in enumerate(rows, 1) if row["step"] == "create" and row["state"] == "done"]
     return any(row["state"] == "killed" for row in rows[whole[-1] if whole else 0 :])

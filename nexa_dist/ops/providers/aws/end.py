@@ -25,22 +25,22 @@ from nexa_dist.run.aws import end_tagged, strangers, tagged
 from nexa_dist.run.aws.denied import denied_action
 from nexa_dist.run.aws.strangers import Stranger
 from nexa_dist.run.aws.tagged import TaggedResource, Unseen
-from nexa_dist.run.terraform import Locked
+from nexa_dist.run.terraform.locks import Locked
 from nexa_dist.run.workspace import ClusterFolder
 
 TRIES = 3
 DESTROY_LIMIT_S = 900.0
-"""For all tries together: what Terraform has not ended by then the sweep ends, or names."""
+"""Limit in seconds of all tries together: what Terraform has not ended by then the sweep ends, or names."""
 LOOK_EVERY_S = 10.0
 CLAIM = "key pair"
 ROUNDS = 100
 FEWER = 40
-"""Where something is hidden: what hangs on that does not go by waiting."""
+"""Rounds of the sweep where something is hidden: what depends on hidden things does not go by waiting."""
 
 
 def scope_of(ctx: Context, folder: ClusterFolder, config: ClusterConfig | None) -> AwsScope | None:
-    """Whose cluster it is: as written down here, else (lost, torn, another machine) from the cluster's file, else from
-    the journal.
+    """Scope of the cluster (account, region, owner): as written down here, else (lost, torn, another machine) from the
+    cluster's file, else from the journal.
 
     None for a cluster that is not of provider aws. Raises NexaError when none of them tells.
     """
@@ -74,7 +74,8 @@ def scope_of(ctx: Context, folder: ClusterFolder, config: ClusterConfig | None) 
 
 
 def _journalled_scope(ctx: Context, folder: ClusterFolder) -> AwsScope | None:
-    """By the last claim. A folder of aws without one is never taken for a local cluster's: its receipt would lie."""
+    """Scope by the journal's last claim. A folder of aws without one is never taken for a local cluster's: its receipt
+    would lie."""
     if told := claims(folder.path):
         region, account, owner = (str(told[-1][key]) for key in ("region", "account", "owner"))
         return AwsScope(folder.name, region, account, owner, our_tag(ctx), created_unix=0, expires_unix=0)
@@ -106,7 +107,7 @@ def holder_elsewhere(ctx: Context, scope: AwsScope) -> str:
 
 
 class Sight:
-    """What the cloud shows of a cluster, and what it hides, at each look.
+    """View of a cluster in the cloud: what is shown of it, and what it hides, at each look.
 
     Profiles and roles are made for a bucket alone, so without one they are not asked for: unless another workspace had
     a part in the cluster, or the scope is guessed from a file, which may have named a bucket once.
@@ -135,7 +136,8 @@ def _by_key(things: Sequence[TaggedResource]) -> dict[Key, TaggedResource]:
 
 
 def _state(thing: TaggedResource, after: Mapping[Key, TaggedResource], unseen: Sequence[Unseen]) -> str:
-    """At the last look. What is not shown is gone where its kind was told, and `?` where it was not."""
+    """State of a resource at the last look. A resource that is not shown is gone where its kind was told, and `?` where
+    it was not."""
     if thing.key in after:
         return after[thing.key].state
     return "?" if (thing.kind, thing.region) in {(kind.kind, kind.region) for kind in unseen} else "gone"
@@ -231,7 +233,7 @@ def _terraform_destroy(
 
 
 def _strangers(look: Callable[[], Iterable[TaggedResource]]) -> list[Stranger]:
-    """What of others holds what `look` finds. A cloud that does not say holds up nothing."""
+    """Resources of others that hold what `look` finds. A cloud that does not say holds up nothing."""
     try:
         return strangers.find(look())
     except NexaError:

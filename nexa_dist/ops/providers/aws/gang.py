@@ -21,7 +21,8 @@ from nexa_dist.run.aws import client as aws_client
 from nexa_dist.run.aws import end_tagged, tagged
 from nexa_dist.run.aws.tagged import TaggedResource
 from nexa_dist.run.ssh import keys
-from nexa_dist.run.terraform import Terraform, binary
+from nexa_dist.run.terraform.settings import binary
+from nexa_dist.run.terraform.stack import Terraform
 from nexa_dist.run.workspace import ClusterFolder
 
 CREATE_LIMIT_S = 900.0
@@ -49,7 +50,8 @@ class Gang:
     """Hours that nodes which cost this many USD an hour may live; raises NexaError when no budget is left."""
 
     def find(self, *kinds: str) -> list[TaggedResource]:
-        """All of the cluster, or of the kinds that are named. Without a bucket no profile is made, nor asked for."""
+        """Find all resources of the cluster, or of the named kinds. Without a bucket no profile is made, nor asked
+        for."""
         wanted = kinds or (tagged.ALL if self.scope.bucket else tagged.EC2)
         return tagged.find(self.scope.region, self.scope.owner, self.scope.cluster, wanted)
 
@@ -104,7 +106,7 @@ def open_gang(
 
 
 def offer_file(folder: ClusterFolder) -> Path:
-    """What the gang of this folder was made of, or was to be; written before it is tried."""
+    """File of the offer that the gang of this folder was made of, or was to be; written before it is tried."""
     return folder.path / "offer.json"
 
 

@@ -1,4 +1,4 @@
-"""What the user already has and the cluster is put into, asked of the cloud once, before anything is made."""
+"""Resources that the user already has and the cluster is put into, asked of the cloud once, before anything is made."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def changed(known: Given, config: ClusterConfig) -> str:
 
 
 def _vpc(ctx: Context, vpc: str, cidr: str, region: str) -> list[str]:
-    """Who may not look at the VPC may still be allowed to use it."""
+    """Check the user's VPC; a user who may not look at it may still be allowed to use it."""
     ec2, here = aws_client.client("ec2", region), [{"Name": "vpc-id", "Values": [vpc]}]
     gate = [{"Name": "attachment.vpc-id", "Values": [vpc]}]
     try:

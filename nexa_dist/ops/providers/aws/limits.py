@@ -1,4 +1,4 @@
-"""What the account may have, asked before anything is made: quotas, the image, room for a network.
+"""Limits of the account, asked before anything is made: quotas, the image, room for a network.
 
 What may not be asked is said with the right that is missing, and stops nobody.
 """
@@ -71,8 +71,8 @@ def within(
 
 
 def refuse_impossible(config: ClusterConfig, scope: AwsScope) -> list[str]:
-    """What could not be asked. Raises NexaError for an image that no node can boot from, and where the region has no
-    room for another network."""
+    """List what could not be asked. Raises NexaError for an image that no node can boot from, and where the region has
+    no room for another network."""
     ask, limits = Asking(), Limits(scope.region)
     if told := ask(f"image {scope.image}", lambda: limits.image_fault(scope.image, config.volume_gb)):
         raise NexaError(f"image {scope.image} {told}", hint="check ami, region and volume_gb in the cluster's file")

@@ -1,4 +1,4 @@
-"""Whose resources a sweep looks for: every owner by whose name something may have been made from here."""
+"""Owners whose resources a sweep looks for: every owner by whose name something may have been made from here."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def keep(ctx: Context, region: str, spot: Spot) -> None:
 
 
 def kept(ctx: Context, region: str) -> tuple[dict[tuple[str, str], float], float]:
-    """What is known, and the age of the oldest of it in seconds."""
+    """Prices that are known, and the age of the oldest in seconds."""
     rows = {tuple(name.split()): row for name, row in _read(ctx, region).items()}
     spot = {(name[0], name[1]): row[0] for name, row in rows.items()}
     return spot, max((max(0.0, ctx.now() - row[1]) for row in rows.values()), default=0.0)

@@ -26,7 +26,7 @@ __all__ = ["destroy", "make", "plan", "proof", "says", "usage"]
 
 
 def destroy(ctx: Context, folder: ClusterFolder, scope: Any = None) -> dict[str, Any]:
-    """As `end.destroy`; a cloud that cannot be asked has confirmed nothing."""
+    """Destroy as `end.destroy` does; a cloud that cannot be asked has confirmed nothing."""
     try:
         return end.destroy(ctx, folder, scope)
     except NexaError as error:
@@ -57,7 +57,7 @@ def says(ctx: Context, cluster: Cluster, node: Node) -> tuple[CloudWord, str]:
 
 
 def usage(ctx: Context, folder: ClusterFolder) -> float:
-    """When each instance was on, by the cloud's own books and clock."""
+    """Record when each instance was on, by the cloud's own books and clock."""
     scope = known_scope(folder)
     if scope is None:
         return ctx.now()
@@ -69,7 +69,7 @@ def usage(ctx: Context, folder: ClusterFolder) -> float:
 
 
 def plan(ctx: Context, folder: ClusterFolder, config: ClusterConfig, wish: Wish) -> Planned:
-    """Of the first of `wish.offers`, or of the gang that is there."""
+    """Plan of the first of `wish.offers`, or of the gang that is there."""
     gang = open_gang(ctx, folder, config, wish.hours)
     gang.terraform.settle(ctx.detail, interrupt=False)
     candidate = wish.offers[0] if wish.offers else known_offer(folder)

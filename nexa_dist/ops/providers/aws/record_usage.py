@@ -1,4 +1,4 @@
-"""What the cloud itself says of a cluster's instances and prices, added to the ledger."""
+"""Recording of usage from the cloud's own word: a cluster's instances and prices, added to the ledger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where an aws cluster is and whose it is: asked once, written down before anything is made."""
+"""Scope of an aws cluster (account, region, owner): asked once, written down before anything is made."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _image(ctx: Context, config: ClusterConfig, region: str, owner: str) -> str:
 
 
 def _refuse_change(known: AwsScope, config: ClusterConfig, region: str, who: aws_client.Identity) -> None:
-    """What cannot change under a living cluster, and an account that is not the one it was made in."""
+    """Refuse what cannot change under a living cluster, and an account that is not the one it was made in."""
     check_account(known, who)
     if key := changed(known.given, config):
         raise UsageError(

@@ -81,7 +81,7 @@ def _kept(row: dict[str, Any]) -> str:
 
 
 def _names(ctx: Context, record: Record, cluster: str) -> dict[str, list[str]]:
-    """What the bootstraps of this cluster, and the runs of this workspace on it, have brought to the hosts."""
+    """Names of what the bootstraps of this cluster, and the runs of this workspace on it, have brought to the hosts."""
     runs: list[str] = []
     code: set[str] = set()
     data: set[str] = set()

@@ -1,5 +1,5 @@
-"""Which host key each of the user's own hosts is to have. Nothing is believed because a host says so: somebody vouches
-for every key, the cluster's file, the user's known_hosts, or the user when asked.
+"""Host keys of the user's own hosts. Nothing is believed because a host says so: somebody vouches for every key, the
+cluster's file, the user's known_hosts, or the user when asked.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def find(ctx: Context, config: ClusterConfig) -> list[Adopted]:
 
 
 def _refuse_what_ssh_does_not_quote(ctx: Context, users: Cluster, folder: ClusterFolder, node: Node) -> None:
-    """For a jump host ssh calls itself through a shell, with the path of its configuration as it is."""
+    """Refuse a path that ssh does not quote: for a jump host ssh calls itself through a shell, with the path of its
+    configuration as it is."""
     paths = (users.ssh_config, str(folder.path))
     if all(shlex.quote(path) == path for path in paths if path):
         return

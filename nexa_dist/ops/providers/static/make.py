@@ -125,7 +125,7 @@ def _opened(
         python=config.python,
         system_changes=old.system_changes or config.system_changes,
     )
-    with folder.journalled("adopt", keys={one.node: f"{one.key.fingerprint} ({one.by})" for one in adopted}):
+    with folder.journalled("pin host keys", keys={one.node: f"{one.key.fingerprint} ({one.by})" for one in adopted}):
         record.save(folder)
         static_known_hosts.pin(folder, config, adopted)
     return record

@@ -21,12 +21,12 @@ def proof(receipt: Mapping[str, Any]) -> str:
 
 
 def says(ctx: Context, cluster: Cluster, node: Node) -> tuple[CloudWord, str]:
-    """Nothing: nobody made them."""
+    """Say nothing: nobody made these hosts."""
     return "", ""
 
 
 def usage(ctx: Context, folder: ClusterFolder) -> float:
-    """Nothing but our own clock: they are on for as long as the cluster is."""
+    """Record usage by our own clock: the hosts are on for as long as the cluster is."""
     return ctx.now()
 
 

@@ -70,6 +70,24 @@ DATA = (
         says("UnicodeDecodeError: {detail}"),
     ),
     row(
+        "tokenizer_broken",
+        "the file of the tokenizer is no SentencePiece model: half fetched, a pointer of git-lfs, or of another kind",
+        "look at it (nexa ssh NODE -- ls -l FILE) and fetch it again; git lfs pull where it lies in a repository",
+        says("ParseFromArray(serialized.data(), serialized.size())"),
+    ),
+    row(
+        "no_chat_template",
+        "the tokenizer has no chat template: that of a base model, mostly",
+        "set tokenizer.chat_template, or take the tokenizer of the model that was tuned to talk",
+        says("because tokenizer.chat_template is not set"),
+    ),
+    row(
+        "adapter_absent",
+        "there is no adapter of PEFT there: {detail}",
+        "name the folder that holds adapter_config.json; a model that was saved whole needs no adapter",
+        says("Can't find 'adapter_config.json' at {detail}"),
+    ),
+    row(
         "image_broken",
         "an image cannot be read: {detail}",
         "leave that file out or fetch it again (its size on the node: nexa ssh NODE -- ls -l FILE); a dataset may skip"

@@ -10,7 +10,7 @@ POINTER = patterns(
     r"git-lfs",
     r"HeaderTooLarge|deserializing header: header too large",
 )
-"""What loaders say of a text that begins with `version` or `<`."""
+"""Words of loaders about a text that begins with `version` or `<`."""
 
 MACHINE = (
     Signature(

@@ -21,7 +21,7 @@ MISTAKE = "an error of the program: mend it there; every attempt would end the s
 NOT_KNOWN = (
     "nothing more is known of it here: look where it points; if one node alone has it, look at that with nexa diag"
 )
-"""Of an exception that a node can bring about as well as a program."""
+"""Cure of an exception that a node can bring about as well as a program."""
 
 PROGRAM = (
     Signature(

@@ -138,6 +138,20 @@ RANKS = (
         says("RuntimeError: DataLoader timed out after {detail}"),
     ),
     row(
+        "parallel_sizes",
+        "the ranks cannot be dealt out to the parallel sizes that were asked for: {detail}",
+        "the number of ranks has to be a multiple of tensor times pipeline times context parallel: change those, or"
+        " nodes and gpus_per_node in cluster.yaml",
+        says("world size ({detail} is not divisible by", "world_size ({detail} is not divisible by"),
+    ),
+    row(
+        "zero_inflight",
+        "the ranks of ZeRO 3 did not go through the same layers in the same order: {detail}",
+        "let every rank call every layer (experts, a branch that depends on the batch), set stage3_prefetch_bucket_size"
+        " to 0 in DeepSpeed's config, or take stage 2",
+        says("still have inflight params{detail}"),
+    ),
+    row(
         "no_more_processes",
         "no further thread or process could be started: {detail}",
         "start fewer (num_workers, OMP_NUM_THREADS in env:), or raise the limit of the node's user (ulimit -u,"

@@ -1,4 +1,4 @@
-"""What a known way to fail is made of."""
+"""Signature: the parts of a known way to fail."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ ASKING = (1, 2, 15)
 
 
 class Tier(IntEnum):
-    """How much a finding explains. Of CAUSE and OWN the earlier comes first; SETUP is before what is later and OWN, and
-    gives way to any CAUSE; LATE and FOLLOWS outweigh nothing above them, whatever their times."""
+    """Tier of a finding: how much it explains. Of CAUSE and OWN the earlier comes first; SETUP is before what is later
+    and OWN, and gives way to any CAUSE; LATE and FOLLOWS outweigh nothing above them, whatever their times."""
 
     CAUSE = 0
-    """It failed by itself, and of what is known."""
+    """Failed by itself, of a known cause."""
     OWN = 1
-    """It failed by itself, of something that is not in the table, or without a word."""
+    """Failed by itself, of something that is not in the table, or without a word."""
     SETUP = 2
     """The ranks did not find each other; true when nothing failed before that."""
     LATE = 3
-    """It waited in vain for another one."""
+    """Waited in vain for another rank."""
     FOLLOWS = 4
     """Another rank went away, or it did what it was told."""
 
@@ -49,7 +49,7 @@ class Exit:
 
 @dataclass(frozen=True)
 class Found:
-    """As much of `re.Match` as is used of it."""
+    """Match: as much of `re.Match` as is used."""
 
     at: int
     detail: bytes
@@ -85,7 +85,7 @@ class Phrase:
         return None
 
     def _places(self, text: bytes, at: int, end: int) -> list[int]:
-        """Where each piece begins in a line, and the line's end; fewer when one is not there."""
+        """Places at which each piece begins in a line, and the line's end; fewer when one is not there."""
         places: list[int] = []
         for piece in self.pieces:
             at = text.find(piece, at, end)

@@ -1,0 +1,93 @@
+"""The user's Axolotl YAML: keys that Axolotl would take in silence without knowing them, and what cannot be.
+
+axolotl_keys.json is what `python -m nexa_dist.train.backends.ax_keys` printed, of the Axolotl in docker/lock/heavy.txt.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from nexa_dist.config.load import of_project
+from nexa_dist.config.problems import nearest
+from nexa_dist.config.train import TrainConfig
+from nexa_dist.config.yaml.file import display_name, parse_yaml, read_bytes
+from nexa_dist.config.yaml.tree import Document, PathKey, dotted
+from nexa_dist.errors import ConfigError, Problem
+
+REFUSED = {
+    "load_best_model_at_end": "the checkpoints are the run's own, and the last one counts",
+    "use_ray": "nexa run starts the ranks",
+    "hub_model_id": "a node has the weights in the run's folder: nexa pull brings them",
+}
+"""Keys that a run cannot honour, where they are set to more than false, and why."""
+
+
+@cache
+def known() -> Mapping[str, Any]:
+    """axolotl_keys.json, as ax_keys.py says it."""
+    found: dict[str, Any] = json.loads(Path(__file__).with_name("axolotl_keys.json").read_text(encoding="utf-8"))
+    return found
+
+
+@dataclass(frozen=True)
+class AxolotlFile:
+    """`files`: paths in the project that it names."""
+
+    files: tuple[str, ...] = ()
+
+
+def read(config: TrainConfig) -> AxolotlFile:
+    """The file that `config` of train.yaml names, from the folder of the project. Raises ConfigError with every fault
+    of it."""
+    path = of_project(str(config.config))
+    return check(display_name(path), read_bytes(path))
+
+
+def check(file: str, content: bytes) -> AxolotlFile:
+    """`content` of the file of this name. Raises ConfigError with every fault."""
+    document = parse_yaml(content, file)
+    problems = [*document.problems, *_unknown(document), *_impossible(document)]
+    if problems:
+        raise ConfigError(sorted(problems, key=lambda problem: problem.line))
+    deepspeed = document.data.get("deepspeed")
+    return AxolotlFile((deepspeed,) if isinstance(deepspeed, str) else ())
+
+
+def _unknown(document: Document) -> Iterator[Problem]:
+    places, plugins = known()["keys"], known()["plugins"]
+    named = [str(name) for name in document.data.get("plugins") or ()]
+    top = {*places[""], *(key for name in named for key in plugins.get(name, ()))}
+    strange = any(name not in plugins for name in named)  # a plugin of the user's own may add any key
+    for path in document.lines:
+        names = [part for part in path if isinstance(part, str)]
+        if not names or not isinstance(path[-1], str) or names[0] not in top:
+            continue
+        keys = places.get(".".join(names[:-1]), ()) if len(names) > 1 else top
+        if keys and names[-1] not in keys:
+            yield _at(document, path, "unknown key of Axolotl", nearest(names[-1], sorted(keys)))
+    for name in document.data:
+        if name not in top and not strange:
+            yield _at(document, (name,), "unknown key of Axolotl", nearest(name, sorted(top)))
+
+
+def _impossible(document: Document) -> Iterator[Problem]:
+    data = document.data
+    if data.get("deepspeed") and (data.get("fsdp_config") or data.get("fsdp")):
+        both = "fsdp_config" if data.get("fsdp_config") else "fsdp"
+        yield _at(document, (both,), "deepspeed is there too: each spreads the model its own way", "remove one")
+    for key in ("base_model", "datasets"):
+        if not data.get(key) and not (key == "datasets" and data.get("pretraining_dataset")):
+            yield _at(document, (key,), "this key is missing", "")
+    for key, why in REFUSED.items():
+        if data.get(key):
+            yield _at(document, (key,), f"has no place in a run: {why}", "remove it")
+
+
+def _at(document: Document, path: PathKey, message: str, hint: str) -> Problem:
+    line = document.lines.get(path, (1, 1))[0]
+    return Problem(document.file, line, dotted(path), message, hint)

@@ -1,0 +1,214 @@
+"""Backend `ax`: Axolotl trains by the user's own YAML, under our launcher, with our stop and our checkpoints.
+
+With DDP (LoRA, QLoRA, full weights) rank 0 saves for all, as backend hf does. Where the YAML asks for DeepSpeed or FSDP
+every rank saves its part: see ax_parted.py.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+
+from nexa_dist.config.train import TrainConfig
+from nexa_dist.errors import NexaError
+from nexa_dist.train import agree, control, progress
+from nexa_dist.train.backends import ax_setup
+from nexa_dist.train.backends.ax_parted import Parted
+from nexa_dist.train.backends.ax_setup import axolotl
+from nexa_dist.train.backends.hf import Replicated
+from nexa_dist.train.backends.parallel import Parallel
+from nexa_dist.train.env import RankEnv
+from nexa_dist.train.tracking import Tracker
+
+
+def prepare(config: TrainConfig, env: RankEnv) -> None:
+    """`axolotl preprocess`, once a node: the ranks find the data tokenized in $NEXA_SHARED/data."""
+    cfg = ax_setup.load(config, env, prepares=True)
+    axolotl("cli.preprocess").do_preprocess(cfg, axolotl("cli.args").PreprocessCliArgs(download=False))
+
+
+def train(config: TrainConfig, env: RankEnv) -> int:
+    """Train this rank to the end, or to a SIGTERM. Returns the exit code: 0, or 143 after a stop."""
+    stop = control.StopSignal()
+    control.join(env)
+    data = ax_setup.data(config)
+    hint = "the files of the data sets or of the tokenizer are not the same on every node"
+    agree.check_same("the dataset", control.gather(data.sha256), hint)
+    cfg = ax_setup.load(config, env)
+    parallel: Parallel = Parted(env) if cfg.deepspeed or cfg.fsdp_config or cfg.fsdp else Replicated(env)
+    point = parallel.start(env)
+    parallel.begin(point[0] if point else 0)
+    tracker = Tracker(config, env)
+    try:
+        code = Run(cfg, env, stop, tracker, parallel, data).run(point)
+    finally:
+        tracker.close()
+    control.leave()
+    return code
+
+
+class Run:
+    """One training: Axolotl's own trainer, whose saving and end are ours."""
+
+    def __init__(
+        self,
+        cfg: Any,
+        env: RankEnv,
+        stop: control.StopSignal,
+        tracker: Tracker,
+        parallel: Parallel,
+        data: ax_setup.Data,
+    ) -> None:
+        self.cfg, self.env, self.stop, self.tracker, self.parallel, self.data = cfg, env, stop, tracker, parallel, data
+        sets, training = axolotl("common.datasets"), axolotl("train")
+        meta = (sets.load_preference_datasets if cfg.rl else sets.load_datasets)(cfg=cfg)
+        self.trainer, self.model, self.tokenizer, *_ = training.setup_model_and_trainer(cfg, meta)
+        training.handle_untrained_tokens_fix(cfg, self.model, self.tokenizer, meta.train_dataset)
+        # What hf's saving reads of a trainer.
+        self.trainer.env, self.trainer.cfg = env, SimpleNamespace(async_save=False)
+        self.trainer._save_checkpoint = self.save
+        for kind in (PrinterCallback, ProgressCallback):
+            self.trainer.remove_callback(kind)
+        self.trainer.add_callback(_Steps(self))
+        self.resumed_from: Path | None = None
+        self.saved = -1
+        self.became: dict[str, Any] = {}
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.trainer.state.global_step >= self.trainer.state.max_steps)
+
+    def run(self, point: tuple[int, Path] | None) -> int:
+        first, self.resumed_from = point or (0, None)
+        if point and self.env.rank == 0:
+            print(f"resuming from step {first} of {self.resumed_from}", flush=True)
+        self.saved = first if point else -1
+        source = self.resumed_from
+        if source and (own := source / f"checkpoint-{first}").is_dir():  # of Parted
+            source = own
+        started = time.monotonic()
+        axolotl("train").execute_training(self.cfg, self.trainer, str(source) if source else None)
+        step = self.trainer.state.global_step
+        if self.stop.agreed and not self.ended:
+            self.parallel.stopped(step, self.stop.at or started)
+            return control.EXIT_STOPPED
+        train_s = time.monotonic() - started
+        self.save(self.model, None, last=True)  # where it ended early by a rule of the file
+        self._finish(first, train_s)
+        return 0
+
+    def save(self, _model: Any, _trial: Any, *, last: bool = False) -> None:
+        """In place of the Trainer's own."""
+        step = self.trainer.state.global_step
+        if step != self.saved:  # the end of an epoch may be the last step too
+            self.trainer.store_flos()
+            self.parallel.save(self.trainer, last=last or self.stop.agreed or self.ended)
+            self.saved = step
+
+    def begin(self) -> None:
+        """Before the first step, with the model as the Trainer wrapped it."""
+        self.became = spread(self.cfg, self.trainer, self.env)
+        if self.resumed_from is not None:
+            self.parallel.resume(self.trainer, self.resumed_from)
+        if self.env.rank == 0:
+            count, trained = (self.became[name] for name in ("parameters", "trainable_parameters"))
+            print(
+                f"model {count} parameters, {trained} trained, {self.became['parallel']}, {self.env.world_size} ranks",
+                flush=True,
+            )
+        progress.report(self.trainer.state.global_step, self.trainer.state.max_steps)
+
+    def _finish(self, first: int, train_s: float) -> None:
+        state = self.trainer.state
+        nothing = self.resumed_from if state.global_step == first else None
+        saved = self.parallel.finish(self.trainer, nothing)
+        axolotl("train").save_trained_model(self.cfg, self.trainer, self.model)
+        if self.env.rank != 0:
+            return
+        self.tokenizer.save_pretrained(self.cfg.output_dir)
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        held_out = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        report = {"steps": state.global_step, "train_s": round(train_s, 3), **self.became}
+        report |= {"train_loss_first": losses[0], "train_loss_last": losses[-1]} if losses else {}
+        report |= {"eval_loss_nats": held_out[-1]} if held_out else {}
+        self.parallel.write_result(
+            {
+                "model": self.cfg.base_model,
+                "dataset": {"path": self.data.path, "sha256": self.data.sha256, "bytes": self.data.bytes},
+                "checkpoint": saved,
+                "eval_report": {name: value for name, value in report.items() if name != "parallel"},
+                "parallel": self.became["parallel"],
+                "wandb_run_id": self.tracker.run_id,
+            }
+        )
+        print(f"trained {train_s:.1f} s; the model is in {self.cfg.output_dir}", flush=True)
+
+
+def spread(cfg: Any, trainer: Any, env: RankEnv) -> dict[str, Any]:
+    """What the model really became: `parallel`, and parameters of all, those that are trained, those on each rank.
+    Raises NexaError where it is not what the file asks for."""
+    wrapped, model = trainer.model_wrapped, trainer.model
+    parameters = list(model.parameters())
+    if isinstance(wrapped, DistributedDataParallel):
+        kind = "DDP"
+    elif type(wrapped).__name__ == "DeepSpeedEngine":
+        kind = f"ZeRO-{wrapped.zero_optimization_stage()}"
+    elif any(isinstance(one, DTensor) for one in parameters):
+        kind = "FSDP2"
+    else:
+        kind = {"FullyShardedDataParallel": "FSDP1"}.get(type(wrapped).__name__, "none")
+    asked = "ZeRO" if cfg.deepspeed else "FSDP" if cfg.fsdp_config or cfg.fsdp else ""
+    if (asked and not kind.startswith(asked)) or (kind == "none" and env.world_size > 1):
+        raise NexaError(
+            f"{asked or 'DDP'} over {env.world_size} ranks was asked for, and the model is a {type(wrapped).__name__}",
+            hint="without a GPU Axolotl trains by DDP alone: remove deepspeed and fsdp_config" if asked else "",
+        )
+    trained, count = model.get_nb_trainable_parameters() if hasattr(model, "peft_config") else _counted(parameters)
+    here = sum(one.to_local().numel() if isinstance(one, DTensor) else one.numel() for one in parameters)
+    return {
+        "parallel": kind,
+        "adapter": cfg.adapter or "none",
+        "parameters": count,
+        "trainable_parameters": trained,
+        "local_parameters": control.gather(here),
+    }
+
+
+def _counted(parameters: list[Any]) -> tuple[int, int]:
+    sizes = [(getattr(one, "ds_numel", one.numel()), one.requires_grad) for one in parameters]
+    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
+
+
+class _Steps(TrainerCallback):
+    """Log lines on rank 0, and the stop that all ranks agree on at the end of a step."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._run.begin()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        progress.report(state.global_step, state.max_steps)
+        if self._run.stop.agree() and not self._run.ended:
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+        elif self._run.ended:
+            control.should_save = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        run, step = self._run, state.global_step
+        figures = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        run.tracker.log(step, figures)
+        loss, held_out, rate = (figures.get(name) for name in ("loss", "eval_loss", "learning_rate"))
+        progress.report(step, state.max_steps, loss, learning_rate=rate, held_out=held_out)
+        if run.env.rank == 0 and loss is not None:
+            print(f"step {step}/{state.max_steps} loss {loss:.4f} lr {rate or 0.0:.3e}", flush=True)
+        if run.env.rank == 0 and held_out is not None:
+            print(f"step {step}/{state.max_steps} held-out loss {held_out:.4f}", flush=True)

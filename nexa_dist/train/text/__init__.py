@@ -1,0 +1,1 @@
+"""Text of a training: which files, which documents or examples, which tokens."""

@@ -1,0 +1,145 @@
+"""Backend ax for real, in the environment heavy: two ranks, forked from one interpreter that has Axolotl imported,
+which is most of the time of a training as short as these."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nexa_dist.config.backend_files.axolotl import known
+from nexa_dist.ops.providers.local import free_port
+from tests import heavy
+
+REPO = Path(__file__).resolve().parents[3]
+STEPS, STOP_AT, NEVER = 24, 13, -1
+LORA, TRAIN = "configs/axolotl/science_lora.yaml", "configs/train/axolotl.yaml"
+WHY = "builds the environment heavy (4.2 GB, minutes), then trains; cached after the first time"
+STAGE = """
+import glob, json, os, signal, sys, time
+for name in ("cli.preprocess", "cli.train", "train", "core.builders", "core.builders.causal", "loaders"):
+    __import__("axolotl." + name)
+from nexa_dist.train import launcher, progress
+
+def rank(number, settings, stop_at, words):
+    os.environ.update(settings, RANK=str(number), LOCAL_RANK=str(number))
+    told = progress.report
+    def report(step, *more, **named):
+        told(step, *more, **named)
+        if step == stop_at:
+            open("%s/at_%d" % (settings["NEXA_RUN_DIR"], number), "w").close()
+        while step == stop_at and signal.getsignal(signal.SIGTERM).__self__.at is None:  # control.StopSignal
+            time.sleep(0.01)
+    progress.report = report
+    if "parted" in settings["NEXA_RUN_DIR"]:
+        from nexa_dist.train.backends import ax
+        ax.Replicated = ax.Parted  # which DeepSpeed and FSDP get, for which there is no GPU here
+    return launcher.main(["--backend", "ax", *words])
+
+for line in sys.stdin:
+    settings, stop_at, ranks, words = json.loads(line)
+    os.makedirs(settings["NEXA_RUN_DIR"], exist_ok=True)
+    settings["WORLD_SIZE"] = str(ranks)
+    pids = []
+    for number in range(ranks):
+        pid = os.fork()
+        if pid == 0:
+            code = 70
+            try:
+                code = rank(number, settings, stop_at, words)
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        pids.append(pid)
+    if stop_at > 0:
+        until = time.monotonic() + 600
+        while len(glob.glob(settings["NEXA_RUN_DIR"] + "/at_*")) < ranks and time.monotonic() < until:
+            time.sleep(0.01)
+        for pid in pids:
+            os.kill(pid, signal.SIGTERM)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    print("CODES", json.dumps(codes), flush=True)
+"""
+
+
+def environment(folder: Path) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("NEXA_", "RANK", "WORLD_SIZE"))}
+    more = {"PYTHONPATH": str(REPO), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "AXOLOTL_DO_NOT_TRACK": "1"}
+    more |= {"NEXA_SHARED": str(folder / "shared"), "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    return {**kept, **more}
+
+
+def stage(folder: Path, jobs: list[tuple[str, int, int, list[str]]]) -> tuple[list[list[int]], str]:
+    """(run folder, step to stop at, ranks, arguments) of one launch after the other; their exit codes, and what
+    they said."""
+    asked = ""
+    for name, stop_at, ranks, words in jobs:
+        settings = {"NEXA_RUN_DIR": str(folder / name), "MASTER_PORT": str(free_port("127.0.0.1"))}
+        asked += json.dumps([settings, stop_at, ranks, words]) + "\n"
+    done = subprocess.run(
+        [heavy.interpreter(), "-c", STAGE],
+        cwd=folder,
+        env=environment(folder),
+        input=asked,
+        capture_output=True,
+        text=True,
+        timeout=2400,
+    )
+    said = done.stdout + done.stderr
+    return [json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("CODES ")], said
+
+
+@pytest.mark.long(WHY)
+def test_lora_and_qlora_learn_and_a_stopped_one_ends_as_an_unbroken_one(tmp_path: Path) -> None:
+    from safetensors.torch import load_file  # the short tier collects this file without torch
+
+    heavy.project(tmp_path)
+    lora = (tmp_path / LORA).read_text()
+    four = lora.replace("adapter: lora ", "adapter: qlora\nload_in_4bit: true ")
+    (tmp_path / "four.yaml").write_text(four.replace("max_steps: 24", "max_steps: 6"))
+    (tmp_path / "wrong.yaml").write_text(lora.replace("adapter: lora ", "adapter: qlora "))
+    train = ["--config", TRAIN]
+    codes, said = stage(
+        tmp_path,
+        [
+            ("prepared", NEVER, 1, [*train, "--prepare"]),
+            ("unbroken", NEVER, 2, train),
+            ("broken", STOP_AT, 2, train),
+            ("broken", NEVER, 2, train),
+            ("parted", STOP_AT, 2, train),
+            ("parted", NEVER, 2, train),
+            ("four", NEVER, 2, [*train, "--set", "config=four.yaml"]),
+            ("wrong", NEVER, 1, [*train, "--set", "config=wrong.yaml", "--prepare"]),
+        ],
+    )
+    assert codes == [[0], [0, 0], [143, 143], [0, 0], [143, 143], [0, 0], [0, 0], [2]], said
+    assert said.count("Loading raw datasets") == 1, said  # by the node, and by no rank
+    assert f"stopped by SIGTERM at step {STOP_AT}" in said and "Require cfg.load_in_4bit" in said
+    names = ("unbroken", "broken", "four")
+    results = {name: json.loads((tmp_path / name / "result.json").read_text()) for name in names}
+    report = results["unbroken"]["eval_report"]
+    assert report["train_loss_last"] < report["train_loss_first"] - 0.05
+    assert (results["unbroken"]["parallel"], report["adapter"], report["steps"]) == ("DDP", "lora", STEPS)
+    assert report["local_parameters"] == [report["parameters"]] * 2 > [report["trainable_parameters"]] * 2
+    assert results["four"]["eval_report"]["adapter"] == "qlora"
+    assert results["four"]["eval_report"]["train_loss_last"] < results["four"]["eval_report"]["train_loss_first"]
+    whole = load_file(tmp_path / "unbroken" / "checkpoints" / f"step_{STEPS:08d}" / "adapter_model.safetensors")
+    for inside in (f"broken/checkpoints/step_{STEPS:08d}", f"parted/checkpoints/step_{STEPS:08d}/checkpoint-{STEPS}"):
+        resumed = load_file(tmp_path / inside / "adapter_model.safetensors")
+        assert max(float((whole[key] - resumed[key]).abs().max()) for key in whole) <= 1e-5, inside
+    assert abs(report["train_loss_last"] - results["broken"]["eval_report"]["train_loss_last"]) <= 1e-5
+    assert (tmp_path / "broken" / "model" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.long(WHY)
+def test_the_list_of_keys_is_what_this_axolotl_knows(tmp_path: Path) -> None:
+    argv = [heavy.interpreter(), "-m", "nexa_dist.train.backends.ax_keys"]
+    done = subprocess.run(argv, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert found == known()

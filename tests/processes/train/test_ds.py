@@ -1,0 +1,310 @@
+"""Backend ds for real: DeepSpeed in an environment that our own program built, ranks forked from one interpreter."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nexa_dist.config.backend_files import deepspeed as ours
+from nexa_dist.config.backends import BACKENDS
+from nexa_dist.ops.providers.local import free_port
+
+pytestmark = pytest.mark.long("needs an environment with DeepSpeed, which is built first; trainings of four kinds")
+
+REPO = Path(__file__).resolve().parents[3]
+ROLE = REPO / "ansible" / "roles" / "uv_env" / "files"
+STEPS, STOP_AT = 12, 7
+KINDS = ("zero2", "zero3", "zero3_cpu_offload", "zero3_nvme_offload")
+TINY = {
+    "name": "tiny",
+    "model": {
+        "vocab_size": 512, "hidden_size": 32, "layers": 1, "heads": 2, "intermediate_size": 64, "dropout": 0.1,
+    },
+    "dataset": {"source": "path", "path": "text", "sequence_length": 32, "min_mb": 0},
+    "trainer": {"steps": STEPS, "batch_size": 2, "learning_rate": 3e-3, "log_every": 1, "save_every": 4},
+}  # fmt: skip
+STAGE = """
+import glob, json, os, signal, sys, time, traceback
+import torch, transformers.trainer, deepspeed
+from nexa_dist.train import launcher, progress
+
+def rank(number, wanted):
+    os.environ.update(wanted["env"], RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(wanted["ranks"]))
+    told, end_at = progress.report, wanted["end_at"]
+    def report(step, *more, **named):
+        told(step, *more, **named)
+        if step == end_at:
+            open("%s/at_%d" % (os.environ["NEXA_RUN_DIR"], number), "w").close()
+        while step == end_at and signal.getsignal(signal.SIGTERM).__self__.at is None:  # control.StopSignal
+            time.sleep(0.01)
+    progress.report = report
+    if wanted["in_parts"]:
+        from nexa_dist.train.backends import ds
+        ds.WHOLE_AT_MOST = 0
+    return launcher.main(wanted["argv"])
+
+for line in sys.stdin:
+    wanted, pids = json.loads(line), []
+    for number in range(wanted["ranks"]):
+        pid = os.fork()
+        if pid == 0:
+            code = 70
+            try:
+                with open(os.environ["STAGE_LOG"], "a") as log:
+                    os.dup2(log.fileno(), 1)
+                    os.dup2(log.fileno(), 2)
+                code = rank(number, wanted)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        pids.append(pid)
+    if wanted["end_at"]:
+        until = time.monotonic() + 500
+        while len(glob.glob(wanted["env"]["NEXA_RUN_DIR"] + "/at_*")) < len(pids) and time.monotonic() < until:
+            time.sleep(0.01)
+        if wanted["kill"]:  # one rank dies, and torchrun would end the others
+            os.kill(pids[1], signal.SIGKILL)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL if wanted["kill"] else signal.SIGTERM)
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Interpreter of the environment that train.yaml with backend: ds asks for, built as a node builds it."""
+    room = tmp_path_factory.getbasetemp().parent / "ds"
+    room.mkdir(exist_ok=True)
+    lines = "".join(f"{line}\n" for line in BACKENDS["ds"].packages)
+    message = {
+        "env": str(room / "env"), "tools": str(room), "kind": "packages", "what": "ds", "backend": "cpu",
+        "cache": os.environ.get("UV_CACHE_DIR") or str(Path.home() / ".cache" / "uv"),
+        "find_links": os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS") or "",
+        "uv": (ROLE / "uv.txt").read_text(), "torch": (REPO / "docker" / "cuda_torch.txt").read_text(),
+        "base": (REPO / "docker" / "lock" / "train.txt").read_text(), "files": {"packages.txt": lines},
+        "top": "packages.txt", "extras": [], "freeze": [], "needs": BACKENDS["ds"].needs, "proof": ["deepspeed"],
+        "index": {},
+    }  # fmt: skip
+    built = runpy.run_path(str(ROLE / "make_env.py"))["main"](message, lambda **_: None)
+    assert "refused" not in built, built
+    return str(room / "env" / "bin" / "python")
+
+
+@pytest.fixture(scope="module")
+def libaio(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str] | None:
+    """Variables with which libaio and its headers are found, which on a node come by `apt: [libaio-dev]`; None where
+    they cannot be had."""
+    if Path("/usr/include/libaio.h").exists():
+        return {}
+    room = tmp_path_factory.mktemp("libaio")
+    got = subprocess.run(["apt-get", "download", "libaio-dev", "libaio1"], cwd=room, capture_output=True, text=True)
+    if got.returncode:
+        return None
+    for package in room.glob("*.deb"):
+        subprocess.run(["dpkg", "-x", package.name, "root"], cwd=room, check=True)
+    (library,) = (room / "root").rglob("libaio.so")
+    found = {"CPATH": str(room / "root" / "usr" / "include"), "LIBRARY_PATH": str(library.parent)}
+    return {**found, "LD_LIBRARY_PATH": f"{library.parent}:{os.environ.get('LD_LIBRARY_PATH', '')}".rstrip(":")}
+
+
+@dataclass
+class Stage:
+    """Starts the ranks of one training after the other."""
+
+    python: str
+    folder: Path
+    env: dict[str, str]
+    process: subprocess.Popen[str]
+
+    def argv(self, kind: str, *sets: str) -> list[str]:
+        more = ["--set", f"config={kind}.json"] if kind != "hf" else []
+        backend = "hf" if kind == "hf" else "ds"
+        words = [word for value in sets for word in ("--set", value)]
+        return ["--backend", backend, "--config", "tiny.json", "--set", f"backend={backend}", *more, *words]
+
+    def run(
+        self,
+        name: str,
+        kind: str,
+        *sets: str,
+        ranks: int = 2,
+        end_at: int | None = None,
+        kill: bool = False,
+        in_parts: bool = False,
+    ) -> list[int]:
+        """Exit codes of the ranks, which with `in_parts` build the model as they build a large one."""
+        run_dir = self.folder / name
+        run_dir.mkdir(exist_ok=True)
+        if not (run_dir / "dataset.json").exists():
+            argv = [self.python, "-m", "nexa_dist.train.launcher", *self.argv(kind, *sets), "--prepare"]
+            env = {**self.env, "NEXA_RUN_DIR": str(run_dir)}
+            done = subprocess.run(argv, cwd=self.folder, env=env, capture_output=True, text=True, timeout=3000)
+            assert done.returncode == 0, done.stdout + done.stderr
+        port = str(free_port(self.env["MASTER_ADDR"]))
+        wanted = {
+            "argv": self.argv(kind, *sets), "ranks": ranks, "end_at": end_at, "kill": kill, "in_parts": in_parts,
+            "env": {"NEXA_RUN_DIR": str(run_dir), "NEXA_WORLD_SIZE": str(ranks), "MASTER_PORT": port},
+        }  # fmt: skip
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps(wanted) + "\n")
+        self.process.stdin.flush()
+        return list(json.loads(self.process.stdout.readline()))
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def result(self, name: str) -> dict[str, Any]:
+        return dict(json.loads((self.folder / name / "result.json").read_text()))
+
+    def final_files(self, name: str) -> dict[str, str]:
+        """SHA-256 of every file of the last checkpoint, of all ranks."""
+        told = json.loads((self.folder / name / "checkpoints" / f"step_{STEPS:08d}" / "manifest.json").read_text())
+        assert {"model/model.safetensors", "rng_state_1.pth", "nexa_rank_1.json"} <= set(told["files"])
+        assert any(re.fullmatch(r"global_step\d+/\w*rank_1_mp_rank_00_optim_states.pt", each) for each in told["files"])
+        return {each: entry["sha256"] for each, entry in told["files"].items()}
+
+
+@pytest.fixture(scope="module")
+def stage(python: str, libaio: dict[str, str] | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    folder = tmp_path_factory.mktemp("stage")
+    (folder / "text").mkdir()
+    for source in Path(json.__file__).parent.glob("*.py"):
+        shutil.copy(source, folder / "text" / source.name)
+    (folder / "tiny.json").write_text(json.dumps(TINY))
+    for kind in KINDS:
+        asked = json.loads((REPO / "configs" / "deepspeed" / f"{kind}.json").read_text())
+        for part in ("offload_param", "offload_optimizer"):
+            if asked["zero_optimization"].get(part, {}).get("buffer_size"):
+                asked["zero_optimization"][part]["buffer_size"] = 1_000_000  # five of them in memory, on each rank
+        (folder / f"{kind}.json").write_text(json.dumps(asked))
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("NEXA_", "RANK", "WORLD_SIZE"))}
+    env = {**kept, "PYTHONPATH": str(REPO), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    env |= {"MASTER_ADDR": f"127.0.{1 + os.getpid() % 200}.8", "NEXA_SHARED": str(folder / "shared")}
+    env |= {"STAGE_LOG": str(folder / "log"), "PATH": f"{Path(python).parent}:{os.environ['PATH']}"}
+    env |= {"TORCH_EXTENSIONS_DIR": str(Path(python).parents[2] / "extensions"), "DS_ACCELERATOR": "cpu"}
+    env |= libaio or {}
+    (folder / "log").touch()
+    process = subprocess.Popen([python, "-c", STAGE], cwd=folder, env=env, text=True, stdin=-1, stdout=-1)
+    yield Stage(python, folder, env, process)
+    assert process.stdin
+    process.stdin.close()
+    assert process.wait(60) == 0
+
+
+@pytest.fixture(scope="module")
+def ddp(stage: Stage) -> dict[str, Any]:
+    """The report of backend hf on the same data, which this is measured against."""
+    assert stage.run("ddp", "hf") == [0, 0], stage.log()
+    return dict(stage.result("ddp")["eval_report"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_learns_as_ddp_does_and_stopped_and_resumed_is_unbroken(
+    kind: str, stage: Stage, ddp: dict[str, Any], libaio: dict[str, str] | None
+) -> None:
+    if "nvme" in kind and libaio is None:
+        pytest.skip("libaio-dev is not installed, and apt-get download does not bring it")
+    assert stage.run(kind, kind) == [0, 0], stage.log()
+    assert stage.run(f"{kind}-broken", kind, end_at=STOP_AT) == [143, 143], stage.log()
+    assert f"stopped by SIGTERM at step {STOP_AT}" in stage.log()
+    assert stage.run(f"{kind}-broken", kind) == [0, 0], stage.log()
+    unbroken, broken = stage.result(kind), stage.result(f"{kind}-broken")
+    report = unbroken["eval_report"]
+    for name in ("eval_loss_nats", "train_loss_last", "train_loss_first"):
+        assert abs(report[name] - ddp[name]) < 1e-3, (name, report, ddp)
+    assert report["train_loss_last"] < report["train_loss_first"] - 0.05
+    assert broken["eval_report"]["eval_loss_nats"] == report["eval_loss_nats"]
+    files = [stage.final_files(name) for name in (f"{kind}-broken", kind)]
+    if "nvme" in kind:  # DeepSpeed writes the folder on the disk, which is the run's own, into its files
+        files = [{name: of[name] for name in of if not name.startswith("global_step")} for of in files]
+    assert files[0] == files[1] and "model/model.safetensors" in files[0]
+
+    third, whole = "zero3" in kind, report["parameters"]
+    place = next((word for word in ("cpu", "nvme") if word in kind), "none")
+    sharding = unbroken["sharding"]
+    assert unbroken["parallel"] == f"ZeRO-{3 if third else 2}" and sharding["stage"] == (3 if third else 2)
+    assert sharding["offload_param"] == place
+    assert sharding["offload_optimizer"] == ("cpu" if place == "nvme" else place)  # where a resume loads all of it
+    assert sharding["local_parameters"] == [-(-whole // 2)] * 2 if third else [whole] * 2
+    assert all(whole / 2 <= part < whole / 2 + 64 for part in sharding["local_optimizer"])  # padded to whole parts
+    assert not (stage.folder / kind / "nvme").exists()
+
+    transformers = pytest.importorskip("transformers")
+    model = transformers.AutoModelForCausalLM.from_pretrained(Path(unbroken["checkpoint"]["path"]) / "model")
+    assert model.num_parameters() == whole
+    assert stage.run(kind, kind) == [0, 0], stage.log()  # nothing is left to train
+    assert abs(stage.result(kind)["eval_report"]["eval_loss_nats"] - report["eval_loss_nats"]) < 1e-5
+
+
+def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(stage: Stage) -> None:
+    assert stage.run("whole", "zero3", "model.dropout=0") == [0, 0], stage.log()
+    assert stage.run("killed", "zero3", "model.dropout=0", end_at=STOP_AT, kill=True) == [-9, -9]
+    before = len(stage.log())
+    assert stage.run("killed", "zero3", "model.dropout=0") == [0, 0], stage.log()
+    assert "resuming from step 4 of" in stage.log()[before:]
+    assert stage.final_files("killed") == stage.final_files("whole")
+
+
+def test_a_large_model_is_built_in_parts(stage: Stage) -> None:
+    assert stage.run("parts", "zero3", in_parts=True) == [0, 0], stage.log()
+    told = stage.result("parts")
+    report, held = told["eval_report"], told["sharding"]["local_parameters"]
+    assert sum(held) >= report["parameters"] > max(held)
+    assert report["train_loss_last"] < report["train_loss_first"] - 0.05
+    shutil.rmtree(stage.folder / "parts" / "checkpoints" / f"step_{STEPS:08d}")
+    assert stage.run("parts", "zero3", in_parts=True) == [0, 0], stage.log()
+    assert stage.result("parts")["eval_report"]["eval_loss_nats"] == report["eval_loss_nats"]
+
+
+@pytest.mark.parametrize("kind", ["zero2", "zero3"])
+def test_four_ranks_go_on_where_two_were_and_two_where_four_were(kind: str, stage: Stage) -> None:
+    unbroken = f"{kind}-2"
+    assert stage.run(unbroken, kind, "model.dropout=0") == [0, 0], stage.log()
+    shutil.copytree(stage.folder / unbroken, stage.folder / f"{kind}-4")
+    shutil.rmtree(stage.folder / f"{kind}-4" / "checkpoints" / f"step_{STEPS:08d}")
+    words = ("model.dropout=0", "trainer.batch_size=1")
+    assert stage.run(f"{kind}-4", kind, *words, ranks=4, end_at=STEPS - 2) == [143] * 4, stage.log()
+    assert "checkpoint of 2 ranks" in stage.log()
+    assert stage.run(f"{kind}-4", kind, "model.dropout=0") == [0, 0], stage.log()
+    assert "checkpoint of 4 ranks" in stage.log()
+    first, second = (stage.result(name)["eval_report"] for name in (unbroken, f"{kind}-4"))
+    assert abs(first["eval_loss_nats"] - second["eval_loss_nats"]) < 1e-5
+    assert abs(first["train_loss_last"] - second["train_loss_last"]) < 1e-5
+    assert not (stage.folder / f"{kind}-4" / "universal").exists()
+
+
+def test_the_written_list_of_keys_is_deepspeeds(python: str) -> None:
+    program = """
+import json, pathlib, re, deepspeed
+from deepspeed.runtime.zero import config, offload_config
+names = lambda model: [field.alias or name for name, field in model.model_fields.items()]
+text = "".join(path.read_text() for path in pathlib.Path(deepspeed.__file__).parent.rglob("*.py"))
+print(json.dumps({"words": sorted(set(re.findall("[\\"']([a-z0-9_]+)[\\"']", text))),
+    "zero": names(config.DeepSpeedZeroConfig), "param": names(offload_config.DeepSpeedZeroOffloadParamConfig),
+    "optimizer": names(offload_config.DeepSpeedZeroOffloadOptimizerConfig)}))
+"""
+    env = {**os.environ, "DS_ACCELERATOR": "cpu"}
+    said = subprocess.run([python, "-c", program], capture_output=True, text=True, env=env, check=True).stdout
+    found = json.loads(said.splitlines()[-1])
+    left_out = set(found["zero"]) - set(ours.ZeroOptimization.model_fields)
+    assert left_out == {
+        "cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory", "elastic_checkpoint", "legacy_stage1",
+        "stage3_gather_fp16_weights_on_model_save", "zenflow",
+    }  # fmt: skip
+    assert set(ours.ZeroOptimization.model_fields) <= set(found["zero"])
+    assert set(ours.OffloadParam.model_fields) == set(found["param"])
+    assert set(ours.OffloadOptimizer.model_fields) == set(found["optimizer"])
+    assert {*ours.DeepSpeedConfig.model_fields, *ours.REFUSED} <= set(found["words"])

@@ -1,0 +1,143 @@
+"""Backend ax without Axolotl: what the run takes over of the user's file, what it trains on, what it calls itself."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from nexa_dist.config.load import load_train
+from nexa_dist.config.train import TrainConfig
+from nexa_dist.errors import ConfigError, NexaError, UsageError
+from nexa_dist.plan.runs.torchrun import Place, program
+from nexa_dist.train.env import RankEnv
+
+pytest.importorskip("transformers")
+import torch
+
+from nexa_dist.train.backends import ax, ax_setup
+
+FILE = "base_model: model\ndatasets:\n  - path: rows.jsonl\n    ds_type: json\n    type: alpaca\noutput_dir: mine\n"
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    monkeypatch.chdir(tmp_path)
+    for name in ("ACCELERATE_USE_CPU", "ACCELERATE_TORCH_DEVICE", "AXOLOTL_IS_PREPROCESS", "AXOLOTL_DO_NOT_TRACK"):
+        monkeypatch.setenv(name, "")
+    Path("ax.yaml").write_text(FILE)
+    Path("rows.jsonl").write_text("{}\n")
+    Path("model").mkdir()
+    Path("model/tokenizer.json").write_text("{}")
+    Path("model/model.safetensors").write_text("weights")
+    return TrainConfig(name="t", backend="ax", config="ax.yaml")
+
+
+def rank_env(**more: str) -> RankEnv:
+    return RankEnv.read("t", {"NEXA_RUN_DIR": "run", "NEXA_SHARED": "shared", **more})
+
+
+def written(folder: Path, text: str) -> TrainConfig:
+    (folder / "t.yaml").write_text(text)
+    return load_train(folder / "t.yaml")
+
+
+def test_it_needs_its_own_file_and_takes_nothing_of_hf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text(FILE)
+    made = written(tmp_path, "backend: ax\nconfig: a.yaml\n")
+    assert (made.environment, made.name) == ("heavy", "t")
+    assert written(tmp_path, "backend: ax\nconfig: a.yaml\nenvironment: none\n").environment == "none"
+    for text, words in (
+        ("backend: ax\n", "backend: ax needs config"),
+        ("backend: ax\nconfig: a.yaml\ntrainer: {steps: 1}\n", "backend: ax takes no trainer"),
+        ("backend: ax\nconfig: a.yaml\nmax_tokens: 5\n", "max_tokens is not for backend: ax"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            written(tmp_path, text)
+
+
+def test_every_node_prepares_once_and_every_rank_starts_the_one_launcher(lab: TrainConfig) -> None:
+    place = Place("py", "agent", "s", "sh", "d", "/run", "pkg", "code")
+    what = program(lab, place)
+    line = ("-u", "-m", "nexa_dist.train.launcher", "--backend", "ax", "--config", "/run/train.json")
+    assert what.argv == line and what.prepare == ("py", *line, "--prepare")
+
+
+def test_what_the_run_owns_and_what_a_cpu_cannot_do(lab: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def load_cfg(file: str, **more: Any) -> SimpleNamespace:
+        asked.update(more, file=file)
+        return SimpleNamespace(device_map={"": 0})
+
+    module = ModuleType("axolotl.cli.config")
+    module.load_cfg = load_cfg  # type: ignore[attr-defined]
+    for name in ("axolotl", "axolotl.cli"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, "axolotl.cli.config", module)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    env = rank_env()
+    cfg = ax_setup.load(lab, env)
+    assert asked["output_dir"] == str(env.run_dir / "model") and asked["file"] == "ax.yaml"
+    assert asked["dataset_prepared_path"].startswith(str(env.shared / "data"))
+    assert (asked["resume_from_checkpoint"], asked["auto_resume_from_checkpoints"]) == (None, False)
+    assert asked["use_wandb"] is False and "seed" not in asked
+    assert asked["lora_mlp_kernel"] is False and asked["bf16"] is False and cfg.device_map is None
+    assert os.environ["ACCELERATE_USE_CPU"] == "true" and os.environ["AXOLOTL_DO_NOT_TRACK"] == "1"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    asked.clear()
+    assert ax_setup.load(lab, env, prepares=True).device_map == {"": 0}
+    assert "bf16" not in asked and asked["is_preprocess"] and os.environ["AXOLOTL_IS_PREPROCESS"] == "1"
+
+    class Strict(BaseModel):
+        micro_batch_size: int
+
+    def refuses(*_: object, **__: object) -> None:
+        try:
+            Strict.model_validate({"micro_batch_size": "s3cret"})
+        except ValidationError as error:
+            raise error
+
+    module.load_cfg = refuses  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match=r"ax\.yaml: Axolotl refuses it: micro_batch_size: Input should be") as caught:
+        ax_setup.load(lab, env)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_the_data_is_named_by_what_is_in_it(lab: TrainConfig) -> None:
+    first = ax_setup.data(lab)
+    assert (first.path, first.bytes) == ("rows.jsonl", 3)
+    Path("model/model.safetensors").write_text("other weights")
+    assert ax_setup.data(lab) == first
+    Path("model/tokenizer.json").write_text("{ }")
+    second = ax_setup.data(lab)
+    Path("rows.jsonl").write_text("[]\n")
+    assert len({first.sha256, second.sha256, ax_setup.data(lab).sha256}) == 3
+    Path("rows.jsonl").unlink()
+    with pytest.raises(UsageError, match=r"ax\.yaml: rows\.jsonl is not there"):
+        ax_setup.data(lab)
+
+
+def test_what_the_model_became_is_held_against_what_was_asked_for() -> None:
+    model = torch.nn.Linear(4, 2)
+    model.bias.requires_grad = False
+    trainer = SimpleNamespace(model=model, model_wrapped=model)
+    plain = SimpleNamespace(deepspeed=None, fsdp=None, fsdp_config=None, adapter=None)
+    assert ax.spread(plain, trainer, rank_env()) == {
+        "parallel": "none",
+        "adapter": "none",
+        "parameters": 10,
+        "trainable_parameters": 8,
+        "local_parameters": [10],
+    }
+    with pytest.raises(NexaError, match="DDP over 2 ranks was asked for, and the model is a Linear"):
+        ax.spread(plain, trainer, rank_env(WORLD_SIZE="2"))
+    for asked in ({"deepspeed": "z.json"}, {"fsdp_config": {"offload_params": True}}):
+        with pytest.raises(NexaError, match="was asked for, and the model is a Linear"):
+            ax.spread(SimpleNamespace(**{**vars(plain), **asked}), trainer, rank_env())
