@@ -9,7 +9,15 @@ from pydantic import AfterValidator, Field, StringConstraints, field_validator, 
 
 from nexa_dist.config.backends import BACKENDS, SECTIONS
 from nexa_dist.config.launchers import refuse_nested
-from nexa_dist.config.trainer import DatasetConfig, FilePath, ModelConfig, ProfileConfig, Section, TrainerConfig
+from nexa_dist.config.trainer import (
+    IN_DATA,
+    DatasetConfig,
+    FilePath,
+    ModelConfig,
+    ProfileConfig,
+    Section,
+    TrainerConfig,
+)
 from nexa_dist.config.work import Environment, OwnEnvironment
 
 ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -283,6 +291,16 @@ class TrainConfig(Section):
         if not self.name:
             program = self.script or self.module or self.program or self.backend or ""
             object.__setattr__(self, "name", name_of(program.rpartition("/")[2].removesuffix(".py")))
+        return self
+
+    @model_validator(mode="after")
+    def _data_is_named(self) -> Self:
+        for section, path in (
+            ("model", self.model and self.model.path),
+            ("dataset", self.dataset and self.dataset.path),
+        ):
+            if path and (found := IN_DATA.fullmatch(path)) and found[1] not in self.data:
+                raise ValueError(f"{section}.path is {path}, and data has no {found[1]}")
         return self
 
     @model_validator(mode="after")

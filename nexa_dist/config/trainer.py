@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -17,6 +18,10 @@ def _not_an_option(value: str) -> str:
 
 
 FilePath = Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(_not_an_option)]
+
+
+IN_DATA = re.compile(r"\$(?:NEXA_DATA|\{NEXA_DATA\})/([^/]+)((?:/.*)?)")
+"""A path in what train.yaml names under `data`: the name, and the rest."""
 
 
 class Section(BaseModel):
@@ -48,7 +53,9 @@ class ModelConfig(Section):
     """Either a pretrained directory (`path`), or the shape of a Llama that starts from random weights."""
 
     path: FilePath | None = Field(
-        None, description="Directory of a pretrained Hugging Face causal language model, on every node."
+        None,
+        description="Directory of a pretrained Hugging Face causal language model, on every node; $NEXA_DATA/NAME "
+        "where data names it.",
     )
     vocab_size: int | None = Field(
         None, ge=300, le=1_000_000, description="Tokens in the byte-level BPE vocabulary trained on the data."
@@ -103,7 +110,7 @@ class DatasetConfig(Section):
     path: FilePath | None = Field(
         None,
         description="With source: path, a UTF-8 text file, with source: examples, a .jsonl or .parquet file; or a "
-        "directory of them. On every node.",
+        "directory of them. On every node; $NEXA_DATA/NAME where data names it.",
     )
     min_mb: float = Field(
         0.0, ge=0.0, allow_inf_nan=False, description="Refuse to train on less text than this, in MB (10^6 bytes)."

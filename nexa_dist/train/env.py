@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from nexa_dist.config.trainer import IN_DATA
 from nexa_dist.errors import NexaError
 from nexa_dist.train import fence
 from nexa_dist.train.fence import Fence
@@ -77,6 +79,22 @@ class RankEnv:
             durable_wait_s=_number(environ, "NEXA_DURABLE_WAIT_S", 60),
             replicas=_number(environ, "NEXA_REPLICAS", 0) if "NEXA_REPLICAS" in environ else None,
         )
+
+
+def placed(value: Any, environ: Mapping[str, str]) -> Any:
+    """A value of a config with this node's NEXA_DATA in its texts, which begin with `$NEXA_DATA/`."""
+    if isinstance(value, Mapping):
+        return {key: placed(inner, environ) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [placed(inner, environ) for inner in value]
+    found = IN_DATA.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        return value
+    if "NEXA_DATA" not in environ:
+        raise NexaError(
+            f"{value}: no data was brought to this node", hint="data: of train.yaml names it, and nexa run brings it"
+        )
+    return f"{environ['NEXA_DATA']}/{found[1]}{found[2]}"
 
 
 def _number(environ: Mapping[str, str], name: str, default: int) -> int:

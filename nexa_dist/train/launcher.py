@@ -15,8 +15,9 @@ from pathlib import Path
 
 from nexa_dist.config.backends import BACKENDS, resolve
 from nexa_dist.config.load import load_train
+from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError, UsageError
-from nexa_dist.train.env import RankEnv
+from nexa_dist.train.env import RankEnv, placed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,11 +38,20 @@ def _run(options: argparse.Namespace) -> int:
             f"{options.config}: backend is {config.backend or 'none'}, not {options.backend} as on the command line"
         )
     env = RankEnv.read(config.name, os.environ)
+    config = _on_this_node(config)
     backend = BACKENDS[options.backend]
     if options.prepare:
         resolve(backend.prepare)(config, env)
         return 0
     return int(resolve(backend.train)(config, env))
+
+
+def _on_this_node(config: TrainConfig) -> TrainConfig:
+    """The config with `$NEXA_DATA` of this node in the paths of its model and its text."""
+    sections = {name: getattr(config, name) for name in ("model", "dataset") if getattr(config, name) is not None}
+    return config.model_copy(
+        update={name: one.model_copy(update={"path": placed(one.path, os.environ)}) for name, one in sections.items()}
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nexa_dist.config.train import TrainConfig
+from nexa_dist.config.trainer import IN_DATA
 from nexa_dist.config.yaml.file import display_name, parse_yaml, read_bytes
 from nexa_dist.errors import UsageError
 from nexa_dist.plan.fit.method import (
@@ -39,6 +40,8 @@ class Asked:
     work: Work
     steps: int
     data: tuple[str, ...]
+    other: tuple[str, ...] = ()
+    """What else is brought to the nodes from this machine."""
     examples: str | None = None
     """The one of `data` whose rows our own trainer reads."""
 
@@ -57,11 +60,19 @@ def asked(config: TrainConfig, root: Path, backend: str = "") -> Asked:
         made = _of_axolotl(own, root)
     else:
         made = _of_sections(config, _method(name, own), own)
-    if made.path and (root / made.path / "config.json").is_file():
-        made = replace(made, path=str(root / made.path))
-    local = tuple(source for source in config.data.values() if "://" not in source)
-    made = replace(made, data=(*made.data, *local))
+    path = _local(made.path, config)
+    if path and (root / path / "config.json").is_file():
+        made = replace(made, path=str(root / path))
+    other = tuple(source for source in config.data.values() if "://" not in source and source not in made.data)
+    made = replace(made, other=other)
     return replace(made, work=as_if(made.work, METHODS[backend])) if backend else made
+
+
+def _local(path: str, config: TrainConfig) -> str:
+    """Where a path below $NEXA_DATA comes from, when that is on this machine."""
+    found = IN_DATA.fullmatch(path)
+    source = config.data.get(found[1], "") if found else ""
+    return f"{source}{found[2]}" if found and source and "://" not in source else path
 
 
 def _method(backend: str, own: Mapping[str, Any]) -> Method:
@@ -85,15 +96,16 @@ def _of_sections(config: TrainConfig, method: Method, own: Mapping[str, Any]) ->
     if model.lora is not None:
         method = replace(method, adapter=Adapter(model.lora.rank, model.lora.target_modules or ALL_LINEAR))
     work = Work(precision, 1, trainer.batch_size, dataset.sequence_length, method)
-    data = (dataset.path,) if dataset.path else ()
+    path = _local(dataset.path, config) if dataset.path else ""
+    data = (path,) if path else ()
     settings = {
         "model_type": "llama", "vocab_size": model.vocab_size, "hidden_size": model.hidden_size,
         "num_hidden_layers": model.layers, "num_attention_heads": model.heads,
         "intermediate_size": model.intermediate_size, "max_position_embeddings": dataset.sequence_length,
         "tie_word_embeddings": True,
     }  # fmt: skip
-    rows = dataset.path if dataset.source == "examples" else None
-    return Asked(model.path or "", {} if model.path else settings, work, trainer.steps, data, rows)
+    rows = path if dataset.source == "examples" else None
+    return Asked(model.path or "", {} if model.path else settings, work, trainer.steps, data, examples=rows)
 
 
 def _of_axolotl(own: Mapping[str, Any], root: Path) -> Asked:

@@ -62,9 +62,14 @@ def tokenizer(shape: ModelShape, folder: str) -> Check:
     return Check("tokenizer", True, f"ids up to {most} of {shape.vocabulary}")
 
 
-def data(paths: tuple[str, ...], root: Path, *, ours: str | None = None) -> list[Check]:
-    """A row for each named file or folder. `ours`: the one that our own trainer reads rows of."""
-    return [_data(name, Path(name) if Path(name).exists() else root / name, name == ours) for name in paths]
+def data(paths: tuple[str, ...], root: Path, *, ours: str | None = None, other: tuple[str, ...] = ()) -> list[Check]:
+    """A row for each named file or folder. `ours`: the one that our own trainer reads rows of; `other` may hold
+    anything, and has a row where it holds rows."""
+    found = (
+        _data(name, Path(name) if Path(name).exists() else root / name, name == ours, name in other)
+        for name in (*paths, *other)
+    )
+    return [row for row in found if row is not None]
 
 
 def disk(shape: ModelShape, work: Work, nodes: int, keep: int, nvme: int, gb: float | None) -> Check:
@@ -85,7 +90,7 @@ def _largest_id(made: dict[str, Any]) -> int:
     return int(max([own, *(row["id"] for row in made.get("added_tokens") or ())]))
 
 
-def _data(name: str, path: Path, ours: bool) -> Check:
+def _data(name: str, path: Path, ours: bool, anything: bool) -> Check | None:
     if not path.exists():
         return Check(f"data {name}", None, "is not on this machine: nothing was looked at")
     files = sorted(p for p in path.rglob("*") if p.is_file())[:MOST_FILES] if path.is_dir() else [path]
@@ -93,13 +98,15 @@ def _data(name: str, path: Path, ours: bool) -> Check:
         return Check(f"data {name}", False, "has no file in it", "name a folder that has")
     looked = 0
     for file in files:
-        if file.suffix == ".parquet":  # which needs pyarrow, and a node has it
+        rows = file.suffix == ".jsonl" or (ours and path.is_file())
+        if file.suffix == ".parquet" or (anything and not rows):  # pyarrow is on the nodes
             continue
-        rows = file.suffix == ".jsonl"
         for line, raw in _sample(file):
             looked += 1
             if wrong := _row(raw, ours) if rows else _text(raw):
                 return Check(f"data {name}", False, f"{file}: {line}: {wrong}", "mend or remove it, then look again")
+    if anything and not looked:
+        return None
     return Check(f"data {name}", True, f"{looked} lines of {len(files)} files looked at")
 
 

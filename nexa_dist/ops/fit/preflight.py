@@ -111,7 +111,7 @@ def _checks(
 ) -> Iterable[Check]:
     yield checks.positions(shape, wanted.work)
     yield checks.tokenizer(shape, wanted.path)
-    yield from checks.data(wanted.data, ctx.workspace.root, ours=wanted.examples)
+    yield from checks.data(wanted.data, ctx.workspace.root, ours=wanted.examples, other=wanted.other)
     first = there[0] if there else None
     made = first.memory if first else memory(shape, wanted.work)
     nodes = first.nodes if first else len(cluster.nodes) if isinstance(cluster, Cluster) else 1

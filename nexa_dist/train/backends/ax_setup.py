@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import UsageError
-from nexa_dist.train.env import RankEnv
+from nexa_dist.train.env import RankEnv, placed
 
 # Fused LoRA kernels are CUDA's alone. Half precision is not "auto" here: that means fp16, which a CPU trains badly.
 FOR_CPU = {
@@ -28,6 +28,8 @@ FOR_CPU = {
     "fp16": False,
     "tf32": False,
 }
+_WITH_PATHS = ("base_model", "tokenizer_config", "datasets", "test_datasets")
+"""Keys whose texts may begin with $NEXA_DATA/."""
 FILES = (".json", ".jsonl", ".parquet", ".csv", ".txt", ".arrow")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
@@ -80,6 +82,7 @@ def load(config: TrainConfig, env: RankEnv, *, prepares: bool = False) -> Any:
     if prepares:
         os.environ["AXOLOTL_IS_PREPROCESS"] = "1"
     owned = {
+        **{name: value for name, value in _settings(config).items() if name in _WITH_PATHS},
         "strict": False,  # or it would not take the rest
         "output_dir": str(env.run_dir / "model"),
         "dataset_prepared_path": str(env.shared / "data" / data(config).sha256[:16]),
@@ -107,7 +110,7 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
             found = yaml.safe_load(file)
     except (OSError, yaml.YAMLError) as error:
         raise UsageError(f"{config.config}: {error}", hint="config: is a path in the project") from None
-    return found if isinstance(found, dict) else {}
+    return placed(found, os.environ) if isinstance(found, dict) else {}
 
 
 def _listed(value: Any) -> list[Any]:

@@ -11,7 +11,7 @@ from nexa_dist.config.trainer import DatasetConfig
 from nexa_dist.errors import UsageError
 
 SUFFIXES = (".jsonl", ".parquet")
-"""Of files of examples."""
+"""Of files of examples in a folder."""
 _NOT_SOURCES = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
 _WHOLE_FILE_BYTES = 1 << 18
 _PIECE_BYTES = 1 << 16
@@ -31,8 +31,6 @@ def sources(config: DatasetConfig) -> tuple[Path, list[Path]]:
     root, wanted = Path(config.path or ""), SUFFIXES if config.source == "examples" else ("",)
     named = " or ".join(suffix for suffix in wanted if suffix)
     if root.is_file():
-        if not root.name.endswith(wanted):
-            raise UsageError(f"dataset.path {root}: source: examples reads files that end with {named}")
         return root.parent, [root]
     if not root.is_dir():
         raise UsageError(f"dataset.path {root}: no such file or directory on this node")

@@ -30,7 +30,9 @@ class Example(NamedTuple):
 def rows(files: Iterable[Path]) -> Iterator[tuple[str, Any]]:
     """(where, row) of each line of each file; `where` is FILE:LINE, or FILE row N of a Parquet file."""
     for path in files:
-        if path.suffix == ".parquet":
+        with open(path, "rb") as file:
+            is_parquet = file.read(4) == b"PAR1"
+        if is_parquet or path.suffix == ".parquet":
             yield from _parquet(path)
             continue
         with open(path, encoding="utf-8") as lines:

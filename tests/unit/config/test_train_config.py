@@ -106,3 +106,10 @@ def test_every_field_is_described() -> None:
     schema = TrainConfig.model_json_schema()
     for section in (schema, *schema["$defs"].values()):
         assert all("description" in field for field in section["properties"].values())
+
+
+def test_a_path_below_the_runs_data_names_some_of_it() -> None:
+    sections = {"name": "t", "backend": "hf", "trainer": {"steps": 1}, "dataset": {"source": "python-stdlib"}}
+    model = {"model": {"path": "$NEXA_DATA/llama/7b"}}
+    assert "model.path is $NEXA_DATA/llama/7b, and data has no llama" in refused({**sections, **model})
+    TrainConfig.model_validate({**sections, **model, "data": {"llama": "./llama"}})

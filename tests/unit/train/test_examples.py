@@ -119,6 +119,8 @@ def test_lines_and_parquet_rows_are_named(tmp_path: Path) -> None:
         (f"{lines}:3", {"text": "two"}),
         (f"{table} row 1", {"text": "three"}),
     ]
+    table.rename(tmp_path / "b")  # as $NEXA_DATA has it
+    assert [row for _, row in examples.rows([tmp_path / "b"])] == [{"text": "three"}]
     lines.write_text('{"text": "one"}\n{"text"}\n')
     with pytest.raises(UsageError, match=r"a\.jsonl:2: no JSON"):
         list(examples.rows([lines]))

@@ -10,7 +10,7 @@ import pytest
 
 from nexa_dist.errors import NexaError
 from nexa_dist.train import launcher
-from nexa_dist.train.env import RankEnv
+from nexa_dist.train.env import RankEnv, placed
 
 CONFIG = """
 name: tiny
@@ -102,3 +102,12 @@ def test_nothing_heavy_is_imported_early() -> None:
     env = {"PYTHONPATH": str(Path(launcher.__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_data_of_the_run_is_where_this_node_has_it() -> None:
+    value = {"path": "${NEXA_DATA}/llama/7b", "datasets": [{"path": "$NEXA_DATA/rows"}, "NEXA_DATA", 3]}
+    assert placed(value, {"NEXA_DATA": "/run/data"}) == {
+        "path": "/run/data/llama/7b", "datasets": [{"path": "/run/data/rows"}, "NEXA_DATA", 3],
+    }  # fmt: skip
+    with pytest.raises(NexaError, match=r"\$NEXA_DATA/rows: no data was brought"):
+        placed("$NEXA_DATA/rows", {})

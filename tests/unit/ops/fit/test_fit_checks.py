@@ -91,7 +91,8 @@ def test_what_is_asked_comes_from_the_file_or_as_if_another_backend_did_it(tmp_p
          "trainer": {"steps": 10, "precision": "fp32"}, "data": {"a": "x", "b": "s3://bucket/x"}}
     )  # fmt: skip
     wanted = asked(config, tmp_path)
-    assert wanted.work.method == METHODS["hf"] and wanted.data == ("d", "x") and wanted.steps == 10
+    assert wanted.work.method == METHODS["hf"] and wanted.steps == 10
+    assert (wanted.data, wanted.other) == (("d",), ("x",))
     other = asked(config, tmp_path, "ax-qlora").work
     assert other.method == METHODS["ax-qlora"] and other.precision == "bf16"
     assert asked(config, tmp_path, "acc").work.precision == "fp32"
@@ -145,3 +146,12 @@ def test_rows_of_our_own_trainer_are_held_to_what_it_reads(tmp_path: Path) -> No
     assert "line 1: no text under prompt, completion; its keys: instruction, output" in found.said
     lines.write_text('{"prompt": "Name a metal: ", "completion": "tin"}\n')
     assert checks.data(("d.jsonl",), tmp_path, ours="d.jsonl")[0].ok
+
+
+def test_of_what_a_run_brings_beside_its_text_only_rows_are_looked_at(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"\xff\x00" * 99)
+    assert checks.data((), tmp_path, other=("model",)) == []
+    (model / "rows.jsonl").write_text("{torn")
+    assert checks.data((), tmp_path, other=("model",))[0].ok is False
