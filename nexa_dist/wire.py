@@ -89,7 +89,7 @@ EXIT = {"rank": RANK, "code": whole(0, 1 << 31), "signal": whole(0, 64)}
 EXIT_MAY = {"step": maybe(STEP), "oom": flag, "at": UNIX}
 PROGRESS = {
     "of": FIGURE, "loss": LOSS, "held_out": FIGURE, "learning_rate": FIGURE, "tokens_per_s": FIGURE,
-    "saved": lenient(STEP), "durable": lenient(STEP),
+    "saved": lenient(STEP), "durable": lenient(STEP), "own_s": lenient(table(RANK_KEY, number(0, 1e6), 4096)),
 }  # fmt: skip
 NOTICE_MAY: dict[str, Check] = {"action": text(40), "at_unix": UNIX, "seen_unix": UNIX}
 

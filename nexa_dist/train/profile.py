@@ -1,4 +1,5 @@
-"""Where the time of a step goes: torch.profiler on some steps of every rank, a summary, traces of some ranks.
+"""Where the time of a step goes: torch.profiler on some steps of every rank, a summary, traces of some ranks. And at
+all times each rank's own time a step, which needs neither a profiler nor a synchronisation.
 
 Forward, the whole step and saving are ranges of ours; the rest are torch's own names. A collective waits for the
 slowest rank, so a rank's own work is what is left of its step without its collectives.
@@ -9,7 +10,8 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from nexa_dist.config.trainer import ProfileConfig
+from nexa_dist.straggler import STRAGGLER, straggler
 from nexa_dist.train import control
 from nexa_dist.train.env import RankEnv
 
 FOLDER = "profile"
 """Below the run's folder: rank_N.trace.json.gz (chrome://tracing, Perfetto) and summary.json."""
-STRAGGLER = 1.5
-"""A rank whose own work takes so many times the median's is named."""
+OWN_STEPS = 20
+"""The median of so many steps is told: one that paused for a save or a first call says nothing."""
 _STEP, _FORWARD, _SAVE = "nexa.step", "nexa.forward", "nexa.save"
 _PARTS = ("data", "forward", "backward", "optimizer", "save")
 
@@ -95,11 +98,9 @@ def words(first: int, last: int, ranks: Sequence[Mapping[str, float]]) -> list[s
     for rank, spent in enumerate(ranks):
         parts = [f"{name} {spent[name] * 1e3:.0f}" for name in (*_PARTS, "communication") if spent[name] >= 5e-4]
         lines.append(f"  rank {rank}: {', '.join(parts)} ms; its own work {spent['own'] * 1e3:.0f} ms")
-    usual = statistics.median_low([spent["own"] for spent in ranks])
-    slowest = max(range(len(ranks)), key=lambda rank: ranks[rank]["own"])
-    if len(ranks) > 1 and ranks[slowest]["own"] >= STRAGGLER * usual:
-        ratio = f" by {ranks[slowest]['own'] / usual:.1f} × the median" if usual else ""
-        lines.append(f"  rank {slowest} is the slowest{ratio}; the others wait for it")
+    if found := straggler({rank: spent["own"] for rank, spent in enumerate(ranks)}, least_s=0.0):
+        ratio = f" by {found.own_s / found.median_s:.1f} × the median" if found.median_s else ""
+        lines.append(f"  rank {found.rank} is the slowest{ratio}; the others wait for it")
     elif len(ranks) > 1:
         lines.append(f"  no rank holds the others up: none has {STRAGGLER:g} × the own work of the median")
     return lines
@@ -109,3 +110,65 @@ def _write(folder: Path, told: Mapping[str, Any]) -> None:
     temp = folder / ".tmp-summary"
     temp.write_text(json.dumps(told, indent=1))
     temp.rename(folder / "summary.json")
+
+
+class OwnTime:
+    """The wait for data and the forward pass of the last steps.
+
+    All ranks end a step together, since the backward pass waits for the slowest; until then each is by itself. Of the
+    model inside DDP's wrapper, which may wait for buffers first. Where the forward pass gathers parameters (FSDP,
+    ZeRO-3; `forward` False) it waits too, and only the wait for data is told. On a GPU the forward pass is measured by
+    events, read a step later.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, *, forward: bool, cuda: bool, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._clock, self._cuda, self._forward = clock, cuda, forward
+        self._spent = self._began = 0.0
+        self._events: list[tuple[Any, Any]] = []
+        self._earlier: list[tuple[Any, Any]] = []
+        self._last: deque[float] = deque(maxlen=OWN_STEPS)
+        if forward:
+            model.register_forward_pre_hook(self._begin)
+            model.register_forward_hook(self._end)
+
+    def reading(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The batches, with the time that each is waited for."""
+        while True:
+            began = self._clock()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self._spent += self._clock() - began
+            yield batch
+
+    def step(self) -> float | None:
+        """After each step: the median seconds of the last ones; None before the first that was measured."""
+        spent, self._spent = self._spent, 0.0
+        done, self._earlier, self._events = self._earlier, self._events, []
+        if self._cuda and self._forward:
+            spent += sum(begin.elapsed_time(end) for begin, end in done if end.query()) / 1e3
+        if done or not self._cuda or not self._forward:
+            self._last.append(spent)
+        return statistics.median(self._last) if self._last else None
+
+    def _begin(self, model: torch.nn.Module, _given: Any) -> None:
+        self._began = self._clock()
+        if self._cuda and model.training:
+            self._events.append((_event(), _event()))
+
+    def _end(self, model: torch.nn.Module, _given: Any, _made: Any) -> None:
+        if not model.training:
+            return  # an evaluation is no step
+        if self._cuda:
+            self._events[-1][1].record()
+        else:
+            self._spent += self._clock() - self._began
+
+
+def _event() -> Any:
+    event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event

@@ -32,10 +32,13 @@ def report(
     *,
     learning_rate: float | None = None,
     held_out: float | None = None,
+    own_s: float | None = None,
 ) -> None:
-    """`step` optimizer steps of `of` are done; `held_out` is the loss on what is not trained on. What is None stays as
-    it was reported before."""
-    figures = {"loss": loss, "tokens_per_s": tokens_per_s, "learning_rate": learning_rate, "held_out": held_out}
+    """`step` optimizer steps of `of` are done; `held_out` is the loss on what is not trained on; `own_s`: seconds of a
+    step that are this rank's own work, without waiting in collectives. What is None stays as it was reported before.
+    """
+    figures = {"loss": loss, "tokens_per_s": tokens_per_s, "learning_rate": learning_rate, "held_out": held_out,
+               "own_s": own_s}  # fmt: skip
     given = {"of": of, **{name: _finite(value) for name, value in figures.items()}}
     last = of is not None and step >= of
     _update({"step": step, **{key: value for key, value in given.items() if value is not None}}, urgent=last)

@@ -15,13 +15,14 @@ import pytest
 from tests import small_workspace
 
 PACKAGE = Path(__file__).parents[2] / "nexa_dist"
-GROUND = {"wire", "shape", "errors", "secrets", "refusal", "model", "traits"}
+GROUND = {"wire", "shape", "errors", "secrets", "refusal", "model", "traits", "straggler"}
 BELOW = {
     "errors": set(),
     "shape": set(),
     "wire": {"shape", "errors", "node.protocol"},
     "model": {"shape", "traits"},
     "traits": set(),
+    "straggler": set(),
     "secrets": set(),
     "refusal": set(),
     "config": {"model", "errors", "secrets", "traits"},
@@ -29,11 +30,11 @@ BELOW = {
     "remote": set(),
     "run": {"node.protocol", *GROUND},
     "ops": {"plan", "run", "config", "remote", "train", "node.protocol", *GROUND},
-    "ui": {"node.protocol"},
+    "ui": {"node.protocol", "straggler"},
     "verbs": {"ops", "plan", "run", "config", "model", "errors", "secrets", "traits", "ui"},
     "cli": {"verbs", "ui", "errors", "secrets"},
     "launch": {"cli", "verbs", "config", "errors"},
-    "train": {"config", "model", "errors", "secrets"},
+    "train": {"config", "model", "errors", "secrets", "straggler"},
     "node": {"node.protocol"},
     "node.protocol": set(),
     "__main__": {"cli"},

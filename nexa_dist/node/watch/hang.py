@@ -12,6 +12,8 @@ from ..rank import read_progress
 RANK_FOLDER = re.compile(r"rank_[0-9]{1,7}", re.ASCII)
 SEEN_TICK_S = 2.0
 """A longer gap between two looks means that the machine or the agent slept; only so much of it counts."""
+MOST_OWN_S = 1e6
+"""Own seconds a step of a rank, of which more are no such thing."""
 SHOWN = ("of", "loss", "held_out", "learning_rate", "tokens_per_s", "saved", "durable")
 
 
@@ -44,7 +46,12 @@ def fields(reports: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """The `progress` event: the step of every rank, the rest from the lowest rank that tells it."""
     steps = {str(rank): reports[rank]["step"] for rank in sorted(reports)}
     rest = {key: next((r[key] for _, r in sorted(reports.items()) if key in r), None) for key in SHOWN}
-    return {"steps": steps, **rest}
+    own = {str(rank): report.get("own_s") for rank, report in sorted(reports.items()) if _seconds(report.get("own_s"))}
+    return {"steps": steps, **rest, **({"own_s": own} if own else {})}
+
+
+def _seconds(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < MOST_OWN_S
 
 
 class Seen:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from nexa_dist import wire
@@ -15,6 +16,7 @@ from nexa_dist.ops.context import Context
 from nexa_dist.run import files, trust
 from nexa_dist.run.ssh.connections import Link, on_all, reach, session
 from nexa_dist.run.workspace import RunFolder
+from nexa_dist.straggler import straggler
 
 
 def live(ctx: Context, run: RunFolder) -> dict[str, Any]:
@@ -39,15 +41,22 @@ def _status(link: Link, run_dir: str) -> dict[str, Any]:
 
 def progress_of(answers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """One row of progress from the agents' `status` answers, by node: the step that every rank has done, and what
-    rank 0 tells. `lag_steps`: how far the durable store is behind the newest checkpoint. None where nobody knows."""
+    rank 0 tells. `lag_steps`: how far the durable store is behind the newest checkpoint. `own_s`: seconds a step of
+    each rank's own work. None where nobody knows."""
     told = [found for answer in answers.values() if isinstance(found := answer.get("progress"), dict)]
     steps = {rank: step for found in told for rank, step in (found.get("steps") or {}).items() if step is not None}
     first = next((found for found in told if "0" in (found.get("steps") or {})), told[0] if told else {})
+    owns = {name: (answer.get("progress") or {}).get("own_s") or {} for name, answer in answers.items()}
+    own_s = {int(rank): seconds for own in owns.values() for rank, seconds in own.items()}
+    slow = straggler(own_s)
+    at = next((name for name, own in owns.items() if slow and str(slow.rank) in own), "")
     saved, durable = first.get("saved"), first.get("durable")
     return {
         "step": min(steps.values(), default=None),
         **{key: first.get(key) for key in ("of", "loss", "saved", "durable")},
         "lag_steps": None if saved is None or durable is None else saved - durable,
+        "own_s": {str(rank): own_s[rank] for rank in sorted(own_s)} or None,
+        "straggler": replace(slow, node=at).told if slow else None,
     }
 
 

@@ -61,6 +61,9 @@ class Zero(Parallel):
         self._keeper: ShardKeeper
         self._begun_at = self._size = 0
 
+    def forward_waits(self) -> bool:
+        return bool(self._zero["stage"] == 3)
+
     def arguments(self) -> dict[str, Any]:
         return {"deepspeed": copy.deepcopy(self._settings), "max_grad_norm": self._settings["gradient_clipping"]}
 

@@ -23,6 +23,10 @@ class Parallel:
         """More arguments for transformers.TrainingArguments."""
         return {}
 
+    def forward_waits(self) -> bool:
+        """Whether a forward pass waits for other ranks, since parameters are gathered for it."""
+        return self.spreads
+
     def start(self, env: RankEnv) -> tuple[int, Path] | None:
         """(step, checkpoint on this node) to start from; None for a fresh start. Raises NexaError on every rank."""
         return agree.start(env, control.gather(agree.local_step(env)))

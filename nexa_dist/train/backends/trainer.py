@@ -18,7 +18,7 @@ from nexa_dist.train import agree, control, data, models, progress
 from nexa_dist.train.backends import trainer_setup
 from nexa_dist.train.backends.parallel import Parallel
 from nexa_dist.train.env import RankEnv
-from nexa_dist.train.profile import Profile
+from nexa_dist.train.profile import OwnTime, Profile
 from nexa_dist.train.tracking import Tracker
 
 _hf: Any = transformers  # half of its functions carry no types
@@ -109,6 +109,7 @@ class NexaTrainer(Trainer):
         self.add_callback(_Steps(self))
         self.resumed_from: Path | None = None
         self.profile = Profile(config.profile, env, self.cfg.steps)
+        self.own = OwnTime(self.model, forward=not parallel.forward_waits(), cuda=torch.cuda.is_available())
 
     def run(self, point: tuple[int, Path] | None) -> int:
         """Train from `point` (or from nothing), evaluate, leave `result.json`. Returns the exit code."""
@@ -188,6 +189,9 @@ class NexaTrainer(Trainer):
         self.log({**metrics})
         return metrics
 
+    def get_batch_samples(self, epoch_iterator: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().get_batch_samples(self.own.reading(epoch_iterator), *args, **kwargs)
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         with self.profile.range("step"):
             return super().training_step(*args, **kwargs)
@@ -240,7 +244,7 @@ class _Steps(TrainerCallback):
         self._trainer.profile.begin(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        progress.report(state.global_step, state.max_steps)
+        progress.report(state.global_step, state.max_steps, own_s=self._trainer.own.step())
         if self._trainer.stop.agree() and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False

@@ -24,7 +24,7 @@ LINES_A_REDRAW = 200
 SHOWN_CHARACTERS = 2000
 BARS = 4
 """Progress bars of ranks that are shown at once."""
-FRAME_ROWS = 8
+FRAME_ROWS = 9
 """Lines of the panel that are not nodes."""
 
 
@@ -120,9 +120,15 @@ def panel(state: State, now: float, rows: int) -> RenderableType:
     for row in _rows(state, now, rows):
         nodes.add_row(*row)
     return Panel(
-        Group(_bar(figures, state.unreported(now)), _numbers(figures, state.resume_step), nodes),
+        Group(*_head(state, figures, now), nodes),
         title=Text(terminal.plain(title)),
     )
+
+
+def _head(state: State, figures: dict[str, Any], now: float) -> list[RenderableType]:
+    found = state.holds_up
+    slow = [Text(terminal.plain(found.words), "yellow")] if found else []
+    return [_bar(figures, state.unreported(now)), _numbers(figures, state.resume_step), *slow]
 
 
 def _bar(figures: dict[str, Any], unreported: bool) -> RenderableType:
@@ -172,5 +178,7 @@ def _row(name: str, row: Row, now: float) -> tuple[Text, ...]:
     said, style = row.state, "green" if row.state == "running" else ""
     if row.quiet_since is not None and now - row.quiet_since >= QUIET_S:
         said, style = f"{row.state}, quiet {span(now - row.quiet_since)}", "yellow"
-    steps = f"step {row.span()}" if row.steps else ""
+    own = sorted(row.own_s.values())
+    each = "" if not own else f", own {own[0]:.2f} s" if own[0] == own[-1] else f", own {own[0]:.2f}–{own[-1]:.2f} s"
+    steps = f"step {row.span()}{each}" if row.steps else ""
     return Text(name), Text(terminal.plain(said), style), Text(steps), Text(f"heard {span(now - row.heard)} ago", "dim")

@@ -6,15 +6,18 @@ import math
 import re
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nexa_dist.node.protocol import Event
+from nexa_dist.straggler import Straggler, straggler
 from nexa_dist.ui.run_view.step_lines import read
 
 RATE_SAMPLES = 60
 UNREPORTED_S = 60.0
 UNREPORTED = "no step is reported; configs/train/own_script.py shows the lines that report them, loss and checkpoints"
+STRAGGLES = 3
+"""Reports of its node in a row that name a rank, before it is said to hold the others up."""
 RANK = re.compile(r"[0-9]{1,7}")
 
 
@@ -28,6 +31,8 @@ class Row:
     quiet_since: float | None = None
     steps: dict[int, int] = field(default_factory=dict)
     """Steps by rank."""
+    own_s: dict[int, float] = field(default_factory=dict)
+    """Seconds a step of each rank's own work."""
     begun: bool = False
     """True when the node's `started` of this attempt was seen."""
 
@@ -55,6 +60,9 @@ class State:
     running_since: float | None = None
     samples: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=RATE_SAMPLES))
     """(unix time on the node, step) at each change of the step."""
+    straggler: Straggler | None = None
+    named: int = 0
+    """Reports in a row that name this straggler."""
 
     def attempt(self, number: int, nodes: Sequence[str], world_size: int, resume_step: int | None, now: float) -> None:
         self.number, self.world_size, self.resume_step = number, world_size, resume_step
@@ -62,6 +70,7 @@ class State:
         self.samples.clear()
         self.read.clear()
         self.running_since = None
+        self.straggler, self.named = None, 0
         self.last.pop("loss", None)
         self.last.pop("tokens_per_s", None)
 
@@ -75,6 +84,7 @@ class State:
             return False
         if name == Event.PROGRESS:
             self._progress(row, record)
+            self._straggles(node, row)
         if name == Event.TORCHRUN and self.running_since is None:
             self.running_since = now
         row.state = _state(name, record, row.state, now)
@@ -98,22 +108,34 @@ class State:
         row.heard, row.quiet_since = now, None
 
     def _progress(self, row: Row, record: Mapping[str, Any]) -> None:
-        steps = record.get("steps")
         before = self.step
-        for rank, step in (steps if isinstance(steps, dict) else {}).items():
-            if (
-                str(rank).isascii()
-                and str(rank).isdigit()
-                and len(str(rank)) < 8
-                and (value := _number(step)) is not None
-            ):
-                row.steps[int(rank)] = int(value)
+        row.steps |= {rank: int(step) for rank, step in _by_rank(record.get("steps")).items()}
+        row.own_s |= _by_rank(record.get("own_s"))
         if 0 in row.steps or not any(0 in other.steps for other in self.rows.values()):
             for key in ("of", "loss", "tokens_per_s", "saved", "durable"):
                 if (value := _number(record.get(key))) is not None:
                     self.last[key] = value
         if (step := self.step) is not None and step != before:
             self.samples.append((float(_number(record.get("at")) or 0.0), step))
+
+    def _straggles(self, node: str, row: Row) -> None:
+        """Judge at the reports of the slowest rank's own node: the others' tell nothing new of it."""
+        found = straggler(self.own_s)
+        if found is None:
+            self.straggler, self.named = None, 0
+        elif found.rank in row.own_s:
+            same = self.straggler is not None and self.straggler.rank == found.rank
+            self.straggler, self.named = replace(found, node=node), self.named + 1 if same else 1
+
+    @property
+    def own_s(self) -> dict[int, float]:
+        """Seconds a step of every rank's own work, where they are told."""
+        return {rank: own for row in self.rows.values() for rank, own in sorted(row.own_s.items())}
+
+    @property
+    def holds_up(self) -> Straggler | None:
+        """The rank that the others wait for, and have waited for in several reports."""
+        return self.straggler if self.named >= STRAGGLES else None
 
     @property
     def step(self) -> int | None:
@@ -135,6 +157,8 @@ class State:
             "attempt": self.number,
             "step": self.step,
             **{key: self.last.get(key) for key in ("of", "loss", "tokens_per_s", "saved", "durable")},
+            "own_s": {str(rank): own for rank, own in self.own_s.items()} or None,
+            "straggler": self.holds_up.told if self.holds_up else None,
             "read": None if self.step is not None else dict(self.read) or None,
             "eta_s": None if eta_s is None else round(eta_s, 1),
             "elapsed_s": round(elapsed_s, 1),
@@ -158,6 +182,12 @@ def _state(name: str, record: Mapping[str, Any], before: str, now: float) -> str
     if name == Event.STOPPING:
         return f"stopping: {reason}"
     return {Event.STARTED: "preparing", Event.PREPARED: "prepared", Event.TORCHRUN: "running"}.get(name, before)
+
+
+def _by_rank(found: Any) -> dict[int, int | float]:
+    """The numbers of a JSON object whose keys are ranks."""
+    told = {str(rank): _number(value) for rank, value in found.items()} if isinstance(found, dict) else {}
+    return {int(rank): value for rank, value in told.items() if RANK.fullmatch(rank) and value is not None}
 
 
 def _number(value: Any) -> int | float | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nexa_dist.node.protocol import Event
+from nexa_dist.straggler import Straggler
 from nexa_dist.ui import terminal
 from nexa_dist.ui.run_view.state import UNREPORTED, State, sentence, span
 
@@ -23,12 +24,15 @@ class Silent:
 
     def __init__(self, state: State, shown: set[int] | None, now: Callable[[], float]) -> None:
         self.state, self.shown, self.now = state, shown, now
+        self.named: set[int] = set()
+        """Stragglers of this attempt that were told of."""
 
     def attempt(
         self, number: int, nodes: Sequence[str], world_size: int, resume_step: int | None, replaced: Sequence[str] = ()
     ) -> None:
         """An attempt begins; `replaced` are nodes that were made anew for it."""
         self.state.attempt(number, nodes, world_size, resume_step, self.now())
+        self.named.clear()
         for name in replaced:
             self.state.rows[name].state = "replaced"
 
@@ -48,6 +52,10 @@ class Silent:
         """A record of a node's agent.jsonl; those of earlier attempts are passed over."""
         if self.state.event(node, record, self.now()):
             self._event(node, record)
+            found = self.state.holds_up
+            if found and found.rank not in self.named:
+                self.named.add(found.rank)
+                self._straggler(found)
 
     def quiet(self, node: str, seconds: float) -> None:
         """The node has sent no word for so many seconds."""
@@ -74,6 +82,10 @@ class Silent:
 
     def _event(self, node: str, record: Mapping[str, Any]) -> None:
         pass
+
+    def _straggler(self, found: Straggler) -> None:
+        """A rank holds the others up; told once an attempt."""
+        self.note(found.words)
 
 
 class Plain(Silent):
@@ -176,6 +188,9 @@ class Json(Silent):
     def _emit_line(self, node: str, source: str, rank: int | None, text: bytes, **more: bool) -> None:
         line = text.decode(errors="replace")
         self.emit("line", {"node": node, "source": source, "rank": rank, "line": line, **more})
+
+    def _straggler(self, found: Straggler) -> None:
+        self.emit("straggler", found.told)
 
     def _event(self, node: str, record: Mapping[str, Any]) -> None:
         name = record.get("event")

@@ -80,4 +80,7 @@ def status(args: Arguments) -> int:
             "cost_usd",
         )
         terminal.table(report["runs"], columns)
+    for row in report["runs"]:
+        if row["straggler"]:
+            terminal.say(f"{row['run']}: {row['straggler']['words']}")
     return code

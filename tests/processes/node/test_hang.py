@@ -99,6 +99,10 @@ def test_a_report_that_is_being_written_is_read_later(tmp_path: Path) -> None:
         "steps": {"3": 4}, "of": None, "loss": None, "held_out": None, "learning_rate": None, "tokens_per_s": 90.5,
         "saved": None, "durable": None,
     }  # fmt: skip
+    path.write_text('{"step": 5, "own_s": 0.25}')
+    assert watch_hang.fields(watch_hang.read_all(str(tmp_path), {}))["own_s"] == {"3": 0.25}
+    path.write_text('{"step": 5, "own_s": NaN}')
+    assert "own_s" not in watch_hang.fields(watch_hang.read_all(str(tmp_path), {}))
     path.write_text('{"step": 5, "saved": null, "durable": 2}'.ljust(512))
     assert watch_hang.fields(watch_hang.read_all(str(tmp_path), second))["durable"] == 2
     for junk in ("null", "[]", '"step"', '{"step": "5"}', "{}"):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nexa_dist.straggler import straggler
 from tests.processes.train_ranks import DATASET, MODEL, Start, losses, result, train
 
 STEPS, STOP_AT = 24, 13
@@ -108,3 +109,24 @@ def test_the_rank_that_the_others_wait_for_is_named(tmp_path: Path) -> None:
     codes, said = train(tmp_path, [Start("slow", config, slow_s=1.5)])
     assert codes == [[0, 0]], said
     assert "rank 1 is the slowest by" in said
+
+
+SLOW_DATA = """
+import time
+from nexa_dist.train.backends import trainer_setup
+def item(windows, index, inner=trainer_setup.Windows.__getitem__):
+    os.environ["NEXA_PROGRESS"] = "%s/progress_%s" % (os.environ["NEXA_RUN_DIR"], os.environ["RANK"])
+    time.sleep(0.2 if os.environ["RANK"] == "1" else 0)
+    return inner(windows, index)
+trainer_setup.Windows.__getitem__ = item
+"""
+
+
+@pytest.mark.long("it compares times")
+def test_each_rank_tells_its_own_time_though_all_end_a_step_together(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    codes, said = train(tmp_path, [SLOW_DATA, Start("own", {**TINY, "trainer": {**TINY["trainer"], "steps": 6}})])
+    assert codes == [[0, 0]], said
+    told = [json.loads((tmp_path / "own" / f"progress_{rank}").read_text()) for rank in (0, 1)]
+    found = straggler({rank: report["own_s"] for rank, report in enumerate(told)})
+    assert found is not None and found.rank == 1 and found.own_s >= 0.4  # two windows a batch

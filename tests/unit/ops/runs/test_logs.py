@@ -165,13 +165,20 @@ def test_since_is_a_span_or_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_progress_is_the_step_that_all_ranks_did_and_what_rank_0_tells() -> None:
-    zero = {"steps": {"0": 41, "1": 40}, "of": 240, "loss": 4.2, "saved": 40, "durable": 20}
+    zero = {"steps": {"0": 41, "1": 40}, "of": 240, "loss": 4.2, "saved": 40, "durable": 20, "own_s": {"0": 0.2}}
     answers: dict[str, dict[str, Any]] = {
-        "n1": {"state": "running", "progress": {"steps": {"2": 39, "3": None}, "of": 240, "loss": 9.0}},
+        "n1": {
+            "state": "running",
+            "progress": {"steps": {"2": 39, "3": None}, "of": 240, "loss": 9.0, "own_s": {"2": 0.5}},
+        },
         "n0": {"state": "running", "progress": zero},
         "n2": {"state": "unreachable"},
         "n3": {"state": "preparing", "progress": None},
     }
-    assert progress_of(answers) == {"step": 39, "of": 240, "loss": 4.2, "saved": 40, "durable": 20, "lag_steps": 20}
-    nothing = {"step": None, "of": None, "loss": None, "saved": None, "durable": None, "lag_steps": None}
+    said = progress_of(answers)
+    slow = said.pop("straggler")
+    assert (slow["rank"], slow["node"], slow["own_s"], slow["median_s"]) == (2, "n1", 0.5, 0.2)
+    figures = {"step": 39, "of": 240, "loss": 4.2, "saved": 40, "durable": 20, "lag_steps": 20}
+    assert said == {**figures, "own_s": {"0": 0.2, "2": 0.5}}
+    nothing = dict.fromkeys((*said, "straggler"))
     assert progress_of({"n2": {"state": "unreachable"}}) == progress_of({}) == nothing

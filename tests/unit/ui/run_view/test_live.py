@@ -105,6 +105,35 @@ def test_the_state_of_a_node_in_words(record: dict[str, Any], said: str) -> None
     assert state.rows["n1"].state == said
 
 
+@pytest.mark.parametrize("kind", ["plain", "json"])
+def test_a_straggler_is_named_once_after_three_reports_of_its_node(
+    kind: Kind, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock()
+    shown = made(kind, clock)
+    shown.attempt(1, ["n0", "n1"], 4, None)
+    begin(shown, clock)
+    said = ""
+    for step in range(5):
+        shown.event("n0", progress({"0": step, "1": step}, clock.at, own_s={"0": 0.2, "1": 0.21}))
+        shown.event("n1", progress({"2": step, "3": step}, clock.at, own_s={"2": 0.22, "3": 0.4, "x": 9, "4": "9"}))
+        assert (shown.state.holds_up is None) == (step < 2)
+        said += "".join(capsys.readouterr())
+    words = "rank 3 (n1) takes 1.9 × the median's own time a step (0.40 s, the median 0.21 s); the others wait for it"
+    if kind == "plain":
+        assert [line for line in said.splitlines() if "rank 3" in line] == [words]
+    else:
+        events = [row for row in map(json.loads, said.splitlines()) if row["event"] == "straggler"]
+        assert [(row["rank"], row["node"], row["words"]) for row in events] == [(3, "n1", words)]
+    figures = shown.state.figures(clock.at)
+    assert figures["own_s"] == {"0": 0.2, "1": 0.21, "2": 0.22, "3": 0.4}
+    console = Console(file=io.StringIO(), width=200)
+    console.print(panel(shown.state, clock.at, 10))
+    assert words in console.file.getvalue() and "own 0.22–0.40 s" in console.file.getvalue()  # type: ignore[attr-defined]
+    shown.event("n1", progress({"3": 6}, clock.at, own_s={"3": 0.24}))
+    assert shown.state.figures(clock.at)["straggler"] is None
+
+
 def test_plain_lines_come_in_time_and_by_progress(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
     shown = made("plain", clock)
