@@ -163,7 +163,8 @@ class Attempt:
         reason = self.watcher.look(now)
         if reason == Reason.HANG:
             if self.hung_until is None and not self.stop_reason:
-                self.hung_until = now + STACKS_S
+                self.watcher.ask_flight()  # first: the launcher may have the store that NCCL's monitor asks
+                self.hung_until = boot_clock() + STACKS_S
                 self.hold_launcher()
                 self.watcher.tell_hang()
         elif reason:

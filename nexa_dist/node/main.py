@@ -20,6 +20,7 @@ other command is short and answers with JSON. Each imports only what it needs.
     agent.pyz wrote -          < {"runs": [...]}                     what runs have left here: files, checkpoints
     agent.pyz send DIR         < {"files": [...]}                    these files, framed, from byte offsets
     agent.pyz setup RUN_DIR    (by the daemon)                       packages, layer and lines before the ranks
+    agent.pyz flight RUN_DIR ATTEMPT (by the daemon)                 what the ranks dumped of their collectives
     agent.pyz rank -- ARGV     (started by torchrun)                 one rank: its log, its exit code, its end
     agent.pyz warm RUN_DIR KEY MODULE…  (by probe or the daemon)     an interpreter that ranks are forked from
 
@@ -52,6 +53,10 @@ def main(argv: list[str]) -> int:
         from . import setup
 
         return setup.main(rest[0])
+    if name == "flight":
+        from .watch import flight
+
+        return flight.main(rest[0], int(rest[1]))
     if name == "warm":
         from .warm import server as warm_server
 

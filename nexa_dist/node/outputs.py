@@ -32,7 +32,7 @@ MOST_STEPS = 500
 """Checkpoints of an answer in each place, the newest."""
 TRACKED = re.compile(
     r"(?:.*/)?(?:wandb/(?:offline-)?run-[^/]+/.+|events\.out\.tfevents\.[^/]+)|"
-    r"profile/(?:rank_[0-9]+\.trace\.json\.gz|summary\.json)",
+    r"profile/(?:rank_[0-9]+\.trace\.json\.gz|summary\.json)|rank_[0-9]+/flight\.attempt_[0-9]+\.json\.gz",
     re.DOTALL,
 )
 KINDS = ("outputs", "tracking", "other")

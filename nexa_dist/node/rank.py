@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from .machine import oom
@@ -17,6 +18,8 @@ from .protocol import Event
 EXIT_WRONG_WORLD = 78
 OOM_LOOK_S = 5.0
 MOST_STEPS = 1 << 53
+FLIGHT_FILES = ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_PIPE_FILE")
+"""Where the flight recorder dumps to, by its newer and its older name, and where it is asked to."""
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -27,9 +30,18 @@ def prepare_folder(run_dir: str, number: int, attempt: int) -> tuple[str, str]:
     return folder, os.path.join(folder, "attempt_%d.log" % attempt)
 
 
-def rank_environment(folder: str) -> dict[str, str]:
-    """Variables of one rank beyond the environment of its node."""
-    return {"NEXA_RANK_DIR": folder, "NEXA_PROGRESS": os.path.join(folder, "progress.json")}
+def rank_environment(folder: str, given: Mapping[str, str]) -> dict[str, str]:
+    """Variables of one rank beyond the environment of its node, which is `given`. In a folder of each rank's own, since
+    torch fails where two processes make one pipe at once."""
+    made = {"NEXA_RANK_DIR": folder, "NEXA_PROGRESS": os.path.join(folder, "progress.json")}
+    if not any(name in given for name in FLIGHT_FILES):
+        made.update(dict.fromkeys(FLIGHT_FILES, stem(folder)))
+    return made
+
+
+def stem(folder: str) -> str:
+    """To this torch's flight recorder adds the rank for its dump, and .pipe for the pipe by which it is asked."""
+    return os.path.join(folder, "flight_")
 
 
 def report_exit(run_dir: str, number: int, status: int, oom_killed: bool = False) -> None:
@@ -71,7 +83,7 @@ def main(argv: list[str]) -> int:
         print("nexa: " + wrong, file=sys.stderr, flush=True)
         report_exit(run_dir, number, EXIT_WRONG_WORLD)
         return EXIT_WRONG_WORLD
-    environment = {**os.environ, **rank_environment(folder)}
+    environment = {**os.environ, **rank_environment(folder, os.environ)}
     memory = oom.Watch()
     signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # until there is somebody to pass them on to
     try:

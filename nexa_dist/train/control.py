@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar, cast
 
@@ -15,6 +20,8 @@ from nexa_dist.errors import NexaError
 from nexa_dist.train.env import RankEnv
 
 T = TypeVar("T")
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""After which a collective has failed: NCCL's own 10 minutes are less than a save to a slow store may take."""
 EXIT_STOPPED = 128 + signal.SIGTERM
 
 
@@ -23,7 +30,29 @@ def join(env: RankEnv) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(env.local_rank)
     if env.world_size > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        kinds = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(kinds, timeout=COLLECTIVE_TIMEOUT)
+        if not torch.cuda.is_available():
+            _answer_flight(env.rank)
+
+
+def _answer_flight(rank: int) -> None:
+    """Dump the last collectives of gloo when the agent asks for it, as NCCL's monitor does those of NCCL."""
+    pipe, dump = (os.environ.get(f"TORCH_{name}") for name in ("NCCL_DEBUG_INFO_PIPE_FILE", "FR_DUMP_TEMP_FILE"))
+    recorded = getattr(torch._C._distributed_c10d, "_dump_fr_trace", None)
+    if not pipe or not dump or recorded is None:
+        return
+
+    def answer() -> None:
+        with contextlib.suppress(OSError), open(f"{pipe}{rank}.pipe", "rb") as asked:
+            if asked.read(1):
+                path = Path(f"{dump}{rank}")
+                path.with_name(f".tmp-{path.name}").write_bytes(recorded(True, False, False))
+                path.with_name(f".tmp-{path.name}").rename(path)
+
+    with contextlib.suppress(OSError):
+        os.mkfifo(f"{pipe}{rank}.pipe", 0o600)
+        threading.Thread(target=answer, name="flight recorder", daemon=True).start()
 
 
 def leave() -> None:

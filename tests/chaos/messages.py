@@ -52,7 +52,9 @@ PROGRESS = {
     "loss": 1.5,
     "tokens_per_s": 3.0,
     "saved": 5,
+    "own_s": {"0": 0.25, "1": 0.5},
 }
+GROUP = {"name": "0", "desc": "default_pg", "op": "nccl:all_reduce", "state": "started", "sizes": "[[4]]"}
 EVENTS: tuple[dict[str, Any], ...] = (
     {**AT, "event": "started", "attempt": 1, "pid": 7, "node": "n0"},
     {**AT, "event": "heartbeat"},
@@ -62,6 +64,7 @@ EVENTS: tuple[dict[str, Any], ...] = (
     PROGRESS,
     EXIT,
     {**AT, "event": "hang", "ranks": [0, 1], "stalled_s": 9.0, "steps": {"0": 1}, "states": {"0": "S"}},
+    {**AT, "event": "flight", "rank": 0, "groups": [{**GROUP, "enqueued": 9, "started": 9, "completed": 8, "seq": 9}]},
     {**AT, "event": "stopping", "reason": "deadline", "grace_s": 5},
     {**AT, "event": "notice", "action": "terminate", "at_unix": 1_790_000_100, "seen_unix": 1_790_000_000.0},
     {**AT, "event": "due", "why": "lease", "acts_unix": 1_790_000_100.0, "seen_unix": 1_790_000_000.0},

@@ -189,7 +189,8 @@ class Direct:
         for local in range(self.spec["nproc"]):
             number = self.spec["first_rank"] + local
             folder, log = prepare_folder(self.run_dir, number, self.spec["attempt"])
-            found.append((number, {**contract(self.spec, local), **rank_environment(folder)}, log))
+            own = rank_environment(folder, self.environment)
+            found.append((number, {**contract(self.spec, local), **own}, log))
         return found
 
     def _ask_warm(self) -> warm_client.Ranks | None:

@@ -11,8 +11,8 @@ from ..oslib import PAID, event, read_json
 from ..protocol import Event, Reason, Spec
 from ..rank import prepare_folder
 from ..record import Record
+from . import flight, stack_dump
 from . import hang as watch_hang
-from . import stack_dump
 from .controller_lease import Contact
 from .log_index import EVERY_S, Times
 from .machine_deadline import Due
@@ -29,6 +29,7 @@ class Watcher:
     def __init__(self, run_dir: str, spec: Spec, environment: dict[str, str]) -> None:
         self.run_dir, self.spec, self.environment = run_dir, spec, environment
         watch_hang.forget(run_dir)
+        flight.forget(run_dir)
         self.record, self.times = Record(run_dir, spec["attempt"]), Times(run_dir, spec["attempt"])
         self.contact = Contact(run_dir) if spec.get("on_disconnect") == "kill" else None
         self.stall = watch_hang.Stall(spec.get("hang_timeout_s"))
@@ -110,6 +111,9 @@ class Watcher:
             self.told = fields
             event(self.run_dir, Event.PROGRESS, **fields)
 
+    def ask_flight(self) -> None:
+        flight.ask(self.run_dir, {r for r, pid in self.record.pids.items() if stack_dump.state_of(pid) in ("T", "t")})
+
     def tell_hang(self) -> None:
         """The event, then the stacks of every rank into its own log; the ranks end by it."""
         gone = {e["rank"] for e in self.record.exits}
@@ -153,6 +157,7 @@ class Watcher:
         if self.running:
             self.reports = watch_hang.read_all(self.run_dir, self.reports)
             self._tell_progress()
+            flight.tell(self.run_dir, self.spec["attempt"])
         self.times.note()
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 from nexa_dist.model import ACTIVE
 from nexa_dist.node.protocol import HEARTBEAT_S, Reason
-from nexa_dist.plan.failures import log_tail
-from nexa_dist.plan.failures.evidence import Evidence, NodeEvidence, collected, finding
+from nexa_dist.plan.failures import collectives, log_tail
+from nexa_dist.plan.failures.evidence import Evidence, NodeEvidence, collected, finding, flights
 from nexa_dist.plan.failures.known.program import MISTAKE
 from nexa_dist.plan.failures.known.signature import Exit, Tier
 from nexa_dist.plan.failures.log_reading import Finding, read
@@ -62,7 +62,7 @@ def judge(evidence: Evidence) -> Diagnosis:
         findings.append(best := early)
     if best is None:
         return RUNNING if evidence.state in ACTIVE else _without(evidence)
-    others = _others(evidence, findings, best)
+    others = (*_others(evidence, findings, best), *_collectives(evidence, best))
     if evidence.state not in ACTIVE and best.tier == Tier.FOLLOWS and (_told(best) or NOT_STARTED in evidence.cause):
         return replace(_without(evidence), others=others)
     signature = best.signature
@@ -154,6 +154,12 @@ def _others(evidence: Evidence, findings: Sequence[Finding], best: Finding) -> t
         if silent and len(silent) < len(evidence.ranks):
             lines.append(f"{_ranks_in_words([r.rank for r in silent])}: no error of their own; look there first")
     return tuple(lines)
+
+
+def _collectives(evidence: Evidence, best: Finding) -> tuple[str, ...]:
+    if best.signature.name in NOBODY:
+        return ()
+    return collectives.words(flights(evidence), [rank.rank for rank in evidence.ranks])
 
 
 def _told(found: Finding) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from nexa_dist.model import ACTIVE
 from nexa_dist.node.protocol import HEARTBEAT_S, Event, Reason
-from nexa_dist.plan.failures import log_tail
+from nexa_dist.plan.failures import collectives, log_tail
 from nexa_dist.plan.failures.known.signature import Exit, Tier
 from nexa_dist.plan.failures.log_reading import SHOWN_LINES, Finding, read
 from nexa_dist.plan.failures.table import BY_NAME, TABLE
@@ -179,9 +179,11 @@ def _hang(evidence: Evidence) -> Finding | None:
     tails = {r.rank: log_tail.clean(r.tail) for r in evidence.ranks}
     frames = {rank: log_tail.stack(tails.get(rank, b"")) for rank in steps}
 
-    def suspicion(rank: int) -> tuple[bool, int, int, int]:
+    late = collectives.behind(flights(evidence))
+
+    def suspicion(rank: int) -> tuple[bool, int, bool, int, int]:
         waits = 2 if log_tail.waits_for_others(frames[rank]) else 1 if frames[rank] else 0
-        return states.get(rank, "") not in ("T", "t"), steps[rank], waits, rank
+        return states.get(rank, "") not in ("T", "t"), steps[rank], rank not in late, waits, rank
 
     first = min(events, key=lambda pair: pair[1]["at"] - pair[0].skew_s)
     node, event = first
@@ -198,6 +200,13 @@ def _hang(evidence: Evidence) -> Finding | None:
     where = next((r.node for r in evidence.ranks if r.rank == rank), node.node)
     lines = tuple(f"{frame}".encode() for frame in frames[rank][:6])
     return replace(finding("hang", node, event["at"], detail + at), node=where, rank=rank, lines=lines)
+
+
+def flights(evidence: Evidence) -> list[Told]:
+    """What ranks told of their collectives; of ranks of another node a node has nothing to tell."""
+    at = {rank.rank: rank.node for rank in evidence.ranks}
+    told = [(node.node, event) for node in evidence.nodes for event in node.of(Event.FLIGHT)]
+    return [e for node, e in told if isinstance(e.get("rank"), int) and at.get(e["rank"]) == node]
 
 
 def _by_rank(found: Any) -> list[tuple[int, Any]]:

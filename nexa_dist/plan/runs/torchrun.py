@@ -15,6 +15,11 @@ DEFAULT_ENVIRONMENT = {
     "PYTORCH_ALLOC_CONF": "expandable_segments:True",
     # A failed collective ends the rank instead of leaving it to wait.
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+    # Its last collectives are kept, which older versions of torch do only when told, and dumped when one times out; the
+    # agent says where to (node/rank.py).
+    "TORCH_FR_BUFFER_SIZE": "2000",
+    "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
     "NCCL_DEBUG": "WARN",
     "PYTHONUNBUFFERED": "1",
     # The stacks of a rank that hangs are had by ending it with SIGABRT.
@@ -22,6 +27,12 @@ DEFAULT_ENVIRONMENT = {
     "WANDB_SILENT": "true",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+SAME = (
+    ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"),
+    ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"),
+)
+"""Newer and older names of one setting of torch."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +143,9 @@ def environment(
     made = {**DEFAULT_ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}
     if interface:
         made |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
+    for names in SAME:  # which of two names wins is torch's affair: the user's is to be the only one
+        if any(name in user for name in names):
+            made = {name: value for name, value in made.items() if name not in names}
     made |= user
     made |= {
         "NEXA_RUN_ID": run_id,

@@ -71,3 +71,10 @@ def test_environment_names_the_world_and_the_interface() -> None:
 def test_the_users_values_win_over_defaults_but_not_over_the_plan(name: str, value: str) -> None:
     assert environ(**{name: value})[name] == value
     assert environ(NEXA_WORLD_SIZE="1")["NEXA_WORLD_SIZE"] == "4"
+
+
+@pytest.mark.parametrize("name", ["TORCH_NCCL_TRACE_BUFFER_SIZE", "TORCH_FR_BUFFER_SIZE"])
+def test_the_flight_recorder_is_on_and_either_name_turns_it_off(name: str) -> None:
+    assert environ()["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1"
+    made = environ(**{name: "0"})
+    assert {key: value for key, value in made.items() if key.endswith("BUFFER_SIZE")} == {name: "0"}
