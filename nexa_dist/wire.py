@@ -92,14 +92,12 @@ PROGRESS = {
     "saved": lenient(STEP), "durable": lenient(STEP), "own_s": lenient(table(RANK_KEY, number(0, 1e6), 4096)),
 }  # fmt: skip
 SEQUENCE = whole(-1)
-FLIGHT = record({
-    "rank": RANK,
-    "groups": rows(record({
-        "name": NAME, "desc": NAME, "op": NAME, "state": NAME, "sizes": NAME,
-        **dict.fromkeys(("enqueued", "started", "completed", "seq"), SEQUENCE),
-    }), 64),
-})  # fmt: skip
+GROUPS = rows(record({
+    "name": NAME, "desc": NAME, "op": NAME, "state": NAME, "sizes": NAME,
+    **dict.fromkeys(("enqueued", "started", "completed", "seq"), SEQUENCE),
+}), 64)  # fmt: skip
 """How far a rank is in the collectives of each of its process groups."""
+FLIGHT = record({"rank": RANK, "groups": GROUPS})
 NOTICE_MAY: dict[str, Check] = {"action": text(40), "at_unix": UNIX, "seen_unix": UNIX}
 
 _EVENTS: dict[str, tuple[dict[str, Check], dict[str, Check]]] = {
@@ -116,7 +114,7 @@ _EVENTS: dict[str, tuple[dict[str, Check], dict[str, Check]]] = {
         {"ranks": rows(RANK, 4096), "stalled_s": SECONDS},
         {"steps": STEPS, "states": table(RANK_KEY, text(10), 4096)},
     ),
-    Event.FLIGHT: ({"rank": RANK, "groups": lambda value: FLIGHT({"rank": 0, "groups": value})["groups"]}, {}),
+    Event.FLIGHT: ({"rank": RANK, "groups": GROUPS}, {}),
     Event.STOPPING: ({"reason": WORDS}, {"grace_s": SECONDS}),
     Event.NOTICE: ({}, NOTICE_MAY),
     Event.DUE: ({}, {"why": NAME, "acts_unix": UNIX, "seen_unix": UNIX}),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from nexa_dist.node.rank import FLIGHT_FILES
 from nexa_dist.node.warm import client as warm_client
 from nexa_dist.node.warm import launcher as warm_launcher
 from tests.processes.node.ranks import Node
@@ -55,6 +56,7 @@ def test_ranks_get_the_environment_that_torchrun_gives(node: Node) -> None:
             "TORCHELASTIC_USE_AGENT_STORE": "False",
             "TORCHELASTIC_ERROR_FILE": f"{node.run_dir}/rank_{number}/error.attempt_1.json",
             "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+            **dict.fromkeys(FLIGHT_FILES, f"{node.run_dir}/rank_{number}/flight_"),
         }
         assert seen["NEXA_PROGRESS"] == f"{node.run_dir}/rank_{number}/progress.json"
     names = ("rank_exit", 2, 0), ("rank_exit", 3, 0), ("rank_start", 2, 0), ("rank_start", 3, 0)
