@@ -82,8 +82,11 @@ def follow(run_dir: str, fd: int = 0, out: BinaryIO | None = None) -> None:
     door, out, record = Door(fd, run_dir), out or sys.stdout.buffer, Record(run_dir)
     message = door.message()
     offsets, once, beat, told = dict(message.get("offsets", {})), bool(message.get("once")), 0.0, False
+    looked = -1
     while not door.abandoned:
-        state = record.read().state()["state"] if once or boot_clock() - beat > BEAT_S else None
+        events = offsets.get(EVENTS, 0)  # each may be the attempt's last
+        look = once or events != looked or boot_clock() - beat > BEAT_S
+        state, looked = record.read().state()["state"] if look else None, events
         if state in FINAL and not told:
             while drain_one(run_dir, EVENTS, offsets, out):
                 continue

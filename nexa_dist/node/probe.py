@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from .code import tree as code_tree
-from .oslib import alive, inherited, newest_attempt, read_json
+from .oslib import alive, inherited, read_json
 from .protocol import VERSION, Spec
 
 VERSIONS = """\
@@ -64,11 +64,11 @@ def probe(message: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def preload(run_dir: str, spec: Spec, secrets: dict[str, str]) -> None:
+def preload(run_dir: str, spec: Spec, secrets: dict[str, str], after: str = "") -> None:
     """The interpreter that the ranks will be forked from is loaded while the launch goes on.
 
-    `spec` has what is known of it: "argv", "cwd", "env", "nproc", "path", "preload". What cannot be had only costs
-    time: the ranks then get interpreters of their own.
+    `spec` has what is known of it: "argv", "cwd", "env", "nproc", "path", "preload". `after` is the folder of the run
+    that goes on here until then. What cannot be had only costs time: the ranks then get interpreters of their own.
     """
     from .warm import client as warm_client
 
@@ -80,7 +80,7 @@ def preload(run_dir: str, spec: Spec, secrets: dict[str, str]) -> None:
     try:
         os.makedirs(run_dir, mode=0o700, exist_ok=True)
         os.makedirs(spec["cwd"], exist_ok=True)
-        warm_client.ensure(spec, environment, run_dir)
+        warm_client.ensure(spec, environment, run_dir, after)
     except OSError as error:
         print("warm interpreter: %s" % error, file=sys.stderr)
 
@@ -90,13 +90,7 @@ def forget(run_dir: str) -> dict[str, Any]:
     from .warm import client as warm_client
 
     left = warm_client.release(run_dir)
-    if os.path.isdir(run_dir) and not newest_attempt(run_dir):
-        for name in ("warm.json", "warm.log", "agent.jsonl"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(run_dir, name))
-        with contextlib.suppress(OSError):  # whatever else is there is not ours
-            os.rmdir(os.path.join(run_dir, "work"))
-            os.rmdir(run_dir)
+    warm_client.remove_unused(run_dir)
     return {"left": left}
 
 

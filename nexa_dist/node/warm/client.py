@@ -22,10 +22,12 @@ import time
 from typing import Any
 
 from ..machine.processes import WARM_FILE, tree
-from ..oslib import agent_path, alive, holder_of, read_json, unfinished, write_json
+from ..oslib import agent_path, alive, holder_of, newest_attempt, read_json, unfinished, write_json
 from ..protocol import Spec
 
 PREFIX = "nexa-warm-"
+AFTER = "NEXA_WARM_AFTER"
+"""Variable that tells the interpreter the folder of the run that goes on before its own."""
 ANSWER_S = 10.0
 """A ready interpreter answers in milliseconds. One that is frozen is given up after this time."""
 LOADING_S = 300.0
@@ -37,11 +39,11 @@ VOLATILE = (
 TORCHELASTIC_*. Any other difference (threads, allocator, paths) asks for another interpreter."""
 
 
-def ensure(spec: Spec, environment: dict[str, str], run_dir: str) -> None:
+def ensure(spec: Spec, environment: dict[str, str], run_dir: str, after: str = "") -> None:
     """Starts loading the warm interpreter for the ranks of `spec`, unless it is there. Does not wait for it.
 
     One that does not fit any more (other code path, other variables) is replaced; one that could not be made safe to
-    fork in this run is not tried again.
+    fork in this run is not tried again. With `after` it stands back for the run of that folder, and waits for its end.
     """
     words = split(spec["argv"])
     if words is None:
@@ -67,7 +69,7 @@ def ensure(spec: Spec, environment: dict[str, str], run_dir: str) -> None:
             child = subprocess.Popen(
                 command,
                 cwd=spec["cwd"],
-                env={**stable, "TMPDIR": folder, "NEXA_WARM_DIR": run_dir},
+                env={**stable, "TMPDIR": folder, "NEXA_WARM_DIR": run_dir, **({AFTER: after} if after else {})},
                 stdin=listener.fileno(),
                 stdout=log,
                 stderr=log,
@@ -106,6 +108,17 @@ def release(run_dir: str, timeout_s: float = 5.0) -> list[int]:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(_file(run_dir))
     return left
+
+
+def remove_unused(run_dir: str) -> None:
+    """A run that has no attempt leaves no folder."""
+    if os.path.isdir(run_dir) and not newest_attempt(run_dir):
+        for name in (WARM_FILE, "warm.log", "agent.jsonl"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(run_dir, name))
+        with contextlib.suppress(OSError):  # whatever else is there is not ours
+            os.rmdir(os.path.join(run_dir, "work"))
+            os.rmdir(run_dir)
 
 
 def pid(run_dir: str) -> int | None:

@@ -25,11 +25,15 @@ from ..machine.processes import tree
 from ..oslib import alive, event, holder_of, read_json, set_subreaper, write_json
 from ..protocol import Event
 from . import rank as warm_rank
+from .client import AFTER, remove_unused
 
 IDLE_S, UNUSED_S = 900.0, 120.0
 """Seconds that the interpreter waits without an agent of the run: between attempts, while a node is replaced; before
 the first one."""
 LOOK_S = 1.0
+WORK_S, REST_S = 0.02, 0.06
+"""CPU seconds, and the rest after each: what loading beside another run's ranks takes of them."""
+OOM_SCORE = "/proc/self/oom_score_adj"
 
 
 def serve(run_dir: str, key: str, preload: list[str]) -> int:
@@ -64,6 +68,9 @@ class Server:
         os.close(null)
         self.pid = os.getpid()
         self.environment = dict(os.environ)
+        self.after = os.environ.get(AFTER, "")
+        """Folder of the run that goes on before ours; empty where none does."""
+        self.oom_score = ""
         self.changed: dict[str, str | None] = {}
         """Variables that the imports set in the environment; a rank's own import would have done the same."""
         self.loaded_s = 0.0
@@ -75,12 +82,15 @@ class Server:
 
     def load(self, preload: list[str]) -> str:
         """Imports. Returns why this interpreter is not safe to fork, or nothing."""
+        if self.after:
+            self._stand_back()
         gc.disable()  # looking for garbage takes a sixth of the time of `import torch`, and finds next to none
         for name in preload:
             try:
                 importlib.import_module(name)
             except Exception as error:  # whatever a package raises; each rank will show it in full
                 return "import %s: %s: %s" % (name, type(error).__name__, error)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         before, after = (self.environment, os.environ)
         self.changed = {n: after.get(n) for n in {*before, *after} if before.get(n) != after.get(n)}
         # Libraries with fork handlers end their threads before a fork, as OpenBLAS under numpy does. A thread that
@@ -100,6 +110,26 @@ class Server:
         gc.enable()
         self.loaded_s = round(time.monotonic() - self.began, 3)
         return ""
+
+    def waits(self) -> bool:
+        """Tell whether the run before ours goes on."""
+        return bool(self.after) and alive(read_json(os.path.join(self.after, "agent.pid")))
+
+    def _stand_back(self) -> None:
+        """While the run before goes on it has most of the CPU, and all of the memory when that is short: the kernel
+        ends us first. No `nice`, which only root can take back from what is forked here later."""
+        with contextlib.suppress(OSError), open(OOM_SCORE, "r+") as file:
+            self.oom_score = file.read().strip()
+            file.seek(0)
+            file.write("1000")
+        signal.signal(signal.SIGPROF, lambda *_: time.sleep(REST_S) if self.waits() else None)
+        signal.setitimer(signal.ITIMER_PROF, WORK_S, WORK_S)
+
+    def _stand_up(self) -> None:
+        if self.oom_score:
+            with contextlib.suppress(OSError), open(OOM_SCORE, "w") as file:
+                file.write(self.oom_score)
+            self.oom_score = ""
 
     def run(self) -> dict[str, Any] | None:
         set_subreaper()
@@ -128,7 +158,7 @@ class Server:
                             os.close(fd)
                         return task
                 agent = read_json(os.path.join(self.run_dir, "agent.pid"))
-                if self.attempt is not None or alive(agent):
+                if self.attempt is not None or alive(agent) or self.waits():
                     needed = time.monotonic()
                 if self.attempt is None and self.listener in ready:
                     self._greet()
@@ -145,6 +175,8 @@ class Server:
         if seen.get("pid") == self.pid and "refused" not in seen:
             with contextlib.suppress(OSError):
                 os.unlink(path)
+            if self.after:
+                remove_unused(self.run_dir)
 
     def _end(self, *_: Any) -> None:
         self.over = True
@@ -178,6 +210,7 @@ class Server:
         if why:
             self._say(cold=why)
             return None
+        self._stand_up()
         sys.stdout.flush()
         sys.stderr.flush()
         for rank in request["ranks"]:
@@ -192,7 +225,7 @@ class Server:
     def _forget(self) -> None:
         """Closes, in the child, all that is the server's; signals do what they do in a fresh interpreter."""
         signal.set_wakeup_fd(-1)
-        for name in (signal.SIGCHLD, signal.SIGTERM):
+        for name in (signal.SIGCHLD, signal.SIGTERM, signal.SIGPROF):
             signal.signal(name, signal.SIG_DFL)
         self.selector.close()
         self.listener.close()

@@ -43,8 +43,11 @@ def fresh(
     shown: set[int] | None,
     as_json: bool,
     named: Callable[[str], object] = str,
+    folder: RunFolder | None = None,
+    began: Callable[[launch.Prepared], object] = bool,
 ) -> int:
-    """A new run, followed to its end. `named` is told what it is called before anything of it is begun."""
+    """A new run, followed to its end. `named` is told what it is called before anything of it is begun, unless its
+    `folder` was made before; `began` how it was begun, when it is."""
     cluster = ssh.cluster
     with contextlib.ExitStack() as door:
         door.enter_context(running.launching(ctx, cluster))
@@ -54,7 +57,7 @@ def fresh(
 
             preflight.warn(ctx, cluster, config)
         with ctx.phase(f"checks on {len(cluster.nodes)} nodes"):
-            folder = ctx.workspace.new_run(config.stage, config.name)
+            folder = folder or ctx.workspace.new_run(config.stage, config.name)
             try:
                 named(folder.run_id)
                 prepared = launch.prepare(ctx, ssh, config, folder.run_id, 1, None, kept=folder.brought, links=links)
@@ -70,6 +73,7 @@ def fresh(
         with alone(folder, "run"):
             started(ctx, folder, prepared, record)
             door.close()
+            began(prepared)
             presenter = RunPresenter(ctx, folder, record, shown, detach, as_json, began=True)
             return presenter.follow(ssh, list(prepared.links))
 

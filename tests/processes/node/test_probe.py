@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +125,47 @@ def test_a_port_is_free_on_every_address_and_no_connection_gets_it() -> None:
     assert (20000 <= port < first, error) == (True, "")
     with socket.create_server(("127.0.0.3", port)):  # torch's store listens on every address
         assert free_port("127.0.0.2", port) == (0, f"127.0.0.2 port {port}: [Errno 98] Address already in use")
+
+
+def test_the_next_runs_interpreter_stands_back_and_its_ranks_run_the_code_of_their_start(rig: Rig) -> None:
+    rig.start("import time; print('ready', flush=True); time.sleep(600)", world=1)
+    rig.ready(0)
+    then = Rig(rig.folder.parent / "next", rig.agent)
+    spec = direct(then, "print('as it was')")
+    probe(then, warm={**early(then, spec), "after": str(rig.folder)})
+    until(lambda: then.events("warm"))
+    pid = then.status()["warm"]
+    assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
+    assert rig.status()["processes"] and pid not in rig.status()["processes"]
+    rig.stop()
+    direct(then, "print('changed', open('/proc/self/oom_score_adj').read().strip())")
+    then.call("start", str(then.folder), message={"spec": spec, "secrets": {}, "go": True})
+    assert then.ended()["state"] == "completed"
+    assert [e["warm"] for e in then.events("rank_start")] == [True]
+    assert then.log().read_text().split() == ["changed", Path("/proc/self/oom_score_adj").read_text().strip()]
+
+
+def test_an_interpreter_whose_run_never_comes_ends_after_the_run_before_and_leaves_nothing(
+    rig: Rig, tmp_path: Path
+) -> None:
+    impatient = tmp_path / "agent.pyz"
+    with zipfile.ZipFile(rig.agent) as whole, zipfile.ZipFile(impatient, "w") as made:
+        for name in whole.namelist():
+            text = whole.read(name)
+            for was, now in (
+                (b"UNUSED_S = 900.0, 120.0", b"UNUSED_S = 900.0, 0.1"),
+                (b"LOOK_S = 1.0", b"LOOK_S = 0.01"),
+            ):
+                assert was in text or not name.endswith("warm/server.py")
+                text = text.replace(was, now)
+            made.writestr(name, text)
+    rig.start("import time; print('ready', flush=True); time.sleep(600)", world=1)
+    rig.ready(0)
+    then = Rig(rig.folder.parent / "next", impatient)
+    probe(then, warm={**early(then, direct(then)), "after": str(rig.folder)})
+    until(lambda: then.events("warm"))
+    pid = then.status()["warm"]
+    assert probe(then) and start_time(pid)  # tens of looks later
+    rig.stop()
+    until(lambda: start_time(pid) is None)
+    assert not then.folder.exists()

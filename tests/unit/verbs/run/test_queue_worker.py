@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -35,11 +38,22 @@ class Launches:
         self.root, self.begun = root, list[str]()
         self.clusters = root / ".nexa" / "clusters" / "lab"
         self.ends: list[str | BaseException | Callable[[], str]] = []
+        self.wait_ends: list[Callable[[], str] | None] = []
+        """The same for what happens while a run goes on."""
+        self.link, self.readied = Mock(), list[str]()
+        self.prepared = Mock(links=(self.link,))
 
     def __call__(self, ctx: Any, ssh: Any, links: Any, config: Any, file: str, **more: Any) -> int:
         name = f"train_{len(self.begun):06d}"
+        if more["folder"] is not None:
+            assert more["folder"].path.is_dir()
+            name = more["folder"].run_id
+            self.readied.append(config.args[1])
         more["named"](name)
         self.begun.append(config.args[1])
+        more["began"](self.prepared)
+        if self.wait_ends and (end := self.wait_ends.pop(0)):
+            self.ends.insert(0, end())
         how = self.ends.pop(0) if self.ends else "completed"
         how = how() if callable(how) else how
         if isinstance(how, BaseException):
@@ -219,3 +233,72 @@ def test_files_may_stand_behind_options(lab: Launches) -> None:
     assert [(row.config_file, row.config["args"]) for row in rows] == [
         (name, ["--seed", "7", "--more"]) for name in ("t.yaml", "u.yaml")
     ]
+
+
+@pytest.fixture
+def loaded(lab: Launches, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Arguments of the runs whose interpreters were loaded, each while the run before went on."""
+    made = list[str]()
+
+    class AtOnce(threading.Thread):
+        def start(self) -> None:
+            super().start()
+            self.join()
+
+    monkeypatch.setattr(queue_worker, "READY_AFTER_S", 0)
+    monkeypatch.setattr(queue_worker, "threading", SimpleNamespace(Thread=AtOnce, Event=threading.Event))
+    monkeypatch.setattr(queue_worker.next_run, "load", lambda ready, config, before: made.append(config.args[1]))
+    (lab.root / "t.yaml").write_text(f"{TRAIN}launcher: direct\n")
+    return made
+
+
+def test_the_next_is_made_ready_while_the_one_before_goes_on(lab: Launches, loaded: list[str]) -> None:
+    assert main([*GRID]) == EXIT_OK
+    assert (loaded, lab.begun, lab.readied) == (["1", "2"], ["0", "1", "2"], ["1", "2"])
+    lab.link.call.assert_not_called()
+    rows = Queue(Workspace(lab.root).cluster("lab")).load().rows
+    assert {path.name for path in (lab.root / "runs").glob("train*_t")} == {row.run_id for row in rows[1:]}
+
+
+@pytest.mark.parametrize("what", ["launcher: torchrun", "launcher: direct\nenvironment: none"])
+def test_what_may_be_otherwise_at_its_launch_is_not_loaded_before(lab: Launches, loaded: list[str], what: str) -> None:
+    (lab.root / "t.yaml").write_text(f"{TRAIN}{what}\n")
+    assert main([*GRID]) == EXIT_OK
+    assert (loaded, lab.begun) == ([], ["0", "1", "2"])
+
+
+def test_another_that_goes_first_and_a_queue_that_ends_leave_nothing_ready(lab: Launches, loaded: list[str]) -> None:
+    """The interpreters that were loaded end, the folders go, and the rows wait as they were."""
+
+    def moved() -> str:
+        assert main(["queue", "move", "q3", "1"]) == EXIT_OK
+        return "completed"
+
+    lab.wait_ends = [moved, None, None]
+    assert main([*GRID]) == EXIT_OK
+    assert (lab.begun, loaded, lab.readied) == (["0", "2", "1"], ["1", "1"], ["1"])
+    assert [call.args[0] for call in lab.link.call.call_args_list] == ["forget"]
+    lab.wait_ends = [lambda: "stopped"]
+    assert main([*GRID]) == EXIT_INTERRUPTED
+    rows = Queue(Workspace(lab.root).cluster("lab")).load().rows
+    assert [(row.state, bool(row.run_id)) for row in rows] == [
+        ("stopped", True),
+        ("waiting", False),
+        ("waiting", False),
+    ]
+    assert [call.args[0] for call in lab.link.call.call_args_list] == ["forget"] * 2
+    assert all((path / "run.json").exists() for path in (lab.root / "runs").glob("train*"))
+
+
+def test_what_a_killed_controller_made_ready_is_begun_as_that(lab: Launches, loaded: list[str]) -> None:
+    main(["queue", "add", "t.yaml", "--grid", "args.1=0,1"])
+    queue = Queue(Workspace(lab.root).cluster("lab"))
+    rows = queue.load().rows
+    lab.record("train_over", "completed")
+    (lab.root / "runs" / "train_ready").mkdir()
+    queue.update(rows[0], state="running", run_id="train_over")
+    queue.update(rows[1], run_id="train_ready")
+    assert [row.run for row in queue.load().rows][1] is None  # nothing takes it for a run
+    assert main(["queue", "run"]) == EXIT_OK
+    assert (lab.begun, lab.states()) == (["1"], ["done"] * 2)
+    assert (lab.root / "runs" / "train_ready" / "run.json").exists()
