@@ -4,15 +4,12 @@ another one goes on where it was killed: a run that was begun is followed, one t
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import shutil
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nexa_dist.config.load import recorded_train
-from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import (
     EXIT_BUDGET,
     EXIT_FAILED,
@@ -23,13 +20,12 @@ from nexa_dist.errors import (
     StillRunning,
 )
 from nexa_dist.model import Cluster
-from nexa_dist.ops import next_run
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.money import lease
 from nexa_dist.ops.money.budget import of_cluster
+from nexa_dist.ops.next_run import NextRun
 from nexa_dist.ops.queue import Queue, Row, settled
 from nexa_dist.ops.runs import status as running
-from nexa_dist.ops.runs.launch import Prepared
 from nexa_dist.ops.runs.summary import start_times
 from nexa_dist.ops.runs.wandb import settled as wandb_settled
 from nexa_dist.plan.money.budget import OF_CLUSTER, RESERVE_S
@@ -41,8 +37,6 @@ from nexa_dist.ui import terminal
 from nexa_dist.verbs.run import fresh, queue_table
 from nexa_dist.verbs.run.attach import taken_over
 
-READY_AFTER_S = 2.0
-"""Seconds from the start of a run until the next is made ready: its own ranks come to work first."""
 MISSES = 2
 """Runs one after the other that could not be begun, after which the cluster is taken to be at fault."""
 
@@ -60,9 +54,7 @@ class Worker:
         self.rows: list[Row] = []
         """Rows of the queue as they were last: the file goes when the nodes are given back."""
         self.failed = self.misses = 0
-        self.ready: next_run.Ready | None = None
-        """What is ready of the next run."""
-        self.over, self.readying = threading.Event(), threading.Thread()
+        self.next = NextRun(ctx, queue)
 
     def work(self) -> int:
         """Until nothing waits, or something says that it should. The queue then stays as it is."""
@@ -70,7 +62,7 @@ class Worker:
             try:
                 code = self._rows(connections)
             finally:
-                self._take()
+                self.next.take()
                 self._tell()
         return code
 
@@ -120,14 +112,16 @@ class Worker:
                 return EXIT_OK  # it ended while nobody wrote that down
             terminal.say(f"▸ {row.id}: going on with {row.run_id}")
             return taken_over(self.ctx, run, self.shown, self.as_json)
-        ready, folder = self._take(row), RunFolder(Path(row.root) / "runs" / row.run_id) if row.run_id else None
+        ready = self.next.take(row.id)
+        name = ready.folder.run_id if ready else row.run_id
+        folder = RunFolder(Path(row.root) / "runs" / name) if name else None
         if folder and (row.state == "running" or not folder.path.exists()):  # of a launch that was killed
             shutil.rmtree(folder.path, ignore_errors=True)
             folder = None
         config = recorded_train(row.config, row.id)
         ssh = replace(ssh, cluster=subset(self.cluster, config.nodes))
         running.refuse_busy(self.ctx, ssh.cluster)
-        row = self._put(row, state="running", run_id=row.run_id if folder else "", why="")
+        row = self._put(row, state="running", run_id=name if folder else "", why="")
         terminal.say(f"▸ {row.id}: {' '.join([row.config_file, *(f'{k}={v}' for k, v in row.point.items())])}")
         self._warn_of_money(row)
         config = wandb_settled(self.ctx, config)
@@ -136,47 +130,12 @@ class Worker:
                 self.ctx, ssh, lambda: connect(ssh), config, row.config_file,
                 detach=False, shown=self.shown, as_json=self.as_json,
                 named=lambda run_id: self._put(row, run_id=run_id), folder=folder,
-                began=lambda prepared: self._make_ready(row, config, prepared),
+                began=lambda prepared: self.next.make_ready(config, prepared),
             )  # fmt: skip
         except BaseException:
             if ready:
                 ready.forget(self.queue)
             raise
-
-    def _make_ready(self, row: Row, config: TrainConfig, began: Prepared) -> None:
-        """Makes the next run ready in a thread of its own, while this one goes on."""
-        quiet = dataclasses.replace(self.ctx, say=lambda _: None)
-
-        def make() -> None:
-            if self.over.wait(READY_AFTER_S):
-                return
-            waiting = [one for one in self.queue.load().rows if one.state == "waiting" and one.root == row.root]
-            if not waiting or waiting[0].run_id:
-                return
-            then = wandb_settled(quiet, recorded_train(waiting[0].config, waiting[0].id))
-            if next_run.alike(config, then):
-                self.ready = next_run.reserve(self.ctx.workspace, self.queue, waiting[0], then, began.links)
-                if self.ready:
-                    next_run.load(self.ready, then, began)
-
-        def try_to() -> None:
-            with contextlib.suppress(NexaError, OSError):  # it only begins later then
-                make()
-
-        self.over.clear()
-        self.readying = threading.Thread(target=try_to, daemon=True)
-        self.readying.start()
-
-    def _take(self, row: Row | None = None) -> next_run.Ready | None:
-        """What is ready of this run; that of another one goes."""
-        self.over.set()
-        if self.readying.ident:
-            self.readying.join()
-        ready, self.ready = self.ready, None
-        if ready and (row is None or ready.row_id != row.id):
-            ready.forget(self.queue)
-            return None
-        return ready
 
     def _warn_of_money(self, row: Row) -> None:
         """Warn when the budget that is left looks small beside the runs so far; what does not even pay a stop is

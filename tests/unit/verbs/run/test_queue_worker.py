@@ -13,6 +13,7 @@ import pytest
 
 from nexa_dist.cli import main
 from nexa_dist.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, NexaError
+from nexa_dist.ops import next_run
 from nexa_dist.ops.queue import Queue
 from nexa_dist.plan.money.budget import OF_CLUSTER
 from nexa_dist.run.ssh.connections import Unreachable
@@ -245,9 +246,9 @@ def loaded(lab: Launches, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             super().start()
             self.join()
 
-    monkeypatch.setattr(queue_worker, "READY_AFTER_S", 0)
-    monkeypatch.setattr(queue_worker, "threading", SimpleNamespace(Thread=AtOnce, Event=threading.Event))
-    monkeypatch.setattr(queue_worker.next_run, "load", lambda ready, config, before: made.append(config.args[1]))
+    monkeypatch.setattr(next_run, "READY_AFTER_S", 0)
+    monkeypatch.setattr(next_run, "threading", SimpleNamespace(Thread=AtOnce, Event=threading.Event))
+    monkeypatch.setattr(next_run, "load", lambda ready, config, before: made.append(config.args[1]))
     (lab.root / "t.yaml").write_text(f"{TRAIN}launcher: direct\n")
     return made
 
