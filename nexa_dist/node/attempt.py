@@ -118,6 +118,8 @@ class Attempt:
                 failed = "%s: exit code %d" % (Reason.SETUP, code)
                 why = read_json(self.path(phase), {}).get("why", failed) if phase == Event.SETUP else Reason.PREPARE
                 return "failed", code, why
+            if phase == Event.SETUP and self.spec.get("keep_warm"):  # there was no interpreter of a layer before
+                watcher.ensure_warm(self.spec, self.environment, self.run_dir)
         self.event(Event.PREPARED, go=os.path.exists(self.path("go")))
         waited_until = boot_clock() + GO_TIMEOUT_S
         while not os.path.exists(self.path("go")) and not self.stop_reason:

@@ -144,13 +144,8 @@ class Watcher:
         self.warm_at = now + WARM_AFTER_S if self.warm_at is None else self.warm_at
         if self.warmed or not self.spec.get("keep_warm") or not (self.reports or now >= self.warm_at):
             return
-        from ..warm import client as warm_client
-
         self.warmed = True
-        try:
-            warm_client.ensure(self.spec, self.environment, self.run_dir)
-        except OSError as error:  # the run goes on; only a restart will take longer
-            print("warm interpreter: %s" % error, file=sys.stderr)
+        ensure_warm(self.spec, self.environment, self.run_dir)
 
     def finish(self) -> None:
         """Do what the last ticks had no time for."""
@@ -159,6 +154,15 @@ class Watcher:
             self._tell_progress()
             flight.tell(self.run_dir, self.spec["attempt"])
         self.times.note()
+
+
+def ensure_warm(spec: Spec, environment: dict[str, str], run_dir: str) -> None:
+    from ..warm import client as warm_client
+
+    try:
+        warm_client.ensure(spec, environment, run_dir)
+    except OSError as error:  # the run goes on; only a start will take longer
+        print("warm interpreter: %s" % error, file=sys.stderr)
 
 
 def release_warm(run_dir: str) -> None:

@@ -190,3 +190,17 @@ def test_a_project_that_cannot_be_built_says_what_is_missing(rig: Rig, tmp_path:
     assert 'environment: {packages: ["no-such-builder"]}, or install: false' in log(rig)
     assert rig.log().exists() is not must
     assert setup.Setup(str(tmp_path / "next"), {"cwd": "", "setup": wanted}).usable(str(rig.folder), "") is None
+
+
+def test_the_ranks_of_a_layer_are_forked_from_its_interpreter(rig: Rig) -> None:
+    rig.folder.parent.joinpath("train.py").write_text("import extra; print(extra.__file__)")
+    python = str(rig.folder / "layer" / "bin" / "python")
+    spec = rig.spec(
+        "", world=1, launcher="direct", argv=[python, "-u", str(rig.folder.parent / "train.py")], first_rank=0, nproc=1,
+        world_size=1, node_rank=0, nnodes=1, master_addr="127.0.0.1", master_port=9, preload=["json"], keep_warm=True,
+        setup=told(rig, f"python -c '{INSTALL}'"), env={"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    rig.call("start", str(rig.folder), message={"spec": spec, "secrets": {}, "go": True})
+    assert rig.ended()["state"] == "completed", log(rig)
+    assert rig.log().read_text().startswith(str(rig.folder / "layer"))
+    assert [event["warm"] for event in rig.events("rank_start")] == [True]

@@ -67,7 +67,7 @@ class Nodes(FakeRunner):
             answer = {"state": "stopped", "ended": 0, "left": []}
         if verb == "probe":
             answer = {"python": "3.11.1", "torch": "2.13.0", "cpus": 8, "gpus": [], "free_bytes": 1 << 40, "unix": 0.0}
-            answer |= {"peers": {}, "port": 4711, "have": message["have"] if self.have else []}
+            answer |= {"peers": {}, "port": 4711, "have": message.get("have", []) if self.have else []}
         return Result((), 0, json.dumps(answer).encode())
 
     def told(self, verb: str) -> dict[str, Any]:
