@@ -2,9 +2,10 @@
 
 Each round trains every way once to a checkpoint, ends, and takes the training up again; the order moves on from round
 to round, so that a busy machine is the same for all. A ratio is that of one round to the hand-written loop of the same
-round; shown are medians with the least and the most. Tokens/s are of steps without a save. Memory is the peak of the
-largest rank: resident (VmHWM) on CPUs, allocated (torch.cuda.max_memory_allocated) on GPUs. A save by hand is one
-torch.save; nexa's are hashed, fsynced and verified. Start and resume are from the command to the first step.
+round; shown are medians with the least and the most. Tokens/s are of steps without a save, and so are the CPU seconds
+of all ranks for 1000 tokens, which a busy machine changes less. Memory is the peak of the largest rank: resident
+(VmHWM) on CPUs, allocated (torch.cuda.max_memory_allocated) on GPUs. A save by hand is one torch.save; nexa's are
+hashed, fsynced and verified. Start and resume are from the command to the first step.
 `--gpu`: a larger model in bf16 on all GPUs of this machine, as many rounds as fit into 9 minutes; DeepSpeed and Axolotl
 hold the weights themselves in bf16 then. NEXA_PYTHON names an interpreter with CUDA's torch.
 """
@@ -38,6 +39,8 @@ class Measured:
     turn: int
     parallel: str
     tokens_per_s: float
+    cpu_s: float
+    """Of all ranks, for 1000 tokens."""
     peak_bytes: int
     save_s: float
     start_s: float
@@ -48,6 +51,7 @@ class Measured:
 
 FIGURES: dict[str, tuple[Callable[[Measured], float], str]] = {
     "tokens/s": (lambda one: one.tokens_per_s, ",.0f"),
+    "CPU s a 1000": (lambda one: one.cpu_s, ".2f"),
     "peak MB a rank": (lambda one: one.peak_bytes / 1e6, ",.0f"),
     "save s": (lambda one: one.save_s, ".2f"),
     "start s": (lambda one: one.start_s, ".1f"),
@@ -75,6 +79,7 @@ def measure(place: Place, name: str, turn: int) -> Measured:
         turn,
         parallel,
         tokens / took_s,
+        1000 * sum(rank["cpu_s"] for rank in ranks) / tokens,
         max(rank["peak_bytes"] for rank in ranks),
         max(rank["saved"] for rank in ranks) - max(rank["stepped"] for rank in ranks),
         max(rank["first"] for rank in ranks) - began,

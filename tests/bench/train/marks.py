@@ -16,12 +16,13 @@ WARM = "NEXA_BENCH_WARM"
 
 class Marks:
     """Unix seconds of `first` (before the first step of this process), `warm`, `stepped` (the end of the last step
-    before the first save) and `saved`; `steps` from warm to stepped, `total` of the process; the losses logged."""
+    before the first save) and `saved`; `steps` from warm to stepped and their `cpu_s`, with the threads of this
+    process; `total` steps of the process; the losses logged."""
 
     def __init__(self) -> None:
         self._noted: dict[str, Any] = {"losses": []}
         self._warm = int(os.environ[WARM])
-        self._steps = 0
+        self._steps, self._cpu_s = 0, 0.0
 
     def begin(self) -> None:
         self._noted.setdefault("first", now())
@@ -30,11 +31,12 @@ class Marks:
         """After each step, before a save."""
         self._steps += 1
         if self._steps == self._warm:
-            self._noted["warm"] = now()
+            self._noted["warm"], self._cpu_s = now(), time.process_time()
 
     def before_save(self) -> None:
         if "saved" not in self._noted:
             self._noted |= {"stepped": now(), "steps": self._steps - self._warm}
+            self._noted["cpu_s"] = time.process_time() - self._cpu_s
 
     def after_save(self) -> None:
         self._noted.setdefault("saved", now())

@@ -1,4 +1,4 @@
-"""scripts/bench_train measures the same training twice: the loop by hand and backend hf, on two ranks."""
+"""scripts/bench_train: its files are such that every backend takes them, and what it compares is one training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,27 @@ from pathlib import Path
 
 import pytest
 
+from nexa_dist.config.backends import BACKENDS, resolve
+from nexa_dist.config.load import load_train
+from tests.bench.train.files import CPU, GPU, Files, Size
+
 SCRIPT = Path(__file__).parents[3] / "scripts" / "bench_train"
+
+
+@pytest.mark.parametrize(("size", "precision"), [(CPU, "fp32"), (GPU, "bf16")])
+@pytest.mark.parametrize("name", BACKENDS)
+def test_every_backend_takes_its_files(
+    name: str, size: Size, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those for GPUs too, which nothing here can run."""
+    monkeypatch.chdir(tmp_path)
+    *_, path = Files(tmp_path, size, precision).arguments(name, 7)
+    config = load_train(Path(path), [])
+    assert config.backend == name
+    if config.trainer is not None:
+        assert (config.trainer.steps, config.trainer.precision) == (7, precision)
+    if reads := BACKENDS[name].reads:
+        resolve(reads)(config)
 
 
 @pytest.mark.long("two ranks import transformers, four times")
