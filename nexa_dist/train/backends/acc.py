@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.distributed.checkpoint.staging import DefaultStager
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -30,14 +29,11 @@ from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError
 from nexa_dist.train import control, data, models
 from nexa_dist.train.backends import dcp, fsdp, hf_state, trainer
-from nexa_dist.train.backends.parallel import Parallel
+from nexa_dist.train.backends.parallel import InShards
 from nexa_dist.train.env import RankEnv
-from nexa_dist.train.fence import Superseded
-from nexa_dist.train.shard_keeper import ShardKeeper
 
 MODEL = "model"
 """Folder of the last checkpoint that transformers' from_pretrained takes."""
-_dist: Any = dist  # which says nothing of its stores to a type checker
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
@@ -46,27 +42,20 @@ def train(config: TrainConfig, env: RankEnv) -> int:
     return trainer.train(config, env, Sharded(config, env))
 
 
-class Sharded(Parallel):
+class Sharded(InShards):
     """FSDP2: weights, gradients and moments of AdamW in parts, one a rank; each rank saves its own."""
 
     spreads = True
 
     def __init__(self, config: TrainConfig, env: RankEnv) -> None:
         assert config.trainer is not None
-        self._env, self._asked = env, accelerate.read(config)
+        super().__init__(env)
+        self._asked = accelerate.read(config)
         self._precision = {"bf16": "bf16", "no": "fp32"}.get(str(self._asked.mixed_precision), config.trainer.precision)
-        self._keeper: ShardKeeper
         self._stager: DefaultStager | None = None
 
     def arguments(self) -> dict[str, Any]:
         return {"bf16": False}  # fully_shard does it: autocast on top would cast each weight once more
-
-    def start(self, env: RankEnv) -> tuple[int, Path] | None:
-        if not dist.is_initialized():  # one rank is a group too
-            kinds = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            _dist.init_process_group(kinds, store=_dist.HashStore(), rank=0, world_size=1)
-        self._keeper = ShardKeeper(env)
-        return self._keeper.start()
 
     def build(self, config: TrainConfig, dataset: data.Dataset) -> Any:
         asked = self._asked.fsdp_config
@@ -93,9 +82,6 @@ class Sharded(Parallel):
             },
         }
 
-    def begin(self, step: int) -> None:
-        self._keeper.begin(step)
-
     def load(self, made: Any, folder: Path) -> None:
         dcp.read(folder, {f"model.{name}": part for name, part in get_model_state_dict(made.model).items()})
 
@@ -119,29 +105,16 @@ class Sharded(Parallel):
     def save(self, made: Any, *, last: bool) -> None:
         step, later = made.state.global_step, made.cfg.async_save and not last
         fsdp.give_up(made.model)
-        try:
+        with self.saving(last=False):
             self._keeper.settle()
-        except Superseded:
-            raise
-        except NexaError as err:
-            self._warn(err)
         whole: Path | None = None
         try:
-            whole = self._whole_model(made) if step >= made.cfg.steps else None
-            self._keeper.save(step, self._fill(made, whole, copy=later), later=later)
-        except Superseded:
-            raise
-        except NexaError as err:
-            if last:
-                raise NexaError(str(err), hint="look at the disks of the nodes, then resume") from None
-            self._warn(err)
+            with self.saving(last=last):
+                whole = self._whole_model(made) if step >= made.cfg.steps else None
+                self._keeper.save(step, self._fill(made, whole, copy=later), later=later)
         finally:
             if whole is not None:  # and did not become a part of the checkpoint
                 shutil.rmtree(whole, ignore_errors=True)
-
-    def _warn(self, problem: NexaError) -> None:
-        if self._env.rank == 0:
-            print(f"warning: {problem}; training goes on", flush=True)
 
     def _fill(self, made: Any, whole: Path | None, *, copy: bool) -> Callable[[Path], None]:
         """What writes this rank's files: a resume reads them all. Without `copy` training must wait for it."""
@@ -190,12 +163,3 @@ class Sharded(Parallel):
 
         control.on_zero(write)
         return folder
-
-    def stopped(self, step: int, signal_at: float) -> None:
-        self._keeper.stopped(step, signal_at)
-
-    def finish(self, made: Any, resumed_from: Path | None) -> dict[str, Any]:
-        return self._keeper.finish(made.state.global_step, resumed_from)
-
-    def write_result(self, result: dict[str, Any]) -> None:
-        self._keeper.write_result(result)

@@ -25,17 +25,14 @@ from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError
 from nexa_dist.train import control, data, models
 from nexa_dist.train.backends import ds_engine, ds_ops, hf_state, trainer
-from nexa_dist.train.backends.parallel import Parallel
+from nexa_dist.train.backends.parallel import InShards
 from nexa_dist.train.env import RankEnv
-from nexa_dist.train.fence import Superseded
-from nexa_dist.train.shard_keeper import ShardKeeper
 
 MODEL = "model"
 """Folder of the last checkpoint that transformers' from_pretrained takes."""
 WHOLE_AT_MOST = 1_000_000_000
 """Parameters up to which every rank builds the whole model before it is spread, with the weights that DDP begins with.
 A larger one is spread while it is built (zero.Init)."""
-torch_dist: Any = torch.distributed
 
 
 def train(config: TrainConfig, env: RankEnv) -> int:
@@ -51,14 +48,14 @@ def train(config: TrainConfig, env: RankEnv) -> int:
         zero.clear()
 
 
-class Zero(Parallel):
+class Zero(InShards):
     """ZeRO-1, 2 and 3: moments of AdamW, gradients and (3) weights in parts, one a rank; each rank saves its own."""
 
     def __init__(self, config: TrainConfig, env: RankEnv) -> None:
-        self._config, self._env = config, env
+        super().__init__(env)
+        self._config = config
         self._settings = deepspeed_json.settings(config, env.world_size, env.run_dir)
         self._zero: dict[str, Any] = self._settings["zero_optimization"]
-        self._keeper: ShardKeeper
         self._begun_at = self._size = 0
 
     def forward_waits(self) -> bool:
@@ -68,14 +65,10 @@ class Zero(Parallel):
         return {"deepspeed": copy.deepcopy(self._settings), "max_grad_norm": self._settings["gradient_clipping"]}
 
     def start(self, env: RankEnv) -> tuple[int, Path] | None:
-        if not torch_dist.is_initialized():  # DeepSpeed needs a group of one rank too
-            kinds = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            torch_dist.init_process_group(kinds, store=torch_dist.HashStore(), rank=0, world_size=1)
         if "nvme" in (self._place("offload_param"), self._place("offload_optimizer")):
             ds_ops.link_libaio()
         self.clear()
-        self._keeper = ShardKeeper(env)
-        point = self._keeper.start()
+        point = super().start(env)
         if point is None:
             return None
         self._begun_at, folder = point
@@ -142,9 +135,6 @@ class Zero(Parallel):
             print(f"ZeRO-{sharding['stage']}: parameters on each rank {each}", flush=True)
         return {"parallel": f"ZeRO-{sharding['stage']}", "sharding": sharding}
 
-    def begin(self, step: int) -> None:
-        self._keeper.begin(step)
-
     def load(self, made: Any, folder: Path) -> None:
         made.load_weights(folder / MODEL)
 
@@ -159,16 +149,8 @@ class Zero(Parallel):
             print("note: saved by another number of ranks, so this is no bit-exact continuation", flush=True)
 
     def save(self, made: Any, *, last: bool) -> None:
-        step = made.state.global_step
-        try:
-            self._keeper.save(step, lambda folder: self._fill(made, folder))
-        except Superseded:
-            raise
-        except NexaError as err:
-            if last:
-                raise NexaError(str(err), hint="look at the disks of the nodes, then resume") from None
-            if self._env.rank == 0:
-                print(f"warning: {err}; training goes on", flush=True)
+        with self.saving(last=last):
+            self._keeper.save(made.state.global_step, lambda folder: self._fill(made, folder))
 
     def _fill(self, made: Any, folder: Path) -> None:
         """This rank's files, and on rank 0 those of all. DeepSpeed's part is a collective, so that what fails is raised
@@ -188,15 +170,6 @@ class Zero(Parallel):
         if weights is not None:
             made.model.save_pretrained(folder / MODEL, state_dict=weights)
             made.processing_class.save_pretrained(folder / MODEL)
-
-    def stopped(self, step: int, signal_at: float) -> None:
-        self._keeper.stopped(step, signal_at)
-
-    def finish(self, made: Any, resumed_from: Path | None) -> dict[str, Any]:
-        return self._keeper.finish(made.state.global_step, resumed_from)
-
-    def write_result(self, result: dict[str, Any]) -> None:
-        self._keeper.write_result(result)
 
     def clear(self) -> None:
         """Remove what this node swapped out, and what it converted: a killed attempt leaves them."""

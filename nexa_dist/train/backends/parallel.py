@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nexa_dist.config.train import TrainConfig
+from nexa_dist.errors import NexaError
 from nexa_dist.train import agree, control, data, models
 from nexa_dist.train.env import RankEnv
+from nexa_dist.train.fence import Superseded
+from nexa_dist.train.shard_keeper import ShardKeeper
+
+_dist: Any = torch.distributed  # which says nothing of its stores to a type checker
 
 
 class Parallel:
@@ -72,6 +79,46 @@ class Parallel:
     def write_result(self, result: dict[str, Any]) -> None:
         """result.json, on rank 0."""
         raise NotImplementedError
+
+
+class InShards(Parallel):
+    """Checkpoints that are whole on all nodes together. A subclass says what each rank writes."""
+
+    def __init__(self, env: RankEnv) -> None:
+        self._env = env
+        self._keeper: ShardKeeper
+
+    def start(self, env: RankEnv) -> tuple[int, Path] | None:
+        if not _dist.is_initialized():  # one rank is a group too
+            kinds = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            _dist.init_process_group(kinds, store=_dist.HashStore(), rank=0, world_size=1)
+        self._keeper = ShardKeeper(env)
+        return self._keeper.start()
+
+    def begin(self, step: int) -> None:
+        self._keeper.begin(step)
+
+    @contextlib.contextmanager
+    def saving(self, *, last: bool) -> Iterator[None]:
+        """What is not saved in the block is said on rank 0, and training goes on; unless it was the `last` chance."""
+        try:
+            yield
+        except Superseded:
+            raise
+        except NexaError as err:
+            if last:
+                raise NexaError(str(err), hint="look at the disks of the nodes, then resume") from None
+            if self._env.rank == 0:
+                print(f"warning: {err}; training goes on", flush=True)
+
+    def stopped(self, step: int, signal_at: float) -> None:
+        self._keeper.stopped(step, signal_at)
+
+    def finish(self, made: Any, resumed_from: Path | None) -> dict[str, Any]:
+        return self._keeper.finish(made.state.global_step, resumed_from)
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        self._keeper.write_result(result)
 
 
 def no_tokens(made: Any) -> torch.Tensor:
