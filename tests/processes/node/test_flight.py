@@ -18,6 +18,7 @@ from nexa_dist.plan.failures.diagnose import judge
 from nexa_dist.plan.failures.evidence import Evidence, NodeEvidence, RankEvidence
 from tests.processes.node.rig import PASS_ON, REPORT, Rig
 
+REPO = Path(__file__).resolve().parents[3]
 STUCK = (
     REPORT
     + """
@@ -40,7 +41,7 @@ def test_ranks_that_hang_tell_in_which_collective(rig: Rig) -> None:
     pytest.importorskip("torch")
     env = {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port("")), "LOCAL_RANK": "0", "GLOO_SOCKET_IFNAME": "lo",
-        "PYTHONPATH": os.environ["PYTHONPATH"],
+        "PYTHONPATH": str(REPO),
     }  # fmt: skip
     rig.start(STUCK, hang_timeout_s=1.0, signals=PASS_ON, env=env)
     assert rig.ended()["reason"] == "hang"
