@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from nexa_dist.train.shard_keeper import ShardKeeper
 _dist: Any = torch.distributed  # which says nothing of its stores to a type checker
 
 
-class Parallel:
+class Parallel(ABC):
     """How a backend spreads a model over the ranks, and how it saves. Every rank makes one and calls all of it in the
     same order: each call may be a collective. `made` is the NexaTrainer."""
 
@@ -49,36 +50,36 @@ class Parallel:
     def check(self, made: Any) -> dict[str, Any]:
         """What the model really became, for result.json: `parallel` and more. Raises NexaError where it is not what was
         asked for. Called before the first step, once the Trainer has wrapped it."""
-        raise NotImplementedError
+        return {"parallel": type(made.model_wrapped).__name__}
 
+    @abstractmethod
     def begin(self, step: int) -> None:
         """Lock older attempts out of every place of checkpoints; `step` is where this one starts (0: from nothing)."""
-        raise NotImplementedError
 
     def load(self, made: Any, folder: Path) -> None:
         """Put the weights of a checkpoint into the unwrapped model."""
         made.load_weights(folder)
 
+    @abstractmethod
     def resume(self, made: Any, folder: Path) -> None:
         """Before the first step, take up what the Trainer did not load of a checkpoint."""
-        raise NotImplementedError
 
+    @abstractmethod
     def save(self, made: Any, *, last: bool) -> None:
         """A checkpoint of this step. A full disk ends the training only when this was the `last` chance to save."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stopped(self, step: int, signal_at: float) -> None:
         """After a stop: wait for the saves, and say on rank 0 what came of them. `signal_at` is of time.monotonic()."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, made: Any, resumed_from: Path | None) -> dict[str, Any]:
         """After the last step: wait for the saves. Returns `checkpoint` of result.json, on rank 0. `resumed_from` is
         given where nothing was left to train, so that nothing was saved here."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write_result(self, result: dict[str, Any]) -> None:
         """result.json, on rank 0."""
-        raise NotImplementedError
 
 
 class InShards(Parallel):
