@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.state import own_state
+from tests.state import own_places
 
-own_state()  # before any test: workers of xdist inherit it
+own_places()  # before any test: workers of xdist inherit it
 gc.disable()  # until all are collected: a quarter of that would be looking at thousands of tests that stay
 
 TOGETHER = {

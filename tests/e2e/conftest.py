@@ -18,7 +18,7 @@ from typing import IO, Any
 import pytest
 
 from tests.cloud.region import Running, Unable, region
-from tests.state import own_state
+from tests.state import own_places
 
 REPO = Path(__file__).parents[2]
 PLAIN_RANK = REPO / "tests" / "plain_rank.py"
@@ -40,7 +40,7 @@ def copy_checkout(to: Path) -> None:
 
 def environment(**more: str) -> dict[str, str]:
     """Of a user who has never used nexa here, but for the shared cache (environments take gigabytes)."""
-    own_state()  # also where no pytest is: the tools of tests/chaos and tests/bench
+    own_places()  # also where no pytest is: the tools of tests/chaos and tests/bench
     kept = {k: v for k, v in os.environ.items() if not k.startswith("NEXA_") or k == "NEXA_SHARED"}
     return {**kept, "PYTHONPATH": str(REPO), "HF_HUB_OFFLINE": "1", **more}
 

@@ -157,8 +157,13 @@ def test_a_checkpoint_by_its_step_and_none_that_is_damaged(lab: Lab, capsys: Sai
     (newest / "b").write_text("weighty")  # as long as before
     assert nexa(capsys, "pull", "--checkpoint", "3", code=2)[1].endswith("hint: there are: 2, 4\n")
     assert "neither 'newest' nor a step" in nexa(capsys, "pull", "--checkpoint", "x", code=2)[1]
+    half = lab.run.path / ".part" / "half"
+    half.parent.mkdir()
+    half.write_text("of a file that another pull goes on with")
     assert "b: " in nexa(capsys, "pull", "--checkpoint", "4", code=1)[1]
+    assert half.exists()
     told = pulled(capsys)
+    assert not half.exists(), "all that is wanted is here"
     assert told["checkpoint"]["step"] == 2 and not (lab.run.path / "checkpoints" / "step_00000004").exists()
 
 
