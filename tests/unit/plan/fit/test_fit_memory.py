@@ -76,6 +76,7 @@ def test_the_peak_has_all_that_is_there_at_once() -> None:
     made = memory(SEVEN, work(METHODS["acc"]))
     steady = made.weights + made.optimizer + made.gathered
     assert made.gathered > 0 and made.peak >= steady + max(made.activations + made.logits, made.gradients)
+    assert memory(SEVEN, work(replace(METHODS["acc"], keeps_gathered=True))).gathered > 5 * made.gathered
     assert memory(SEVEN, work(METHODS["ds"])).peak > memory(SEVEN, work(METHODS["ds"])).buckets > 0
 
 
