@@ -61,7 +61,7 @@ PASSED_OVER = "ec2:DescribeNetworkAcls"
 
 
 @pytest.mark.long("an apply for each right")
-@pytest.mark.parametrize(("name", "known_by"), [("usual", ""), ("all", "usual")])
+@pytest.mark.parametrize(("name", "known_by"), [("usual", ""), ("all", "usual")], ids=["usual", "all"])
 def test_a_provision_without_one_right_names_it(
     emulated_region: Emulated, tmp_path: Path, name: str, known_by: str
 ) -> None:
