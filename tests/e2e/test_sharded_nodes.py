@@ -52,9 +52,9 @@ def shards(lab: Lab, rank_0: str) -> dict[str, str]:
     ],
 )
 def test_a_lost_node_costs_the_steps_since_the_last_shards(
-    clean: Lab, backend: str, file: str, key: str, parallel: str, rank_0: str
+    clean: Lab, request: pytest.FixtureRequest, backend: str, file: str, key: str, parallel: str, rank_0: str
 ) -> None:
-    clean.write("sitecustomize.py", WAIT)
+    request.addfinalizer((clean.root / clean.write("sitecustomize.py", WAIT)).unlink)
     plain, name = (REPO / "configs" / file).read_text(), Path(file).name
     clean.write(name, plain.replace(key, f"{key}s"))
     words = ["run", tiny(clean, async_save=backend == "acc"), "--set", f"backend={backend}", "--set", f"config={name}"]
@@ -84,4 +84,3 @@ def test_a_lost_node_costs_the_steps_since_the_last_shards(
     assert (ended["replaced"], ended["resume_step"]) == (["n1"], 20), said
     assert shards(clean, rank_0) == whole
     assert clean.manifest()["eval_report"]["eval_loss_nats"] == unbroken["eval_report"]["eval_loss_nats"]
-    (clean.root / "sitecustomize.py").unlink()
