@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import DURATIONS
 from tests.defects import Defect, defects
 
 TESTS = Path(__file__).parents[1]
@@ -72,6 +73,14 @@ def test_the_tests_of_a_promise_are_there(promise: str) -> None:
     assert short, "no test of the short tier would notice it broken"
     assert {name: tier_of(name) for name in short} == dict.fromkeys(short, "short")
     assert {name: tier_of(name) for name in long} == dict.fromkeys(long, "long")
+
+
+def test_the_seconds_are_of_tests_that_are_there() -> None:
+    """A test that is renamed begins late, when the others have nothing left."""
+    told = [line.split(maxsplit=1)[1] for line in DURATIONS.read_text().splitlines() if not line.startswith("#")]
+    for name in told:
+        tier_of(name.removeprefix("tests/").partition("[")[0])
+    assert len(told) == len(set(told))
 
 
 def test_the_list_of_defects_is_the_one_that_is_tried() -> None:
