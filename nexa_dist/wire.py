@@ -118,6 +118,7 @@ _EVENTS: dict[str, tuple[dict[str, Check], dict[str, Check]]] = {
     Event.STOPPING: ({"reason": WORDS}, {"grace_s": SECONDS}),
     Event.NOTICE: ({}, NOTICE_MAY),
     Event.DUE: ({}, {"why": NAME, "acts_unix": UNIX, "seen_unix": UNIX}),
+    Event.TOLD: ({"key": NAME, "sent": flag}, {"why": WORDS}),
     Event.IMDS: ({}, {"state": NAME, "why": WORDS}),
     Event.WARM: ({}, {"pid": maybe(PID), "why": WORDS, "ready_s": maybe(SECONDS)}),
     Event.ENDED: (

@@ -32,7 +32,7 @@ from .oslib import (
     write_json,
 )
 from .protocol import HEARTBEAT_S, Event, Reason, Spec
-from .watch import watcher
+from .watch import tell, watcher
 
 GO_TIMEOUT_S = 3600.0
 GO_POLL_S = 0.01
@@ -45,7 +45,7 @@ RESERVE_BYTES = 65536
 class Attempt:
     """Starts the preparation and the ranks, and ends them when asked, late, alone, or given notice."""
 
-    def __init__(self, run_dir: str, spec: Spec, secrets: dict[str, str]) -> None:
+    def __init__(self, run_dir: str, spec: Spec, secrets: dict[str, str], notify: dict[str, Any] | None = None) -> None:
         self.run_dir, self.spec = run_dir, spec
         # Libraries leave files in the temporary folder when they are killed. This one goes with the attempt; its
         # path is short, since Unix sockets in it may have about 100 bytes. Noted first: a kill leaves nothing unknown.
@@ -59,6 +59,7 @@ class Attempt:
         self.deadline = boot_clock() + left_s if left_s else None
         self.beat = 0.0
         self.watcher = watcher.Watcher(run_dir, spec, self.environment)
+        self.teller = tell.Teller(run_dir, spec, notify)
         self.hung_until: float | None = None
         self.child: Any = None
         self.asked: set[int] = set()
@@ -86,6 +87,17 @@ class Attempt:
         end = {"state": state, "code": code, "reason": why, "left": left, "attempt": self.spec["attempt"]}
         while not self.event(Event.ENDED, **end) and os.path.isdir(self.run_dir):
             time.sleep(1)  # without room for this line the attempt would look lost; `stop` ends the wait
+
+        self.tell_end(state, why)
+
+    def tell_end(self, state: str, why: str) -> None:
+        """Tell of the end where no controller hears it; one that somebody asked for is known to them."""
+        signal.signal(signal.SIGTERM, tell.leave)
+        if not self.request():
+            failed = next((e for e in self.watcher.record.read().exits if e["code"] or e["signal"]), None)
+            how = failed and ("signal %d" % failed["signal"] if failed["signal"] else "exit code %d" % failed["code"])
+            self.teller.end(boot_clock(), state, why, "rank %d: %s" % (failed["rank"], how) if failed else "")
+            self.teller.linger(boot_clock)
 
     def keeps_warm(self, state: str) -> bool:
         """Tell whether to expect another attempt, for which the warm interpreter stays."""
@@ -163,6 +175,7 @@ class Attempt:
         if self.deadline is not None and now > self.deadline:
             self.ask_to_stop(Reason.DEADLINE)
         reason = self.watcher.look(now)
+        self.teller.look(now, self.deadline, self.watcher.notice)
         if reason == Reason.HANG:
             if self.hung_until is None and not self.stop_reason:
                 self.watcher.ask_flight()  # first: the launcher may have the store that NCCL's monitor asks

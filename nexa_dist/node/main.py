@@ -10,7 +10,7 @@ other command is short and answers with JSON. Each imports only what it needs.
     agent.pyz unpack DIR HASH part < marks, tar.gz                   the same, with what other code here has already
     agent.pyz lacks DIR        < {"files"}                           which files no other code here has
     agent.pyz whole DIR                                              whether DIR holds what its name, a hash, says
-    agent.pyz start RUN_DIR    < {"spec", "secrets", "go"}           start the attempt (again: the same one)
+    agent.pyz start RUN_DIR    < {"spec", "secrets", "go", "notify"} start the attempt (again: the same one)
     agent.pyz go RUN_DIR                                             every node is prepared: start the ranks
     agent.pyz status RUN_DIR                                         state of the newest attempt
     agent.pyz allow RUN_DIR    < {"seconds"}                         how long the run's money lasts

@@ -22,7 +22,7 @@ class Event:
     SETUP, PREPARE, PREPARED, TORCHRUN = "setup", "prepare", "prepared", "torchrun"
     RANK_START, RANK_EXIT, PROGRESS, HANG = "rank_start", "rank_exit", "progress", "hang"
     STOPPING, NOTICE, DUE, IMDS, WARM = "stopping", "notice", "due", "imds", "warm"
-    FLIGHT = "flight"
+    FLIGHT, TOLD = "flight", "told"
 
 
 class Reason:

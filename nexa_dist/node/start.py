@@ -23,8 +23,8 @@ SUPERSEDE_S = 10.0
 
 
 def start(run_dir: str, message: dict[str, Any]) -> dict[str, Any]:
-    """`message` is {"spec", "secrets", "go"}. Answers {"pid", "already"} and what `lay_out` says; an attempt begins at
-    most once.
+    """`message` is {"spec", "secrets", "go", "notify"}. Answers {"pid", "already"} and what `lay_out` says; an attempt
+    begins at most once.
 
     With `go` the ranks begin as soon as they can; without it when the command `go` comes.
     """
@@ -48,7 +48,7 @@ def start(run_dir: str, message: dict[str, Any]) -> dict[str, Any]:
         write_json(os.path.join(run_dir, "spec.json"), spec)
         if message.get("go"):
             write_json(os.path.join(run_dir, "go.attempt_%d" % spec["attempt"]), {"at": time.time()})
-        return {"pid": _daemon(run_dir, spec, message.get("secrets", {}), door), "already": False, **laid}
+        return {"pid": _daemon(run_dir, message, door), "already": False, **laid}
 
 
 def _link_data(run_dir: str, data: dict[str, list[str]]) -> None:
@@ -134,12 +134,12 @@ def end_agent(holder: Any, timeout_s: float) -> None:
             time.sleep(POLL_S / 2)
 
 
-def _daemon(run_dir: str, spec: Spec, secrets: dict[str, str], door: int) -> int:
+def _daemon(run_dir: str, message: dict[str, Any], door: int) -> int:
     """Pid of the daemon, which has written its first event."""
     read_end, write_end = os.pipe()
     if os.fork() == 0:
         os.close(read_end)
-        _daemonize(run_dir, spec, secrets, write_end, door)
+        _daemonize(run_dir, message, write_end, door)
     os.close(write_end)
     with os.fdopen(read_end) as pipe:
         answer = pipe.read()
@@ -148,7 +148,8 @@ def _daemon(run_dir: str, spec: Spec, secrets: dict[str, str], door: int) -> int
     return int(answer)
 
 
-def _daemonize(run_dir: str, spec: Spec, secrets: dict[str, str], write_end: int, door: int) -> NoReturn:
+def _daemonize(run_dir: str, message: dict[str, Any], write_end: int, door: int) -> NoReturn:
+    spec: Spec = message["spec"]
     # Who reads agent.pid may end us at once: that waits until `main` can say that it was stopped.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
     os.setsid()
@@ -171,7 +172,7 @@ def _daemonize(run_dir: str, spec: Spec, secrets: dict[str, str], write_end: int
         os.close(door)
         os.write(write_end, str(os.getpid()).encode())
         os.close(write_end)
-        Attempt(run_dir, spec, secrets).main()
+        Attempt(run_dir, spec, message.get("secrets", {}), message.get("notify")).main()
         code = 0
     except Exception:
         traceback.print_exc()

@@ -12,7 +12,7 @@ from nexa_dist.errors import EXIT_USAGE
 
 GROUPS = {
     "cluster": ("init", "config", "plan", "provision", "status", "ssh", "diag", "teardown", "sweep", "image", "trust",
-                "completion"),
+                "notify", "completion"),
     "run": ("preflight", "run", "queue", "attach", "stop", "runs", "logs", "why", "report"),
     "work": ("env", "pull"),
     "money": ("cost", "budget", "timeline"),
@@ -163,9 +163,15 @@ def _kept(verbs: Verbs) -> None:
     _common(image, "--yes", "--json")
     _dry(image, "print what would be rented, made or deleted")
 
-    trust = verbs.add_parser("trust", help="say that a workspace, or the programs that an ssh_config names, are yours")
+    trust = verbs.add_parser("trust", help="say that a workspace, or programs that a file of it names, are yours")
     trust.add_argument("path", nargs="?", default=".", metavar="DIR|FILE", help="the workspace (default: this folder)")
     _dry(trust, "print what would be trusted")
+
+    notify = verbs.add_parser("notify", help="send what a run could not tell, or a test, to those that notify names")
+    notify.add_argument("run", nargs="?", default="", metavar="RUN", help="without it, the newest")
+    notify.add_argument("--test", action="store_true", help="one message to each of them, and what became of it")
+    _common(notify, "--cluster", "--json")
+    _dry(notify, "print who would be told what")
 
     completion = verbs.add_parser("completion", help="what bash, zsh or fish needs to complete words of nexa")
     completion.add_argument(

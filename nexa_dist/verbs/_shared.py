@@ -21,6 +21,7 @@ from nexa_dist.ui import terminal
 
 if TYPE_CHECKING:
     from nexa_dist.config.cluster import ClusterConfig
+    from nexa_dist.config.parts.notify import Notify
     from nexa_dist.config.train import TrainConfig
 
 
@@ -143,6 +144,28 @@ def consent_to_stack(config: ClusterConfig) -> None:
         if not answered_yes(f"{error}\nmay it?"):
             raise
         stack_sources.allow(stack, sources)
+
+
+def whom_to_tell(ctx: Context, cluster: Cluster, named: str | None) -> Sequence[Notify] | None:
+    """`notify` of the cluster, with the user's word for the commands in it; None where nothing is known of it. Raises
+    UsageError."""
+    from nexa_dist.ops.notify import targets
+
+    rows = targets.of_cluster(ctx, cluster.name, named)
+    consent_to_commands(ctx, rows or ())
+    return rows
+
+
+def consent_to_commands(ctx: Context, rows: Sequence[Notify]) -> None:
+    """The user's word for commands that `notify` names. Raises UsageError."""
+    from nexa_dist.ops.notify import targets
+
+    try:
+        targets.refuse_unconsented(ctx.workspace.root, rows)
+    except targets.Unconsented as error:
+        if ctx.dry or not answered_yes(f"{error}\nmay it?"):
+            raise
+        targets.allow(ctx.workspace.root, rows)
 
 
 def plan_file(named: str | None) -> Path | None:

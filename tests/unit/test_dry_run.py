@@ -47,6 +47,8 @@ FILES = {
     "hosts.yaml": "name: own\ncluster:\n  - {host: 127.0.0.1, user: ann, gpus: 1, port: 2299}\n",
     "aws.yaml": "name: cloud\nprovider: aws\nregion: us-east-1\nnodes: 2\ngpus_per_node: 4\nmax_hours: 2\n"
     "market: on_demand\noffers: [{type: g6e.12xlarge}]\n",
+    "told.yaml": "name: told\nprovider: local\nnodes: 1\ngpus_per_node: 1\nnotify:\n"
+    "  - {url: 'https://hooks.example.com/services/verysecret'}\n  - {command: [touch, ROOT/told]}\n",
     "stack.yaml": "name: mine\nprovider: stack\nstack: st\nnodes: 2\ngpus_per_node: 1\nmax_hours: 1\n",
     "st/main.tf": "variable node_names {}\n",
     "train.yaml": "name: first\nscript: script.py\n",
@@ -95,7 +97,12 @@ CASES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
     ],
     "trust": [
         ("trust ssh_config", ("ProxyCommand nc x 22", "would allow ssh to start these 1 until")),
+        ("trust told.yaml", ("touch {root}/told", "would allow nexa to start these 1 in {root}")),
         ("trust .", ("would note in {state} that {root}/.nexa",)),
+    ],
+    "notify": [
+        ("notify --test --cluster told.yaml", ("at hooks.example.com\twould send\ta test", "has agreed to this")),
+        (f"notify {RUN}", (f"{RUN}: nothing waits",)),
     ],
     "run": [
         ("run train.yaml --cluster lab", ("# n1 (127.0.0.3): ranks 2 to 3 of 4", "script.py")),
@@ -152,7 +159,7 @@ class Desk:
         self.root, self.runners = root, list[DryRunner]()
         for name, text in FILES.items():
             (root / name).parent.mkdir(exist_ok=True)
-            (root / name).write_text(text)
+            (root / name).write_text(text.replace("ROOT", str(root)))
         (root / "lab.yaml").write_text(FILES["local.yaml"].replace("new", "lab"))
         trust.claim(root)
         folder = Workspace(root).cluster("lab")

@@ -36,11 +36,11 @@ class Contact:
         self.path, self.seen = os.path.join(run_dir, "contact"), Seen()
         self.mark: tuple[bool, int] | None = None
         self.limit_s, self.quiet_s = FIRST_AFTER_S, 0.0
-        self.untouched = self._look()[1]
+        self.untouched = self.look()[1]
 
     def lost(self, now: float) -> bool:
         """Tell whether the run has been without a controller for longer than its limit."""
-        passed, mark = self.seen.step(now), self._look()
+        passed, mark = self.seen.step(now), self.look()
         if mark[0]:
             self.limit_s = LOST_AFTER_S
         elif self.limit_s == LOST_AFTER_S or mark[1] != self.untouched:  # somebody may come and go between two looks
@@ -49,7 +49,7 @@ class Contact:
         self.mark = mark
         return self.quiet_s > self.limit_s
 
-    def _look(self) -> tuple[bool, int]:
+    def look(self) -> tuple[bool, int]:
         """Look for the controller: (a controller is connected, time of its last sign of life)."""
         try:
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)

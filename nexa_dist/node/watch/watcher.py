@@ -37,6 +37,8 @@ class Watcher:
         self.due = Due()
         self.grace_s: float | None = None
         """Once the cloud or the machine has given notice: what is left of it for a checkpoint."""
+        self.notice: dict[str, Any] | None = None
+        """Fields of the cloud's notice."""
         self.running = False
         """The ranks have been started."""
         self.reports: dict[int, dict[str, Any]] = {}
@@ -78,6 +80,7 @@ class Watcher:
             name, fields = self.poller.news.popleft()
             event(self.run_dir, name, **fields)
             if name == Event.NOTICE:
+                self.notice = fields
                 self._leave_by(fields["at_unix"])
                 return Reason.NOTICE
         return ""

@@ -16,13 +16,16 @@ from nexa_dist.errors import NexaError, StillRunning, UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.node.protocol import Reason, Spec
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.notify.targets import for_nodes
 from nexa_dist.ops.runs.agent_spec import Job, code_folder, secrets
 from nexa_dist.ops.runs.code import of_now, send
 from nexa_dist.ops.work.bring import Brought, bring
 from nexa_dist.plan import told
+from nexa_dist.plan.money.cost import cost_usd
 from nexa_dist.plan.ranks import RankPlan, assign_ranks, split_endpoint
 from nexa_dist.plan.runs import preflight
 from nexa_dist.plan.runs.layer import PYPROJECT, layer_of
+from nexa_dist.plan.runs.notification import deadline_key, near
 from nexa_dist.plan.runs.torchrun import Place
 from nexa_dist.run import files, git
 from nexa_dist.run.code import archive
@@ -55,6 +58,8 @@ class Prepared:
     """Record of the attempt, to be written to run.json."""
     brought: Brought
     secrets: Mapping[str, str] = dataclasses.field(repr=False)
+    notify: Sequence[Mapping[str, str]] = dataclasses.field(default=(), repr=False)
+    """Webhooks that the nodes may tell of the run, with their addresses."""
 
 
 def check(
@@ -155,6 +160,7 @@ def prepare(
         ),
         secrets=hidden,
         brought=brought,
+        notify=for_nodes(ctx, RunFolder(kept.parent)) if kept else (),
     )
 
 
@@ -202,6 +208,7 @@ def start(run: RunFolder, prepared: Prepared, record: Run, **known: Any) -> None
     made = dataclasses.replace(prepared.attempt, started_unix=time.time())
     record.environment, record.data = dict(prepared.brought.environment), dict(prepared.brought.data)
     record.start(made, run_dirs, *(code.hash for code in prepared.archives))
+    subject = to_agents(record)
     begun: list[Link] = []
     laid: dict[str, dict[str, list[str]]] = {}
 
@@ -209,6 +216,8 @@ def start(run: RunFolder, prepared: Prepared, record: Run, **known: Any) -> None
         name = link.node.name
         spec = prepared.specs[name]
         message = {"spec": spec, "secrets": prepared.secrets, "go": not (spec["setup"] or spec["prepare"])}
+        if prepared.notify:
+            message["notify"] = {**subject, "targets": prepared.notify}
         answer = link.call("start", run_dirs[name], message=message)
         begun.append(link)
         if found := {key: names for key in ("kept", "aside") if (names := list(filter(None, answer.get(key, ()))))}:
@@ -234,6 +243,17 @@ def start(run: RunFolder, prepared: Prepared, record: Run, **known: Any) -> None
             raise StillRunning(f"{cause}\nand not every node is proven clean: {unproven}") from error
         raise
     record.started(laid=laid, **known)
+
+
+def to_agents(record: Run) -> dict[str, Any]:
+    """What the agents' own messages say of the run beside the attempt itself."""
+    before = sum((row.ended_unix or row.started_unix) - row.started_unix for row in record.attempts)
+    hours = record.config.get("max_hours") or 0
+    return {
+        "run": record.run_id, "cluster": record.cluster.name, "usd": cost_usd(record.cluster, before),
+        "usd_per_hour": record.cluster.usd_per_hour, "near_s": near(hours * 3600),
+        "deadline_key": deadline_key(record.by_hand),
+    }  # fmt: skip
 
 
 def _keep(run: RunFolder, archives: Sequence[archive.Code]) -> None:

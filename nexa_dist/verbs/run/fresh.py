@@ -10,9 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 from nexa_dist.config.train import TrainConfig
-from nexa_dist.errors import EXIT_OK
+from nexa_dist.errors import EXIT_OK, NexaError
 from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.notify import targets
+from nexa_dist.ops.notify.announcer import Announcer
 from nexa_dist.ops.runs import launch
 from nexa_dist.ops.runs import status as running
 from nexa_dist.ops.runs.supervise import alone
@@ -22,6 +24,7 @@ from nexa_dist.run.ssh.connections import Connecting, Ssh
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.secrets import redact
 from nexa_dist.ui import terminal
+from nexa_dist.verbs._shared import whom_to_tell
 from nexa_dist.verbs.run.presenter import RunPresenter
 
 Arguments = argparse.Namespace
@@ -43,12 +46,14 @@ def fresh(
     shown: set[int] | None,
     as_json: bool,
     named: Callable[[str], object] = str,
+    cluster_file: str | None = None,
     folder: RunFolder | None = None,
     began: Callable[[launch.Prepared], object] = bool,
 ) -> int:
     """A new run, followed to its end. `named` is told what it is called before anything of it is begun, unless its
     `folder` was made before; `began` how it was begun, when it is."""
     cluster = ssh.cluster
+    told = whom_to_tell(ctx, cluster, cluster_file)
     with contextlib.ExitStack() as door:
         door.enter_context(running.launching(ctx, cluster))
         refuse_without_money(ctx, cluster, config)
@@ -60,6 +65,7 @@ def fresh(
             folder = folder or ctx.workspace.new_run(config.stage, config.name)
             try:
                 named(folder.run_id)
+                targets.keep(ctx, folder, told or ())
                 prepared = launch.prepare(ctx, ssh, config, folder.run_id, 1, None, kept=folder.brought, links=links)
                 launch.deliver(ctx, prepared)
             except BaseException:
@@ -92,6 +98,11 @@ def started(ctx: Context, folder: RunFolder, prepared: launch.Prepared, record: 
         launch.start(folder, prepared, record, **known)
     except KeyboardInterrupt:
         ctx.say(f"✗ {folder.run_id} {record.last.cause or 'interrupted'}; no process of it is left")
+        raise
+    except NexaError:
+        announcer = Announcer(ctx, folder, record)
+        announcer.ended(record.last.state, record.last.cause)
+        announcer.close()
         raise
 
 

@@ -68,6 +68,12 @@ class RunPresenter:
 
     def _told(self, work: Callable[[], watch.Outcome | None]) -> int:
         try:
+            return self._shown(work)
+        finally:  # when all else is done: a webhook that is slow keeps nothing waiting
+            self.supervisor.announcer.close(terminal.say)
+
+    def _shown(self, work: Callable[[], watch.Outcome | None]) -> int:
+        try:
             outcome = work()
         except KeyboardInterrupt:
             return self.left(EXIT_INTERRUPTED)

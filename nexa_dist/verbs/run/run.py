@@ -46,7 +46,9 @@ def run(args: argparse.Namespace) -> int:
         )
     if not ctx.dry and not args.ignore_diag:
         refuse_unfit(folder, cluster)
-    return launched(ctx, cluster, config, args.train, detach=args.detach, shown=shown, as_json=args.json)
+    return launched(
+        ctx, cluster, config, args.train, detach=args.detach, shown=shown, as_json=args.json, cluster_file=args.cluster
+    )
 
 
 def launched(
@@ -58,6 +60,7 @@ def launched(
     detach: bool = False,
     shown: set[int] | None = None,
     as_json: bool = False,
+    cluster_file: str | None = None,
 ) -> int:
     """A new run, followed to its end."""
     refuse_detach(config, detach)
@@ -67,4 +70,7 @@ def launched(
 
         if ctx.dry:
             return fresh.dry(ctx, ssh, links, config, as_json)
-        return fresh.fresh(ctx, ssh, links, config, config_file, detach=detach, shown=shown, as_json=as_json)
+        return fresh.fresh(
+            ctx, ssh, links, config, config_file,
+            detach=detach, shown=shown, as_json=as_json, cluster_file=cluster_file,
+        )  # fmt: skip

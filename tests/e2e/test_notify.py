@@ -1,0 +1,68 @@
+"""Somebody is told of a real run: once each, across a killed controller, and by the nodes when nobody follows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Lab, contents, kill
+from tests.e2e.test_recovery import again
+from tests.webhooks import Server, serving
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.long("tests/unit/ops/notify and tests/processes/node/test_tell.py have each part"),
+]
+
+
+@pytest.fixture
+def told(clean: Lab) -> Iterator[tuple[Lab, Server, Path]]:
+    """The lab with a webhook that works and one that hangs, as its file would have had them."""
+    path = clean.root / ".nexa" / "clusters" / "lab" / "config.json"
+    before = path.read_text()
+    with serving() as server:
+        rows = [{"url_env": "HOOK", "from_nodes": True}, {"url": server.url("hang/alsosecret")}]
+        path.write_text(json.dumps({**json.loads(before), "notify": rows}))
+        try:
+            yield clean, server, path
+        finally:
+            path.write_text(before)
+
+
+def events(server: Server) -> list[str]:
+    return sorted(message["event"] for path, message in server.got if path == "/ok/verysecret")
+
+
+def test_across_a_killed_controller_each_is_told_once(told: tuple[Lab, Server, Path]) -> None:
+    lab, server, _ = told
+    hook, hold = {"HOOK": server.url("ok/verysecret")}, lab.root / "notify-hold"
+    child = lab.begin("run", again(lab, 6, 1, hold=hold), **hook)
+    server.wait("ok/verysecret", seconds=300)  # the first attempt failed, and the second one waits
+    kill(child.pid)
+    child.wait()
+    hold.touch()
+    done = lab.nexa("attach", "--rank", "1", **hook)
+    assert "could not be sent (https webhook at 127.0.0.1) and are kept" in done.stderr
+    assert events(server) == ["attempt_failed", "run_ended"]
+    ended = next(message for _, message in server.got if message["event"] == "run_ended")
+    assert ended["state"] == "completed" and ended["usd"] > 0 and ended["next"] == f"nexa pull {lab.newest().name}"
+    failed = next(message for _, message in server.got if message["event"] == "attempt_failed")
+    assert failed["cause"] == "rank 1 on n1: exit code 1" and failed["why"]
+    holds = [str(path) for path, data in contents(lab.root) if b"verysecret" in data]
+    assert holds == []
+    lab.nexa("notify", lab.newest().name, code=1, **hook)  # the one that hangs is tried once more
+    assert events(server) == ["attempt_failed", "run_ended"]
+
+
+def test_a_run_that_nobody_follows_is_told_by_its_first_node(told: tuple[Lab, Server, Path]) -> None:
+    lab, server, _ = told
+    hook = {"HOOK": server.url("ok/verysecret")}
+    lab.nexa("run", lab.script("ends", "raise SystemExit(3)"), "--detach", **hook)
+    [message] = server.wait("ok/verysecret", seconds=120)
+    assert message["event"] == "attempt_failed" and message["from"] == "n0" and "attach" in message["next"]
+    assert [path for path, data in contents(lab.root) if b"verysecret" in data] == []
+    lab.nexa("attach", code=1, **hook)
+    assert events(server) == ["attempt_failed", "run_ended"]
