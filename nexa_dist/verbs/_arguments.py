@@ -11,8 +11,8 @@ from nexa_dist import __version__
 from nexa_dist.errors import EXIT_USAGE
 
 GROUPS = {
-    "cluster": ("init", "config", "plan", "provision", "status", "ssh", "diag", "teardown", "sweep", "image", "trust",
-                "notify", "completion"),
+    "cluster": ("init", "config", "plan", "provision", "status", "ssh", "diag", "teardown", "sweep", "image",
+                "snapshot", "trust", "notify", "completion"),
     "run": ("preflight", "run", "queue", "attach", "stop", "runs", "logs", "why", "report"),
     "work": ("env", "pull"),
     "money": ("cost", "budget", "timeline"),
@@ -163,6 +163,15 @@ def _kept(verbs: Verbs) -> None:
     _common(image, "--yes", "--json")
     _dry(image, "print what would be rented, made or deleted")
 
+    snap = verbs.add_parser(
+        "snapshot", help="packages, driver, kernel, environment, configs, code: one file; diff of two"
+    )
+    snap.add_argument("action", nargs="?", choices=("diff",), help="what differs; exit 1 when something does")
+    snap.add_argument("snapshots", nargs="*", metavar="A B", help="with diff: two files, or names of kept ones")
+    snap.add_argument("-o", "--out", metavar="FILE", help="where it goes too (default: .nexa/snapshots)")
+    _common(snap, "--cluster", "--json")
+    _dry(snap, "print which nodes would be asked")
+
     trust = verbs.add_parser("trust", help="say that a workspace, or programs that a file of it names, are yours")
     trust.add_argument("path", nargs="?", default=".", metavar="DIR|FILE", help="the workspace (default: this folder)")
     _dry(trust, "print what would be trusted")
@@ -188,7 +197,9 @@ def _begun(verbs: Verbs) -> None:
     run = verbs.add_parser("run", help="start a training on every node and follow it")
     run.add_argument("train", nargs="?", metavar="TRAIN.yaml")
     run.add_argument("more", nargs="*", metavar="TRAIN.yaml", help="more of them run one after the other")
-    run.usage = "nexa run [TRAIN.yaml …] [--resume RUN] [--cluster NAME|FILE] [--set a.b=c] [options] [-- ARGS …]"
+    run.usage = (
+        "nexa run [TRAIN.yaml …] [--resume RUN | --from RUN] [--cluster NAME|FILE] [--set a.b=c] [options] [-- ARGS …]"
+    )
     run.epilog = "what stands after -- comes after the arguments that the file has"
     _common(run, "--cluster", "--plan", "--set")
     run.add_argument(
@@ -196,6 +207,8 @@ def _begun(verbs: Verbs) -> None:
         help="where the time goes in so many steps, or in FIRST-LAST, of a backend of ours",
     )  # fmt: skip
     run.add_argument("--resume", metavar="RUN", help="go on with a run: take it over, or start it again")
+    run.add_argument("--from", dest="origin", default="", metavar="RUN", help="run again what RUN had: code, config, …")
+    run.add_argument("--anyway", action="store_true", help="--from: also where not all of it is as it was")
     run.add_argument("--detach", action="store_true", help="leave once every node runs")
     run.add_argument("--rank", default="0", metavar="N,N|all", help="ranks whose lines are shown (default: 0)")
     run.add_argument("--ignore-diag", action="store_true", help="run on nodes that the newest nexa diag found unfit")

@@ -100,6 +100,7 @@ CASES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
         ("trust told.yaml", ("touch {root}/told", "would allow nexa to start these 1 in {root}")),
         ("trust .", ("would note in {state} that {root}/.nexa",)),
     ],
+    "snapshot": [("snapshot --cluster lab -o s.json", ("would ask n0, n1 for packages", "would write: s.json"))],
     "notify": [
         ("notify --test --cluster told.yaml", ("at hooks.example.com\twould send\ta test", "has agreed to this")),
         (f"notify {RUN}", (f"{RUN}: nothing waits",)),

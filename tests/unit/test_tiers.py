@@ -22,6 +22,7 @@ PROMISES = {
     "a sharded checkpoint is whole on all nodes together, or absent",
     "what fits is foretold, and to the byte",
     "somebody is told, once",
+    "a run can be had again as it was",
     *("report", "completion", "environments", "Axolotl"),
     *("what a run needs of its nodes is set up once", "a DeepSpeed file is done as it says, or refused"),
     *("what runs is what is named", "what is not sent is said, and nothing is guessed", "the wheel", "quickstart"),

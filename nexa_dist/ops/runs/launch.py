@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError, StillRunning, UsageError
@@ -34,6 +34,9 @@ from nexa_dist.run.record import Attempt, Run
 from nexa_dist.run.ssh.connections import Connecting, Link, Ssh, on_all
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.secrets import redact
+
+if TYPE_CHECKING:
+    from nexa_dist.ops.work.origin import Origin
 
 BEFORE = "before every node had started"
 NOT_STARTED = "could not be started"
@@ -283,11 +286,20 @@ def commit(ctx: Context, config: TrainConfig, code: archive.Code) -> str | None:
 
 
 def new_record(
-    ctx: Context, run: RunFolder, prepared: Prepared, cluster: Cluster, config: TrainConfig, config_file: str
+    ctx: Context,
+    run: RunFolder,
+    prepared: Prepared,
+    cluster: Cluster,
+    config: TrainConfig,
+    config_file: str,
+    origin: Origin | None = None,
 ) -> Run:
-    """The record of a run before its first attempt."""
-    git_commit = commit(ctx, config, prepared.archives[0])
+    """The record of a run before its first attempt. `origin` is the one that it is to be the same as."""
+    newest = ctx.workspace.cluster(cluster.name).newest_snapshot
+    git_commit = origin.record.git_commit if origin else commit(ctx, config, prepared.archives[0])
     record = Run(cluster, config.model_dump(mode="json"), {}, [], run.run_id, config_file=config_file,
-                 git_commit=git_commit, created_unix=time.time())  # fmt: skip
+                 git_commit=git_commit, created_unix=time.time(),
+                 snapshot=files.read_object(newest) if newest.exists() else {},
+                 reproduces=origin.told() if origin else {})  # fmt: skip
     record.path = run.json
     return record

@@ -48,6 +48,8 @@ def build_manifest(record: Mapping[str, Any], result: Mapping[str, Any], config:
         env_hash=cluster.env_hash,
         environment=record.get("environment", {}),
         data=record.get("data", {}),
+        snapshot=record.get("snapshot", {}),
+        reproduces=record.get("reproduces", {}),
         git_commit=record["git_commit"],
         parallel=result.get("parallel"),
         sharding=result.get("sharding"),

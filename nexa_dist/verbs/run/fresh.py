@@ -7,7 +7,7 @@ import contextlib
 import shlex
 import shutil
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import EXIT_OK, NexaError
@@ -27,12 +27,18 @@ from nexa_dist.ui import terminal
 from nexa_dist.verbs._shared import whom_to_tell
 from nexa_dist.verbs.run.presenter import RunPresenter
 
+if TYPE_CHECKING:
+    from nexa_dist.ops.work.origin import Origin
+
 Arguments = argparse.Namespace
 
 
-def dry(ctx: Context, ssh: Ssh, links: Connecting, config: TrainConfig, as_json: bool) -> int:
+def dry(
+    ctx: Context, ssh: Ssh, links: Connecting, config: TrainConfig, as_json: bool, origin: Origin | None = None
+) -> int:
     """Say what a new run would be."""
-    return printed(launch.prepare(ctx, ssh, config, "train_dry_run", 1, None, links=links), as_json)
+    codes = origin.codes if origin else None
+    return printed(launch.prepare(ctx, ssh, config, "train_dry_run", 1, None, codes=codes, links=links), as_json)
 
 
 def fresh(
@@ -48,6 +54,7 @@ def fresh(
     named: Callable[[str], object] = str,
     cluster_file: str | None = None,
     folder: RunFolder | None = None,
+    origin: Origin | None = None,
     began: Callable[[launch.Prepared], object] = bool,
 ) -> int:
     """A new run, followed to its end. `named` is told what it is called before anything of it is begun, unless its
@@ -66,7 +73,12 @@ def fresh(
             try:
                 named(folder.run_id)
                 targets.keep(ctx, folder, told or ())
-                prepared = launch.prepare(ctx, ssh, config, folder.run_id, 1, None, kept=folder.brought, links=links)
+                if origin:
+                    origin.seed(folder.brought)
+                prepared = launch.prepare(
+                    ctx, ssh, config, folder.run_id, 1, None,
+                    codes=origin.codes if origin else None, kept=folder.brought, links=links,
+                )  # fmt: skip
                 launch.deliver(ctx, prepared)
             except BaseException:
                 shutil.rmtree(folder.path)  # nothing was started, so there is no run
@@ -75,7 +87,7 @@ def fresh(
             first = cluster.nodes[0].name
             cure = "; or name a bucket in the cluster's file" if cluster.traits.priced else ""
             ctx.say(f"warning: checkpoints lie on {first} alone and are lost with it: nexa pull brings them here{cure}")
-        record = launch.new_record(ctx, folder, prepared, cluster, config, config_file)
+        record = launch.new_record(ctx, folder, prepared, cluster, config, config_file, origin)
         with alone(folder, "run"):
             started(ctx, folder, prepared, record)
             door.close()
