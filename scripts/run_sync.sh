@@ -9,6 +9,7 @@
 #   run_sync.sh list  RUN_ID [--json]         the whole ones, newest first
 #   run_sync.sh show  RUN_ID                  {"step", "uri", "sha256"} of the newest whole one, or null
 #   run_sync.sh prune RUN_ID KEEP             remove what is older than the KEEP newest; not for nodes, which may not
+#   run_sync.sh tier  DURABLE_DIR [--dry-run] all of a durable folder to tier/, without temporary files; removes nothing
 #
 # NEXA_BUCKET is s3://bucket/prefix. Below it: RUN_ID/generation/<attempt>, an empty object for every attempt that
 # began, and RUN_ID/checkpoints/step_<step>/g<attempt>/, so that no attempt writes where another does; without its
@@ -23,7 +24,7 @@ die() { # CODE MESSAGE
     say "error: $2"
     exit "$1"
 }
-describe() { sed -n '4,11s/^# *//p' "${BASH_SOURCE[0]}"; }
+describe() { sed -n '4,12s/^# *//p' "${BASH_SOURCE[0]}"; }
 usage() {
     describe >&2
     exit 2
@@ -234,12 +235,31 @@ do_prune() { # KEEP
     done <"$scratch/doomed"
 }
 
+# Half a file, or half a checkpoint, has one of these names until it is whole.
+TEMPORARY=('.tmp-*' '*/.tmp-*' '*.tmp' '*.part' '*.part/*' '*.partial' '*.lock' '*~' '*/__pycache__/*')
+
+do_tier() { # DURABLE_DIR [--dry-run]
+    local word more=()
+    [ -d "$1" ] || die 2 "no such folder: $1"
+    case "${2:---}" in --) ;; --dry-run) more+=(--dryrun) ;; *) usage ;; esac
+    for word in "${TEMPORARY[@]}"; do more+=(--exclude "$word"); done
+    run_aws s3 sync --no-follow-symlinks --no-progress "${more[@]}" "${1%/}/" "${NEXA_BUCKET%/}/tier/" ||
+        die 1 "not all of $1 was copied to ${NEXA_BUCKET%/}/tier/: run it again"
+}
+
 number() { case "$1" in '' | *[!0-9]*) usage ;; esac }
 
 case "${1:-}" in -h | --help) describe && exit ;; esac
 [ $# -ge 2 ] || usage
 verb=$1 run_id=$2
 shift 2
+if [ "$verb" = tier ]; then
+    case "${NEXA_BUCKET:-}" in s3://[a-z0-9]*/*) ;; *) die 2 "NEXA_BUCKET must be s3://bucket/prefix" ;; esac
+    [ $# -le 1 ] || usage
+    find_aws
+    do_tier "$run_id" "$@"
+    exit
+fi
 case "$run_id" in '' | *[!A-Za-z0-9._-]* | .*) die 2 "not a run id: $run_id" ;; esac
 case "${NEXA_BUCKET:-}" in s3://[a-z0-9]*) ;; *) die 2 "NEXA_BUCKET must be s3://bucket/prefix" ;; esac
 place=${NEXA_BUCKET#s3://}
