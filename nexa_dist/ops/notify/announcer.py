@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from nexa_dist.model import Decision
 from nexa_dist.node.protocol import Event
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.notify.outbox import Outbox
+from nexa_dist.ops.notify.outbox import Outbox, close_at_exit
 from nexa_dist.ops.notify.targets import of_run
 from nexa_dist.plan.money.budget import Budget
 from nexa_dist.plan.money.cost import cost_usd
@@ -64,13 +64,13 @@ class Announcer:
     def budget(self, budget: Budget, share: float, words: str) -> None:
         self.outbox.put(self.about().budget(budget, share, words))
 
-    def close(self, say: Callable[[str], None] | None = None) -> None:
-        self.outbox.close()
-        self.say(say)
+    def close(self, say: Callable[[str], None]) -> None:
+        """Lets the outbox go on by itself; `say` tells at the end of this command what could not be sent."""
+        close_at_exit(self.outbox, say)
 
-    def say(self, say: Callable[[str], None] | None = None) -> None:
+    def say(self) -> None:
         while self.outbox.said:
-            (say or self.ctx.say)(self.outbox.said.popleft())
+            self.ctx.say(self.outbox.said.popleft())
 
 
 class Heard:

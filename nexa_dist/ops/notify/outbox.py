@@ -6,11 +6,12 @@ hangs delays neither the run nor another target. What could not be sent stays, i
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,11 +109,15 @@ class Outbox:
             self.marks.by_nodes.add(key)
             self._write(key, "", by="node")
 
-    def close(self, wait_s: float = LAST_S) -> None:
-        """Gives every message that was not tried yet its one try, for `wait_s` in all, and says what stays."""
+    def hurry(self) -> None:
+        """From here on every message that was not tried yet gets its one try at once, and no other is tried again."""
         with self._door:
             self._closing = True
             self._door.notify_all()
+
+    def close(self, wait_s: float = LAST_S) -> None:
+        """Hurries, waits for so long in all, and says what stays."""
+        self.hurry()
         until = time.monotonic() + wait_s
         for thread in self._threads.values():
             thread.join(max(0.0, until - time.monotonic()))
@@ -204,3 +209,27 @@ class Outbox:
     def _write(self, key: str, to: str, **more: Any) -> None:
         with contextlib.suppress(OSError):
             files.append_json(self.path, {"at": time.time(), "key": key, "to": to, **more})
+
+
+_OPEN: list[tuple[Outbox, Callable[[str], None]]] = []
+
+
+def close_at_exit(outbox: Outbox, say: Callable[[str], None]) -> None:
+    """Leaves the outbox at work until this command ends, which then waits LAST_S for all of them together."""
+    if not outbox.targets:
+        return
+    if not _OPEN:
+        atexit.register(close_all)
+    _OPEN.append((outbox, say))
+
+
+def close_all(wait_s: float = LAST_S) -> None:
+    until = time.monotonic() + wait_s
+    with contextlib.suppress(KeyboardInterrupt, ValueError, OSError):  # nobody waits, or the terminal is gone
+        for outbox, _ in _OPEN:
+            outbox.hurry()
+        while _OPEN:
+            outbox, say = _OPEN.pop(0)
+            outbox.close(max(0.0, until - time.monotonic()))
+            while outbox.said:
+                say(outbox.said.popleft())

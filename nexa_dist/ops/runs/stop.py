@@ -115,4 +115,4 @@ def _close(ctx: Context, run: RunFolder, links: list[Link], record: Run, state: 
     finish(ctx, run, links, record, Outcome(state, cause, {}, end), Decision("stop", Reason.STOPPED))
     announcer = Announcer(ctx, run, record)
     announcer.ended(state, cause)
-    announcer.close()
+    announcer.close(ctx.say)

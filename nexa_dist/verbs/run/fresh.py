@@ -114,7 +114,7 @@ def started(ctx: Context, folder: RunFolder, prepared: launch.Prepared, record: 
     except NexaError:
         announcer = Announcer(ctx, folder, record)
         announcer.ended(record.last.state, record.last.cause)
-        announcer.close()
+        announcer.close(ctx.say)
         raise
 
 

@@ -11,7 +11,7 @@ import pytest
 from nexa_dist.model import Decision, End
 from nexa_dist.ops.notify import announcer as announcing
 from nexa_dist.ops.notify.announcer import Announcer, Heard
-from nexa_dist.ops.notify.outbox import Outbox
+from nexa_dist.ops.notify.outbox import Outbox, close_all
 from nexa_dist.ops.notify.targets import Target
 from nexa_dist.plan.money.budget import Budget
 from nexa_dist.run.record import Attempt, Run
@@ -94,4 +94,6 @@ def test_what_could_not_be_sent_is_said_at_the_end(made: Announcer, monkeypatch:
     said: list[str] = []
     made.ended("completed", "")
     made.close(said.append)
+    assert said == []  # nothing waits for it before the command ends
+    close_all()
     assert "1 messages could not be sent" in said[-1] and "nexa notify train_x" in said[-1]
