@@ -20,6 +20,7 @@ gc.disable()  # until all are collected: a quarter of that would be looking at t
 TOGETHER = {
     "tests/e2e/test_runs.py": "lab 1",
     "tests/e2e/test_logs.py": "lab 1",
+    "tests/e2e/test_notify.py": "lab 1",
     "tests/e2e/test_own_hosts.py": "lab 1",
     "tests/e2e/test_other_users.py": "lab 1",
     "tests/e2e/test_hostile_cli.py::test_a_command_for_a_node": "lab 1",
@@ -29,6 +30,7 @@ TOGETHER = {
     "tests/e2e/test_project.py": "lab 2",
     "tests/e2e/test_queue.py": "lab 2",
     "tests/e2e/test_recovery.py": "lab 2",
+    "tests/e2e/test_reproduce.py": "lab 2",
     "tests/e2e/test_own_hosts_provision.py": "own hosts",
     "tests/e2e/test_diag.py::test_an_unfit_node": "lab 2",
     "tests/e2e/test_diag.py": "diag",

@@ -66,3 +66,10 @@ def test_a_run_that_nobody_follows_is_told_by_its_first_node(told: tuple[Lab, Se
     assert [path for path, data in contents(lab.root) if b"verysecret" in data] == []
     lab.nexa("attach", code=1, **hook)
     assert events(server) == ["attempt_failed", "run_ended"]
+
+    waits = lab.script("waits", "import time; time.sleep(600)")
+    lab.nexa("run", waits, "--detach", **hook)
+    lab.nexa("stop", lab.newest().name, "--grace", "0", **hook)
+    told = server.wait("ok/verysecret", 3)[-1]
+    assert (told["run"], told["state"], told["cause"]) == (lab.newest().name, "stopped", "stopped by the user")
+    assert told["from"] == "nexa" and told["next"] == f"nexa run --resume {lab.newest().name}"

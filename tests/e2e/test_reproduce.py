@@ -66,7 +66,9 @@ def test_an_edited_project_runs_as_it_was_bit_for_bit(clean: Lab) -> None:
     assert [again[key] for key in ("code_hash", "git_commit")] == [manifest[key] for key in ("code_hash", "git_commit")]
     assert again["data"]["corpus"]["id"] == manifest["data"]["corpus"]["id"]
 
-    lab.nexa("run", "--from", first, "--set", "nproc_per_node=1", code=2)
+    shown = lab.nexa("run", "--from", first, "--dry-run")
+    assert "ranks 0 to 1 of 4" in shown.stdout and "again.py" in shown.stdout
+    assert lab.newest().name == again["run_id"]
     assert "ranks: 4 then, 2 now" in lab.nexa("run", "--from", first, "--set", "nproc_per_node=1", code=2).stderr
     lab.json("snapshot", "-o", "after.json")
     changed = lab.nexa("snapshot", "diff", "before.json", "after.json", code=1).stdout.splitlines()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from nexa_dist.model import Decision
 from nexa_dist.node.protocol import Event
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.notify.outbox import Outbox, close_at_exit
 from nexa_dist.ops.notify.targets import of_run
+from nexa_dist.ops.view import View
 from nexa_dist.plan.money.budget import Budget
 from nexa_dist.plan.money.cost import cost_usd
 from nexa_dist.plan.runs.notification import Subject, near
@@ -19,19 +20,6 @@ from nexa_dist.run.workspace import RunFolder
 SETTLE_S = 3.0
 """Seconds before a message about what a node said goes out: its agent may have sent it while nobody followed, and says
 so a little later in the same log."""
-
-
-class View(Protocol):
-    """Display callbacks of the watch loop, as ops/runs/watch.py has them."""
-
-    def line(self, node: str, source: str, rank: int | None, text: bytes, passing: bool = False) -> None: ...
-    def event(self, node: str, record: Mapping[str, Any]) -> None: ...
-    def quiet(self, node: str, seconds: float) -> None: ...
-    def note(self, text: str) -> None: ...
-    def tick(self) -> None: ...
-    def attempt(
-        self, number: int, nodes: Sequence[str], world_size: int, resume_step: int | None, replaced: Sequence[str] = ()
-    ) -> None: ...
 
 
 class Announcer:

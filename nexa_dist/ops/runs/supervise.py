@@ -25,7 +25,8 @@ from nexa_dist.ops.runs import checkpoints as resume
 from nexa_dist.ops.runs import launch, replace_nodes, watch
 from nexa_dist.ops.runs.code import tell_kept
 from nexa_dist.ops.runs.finish import close, finish
-from nexa_dist.ops.runs.watch import Choice, Outcome, View
+from nexa_dist.ops.runs.watch import Choice, Outcome
+from nexa_dist.ops.view import View
 from nexa_dist.plan.money.budget import OF_CLUSTER, OF_RUN
 from nexa_dist.plan.runs.notification import deadline_key
 from nexa_dist.plan.runs.recovery import Nodes, Policy, decide
