@@ -175,7 +175,8 @@ class Attempt:
         if self.deadline is not None and now > self.deadline:
             self.ask_to_stop(Reason.DEADLINE)
         reason = self.watcher.look(now)
-        self.teller.look(now, self.deadline, self.watcher.notice)
+        with contextlib.suppress(Exception):  # whatever it is: a message is no reason to end a run
+            self.teller.look(now, self.deadline, self.watcher.notice)
         if reason == Reason.HANG:
             if self.hung_until is None and not self.stop_reason:
                 self.watcher.ask_flight()  # first: the launcher may have the store that NCCL's monitor asks

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nexa_dist.config.parts.notify import EVENTS, Notify, check_url, secret_of
-from nexa_dist.errors import UsageError
+from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.node.webhook import Answer, body, post
 from nexa_dist.ops.context import Context
 from nexa_dist.run import dotenv, files, git
@@ -77,7 +77,11 @@ def of_cluster(ctx: Context, cluster: str, named: str | None = None) -> tuple[No
     path = ctx.workspace.cluster(cluster).path / "config.json"
     if path.exists():
         rows = files.read_object(path).get("notify") or []
-        return tuple(Notify.model_validate_json(json.dumps(row)) for row in rows)
+        try:
+            return tuple(Notify.model_validate_json(json.dumps(row)) for row in rows)
+        except (ValueError, TypeError):
+            hint = "nexa provision writes it anew"
+            raise NexaError(f"{path} is damaged: notify is not what it should be", hint=hint) from None
     if named and named.endswith((".yaml", ".yml")):
         from nexa_dist.config.load import load_cluster
 
@@ -89,7 +93,7 @@ def keep(ctx: Context, run: RunFolder, rows: Sequence[Notify]) -> None:
     """Write down whom a run tells. Raises UsageError, before anything is begun, where that cannot be done: a variable
     that is not set, a command that nobody agreed to."""
     refuse_unconsented(ctx.workspace.root, rows)
-    told = [row.model_dump(mode="json", exclude_none=True) for row in rows]
+    told = [_plain(row) for row in rows]
     for target in resolved(ctx, told):
         if target.missing:
             raise UsageError(f"notify: {target.name}: {target.missing}", hint="set it, or take it out of notify")
@@ -98,11 +102,20 @@ def keep(ctx: Context, run: RunFolder, rows: Sequence[Notify]) -> None:
 
 
 def of_run(ctx: Context, run: RunFolder) -> list[Target]:
-    """Targets of a run. What is not known here (a variable in another terminal) is a target that says so."""
+    """Targets of a run. What is not known here (a variable in another terminal) is a target that says so. What cannot
+    be read is said, and tells nobody: a message is no reason to leave a run alone."""
     path = file_of(run)
-    rows = files.read_json(path) if path.exists() else []
-    return resolved(ctx, [Notify.model_validate_json(json.dumps(row)).model_dump(mode="json", exclude_none=True)
-                           for row in rows])  # fmt: skip
+    try:
+        rows = files.read_json(path) if path.exists() else []
+        return resolved(ctx, [_plain(Notify.model_validate_json(json.dumps(row))) for row in rows])
+    except (NexaError, ValueError, TypeError) as error:
+        why = error if isinstance(error, NexaError) else f"{path} is damaged"
+        ctx.say(f"warning: nobody is told of {run.run_id}: {why}")
+        return []
+
+
+def _plain(row: Notify) -> dict[str, Any]:
+    return row.model_dump(mode="json", exclude_none=True)
 
 
 def resolved(ctx: Context, rows: Iterable[Mapping[str, Any]]) -> list[Target]:

@@ -10,7 +10,7 @@ import pytest
 from nexa_dist import secrets
 from nexa_dist.config.load import load_cluster, resolved
 from nexa_dist.config.parts.notify import Notify
-from nexa_dist.errors import ConfigError, UsageError
+from nexa_dist.errors import ConfigError, NexaError, UsageError
 from nexa_dist.ops.notify import targets
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.secrets import redact_text
@@ -89,6 +89,26 @@ def test_a_variable_that_is_not_set_is_refused_before_a_run_and_said_after(
     monkeypatch.setenv("HOOK_OF_MINE", "http://example.com/verysecret")
     [target] = targets.of_run(desk.ctx, run)
     assert "expected https" in target.missing and "verysecret" not in target.missing
+
+
+@pytest.mark.parametrize("text", ["{", "[5]", "5", '[{"url": "http://example.com/abcdefghi"}]', '[{"unknown": 1}]'])
+def test_a_damaged_list_tells_nobody_and_keeps_nobody_from_a_run(desk: Desk, text: str) -> None:
+    run = RunFolder(desk.root / "runs" / "train_x")
+    targets.file_of(run).parent.mkdir(parents=True)
+    targets.file_of(run).write_text(text)
+    assert targets.of_run(desk.ctx, run) == [] and targets.for_nodes(desk.ctx, run) == []
+    assert desk.said[0].startswith("warning: nobody is told of train_x") and "abcdefghi" not in str(desk.said)
+
+
+def test_a_damaged_cluster_is_named(desk: Desk) -> None:
+    path = desk.ctx.workspace.cluster("c").path / "config.json"
+    path.parent.mkdir(parents=True)
+    for told in (5, [5], [{"url": "http://example.com/abcdefghi"}]):
+        path.write_text(json.dumps({"notify": told}))
+        with pytest.raises(NexaError, match="damaged: notify"):
+            targets.of_cluster(desk.ctx, "c")
+    path.unlink()
+    assert targets.of_cluster(desk.ctx, "c") is None
 
 
 def test_a_command_is_started_only_when_its_words_were_agreed_to(desk: Desk, tmp_path: Path) -> None:
