@@ -45,7 +45,7 @@ def test_across_a_killed_controller_each_is_told_once(told: tuple[Lab, Server, P
     child.wait()
     hold.touch()
     done = lab.nexa("attach", "--rank", "1", **hook)
-    assert "could not be sent (https webhook at 127.0.0.1) and are kept" in done.stderr
+    assert "could not be sent (webhook at 127.0.0.1) and are kept" in done.stderr
     assert events(server) == ["attempt_failed", "run_ended"]
     ended = next(message for _, message in server.got if message["event"] == "run_ended")
     assert ended["state"] == "completed" and ended["usd"] > 0 and ended["next"] == f"nexa pull {lab.newest().name}"

@@ -49,7 +49,7 @@ class Target:
             return f"command {redact_text(shlex.join(self.row['command']))[:80]}"
         if self.row.get("url_env"):
             return f"${self.row['url_env']}"
-        return f"https webhook at {urlsplit(self.url).hostname}"
+        return f"webhook at {urlsplit(self.url).hostname}"
 
     def wants(self, event: str) -> bool:
         return event not in EVENTS or event in self.row.get("events", EVENTS)

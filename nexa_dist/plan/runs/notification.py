@@ -27,7 +27,7 @@ class Message:
     text: str
     run: str = ""
     cluster: str = ""
-    attempt: int = 0
+    attempt: int | None = None
     state: str = ""
     cause: str = ""
     why: str = ""
@@ -37,7 +37,7 @@ class Message:
 
     def to_json(self) -> dict[str, Any]:
         told = {name: value for name, value in vars(self).items() if name != "key" and value not in ("", None)}
-        return {"id": f"{self.run}/{self.key}", **told, "from": "nexa"}
+        return {"id": f"{self.run or self.cluster}/{self.key}", **told, "from": "nexa"}
 
 
 @dataclass(frozen=True)

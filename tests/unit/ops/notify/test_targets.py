@@ -67,7 +67,7 @@ def test_a_run_keeps_whom_it_tells_closed_to_others(desk: Desk, monkeypatch: pyt
     assert HOOK + "2" not in targets.file_of(run).read_text()
     by_variable, in_file = targets.of_run(desk.ctx, run)
     assert (by_variable.url, in_file.url) == (HOOK + "2", HOOK)
-    assert (by_variable.name, in_file.name) == ("$HOOK_OF_MINE", "https webhook at hooks.example.com")
+    assert (by_variable.name, in_file.name) == ("$HOOK_OF_MINE", "webhook at hooks.example.com")
     assert "verysecret" not in repr([by_variable]) + str(by_variable.id)
     assert [row["url"] for row in targets.for_nodes(desk.ctx, run)] == [HOOK + "2"]  # only with leave
 
