@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Lab, contents, kill
-from tests.e2e.test_recovery import again
+from tests.e2e.conftest import Lab, contents, kill, runs, until
+from tests.e2e.test_recovery import again, machine
 from tests.webhooks import Server, serving
 
 pytestmark = [
@@ -73,3 +76,23 @@ def test_a_run_that_nobody_follows_is_told_by_its_first_node(told: tuple[Lab, Se
     told = server.wait("ok/verysecret", 3)[-1]
     assert (told["run"], told["state"], told["cause"]) == (lab.newest().name, "stopped", "stopped by the user")
     assert told["from"] == "nexa" and told["next"] == f"nexa run --resume {lab.newest().name}"
+
+
+def test_a_node_that_is_lost_and_made_anew_is_told(told: tuple[Lab, Server, Path]) -> None:
+    lab, server, _ = told
+    hook, hold = {"HOOK": server.url("ok/verysecret")}, lab.root / "notify-lost"
+    before = runs(lab)
+    child = lab.begin("run", again(lab, 0, 0, hold=hold), **hook)
+    until(lambda: runs(lab) > before and "attempt 1" in lab.log(1, "n1"), "the ranks began")
+    while left := machine(lab, "n1"):
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+    hold.touch()
+    said = child.communicate(timeout=600)[1]
+    assert child.returncode == 0, said
+    assert events(server) == ["attempt_failed", "replaced", "run_ended"]
+    failed, replaced = server.wait("ok/verysecret")[:2]
+    assert failed["text"].endswith("next: replace") and "n1" in failed["cause"]
+    assert replaced["text"].endswith("n1 made anew after attempt 1")
