@@ -18,7 +18,7 @@ from nexa_dist.config.trainer import (
     Section,
     TrainerConfig,
 )
-from nexa_dist.config.work import Environment, OwnEnvironment
+from nexa_dist.config.work import Engine, Environment, Image, OwnEnvironment
 
 ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*\Z")
 RESERVED_ENV = re.compile(
@@ -141,6 +141,15 @@ class TrainConfig(Section):
         description="Packages of the ranks: light (what nexa provision puts on a node), heavy (axolotl, DeepSpeed), "
         "infer (vLLM), {packages: [NAME==VERSION]} on top of light, {requirements: requirements.txt} or "
         "{lock: uv.lock} of the project, none (the node's own python3).",
+    )
+    image: Image | None = Field(
+        None,
+        description="Container image that the ranks run in on every node, with its own packages: NAME:TAG or "
+        "NAME@sha256:DIGEST. It needs python3 (3.9 or newer) with torch. environment is then none.",
+    )
+    engine: Engine = Field(
+        "auto",
+        description="Container engine for image: auto takes docker, else podman; or the path of one on the nodes.",
     )
     data: dict[DataName, DataSource] = Field(
         default_factory=dict,
@@ -294,6 +303,22 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _image_is_whole(self) -> Self:
+        """What an image has is not added to on a node."""
+        if self.image is None:
+            if self.engine != "auto":
+                raise ValueError("engine is of no use without image")
+            return self
+        if "environment" in self.model_fields_set and self.environment != "none":
+            raise ValueError("environment is not for a run in an image, which has its own packages")
+        if wrong := [key for key in ("apt", "setup", "install") if getattr(self, key)]:
+            raise ValueError(f"{', '.join(wrong)} cannot change an image: put into it what the run needs")
+        if self.launcher == "direct":
+            raise ValueError("launcher: direct keeps an interpreter of the node's warm, and the ranks have the image's")
+        object.__setattr__(self, "environment", "none")
+        return self
+
+    @model_validator(mode="after")
     def _data_is_named(self) -> Self:
         for section, path in (
             ("model", self.model and self.model.path),
@@ -336,7 +361,7 @@ class TrainConfig(Section):
                 raise ValueError(f"max_tokens is not for backend: {self.backend}, whose own file says how long")
             if self.args:
                 raise ValueError(f"args are for script, module or program; backend: {self.backend} takes none")
-            if "environment" not in self.model_fields_set:
+            if "environment" not in self.model_fields_set and self.image is None:
                 more = OwnEnvironment(packages=row.packages) if row.packages else None
                 object.__setattr__(self, "environment", more or row.environment)
         return self

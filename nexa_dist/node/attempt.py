@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from .code import tree as code_tree
-from .machine import cgroup
+from .machine import cgroup, container
 from .machine.processes import kill_run, remove_tmp
 from .oslib import (
     POLL_S,
@@ -177,7 +177,9 @@ class Attempt:
         """Suspend the launcher, which would end the other ranks before they have written their stacks."""
         if self.child is not None:
             self.child.stopping = True  # Direct, which is in this process
-            if isinstance(self.child, subprocess.Popen):
+            if self.spec.get("container"):
+                container.hold_launcher(self.run_dir)
+            elif isinstance(self.child, subprocess.Popen):
                 self.child.send_signal(signal.SIGSTOP)
 
     def popen(self, argv: list[str], log: BinaryIO) -> subprocess.Popen[bytes]:

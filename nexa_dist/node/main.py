@@ -22,6 +22,7 @@ other command is short and answers with JSON. Each imports only what it needs.
     agent.pyz setup RUN_DIR    (by the daemon)                       packages, layer and lines before the ranks
     agent.pyz flight RUN_DIR ATTEMPT (by the daemon)                 what the ranks dumped of their collectives
     agent.pyz rank -- ARGV     (started by torchrun)                 one rank: its log, its exit code, its end
+    agent.pyz inside -- ARGV   (started by a container engine)       the launcher in a container, which ends with us
     agent.pyz warm RUN_DIR KEY MODULE…  (by probe or the daemon)     an interpreter that ranks are forked from
 
 Secrets arrive on standard input and live in the memory and the environment of the run alone.
@@ -49,6 +50,10 @@ def main(argv: list[str]) -> int:
         from . import rank
 
         return rank.main(rest[1:])
+    if name == "inside":
+        from .machine import container
+
+        return container.inside(rest[1:])
     if name == "setup":
         from . import setup
 

@@ -47,7 +47,7 @@ Spec = TypedDict(
     "Spec",
     {
         "version": int, "run_id": str, "attempt": int, "node": str, "launcher": str, "argv": Any, "setup": Any,
-        "prepare": Any, "path": Any, "data": Any,
+        "prepare": Any, "path": Any, "data": Any, "container": Any,
         "env": Any, "cwd": str, "code": str, "config": Optional[Dict[str, Any]], "grace_s": float,
         "notice_grace_s": float, "deadline_in_s": Optional[float], "hang_timeout_s": Optional[float],
         "on_disconnect": str, "spot": bool, "keep_warm": bool, "preload": Any, "first_rank": int, "nproc": int,

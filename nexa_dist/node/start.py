@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from .code import tree
 from .code.work import lay_out
+from .machine import container
 from .machine.processes import kill_run, remove_tmp
 from .oslib import PAID, POLL_S, alive, event, fail, holder_of, newest_attempt, read_json, write_json
 from .protocol import VERSION, Event, Reason, Spec
@@ -43,6 +44,7 @@ def start(run_dir: str, message: dict[str, Any]) -> dict[str, Any]:
         os.makedirs(spec["cwd"], exist_ok=True)
         laid = lay_out(spec["code"], spec["cwd"], run_dir, spec["attempt"]) if spec.get("code") else {}
         _link_data(run_dir, spec.get("data") or {})
+        container.note(run_dir, spec.get("container"))
         if spec.get("config") is not None:
             write_json(os.path.join(run_dir, "train.json"), spec["config"])
         write_json(os.path.join(run_dir, "spec.json"), spec)

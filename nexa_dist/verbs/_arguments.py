@@ -189,6 +189,10 @@ def _begun(verbs: Verbs) -> None:
         "--profile", dest="set", action="append", type="profile.steps={}".format, metavar="STEPS",
         help="where the time goes in so many steps, or in FIRST-LAST, of a backend of ours",
     )  # fmt: skip
+    run.add_argument(
+        "--image", dest="set", action="append", type="image={}".format, metavar="IMAGE",
+        help="a container image that the ranks run in, by docker or podman of the nodes",
+    )  # fmt: skip
     run.add_argument("--resume", metavar="RUN", help="go on with a run: take it over, or start it again")
     run.add_argument("--detach", action="store_true", help="leave once every node runs")
     run.add_argument("--rank", default="0", metavar="N,N|all", help="ranks whose lines are shown (default: 0)")

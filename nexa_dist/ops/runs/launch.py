@@ -112,6 +112,9 @@ def prepare(
         codes = of_now(ctx, config)
     refuse_packages(ctx, ssh.cluster, config)
     layer = layer_of(config, *archive.look(codes[0], PYPROJECT))
+    if config.image and layer:
+        layer = None
+        ctx.say("warning: the project is not installed in an image: what it imports is there, or in its top folder")
     hidden = secrets(ctx, config)
     linked = links()
     brought = bring(ctx, linked, config, kept, hidden, again=again)
@@ -122,6 +125,8 @@ def prepare(
         more[link.node.name] = {"have": [code_folder(link, code) for code in codes]}
         if not ctx.dry:  # which makes no environment
             more[link.node.name]["python"] = job.base(link)
+            if inside := job.interpreter(link):
+                more[link.node.name] |= {"inside": inside, "python": f"python3 in {config.image}"}
         if config.launcher == "direct" and not ctx.dry:
             more[link.node.name]["warm"] = job.preloading(draft, node, link)
     places = {link.node.name: job.place(link) for link in linked}

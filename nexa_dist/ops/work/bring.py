@@ -12,6 +12,7 @@ from nexa_dist.config.train import TrainConfig
 from nexa_dist.ops import light
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.work.data import bring_data
+from nexa_dist.plan.runs.container import PYTHON, Host
 from nexa_dist.run.ssh.connections import Link
 
 
@@ -25,6 +26,8 @@ class Brought:
     """Variables that the ranks get beside the usual, by node name."""
     environment: Mapping[str, Any] = field(default_factory=dict)
     """The environment, as the manifest names it."""
+    hosts: Mapping[str, Host] = field(default_factory=dict)
+    """Container engine by node name, where the ranks run in an image."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """Each of `data:`, as the manifest names it."""
 
@@ -43,7 +46,12 @@ def bring(
     `again`: the inputs are those of the attempt before, as they lie in `kept`, and not the user's files of now.
     `hidden` are the secrets of the run."""
     made = Brought(environment=light.told(links[0].ssh.cluster))
-    if config.environment != "light":
+    if config.image:
+        from nexa_dist.ops.work import image
+
+        ready = image.make_ready(ctx, links, config, kept)
+        made = Brought(dict.fromkeys(ready.hosts, PYTHON), environment=ready.told, hosts=ready.hosts)
+    elif config.environment != "light":
         from nexa_dist.ops.work import environment  # a run in light is launched sooner without it
 
         env = environment.make_ready(ctx, links, config, hidden, kept, again=again)

@@ -113,3 +113,31 @@ def test_a_path_below_the_runs_data_names_some_of_it() -> None:
     model = {"model": {"path": "$NEXA_DATA/llama/7b"}}
     assert "model.path is $NEXA_DATA/llama/7b, and data has no llama" in refused({**sections, **model})
     TrainConfig.model_validate({**sections, **model, "data": {"llama": "./llama"}})
+
+
+BOXED: dict[str, Any] = {"name": "t", "script": "a.py", "image": "ghcr.io/lab/x:1@sha256:" + "a" * 64}
+
+
+def test_an_image_is_the_environment_and_can_be_read_again() -> None:
+    for value in (BOXED, {**HF, "image": "x", "engine": "/opt/bin/podman"}):
+        config = TrainConfig.model_validate(value)
+        assert config.environment == "none"
+        assert TrainConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"environment": "heavy"}, "environment is not for a run in an image"),
+        ({"apt": ["gcc"], "setup": ["make"]}, "apt, setup cannot change an image"),
+        ({"install": True}, "install cannot change an image"),
+        ({"launcher": "direct"}, "the ranks have the image's"),
+        ({"image": None, "engine": "podman"}, "engine is of no use without image"),
+        ({"engine": "lxc"}, "expected auto, docker, podman"),
+        ({"engine": "bin/podman"}, "or the absolute path"),
+        ({"image": "--privileged"}, "image"),
+        ({"image": "a b"}, "image"),
+    ],
+)
+def test_what_does_not_go_with_an_image(more: dict[str, Any], says: str) -> None:
+    assert says in refused({**BOXED, **more})
