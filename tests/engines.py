@@ -9,11 +9,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 STAND_IN = """
 import json, os, signal, subprocess, sys, time
@@ -106,6 +110,7 @@ def stand_in(folder: Path) -> Path:
 DEBIAN = "bookworm"
 PROGRAMS = ("podman", "runc", "debootstrap")
 IMAGE = "localhost/nexa-test:1"
+MARK = "/etc/nexa-image"
 CONF = """
 [engine]
 runtime = "runc"
@@ -144,13 +149,25 @@ def debian(*packages: str) -> Path:
     return kept
 
 
+def with_python(tar: Path, to: Path) -> None:
+    """A copy of a root's tar that has the interpreter below this one too, where that is no part of a Debian: the
+    environments of local nodes are made with it. MARK tells an image from the machine."""
+    shutil.copyfile(tar, to)
+    mark = to.with_suffix(".mark")
+    mark.write_text("an image of the tests'\n")
+    subprocess.run(
+        ["tar", "-rf", to, "-C", str(mark.parent), f"--transform=s,.*,.{MARK},", mark.name], check=True, timeout=60
+    )
+    if not sys.base_prefix.startswith("/usr"):
+        prefix = sys.base_prefix.lstrip("/")
+        subprocess.run(["tar", "-rf", to, "-C", "/", "--exclude=*/test", prefix], check=True, timeout=300)
+
+
 @contextlib.contextmanager
 def podman(folder: Path, *path: str) -> Iterator[Path]:
     """podman with storage, settings and one image of its own, as root: the path of a program that is called as podman
     is. `folder` has a short path, since sockets lie in it. `path` are folders that the image has on PATH first. Its
     limits are those of this process: without CAP_SYS_RESOURCE nobody raises them."""
-    import resource
-
     limits = {
         "files": resource.getrlimit(resource.RLIMIT_NOFILE)[1],
         "processes": min(resource.getrlimit(resource.RLIMIT_NPROC)[1] & 0xFFFFFF, 4096),
@@ -162,13 +179,33 @@ def podman(folder: Path, *path: str) -> Iterator[Path]:
         f'#!/bin/sh\nexport CONTAINERS_CONF={folder}/containers.conf\nexec {shutil.which("podman")} {own} "$@"\n'
     )
     program.chmod(0o755)
-    tar = debian("python3")
     change = ["--change", f"ENV PATH={':'.join([*path, '/usr/bin', '/bin'])}"]
+    tar = folder / "root.tar"
     try:
-        with open(tar, "rb") as file:
-            subprocess.run([program, "import", *change, "-", IMAGE], stdin=file, check=True, timeout=300)
+        with_python(debian("python3"), tar)
+        subprocess.run([program, "import", *change, tar, IMAGE], check=True, timeout=300)
+        tar.unlink()
         yield program
     finally:
         subprocess.run([program, "rm", "--all", "--force"], check=False, timeout=60)
-        # Its layers are subvolumes or mounts that only it takes down.
-        subprocess.run([program, "system", "reset", "--force"], check=False, timeout=120, input="y\n", text=True)
+        # Its layers are mounts that only it takes down.
+        subprocess.run([program, "system", "reset", "--force"], check=False, timeout=120)
+
+
+def containers(program: Path) -> list[str]:
+    """Names of all containers of this engine, also of those that have ended."""
+    argv = [program, "ps", "--all", "--format", "{{.Names}}"]
+    return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+
+
+@contextlib.contextmanager
+def podman_somewhere(*path: str) -> Iterator[Path]:
+    """`podman` in a folder that goes with it. Skips the test where it cannot be had."""
+    if why := lacking():
+        pytest.skip(why)
+    folder = Path(tempfile.mkdtemp(prefix="nexa-pod-", dir="/var/tmp"))  # an overlay of its own, so no tmpfs
+    try:
+        with podman(folder, *path) as program:
+            yield program
+    finally:
+        shutil.rmtree(folder)

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,14 +70,8 @@ class Boxed:
 
 @pytest.fixture(scope="session")
 def real() -> Iterator[Path]:
-    if why := engines.lacking():
-        pytest.skip(why)
-    folder = Path(tempfile.mkdtemp(prefix="nexa-pod-", dir="/var/tmp"))
-    try:
-        with engines.podman(folder) as program:
-            yield program
-    finally:
-        shutil.rmtree(folder)
+    with engines.podman_somewhere() as program:
+        yield program
 
 
 @pytest.fixture(
