@@ -35,8 +35,7 @@ RUN uv venv --no-project --python "$PYTHON" /opt/nexa/env
 # torch and its CUDA libraries: the largest layer, which a change of the lock below does not touch.
 COPY docker/cuda_torch.txt /opt/nexa/lock/
 ARG TORCH_BACKEND=cu130
-ARG UV_TORCH_BACKEND=$TORCH_BACKEND
-RUN uv pip install -r /opt/nexa/lock/cuda_torch.txt
+RUN uv pip install ${TORCH_BACKEND:+--torch-backend="$TORCH_BACKEND"} -r /opt/nexa/lock/cuda_torch.txt
 
 # The lock of `environment: light`, as the nodes have it.
 COPY docker/lock/train.txt /opt/nexa/lock/

@@ -188,8 +188,9 @@ def podman(folder: Path, *path: str) -> Iterator[Path]:
         yield program
     finally:
         subprocess.run([program, "rm", "--all", "--force"], check=False, timeout=60)
-        # Its layers are mounts that only it takes down.
         subprocess.run([program, "system", "reset", "--force"], check=False, timeout=120)
+        # podman mounts its layers' folder over itself, and leaves that to the end of the machine.
+        subprocess.run(["umount", folder / "root" / "overlay"], check=False, capture_output=True, timeout=60)
 
 
 def containers(program: Path) -> list[str]:

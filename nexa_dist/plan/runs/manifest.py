@@ -45,7 +45,7 @@ def build_manifest(record: Mapping[str, Any], result: Mapping[str, Any], config:
         config_file=record["config_file"],
         code_hash=record["code_hash"],
         package_hash=record["package_hash"],
-        env_hash=cluster.env_hash,
+        env_hash="" if config.get("image") else cluster.env_hash,
         environment=record.get("environment", {}),
         data=record.get("data", {}),
         git_commit=record["git_commit"],
