@@ -119,6 +119,8 @@ def _end_older(run_dir: str) -> None:
         event(run_dir, Event.ENDED, **last, attempt=holder["attempt"])
     if left:
         fail("processes of an earlier attempt cannot be ended: %s" % left)
+    if stays := container.remove(run_dir):
+        fail("a container of an earlier attempt cannot be removed: %s" % stays)
 
 
 def end_agent(holder: Any, timeout_s: float) -> None:

@@ -47,7 +47,7 @@ def for_agent(host: Host, place: Place) -> dict[str, Any]:
     """What the agent has to know: the engine, the words that end and remove a container at once, the folders that have
     to be there."""
     at_once = ("--time=0",) if host.engine == "podman" else ()  # which else gives it ten seconds after SIGTERM
-    return {"program": host.program, "remove": ("rm", "--force", *at_once), "folders": mounts(place)}
+    return {"program": host.program, "remove": ("rm", "--force", *at_once), "folders": (*mounts(place), _home(place))}
 
 
 def mounts(place: Place) -> tuple[str, ...]:
@@ -63,7 +63,7 @@ def argv(
     """Command line of the engine's client, which stays until `command`, arguments of the image's interpreter, has
     ended. `variables` are names that the client has in its own environment: no value is in an argument. Raises
     UsageError for a path that cannot be mounted."""
-    home = f"{place.shared}/home"
+    home = _home(place)
     given = {"HOME": home, "HF_HOME": f"{home}/.cache/huggingface", "USER": "runner"}
     if host.amazon:
         given["LD_LIBRARY_PATH"] = AMAZON_LIBRARIES
@@ -100,6 +100,11 @@ def launcher(
     with the agent."""
     inside = ("-S", "-E", place.agent, "inside", "--", *command)
     return argv(host, place, inside, name=name, variables=variables)
+
+
+def _home(place: Place) -> str:
+    """Home of all containers of a node, so that caches of the Hub and of kernels stay for the next run."""
+    return f"{place.shared}/home"
 
 
 def _mount(folder: str) -> str:

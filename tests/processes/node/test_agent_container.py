@@ -118,6 +118,7 @@ def test_a_stop_gives_the_ranks_their_grace_and_leaves_no_container(boxed: Boxed
     boxed.clean()
 
 
+@pytest.mark.long("a variant of the others, with an end of its own")
 def test_what_does_not_stop_is_ended(boxed: Boxed) -> None:
     boxed.start("import signal; signal.signal(15, signal.SIG_IGN)\n" + SLEEP, signals=IGNORE)
     boxed.rig.ready(0, 1)
@@ -155,6 +156,7 @@ def test_a_newer_attempt_takes_the_place_of_an_older_one(boxed: Boxed) -> None:
     assert len(boxed.ps()) == 1 and boxed.ps() != first
 
 
+@pytest.mark.long("a variant of the others, with an end of its own")
 def test_ranks_that_hang_leave_their_stacks(boxed: Boxed) -> None:
     boxed.start(STUCK.replace("LAST", "3"), hang_timeout_s=3)
     boxed.rig.ready(0, 1)
@@ -166,6 +168,7 @@ def test_ranks_that_hang_leave_their_stacks(boxed: Boxed) -> None:
     boxed.clean()
 
 
+@pytest.mark.long("a variant of the others, with an end of its own")
 def test_one_that_was_stopped_before_it_began_begins_nothing(boxed: Boxed) -> None:
     """The engine may be slow: what it starts when all is over looks first."""
     boxed.start("pass")
@@ -188,8 +191,12 @@ def test_a_container_that_cannot_be_removed_is_not_called_gone(boxed: Boxed) -> 
     (state / "ghost.json").write_text(json.dumps(ghost))
     answer = boxed.rig.call("stop", str(boxed.rig.folder), message={"grace_s": 0}, check=False)
     assert "cannot be removed: device or resource busy" in answer["error"]
+    later = {"spec": boxed.rig.spec("pass", **boxed.spec("pass", attempt=2)), "go": True}
+    answer = boxed.rig.call("start", str(boxed.rig.folder), message=later, check=False)
+    assert "of an earlier attempt cannot be removed" in answer["error"], "and nothing begins beside it"
 
 
+@pytest.mark.long("a variant of the others, with an end of its own")
 def test_an_engine_that_is_gone_fails_the_attempt_and_says_so(boxed: Boxed) -> None:
     spec = boxed.spec("pass")
     spec["argv"] = ("/nonexistent/docker", *spec["argv"][1:])
