@@ -188,8 +188,7 @@ def podman(folder: Path, *path: str) -> Iterator[Path]:
         yield program
     finally:
         subprocess.run([program, "rm", "--all", "--force"], check=False, timeout=60)
-        subprocess.run([program, "system", "reset", "--force"], check=False, timeout=120)
-        # podman mounts its layers' folder over itself, and leaves that to the end of the machine.
+        # It mounts its layers' folder over itself, and leaves that to the machine's end.
         subprocess.run(["umount", folder / "root" / "overlay"], check=False, capture_output=True, timeout=60)
 
 

@@ -78,11 +78,11 @@ def test_a_backend_trains_in_them_and_a_stopped_run_goes_on(lab: Lab, engine: Pa
         "name": "small", "backend": "hf", "image": engines.IMAGE, "engine": str(engine), "wandb": "off",
         "model": {"vocab_size": 512, "hidden_size": 64, "layers": 1, "heads": 2, "intermediate_size": 128},
         "dataset": {"source": "python-stdlib", "sequence_length": 64, "min_mb": 1},
-        "trainer": {"steps": 160, "batch_size": 4, "save_every": 20, "log_every": 10},
+        "trainer": {"steps": 400, "batch_size": 4, "save_every": 20, "log_every": 10},
     }  # fmt: skip
     before = runs(lab)
     running = lab.begin("run", lab.write("small.yaml", json.dumps(config)))
-    until(lambda: (runs(lab) > before and "'loss'" in lab.log(0, "n0")) or running.poll() is not None, "steps", 300)
+    until(lambda: (runs(lab) > before and "step 40/" in lab.log(0, "n0")) or running.poll() is not None, "steps", 300)
     assert running.poll() is None, running.communicate()[1]
     assert len(engines.containers(engine)) == 2
     lab.nexa("stop", lab.newest().name)

@@ -103,7 +103,7 @@ def test_it_says_what_it_is_and_how_it_is(light: Path) -> None:
     config: dict[str, Any] = told["Config"]
     assert config["User"] == "1000:1000" and config["Labels"]["org.opencontainers.image.revision"] == "abc"
     assert config["Labels"]["org.opencontainers.image.base.name"] == engines.IMAGE
-    assert config["Healthcheck"]["Test"] == ["CMD", "/opt/nexa/bin/health.sh"]
+    assert told["Healthcheck"]["Test"] == ["CMD", "/opt/nexa/bin/health.sh"]
     assert inside(light, "/opt/nexa/bin/health.sh") == ""
     listed = json.loads(inside(light, "cat", "/opt/nexa/sbom.cdx.json"))["components"]
     kinds = {row["purl"].split("/")[0] for row in listed}
