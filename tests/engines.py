@@ -111,6 +111,10 @@ DEBIAN = "bookworm"
 PROGRAMS = ("podman", "runc", "debootstrap")
 IMAGE = "localhost/nexa-test:1"
 MARK = "/etc/nexa-image"
+USUAL = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+"""PATH of nearly all images."""
+LIMIT_S = 1200
+"""Longest wait for an engine that unpacks or removes an image, on a machine with much else to do."""
 CONF = """
 [engine]
 runtime = "runc"
@@ -140,10 +144,12 @@ def debian(*packages: str) -> Path:
             made = kept.with_suffix(".new")
             shutil.rmtree(made, ignore_errors=True)
             include = [f"--include={','.join(packages)}"] if packages else []
-            subprocess.run(["debootstrap", "--variant=minbase", *include, DEBIAN, str(made)], check=True, timeout=900)
+            subprocess.run(
+                ["debootstrap", "--variant=minbase", *include, DEBIAN, str(made)], check=True, timeout=LIMIT_S
+            )
             shutil.rmtree(made / "var/cache/apt", ignore_errors=True)
             tar = ["tar", "-C", str(made), "-cf", f"{kept}.part", "."]
-            subprocess.run(tar, check=True, timeout=300)
+            subprocess.run(tar, check=True, timeout=LIMIT_S)
             os.rename(f"{kept}.part", kept)
             shutil.rmtree(made)
     return kept
@@ -160,7 +166,7 @@ def with_python(tar: Path, to: Path) -> None:
     )
     if not sys.base_prefix.startswith("/usr"):
         prefix = sys.base_prefix.lstrip("/")
-        subprocess.run(["tar", "-rf", to, "-C", "/", "--exclude=*/test", prefix], check=True, timeout=300)
+        subprocess.run(["tar", "-rf", to, "-C", "/", "--exclude=*/test", prefix], check=True, timeout=LIMIT_S)
 
 
 @contextlib.contextmanager
@@ -179,17 +185,19 @@ def podman(folder: Path, *path: str) -> Iterator[Path]:
         f'#!/bin/sh\nexport CONTAINERS_CONF={folder}/containers.conf\nexec {shutil.which("podman")} {own} "$@"\n'
     )
     program.chmod(0o755)
-    change = ["--change", f"ENV PATH={':'.join([*path, '/usr/bin', '/bin'])}"]
+    change = ["--change", f"ENV PATH={':'.join([*path, *USUAL])}"]
     tar = folder / "root.tar"
     try:
         with_python(debian("python3"), tar)
-        subprocess.run([program, "import", *change, tar, IMAGE], check=True, timeout=300)
+        subprocess.run([program, "import", *change, tar, IMAGE], check=True, timeout=LIMIT_S)
         tar.unlink()
         yield program
     finally:
-        subprocess.run([program, "rm", "--all", "--force"], check=False, timeout=60)
-        # It mounts its layers' folder over itself, and leaves that to the machine's end.
-        subprocess.run(["umount", folder / "root" / "overlay"], check=False, capture_output=True, timeout=60)
+        try:
+            subprocess.run([program, "rm", "--all", "--force"], check=False, timeout=LIMIT_S)
+        finally:
+            # It mounts its layers' folder over itself, and leaves that to the machine's end.
+            subprocess.run(["umount", folder / "root" / "overlay"], check=False, capture_output=True, timeout=60)
 
 
 def containers(program: Path) -> list[str]:

@@ -53,14 +53,14 @@ def light(engine: Path) -> Path:
     argv = [engine, "build", "--format=docker", "--network=host", *settings_of_this_machine()]
     argv += [f"--build-arg=BASE={engines.IMAGE}", "--build-arg=PYTHON=3.11", "--build-arg=REVISION=abc"]
     argv += ["--tag", IMAGE, "--file", "docker/train-light.Dockerfile", "."]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=2400)
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=2 * engines.LIMIT_S)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     return engine
 
 
 def inside(engine: Path, *words: str) -> str:
     argv = [engine, "run", "--rm", "--network=none", IMAGE, *words]
-    return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=300).stdout
+    return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=engines.LIMIT_S).stdout
 
 
 def test_it_holds_the_lock_to_the_version_and_nothing_that_torch_did_not_ask_for(light: Path) -> None:
