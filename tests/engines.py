@@ -196,7 +196,10 @@ def podman(folder: Path, *path: str) -> Iterator[Path]:
         try:
             subprocess.run([program, "rm", "--all", "--force"], check=False, timeout=LIMIT_S)
         finally:
-            # It mounts its layers' folder over itself, and leaves that to the machine's end.
+            # It mounts its layers' folder over itself, and keeps the group of a container whose monitor was killed.
+            for group in Path("/sys/fs/cgroup").glob("*/libpod_parent/libpod-*"):
+                with contextlib.suppress(OSError):  # another one's, which is in use
+                    group.rmdir()
             subprocess.run(["umount", folder / "root" / "overlay"], check=False, capture_output=True, timeout=60)
 
 
