@@ -63,4 +63,5 @@ TRAITS: dict[str, Traits] = {
         idle_keys=("budget_usd", "max_hours", "mesh"), idle_once_made=("max_hours",),
     ),
     "stack": Traits(rents=True, clock=False, shared_home=True),
+    "slurm": Traits(makes=False, replaces=False, clock=False, shared_home=True),
 }  # fmt: skip

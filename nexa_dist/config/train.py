@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, StringConstraints, field_validator, 
 
 from nexa_dist.config.backends import BACKENDS, SECTIONS
 from nexa_dist.config.launchers import refuse_nested
+from nexa_dist.config.schedulers.slurm import SlurmConfig
 from nexa_dist.config.trainer import (
     IN_DATA,
     DatasetConfig,
@@ -251,6 +252,10 @@ class TrainConfig(Section):
         None,
         description="The backend's own config file, a path in the project: of acc what accelerate config writes "
         "(FSDP2), of ds a DeepSpeed JSON, of ax an Axolotl YAML. hf has none.",
+    )
+
+    slurm: SlurmConfig | None = Field(
+        None, description="What nexa slurm submit asks of Slurm; nexa run takes no notice of it."
     )
 
     @field_validator("wandb", mode="before")

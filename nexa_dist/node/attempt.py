@@ -32,6 +32,7 @@ from .oslib import (
     write_json,
 )
 from .protocol import HEARTBEAT_S, Event, Reason, Spec
+from .record import Record
 from .watch import watcher
 
 GO_TIMEOUT_S = 3600.0
@@ -40,6 +41,12 @@ GO_POLL_S = 0.01
 STACKS_S = 15.0
 """Time for the stacks of ranks that hang, which end by it: a busy node takes a while. Only what lives on costs it."""
 RESERVE_BYTES = 65536
+PEERS_S = 2.0
+"""Seconds between two looks at what the agents of all nodes have written."""
+PEER_GRACE_S = 5.0
+"""Seconds for ranks whose peers failed: they wait in a collective, and have nothing to save."""
+OBEYED = (0, signal.SIGTERM, 128 + signal.SIGTERM)
+"""Exit codes and signals of ranks that ended well, or because they were told to."""
 
 
 class Attempt:
@@ -61,6 +68,10 @@ class Attempt:
         self.watcher = watcher.Watcher(run_dir, spec, self.environment)
         self.hung_until: float | None = None
         self.child: Any = None
+        self.held = "peers" in spec
+        """True under a scheduler, which signals every process of the step, and where no controller stops the others."""
+        self.watched = [Record(path, spec["attempt"]) for path in (run_dir, *spec["peers"])] if self.held else []
+        self.looked = 0.0
         self.asked: set[int] = set()
         """Ranks that got SIGTERM."""
 
@@ -162,6 +173,9 @@ class Attempt:
                 code_tree.touch(path)
         if self.deadline is not None and now > self.deadline:
             self.ask_to_stop(Reason.DEADLINE)
+        if self.watched and now - self.looked >= PEERS_S:
+            self.looked = now
+            self.look_for_failure()
         reason = self.watcher.look(now)
         if reason == Reason.HANG:
             if self.hung_until is None and not self.stop_reason:
@@ -172,6 +186,18 @@ class Attempt:
         elif reason:
             self.ask_to_stop(reason)
         time.sleep(rest_s)
+
+    def look_for_failure(self) -> None:
+        """Stop when a rank of any node failed, which a controller would tell us elsewhere."""
+        for record in self.watched:
+            failed = any(row["code"] not in OBEYED or row["signal"] not in OBEYED for row in record.read().exits)
+            if failed or (record.end or {}).get("state") == "failed":
+                self.watched = []
+                if not self.stop_reason:
+                    order = {"reason": Reason.FAILURE, "grace_s": PEER_GRACE_S, "release": True}
+                    write_json(self.path("stop"), order)
+                    self.ask_to_stop(Reason.FAILURE)
+                return
 
     def hold_launcher(self) -> None:
         """Suspend the launcher, which would end the other ranks before they have written their stacks."""
@@ -186,6 +212,8 @@ class Attempt:
         def begin() -> None:
             die_with_parent(us)
             cgroup.enter(self.group)
+            if self.held:  # or torchrun, which is signalled with its ranks, would kill these after 30 s
+                signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
 
         return subprocess.Popen(
             argv,
@@ -243,7 +271,9 @@ class Attempt:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
         self.asked |= ranks
-        if not self.asked:
+        if not self.asked and self.held:
+            child.send_signal(signal.SIGINT)
+        elif not self.asked:
             child.terminate()
 
     def reap(self, child: Any) -> None:

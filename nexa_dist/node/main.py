@@ -11,6 +11,8 @@ other command is short and answers with JSON. Each imports only what it needs.
     agent.pyz lacks DIR        < {"files"}                           which files no other code here has
     agent.pyz whole DIR                                              whether DIR holds what its name, a hash, says
     agent.pyz start RUN_DIR    < {"spec", "secrets", "go"}           start the attempt (again: the same one)
+    agent.pyz hold FOLDER                                            the attempt of FOLDER/<node's number>.json, as one
+                                                                     step of a scheduler's job
     agent.pyz go RUN_DIR                                             every node is prepared: start the ranks
     agent.pyz status RUN_DIR                                         state of the newest attempt
     agent.pyz allow RUN_DIR    < {"seconds"}                         how long the run's money lasts
@@ -62,6 +64,10 @@ def main(argv: list[str]) -> int:
 
         return warm_server.serve(rest[0], rest[1], rest[2:])
     target = os.path.abspath(os.path.expanduser(rest[0])) if rest else ""
+    if name == "hold":
+        from .hold import hold
+
+        return hold(target)
     if name in ("follow", "send"):
         try:
             if name == "follow":
@@ -78,7 +84,8 @@ def main(argv: list[str]) -> int:
     act = command(name, rest[1:])
     if act is None:
         print(
-            "usage: agent.pyz probe|diag|forget|unpack|whole|lacks|start|go|status|allow|follow|stop|wrote|send|rank …",
+            "usage: agent.pyz "
+            "probe|diag|forget|unpack|whole|lacks|start|hold|go|status|allow|follow|stop|wrote|send|rank …",
             file=sys.stderr,
         )
         return 2

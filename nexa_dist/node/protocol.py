@@ -34,6 +34,7 @@ class Reason:
     FAILURE, SUPERSEDED = "another rank or node failed", "superseded"
     NOTICE, DEADLINE, DISCONNECTED, BUDGET = "spot notice", "deadline", "disconnected", "budget"
     STOPPED = "stopped by the user"
+    SCHEDULER = "notice of the scheduler"
 
 
 EVENTS = frozenset(name for key, name in vars(Event).items() if key.isupper())
@@ -52,7 +53,9 @@ Spec = TypedDict(
         "notice_grace_s": float, "deadline_in_s": Optional[float], "hang_timeout_s": Optional[float],
         "on_disconnect": str, "spot": bool, "keep_warm": bool, "preload": Any, "first_rank": int, "nproc": int,
         "world_size": int, "node_rank": int, "nnodes": int, "master_addr": str, "master_port": int,
+        "peers": Any,
     },
     total=False,
 )  # fmt: skip
-"""Spec of an attempt, which the command `start` reads."""
+"""Spec of an attempt, which the command `start` reads. `peers` are the run folders of the other nodes where no
+controller watches (the command `hold`)."""

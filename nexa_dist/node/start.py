@@ -33,22 +33,28 @@ def start(run_dir: str, message: dict[str, Any]) -> dict[str, Any]:
         fail("this agent is of version %d, and was told of an attempt in version %s" % (VERSION, spec["version"]))
     os.makedirs(run_dir, mode=0o700, exist_ok=True)
     with lock(run_dir) as door:
-        pid = _begun(run_dir, spec["attempt"])
+        pid = begun(run_dir, spec["attempt"])
         if pid:
             return {"pid": pid, "already": True}
-        write_json(os.path.join(run_dir, "generation"), spec["attempt"])  # from here on the ranks before it are fenced
-        _end_older(run_dir)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(run_dir, PAID))
-        os.makedirs(spec["cwd"], exist_ok=True)
-        laid = lay_out(spec["code"], spec["cwd"], run_dir, spec["attempt"]) if spec.get("code") else {}
-        _link_data(run_dir, spec.get("data") or {})
-        if spec.get("config") is not None:
-            write_json(os.path.join(run_dir, "train.json"), spec["config"])
-        write_json(os.path.join(run_dir, "spec.json"), spec)
-        if message.get("go"):
-            write_json(os.path.join(run_dir, "go.attempt_%d" % spec["attempt"]), {"at": time.time()})
+        laid = make_ready(run_dir, spec, go=bool(message.get("go")))
         return {"pid": _daemon(run_dir, spec, message.get("secrets", {}), door), "already": False, **laid}
+
+
+def make_ready(run_dir: str, spec: Spec, *, go: bool) -> dict[str, Any]:
+    """Make the run's folder ready for an attempt that has not begun, as its one writer. Answers what `lay_out` says."""
+    write_json(os.path.join(run_dir, "generation"), spec["attempt"])  # from here on the ranks before it are fenced
+    _end_older(run_dir)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(run_dir, PAID))
+    os.makedirs(spec["cwd"], exist_ok=True)
+    laid = lay_out(spec["code"], spec["cwd"], run_dir, spec["attempt"]) if spec.get("code") else {}
+    _link_data(run_dir, spec.get("data") or {})
+    if spec.get("config") is not None:
+        write_json(os.path.join(run_dir, "train.json"), spec["config"])
+    write_json(os.path.join(run_dir, "spec.json"), spec)
+    if go:
+        write_json(os.path.join(run_dir, "go.attempt_%d" % spec["attempt"]), {"at": time.time()})
+    return laid
 
 
 def _link_data(run_dir: str, data: dict[str, list[str]]) -> None:
@@ -88,7 +94,7 @@ def lock(run_dir: str) -> Iterator[int]:
         os.close(door)
 
 
-def _begun(run_dir: str, attempt: int) -> int:
+def begun(run_dir: str, attempt: int) -> int:
     """The pid of this attempt's agent if it was started before, else 0. Refuses what is over."""
     newest = newest_attempt(run_dir)
     if attempt < newest:

@@ -13,7 +13,7 @@ from nexa_dist.errors import EXIT_USAGE
 GROUPS = {
     "cluster": ("init", "config", "plan", "provision", "status", "ssh", "diag", "teardown", "sweep", "image", "trust",
                 "completion"),
-    "run": ("preflight", "run", "queue", "attach", "stop", "runs", "logs", "why", "report"),
+    "run": ("preflight", "run", "queue", "slurm", "attach", "stop", "runs", "logs", "why", "report"),
     "work": ("env", "pull"),
     "money": ("cost", "budget", "timeline"),
 }  # fmt: skip
@@ -211,6 +211,19 @@ def _begun(verbs: Verbs) -> None:
     queue.add_argument("--ignore-diag", action="store_true", help="run on nodes that the newest nexa diag found unfit")
     _dry(queue, "print what would be added, changed or begun")
     _common(queue, "--json")
+
+    slurm = verbs.add_parser("slurm", help="submit a training to Slurm, as a job or an array of them")
+    slurm.add_argument("action", choices=("submit",), help="put it into Slurm's queue")
+    slurm.add_argument("train", metavar="TRAIN.yaml")
+    slurm.usage = "nexa slurm submit TRAIN.yaml [--array 0-3%%2] [--grid a.b=x,y] [--print] [options] [-- ARGS …]"
+    slurm.epilog = "what stands after -- comes after the arguments that the file has"
+    slurm.add_argument("--array", metavar="0-3%%2", help="elements of an array, and how many at once")
+    slurm.add_argument(
+        "--grid", action="append", default=[], metavar="a.b=x,y", help="an element for each value, or combination"
+    )
+    _common(slurm, "--plan", "--set")
+    _dry(slurm, "show the batch script, what it may cost, and when Slurm would begin it", "--print")
+    _common(slurm, "--json")
 
     attach = verbs.add_parser("attach", help="follow a run that goes on without us")
     attach.add_argument("run", nargs="?", default="", metavar="RUN")

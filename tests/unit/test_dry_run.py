@@ -105,6 +105,12 @@ CASES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
         ("queue add train.yaml --cluster lab --grid args.0=a,b", ("train.yaml args.0=a\t", "train.yaml args.0=b\t")),
         ("queue run --cluster lab", ("nothing waits in the queue of lab",)),
     ],
+    "slurm": [
+        (
+            "slurm submit train.yaml --set slurm.time=30 --set slurm.gres=gpu:2 --set slurm.usd_per_gpu_hour=3",
+            ("#SBATCH --gres=gpu:2", "hold \"$run/slurm/attempt\"", "for at most 1.00 GPU-hours, 3.00 USD"),
+        ),
+    ],
     "stop": [
         (f"stop {RUN}", (f"would end {RUN} on n0, n1, with 25 s for a checkpoint",)),
         ("stop --grace 3", ("with 3 s for a checkpoint",)),
@@ -132,6 +138,8 @@ class Nodes(FakeRunner):
             assert isinstance(call.stdin, bytes)
             runs = [LEFT] * len(json.loads(call.stdin)["runs"])
             return Result(call.argv, 0, json.dumps({"runs": runs}).encode())
+        if call.argv[0] == "sbatch":
+            return Result(call.argv, 0, err=b"sbatch: Job 7 to start at 2026-11-30T09:37:05")
         assert "probe" in words, f"unplanned: {call.argv}"
         answer = {"python": "3.11.1", "torch": "2.13.0", "cpus": 8, "gpus": [], "free_bytes": 1 << 40, "unix": 0.0}
         return Result(call.argv, 0, json.dumps({**answer, "peers": {}, "port": 4711, "have": []}).encode())

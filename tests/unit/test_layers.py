@@ -41,10 +41,10 @@ BELOW = {
     "__init__": set(),
 }
 ROOMS = {
-    "plan": ("failures", "runs", "money", "health", "fit", "aws", "static"),
-    "ops": ("fit", "runs", "work", "failures", "cluster", "health", "money", "providers"),
+    "plan": ("slurm", "failures", "runs", "money", "health", "fit", "aws", "static"),
+    "ops": ("slurm", "fit", "runs", "work", "failures", "cluster", "health", "money", "providers"),
     "node": ("watch", "warm", "code", "machine"),
-    "run": ("logs", "code", "ssh", "aws", "terraform"),
+    "run": ("slurm", "logs", "code", "ssh", "aws", "terraform"),
 }
 """Folders of a layer, from the top down: each may import only what stands after it. Modules beside them have no place
 in the order; like all others they may be in no circle."""

@@ -1,0 +1,1 @@
+"""Keys of train.yaml for the schedulers of clusters that others run."""

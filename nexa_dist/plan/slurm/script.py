@@ -1,0 +1,102 @@
+"""The batch script of a job. Pure: the same job, the same text.
+
+It is short on purpose: whoever reads it sees which resources are asked for, how the ranks of each node are started, and
+what a signal does. What is decided before and after the step is Python's (ops/slurm/job.py).
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+from nexa_dist.config.schedulers.slurm import SlurmConfig
+from nexa_dist.plan.slurm.array import Array
+
+AGAIN = 75
+"""Exit code of `job end` after which the same nodes begin another attempt (EX_TEMPFAIL of sysexits.h)."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job; paths are absolute, and the same on every node. `runs`: the run folder of each element."""
+
+    name: str
+    slurm: SlurmConfig
+    runs: tuple[str, ...]
+    array: Array | None
+    package: str
+    """Folder that holds the nexa_dist package, named by its hash."""
+    python: str
+    agent: str
+    output: str
+    """File of what the script prints."""
+    exported: tuple[str, ...] = ()
+    """Names of the variables that the job gets of the submitter's environment."""
+
+
+def script(job: Job) -> str:
+    """Text of the batch script."""
+    lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in options(job)), "set -u", *job.slurm.shell]
+    if job.array:
+        runs = " ".join(f"[{index}]={shlex.quote(run)}" for index, run in zip(job.array.indices, job.runs, strict=True))
+        lines += [f"runs=({runs})", "run=${runs[$SLURM_ARRAY_TASK_ID]}"]
+    else:
+        lines += [f"run={shlex.quote(job.runs[0])}"]
+    words = {"python": job.python, "agent": job.agent}
+    lines += [f"{name}={shlex.quote(value)}" for name, value in words.items()]
+    lines += [f"export PYTHONPATH={shlex.quote(job.package)}", *BODY.splitlines()]
+    return "\n".join(lines) + "\n"
+
+
+def options(job: Job) -> list[str]:
+    """Options of sbatch, one a line of the script."""
+    slurm = job.slurm
+    asked: list[tuple[str, object]] = [
+        ("partition", slurm.partition),
+        ("account", slurm.account),
+        ("qos", slurm.qos),
+        ("constraint", slurm.constraint),
+        ("exclude", slurm.exclude),
+        ("gres", slurm.gres),
+        ("cpus-per-task", slurm.cpus_per_node),
+        ("mem", slurm.mem),
+        ("time", slurm.time),
+        ("array", job.array.text if job.array else None),
+    ]
+    return [
+        f"--job-name={job.name}",
+        f"--nodes={slurm.nodes}",
+        "--ntasks-per-node=1",
+        *(f"--{name}={value}" for name, value in asked if value is not None),
+        *(["--exclusive"] if slurm.exclusive else []),
+        "--requeue",
+        f"--signal=B:TERM@{slurm.notice_s}",
+        "--open-mode=append",
+        f"--output={job.output}",
+        f"--export={','.join(job.exported) or 'NIL'}",
+        *slurm.options,
+    ]
+
+
+BODY = f"""\
+unset SLURM_EXPORT_ENV # what the job has, its step gets too
+noticed=0 step=
+job() {{ "$python" -m nexa_dist.ops.slurm.job "$@"; }}
+# Slurm signals this shell alone before the time limit: its steps get the signal too, and their ranks save and end.
+trap 'noticed=1; [ -z "$step" ] || scancel --signal=TERM "$SLURM_JOB_ID" 2>/dev/null' TERM
+
+# begin: the nodes are looked at, the newest whole checkpoint is found, each node's command is written.
+while job begin "$run"; do
+    # One agent a node, and below it one torchrun: it keeps the log of every rank, and ends all that it started.
+    srun --ntasks-per-node=1 --kill-on-bad-exit=1 --wait=0 "$python" -S -E "$agent" hold "$run/slurm/attempt" &
+    step=$!
+    wait "$step"
+    while kill -0 "$step" 2>/dev/null; do wait "$step"; done # a signal ends a wait, not the step
+    step=
+    # end: what came of it is written down; {AGAIN} is another attempt on these nodes.
+    code=0
+    job end "$run" "$noticed" || code=$?
+    [ "$code" = {AGAIN} ] || exit "$code"
+done
+exit 1
+"""
