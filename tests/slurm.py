@@ -56,12 +56,12 @@ SelectTypeParameters=CR_Core
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
-KillWait=20
+KillWait=100
 InactiveLimit=0
 MinJobAge=300
 GresTypes=gpu
 """
-START_S, END_S = 60.0, 30.0
+START_S, END_S = 60.0, 60.0
 
 
 def missing() -> str:

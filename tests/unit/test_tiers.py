@@ -21,6 +21,7 @@ PROMISES = {
     "each run of a queue takes place once",
     "a sharded checkpoint is whole on all nodes together, or absent",
     "what fits is foretold, and to the byte",
+    "a job of Slurm's saves, waits and resumes, or is stopped",
     *("report", "completion", "environments", "Axolotl"),
     *("what a run needs of its nodes is set up once", "a DeepSpeed file is done as it says, or refused"),
     *("what runs is what is named", "what is not sent is said, and nothing is guessed", "the wheel", "quickstart"),

@@ -44,6 +44,7 @@ SAVE_SHARE_S = 20.0
 QUIET_S = 10.0
 """Seconds for the last words of agents that were not signalled: srun ends after them."""
 LOOK_S = 0.5
+CANCELLED = "the job was cancelled"
 
 
 @dataclass
@@ -173,6 +174,8 @@ class Leader:
         assert config.slurm
         job = self.slurm.job(self.number, fields)
         why = cause(job, int(self.environ.get("SLURM_RESTART_COUNT") or 0), noticed)
+        if why == "cancelled":
+            self._cancelled(record)
         self._wait(record, config.slurm.notice_s if why else QUIET_S)
         outcome = self._outcome(record, why)
         decision = self._decided(record, config, outcome)
@@ -190,6 +193,12 @@ class Leader:
         if why != "requeued" and job.get("JobState") == "RUNNING":
             self._requeue(record, outcome)
         return EXIT_STOPPED
+
+    def _cancelled(self, record: Run) -> None:
+        """First of all the end that is known already: after KillWait Slurm kills whoever is writing down more."""
+        end = End("stopped", CANCELLED, started_unix=record.last.started_unix, ended_unix=time.time())
+        record.close("stopped", CANCELLED, end, next=Decision("stop", CANCELLED))
+        self._write_manifest(record, "stopped")
 
     def _requeue(self, record: Run, outcome: Outcome) -> None:
         """Into the queue again, by which Slurm ends this script. Raises NexaError when it refuses."""
@@ -267,7 +276,7 @@ def _judged(state: str, end: End, why: Cause) -> tuple[str, End]:
     if why in NOTICES:
         return "failed", replace(end, kind="notice", words=NOTICES[why], rank=-1)
     if why == "cancelled":
-        return "stopped", replace(end, kind="stopped", words="the job was cancelled", rank=-1)
+        return "stopped", replace(end, kind="stopped", words=CANCELLED, rank=-1)
     if end.words == Reason.SCHEDULER:  # which Slurm knows nothing of: somebody sent the signal by hand
         return "stopped", replace(end, kind="stopped", words="somebody sent the job SIGTERM", rank=-1)
     return state, end

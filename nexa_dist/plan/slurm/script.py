@@ -82,8 +82,16 @@ BODY = f"""\
 unset SLURM_EXPORT_ENV # what the job has, its step gets too
 noticed=0 step=
 job() {{ "$python" -m nexa_dist.ops.slurm.job "$@"; }}
-# Slurm signals this shell alone before the time limit: its steps get the signal too, and their ranks save and end.
-trap 'noticed=1; [ -z "$step" ] || scancel --signal=TERM "$SLURM_JOB_ID" 2>/dev/null' TERM
+# Before the time limit Slurm signals this shell alone: the step gets the signal by it, and its ranks save and end. Of a
+# job that is being ended everything has the signal already, and scancel would try for a minute and a half.
+# shellcheck disable=SC2317 # the trap calls it
+notice() {{
+    noticed=1
+    case "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" in
+    RUNNING | SIGNALING) [ -z "$step" ] || timeout 10 scancel --signal=TERM "$SLURM_JOB_ID" ;;
+    esac
+}}
+trap notice TERM
 
 # begin: the nodes are looked at, the newest whole checkpoint is found, each node's command is written.
 while job begin "$run"; do
