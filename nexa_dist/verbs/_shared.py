@@ -237,6 +237,15 @@ def ranks(text: str) -> set[int] | None:
     return {int(part) for part in text.split(",")}
 
 
+def refuse_job(run_id: str, cluster: Cluster) -> None:
+    """Raises UsageError for a run that a job of Slurm's leads: nobody else decides what comes next."""
+    if cluster.traits.by_job:
+        raise UsageError(
+            f"{run_id} is led by its job of Slurm's, which also starts it again",
+            hint=f"nexa logs {run_id} shows its lines, nexa stop {run_id} ends the job",
+        )
+
+
 def refuse_detach(config: TrainConfig, detach: bool) -> None:
     if config.on_disconnect == "kill" and detach:
         raise UsageError("--detach leaves the nodes without a controller, and on_disconnect is kill")

@@ -199,11 +199,30 @@ def test_a_batch_script_that_is_killed_leaves_nothing_and_the_next_job_goes_on(s
     site.ended(number, "FAILED", "CANCELLED")
     until(lambda: not site.left(), "nothing is left")
     assert json.loads((run / "run.json").read_text())["attempts"][0]["state"] == "running"
+    assert "led by its job of Slurm's" in site.nexa("attach", run.name, code=2).stderr
     site.slurm.call("scontrol", "requeue", number)
     site.ended(number, "COMPLETED")
     first, second = site.manifest(run)["attempts"]
     assert (first["kind"], second["kind"], second["resume_step"] >= 4) == ("notice", "completed", True)
     assert site.last_line(run, attempt=2) == unbroken(40)
+
+
+@pytest.mark.long(LONG)
+@pytest.mark.parametrize("killed", [False, True])
+def test_nexa_stop_ends_the_job_and_writes_down_what_it_could_not(site: Site, killed: bool) -> None:
+    number, (run,) = site.submit(steps="4000", step_seconds="0.2", save_every="2")
+    until(stepped(run, 5), "step 5")
+    assert "step 5/" in site.nexa("logs", run.name, "--rank", "0").stdout
+    if killed:
+        site.slurm.call("scancel", "--batch", "--signal=KILL", number)
+        site.ended(number, "FAILED", "CANCELLED")
+    told = json.loads(site.nexa("stop", run.name, "--json").stdout)
+    assert (told["job"], told["state"], told["was"]) == (number, "stopped", "gone" if killed else "RUNNING")
+    assert site.left() == []
+    manifest = site.manifest(run)
+    assert (manifest["status"], manifest["attempts"][0]["next"]) == ("stopped", "stop")
+    assert manifest["checkpoint"]["step"] >= 4
+    assert site.nexa("stop", run.name).returncode == 0, "a second time there is nothing to do"
 
 
 @pytest.mark.long(LONG)

@@ -31,8 +31,8 @@ from nexa_dist.run.logs.items import AgentEvent, Ended
 from nexa_dist.run.logs.stream import follow
 from nexa_dist.run.record import Attempt, Run
 from nexa_dist.run.slurm.commands import Slurm
-from nexa_dist.run.slurm.links import Here, Steps
-from nexa_dist.run.ssh.connections import Link, connect
+from nexa_dist.run.slurm.links import Steps
+from nexa_dist.run.ssh.connections import Link, Ssh, connect
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.secrets import redact
 
@@ -105,7 +105,7 @@ class Leader:
 
     def _here(self, cluster: Cluster) -> list[Link]:
         """The folders of all nodes, as the file system that they share has them."""
-        here = Here(self.ctx.runner, cluster, "")
+        here = Ssh(self.ctx.runner, cluster, "")
         return [Link(here, node, self.environ.get("HOME", "/")) for node in cluster.nodes]
 
     def _start(self, record: Run, config: TrainConfig, told: Mapping[str, Any]) -> None:
@@ -166,6 +166,19 @@ class Leader:
             return True
         finish(self.ctx, self.run, self._here(record.cluster), record, outcome, decision)
         return None
+
+    def settle(self) -> str:
+        """Write down the end of a run whose job is gone, where the job itself could not. Answers its state."""
+        record = self.run.load()
+        config = recorded_train(record.config, self.run.run_id)
+        if record.active:
+            outcome = self._outcome(record, "cancelled")
+            decision = self._decided(record, config, outcome)
+            finish(self.ctx, self.run, self._here(record.cluster), record, outcome, decision)
+        elif record.pending:
+            record.close("stopped", CANCELLED, next=Decision("stop", CANCELLED))
+            self._write_manifest(record, "stopped")
+        return record.last.state
 
     def end(self, noticed: bool) -> int:
         """Write down how the attempt ended and what comes of it. Answers the exit code of the job, or AGAIN."""

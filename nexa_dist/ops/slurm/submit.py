@@ -27,8 +27,7 @@ from nexa_dist.plan.slurm.script import Job, script
 from nexa_dist.run import files
 from nexa_dist.run.code import archive
 from nexa_dist.run.slurm.commands import Slurm, Waiting
-from nexa_dist.run.slurm.links import Here
-from nexa_dist.run.ssh.connections import Link, connect
+from nexa_dist.run.ssh.connections import Link, Ssh, connect
 from nexa_dist.run.workspace import RunFolder
 
 KEPT = ("HOME", "USER", "LOGNAME", "PATH", "LANG")
@@ -82,6 +81,10 @@ def submit(
             _write(ctx, run, config, config_file, codes, link, point)
         files.write_text(folder(runs[0]) / "job.sbatch", text)
         number = Slurm(ctx.runner).submit(text, hidden)
+        for place, run in enumerate(runs):
+            own = f"{number}_{array.indices[place]}" if array else number
+            path = folder(run) / "job.json"
+            files.write_json(path, {**files.read_object(path), "job": own})
         waiting = _looked_at(ctx, number)
     except BaseException:
         for run in runs:
@@ -136,7 +139,7 @@ def _here(ctx: Context, slurm: SlurmConfig, nproc: int) -> Link:
         raise UsageError(f"slurm.python: {python} cannot be started here", hint="login host and nodes have it alike")
     host = socket.gethostname()
     cluster = Cluster("slurm", "slurm", (Node("n0", host, nproc),), layout(ctx.workspace, python))
-    return Link(Here(ctx.runner, cluster, ""), cluster.nodes[0], os.path.expanduser("~"))
+    return Link(Ssh(ctx.runner, cluster, ""), cluster.nodes[0], os.path.expanduser("~"))
 
 
 def _runs(ctx: Context, configs: Sequence[TrainConfig]) -> list[RunFolder]:

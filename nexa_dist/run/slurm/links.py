@@ -1,4 +1,4 @@
-"""The nodes of a job: by steps of the job, and by the file system that all of them share."""
+"""The nodes of a job by steps of the job."""
 
 from __future__ import annotations
 
@@ -17,12 +17,3 @@ class Steps(Ssh):
         """srun up to the command, which a shell reads as ssh's would."""
         where = ("--nodes=1", "--ntasks=1", f"--nodelist={node.instance_id}")
         return ("srun", "--overlap", "--quiet", "--input=all", "--gres=none", *where, "sh", "-c")
-
-
-@dataclass(frozen=True)
-class Here(Ssh):
-    """Folders of the nodes as this machine sees them: commands run here."""
-
-    def argv(self, node: Node, *options: str) -> tuple[str, ...]:
-        """A shell, which reads the command as ssh's would."""
-        return ("sh", "-c")

@@ -23,7 +23,7 @@ from nexa_dist.plan.ranks import subset
 from nexa_dist.run.record import Run
 from nexa_dist.run.ssh.connections import connect, session
 from nexa_dist.run.workspace import RunFolder
-from nexa_dist.verbs._shared import find_cluster, load_planned, refuse_detach
+from nexa_dist.verbs._shared import find_cluster, load_planned, refuse_detach, refuse_job
 from nexa_dist.verbs.run.attach import taken_over
 from nexa_dist.verbs.run.fresh import printed, refuse_without_money, started
 from nexa_dist.verbs.run.presenter import RunPresenter
@@ -34,6 +34,7 @@ Arguments = argparse.Namespace
 def resumed(ctx: Context, folder: RunFolder, args: Arguments, shown: set[int] | None) -> int:
     """Takes over a run that nobody supervises, or begins a new attempt of one that is over."""
     record = folder.load()
+    refuse_job(folder.run_id, record.cluster)
     if record.going_on:
         options = {"--plan": args.plan, "--cluster": args.cluster}
         changes = [args.train, *args.set, *args.program, *(option for option, value in options.items() if value)]
