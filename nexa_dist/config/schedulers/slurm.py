@@ -9,8 +9,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, 
 
 from nexa_dist.config.trainer import Section
 
-TIME = re.compile(r"(?:(\d{1,3})-)?(\d{1,4})(?::(\d{1,2}))?(?::(\d{1,2}))?")
-GPUS = re.compile(r"(?:^|,)gpu(?::[A-Za-z][\w.-]*)?(?::(\d{1,3}))?(?=\(|,|$)")
+TIME = re.compile(r"(?:([0-9]{1,3})-)?([0-9]{1,4})(?::([0-9]{1,2}))?(?::([0-9]{1,2}))?")
+GPUS = re.compile(r"(?:^|,)gpu(?::[A-Za-z][\w.-]*)?(?::([0-9]{1,3}))?(?=\(|,|$)")
 OURS = ("array", "export", "job-name", "kill-on-bad-exit", "nodes", "no-requeue", "ntasks", "ntasks-per-node",
         "open-mode", "output", "requeue", "signal", "wrap")  # fmt: skip
 """Options of sbatch that the job depends on: they are set by it, or by keys of their own."""
@@ -71,7 +71,7 @@ class SlurmConfig(Section):
     constraint: Word | None = Field(None, description="Features that the nodes must have.")
     exclude: Word | None = Field(None, description="Nodes that the job is not to get.")
     cpus_per_node: int | None = Field(None, ge=1, le=1024, description="CPUs of each node for the job.")
-    mem: Annotated[str, BeforeValidator(_text), StringConstraints(pattern=r"^\d{1,9}[KMGT]?$")] | None = Field(
+    mem: Annotated[str, BeforeValidator(_text), StringConstraints(pattern=r"^[0-9]{1,9}[KMGT]?$")] | None = Field(
         None, description="Memory of each node as sbatch takes it: 64G; 0 is all of it."
     )
     exclusive: bool = Field(False, description="Nodes that no other job shares.")

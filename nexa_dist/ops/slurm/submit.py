@@ -65,6 +65,8 @@ def submit(
     names = tuple(dict.fromkeys([*(name for name in KEPT if name in os.environ), *hidden]))
     codes = of_now(ctx, configs[0])
     cost = bill(slurm, nproc, len(configs))
+    if not ctx.dry and shutil.which("sbatch") is None:
+        raise NexaError("there is no sbatch here", hint="call nexa on a login node of the Slurm cluster")
     runs = _runs(ctx, configs)
     paths = tuple(str(run.path) for run in runs)
     output = f"{folder(runs[0])}/job{'-%a' if array else ''}.out"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from nexa_dist.errors import UsageError
 
-RANGE = re.compile(r"(\d{1,6})(?:-(\d{1,6})(?::(\d{1,6}))?)?")
+RANGE = re.compile(r"([0-9]{1,6})(?:-([0-9]{1,6})(?::([0-9]{1,6}))?)?")
 MOST = 1000
 """Elements, as many as Slurm's MaxArraySize is by default, less one."""
 HINT = "--array 0-3%2: elements 0 to 3, two at once; 1,4,9 and 0-8:2 too"

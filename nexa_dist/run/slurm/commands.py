@@ -12,7 +12,7 @@ from nexa_dist.run.runner import Result, Runner
 TIMEOUT_S = 60.0
 NO_PROGRAM = 127
 HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
-NUMBER = re.compile(r"\d{1,10}")
+NUMBER = re.compile(r"[0-9]{1,10}")
 
 
 @dataclass(frozen=True)

@@ -16,4 +16,4 @@ class Steps(Ssh):
     def argv(self, node: Node, *options: str) -> tuple[str, ...]:
         """srun up to the command, which a shell reads as ssh's would."""
         where = ("--nodes=1", "--ntasks=1", f"--nodelist={node.instance_id}")
-        return ("srun", "--overlap", "--quiet", "--input=all", "--gres=none", *where, "sh", "-c")
+        return ("srun", "--overlap", "--quiet", "--input=all", *where, "sh", "-c")
