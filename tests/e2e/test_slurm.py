@@ -334,7 +334,11 @@ def test_the_quickstart_is_preempted_once_and_ends_with_the_loss_of_an_unbroken_
     shutil.copy(REPO / "configs" / "train" / "quickstart.yaml", site.root / "t.yaml")
     slurm_keys = ("--set", 'slurm={nodes: 2, gres: "gpu:1", time: 40}', "--set", "nproc_per_node=1")
     words = "trainer.steps=40 trainer.save_every=15 trainer.log_every=5 trainer.batch_size=2 model.layers=1 "
-    words += "model.hidden_size=32 model.intermediate_size=64 dataset.sequence_length=32 model.vocab_size=512"
+    words += "model.hidden_size=32 model.intermediate_size=64 dataset.sequence_length=32 model.vocab_size=512 "
+    words += "dataset.source=path dataset.path=text dataset.min_mb=0.1"
+    (site.root / "text").mkdir()
+    for name in ("argparse", "inspect", "pydoc", "tarfile", "typing"):
+        shutil.copy(Path(json.__file__).parents[1] / f"{name}.py", site.root / "text")
     small = [word for one in words.split() for word in ("--set", one)]
     losses = []
     for broken in (False, True):

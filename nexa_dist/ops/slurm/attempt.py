@@ -259,7 +259,7 @@ class Leader:
         finally:
             stream.close()
         end = state.end((), record.last.resume_step, record.last.started_unix, time.time())
-        told, end = _judged(state.state, end, why)
+        told, end = judged(state.state, end, why)
         left = {name: _left(state.ends[name]) for name in run_dirs}
         source = (end.node, f"rank_{end.rank}/attempt_{state.attempt}.log") if end.rank >= 0 else None
         outcome = Outcome(told, end.words, left, end, source, saved=state.saved, saved_unix=state.saved_unix,
@@ -282,7 +282,7 @@ class Leader:
         files.write_json(self.run.manifest, redact({**manifest.model_dump(mode="json"), "status": status}))
 
 
-def _judged(state: str, end: End, why: Cause) -> tuple[str, End]:
+def judged(state: str, end: End, why: Cause) -> tuple[str, End]:
     """State and end of an attempt, when Slurm's word is added to that of the agents."""
     if state == "completed":
         return state, end

@@ -59,7 +59,7 @@ def submit(
     """One job with an element for each of `configs`, of which each has its own run. A dry run only asks Slurm when it
     would begin. Raises NexaError, and leaves no run behind then."""
     slurm, nproc = asked(configs)
-    configs = [settled(ctx, _ready(config, nproc)) for config in configs]
+    configs = [settled(ctx, ready(config, nproc)) for config in configs]
     link = _here(ctx, slurm, nproc)
     hidden = secrets(ctx, configs[0])
     names = tuple(dict.fromkeys([*(name for name in KEPT if name in os.environ), *hidden]))
@@ -115,7 +115,7 @@ def asked(configs: Sequence[TrainConfig]) -> tuple[SlurmConfig, int]:
     return slurm, nproc
 
 
-def _ready(config: TrainConfig, nproc: int) -> TrainConfig:
+def ready(config: TrainConfig, nproc: int) -> TrainConfig:
     """The training as its job runs it. Raises UsageError for keys that need a controller, or nodes of ours."""
     own = config.environment != "light" and (config.backend is None or "environment" in config.model_fields_set)
     for key, given, cure in (

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from nexa_dist.config.schedulers.slurm import SlurmConfig
 from nexa_dist.plan.slurm.array import Array
 
-AGAIN = 75
-"""Exit code of `job end` after which the same nodes begin another attempt (EX_TEMPFAIL of sysexits.h)."""
+AGAIN, OVER = 75, 66
+"""Exit codes of `job end`, after which the same nodes begin another attempt, and of `job begin` where the run had ended
+before Slurm started its job again."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,11 @@ notice() {{
 trap notice TERM
 
 # begin: the nodes are looked at, the newest whole checkpoint is found, each node's command is written.
-while job begin "$run"; do
+while :; do
+    code=0
+    job begin "$run" || code=$?
+    [ "$code" != {OVER} ] || exit 0
+    [ "$code" = 0 ] || exit "$code"
     # One agent a node, and below it one torchrun: it keeps the log of every rank, and ends all that it started.
     srun --ntasks-per-node=1 --kill-on-bad-exit=1 --wait=0 "$python" -S -E "$agent" hold "$run/slurm/attempt" &
     step=$!
@@ -106,5 +111,4 @@ while job begin "$run"; do
     job end "$run" "$noticed" || code=$?
     [ "$code" = {AGAIN} ] || exit "$code"
 done
-exit 1
 """
