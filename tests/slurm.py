@@ -61,6 +61,7 @@ InactiveLimit=0
 MinJobAge=300
 GresTypes=gpu
 """
+OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY"}
 START_S, END_S = 60.0, 60.0
 
 
@@ -101,6 +102,7 @@ class Slurm:
         """Fields of the job once it is in one of these states."""
         until = time.monotonic() + timeout_s
         while (row := self.job(number))["JobState"] not in states:
+            assert row["JobState"] not in OVER, f"job {number} is {row} and not {states}"
             assert time.monotonic() < until, f"job {number} is {row} and not {states}\n{self.logs()}"
             time.sleep(0.2)
         return row

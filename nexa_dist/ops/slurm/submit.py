@@ -32,6 +32,8 @@ from nexa_dist.run.workspace import RunFolder
 
 KEPT = ("HOME", "USER", "LOGNAME", "PATH", "LANG")
 """Variables of the submitter that the job gets beside the secrets; Slurm adds its own."""
+UNSETTLED = ("", "None", "PartitionConfig")
+"""Reasons of a job that no scheduler has looked at; the last one may stay where so many nodes are not up."""
 LOOKS, LOOK_S = 6, 0.5
 """Looks at a job that was just submitted, for a reason why it would wait for ever, and seconds between two."""
 
@@ -201,6 +203,6 @@ def _looked_at(ctx: Context, number: str) -> Waiting | None:
                 hint="it was cancelled. slurm.account, qos, partition, time, constraint: sinfo, sacctmgr show "
                 "associations user=$USER",
             )
-        if found.start or found.reason not in ("None", ""):
+        if found.reason not in UNSETTLED:
             return found
     return found
