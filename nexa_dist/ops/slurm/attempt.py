@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,23 +11,21 @@ from nexa_dist.config.load import recorded_train, resolved
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import EXIT_FAILED, EXIT_OK, NexaError
 from nexa_dist.model import Cluster, Decision, End, Node
-from nexa_dist.node.protocol import Event, Reason
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.runs.attempt_state import EXIT_STOPPED, AttemptState
+from nexa_dist.ops.runs.attempt_state import EXIT_STOPPED
 from nexa_dist.ops.runs.checkpoints import spread_checkpoint
 from nexa_dist.ops.runs.code import send
 from nexa_dist.ops.runs.finish import close, finish
 from nexa_dist.ops.runs.launch import BEFORE, Prepared, prepare
 from nexa_dist.ops.runs.watch import Outcome
+from nexa_dist.ops.slurm.outcome import CANCELLED, outcome_of, wait_for_agents
 from nexa_dist.ops.slurm.place import folder, kept, layout
 from nexa_dist.plan.runs.manifest import build_manifest
 from nexa_dist.plan.runs.recovery import Nodes, Policy, decide
-from nexa_dist.plan.slurm.ending import NOTICES, Cause, cause, fields
+from nexa_dist.plan.slurm.ending import Cause, cause, fields
 from nexa_dist.plan.slurm.script import AGAIN
 from nexa_dist.run import files
 from nexa_dist.run.code import archive
-from nexa_dist.run.logs.items import AgentEvent, Ended
-from nexa_dist.run.logs.stream import follow
 from nexa_dist.run.record import Attempt, Run
 from nexa_dist.run.slurm.commands import Slurm
 from nexa_dist.run.slurm.links import Steps
@@ -36,15 +33,10 @@ from nexa_dist.run.ssh.connections import Link, Ssh, connect
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.secrets import redact
 
-HEARD_S = 30.0
-"""Seconds for what the agents have written: nothing more comes, since the step is over."""
-REST_S = 10.0
 SAVE_SHARE_S = 20.0
 """Of the notice, for the end of the job after the ranks have saved."""
 QUIET_S = 10.0
 """Seconds for the last words of agents that were not signalled: srun ends after them."""
-LOOK_S = 0.5
-CANCELLED = "the job was cancelled"
 
 
 @dataclass
@@ -70,8 +62,8 @@ class Leader:
         config = recorded_train(told["config"], self.run.run_id)
         cluster = self._cluster(told, config)
         record = self._record(told, cluster)
-        if record.active and self._unended(record, config) is None:
-            return False
+        if record.active:
+            self._close_unended(record, config)
         if record.attempts and not record.pending:
             self.ctx.say(f"{self.run.run_id} is over: {record.last.state}")
             return False
@@ -153,19 +145,16 @@ class Leader:
         record.close("failed", end.words, end, unwritten=fresh, next=decision)
         self._write_manifest(record, "failed")
 
-    def _unended(self, record: Run, config: TrainConfig) -> bool | None:
-        """Close an attempt whose job ended before it could: its node failed, or Slurm's patience was too short. None
-        when no other one is to follow."""
+    def _close_unended(self, record: Run, config: TrainConfig) -> None:
+        """Close an attempt whose job ended before it could: its node failed, or Slurm's patience was too short."""
         if record.last.state == "starting":
             end = End("node", f"the job ended {BEFORE}", started_unix=record.last.started_unix, ended_unix=time.time())
-            outcome = Outcome("failed", end.words, {}, end)
+            outcome = close(self.run, record, Outcome("failed", end.words, {}, end))
         else:
             outcome = self._outcome(record, "requeued")
-        decision = self._decided(record, config, outcome)
-        if decision.action == "restart":
-            return True
-        finish(self.ctx, self.run, self._here(record.cluster), record, outcome, decision)
-        return None
+        decision = self._decided(record, config)
+        if decision.action != "restart":
+            finish(self.ctx, self.run, self._here(record.cluster), record, outcome, decision)
 
     def settle(self) -> str:
         """Write down the end of a run whose job is gone, where the job itself could not. Answers its state."""
@@ -173,7 +162,7 @@ class Leader:
         config = recorded_train(record.config, self.run.run_id)
         if record.active:
             outcome = self._outcome(record, "cancelled")
-            decision = self._decided(record, config, outcome)
+            decision = self._decided(record, config)
             finish(self.ctx, self.run, self._here(record.cluster), record, outcome, decision)
         elif record.pending:
             record.close("stopped", CANCELLED, next=Decision("stop", CANCELLED))
@@ -189,9 +178,9 @@ class Leader:
         why = cause(job, int(self.environ.get("SLURM_RESTART_COUNT") or 0), noticed)
         if why == "cancelled":
             self._cancelled(record)
-        self._wait(record, config.slurm.notice_s if why else QUIET_S)
+        wait_for_agents(self.ctx, record, config.slurm.notice_s if why else QUIET_S)
         outcome = self._outcome(record, why)
-        decision = self._decided(record, config, outcome)
+        decision = self._decided(record, config)
         self.ctx.say(
             f"attempt {record.last.attempt} ended: {outcome.end.words or outcome.state}; next: {decision.action}"
         )
@@ -223,53 +212,11 @@ class Leader:
             finish(self.ctx, self.run, self._here(record.cluster), record, outcome, stop)
             raise
 
-    def _wait(self, record: Run, seconds: float) -> None:
-        """Until every agent has written its last word: srun ends before them when Slurm signals the whole job."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until and not all(self._ended(record, name) for name in record.last.ranks):
-            self.ctx.sleep(LOOK_S)
-
-    def _ended(self, record: Run, name: str) -> bool:
-        path = f"{record.run_dir(name)}/agent.jsonl"
-        for line in files.tail(self.ctx.workspace.root / path, 1 << 16).splitlines():
-            if line.startswith(b'{"event": "%s"' % Event.ENDED.encode()):
-                try:
-                    if json.loads(line).get("attempt") == record.last.attempt:
-                        return True
-                except ValueError:
-                    continue
-        return False
-
     def _outcome(self, record: Run, why: Cause) -> Outcome:
-        """How the newest attempt ended, by what its agents have written and Slurm has said."""
-        run_dirs = {name: record.run_dir(name) for name in record.last.ranks}
-        state = AttemptState(tuple(run_dirs), record.last.attempt, record.last.ranks, skew_s=record.last.skew_s)
-        links = [link for link in self._here(record.cluster) if link.node.name in run_dirs]
-        stream = follow(links, run_dirs, self.run.logs, replay=True, contact=False, attempt=record.last.attempt)
-        until = time.monotonic() + HEARD_S
-        try:
-            while not state.done and time.monotonic() < until:
-                if isinstance(item := stream.next(), (AgentEvent, Ended)):
-                    state.step(item)
-            for name in set(run_dirs) - set(state.ends):
-                state.lost(name, "its agent did not begin", "absent")
-            for _ in stream.rest(REST_S):
-                pass
-            behind = {name: size for name, size in stream.behind().items() if size}
-        finally:
-            stream.close()
-        end = state.end((), record.last.resume_step, record.last.started_unix, time.time())
-        told, end = judged(state.state, end, why)
-        left = {name: _left(state.ends[name]) for name in run_dirs}
-        source = (end.node, f"rank_{end.rank}/attempt_{state.attempt}.log") if end.rank >= 0 else None
-        outcome = Outcome(told, end.words, left, end, source, saved=state.saved, saved_unix=state.saved_unix,
-                          behind=behind)  # fmt: skip
-        return close(self.run, record, outcome)
+        return close(self.run, record, outcome_of(self.run, record, self._here(record.cluster), why))
 
-    def _decided(self, record: Run, config: TrainConfig, outcome: Outcome) -> Decision:
+    def _decided(self, record: Run, config: TrainConfig) -> Decision:
         names = tuple(node.name for node in record.cluster.nodes)
-        if record.last.end is None:
-            close(self.run, record, outcome)
         policy = Policy(config.restarts_per_hour)
         decision = decide(record.ends, Nodes(names), policy, _seconds_left(config, record))
         record.decide(decision)
@@ -280,25 +227,6 @@ class Leader:
         logs = str(self.run.logs.relative_to(self.ctx.workspace.root))
         manifest = build_manifest(record.to_json(), {}, config, logs)
         files.write_json(self.run.manifest, redact({**manifest.model_dump(mode="json"), "status": status}))
-
-
-def judged(state: str, end: End, why: Cause) -> tuple[str, End]:
-    """State and end of an attempt, when Slurm's word is added to that of the agents."""
-    if state == "completed":
-        return state, end
-    if why in NOTICES:
-        return "failed", replace(end, kind="notice", words=NOTICES[why], rank=-1)
-    if why == "cancelled":
-        return "stopped", replace(end, kind="stopped", words=CANCELLED, rank=-1)
-    if end.words == Reason.SCHEDULER:  # which Slurm knows nothing of: somebody sent the signal by hand
-        return "stopped", replace(end, kind="stopped", words="somebody sent the job SIGTERM", rank=-1)
-    return state, end
-
-
-def _left(end: Mapping[str, Any]) -> int | None:
-    """Processes that an agent left; None where it did not say."""
-    left = end.get("left")
-    return len(left) if isinstance(left, Sequence) else None
 
 
 def _spans(cluster: Cluster) -> dict[str, tuple[int, int]]:

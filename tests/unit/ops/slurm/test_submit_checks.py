@@ -10,7 +10,7 @@ from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import UsageError
 from nexa_dist.model import End
 from nexa_dist.node.protocol import Reason
-from nexa_dist.ops.slurm.attempt import judged
+from nexa_dist.ops.slurm.outcome import judged
 from nexa_dist.ops.slurm.submit import asked, ready
 
 
