@@ -295,12 +295,28 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _data_is_named(self) -> Self:
-        for section, path in (
-            ("model", self.model and self.model.path),
-            ("dataset", self.dataset and self.dataset.path),
+        for key, path in (
+            ("model.path", self.model and self.model.path),
+            ("model.tokenizer", self.model and self.model.tokenizer),
+            ("dataset.path", self.dataset and self.dataset.path),
+            ("trainer.kd_teacher", self.trainer and self.trainer.kd_teacher),
         ):
             if path and (found := IN_DATA.fullmatch(path)) and found[1] not in self.data:
-                raise ValueError(f"{section}.path is {path}, and data has no {found[1]}")
+                raise ValueError(f"{key} is {path}, and data has no {found[1]}")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_taught(self) -> Self:
+        if self.backend is None or self.trainer is None or not self.trainer.use_kd:
+            return self
+        if not BACKENDS[self.backend].distils:
+            raise ValueError(f"backend: {self.backend} takes no trainer.use_kd; hf and acc do")
+        if self.model is not None and self.model.words is None:
+            raise ValueError(
+                "trainer.use_kd needs model.path or model.tokenizer: a student with the teacher's tokenizer"
+            )
+        if self.trainer.kd_teacher is None and self.dataset is not None and self.dataset.source != "examples":
+            raise ValueError("trainer.use_kd needs kd_teacher, or dataset.source: examples whose rows have its logits")
         return self
 
     @model_validator(mode="after")

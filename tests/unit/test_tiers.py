@@ -23,6 +23,7 @@ PROMISES = {
     "what fits is foretold, and to the byte",
     *("report", "completion", "environments", "Axolotl"),
     *("what a run needs of its nodes is set up once", "a DeepSpeed file is done as it says, or refused"),
+    "a student learns what its teacher says",
     *("what runs is what is named", "what is not sent is said, and nothing is guessed", "the wheel", "quickstart"),
 }
 

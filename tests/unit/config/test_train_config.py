@@ -13,6 +13,7 @@ from nexa_dist.config.train import TrainConfig
 
 MODEL = {"vocab_size": 300, "hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 32}
 HF: dict[str, Any] = {"name": "t", "backend": "hf", "model": MODEL, "dataset": {}, "trainer": {"steps": 4}}
+DISTILLED = {"model": {"path": "m"}, "trainer": {"steps": 1, "use_kd": True, "kd_teacher": "t"}}
 
 
 def refused(value: dict[str, Any]) -> str:
@@ -59,6 +60,9 @@ def test_any_script_or_module(value: dict[str, Any]) -> None:
         ({"model": {**MODEL, "path": "m"}}, "path brings its own shape: remove vocab_size"),
         ({"model": {"path": "m", "dropout": 0.1}}, "remove dropout"),
         ({"model": {}}, "needs vocab_size, hidden_size"),
+        ({"model": {"tokenizer": "m"}}, "needs hidden_size, layers"),
+        ({"model": {**MODEL, "tokenizer": "m"}}, "tokenizer has its own vocabulary: remove vocab_size"),
+        ({"model": {"path": "m", "tokenizer": "m"}}, "path brings its own shape: remove tokenizer"),
         ({"model": {**MODEL, "heads": 3}}, "must be an even whole number"),
         ({"dataset": {"source": "path"}}, "needs path"),
         ({"dataset": {"path": "d"}}, "takes no path"),
@@ -67,6 +71,15 @@ def test_any_script_or_module(value: dict[str, Any]) -> None:
         ({"dataset": {"source": "path", "path": "-rf"}}, "must not begin with '-'"),
         ({"trainer": {"steps": 4, "warmup_steps": 5}}, "warmup_steps 5 is more than steps 4"),
         ({"trainer": {"steps": 0}}, "greater than or equal to 1"),
+        ({"trainer": {"steps": 1, "kd_lambda": 0.25}}, "kd_lambda means nothing without use_kd: true"),
+        ({"trainer": {"steps": 1, "use_kd": True, "kd_lambda": 1.5}}, "less than or equal to 1"),
+        ({"trainer": {"steps": 1, "use_kd": True, "kd_teacher": "t"}}, "use_kd needs model.path or model.tokenizer"),
+        ({"model": {"path": "m"}, "trainer": {"steps": 1, "use_kd": True}}, "use_kd needs kd_teacher, or dataset"),
+        ({**DISTILLED, "backend": "ds", "config": "c.json"}, "backend: ds takes no trainer.use_kd; hf and acc do"),
+        (
+            {"model": {"path": "m"}, "trainer": {"steps": 1, "use_kd": True, "kd_teacher": "$NEXA_DATA/t"}},
+            "trainer.kd_teacher is $NEXA_DATA/t, and data has no t",
+        ),
     ],
 )
 def test_a_training_that_contradicts_itself_is_refused(change: dict[str, Any], message: str) -> None:
