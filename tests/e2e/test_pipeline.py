@@ -20,8 +20,8 @@ STUDENT = {
 PIPELINE = {
     "pipeline": "toy",
     "stages": {
-        "rows": {"config": "rows.yaml", "on": "cluster"},
-        "student": {"config": "student.yaml", "inputs": {"dataset": "stage:rows/train"}, "on": "cluster"},
+        "rows": {"config": "rows.yaml", "where": "cluster"},
+        "student": {"config": "student.yaml", "inputs": {"dataset": "stage:rows/train"}, "where": "cluster"},
     },
 }
 
