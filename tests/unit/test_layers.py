@@ -34,6 +34,7 @@ BELOW = {
     "verbs": {"ops", "plan", "run", "config", "model", "errors", "secrets", "traits", "ui"},
     "cli": {"verbs", "ui", "errors", "secrets"},
     "launch": {"cli", "verbs", "config", "errors"},
+    "stages": {"train", "config", "model", "errors", "secrets", "shape"},
     "train": {"config", "model", "errors", "secrets", "straggler"},
     "node": {"node.protocol"},
     "node.protocol": set(),
