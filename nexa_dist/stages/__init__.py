@@ -1,1 +1,1 @@
-"""Stages of the chain from raw rows to a served model: data, teach, filter, train, eval, serve."""
+"""Stages of the pipeline around a training: a room each, and what they have in common."""
