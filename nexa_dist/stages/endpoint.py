@@ -206,7 +206,7 @@ class Endpoint:
             return Failed("stopped") if self._stop() else Failed("budget", self._budget())
         took = Usage()
         try:
-            outcome, told = self._bounded(body, question.json_schema is not None)
+            outcome, told = self._bounded(body, question.json_schema)
             if told is not None:
                 took = self._prices.of(told["prompt_tokens"], told.get("completion_tokens") or 0)
             elif isinstance(outcome, Reply) or outcome.reply or outcome.kind in ("timeout", "too_large", "no_json"):
@@ -215,7 +215,7 @@ class Endpoint:
         finally:
             self._spending.settle(most, took)
 
-    def _bounded(self, body: bytes, wants_json: bool) -> tuple[Reply | Failed, dict[str, Any] | None]:
+    def _bounded(self, body: bytes, schema: Mapping[str, Any] | None) -> tuple[Reply | Failed, dict[str, Any] | None]:
         future = asyncio.run_coroutine_threadsafe(self._once(body), self._loop)
         last = None
         while not concurrent.futures.wait([future], NAP_S).done:
@@ -229,7 +229,7 @@ class Endpoint:
             return found, None
         status, headers, data = found
         if status == 200:
-            return answered(data, wants_json)
+            return answered(data, schema)
         failed = replace(refused(status, data), retry_after_s=_retry_after(headers))
         if failed.kind == "limited":
             asked = min(failed.retry_after_s or self._config.backoff_s, self._config.retry_after_most_s)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nexa_dist.secrets import redact_text
@@ -129,7 +130,7 @@ _word = lenient(text(SHOWN))
 _ERROR = record({"error": record({}, {"message": _word, "code": _word, "type": _word})})
 
 
-def answered(body: bytes, wants_json: bool) -> tuple[Reply | Failed, dict[str, Any] | None]:
+def answered(body: bytes, schema: Mapping[str, Any] | None) -> tuple[Reply | Failed, dict[str, Any] | None]:
     """The reply in the body of a 200, and the server's own `usage`, None where it does not say."""
     try:
         answer = parsed(body, _ANSWER, len(body))
@@ -154,7 +155,7 @@ def answered(body: bytes, wants_json: bool) -> tuple[Reply | Failed, dict[str, A
         return Failed("truncated", f"{len(content)} characters", reply=reply), usage
     if not content.strip():
         return Failed("empty", f"finish_reason {reply.finish}", reply=reply), usage
-    return (_as_json(reply) if wants_json else reply), usage
+    return (reply if schema is None else _as_json(reply, schema)), usage
 
 
 def refused(status: int, body: bytes) -> Failed:
@@ -180,8 +181,9 @@ def words(body: bytes) -> str:
     return redact_text(" ".join(plain.split()))[:SHOWN]
 
 
-def _as_json(reply: Reply) -> Reply | Failed:
-    """The reply with its JSON; small models like to put it between the marks of a code block."""
+def _as_json(reply: Reply, schema: Mapping[str, Any]) -> Reply | Failed:
+    """The reply with its JSON; small models like to put it between the marks of a code block. Of the schema only the
+    required names at the top are held against it: who reads the values has to check them anyway."""
     plain = reply.text.strip()
     if plain.startswith("```") and plain.endswith("```"):
         plain = plain[3:-3].removeprefix("json").strip()
@@ -189,7 +191,11 @@ def _as_json(reply: Reply) -> Reply | Failed:
         data = json.loads(plain)
     except (ValueError, RecursionError) as error:
         return Failed("bad_json", str(error)[:SHOWN], reply=reply)
-    return Reply(**{**vars(reply), "data": data})
+    needed = schema.get("required", ())
+    if needed and (not isinstance(data, dict) or (missing := [str(name) for name in needed if name not in data])):
+        lacks = ", ".join(missing) if isinstance(data, dict) else f"object, it is a {type(data).__name__}"
+        return Failed("bad_json", f"no {lacks}"[:SHOWN], reply=reply)
+    return replace(reply, data=data)
 
 
 def _tokens(choice: dict[str, Any]) -> tuple[Token, ...]:

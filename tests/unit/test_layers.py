@@ -34,7 +34,6 @@ BELOW = {
     "verbs": {"ops", "plan", "run", "config", "stages", "model", "errors", "secrets", "traits", "ui"},
     "cli": {"verbs", "ui", "errors", "secrets"},
     "launch": {"cli", "verbs", "config", "errors"},
-    "stages": {"train", "config", "model", "errors", "secrets", "shape"},
     "train": {"config", "model", "errors", "secrets", "straggler"},
     "stages": {"config", "run", "train", "__init__", *GROUND},
     "node": {"node.protocol"},
@@ -47,7 +46,7 @@ ROOMS = {
     "ops": ("fit", "runs", "work", "failures", "cluster", "health", "money", "providers"),
     "node": ("watch", "warm", "code", "machine"),
     "run": ("logs", "code", "ssh", "aws", "terraform"),
-    "stages": ("data",),
+    "stages": ("data", "teach"),
 }
 """Folders of a layer, from the top down: each may import only what stands after it. Modules beside them have no place
 in the order; like all others they may be in no circle."""
