@@ -18,6 +18,8 @@ from nexa_dist.train.text import examples
 ROWS = "rows.parquet"
 Row = dict[str, Any]
 Id = int | str
+TURNS = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
+"""The turns of a chat."""
 _GROUP = 1024
 """Rows of a row group: all that is in memory at a time."""
 
@@ -65,6 +67,19 @@ def plain(value: Any) -> str:
 def in_order(ids: Iterable[Id]) -> list[Id]:
     """Numbers by value, then texts."""
     return sorted(ids, key=lambda one: (isinstance(one, str), one))
+
+
+def kind_of_values(kinds: set[type]) -> pa.DataType:
+    """The type of a column whose values are of these kinds (null aside): what they share, else text (`as_column`)."""
+    kinds = kinds - {type(None)}
+    plain_kinds = (({bool}, pa.bool_()), ({int}, pa.int64()))
+    found = next((kind for only, kind in plain_kinds if kinds == only), None)
+    return found or (pa.float64() if kinds and kinds <= {int, float} else pa.string())
+
+
+def as_column(value: Any, kind: pa.DataType) -> Any:
+    """A value for a column of this type; in one of texts, what is none becomes JSON."""
+    return plain(value) if pa.types.is_string(kind) and not isinstance(value, str | None) else value
 
 
 def write_rows(path: Path, schema: pa.Schema, rows: Iterable[Mapping[str, Any]]) -> int:

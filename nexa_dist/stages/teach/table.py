@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from nexa_dist.errors import UsageError
-from nexa_dist.stages.row_files import Row
+from nexa_dist.stages.row_files import TURNS, Row, as_column, kind_of_values, plain
 from nexa_dist.stages.teach.config import TeachConfig
 
-_TURN = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])
 COLUMNS = {
     "id": pa.string(),
-    "messages": pa.list_(_TURN),
+    "messages": TURNS,
     "prompt": pa.string(),
     "completion": pa.string(),
     "finish": pa.string(),
@@ -49,22 +47,17 @@ def schema(config: TeachConfig, lines: Iterable[Row]) -> pa.Schema:
         for name, kinds in found.items():
             kinds.add(type(line["keep"][name]))
     columns = {**COLUMNS, "id": pa.int64() if whole_ids else pa.string()}
-    columns |= {name: _type_of(kinds - {type(None)}) for name, kinds in found.items()}
+    columns |= {name: kind_of_values(kinds) for name, kinds in found.items()}
     columns |= {JSON: pa.string()} if config.json_schema is not None else {}
     columns |= LOGITS if config.top_logprobs else {}
     return pa.schema([pa.field(name, kind) for name, kind in columns.items()])
-
-
-def _type_of(kinds: set[type]) -> pa.DataType:
-    plain = ((set[type](), pa.string()), ({bool}, pa.bool_()), ({int}, pa.int64()), ({str}, pa.string()))
-    return next((kind for only, kind in plain if kinds == only), pa.float64() if kinds <= {int, float} else pa.string())
 
 
 def output_row(config: TeachConfig, schema: pa.Schema, line: Row) -> Row:
     """A row of the output, from a line of the journal."""
     reply, usage, turns = line["reply"], line["usage"], line["messages"]
     row = {
-        "id": line["id"] if pa.types.is_integer(schema.field("id").type) else str(line["id"]),
+        "id": line["id"],
         "messages": [*turns, {"role": "assistant", "content": reply["text"]}],
         "prompt": turns[-1]["content"],
         "completion": reply["text"],
@@ -74,12 +67,11 @@ def output_row(config: TeachConfig, schema: pa.Schema, line: Row) -> Row:
         "completion_tokens": usage["completion_tokens"],
         "usd": usage["usd"],
     }
-    for name in config.keep:
-        value, as_text = line["keep"][name], pa.types.is_string(schema.field(name).type)
-        row[name] = json.dumps(value, sort_keys=True) if as_text and not isinstance(value, str | None) else value
+    row |= line["keep"]
     if config.json_schema is not None:
-        row[JSON] = json.dumps(reply["data"], sort_keys=True, ensure_ascii=False)
-    return row | (_logits(reply["tokens"]) if config.top_logprobs else {})
+        row[JSON] = plain(reply["data"])
+    row |= _logits(reply["tokens"]) if config.top_logprobs else {}
+    return {field.name: as_column(row[field.name], field.type) for field in schema}
 
 
 def _logits(tokens: Sequence[Row]) -> Row:
