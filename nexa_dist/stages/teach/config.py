@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from nexa_dist.stages.contract import StageConfig
-from nexa_dist.stages.endpoint import EndpointConfig
+from nexa_dist.stages.endpoint_config import EndpointConfig
 
 Column = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 HOW = {
