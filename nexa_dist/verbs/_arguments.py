@@ -16,6 +16,7 @@ GROUPS = {
     "run": ("preflight", "run", "queue", "attach", "stop", "runs", "logs", "why", "report"),
     "work": ("env", "pull", "serve", "promote"),
     "money": ("cost", "budget", "timeline"),
+    "pipeline": ("pipeline", "data", "lineage"),
 }  # fmt: skip
 """The folder below verbs/ of each verb, and where `nexa --help` shows it."""
 COMMON: dict[str, dict[str, Any]] = {
@@ -82,7 +83,8 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"nexa {__version__}")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
-    for add in (_files, _made, _looked_at, _ended, _kept, _begun, _read, _brought, _taken, _served, _money):
+    groups = (_files, _made, _looked_at, _ended, _kept, _begun, _read, _brought, _taken, _served, _money, _chained)
+    for add in groups:
         add(verbs)
     return top
 
@@ -315,6 +317,25 @@ def _money(verbs: Verbs) -> None:
 
     timeline = verbs.add_parser("timeline", help="where the minutes of a cluster went")
     _common(timeline, "--cluster", "--json")
+
+
+def _chained(verbs: Verbs) -> None:
+    chain = verbs.add_parser("pipeline", help="stages from raw rows to a served model, those alone that are not done")
+    chain.add_argument("action", choices=("run", "status"), help="do what is not done; or show what is")
+    chain.add_argument("file", metavar="PIPELINE.yaml", help="a pipeline, or one stage.yaml or train.yaml")
+    _common(chain, "--cluster", "--json")
+    _dry(chain, "print what would be done")
+
+    data = verbs.add_parser("data", help="versions of what stages made: their content, differences, damage")
+    data.add_argument("action", choices=("list", "show", "diff", "verify"), help="verify reads every byte")
+    data.add_argument("versions", nargs="*", metavar="NAME[@vN]", help="without them, for list and verify, all")
+    data.add_argument("--picture", metavar="FILE.svg", help="with diff: the shares of each column's bins, drawn")
+    _common(data, "--json")
+
+    lineage = verbs.add_parser("lineage", help="where a version or run comes from, down to the raw rows")
+    lineage.add_argument("of", metavar="RUN|NAME[@vN]", help="a run, or a version")
+    lineage.add_argument("--picture", metavar="FILE.svg", help="the same, drawn")
+    _common(lineage, "--json")
 
 
 def _queued(verb: argparse.ArgumentParser) -> None:

@@ -137,7 +137,7 @@ def test_versions_follow_content_and_a_flipped_byte_is_named(toy: Path) -> None:
     assert second.label == "upper@v2"
     assert [one.version for one in registry.versions("upper")] == [1, 1, 2]
     assert registry.find("upper@v1").sha256 != registry.find("upper").sha256 == second.sha256
-    assert registry.by_key(second.key) == second
+    assert registry.by_key("upper", second.key) == second
     assert registry.verified("upper@v2") == registry.path(second)
     file = registry.path(second) / "row-0"
     file.write_bytes(b"Y")
