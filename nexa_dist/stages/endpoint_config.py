@@ -10,11 +10,17 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from nexa_dist.config.trainer import Section
 
+INPUT = "input"
+"""In place of an address: a model that the stage has as an input."""
+
 
 class EndpointConfig(Section):
     """An OpenAI-compatible server, what is asked of it at a time, and what that may cost."""
 
-    url: str = Field(description="Address of the API, such as http://127.0.0.1:8000/v1 (/chat/completions is added).")
+    url: str = Field(
+        description="Address of the API, such as http://127.0.0.1:8000/v1 (/chat/completions is added); or `input`: "
+        "the model of the stage's input of that name is served on the node itself, for as long as the stage takes."
+    )
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)] = Field(
         description="Name of the model, as the server calls it."
     )
@@ -49,6 +55,8 @@ class EndpointConfig(Section):
     @field_validator("url")
     @classmethod
     def _plain_address(cls, value: str) -> str:
+        if value == INPUT:
+            return value
         parts = urlsplit(value)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("must begin with http:// or https:// and name a host")

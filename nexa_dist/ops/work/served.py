@@ -26,6 +26,7 @@ from nexa_dist.run.runner import Stream
 from nexa_dist.run.ssh.connections import Link, reach, session
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.shape import Strange, flag, lenient, number, one_of, parsed, record, text, whole
+from nexa_dist.train import checkpoint
 from nexa_dist.wire import Faulty
 
 LOOPBACK = "127.0.0.1"
@@ -76,6 +77,8 @@ class Model:
     label: str
     run: str = ""
     step: int | None = None
+    sha256: str = ""
+    """Of the checkpoint, by its manifest."""
 
 
 def find_model(ctx: Context, wish: Wish) -> Model:
@@ -88,7 +91,9 @@ def find_model(ctx: Context, wish: Wish) -> Model:
     run = ctx.workspace.run(aliased.run if aliased else wish.what)
     step = aliased.step if aliased else wish.step
     folder, found = _checkpoint(ctx, run, step)
-    return Model(_of_transformers(folder, run.run_id), name_of(run.run_id.split("_", 3)[-1]), run.run_id, found)
+    digest = checkpoint.digest(folder) if folder.exists() else ""
+    label = name_of(run.run_id.split("_", 3)[-1])
+    return Model(_of_transformers(folder, run.run_id), label, run.run_id, found, digest)
 
 
 def _checkpoint(ctx: Context, run: RunFolder, step: int | None) -> tuple[Path, int]:

@@ -18,7 +18,8 @@ HOW = {
 
 
 class TeachConfig(StageConfig):
-    """Rows of the input `rows`, a prompt for each, and the server that answers."""
+    """Rows of the input `rows`, a prompt for each, and the server that answers: one with an address, or the model of
+    the input `teacher`, with `endpoint: {url: input}`."""
 
     stage: Literal["teach"] = Field(description="teach.")
     endpoint: EndpointConfig = Field(description="Server of the teacher.")

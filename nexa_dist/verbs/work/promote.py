@@ -14,7 +14,6 @@ from nexa_dist.ops.work.aliases import NAMES, Aliases, Promotion
 from nexa_dist.ops.work.served import Wish
 from nexa_dist.ops.work.steps import wanted
 from nexa_dist.run import files
-from nexa_dist.train import checkpoint
 from nexa_dist.ui import terminal
 from nexa_dist.verbs._shared import context
 
@@ -63,10 +62,8 @@ def _judged(ctx: Context, args: Arguments) -> Promotion:
             f"{run.run_id} is not promoted to {args.to}:\n" + "\n".join(faults),
             hint=f"scores of {ctx.workspace.near(Path(path))}; nexa serve {run.run_id} asks the smoke request",
         )
-    folder = model.folder if (model.folder / checkpoint.MANIFEST).exists() else model.folder.parent
-    digest = "" if ctx.dry and not folder.exists() else checkpoint.digest(folder)
     return aliases.made(
-        args.to, run.run_id, model.step or 0, digest, why="promote", wanted=least,
+        args.to, run.run_id, model.step or 0, model.sha256, why="promote", wanted=least,
         scores={name: scores[name] for name in least}, smoke=smoke, evaluation=str(ctx.workspace.near(Path(path))),
     )  # fmt: skip
 
