@@ -24,7 +24,7 @@ class StepConfig(Section):
         description="Over those of the file: stage:NAME or stage:NAME/FOLDER is another stage's output, data:NAME@v1 a "
         "version, else a path. A train.yaml finds each as $NEXA_DATA/NAME.",
     )
-    on: Literal["here", "cluster"] = Field("here", description="Where: on this machine, or as a run on the cluster.")
+    where: Literal["here", "cluster"] = Field("here", description="Where: on this machine, or as a run on the cluster.")
 
     @property
     def needs(self) -> dict[str, str]:
@@ -38,7 +38,7 @@ class PipelineConfig(Section):
 
     pipeline: StepName = Field(description="Name of the pipeline.")
     stages: dict[StepName, StepConfig] = Field(min_length=1, max_length=100, description="The stages by name.")
-    cluster: FilePath | None = Field(None, description="Name or file of the cluster, for stages that are on: cluster.")
+    cluster: FilePath | None = Field(None, description="Name or file of the cluster, for stages with where: cluster.")
     budget_usd: float | None = Field(
         None, ge=0.0, allow_inf_nan=False, description="No stage begins once those before it have cost so much."
     )

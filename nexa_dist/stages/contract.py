@@ -109,7 +109,8 @@ class Stage(Protocol):
 
     @staticmethod
     def prepare(config: Any, env: StageEnv) -> None:
-        """Refuse what cannot work (NexaError), before anything is done or paid for. Called before run, each time."""
+        """Refuse what cannot work (NexaError), before anything is done or paid for. Called before run, each time; what
+        it raises is exit code 2, and no other attempt is begun. So is what run raises with `code=EXIT_USAGE`."""
 
     @staticmethod
     def run(config: Any, env: StageEnv) -> int: ...

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from nexa_dist.config.load import load_train
-from nexa_dist.errors import EXIT_OK, NexaError, UsageError
+from nexa_dist.errors import EXIT_BUDGET, EXIT_FAILED, EXIT_OK, EXIT_USAGE, NexaError, UsageError
 from nexa_dist.run import files
 from nexa_dist.stages.contract import Stage, StageConfig, StageEnv
 from nexa_dist.stages.load import load_stage
@@ -52,7 +52,7 @@ def main(stage: str, argv: Sequence[str] | None = None) -> int:
         return err.code
     except OSError as err:
         print(f"error: {err.filename or options.output}: {err.strerror or err}", file=sys.stderr)
-        return 1
+        return EXIT_FAILED
 
 
 def work(
@@ -70,13 +70,23 @@ def work(
         env = StageEnv(inputs, output.folder, rank, world_size, _stop_wish(), _Reporter(), output.note)
         began = time.monotonic()
         try:
-            module.prepare(config, env)
+            _prepare(module, config, env)
             code = module.run(config, env)
         finally:
             output.spent(time.monotonic() - began)
         if code == EXIT_OK and rank == 0:
             output.seal(told, inputs)
-    return code
+    # A run would begin another attempt after 3, which its budget would end at once.
+    return EXIT_USAGE if code == EXIT_BUDGET and "NEXA_RUN_ID" in os.environ else code
+
+
+def _prepare(module: Stage, config: StageConfig, env: StageEnv) -> None:
+    """What is refused before the work is refused at each try: exit code 2, with which no run begins another attempt."""
+    try:
+        module.prepare(config, env)
+    except NexaError as error:
+        error.code = EXIT_USAGE if error.code == EXIT_FAILED else error.code
+        raise
 
 
 def _train(options: argparse.Namespace) -> int:

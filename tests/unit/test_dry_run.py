@@ -125,7 +125,7 @@ CASES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
     "pipeline": [
         (
             "pipeline run chain.yaml",
-            ("first\ttrain\tto do", "would run: rows on here: data of stage.yaml", "would run: again after rows: data"),
+            ("first\ttrain\tto do", "would run: rows here: data of stage.yaml", "would run: again after rows: data"),
         ),
     ],
     "env": [("env prune --cluster lab", ("0123456789abcdef", "requirements.txt", "2 would be removed"))],

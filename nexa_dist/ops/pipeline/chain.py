@@ -43,7 +43,7 @@ class Step:
     stage: str
     config: Path
     overrides: tuple[str, ...]
-    on: str
+    where: str
     references: Mapping[str, str]
     """Each input as `data:NAME@vN/FOLDER` or a path; `stage:…` while that stage is not done."""
     key: str = ""
@@ -119,7 +119,7 @@ def _step(root: Path, name: str, step: StepConfig, before: Mapping[str, Step]) -
         else:
             references[key] = of
             waits.append(other)
-    made = Step(name, stage, path, overrides, step.on, references, waits=tuple(waits), told=told)
+    made = Step(name, stage, path, overrides, step.where, references, waits=tuple(waits), told=told)
     if waits:
         return made
     registry = Registry(root)
@@ -173,10 +173,10 @@ def _do(ctx: Context, root: Path, step: Step, runs: Runs) -> int:
     registry, folder = Registry(root), work_folder(root, step.key)
     files.make_folder(folder)
     files.hide_from_git(root / FOLDER)
-    ctx.say(f"▸ {step.name}: {step.stage}{' on the cluster' if step.on == 'cluster' else ''}")
+    ctx.say(f"▸ {step.name}: {step.stage}{' on the cluster' if step.where == 'cluster' else ''}")
     began = time.monotonic()
     if not (folder / MANIFEST).exists():
-        code = runs(step, folder) if step.on == "cluster" else _here(step, folder)
+        code = runs(step, folder) if step.where == "cluster" else _here(step, folder)
         if code:
             ctx.say(f"✗ {step.name}: {_ended(code)} after {time.monotonic() - began:.1f} s; what is done stays")
             return code

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import polars as pl
 
-from nexa_dist.errors import NexaError
+from nexa_dist.errors import EXIT_USAGE, NexaError
 from nexa_dist.stages.data.config import Sample, Split
 
 
@@ -71,4 +71,4 @@ def refuse_empty(kept: int, read: int, dropped: Mapping[str, int]) -> None:
     """Raises NexaError when nothing is left: an empty dataset is nobody's wish."""
     if not kept:
         why = ", ".join(f"{name} {count}" for name, count in dropped.items()) or "there were none"
-        raise NexaError(f"of {read} rows none is left: {why}", hint="loosen the filters; report what they drop")
+        raise NexaError(f"of {read} rows none is left: {why}", hint="loosen the filters", code=EXIT_USAGE)

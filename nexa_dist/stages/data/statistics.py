@@ -16,6 +16,8 @@ from nexa_dist.stages.data.read import files_of
 BINS = 10
 FEW = 50
 """Values of a text column that are taken for categories."""
+OFTEN = 4
+"""Rows a value, at least, of such a column."""
 ROWS = 1_000_000
 """Rows of each side that are compared: every n-th, evenly, of more."""
 LEAST = 1e-4
@@ -83,7 +85,7 @@ def _by_category(old: pl.LazyFrame, new: pl.LazyFrame, name: str) -> dict[str, A
     for rows in (old, new):
         told = rows.group_by(name).len().sort("len", descending=True).limit(FEW + 1).collect(engine="streaming")
         counts.append({str(value): int(count) for value, count in told.iter_rows()})
-    if not all(0 < len(one) <= FEW for one in counts):
+    if not all(0 < len(one) <= FEW and sum(one.values()) >= len(one) * OFTEN for one in counts):
         return None
     labels = sorted({*counts[0], *counts[1]})
     p, q = ([one.get(label, 0) for label in labels] for one in counts)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from nexa_dist.errors import NexaError
+from nexa_dist.errors import EXIT_USAGE, NexaError
 from nexa_dist.stages.contract import EXIT_STOPPED, StageEnv
 from nexa_dist.stages.data.choose import parts_of, refuse_empty, sampled
 from nexa_dist.stages.data.clean import checked, evaluation_runs, filtered
@@ -119,6 +119,7 @@ def _clean(config: DataConfig, env: StageEnv, work: Path) -> dict[str, Any]:
         raise NexaError(
             f"{len(bad)} of {read} rows are bad:\n{shown}",
             hint=f"{env.output}/bad.jsonl has them all; bad: {{most: {len(bad)}}} bears them",
+            code=EXIT_USAGE,
         )
     return {"read": read, "bad": len(bad), "dropped": dropped}
 
@@ -252,7 +253,8 @@ def _measure(config: DataConfig, env: StageEnv, told: dict[str, Any], short: lis
     limit = config.drift.max_psi
     if limit and (over := {name: psi for name, psi in worst.items() if psi > limit}):
         said = ", ".join(f"{name} {psi:.3f}" for name, psi in sorted(over.items(), key=lambda one: -one[1]))
-        raise NexaError(f"drift is above max_psi {limit:g}: {said}", hint=f"{env.output}/drift.json has the shares")
+        hint = f"{env.output}/drift.json has the shares"
+        raise NexaError(f"drift is above max_psi {limit:g}: {said}", hint=hint, code=EXIT_USAGE)
 
 
 def _json(path: Path, data: Any) -> None:

@@ -27,10 +27,10 @@ def pipeline(args: Arguments) -> int:
         _shown(ctx, steps, args.json)
         for step in steps if args.dry_run else ():
             if not step.version:
-                where = "after " + ", ".join(step.waits) if step.waits else f"on {step.on}"
-                ctx.say(f"would run: {step.name} {where}: {step.stage} of {step.config}")
+                place = "after " + ", ".join(step.waits) if step.waits else step.where
+                ctx.say(f"would run: {step.name} {place}: {step.stage} of {step.config}")
         return EXIT_OK
-    needs_cluster = any(step.on == "cluster" for step in config.stages.values())
+    needs_cluster = any(step.where == "cluster" for step in config.stages.values())
     if needs_cluster and not (args.cluster or config.cluster):
         ctx.workspace.only_cluster()  # said before anything is done
 

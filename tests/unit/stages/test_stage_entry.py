@@ -93,7 +93,7 @@ def test_another_config_does_not_go_on_with_what_is_there(toy: Path, capsys: pyt
 
 def test_what_is_wrong_is_said_without_a_traceback(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (toy / "rows.txt").write_text("")
-    assert by_hand() == 1
+    assert by_hand() == 2
     assert capsys.readouterr().err == "error: no rows\nhint: give some\n"
     assert by_hand("--input", "rows=gone.txt") == 2
     assert "inputs.rows: gone.txt is not there" in capsys.readouterr().err
