@@ -48,5 +48,6 @@ def run(config: ServeConfig, env: StageEnv) -> int:
 
 
 def model_in(place: Path) -> Path:
-    """The folder with config.json of a checkpoint: itself, or `model/` of one in shards."""
-    return place / "model" if (place / "model" / "config.json").is_file() else place
+    """The folder with config.json of a checkpoint or a training's output: itself, or `model/` of one in shards."""
+    places = (place, place / "model", place / "checkpoint", place / "checkpoint" / "model")
+    return next((one for one in places if (one / "config.json").is_file()), place)
