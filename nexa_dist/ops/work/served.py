@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from nexa_dist.config.train import TrainConfig, name_of
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster
@@ -123,34 +125,38 @@ def _of_transformers(folder: Path, what: str) -> Path:
 
 
 def as_run(wish: Wish, model: Model, cluster: Cluster) -> TrainConfig:
-    """The run that serves it: one process on one node, which starts the server as its child."""
+    """The run that serves it: one process on one node, which starts the server as its child. Raises UsageError for a
+    wish that no run can have."""
     node = next((one for one in cluster.nodes if wish.node in ("", one.name)), cluster.nodes[0])
     has_gpus = bool(node.gpus) and not cluster.traits.one_machine  # whose nodes have none, whatever their file says
     words = ["--model", "${NEXA_DATA}/model", "--name", model.label, "--engine", wish.engine, "--host", wish.host]
     words += ["--startup-s", f"{wish.startup_s:g}"]
     words += ["--key-env", wish.key_env] if wish.key_env else []
     words += ["--max-model-len", str(wish.max_model_len)] if wish.max_model_len else []
-    return TrainConfig.model_validate(
-        {
-            "name": model.label,
-            "stage": STAGE,
-            "module": HOLD,
-            "args": tuple(words),
-            "expand": True,
-            "data": {"model": str(model.folder)},
-            # vLLM where there is a GPU for it; what light has is enough for transformers serve.
-            "environment": "infer" if has_gpus and wish.engine != "transformers" else "light",
-            "nodes": (node.name,),
-            "nproc_per_node": 1,
-            "secrets": (wish.key_env,) if wish.key_env else (),
-            "hang_timeout_s": None,  # one that nobody asks does nothing
-            "max_hours": wish.max_hours,
-            "budget_usd": wish.budget_usd,
-            "install": False,
-            "wandb": "off",
-            "tags": (f"model:{model.run}", f"step:{model.step}") if model.run else (),
-        }
-    )
+    told = {
+        "name": model.label,
+        "stage": STAGE,
+        "module": HOLD,
+        "args": tuple(words),
+        "expand": True,
+        "data": {"model": str(model.folder)},
+        # vLLM where there is a GPU for it; what light has is enough for transformers serve.
+        "environment": "infer" if has_gpus and wish.engine != "transformers" else "light",
+        "nodes": (node.name,),
+        "nproc_per_node": 1,
+        "secrets": (wish.key_env,) if wish.key_env else (),
+        "hang_timeout_s": None,  # one that nobody asks does nothing
+        "max_hours": wish.max_hours,
+        "budget_usd": wish.budget_usd,
+        "install": False,
+        "wandb": "off",
+        "tags": (f"model:{model.run}", f"step:{model.step}") if model.run else (),
+    }
+    try:
+        return TrainConfig.model_validate(told)
+    except ValidationError as error:
+        one = error.errors()[0]
+        raise UsageError(f"{one['loc'][0] if one['loc'] else 'nexa serve'}: {one['msg']}") from None
 
 
 def state_of(link: Link, run_dir: str) -> dict[str, Any] | None:
@@ -319,8 +325,8 @@ def _free(port: int) -> int:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             one.bind((LOOPBACK, port))
-        except OSError:
-            raise UsageError(f"port {port} of this machine is taken", hint="--port 0 takes a free one") from None
+        except (OSError, OverflowError):
+            raise UsageError(f"port {port} of this machine cannot be had", hint="--port 0 takes a free one") from None
         return int(one.getsockname()[1])
 
 

@@ -28,6 +28,8 @@ Arguments = argparse.Namespace
 def serve(args: Arguments) -> int:
     if args.what in ("stop", "status", "connect"):
         return {"stop": _stop, "status": _status, "connect": _connect}[args.what](args)
+    if not args.what:  # an unset variable of a script must not serve whatever is there
+        raise UsageError("nexa serve '' names no run", hint="nexa runs lists them")
     if args.run:
         raise UsageError(f"nexa serve {args.what} {args.run}: one thing at a time", hint="nexa serve RUN")
     ctx = context(dry=args.dry_run)

@@ -39,6 +39,14 @@ def test_where_there_is_no_gpu_it_needs_no_other_environment() -> None:
     assert as_run(Wish("r1", engine="transformers"), MODEL, LAB).environment == "light"
 
 
+@pytest.mark.parametrize(
+    "wish", [{"max_hours": -1.0}, {"budget_usd": float("nan")}, {"key_env": "AWS_SECRET_ACCESS_KEY"}]
+)
+def test_a_wish_that_no_run_can_have_is_said_in_a_line(wish: Any) -> None:
+    with pytest.raises(UsageError, match="max_hours|budget_usd|secrets"):
+        as_run(Wish("r1", **wish), MODEL, LAB)
+
+
 def test_an_open_address_is_refused_without_a_key() -> None:
     refuse_open(Wish("r"))
     refuse_open(Wish("r", host="0.0.0.0", key_env="K"))
@@ -65,5 +73,6 @@ def test_a_port_that_is_taken_is_said_before_anything_is_started() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(UsageError, match="is taken"):
-            served._free(taken.getsockname()[1])
+        for port in (taken.getsockname()[1], 99_999):
+            with pytest.raises(UsageError, match="cannot be had"):
+                served._free(port)
