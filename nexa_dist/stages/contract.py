@@ -101,7 +101,7 @@ class StageEnv:
 
 
 class Stage(Protocol):
-    """A stage's module. Only rank 0 is called where it has no SHARDED = True."""
+    """A stage's module. Rank 0 alone is called."""
 
     FORMAT: int
     """Raised when the same config and inputs give other bytes than before: outputs of older formats are stale then."""

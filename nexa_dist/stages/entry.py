@@ -38,13 +38,12 @@ def main(stage: str, argv: Sequence[str] | None = None) -> int:
         config = load_stage(options.config, options.overrides)
         if config.stage != stage:
             raise UsageError(f"{options.config} is of stage {config.stage}, and this is the program of {stage}")
-        module = open_stage(stage)
-        if rank and not getattr(module, "SHARDED", False):
+        if rank:
             print(f"rank {rank}: {stage} is the work of rank 0 alone", flush=True)
             return EXIT_OK
         config = config.model_copy(update={"inputs": {**config.inputs, **said(config.inputs, options.inputs)}})
         inputs = given(config.inputs, said(config.inputs, options.inputs))
-        return work(module, config, inputs, options.output, rank, world_size)
+        return work(open_stage(stage), config, inputs, options.output, world_size)
     except NexaError as err:
         print(f"error: {err}", file=sys.stderr)
         if err.hint:
@@ -55,9 +54,7 @@ def main(stage: str, argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
 
 
-def work(
-    module: Stage, config: StageConfig, inputs: Mapping[str, Path], folder: Path, rank: int = 0, world_size: int = 1
-) -> int:
+def work(module: Stage, config: StageConfig, inputs: Mapping[str, Path], folder: Path, world_size: int = 1) -> int:
     """Do a stage, or what is left of it, in `folder`. Returns its exit code."""
     told = Told.of(config, module.FORMAT)
     sums = {name: tree_sha256(hashes(path)) for name, path in inputs.items()}
@@ -67,14 +64,14 @@ def work(
         return EXIT_OK
     with files.locked(output.folder / ".lock", config.stage):
         output.begin()
-        env = StageEnv(inputs, output.folder, rank, world_size, _stop_wish(), _Reporter(), output.note)
+        env = StageEnv(inputs, output.folder, 0, world_size, _stop_wish(), _Reporter(), output.note)
         began = time.monotonic()
         try:
             _prepare(module, config, env)
             code = module.run(config, env)
         finally:
             output.spent(time.monotonic() - began)
-        if code == EXIT_OK and rank == 0:
+        if code == EXIT_OK:
             output.seal(told, inputs)
     # A run would begin another attempt after 3, which its budget would end at once.
     return EXIT_USAGE if code == EXIT_BUDGET and "NEXA_RUN_ID" in os.environ else code

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nexa_dist.config.train import TrainConfig
-from nexa_dist.errors import UsageError
+from nexa_dist.errors import NexaError, UsageError
+from nexa_dist.run import files
 from nexa_dist.stages.contract import StageConfig
 from nexa_dist.stages.load import load_stage
 from nexa_dist.stages.references import find_root, resolve
+from nexa_dist.stages.registry import DIGITS, FOLDER, Registry, Version
 from nexa_dist.stages.table import STAGES
+from nexa_dist.stages.whole import MANIFEST, hashes, tree_sha256
 
 OUTPUT = "stage_output"
 """Folder of a stage's output in the working folder of its run; it comes back to runs/RUN/outputs/."""
@@ -36,6 +40,8 @@ def as_training(
             f"{path} lies outside of the project, so it is not sent ({root})", hint="move it into the project"
         ) from None
     words = ["--config", file, "--output", OUTPUT]
+    for name, reference in config.inputs.items():  # as the manifest is to name them; the node finds each by its name
+        words += ["--set", f"inputs.{name}={reference}"]
     for override in overrides:
         words += ["--set", override]
     launch = config.launch
@@ -52,3 +58,20 @@ def as_training(
             "environment": config.environment,
         }
     )
+
+
+def registered(root: Path, outputs: Path, usd: float) -> Version | None:
+    """The version that a run's outputs became, copied to its place; None where no whole stage's output is among them.
+    `usd` is what the nodes cost. Raises NexaError when its bytes are not what its manifest says."""
+    source = outputs / OUTPUT
+    if not (source / MANIFEST).exists():
+        return None
+    told = files.read_object(source / MANIFEST)
+    if tree_sha256(hashes(source)) != told["outputs"]["sha256"]:
+        raise NexaError(f"{source} has other bytes than its manifest says", hint="nexa pull brings it again")
+    folder = root / FOLDER / "work" / f"{told['key'][:DIGITS]}-{outputs.parent.name}"
+    for name in told["outputs"]["files"]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, folder / name)
+    files.write_json(folder / MANIFEST, {**told, "usd": round(usd + float(told.get("usd") or 0.0), 6)})
+    return Registry(root).add(folder)

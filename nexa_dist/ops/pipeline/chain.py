@@ -27,7 +27,7 @@ from nexa_dist.stages.output import Told
 from nexa_dist.stages.references import resolve
 from nexa_dist.stages.registry import FOLDER, Registry, Version
 from nexa_dist.stages.table import open_stage
-from nexa_dist.stages.whole import MANIFEST, hashes, tree_sha256
+from nexa_dist.stages.whole import MANIFEST, hashes, remove, tree_sha256
 
 STOP_S = 60.0
 """Seconds that a stage has to end after SIGTERM: one row, or one checkpoint."""
@@ -180,7 +180,10 @@ def _do(ctx: Context, root: Path, step: Step, runs: Runs) -> int:
         if code:
             ctx.say(f"✗ {step.name}: {_ended(code)} after {time.monotonic() - began:.1f} s; what is done stays")
             return code
-    version = registry.add(folder, {"inputs": dict(step.references), "pipeline_stage": step.name})
+    if version := registry.by_key(step.name, step.key):
+        remove(folder)  # a run of the cluster has registered it
+    else:
+        version = registry.add(folder, {"inputs": dict(step.references), "pipeline_stage": step.name})
     rows = version.counts.get("rows", version.counts.get("step", ""))
     ctx.say(f"✓ {step.name}: {version.label} {rows} ({time.monotonic() - began:.1f} s)")
     return EXIT_OK

@@ -71,6 +71,19 @@ def finish(
     if outputs := results.come(ctx, run, answering, record, short=outcome.end.kind in ("budget", "deadline")):
         told = manifest.model_copy(update={"outputs": outputs})
         files.write_json(run.manifest, redact(told.model_dump(mode="json")))
+    if manifest.stage != "train" and manifest.status == "completed":
+        _register(ctx, run, manifest.cost_usd)
+
+
+def _register(ctx: Context, run: RunFolder, usd: float) -> None:
+    """Make a version of what a stage made. What goes wrong here is said; nexa pull and another look mend it."""
+    from nexa_dist.stages.launch import registered  # no training needs it
+
+    try:
+        version = registered(ctx.workspace.root, run.path / "outputs", usd)
+        ctx.say(f"registered: {version.label}" if version else f"{run.run_id} left no whole output of a stage here")
+    except (NexaError, OSError) as error:
+        ctx.say(f"warning: the output of {run.run_id} is not registered: {error}")
 
 
 def _saved(link: Link, record: Run, step: int) -> dict[str, Any] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,11 +18,11 @@ from nexa_dist.run import files
 from nexa_dist.run.ssh.connections import connecting, session
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.stages import train
-from nexa_dist.stages.launch import OUTPUT, as_training
+from nexa_dist.stages.launch import as_training, registered
 from nexa_dist.stages.load import load_stage
 from nexa_dist.stages.output import Output
 from nexa_dist.stages.references import resolve
-from nexa_dist.stages.whole import MANIFEST, hashes, tree_sha256
+from nexa_dist.stages.registry import Registry
 from nexa_dist.verbs._shared import at_home, borrowed, find_cluster
 from nexa_dist.verbs.run.fresh import fresh
 from nexa_dist.verbs.run.resume import resumed
@@ -80,36 +79,24 @@ def _begun(ctx: Context, named: str | None, step: Step, folder: Path, config: Tr
 
 
 def _collected(ctx: Context, run: RunFolder, step: Step, folder: Path, inputs: Mapping[str, Path]) -> None:
-    """Make the folder a whole output. Raises NexaError when what came is not what was to be made."""
+    """Bring a training's checkpoint to the folder; what another stage made is a version by now. Raises NexaError when
+    it is not there, or follows from something else."""
     assert step.told is not None
     told = files.read_object(run.manifest)
-    usd = float(told.get("cost_usd") or 0.0)
-    if step.stage == "train":
-        answer = pull(ctx, run, Wish(run.path))
-        if answer.checkpoint is None:
-            raise NexaError(f"{run.run_id} has no checkpoint: {answer.why or 'it saved none'}")
-        output = Output(folder, step.key)
-        output.begin()
-        train.take(Path(answer.checkpoint["path"]), folder)
-        output.note(counts={"step": answer.checkpoint["step"]}, eval_report=told.get("eval_report"))
-        output.spent(sum(row["ended_unix"] - row["started_unix"] for row in told["attempts"]))
-        output.seal(step.told, inputs)
-    else:
-        _copied(run.path / "outputs" / OUTPUT, step, folder)
-        usd += float(files.read_object(folder / MANIFEST).get("usd") or 0.0)  # what it paid to others
-    facts = {"run_id": run.run_id, "usd": round(usd, 6)}
-    files.write_json(folder / MANIFEST, {**files.read_object(folder / MANIFEST), **facts})
-
-
-def _copied(source: Path, step: Step, folder: Path) -> None:
-    if not (source / MANIFEST).exists():
-        raise NexaError(f"{source} did not come whole", hint="nexa pull brings what is still on the nodes; then again")
-    told = files.read_object(source / MANIFEST)
-    if told["key"] != step.key:
-        raise NexaError(f"{source} follows from another config or other inputs than {step.name} has now")
-    if tree_sha256(hashes(source)) != told["outputs"]["sha256"]:
-        raise NexaError(f"{source} has other bytes than its manifest says", hint=f"remove {folder}, and run it again")
-    for name in told["outputs"]["files"]:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, folder / name)
-    shutil.copyfile(source / MANIFEST, folder / MANIFEST)
+    if step.stage != "train":
+        registry, usd = Registry(ctx.workspace.root), float(told.get("cost_usd") or 0.0)
+        if registry.by_key(step.name, step.key) or registered(ctx.workspace.root, run.path / "outputs", usd):
+            if registry.by_key(step.name, step.key):
+                return
+            raise NexaError(f"{run.run_id} made something else than {step.name} is now", hint=f"remove {folder}")
+        raise NexaError(f"what {run.run_id} made is not here", hint=f"nexa pull {run.run_id} brings it; then again")
+    answer = pull(ctx, run, Wish(run.path))
+    if answer.checkpoint is None:
+        raise NexaError(f"{run.run_id} has no checkpoint: {answer.why or 'it saved none'}")
+    output = Output(folder, step.key)
+    output.begin()
+    train.take(Path(answer.checkpoint["path"]), folder)
+    output.note(counts={"step": answer.checkpoint["step"]}, eval_report=told.get("eval_report"), run_id=run.run_id,
+                usd=told.get("cost_usd"))  # fmt: skip
+    output.spent(sum(row["ended_unix"] - row["started_unix"] for row in told["attempts"]))
+    output.seal(step.told, inputs)

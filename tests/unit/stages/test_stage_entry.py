@@ -13,7 +13,7 @@ import pytest
 from nexa_dist.errors import ConfigError, NexaError, UsageError
 from nexa_dist.stages import contract, entry, table
 from nexa_dist.stages.contract import StageConfig, StageEnv
-from nexa_dist.stages.launch import load_as_training
+from nexa_dist.stages.launch import load_as_training, registered
 from nexa_dist.stages.registry import Registry
 
 
@@ -119,7 +119,16 @@ def test_a_stage_becomes_a_run_with_its_inputs_as_data(toy: Path) -> None:
     )
     made = load_as_training(Path("up.yaml"), ["seed=4"])
     assert (made.stage, made.name, made.module, made.nproc_per_node) == ("data", "up", "toy_stage", 2)
-    assert made.args == ("--config", "up.yaml", "--output", "stage_output", "--set", "seed=4")
+    assert made.args == (
+        "--config",
+        "up.yaml",
+        "--output",
+        "stage_output",
+        "--set",
+        "inputs.rows=rows.txt",
+        "--set",
+        "seed=4",
+    )
     assert dict(made.data) == {"rows": str(toy / "rows.txt")}
     assert (made.outputs, made.budget_usd, made.secrets) == (("stage_output",), 2.0, ("API_KEY",))
     with pytest.raises(ConfigError, match=r"launch\.nproc_per_nod: unknown key"):
@@ -145,3 +154,17 @@ def test_versions_follow_content_and_a_flipped_byte_is_named(toy: Path) -> None:
     with pytest.raises(NexaError, match="upper@v2 is damaged: row-0 has other bytes"):
         registry.verified("upper")
     assert by_hand("--input", "data:upper@v9") == 2
+
+
+def test_what_a_run_brought_becomes_a_version_with_what_its_nodes_cost(toy: Path) -> None:
+    outputs = toy / "runs" / "data_1_upper" / "outputs"
+    assert registered(toy, outputs, 0.25) is None
+    assert by_hand(out=str(outputs / "stage_output")) == 0
+    version = registered(toy, outputs, 0.25)
+    assert version is not None
+    assert (version.label, version.provenance["usd"], list(Registry(toy).faults(version))) == ("upper@v1", 0.75, [])
+    assert registered(toy, outputs, 0.25) == version
+    assert len(Registry(toy).versions()) == 1
+    (outputs / "stage_output" / "row-0").write_text("X")
+    with pytest.raises(NexaError, match="has other bytes than its manifest says"):
+        registered(toy, outputs, 0.25)
