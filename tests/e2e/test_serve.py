@@ -14,7 +14,7 @@ import yaml
 
 from tests.e2e.conftest import REPO, Lab, until
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.long("trains a model, and loads it in transformers serve")]
 
 
 def trained(lab: Lab) -> str:

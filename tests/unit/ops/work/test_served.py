@@ -43,7 +43,7 @@ def test_where_there_is_no_gpu_it_needs_no_other_environment() -> None:
     "wish", [{"max_hours": -1.0}, {"budget_usd": float("nan")}, {"key_env": "AWS_SECRET_ACCESS_KEY"}]
 )
 def test_a_wish_that_no_run_can_have_is_said_in_a_line(wish: Any) -> None:
-    with pytest.raises(UsageError, match="max_hours|budget_usd|secrets"):
+    with pytest.raises(UsageError, match=r"max_hours|budget_usd|secrets"):
         as_run(Wish("r1", **wish), MODEL, LAB)
 
 
