@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +52,31 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+STARTED: list[subprocess.Popen[bytes]] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+
+
 def held(model: Path, folder: Path, python: str, *words: str) -> tuple[subprocess.Popen[bytes], dict[str, Any]]:
     """A served model, once it answers: its process and what serve.json says."""
     env = {**os.environ, "NEXA_RUN_DIR": str(folder)}
     argv = [python, "-m", "nexa_dist.stages.serve.hold", "--model", str(model), "--name", "tiny", *words]
     process = subprocess.Popen(argv, env=env)
+    STARTED.append(process)
     file = folder / "serve.json"
     until = time.monotonic() + 400
     while time.monotonic() < until and process.poll() is None:
         if file.exists() and json.loads(file.read_text())["state"] == "ready":
             return process, json.loads(file.read_text())
         time.sleep(0.3)
-    process.kill()
     pytest.fail(f"not ready: {file.read_text() if file.exists() else process.poll()}")
 
 
@@ -105,7 +119,8 @@ def stage(name: str, folder: Path, config: dict[str, Any]) -> subprocess.Popen[b
     file = folder / f"{name}.json"
     file.write_text(json.dumps({"stage": name, **config}))
     argv = [sys.executable, "-m", f"nexa_dist.stages.{name}", "--config", str(file), "--output", str(folder / name)]
-    return subprocess.Popen(argv, cwd=folder)
+    STARTED.append(subprocess.Popen(argv, cwd=folder))
+    return STARTED[-1]
 
 
 def test_a_teacher_at_hand_teaches_what_the_filter_keeps_and_the_serve_stage_answers(

@@ -129,6 +129,8 @@ class Work:
             for (row, record), outcome in server.ask_all(self._questions()):
                 if isinstance(outcome, Failed) and outcome.ends:
                     self._end = self._end or (outcome if outcome.kind != "stopped" else None)
+                    if outcome.usage != NOTHING:  # what was stopped while it was asked may be billed all the same
+                        self._keep(row, record, replace(outcome, kind="timeout"))
                     continue
                 self._keep(row, record, outcome)
                 in_a_row = in_a_row + 1 if isinstance(outcome, Failed) and outcome.kind in PASSING else 0

@@ -282,3 +282,15 @@ def test_killed_20_times_it_comes_to_the_same_bytes(tmp_path: Path) -> None:
         twice = len(server.asked) - len({*server.prompts()})
     assert twice <= 20 * 2, "only what was being asked at a kill may be asked again"
     assert (stage.output / "rows.parquet").read_bytes() == (straight.output / "rows.parquet").read_bytes()
+
+
+def test_what_was_stopped_while_it_was_asked_is_counted_as_spent(tmp_path: Path) -> None:
+    def answer(body: dict[str, Any], number: int) -> Answer:
+        stage.stopped = True
+        return Answer(200, b"{", hang=True)
+
+    with serving(answer) as server:
+        stage = Stage(tmp_path, server, endpoint={"concurrency": 1, "max_tokens": 9, "timeout_s": 0.3})
+        assert stage.run() == 143
+    assert stage.notes["tokens"]["completion"] == 9
+    assert stage.notes["counts"]["unanswered"] == 20
