@@ -49,6 +49,10 @@ def main(stage: str, argv: Sequence[str] | None = None) -> int:
         if err.hint:
             print(f"hint: {err.hint}", file=sys.stderr)
         return err.code
+    except ModuleNotFoundError as err:
+        print(f"error: the stage {stage} needs the package {err.name}", file=sys.stderr)
+        print('hint: uv pip install "nexacompute[train]"; nexa run has it in environment: light', file=sys.stderr)
+        return EXIT_USAGE
     except OSError as err:
         print(f"error: {err.filename or options.output}: {err.strerror or err}", file=sys.stderr)
         return EXIT_FAILED
