@@ -51,6 +51,11 @@ FILES = {
     "st/main.tf": "variable node_names {}\n",
     "train.yaml": "name: first\nscript: script.py\n",
     "script.py": "print('hello')\n",
+    "tiny/config.json": "{}\n",
+    "models/promotions.jsonl": "".join(
+        json.dumps({"alias": "production", "run": run, "step": 1, "sha256": "", "by": "ann@x", "at_unix": 1.0}) + "\n"
+        for run in ("first", "second")
+    ),
     "stage.yaml": "stage: data\ninputs: {rows: script.py}\n",
     "tiny.yaml": "backend: hf\nmodel: {path: m}\ndataset: {}\ntrainer: {steps: 1}\n",
     "chain.yaml": "pipeline: chain\nstages:\n  again: {config: stage.yaml, inputs: {rows: stage:rows}}\n"
@@ -92,6 +97,10 @@ CASES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
         (f"pull {RUN} out", ("2 files (14 B): a.csv, a.csv to out/outputs", "would leave: 2 files (2 B): model.pt")),
         ("pull --all", (f"4 files (16 B): a.csv, a.csv, model.pt, model.pt to runs/{RUN}/outputs",)),
     ],
+    "serve": [
+        ("serve tiny --cluster lab --node n1 --port 0", ("model {root}/tiny", "would serve it on n1, and lead http://")),
+    ],
+    "promote": [("promote --to production --rollback", ("production would be first, step 1 (rollback",))],
     "sweep": [("sweep --delete --region us-east-1", ("would end: key pair key-",))],
     "image": [
         ("image bake --cluster aws.yaml", ("1 nodes: ", "cluster cloud-bake: 1 nodes", "would make: an image")),

@@ -17,6 +17,8 @@ PROMISES = {
     *("resume", "replacement", "notice", "cap", "nobody home", "receipt", "sweep", "mesh", "diag", "image", "logs"),
     *("why", "cost", "secrets", "pinned host keys", "hostile input", "strangers and damaged files"),
     *("what only looks dead is not ended", "data is whole, verified and brought once"),
+    "a teacher is asked once for each row, within its budget",
+    "a served model is a run, and only those with the key reach it",
     "a stage that is killed comes to the same bytes, and what is done is not done again",
     "results come home, whole, and no only copy is ended unasked",
     "each run of a queue takes place once",
