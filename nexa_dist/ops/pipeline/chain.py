@@ -140,6 +140,7 @@ def _sha256(registry: Registry, root: Path, reference: str, key: str) -> str:
     if within in known:
         return tree_sha256({Path(within).name: known[within]})
     inside = {name.removeprefix(f"{within}/"): row for name, row in known.items() if name.startswith(f"{within}/")}
+    inside.pop(MANIFEST, None)  # as hashes() has it: that of a checkpoint tells when it was made
     if not inside:
         raise NexaError(f"{key}: {version.label} has no {within}", hint=f"nexa data show {version.label}")
     return tree_sha256(inside)
@@ -185,6 +186,8 @@ def _do(ctx: Context, root: Path, step: Step, runs: Runs) -> int:
         remove(folder)  # a run of the cluster has registered it
     else:
         version = registry.add(folder, {"inputs": dict(step.references), "pipeline_stage": step.name})
+    if version.key != step.key:
+        raise NexaError(f"{version.label} follows from other inputs than {step.name} has now", hint="run it again")
     rows = version.counts.get("rows", version.counts.get("step", ""))
     ctx.say(f"✓ {step.name}: {version.label} {rows} ({time.monotonic() - began:.1f} s)")
     return EXIT_OK

@@ -27,8 +27,10 @@ from nexa_dist.run.workspace import Workspace
 from nexa_dist.stages import entry
 from nexa_dist.stages.contract import EXIT_STOPPED
 from nexa_dist.stages.data import steps
+from nexa_dist.stages.output import Output, Told
 from nexa_dist.stages.query import DataQuery
 from nexa_dist.stages.registry import Registry
+from nexa_dist.stages.whole import hashes, tree_sha256
 from nexa_dist.ui.lineage import svg
 
 FILES = {
@@ -176,6 +178,24 @@ def test_a_damaged_input_is_not_read_and_a_spent_budget_begins_nothing(
     assert "clean@v1 is damaged: train/00000.parquet has other bytes" in capsys.readouterr().err
     (place / "p.yaml").write_text(FILES["p.yaml"] + "budget_usd: 0.0\n")
     assert ran(place) == (3, ["clean@v1", "to do", "waits"])
+
+
+def test_a_part_of_a_version_has_the_hash_that_its_reader_finds(place: Path) -> None:
+    told, folder = Told("train", "student", {}, {}, {}, 1), place / "made"
+    (folder / "checkpoint").mkdir(parents=True)
+    for name in ("manifest.json", "model.bin", "more/x.bin"):
+        (folder / "checkpoint" / name).parent.mkdir(exist_ok=True)
+        (folder / "checkpoint" / name).write_text(name)
+    output = Output(folder, told.key({}))
+    output.begin()
+    output.seal(told, {})
+    registry = Registry(place)
+    made = registry.path(registry.add(folder))
+    for within in ("checkpoint", "checkpoint/more", "checkpoint/model.bin"):
+        found = chain._sha256(registry, place, f"data:student@v1/{within}", "inputs.model")
+        assert found == tree_sha256(hashes(made / within)), within
+    with pytest.raises(NexaError, match="student@v1 has no nothing"):
+        chain._sha256(registry, place, "data:student/nothing", "inputs.model")
 
 
 def test_faults_of_all_files_come_at_once_and_a_circle_is_refused(place: Path) -> None:
