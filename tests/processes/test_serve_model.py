@@ -18,6 +18,7 @@ for name in ("torch", "fastapi", "uvicorn", "openai", "httpx", "pyarrow"):
     pytest.importorskip(name)
 transformers: Any = pytest.importorskip("transformers")
 
+from nexa_dist.stages.endpoint import Endpoint, EndpointConfig, Failed  # noqa: E402
 from nexa_dist.stages.serve.server import ask  # noqa: E402
 
 pytestmark = pytest.mark.long("servers of transformers are loaded: 20 s of CPU each")
@@ -68,11 +69,22 @@ def _nothing_is_left() -> Iterator[None]:
 def held(model: Path, folder: Path, python: str, *words: str) -> tuple[subprocess.Popen[bytes], dict[str, Any]]:
     """A served model, once it answers: its process and what serve.json says."""
     env = {**os.environ, "NEXA_RUN_DIR": str(folder)}
-    argv = [python, "-m", "nexa_dist.stages.serve.hold", "--model", str(model), "--name", "tiny", *words]
+    argv = [
+        python,
+        "-m",
+        "nexa_dist.stages.serve.hold",
+        "--model",
+        str(model),
+        "--name",
+        "tiny",
+        "--startup-s",
+        "1500",
+        *words,
+    ]
     process = subprocess.Popen(argv, env=env)
     STARTED.append(process)
     file = folder / "serve.json"
-    until = time.monotonic() + 400
+    until = time.monotonic() + 1500  # vLLM takes minutes where much else runs
     while time.monotonic() < until and process.poll() is None:
         if file.exists() and json.loads(file.read_text())["state"] == "ready":
             return process, json.loads(file.read_text())
@@ -167,6 +179,13 @@ def test_vllm_for_cpu_serves_with_a_key_and_says_its_figures(
         assert ask(url, "tiny", "chat", "a-key-of-the-test", "What is tin?", 8)["text"]
         with pytest.raises(Exception, match="401"):
             ask(url, "tiny", "chat", "wrong", "What is tin?", 8)
+        config = EndpointConfig(url=url, model="tiny", key_env="SERVE_KEY", token_ids=True, max_tokens=4, timeout_s=300)
+        with Endpoint(config) as endpoint:
+            reply = endpoint.ask([{"role": "user", "content": "What is tin?"}], logprobs=3)
+        reply = reply.reply if isinstance(reply, Failed) else reply  # a random model ends at max_tokens: truncated
+        assert reply
+        assert len(reply.tokens) == 4
+        assert all(one.token.startswith("token_id:") and len(one.top) >= 3 for one in reply.tokens)
         assert b"a-key-of-the-test" not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
         until = time.monotonic() + 30
         while json.loads((tmp_path / "serve.json").read_text()).get("completion_tokens", 0) < 8:
