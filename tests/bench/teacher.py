@@ -1,4 +1,4 @@
-"""How long it takes to ask a teacher, beside one request after the other: python -m tests.bench.teacher [ROWS [SECONDS]].
+"""How long asking a teacher takes, beside one request after the other: python -m tests.bench.teacher [ROWS [SECONDS]].
 
 The server is real and answers each question after so many seconds, so this tells of the client alone. Both ways ask the
 same questions, in turns, and the medians of three rounds are compared.
