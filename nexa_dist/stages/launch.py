@@ -21,11 +21,10 @@ OUTPUT = "stage_output"
 """Folder of a stage's output in the working folder of its run; it comes back to runs/RUN/outputs/."""
 
 
-def load_as_training(path: Path, overrides: Sequence[str] = (), given: Mapping[str, str] | None = None) -> TrainConfig:
-    """The training that `nexa run stage.yaml` starts. `given` replaces or adds inputs. Raises NexaError."""
-    config, root = load_stage(path, overrides), find_root()
-    inputs = {name: resolve(reference, root, f"inputs.{name}")
-              for name, reference in {**config.inputs, **(given or {})}.items()}  # fmt: skip
+def load_as_training(path: Path, overrides: Sequence[str] = (), root: Path | None = None) -> TrainConfig:
+    """The training that `nexa run stage.yaml` starts; `root` is the workspace. Raises NexaError."""
+    config, root = load_stage(path, overrides), root or find_root()
+    inputs = {name: resolve(of, root, f"inputs.{name}") for name, of in config.inputs.items()}
     return as_training(config, path, overrides, inputs, root)
 
 

@@ -191,7 +191,7 @@ def load_stage(path: Path, args: argparse.Namespace, overrides: Sequence[str]) -
     if args.plan or args.program:
         option = "--plan is" if args.plan else "what stands after -- is"
         raise UsageError(f"{option} for trainings, and {path} is of stage {stage}", hint="--set KEY=VALUE changes it")
-    return load_as_training(path, overrides)
+    return load_as_training(path, overrides, Workspace.here().root)
 
 
 def at_home(config: TrainConfig, cluster: Cluster) -> TrainConfig:

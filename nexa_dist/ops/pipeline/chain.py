@@ -6,6 +6,7 @@ config and inputs. So a kill at any point leaves nothing to mend; the next run b
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -176,7 +177,7 @@ def _do(ctx: Context, root: Path, step: Step, runs: Runs) -> int:
     ctx.say(f"▸ {step.name}: {step.stage}{' on the cluster' if step.where == 'cluster' else ''}")
     began = time.monotonic()
     if not (folder / MANIFEST).exists():
-        code = runs(step, folder) if step.where == "cluster" else _here(step, folder)
+        code = runs(step, folder) if step.where == "cluster" else _here(root, step, folder)
         if code:
             ctx.say(f"✗ {step.name}: {_ended(code)} after {time.monotonic() - began:.1f} s; what is done stays")
             return code
@@ -204,12 +205,13 @@ def argv_of(step: Step, folder: Path) -> list[str]:
     return [*words, "--output", str(folder)]
 
 
-def _here(step: Step, folder: Path) -> int:
+def _here(root: Path, step: Step, folder: Path) -> int:
     """Do a stage as a program of its own, which ends with us. What it prints is talk, and no data of ours."""
     until = time.monotonic() + STOP_S
     while files.held(folder / ".lock") and time.monotonic() < until:
         time.sleep(0.05)  # that of a nexa that was killed, which is ending
-    with subprocess.Popen(argv_of(step, folder), stdout=sys.stderr.fileno(), preexec_fn=_dies_with_us) as child:
+    argv, env = argv_of(step, folder), {**os.environ, "NEXA_WORKSPACE": str(root)}
+    with subprocess.Popen(argv, stdout=sys.stderr.fileno(), env=env, preexec_fn=_dies_with_us) as child:
         try:
             return _code(child.wait())
         except BaseException:

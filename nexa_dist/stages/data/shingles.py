@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from datasketch import MinHash, MinHashLSH
 
 PRIME = np.uint64((1 << 61) - 1)
 LOW = np.uint64((1 << 32) - 1)
@@ -45,6 +44,8 @@ def shingles(texts: pl.Series, words: int) -> tuple[np.ndarray, np.ndarray]:
 
 def signatures(hashes: np.ndarray, starts: np.ndarray, permutations: int, seed: int) -> np.ndarray:
     """MinHash signatures, uint32 (texts, permutations), as datasketch's MinHash has them of the low 32 bits."""
+    from datasketch import MinHash  # which takes a second to import, and is of use here alone
+
     a, b = MinHash(permutations, seed, scheme="legacy").permutations
     low = hashes & LOW
     out = np.empty((len(starts), permutations), np.uint32)
@@ -56,6 +57,8 @@ def signatures(hashes: np.ndarray, starts: np.ndarray, permutations: int, seed: 
 
 def bands(permutations: int, threshold: float) -> tuple[int, int]:
     """Number of bands and rows of each that datasketch's LSH finds best for a threshold."""
+    from datasketch import MinHashLSH
+
     lsh = MinHashLSH(threshold=threshold, num_perm=permutations)
     return int(lsh.b), int(lsh.r)
 

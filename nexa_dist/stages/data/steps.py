@@ -203,9 +203,7 @@ def _write(config: DataConfig, env: StageEnv, work: Path, keep: np.ndarray) -> d
         _heard(env)
         if not len(rows):
             continue
-        group = rows[split.by].cast(pl.String).fill_null("") if split.by else (
-            rows[config.text].str.to_lowercase().str.replace_all(r"\s+", ""))  # fmt: skip
-        part = parts_of(group, split, config.seed)
+        part = np.zeros(len(rows), np.int8) if len(names) == 1 else parts_of(_groups(rows, config), split, config.seed)
         for number, name in enumerate(names):
             mine = rows.filter(pl.Series(part == number)).drop("_row", "_hash")
             count[name] += len(mine)
@@ -215,6 +213,13 @@ def _write(config: DataConfig, env: StageEnv, work: Path, keep: np.ndarray) -> d
     for name in names:
         out(name, rest=True)
     return {name: count[name] for name in names}
+
+
+def _groups(rows: pl.DataFrame, config: DataConfig) -> pl.Series:
+    """What keeps rows in one part: the group's column, or the text itself but for case and spaces."""
+    if config.split and config.split.by:
+        return rows[config.split.by].cast(pl.String).fill_null("")
+    return rows[config.text].str.to_lowercase().str.replace_all(r"\s+", "")
 
 
 def _pack(config: DataConfig, env: StageEnv) -> dict[str, int]:

@@ -72,7 +72,7 @@ class Here:
         self.looks -= 1
         return self.looks < 0
 
-    def run(self, step: Step, folder: Path) -> int:
+    def run(self, _: Path, step: Step, folder: Path) -> int:
         self.done.append(step.name)
         return entry.main(step.stage, chain.argv_of(step, folder)[3:])
 
