@@ -15,9 +15,7 @@ CONFIGS = sorted((Path(__file__).parents[3] / "configs" / "stages").glob("*.yaml
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_stage_file_of_ours_is_valid(path: Path) -> None:
-    config = load_stage(path)
-    assert config.stage in path.stem
-    assert config.inputs
+    assert load_stage(path).inputs
 
 
 def test_reading_them_needs_nothing_of_the_nodes() -> None:
