@@ -52,7 +52,8 @@ def write(folder: Path, told: dict[str, Any]) -> None:
 
 def markdown(told: dict[str, Any]) -> str:
     counts = told["counts"]
-    lines = ["# What went and why", "", line(told), "", "| reason | rows | became | |", "|---|---|---|---|"]
+    lines = ["# What went and why", "", line(told), ""]
+    lines += ["| reason | rows | became | |", "|---|---|---|---|"] if told["reasons"] else []
     for reason, words in told["reasons"].items():
         became = ", ".join(f"{word} {count}" for word, count in words.items())
         lines.append(f"| {reason} | {sum(words.values())} | {became} | {_MEANS.get(reason, '')} |")
