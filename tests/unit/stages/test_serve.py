@@ -160,7 +160,9 @@ def test_what_is_no_model_of_transformers_is_refused(tmp_path: Path) -> None:
     assert api_of(tmp_path) == "chat"
 
 
-def test_the_engine_is_the_one_that_this_machine_has_a_device_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_is_the_one_that_this_machine_has_a_device_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     packages = {"fastapi", "uvicorn", "openai", "transformers"}
     monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: name in packages or None)
     monkeypatch.setattr(engines, "_installed", lambda name: name in packages)
@@ -176,6 +178,8 @@ def test_the_engine_is_the_one_that_this_machine_has_a_device_for(monkeypatch: p
     argv = choose("auto").argv(Path("/m"), "m", "127.0.0.1", 80, 2048)
     assert argv[argv.index("--tensor-parallel-size") + 1] == "4"
     assert argv[-2:] == ["--max-model-len", "2048"]
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 6}')
+    assert [engines.parallel(tmp_path, gpus) for gpus in (0, 1, 4, 8)] == [1, 1, 3, 6]
     packages.clear()
     with pytest.raises(UsageError, match="nothing here can serve"):
         choose("auto")
