@@ -40,6 +40,8 @@ GO_POLL_S = 0.01
 STACKS_S = 15.0
 """Time for the stacks of ranks that hang, which end by it: a busy node takes a while. Only what lives on costs it."""
 RESERVE_BYTES = 65536
+RESERVE_S = 1.0
+"""Time for a child to say that its own has run out."""
 
 
 class Attempt:
@@ -55,6 +57,8 @@ class Attempt:
         self.environment = {**inherited(spec.get("path", [])), "TMPDIR": self.tmp, **spec["env"], **secrets}
         self.group = cgroup.make(run_dir)
         self.stop_reason = ""
+        self.asked_at: float | None = None
+        """Time of the first request to stop, by boot_clock()."""
         left_s = spec.get("deadline_in_s")
         self.deadline = boot_clock() + left_s if left_s else None
         self.beat = 0.0
@@ -80,12 +84,39 @@ class Attempt:
         if not keep:
             watcher.release_warm(self.run_dir)
         _, left = kill_run(self.run_dir, warm=not keep)
-        remove_tmp(self.run_dir)
         self.watcher.finish()
+        if self.spec.get("outputs"):
+            self.keep_outputs(state, why)
+            _, left = kill_run(self.run_dir, warm=not keep)
+        remove_tmp(self.run_dir)
         self.hold_room(False)
         end = {"state": state, "code": code, "reason": why, "left": left, "attempt": self.spec["attempt"]}
         while not self.event(Event.ENDED, **end) and os.path.isdir(self.run_dir):
             time.sleep(1)  # without room for this line the attempt would look lost; `stop` ends the wait
+
+    def keep_outputs(self, state: str, reason: str) -> None:
+        """Outputs of the attempt to the bucket, as far as there is time. The machine is watched meanwhile."""
+        from . import keep
+
+        def left_s() -> float:
+            leaves = self.watcher.leaves_unix
+            leaves_s = None if leaves is None else leaves - time.time()
+            return keep.seconds(
+                self.run_dir, state, self.stop_reason or reason, self.asked_at, self.grace_s(), leaves_s
+            )
+
+        self.watcher.running = False  # the ranks are through
+        seconds = left_s()
+        if seconds <= 0:
+            return
+        until, before = boot_clock() + seconds, self.stop_reason
+        with contextlib.suppress(OSError), open(self.path("outputs") + ".log", "ab") as log:
+            child = self.popen([sys.executable, "-S", "-E", agent_path(), "keep", self.run_dir, "%.1f" % seconds], log)
+            while child.poll() is None and boot_clock() < until + RESERVE_S:
+                if self.stop_reason != before:
+                    before, until = self.stop_reason, min(until, boot_clock() + max(0.0, left_s()))
+                self.tick()
+                self.reap(child)
 
     def keeps_warm(self, state: str) -> bool:
         """Tell whether to expect another attempt, for which the warm interpreter stays."""
@@ -150,6 +181,7 @@ class Attempt:
 
     def ask_to_stop(self, reason: str) -> None:
         self.stop_reason = self.stop_reason or reason
+        self.asked_at = boot_clock() if self.asked_at is None else self.asked_at
 
     def tick(self, rest_s: float = POLL_S) -> None:
         """Runs the periodic checks (heartbeat, deadline, watcher) about twenty times a second, then rests."""

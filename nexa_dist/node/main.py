@@ -19,6 +19,7 @@ other command is short and answers with JSON. Each imports only what it needs.
     agent.pyz stop RUN_DIR     < {"grace_s", "reason", "release"}    SIGTERM, grace for a checkpoint, SIGKILL
     agent.pyz wrote -          < {"runs": [...]}                     what runs have left here: files, checkpoints
     agent.pyz send DIR         < {"files": [...]}                    these files, framed, from byte offsets
+    agent.pyz keep RUN_DIR     < {"seconds"}                         its outputs to the bucket (by the daemon: SECONDS)
     agent.pyz setup RUN_DIR    (by the daemon)                       packages, layer and lines before the ranks
     agent.pyz flight RUN_DIR ATTEMPT (by the daemon)                 what the ranks dumped of their collectives
     agent.pyz rank -- ARGV     (started by torchrun)                 one rank: its log, its exit code, its end
@@ -53,6 +54,10 @@ def main(argv: list[str]) -> int:
         from . import setup
 
         return setup.main(rest[0])
+    if name == "keep" and len(rest) == 2:
+        from . import keep
+
+        return keep.main(rest[0], float(rest[1]))
     if name == "flight":
         from .watch import flight
 
@@ -78,7 +83,8 @@ def main(argv: list[str]) -> int:
     act = command(name, rest[1:])
     if act is None:
         print(
-            "usage: agent.pyz probe|diag|forget|unpack|whole|lacks|start|go|status|allow|follow|stop|wrote|send|rank …",
+            "usage: agent.pyz probe|diag|forget|unpack|whole|lacks|start|go|status|allow|follow|stop|wrote|send|keep|"
+            "rank …",
             file=sys.stderr,
         )
         return 2
@@ -110,6 +116,10 @@ def command(name: str, more: list[str]) -> Callable[[str], dict[str, Any]] | Non
         from .outputs import wrote
 
         return lambda _: wrote(json.load(sys.stdin))
+    if name == "keep":
+        from .keep import keep as kept
+
+        return lambda folder: kept(folder, json.load(sys.stdin))
     if name == "start":
         from .start import start
 

@@ -22,7 +22,7 @@ class Event:
     SETUP, PREPARE, PREPARED, TORCHRUN = "setup", "prepare", "prepared", "torchrun"
     RANK_START, RANK_EXIT, PROGRESS, HANG = "rank_start", "rank_exit", "progress", "hang"
     STOPPING, NOTICE, DUE, IMDS, WARM = "stopping", "notice", "due", "imds", "warm"
-    FLIGHT = "flight"
+    FLIGHT, KEPT = "flight", "kept"
 
 
 class Reason:
@@ -47,7 +47,7 @@ Spec = TypedDict(
     "Spec",
     {
         "version": int, "run_id": str, "attempt": int, "node": str, "launcher": str, "argv": Any, "setup": Any,
-        "prepare": Any, "path": Any, "data": Any,
+        "prepare": Any, "path": Any, "data": Any, "outputs": Any,
         "env": Any, "cwd": str, "code": str, "config": Optional[Dict[str, Any]], "grace_s": float,
         "notice_grace_s": float, "deadline_in_s": Optional[float], "hang_timeout_s": Optional[float],
         "on_disconnect": str, "spot": bool, "keep_warm": bool, "preload": Any, "first_rank": int, "nproc": int,

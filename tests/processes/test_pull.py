@@ -19,7 +19,7 @@ from nexa_dist.cli import main
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs.checkpoints import rescue, spread_checkpoint
-from nexa_dist.ops.work import results
+from nexa_dist.ops.work import come, results
 from nexa_dist.run import trust
 from nexa_dist.run.runner import SystemRunner
 from nexa_dist.run.ssh.connections import connect, session
@@ -256,10 +256,10 @@ def test_what_comes_by_itself_is_bounded_and_the_rest_is_said(lab: Lab, monkeypa
     lab.wrote("n1", figures__b="2")
     said: list[str] = []
     ctx, record = Context(Workspace(lab.root), SystemRunner(), said.append), lab.run.load()
-    monkeypatch.setattr(results, "BY_ITSELF_BYTES", 4)
+    monkeypatch.setattr(come, "BY_ITSELF_BYTES", 4)
     with session(ctx.runner, lab.cluster) as ssh:
         links = connect(ssh)
-        told = results.come(ctx, lab.run, links, record, short=False)
+        told = come.come(ctx, lab.run, links, record, short=False)
         assert lab.there() == {"figures/a": "1", "figures/b": "2"}
         assert told["files"] == {"count": 2, "bytes": 2} and told["later"] == {"count": 1, "bytes": 5}
         assert (told["unnamed"]["count"], told["failed"]) == (1, 0) and told["folder"] == f"runs/{RUN}/outputs"
@@ -267,15 +267,13 @@ def test_what_comes_by_itself_is_bounded_and_the_rest_is_said(lab: Lab, monkeypa
             f"too much to come by itself: 1 file (5 B): figures/large; nexa pull {RUN} brings it",
             f"written, and not named in outputs: 1 file (1 B): model; nexa pull {RUN} --all brings it",
         ]
-        monkeypatch.setattr(results, "BY_ITSELF_BYTES", 100)
-        monkeypatch.setattr(results, "BY_ITSELF_S", 0.0)
+        monkeypatch.setattr(come, "BY_ITSELF_BYTES", 100)
+        monkeypatch.setattr(come, "BY_ITSELF_S", 0.0)
         monkeypatch.setenv("NODES", "/nowhere")
-        assert results.come(ctx, lab.run, links, record, short=False) == {}, (
-            "no node answers: the run ends all the same"
-        )
+        assert come.come(ctx, lab.run, links, record, short=False) == {}, "no node answers: the run ends all the same"
         assert len([line for line in said if "did not come: node n" in line]) == 2
         with results.pulling(lab.run):
-            assert results.come(ctx, lab.run, links, record, short=True) == {}
+            assert come.come(ctx, lab.run, links, record, short=True) == {}
     assert "is in use" in said[-1] and f"the outputs of {RUN} did not come" in said[-1]
 
 

@@ -169,6 +169,7 @@ class Job:
             "cwd": place.work,
             "code": place.code,
             "data": folders(place.shared, self.brought.data) or None,
+            "outputs": {"named": config.outputs, "python": link.python} if link.ssh.cluster.bucket else None,
             "config": config.model_dump(mode="json") if config.backend else None,
             "grace_s": GRACE_S,
             "notice_grace_s": NOTICE_GRACE_S,

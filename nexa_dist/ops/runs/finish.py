@@ -13,7 +13,8 @@ from nexa_dist.model import Decision
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs.checkpoints import newest_in_bucket
 from nexa_dist.ops.runs.watch import Outcome
-from nexa_dist.ops.work import results
+from nexa_dist.ops.work import kept, results
+from nexa_dist.ops.work.come import come
 from nexa_dist.plan.runs.manifest import build_manifest
 from nexa_dist.run import files
 from nexa_dist.run.logs.mirror import TAIL
@@ -68,7 +69,9 @@ def finish(
     manifest = build_manifest(record.to_json(), result, config, logs)
     files.write_json(run.manifest, redact(manifest.model_dump(mode="json")))
     answering = [link for link in links if outcome.left.get(link.node.name, 0) is not None]
-    if outputs := results.come(ctx, run, answering, record, short=outcome.end.kind in ("budget", "deadline")):
+    if outcome.state == "failed":
+        kept.ask(ctx, answering, record)
+    if outputs := come(ctx, run, answering, record, short=outcome.end.kind in ("budget", "deadline")):
         told = manifest.model_copy(update={"outputs": outputs})
         files.write_json(run.manifest, redact(told.model_dump(mode="json")))
 

@@ -13,12 +13,13 @@ from typing import Any, Literal, Protocol
 
 from nexa_dist.errors import Leave, NexaError
 from nexa_dist.model import End
-from nexa_dist.node.protocol import FINAL, Reason
+from nexa_dist.node.protocol import FINAL, Event, Reason
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.health.witness import Witnesses
 from nexa_dist.ops.runs.agent_spec import GRACE_S, NOTICE_GRACE_S
 from nexa_dist.ops.runs.attempt_state import AttemptState, Failure
 from nexa_dist.ops.runs.launch import stop_all
+from nexa_dist.ops.work import kept
 from nexa_dist.plan.failures.log_tail import TAIL_BYTES
 from nexa_dist.plan.health.lost import ASK_AFTER_S
 from nexa_dist.run import files
@@ -120,6 +121,7 @@ def watch(
                 if item is None:
                     continue
                 show(item, view)
+                _tell_kept(item, state, view)
                 action = _quiet(state, item, view, awake, witnesses) if isinstance(item, Quiet) else state.step(item)
                 if action == "go":
                     action = _go(state, links, run_dirs)
@@ -156,6 +158,13 @@ def show(item: Item, view: View) -> None:
         view.note(f"{item.node}: {item.text}")
     elif isinstance(item, AgentEvent):
         view.event(item.node, item.record)
+
+
+def _tell_kept(item: Item, state: AttemptState, view: View) -> None:
+    """Say what a node has brought to the bucket at the end of this attempt."""
+    if isinstance(item, AgentEvent) and item.node in state.started and item.record["event"] == Event.KEPT:
+        for line in kept.words(item.node, item.record):
+            view.note(line)
 
 
 def _rest(stream: Stream, view: View, names: Sequence[str]) -> dict[str, int]:
