@@ -96,25 +96,27 @@ def prepare(
     resume: tuple[int, dict[str, str]] | None,
     *,
     codes: tuple[archive.Code, archive.Code] | None = None,
+    project: archive.Archive | None = None,
     seconds_left: float | None = None,
     kept: Path | None = None,
     links: Connecting,
 ) -> Prepared:
     """The plan of one attempt. `resume` is the step and, by node name, its verified checkpoint there.
 
-    `codes` are the project and our package as an earlier attempt had them, instead of those of this moment.
+    `codes` are the project and our package as an earlier attempt had them, instead of those of this moment;
+    `project` alone, and what its environment is made from, as they were when a queue got the run.
     `seconds_left` of the run's max_hours; without it all of them are. `kept` is the folder of the run for `bring`.
     `links` are asked for when everything else is known. A dry run begins nothing on the nodes.
     """
     draft = assign_ranks(ssh.cluster, 0, config.nproc_per_node)
     again = codes is not None
     if codes is None:
-        codes = of_now(ctx, config)
+        codes = (project, archive.package()) if project else of_now(ctx, config)
     refuse_packages(ctx, ssh.cluster, config)
     layer = layer_of(config, *archive.look(codes[0], PYPROJECT))
     hidden = secrets(ctx, config)
     linked = links()
-    brought = bring(ctx, linked, config, kept, hidden, again=again)
+    brought = bring(ctx, linked, config, kept, hidden, again=again, project=project)
     job = Job(config, run_id, attempt, *codes, resume, hidden, brought, layer)
     asked = time.time()
     more: dict[str, dict[str, Any]] = {}
@@ -262,11 +264,8 @@ def commit(ctx: Context, config: TrainConfig, code: archive.Code) -> str | None:
     return git.commit(ctx.runner, ctx.workspace.root, ours)
 
 
-def new_record(
-    ctx: Context, run: RunFolder, prepared: Prepared, cluster: Cluster, config: TrainConfig, config_file: str
-) -> Run:
+def new_record(run: RunFolder, cluster: Cluster, config: TrainConfig, config_file: str, git_commit: str | None) -> Run:
     """The record of a run before its first attempt."""
-    git_commit = commit(ctx, config, prepared.archives[0])
     record = Run(cluster, config.model_dump(mode="json"), {}, [], run.run_id, config_file=config_file,
                  git_commit=git_commit, created_unix=time.time())  # fmt: skip
     record.path = run.json

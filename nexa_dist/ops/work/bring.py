@@ -12,6 +12,7 @@ from nexa_dist.config.train import TrainConfig
 from nexa_dist.ops import light
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.work.data import bring_data
+from nexa_dist.run.code.archive import Archive
 from nexa_dist.run.ssh.connections import Link
 
 
@@ -37,15 +38,16 @@ def bring(
     hidden: Mapping[str, str],
     *,
     again: bool,
+    project: Archive | None = None,
 ) -> Brought:
     """Makes ready what `config` asks for; quick when all of it is there. Called before every attempt: `kept` is a
     folder of the run here, for what a later attempt needs of this one; None in a dry run, which changes nothing.
     `again`: the inputs are those of the attempt before, as they lie in `kept`, and not the user's files of now.
-    `hidden` are the secrets of the run."""
+    `hidden` are the secrets of the run. `project`: files for the environment are those of this code."""
     made = Brought(environment=light.told(links[0].ssh.cluster))
     if config.environment != "light":
         from nexa_dist.ops.work import environment  # a run in light is launched sooner without it
 
-        env = environment.make_ready(ctx, links, config, hidden, kept, again=again)
+        env = environment.make_ready(ctx, links, config, hidden, kept, again=again, project=project)
         made = Brought(env.pythons, env.env, env.told)
     return replace(made, data=bring_data(ctx, links, config, kept, again=again))

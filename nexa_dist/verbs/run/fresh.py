@@ -7,6 +7,7 @@ import contextlib
 import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from nexa_dist.config.train import TrainConfig
@@ -17,6 +18,7 @@ from nexa_dist.ops.runs import launch
 from nexa_dist.ops.runs import status as running
 from nexa_dist.ops.runs.supervise import alone
 from nexa_dist.run import files
+from nexa_dist.run.code.archive import Archive
 from nexa_dist.run.record import Run
 from nexa_dist.run.ssh.connections import Connecting, Ssh
 from nexa_dist.run.workspace import RunFolder
@@ -25,6 +27,14 @@ from nexa_dist.ui import terminal
 from nexa_dist.verbs.run.presenter import RunPresenter
 
 Arguments = argparse.Namespace
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The project as it was at another time, and the commit that it was of."""
+
+    project: Archive
+    git_commit: str | None
 
 
 def dry(ctx: Context, ssh: Ssh, links: Connecting, config: TrainConfig, as_json: bool) -> int:
@@ -44,10 +54,11 @@ def fresh(
     as_json: bool,
     named: Callable[[str], object] = str,
     folder: RunFolder | None = None,
+    code: Frozen | None = None,
     began: Callable[[launch.Prepared], object] = bool,
 ) -> int:
     """A new run, followed to its end. `named` is told what it is called before anything of it is begun, unless its
-    `folder` was made before; `began` how it was begun, when it is."""
+    `folder` was made before; `began` how it was begun, when it is. `code` is another than that of this moment."""
     cluster = ssh.cluster
     with contextlib.ExitStack() as door:
         door.enter_context(running.launching(ctx, cluster))
@@ -60,7 +71,10 @@ def fresh(
             folder = folder or ctx.workspace.new_run(config.stage, config.name)
             try:
                 named(folder.run_id)
-                prepared = launch.prepare(ctx, ssh, config, folder.run_id, 1, None, kept=folder.brought, links=links)
+                prepared = launch.prepare(
+                    ctx, ssh, config, folder.run_id, 1, None,
+                    project=code.project if code else None, kept=folder.brought, links=links,
+                )  # fmt: skip
                 launch.deliver(ctx, prepared)
             except BaseException:
                 shutil.rmtree(folder.path)  # nothing was started, so there is no run
@@ -69,7 +83,8 @@ def fresh(
             first = cluster.nodes[0].name
             cure = "; or name a bucket in the cluster's file" if cluster.traits.priced else ""
             ctx.say(f"warning: checkpoints lie on {first} alone and are lost with it: nexa pull brings them here{cure}")
-        record = launch.new_record(ctx, folder, prepared, cluster, config, config_file)
+        commit = code.git_commit if code else launch.commit(ctx, config, prepared.archives[0])
+        record = launch.new_record(folder, cluster, config, config_file, commit)
         with alone(folder, "run"):
             started(ctx, folder, prepared, record)
             door.close()

@@ -129,13 +129,17 @@ class Worker:
             return fresh.fresh(
                 self.ctx, ssh, lambda: connect(ssh), config, row.config_file,
                 detach=False, shown=self.shown, as_json=self.as_json,
-                named=lambda run_id: self._put(row, run_id=run_id), folder=folder,
+                named=lambda run_id: self._put(row, run_id=run_id), folder=folder, code=self._code(row),
                 began=lambda prepared: self.next.make_ready(config, prepared),
             )  # fmt: skip
         except BaseException:
             if ready:
                 ready.forget(self.queue)
             raise
+
+    def _code(self, row: Row) -> fresh.Frozen | None:
+        code = self.queue.code(row)
+        return fresh.Frozen(code, row.git_commit) if code else None
 
     def _warn_of_money(self, row: Row) -> None:
         """Warn when the budget that is left looks small beside the runs so far; what does not even pay a stop is

@@ -41,6 +41,8 @@ class Launches:
         self.ends: list[str | BaseException | Callable[[], str]] = []
         self.wait_ends: list[Callable[[], str] | None] = []
         """The same for what happens while a run goes on."""
+        self.code = list[str]()
+        """Of each run t.py as its code has it."""
         self.link, self.readied = Mock(), list[str]()
         self.prepared = Mock(links=(self.link,))
 
@@ -52,6 +54,7 @@ class Launches:
             self.readied.append(config.args[1])
         more["named"](name)
         self.begun.append(config.args[1])
+        self.code.append({file.name: file.content.decode() for file in more["code"].project.files}["t.py"])
         more["began"](self.prepared)
         if self.wait_ends and (end := self.wait_ends.pop(0)):
             self.ends.insert(0, end())
@@ -102,6 +105,32 @@ def test_they_run_in_order_and_the_table_tells(lab: Launches, capsys: pytest.Cap
     assert told.out.splitlines()[3].split("\t")[:5] == ["q3", "done", "t.yaml args.1=2", "-", "1.0"]
     assert main(["queue", "run"]) == EXIT_OK
     assert "nothing waits" in capsys.readouterr().err
+
+
+def test_a_queued_run_has_the_code_of_when_it_was_added(lab: Launches) -> None:
+    def edit() -> str:
+        (lab.root / "t.py").write_text("edited while the first ran")
+        return "completed"
+
+    (lab.root / "t.py").write_text("as added")
+    assert main(["queue", "add", "t.yaml"]) == EXIT_OK
+    kept = lab.clusters / "queue-code"
+    first = {path.name for path in kept.iterdir()}
+    (lab.root / "t.py").write_text("edited")
+    assert main(["queue", "add", "t.yaml"]) == EXIT_OK
+    assert len(first) == 1 and len(list(kept.iterdir())) == 2
+    lab.ends = [edit]
+    assert main([*GRID]) == EXIT_OK
+    assert lab.code == ["as added", "edited", *["edited"] * 3] and not list(kept.iterdir())
+
+    assert main(["queue", "add", "t.yaml"]) == EXIT_OK
+    (path,) = kept.iterdir()
+    path.write_bytes(path.read_bytes()[:60])
+    assert main(["queue", "run"]) == EXIT_FAILED
+    row = Queue(Workspace(lab.root).cluster("lab")).load().rows[-1]
+    assert row.state == "failed" and "is damaged" in row.why
+    (lab.root / ".nexaignore").write_text("t.py")
+    assert main(["queue", "add", "t.yaml"]) == EXIT_FAILED, "told when it is added, not when it begins"
 
 
 def test_a_failure_ends_no_other_run_unless_it_should(lab: Launches) -> None:
