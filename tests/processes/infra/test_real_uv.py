@@ -1,4 +1,4 @@
-"""An environment of the user's by the real uv, on a disk that is too small, without a network, and killed at any moment."""
+"""An environment of the user's by the real uv: on a disk that is too small, without a network, killed at any moment."""
 
 from __future__ import annotations
 
