@@ -76,7 +76,11 @@ class TrainConfig(Section):
         description="Short name of the training: a-z, 0-9 and '-', at most 32 characters. Without it, that of the "
         "file, or of the script.",
     )
-    stage: Literal["train"] = Field("train", description="Stage of the pipeline that the manifest names.")
+    stage: Literal["train", "data", "teach", "filter", "eval", "serve"] = Field(
+        "train",
+        description="Stage of the pipeline that the manifest names. Another one than train has keys of its own: "
+        "docs/PIPELINE.md.",
+    )
     backend: Literal["hf", "acc", "ds", "ax"] | None = Field(
         None,
         description="hf: the transformers Trainer under DDP, set by model, dataset and trainer. acc: the same under "

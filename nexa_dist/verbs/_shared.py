@@ -163,14 +163,42 @@ def plan_file(named: str | None) -> Path | None:
 
 
 def load_planned(args: argparse.Namespace, name: str | None = None) -> TrainConfig:
-    """The training of TRAIN.yaml (or `name`) with --plan, --set and what stands after --. Says what the plan has for
-    nobody."""
+    """The training of TRAIN.yaml, or the stage of a file with `stage:`, (or `name`) with --plan, --set and what stands
+    after --. Says what the plan has for nobody."""
     from nexa_dist.config.load import read_train
 
-    found = read_train(Path(name or args.train), args.set, args.program, plan_file(args.plan))
+    path = Path(name or args.train)
+    if stage := load_stage(path, args, args.set):
+        return stage
+    found = read_train(path, args.set, args.program, plan_file(args.plan))
     if found.left_out:
         terminal.say(f"left out of plan {args.plan}: {', '.join(found.left_out)}, which {args.train} has not")
     return found.config
+
+
+def load_stage(path: Path, args: argparse.Namespace, overrides: Sequence[str]) -> TrainConfig | None:
+    """The run of a stage other than train; None for a train.yaml. Raises ConfigError, UsageError."""
+    try:
+        if b"stage" not in path.read_bytes():  # the rest is imported for stages alone
+            return None
+    except OSError:
+        return None  # who reads it says so
+    from nexa_dist.stages.launch import load_as_training
+    from nexa_dist.stages.load import stage_of
+
+    if (stage := stage_of(path)) == "train":
+        return None
+    if args.plan or args.program:
+        option = "--plan is" if args.plan else "what stands after -- is"
+        raise UsageError(f"{option} for trainings, and {path} is of stage {stage}", hint="--set KEY=VALUE changes it")
+    return load_as_training(path, overrides)
+
+
+def at_home(config: TrainConfig, cluster: Cluster) -> TrainConfig:
+    """The config with its nodes: a stage that names none is the work of the first one, a training of all."""
+    if config.stage == "train" or config.nodes:
+        return config
+    return config.model_copy(update={"nodes": (cluster.nodes[0].name,)})
 
 
 def is_file(named: str) -> bool:

@@ -19,7 +19,17 @@ from nexa_dist.ops.runs.launch import commit
 from nexa_dist.plan.ranks import assign_ranks, subset
 from nexa_dist.plan.runs import grid
 from nexa_dist.run.code.archive import Archive
-from nexa_dist.verbs._shared import borrowed, context, find_cluster, find_folder, plan_file, ranks, refuse_detach
+from nexa_dist.verbs._shared import (
+    at_home,
+    borrowed,
+    context,
+    find_cluster,
+    find_folder,
+    load_stage,
+    plan_file,
+    ranks,
+    refuse_detach,
+)
 from nexa_dist.verbs.run import queue_table
 from nexa_dist.verbs.run.queue_worker import Worker
 
@@ -153,7 +163,10 @@ def _asked(ctx: Context, args: Arguments) -> tuple[Queue, list[Row], Cluster]:
 def _row(ctx: Context, cluster: Cluster, name: str, point: dict[str, str], args: Arguments) -> Row:
     words = [f"{key}={value}" for key, value in point.items()]
     tags = [f"tags+={grid.tag(key, value)}" for key, value in point.items()]
-    config = load_train(Path(name), [*args.set, *words, *tags], args.program, plan_file(args.plan))
+    if stage := load_stage(Path(name), args, [*args.set, *words, *(f"launch.{tag}" for tag in tags)]):
+        config = at_home(stage, cluster)
+    else:
+        config = load_train(Path(name), [*args.set, *words, *tags], args.program, plan_file(args.plan))
     refuse_detach(config, False)
     assign_ranks(subset(cluster, config.nodes), 0, config.nproc_per_node)
     root = ctx.workspace.root

@@ -16,7 +16,7 @@ from nexa_dist.ops.queue import Queue
 from nexa_dist.ops.runs.wandb import settled
 from nexa_dist.plan.ranks import subset
 from nexa_dist.run.ssh.connections import connecting, session
-from nexa_dist.verbs._shared import borrowed, context, find_cluster, load_planned, ranks, refuse_detach
+from nexa_dist.verbs._shared import at_home, borrowed, context, find_cluster, load_planned, ranks, refuse_detach
 
 Arguments = argparse.Namespace
 
@@ -37,7 +37,9 @@ def run(args: argparse.Namespace) -> int:
 
         return resumed(ctx, ctx.workspace.run(args.resume), args, shown)
     config = load_planned(args)
-    cluster = subset(find_cluster(borrowed(ctx, args.cluster), args.cluster), config.nodes)
+    cluster = find_cluster(borrowed(ctx, args.cluster), args.cluster)
+    config = at_home(config, cluster)
+    cluster = subset(cluster, config.nodes)
     folder = ctx.workspace.cluster(cluster.name)
     if Queue(folder).at_work_on({node.name for node in cluster.nodes}):
         raise UsageError(

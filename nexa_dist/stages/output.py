@@ -1,0 +1,110 @@
+"""The folder of one stage's output: begun, gone on with, sealed by its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nexa_dist import __version__
+from nexa_dist.errors import UsageError
+from nexa_dist.run import files
+from nexa_dist.secrets import redact
+from nexa_dist.stages.contract import StageConfig
+from nexa_dist.stages.whole import MANIFEST, hashes, remove, tree_sha256
+
+STATE = ".state.json"
+Files = Mapping[str, Mapping[str, int | str]]
+
+
+def key_of(config: StageConfig, form: int, inputs: Mapping[str, str]) -> str:
+    """Name of what a stage's output follows from: SHA-256 of its config, its format and the hashes of its inputs."""
+    told = {"config": config.identity, "format": form, "inputs": dict(sorted(inputs.items()))}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Output:
+    """A folder, and the key of what it is to hold."""
+
+    folder: Path
+    key: str
+
+    def is_done(self) -> bool:
+        """Whether it is whole. Raises UsageError when it holds something else."""
+        for name in (MANIFEST, STATE):
+            path = self.folder / name
+            if path.exists() and files.read_object(path).get("key") != self.key:
+                what = "the output" if name == MANIFEST else "a half-done output"
+                raise UsageError(
+                    f"{self.folder} holds {what} of another config or other inputs",
+                    hint="give another --output, or remove that folder",
+                )
+        if not (self.folder / MANIFEST).exists() and not (self.folder / STATE).exists() and self.folder.exists():
+            if any(not path.name.startswith(".") for path in self.folder.iterdir()):
+                raise UsageError(f"{self.folder} has files that no stage wrote", hint="give another --output")
+        return (self.folder / MANIFEST).exists()
+
+    def begin(self) -> None:
+        state = self._state()
+        self._write({**state, "attempts": int(state.get("attempts", 0)) + 1})
+
+    def note(self, **facts: Any) -> None:
+        state = self._state()
+        self._write({**state, "notes": {**state.get("notes", {}), **facts}})
+
+    def spent(self, seconds: float) -> None:
+        state = self._state()
+        self._write({**state, "seconds": round(float(state.get("seconds", 0.0)) + seconds, 3)})
+
+    def seal(self, config: StageConfig, form: int, read: Mapping[str, Files]) -> None:
+        """Write the manifest, by which the output is whole, and remove what is scratch."""
+        state = self._state()
+        out = hashes(self.folder)
+        notes = dict(state.get("notes", {}))
+        code = hashes(Path(__file__).parent)
+        manifest = {
+            "version": 1,
+            "stage": config.stage,
+            "name": config.name,
+            "status": "completed",
+            "key": self.key,
+            "inputs": {
+                name: {"reference": config.inputs.get(name, ""), "sha256": tree_sha256(found),
+                       "bytes": sum(int(row["bytes"]) for row in found.values()), "files": len(found)}
+                for name, found in read.items()
+            },
+            "outputs": {"sha256": tree_sha256(out), "bytes": sum(int(row["bytes"]) for row in out.values()),
+                        "files": out},
+            "counts": notes.pop("counts", {}),
+            "schema": notes.pop("schema", {}),
+            "usd": notes.pop("usd", None),
+            "notes": notes,
+            "seconds": state.get("seconds", 0.0),
+            "attempts": state["attempts"],
+            "started_unix": state["started_unix"],
+            "ended_unix": round(time.time(), 3),
+            "run_id": os.environ.get("NEXA_RUN_ID"),
+            "config": redact(config.model_dump(mode="json")),
+            "config_sha256": hashlib.sha256(json.dumps(config.identity, sort_keys=True).encode()).hexdigest(),
+            "format": form,
+            "code_sha256": tree_sha256({name: row for name, row in code.items() if name.endswith(".py")}),
+            "package": __version__,
+        }  # fmt: skip
+        files.write_json(self.folder / MANIFEST, manifest)
+        for path in self.folder.rglob(".*"):
+            remove(path)
+
+    def _state(self) -> dict[str, Any]:
+        path = self.folder / STATE
+        if path.exists():
+            return files.read_object(path)
+        return {"key": self.key, "started_unix": round(time.time(), 3)}
+
+    def _write(self, state: Mapping[str, Any]) -> None:
+        files.write_json(self.folder / STATE, state)
