@@ -14,7 +14,7 @@ GROUPS = {
     "cluster": ("init", "config", "plan", "provision", "status", "ssh", "diag", "teardown", "sweep", "image", "trust",
                 "completion"),
     "run": ("preflight", "run", "queue", "attach", "stop", "runs", "logs", "why", "report"),
-    "work": ("env", "pull"),
+    "work": ("env", "pull", "leaderboard"),
     "money": ("cost", "budget", "timeline"),
 }  # fmt: skip
 """The folder below verbs/ of each verb, and where `nexa --help` shows it."""
@@ -266,6 +266,10 @@ def _taken(verbs: Verbs) -> None:
     pull.add_argument("--all", action="store_true", help="also what it wrote and outputs: does not name")
     _common(pull, "--json")
     _dry(pull, "print what would be brought; the nodes are asked")
+    board = verbs.add_parser("leaderboard", help="what was evaluated, the best first, with its cost beside it")
+    board.add_argument("name", nargs="?", default="", metavar="NAME", help="one evaluation; without it all")
+    board.add_argument("--html", metavar="FILE.html", help="also as one page that needs no network")
+    _common(board, "--json")
 
 
 def _money(verbs: Verbs) -> None:

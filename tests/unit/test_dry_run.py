@@ -24,7 +24,7 @@ from nexa_dist.verbs._arguments import parser
 from tests.unit.cloud_server import HOME, Emulated
 
 READING = {"config", "plan", "preflight", "status", "ssh", "attach", "runs", "logs", "why", "cost", "timeline"}
-READING |= {"report", "completion"}
+READING |= {"report", "completion", "leaderboard"}
 """Verbs that change nothing here, on a node or in a cloud. `attach` takes over a run as it goes on, `ssh` is a shell,
 and `plan` is itself what would be made."""
 RUN = "train_20260101_000000_first"

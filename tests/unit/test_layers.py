@@ -46,7 +46,7 @@ ROOMS = {
     "ops": ("fit", "runs", "work", "failures", "cluster", "health", "money", "providers"),
     "node": ("watch", "warm", "code", "machine"),
     "run": ("logs", "code", "ssh", "aws", "terraform"),
-    "stages": ("data", "filter", "teach"),
+    "stages": ("data", "eval", "filter", "teach"),
 }
 """Folders of a layer, from the top down: each may import only what stands after it. Modules beside them have no place
 in the order; like all others they may be in no circle."""

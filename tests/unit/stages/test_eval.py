@@ -193,6 +193,11 @@ def test_some_rows_are_drawn_by_id_and_seed(tmp_path: Path) -> None:
     assert len(made.table()) == 3 and made.table() == other.table()
 
 
+def test_the_example_is_valid() -> None:
+    config = load_stage(Path(__file__).parents[3] / "configs" / "stages" / "eval.yaml")
+    assert config.stage == "eval" and config.name == "quality"
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
