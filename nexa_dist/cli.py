@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from nexa_dist.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Leave, NexaError
 from nexa_dist.verbs._arguments import GROUPS, parser
 
-FOLLOWING = ("run", "queue", "attach", "logs")
+FOLLOWING = ("run", "queue", "attach", "logs", "pipeline")
 """Verbs that show what goes on without them."""
 
 

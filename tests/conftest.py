@@ -28,6 +28,7 @@ TOGETHER = {
     "tests/e2e/test_lifecycle.py": "lab 2",
     "tests/e2e/test_project.py": "lab 2",
     "tests/e2e/test_queue.py": "lab 2",
+    "tests/e2e/test_serve.py": "lab 2",
     "tests/e2e/test_recovery.py": "lab 2",
     "tests/e2e/test_own_hosts_provision.py": "own hosts",
     "tests/e2e/test_diag.py::test_an_unfit_node": "lab 2",

@@ -18,7 +18,7 @@ from nexa_dist.run.workspace import RunFolder
 from nexa_dist.shape import Check, lenient, maybe, number, record, rows, table, text, whole
 
 PLACES = ("runs/*/outputs/stage_output", "evals/*", "versions/objects/*")
-MANIFEST, SUMMARY = "manifest.json", "summary.json"
+MANIFEST = "manifest.json"
 NAME = text(200)
 FIGURE = lenient(maybe(number()))
 SPAN = lenient(maybe(rows(number(), 2, 2)))
@@ -52,7 +52,7 @@ def gather(ctx: Context) -> list[dict[str, Any]]:
             if files.read_object(folder / MANIFEST).get("stage") != "eval":
                 continue
             manifest = files.read_shape(folder / MANIFEST, KEPT)
-            row = _row(ctx, manifest, files.read_shape(folder / SUMMARY, TOLD), folder)
+            row = _row(ctx, manifest, files.read_shape(_figures(folder), TOLD), folder)
         except NexaError as error:
             ctx.say(f"warning: passed over: {error}")
             continue
@@ -69,6 +69,14 @@ def _folders(root: Path) -> Iterator[Path]:
     for pattern in PLACES:
         for path in sorted(root.glob(f"{pattern}/{MANIFEST}")):
             yield path.parent
+
+
+def _figures(folder: Path) -> Path:
+    """The figures of an evaluation, evals/NAME_RUN.json."""
+    found = next(iter(sorted(folder.glob("evals/*.json"))), None)
+    if found is None:
+        raise NexaError(f"{folder}: no evals/*.json is in it")
+    return found
 
 
 def _row(ctx: Context, manifest: Mapping[str, Any], told: Mapping[str, Any], folder: Path) -> dict[str, Any]:

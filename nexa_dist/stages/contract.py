@@ -23,7 +23,7 @@ StageName = Literal["data", "teach", "filter", "train", "eval", "serve"]
 
 
 def _reference(value: str) -> str:
-    """data:NAME[@vN], run:RUN, stage:NAME (within a pipeline), or a path."""
+    """data:NAME[@vN][/FOLDER], run:RUN, stage:NAME[/FOLDER] (within a pipeline), or a path."""
     kind, colon, rest = value.partition(":")
     if colon and kind in ("data", "run", "stage") and not rest:
         raise ValueError(f"{kind}: needs a name behind it: data:science@v1, run:RUN, stage:NAME, or a path")
@@ -109,7 +109,8 @@ class Stage(Protocol):
 
     @staticmethod
     def prepare(config: Any, env: StageEnv) -> None:
-        """Refuse what cannot work (NexaError), before anything is done or paid for. Called before run, each time."""
+        """Refuse what cannot work (NexaError), before anything is done or paid for. Called before run, each time; what
+        it raises is exit code 2, and no other attempt is begun. So is what run raises with `code=EXIT_USAGE`."""
 
     @staticmethod
     def run(config: Any, env: StageEnv) -> int: ...

@@ -15,11 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from nexa_dist.errors import EXIT_OK, NexaError, UsageError
+from nexa_dist.config.load import load_train
+from nexa_dist.errors import EXIT_BUDGET, EXIT_FAILED, EXIT_OK, EXIT_USAGE, NexaError, UsageError
 from nexa_dist.run import files
 from nexa_dist.stages.contract import Stage, StageConfig, StageEnv
 from nexa_dist.stages.load import load_stage
-from nexa_dist.stages.output import Output, key_of
+from nexa_dist.stages.output import Output, Told
 from nexa_dist.stages.references import find_root, resolve
 from nexa_dist.stages.table import open_stage
 from nexa_dist.stages.whole import hashes, tree_sha256
@@ -32,6 +33,8 @@ def main(stage: str, argv: Sequence[str] | None = None) -> int:
     options = _parser(stage).parse_args(argv)
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     try:
+        if stage == "train":
+            return _train(options)
         config = load_stage(options.config, options.overrides)
         if config.stage != stage:
             raise UsageError(f"{options.config} is of stage {config.stage}, and this is the program of {stage}")
@@ -39,7 +42,9 @@ def main(stage: str, argv: Sequence[str] | None = None) -> int:
         if rank and not getattr(module, "SHARDED", False):
             print(f"rank {rank}: {stage} is the work of rank 0 alone", flush=True)
             return EXIT_OK
-        return work(module, config, given(config, options.inputs), options.output, rank, world_size)
+        config = config.model_copy(update={"inputs": {**config.inputs, **said(config.inputs, options.inputs)}})
+        inputs = given(config.inputs, said(config.inputs, options.inputs))
+        return work(module, config, inputs, options.output, rank, world_size)
     except NexaError as err:
         print(f"error: {err}", file=sys.stderr)
         if err.hint:
@@ -47,16 +52,16 @@ def main(stage: str, argv: Sequence[str] | None = None) -> int:
         return err.code
     except OSError as err:
         print(f"error: {err.filename or options.output}: {err.strerror or err}", file=sys.stderr)
-        return 1
+        return EXIT_FAILED
 
 
 def work(
     module: Stage, config: StageConfig, inputs: Mapping[str, Path], folder: Path, rank: int = 0, world_size: int = 1
 ) -> int:
     """Do a stage, or what is left of it, in `folder`. Returns its exit code."""
-    read = {name: hashes(path) for name, path in inputs.items()}
-    sums = {name: tree_sha256(found) for name, found in read.items()}
-    output = Output(folder.absolute(), key_of(config, module.FORMAT, sums))
+    told = Told.of(config, module.FORMAT)
+    sums = {name: tree_sha256(hashes(path)) for name, path in inputs.items()}
+    output = Output(folder.absolute(), told.key(sums))
     if output.is_done():
         print(f"{config.name}: done before, {folder} has it", flush=True)
         return EXIT_OK
@@ -65,28 +70,50 @@ def work(
         env = StageEnv(inputs, output.folder, rank, world_size, _stop_wish(), _Reporter(), output.note)
         began = time.monotonic()
         try:
-            module.prepare(config, env)
+            _prepare(module, config, env)
             code = module.run(config, env)
         finally:
             output.spent(time.monotonic() - began)
         if code == EXIT_OK and rank == 0:
-            output.seal(config, module.FORMAT, read)
-    return code
+            output.seal(told, inputs)
+    # A run would begin another attempt after 3, which its budget would end at once.
+    return EXIT_USAGE if code == EXIT_BUDGET and "NEXA_RUN_ID" in os.environ else code
 
 
-def given(config: StageConfig, words: Sequence[str]) -> dict[str, Path]:
-    """The place of each input: as the command line says, as it was brought to this node, or as the config says."""
-    said: dict[str, str] = {}
+def _prepare(module: Stage, config: StageConfig, env: StageEnv) -> None:
+    """What is refused before the work is refused at each try: exit code 2, with which no run begins another attempt."""
+    try:
+        module.prepare(config, env)
+    except NexaError as error:
+        error.code = EXIT_USAGE if error.code == EXIT_FAILED else error.code
+        raise
+
+
+def _train(options: argparse.Namespace) -> int:
+    from nexa_dist.stages import train  # not for a stage that needs none of it
+
+    named = said({}, options.inputs)
+    inputs = given(named, named)
+    told = train.told_of(load_train(options.config, [*options.overrides, *train.overrides_of(inputs)]), named)
+    return train.work(options.config, options.overrides, inputs, options.output, told)
+
+
+def said(named: Mapping[str, str], words: Sequence[str]) -> dict[str, str]:
+    """Inputs of the command line by name; without a name the first one of the config is meant."""
+    found: dict[str, str] = {}
     for word in words:
-        name, equals, path = word.partition("=")
-        if not equals:
-            name, path = next(iter(config.inputs), "rows"), word
-        said[name] = path
-    data = os.environ.get("NEXA_DATA")
-    brought = {name: f"{data}/{name}" for name in config.inputs if data and os.path.exists(f"{data}/{name}")}
-    root = find_root()
-    wanted = {**config.inputs, **brought, **said}
-    return {name: resolve(path, root, f"inputs.{name}").resolve() for name, path in wanted.items()}
+        name, equals, place = word.partition("=")
+        found |= {name: place} if equals else {next(iter(named), "rows"): word}
+    return found
+
+
+def given(named: Mapping[str, str], first: Mapping[str, str]) -> dict[str, Path]:
+    """The place of each input: as the command line says (`first`), as it was brought to this node, or as the config
+    says. Raises NexaError for a version that is damaged, UsageError for what is not there."""
+    data, root = os.environ.get("NEXA_DATA"), find_root()
+    brought = {name: f"{data}/{name}" for name in named if data and os.path.exists(f"{data}/{name}")}
+    wanted = {**named, **brought, **first}
+    return {name: resolve(place, root, f"inputs.{name}").resolve() for name, place in wanted.items()}
 
 
 def _stop_wish() -> Callable[[], bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from nexa_dist.config.load import load_other
+from nexa_dist.config.load import Reading, read_other
 from nexa_dist.config.problems import nearest
 from nexa_dist.config.train import name_of
 from nexa_dist.config.yaml.file import display_name, parse_yaml, read_bytes
@@ -31,6 +31,11 @@ def stage_of(path: Path) -> str:
 
 def load_stage(path: Path, overrides: Sequence[str] = ()) -> StageConfig:
     """The stage of a file, named after it unless it says otherwise. Raises ConfigError."""
+    return read_stage(path, overrides).config
+
+
+def read_stage(path: Path, overrides: Sequence[str] = ()) -> Reading[StageConfig]:
+    """load_stage, and where its values came from."""
     name = stage_of(path)
     if name == "train":
         raise ConfigError([Problem(str(path), 0, "stage", "this is a train.yaml", "nexa run starts it")])
@@ -39,4 +44,4 @@ def load_stage(path: Path, overrides: Sequence[str] = ()) -> StageConfig:
         document.data.setdefault("name", name_of(path.stem))
         return []
 
-    return load_other(path, open_stage(name).Config, prepare, overrides)
+    return read_other(path, open_stage(name).Config, prepare, overrides)

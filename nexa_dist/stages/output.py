@@ -19,13 +19,28 @@ from nexa_dist.stages.contract import StageConfig
 from nexa_dist.stages.whole import MANIFEST, hashes, remove, tree_sha256
 
 STATE = ".state.json"
-Files = Mapping[str, Mapping[str, int | str]]
 
 
-def key_of(config: StageConfig, form: int, inputs: Mapping[str, str]) -> str:
-    """Name of what a stage's output follows from: SHA-256 of its config, its format and the hashes of its inputs."""
-    told = {"config": config.identity, "format": form, "inputs": dict(sorted(inputs.items()))}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+@dataclass(frozen=True)
+class Told:
+    """What is said of a stage: `identity` is what its output follows from beside its inputs, `config` all of it."""
+
+    stage: str
+    name: str
+    references: Mapping[str, str]
+    identity: Mapping[str, Any]
+    config: Mapping[str, Any]
+    format: int
+
+    @classmethod
+    def of(cls, config: StageConfig, form: int) -> Told:
+        whole = config.model_dump(mode="json")
+        return cls(config.stage, config.name, config.inputs, config.identity, whole, form)
+
+    def key(self, inputs: Mapping[str, str]) -> str:
+        """SHA-256 of the config, the format and the hashes of the inputs: the name of what comes out."""
+        told = {"config": self.identity, "format": self.format, "inputs": dict(sorted(inputs.items()))}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -62,7 +77,7 @@ class Output:
         state = self._state()
         self._write({**state, "seconds": round(float(state.get("seconds", 0.0)) + seconds, 3)})
 
-    def seal(self, config: StageConfig, form: int, read: Mapping[str, Files]) -> None:
+    def seal(self, told: Told, inputs: Mapping[str, Path]) -> None:
         """Write the manifest, by which the output is whole, and remove what is scratch."""
         state = self._state()
         out = hashes(self.folder)
@@ -70,15 +85,11 @@ class Output:
         code = hashes(Path(__file__).parent)
         manifest = {
             "version": 1,
-            "stage": config.stage,
-            "name": config.name,
+            "stage": told.stage,
+            "name": told.name,
             "status": "completed",
             "key": self.key,
-            "inputs": {
-                name: {"reference": config.inputs.get(name, ""), "sha256": tree_sha256(found),
-                       "bytes": sum(int(row["bytes"]) for row in found.values()), "files": len(found)}
-                for name, found in read.items()
-            },
+            "inputs": {name: _read(told.references.get(name, ""), place) for name, place in inputs.items()},
             "outputs": {"sha256": tree_sha256(out), "bytes": sum(int(row["bytes"]) for row in out.values()),
                         "files": out},
             "counts": notes.pop("counts", {}),
@@ -90,9 +101,9 @@ class Output:
             "started_unix": state["started_unix"],
             "ended_unix": round(time.time(), 3),
             "run_id": os.environ.get("NEXA_RUN_ID"),
-            "config": redact(config.model_dump(mode="json")),
-            "config_sha256": hashlib.sha256(json.dumps(config.identity, sort_keys=True).encode()).hexdigest(),
-            "format": form,
+            "config": redact({name: value for name, value in told.config.items() if name != "inputs"}),
+            "config_sha256": hashlib.sha256(json.dumps(told.identity, sort_keys=True).encode()).hexdigest(),
+            "format": told.format,
             "code_sha256": tree_sha256({name: row for name, row in code.items() if name.endswith(".py")}),
             "package": __version__,
         }  # fmt: skip
@@ -108,3 +119,9 @@ class Output:
 
     def _write(self, state: Mapping[str, Any]) -> None:
         files.write_json(self.folder / STATE, state)
+
+
+def _read(reference: str, place: Path) -> dict[str, Any]:
+    found = hashes(place)
+    size = sum(int(row["bytes"]) for row in found.values())
+    return {"reference": reference, "sha256": tree_sha256(found), "bytes": size, "files": len(found)}

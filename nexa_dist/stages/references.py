@@ -19,11 +19,15 @@ def find_root(start: Path | None = None) -> Path:
 
 
 def resolve(reference: str, root: Path, key: str) -> Path:
-    """The file or folder that is meant: data:NAME[@vN] (its bytes are checked), run:RUN, or a path. Raises
+    """The file or folder that is meant: data:NAME[@vN][/FOLDER] (its bytes are checked), run:RUN, or a path. Raises
     UsageError; `key` is what the message names."""
     kind, colon, rest = reference.partition(":")
     if colon and kind == "data":
-        return Registry(root).verified(rest)
+        version, _, within = rest.partition("/")
+        place = Registry(root).verified(version) / within
+        if not place.exists():
+            raise UsageError(f"{key}: {version} has no {within}", hint=f"nexa data show {version} lists what it has")
+        return place
     if colon and kind == "run":
         return checkpoint_of(root, rest, key)
     if colon and kind == "stage":

@@ -7,10 +7,9 @@ the folders. A folder is renamed into its place before its line is written, so a
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +43,6 @@ class Version:
     provenance: dict[str, Any]
     """References of the inputs, hash of config and code, seconds, USD, run."""
     created_unix: float
-    path: str = ""
-    """Where it is, from the workspace; a run's checkpoint stays where it is."""
 
     @property
     def label(self) -> str:
@@ -93,12 +90,13 @@ class Registry:
             raise UsageError(f"no version {reference!r} is in {self.file}", hint=f"known: {labels}; nexa data list")
         return found[-1]
 
-    def by_key(self, key: str) -> Version | None:
-        """The version that follows from the same config and inputs, if its folder is there."""
-        return next((one for one in reversed(self.versions()) if one.key == key and self.path(one).exists()), None)
+    def by_key(self, name: str, key: str) -> Version | None:
+        """The version of a name that follows from the same config and inputs, if its folder is there."""
+        known = reversed(self.versions(name))
+        return next((one for one in known if one.key == key and (self.path(one) / MANIFEST).exists()), None)
 
     def path(self, version: Version) -> Path:
-        return self.root / (version.path or f"{FOLDER}/objects/{version.sha256[:DIGITS]}")
+        return self.root / FOLDER / "objects" / version.sha256[:DIGITS]
 
     def verified(self, reference: str) -> Path:
         """The folder of a version whose bytes are what the registry says. Raises NexaError with what is not."""
@@ -133,21 +131,20 @@ class Registry:
             elif file_sha256(path) != row["sha256"]:
                 yield f"{name} has other bytes than were registered"
 
-    def add(self, folder: Path, *, move: bool = True) -> Version:
-        """Register a whole output. It is moved to its place among the objects; without `move` it stays where it is.
-        What is registered already gets no second line."""
+    def add(self, folder: Path, more: Mapping[str, Any] | None = None) -> Version:
+        """Register a whole output, and move it to its place among the objects. What is registered already gets no
+        second line. `more` is what the provenance has beside what the manifest says."""
         manifest = files.read_object(folder / MANIFEST)
         with self._locked():
             before = self.versions(manifest["name"])
             sha256 = str(manifest["outputs"]["sha256"])
             place = self.root / FOLDER / "objects" / sha256[:DIGITS]
-            if move:
-                self._placed(folder, place)
+            self._placed(folder, place)
             same = next((one for one in reversed(before) if one.sha256 == sha256), None)
             if same and same.key == manifest["key"]:
                 return same
             number = same.version if same else max((one.version for one in before), default=0) + 1
-            version = _version(manifest, number, "" if move else os.path.relpath(folder, self.root))
+            version = _version(manifest, number, more or {})
             files.append_json(self.file, version.to_json())
             return version
 
@@ -178,7 +175,7 @@ class Registry:
             yield
 
 
-def _version(manifest: dict[str, Any], number: int, path: str) -> Version:
+def _version(manifest: dict[str, Any], number: int, more: Mapping[str, Any]) -> Version:
     inputs = manifest["inputs"]
     kept = ("config_sha256", "code_sha256", "format", "package", "seconds", "usd", "run_id")
     return Version(
@@ -194,7 +191,7 @@ def _version(manifest: dict[str, Any], number: int, path: str) -> Version:
             **{name: manifest.get(name) for name in kept},
             "inputs": {name: row["reference"] for name, row in inputs.items()},
             "bytes": manifest["outputs"]["bytes"],
+            **more,
         },
         created_unix=round(time.time(), 3),
-        path=path,
     )

@@ -14,8 +14,9 @@ GROUPS = {
     "cluster": ("init", "config", "plan", "provision", "status", "ssh", "diag", "teardown", "sweep", "image", "trust",
                 "completion"),
     "run": ("preflight", "run", "queue", "attach", "stop", "runs", "logs", "why", "report"),
-    "work": ("env", "pull", "leaderboard"),
+    "work": ("env", "pull", "leaderboard", "serve", "promote"),
     "money": ("cost", "budget", "timeline"),
+    "pipeline": ("pipeline", "data", "lineage"),
 }  # fmt: skip
 """The folder below verbs/ of each verb, and where `nexa --help` shows it."""
 COMMON: dict[str, dict[str, Any]] = {
@@ -82,7 +83,8 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"nexa {__version__}")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
-    for add in (_files, _made, _looked_at, _ended, _kept, _begun, _read, _brought, _taken, _money):
+    groups = (_files, _made, _looked_at, _ended, _kept, _begun, _read, _brought, _taken, _served, _money, _chained)
+    for add in groups:
         add(verbs)
     return top
 
@@ -272,6 +274,39 @@ def _taken(verbs: Verbs) -> None:
     _common(board, "--json")
 
 
+def _served(verbs: Verbs) -> None:
+    serve = verbs.add_parser("serve", help="a run's model behind OpenAI's API, and a port here that leads to it")
+    serve.add_argument("what", metavar="RUN|ALIAS|DIR|stop|status|connect", help="what to serve, or what to do")
+    serve.add_argument("run", nargs="?", default="", metavar="RUN", help="of stop, status, connect: which one")
+    serve.add_argument("--checkpoint", default="newest", metavar="newest|STEP", help="which one (default: newest)")
+    serve.add_argument("--node", default="", metavar="NODE", help="default: the first of the cluster")
+    serve.add_argument("--port", type=int, default=8000, metavar="N", help="of this machine; 0: a free one (8000)")
+    serve.add_argument("--engine", choices=("auto", "vllm", "transformers"), default="auto",
+                       help="auto: vLLM where it has a device")  # fmt: skip
+    serve.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="of the node; but for 127.0.0.1 with a key"
+    )
+    serve.add_argument("--key-env", default="", metavar="NAME", help="variable with the key to ask for")
+    serve.add_argument("--max-model-len", type=int, metavar="N", help="longest context, in tokens (vLLM)")
+    serve.add_argument("--startup-s", type=float, default=900.0, metavar="S", help="most seconds until it answers")
+    serve.add_argument("--max-hours", type=float, metavar="H", help="deadline of the run")
+    serve.add_argument("--budget-usd", type=float, metavar="USD", help="most that the run may cost")
+    serve.add_argument("--detach", action="store_true", help="end this command once it answers")
+    _common(serve, "--cluster", "--json")
+    _dry(serve, "print what would be brought, started or stopped")
+
+    promote = verbs.add_parser("promote", help="name a run's model staging or production, if it is good enough")
+    promote.add_argument("run", nargs="?", default="", metavar="RUN", help="left out with --rollback and --list")
+    promote.add_argument("--to", choices=("staging", "production"), help="the name")
+    promote.add_argument("--checkpoint", default="newest", metavar="newest|STEP", help="which one (default: newest)")
+    promote.add_argument("--min", action="append", default=[], metavar="NAME=X", help="least score; may be repeated")
+    promote.add_argument("--eval", default="", metavar="FILE", help="its scores (default: the newest evals/*RUN*.json)")
+    promote.add_argument("--rollback", action="store_true", help="give the name back to what had it before")
+    promote.add_argument("--list", action="store_true", help="who has which name, since when and by whom")
+    _common(promote, "--json")
+    _dry(promote, "print what would be promoted, and what keeps it from that")
+
+
 def _money(verbs: Verbs) -> None:
     cost = verbs.add_parser("cost", help="what a cluster or a run has cost, and where that went")
     cost.add_argument("what", nargs="?", default="", metavar="CLUSTER|RUN", help="also one that is gone")
@@ -286,6 +321,25 @@ def _money(verbs: Verbs) -> None:
 
     timeline = verbs.add_parser("timeline", help="where the minutes of a cluster went")
     _common(timeline, "--cluster", "--json")
+
+
+def _chained(verbs: Verbs) -> None:
+    chain = verbs.add_parser("pipeline", help="stages from raw rows to a served model, those alone that are not done")
+    chain.add_argument("action", choices=("run", "status"), help="do what is not done; or show what is")
+    chain.add_argument("file", metavar="PIPELINE.yaml", help="a pipeline, or one stage.yaml or train.yaml")
+    _common(chain, "--cluster", "--json")
+    _dry(chain, "print what would be done")
+
+    data = verbs.add_parser("data", help="versions of what stages made: their content, differences, damage")
+    data.add_argument("action", choices=("list", "show", "diff", "verify"), help="verify reads every byte")
+    data.add_argument("versions", nargs="*", metavar="NAME[@vN]", help="without them, for list and verify, all")
+    data.add_argument("--picture", metavar="FILE.svg", help="with diff: the shares of each column's bins, drawn")
+    _common(data, "--json")
+
+    lineage = verbs.add_parser("lineage", help="where a version or run comes from, down to the raw rows")
+    lineage.add_argument("of", metavar="RUN|NAME[@vN]", help="a run, or a version")
+    lineage.add_argument("--picture", metavar="FILE.svg", help="the same, drawn")
+    _common(lineage, "--json")
 
 
 def _queued(verb: argparse.ArgumentParser) -> None:

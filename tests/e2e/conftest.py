@@ -74,13 +74,19 @@ class Lab:
     def json(self, *words: str, **more: Any) -> Any:
         return json.loads(self.nexa(*words, "--json", **more).stdout)
 
-    def begin(self, *words: str, stderr: int | IO[str] = subprocess.PIPE, **env: str) -> subprocess.Popen[str]:
-        """A command that goes on while the test acts. With a file for `stderr` the test can read what it says."""
+    def begin(
+        self,
+        *words: str,
+        stderr: int | IO[str] = subprocess.PIPE,
+        stdout: int | IO[str] = subprocess.PIPE,
+        **env: str,
+    ) -> subprocess.Popen[str]:
+        """A command that goes on while the test acts. With files for its output the test can read what it says."""
         return subprocess.Popen(
             [*self.prefix, *NEXA, *words],
             cwd=self.root,
             env=self.environment(**env),
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=stderr,
             text=True,
             stdin=subprocess.DEVNULL,

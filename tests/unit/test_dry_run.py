@@ -24,7 +24,7 @@ from nexa_dist.verbs._arguments import parser
 from tests.unit.cloud_server import HOME, Emulated
 
 READING = {"config", "plan", "preflight", "status", "ssh", "attach", "runs", "logs", "why", "cost", "timeline"}
-READING |= {"report", "completion", "leaderboard"}
+READING |= {"report", "completion", "leaderboard", "data", "lineage"}
 """Verbs that change nothing here, on a node or in a cloud. `attach` takes over a run as it goes on, `ssh` is a shell,
 and `plan` is itself what would be made."""
 RUN = "train_20260101_000000_first"
@@ -51,6 +51,15 @@ FILES = {
     "st/main.tf": "variable node_names {}\n",
     "train.yaml": "name: first\nscript: script.py\n",
     "script.py": "print('hello')\n",
+    "tiny/config.json": "{}\n",
+    "models/promotions.jsonl": "".join(
+        json.dumps({"alias": "production", "run": run, "step": 1, "sha256": "", "by": "ann@x", "at_unix": 1.0}) + "\n"
+        for run in ("first", "second")
+    ),
+    "stage.yaml": "stage: data\ninputs: {rows: script.py}\n",
+    "tiny.yaml": "backend: hf\nmodel: {path: m}\ndataset: {}\ntrainer: {steps: 1}\n",
+    "chain.yaml": "pipeline: chain\nstages:\n  again: {config: stage.yaml, inputs: {rows: stage:rows}}\n"
+    "  rows: {config: stage.yaml}\n  first: {config: tiny.yaml}\n",
     "ssh_config": "Host x\n  ProxyCommand nc x 22\n",
 }
 CASES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
@@ -88,6 +97,10 @@ CASES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
         (f"pull {RUN} out", ("2 files (14 B): a.csv, a.csv to out/outputs", "would leave: 2 files (2 B): model.pt")),
         ("pull --all", (f"4 files (16 B): a.csv, a.csv, model.pt, model.pt to runs/{RUN}/outputs",)),
     ],
+    "serve": [
+        ("serve tiny --cluster lab --node n1 --port 0", ("model {root}/tiny", "would serve it on n1, and lead http://")),
+    ],
+    "promote": [("promote --to production --rollback", ("production would be first, step 1 (rollback",))],
     "sweep": [("sweep --delete --region us-east-1", ("would end: key pair key-",))],
     "image": [
         ("image bake --cluster aws.yaml", ("1 nodes: ", "cluster cloud-bake: 1 nodes", "would make: an image")),
@@ -108,6 +121,12 @@ CASES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
     "stop": [
         (f"stop {RUN}", (f"would end {RUN} on n0, n1, with 25 s for a checkpoint",)),
         ("stop --grace 3", ("with 3 s for a checkpoint",)),
+    ],
+    "pipeline": [
+        (
+            "pipeline run chain.yaml",
+            ("first\ttrain\tto do", "would run: rows here: data of stage.yaml", "would run: again after rows: data"),
+        ),
     ],
     "env": [("env prune --cluster lab", ("0123456789abcdef", "requirements.txt", "2 would be removed"))],
     "budget": [("budget extend 5 --cluster lab", ("budget of lab to 15.00 USD", "deadlines of n0, n1"))],

@@ -43,10 +43,10 @@ BELOW = {
 }
 ROOMS = {
     "plan": ("failures", "runs", "money", "health", "fit", "aws", "static"),
-    "ops": ("fit", "runs", "work", "failures", "cluster", "health", "money", "providers"),
+    "ops": ("pipeline", "fit", "runs", "work", "failures", "cluster", "health", "money", "providers"),
     "node": ("watch", "warm", "code", "machine"),
     "run": ("logs", "code", "ssh", "aws", "terraform"),
-    "stages": ("data", "eval", "filter", "teach"),
+    "stages": ("data", "eval", "train", "filter", "teach", "serve"),
 }
 """Folders of a layer, from the top down: each may import only what stands after it. Modules beside them have no place
 in the order; like all others they may be in no circle."""

@@ -17,6 +17,7 @@ PROMISES = {
     *("resume", "replacement", "notice", "cap", "nobody home", "receipt", "sweep", "mesh", "diag", "image", "logs"),
     *("why", "cost", "secrets", "pinned host keys", "hostile input", "strangers and damaged files"),
     *("what only looks dead is not ended", "data is whole, verified and brought once"),
+    "a stage that is killed comes to the same bytes, and what is done is not done again",
     "results come home, whole, and no only copy is ended unasked",
     "each run of a queue takes place once",
     "a sharded checkpoint is whole on all nodes together, or absent",

@@ -11,12 +11,12 @@ __all__ = ["FORMAT", "Config", "prepare", "run"]
 
 def prepare(config: Config, env: StageEnv) -> None:
     """Raises NexaError for inputs that cannot be read, or that lack a column."""
-    from nexa_dist.stages.data import steps  # polars is opened when there is work
+    from nexa_dist.stages.data.steps import prepare as do  # polars is opened when there is work
 
-    steps.prepare(config, env)
+    do(config, env)
 
 
 def run(config: Config, env: StageEnv) -> int:
-    from nexa_dist.stages.data import steps
+    from nexa_dist.stages.data.steps import run as do
 
-    return steps.run(config, env)
+    return do(config, env)

@@ -23,7 +23,6 @@ from nexa_dist.stages.row_files import Id, Row, as_column, in_order, kind_of_val
 from nexa_dist.stages.whole import whole
 
 ROWS, MODEL = "rows", "model"
-SUMMARY = "summary.json"
 FOLDER = "evals"
 RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 OURS = ("id", "prompt", "answer", DSS, "winner", "nats", "tokens", "failed")
@@ -129,7 +128,7 @@ def _write(config: EvalConfig, env: StageEnv, record: Record, rows: list[tuple[I
     name = run_of(config, env)
     if table:
         write_rows(env.output / FOLDER / f"{config.name}_{name}.parquet", _schema(table), table)
-    with whole(env.output / SUMMARY) as scratch:
+    with whole(env.output / FOLDER / f"{config.name}_{name}.json") as scratch:
         scratch.write_text(json.dumps({"run": name, "name": config.name, **told}, indent=2) + "\n")
     counts = {"rows": len(table)}
     env.note(counts=counts, evaluated=name, schema={one.name: str(one.type) for one in _schema(table)} if table else {})

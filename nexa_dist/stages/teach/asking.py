@@ -9,14 +9,16 @@ from dataclasses import asdict, replace
 from nexa_dist.errors import EXIT_BUDGET, EXIT_OK, NexaError, UsageError
 from nexa_dist.stages.contract import EXIT_STOPPED, StageEnv
 from nexa_dist.stages.endpoint import Endpoint, Question
+from nexa_dist.stages.endpoint_config import EndpointConfig
 from nexa_dist.stages.endpoint_reply import KINDS, NOTHING, PASSING, Failed, Reply, Usage
 from nexa_dist.stages.row_files import ROWS, Id, Row, in_order, rows_of, write_lines, write_rows
+from nexa_dist.stages.serve.at_hand import at_hand, refuse
 from nexa_dist.stages.teach import table
 from nexa_dist.stages.teach.config import TeachConfig
 from nexa_dist.stages.teach.journal import Journal
 from nexa_dist.stages.teach.prompt import Prompts, prompt_sha256
 
-INPUT = "rows"
+INPUT, TEACHER = "rows", "teacher"
 JOURNAL = ".journal.jsonl"
 OK = "ok"
 KEPT = ("text", "model", "finish", "data", "tokens")
@@ -42,6 +44,7 @@ def prepare(config: TeachConfig, env: StageEnv) -> None:
     if missing := [name for name in config.keep if name not in first[1]]:
         raise UsageError(f"keep: {', '.join(missing)} is no column", hint=f"the columns: {', '.join(first[1])}")
     table.check_names(config.keep)
+    refuse(config.endpoint, env.inputs, TEACHER)
     with Endpoint(config.endpoint):
         pass
 
@@ -50,7 +53,7 @@ def run(config: TeachConfig, env: StageEnv) -> int:
     """Returns 0, 3 when the budget ended it, 143 after SIGTERM. Raises NexaError when the server failed too often."""
     with Journal(env.output / JOURNAL) as journal:
         work = Work(config, env, journal)
-        code = work.ask()
+        code = work.ask() if work.left() else EXIT_OK
         work.note()
         if code == EXIT_OK:
             work.write()
@@ -74,13 +77,16 @@ class Work:
 
     def ask(self) -> int:
         """Ask for all rows, several times where the server failed. Returns the exit code."""
-        for _ in range(self._config.passes):
-            before = self._left()
-            if before and (code := self._pass()) != EXIT_OK:
-                return code
-            if self._left() in (0, before):
-                break
-        left = self._left()
+        with at_hand(self._config.endpoint, self._env.inputs, TEACHER, self._env.stop) as endpoint:
+            for _ in range(self._config.passes):
+                before = self.left()
+                if endpoint is None or (code := self._pass(endpoint)) == EXIT_STOPPED:
+                    return EXIT_STOPPED
+                if code != EXIT_OK:
+                    return code
+                if self.left() in (0, before):
+                    break
+        left = self.left()
         if left > self._config.failed_most * self._total:
             kinds = {kind: n for kind, n in sorted(self._counts.items()) if kind in PASSING}
             raise NexaError(
@@ -106,7 +112,7 @@ class Work:
         config, spent = self._config, self._spent
         counts = {kind: count for kind, count in sorted(self._counts.items()) if count}
         self._env.note(
-            counts={"rows_in": self._total, "rows": self._counts[OK], "unanswered": self._left(), **counts},
+            counts={"rows_in": self._total, "rows": self._counts[OK], "unanswered": self.left(), **counts},
             usd=round(spent.usd, 6),
             tokens={"prompt": spent.prompt_tokens, "completion": spent.completion_tokens},
             prompt_sha256=prompt_sha256(config.prompt, config.system, config.json_schema),
@@ -115,8 +121,8 @@ class Work:
         print(f"{told_counts(counts)} of {self._total} rows; {spent.usd:.4f} USD, "
               f"{spent.prompt_tokens} + {spent.completion_tokens} tokens", flush=True)  # fmt: skip
 
-    def _pass(self) -> int:
-        endpoint, in_a_row = self._config.endpoint, 0
+    def _pass(self, endpoint: EndpointConfig) -> int:
+        in_a_row = 0
         if self._config.top_logprobs:
             endpoint = endpoint.model_copy(update={"token_ids": True})
         with Endpoint(endpoint, spent=self._spent, stop=lambda: self._env.stop() or self._end is not None) as server:
@@ -175,13 +181,14 @@ class Work:
         }
         self._set(row, kind, self._journal.append(row, told))
         self._spent += outcome.usage
-        done = self._total - self._left()
+        done = self._total - self.left()
         self._env.report(done, self._total, failed=done - self._counts[OK], usd=self._spent.usd)
 
     def _is_done(self, row: Id) -> bool:
         return row in self._answers and self._answers[row][0] not in PASSING
 
-    def _left(self) -> int:
+    def left(self) -> int:
+        """Rows that have no answer, nor a failure that asking again would not mend."""
         return self._total - sum(count for kind, count in self._counts.items() if kind not in PASSING)
 
     def _set(self, row: Id, kind: str, offset: int) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from nexa_dist.stages.contract import StageConfig
-from nexa_dist.stages.endpoint import EndpointConfig
+from nexa_dist.stages.endpoint_config import EndpointConfig
 
 Column = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 HOW = {
@@ -18,7 +18,8 @@ HOW = {
 
 
 class TeachConfig(StageConfig):
-    """Rows of the input `rows`, a prompt for each, and the server that answers."""
+    """Rows of the input `rows`, a prompt for each, and the server that answers: one with an address, or the model of
+    the input `teacher`, with `endpoint: {url: input}`."""
 
     stage: Literal["teach"] = Field(description="teach.")
     endpoint: EndpointConfig = Field(description="Server of the teacher.")

@@ -62,7 +62,7 @@ def output_row(config: TeachConfig, schema: pa.Schema, line: Row) -> Row:
         "prompt": turns[-1]["content"],
         "completion": reply["text"],
         "finish": reply["finish"],
-        "teacher": reply["model"] or config.endpoint.model,
+        "teacher": config.endpoint.model,
         "prompt_tokens": usage["prompt_tokens"],
         "completion_tokens": usage["completion_tokens"],
         "usd": usage["usd"],

@@ -23,14 +23,14 @@ class Lab:
         usd: float | None = 0.5, **told: Any,
     ) -> Path:  # fmt: skip
         folder = self.root / place
-        folder.mkdir(parents=True)
+        (folder / "evals").mkdir(parents=True)
         judged = {"model": judge, "sha256": judge * 64}
         manifest = {"stage": "eval", "name": "quality", "key": "k", "config_sha256": config, "ended_unix": at,
                     "inputs": {"rows": {"sha256": "r" * 64}}, "usd": usd, "run_id": "eval_1",
                     "notes": {"judge": judged, "speed": {"tokens_per_s": 12.5}}}  # fmt: skip
         scores = {"dss": {"mean": dss, "interval": [0.1, 0.9], "missing": 2, "count": 8}}
         (folder / "manifest.json").write_text(json.dumps(manifest))
-        (folder / "summary.json").write_text(json.dumps({"run": run, "rows": 10, "scores": scores, **told}))
+        (folder / "evals" / "quality_x.json").write_text(json.dumps({"run": run, "rows": 10, "scores": scores, **told}))
         return folder
 
     def cost(self, run: str, usd: float) -> None:
@@ -90,7 +90,7 @@ def test_less_perplexity_is_better_and_tasks_have_their_own_figures(lab: Lab, ca
     tasks = {"arc_easy": {"acc": {"value": 0.5, "stderr": 0.1}}}
     for name, value in (("a", 30.0), ("b", 20.0)):
         path = lab.put(f"evals/{name}", f"train_{name}", None, perplexity={"value": value, "interval": [19, 31]},
-                       tasks=tasks) / "summary.json"  # fmt: skip
+                       tasks=tasks) / "evals" / "quality_x.json"  # fmt: skip
         told = json.loads(path.read_text())
         del told["scores"]
         path.write_text(json.dumps(told))
@@ -101,7 +101,7 @@ def test_less_perplexity_is_better_and_tasks_have_their_own_figures(lab: Lab, ca
 
 def test_damage_is_said_and_the_others_are_shown(lab: Lab, capsys: Said) -> None:
     lab.put("evals/a", "train_a", 0.4)
-    (lab.put("evals/torn", "train_b", 0.4) / "summary.json").write_text('{"run": ')
+    (lab.put("evals/torn", "train_b", 0.4) / "evals" / "quality_x.json").write_text('{"run": ')
     (lab.put("evals/odd", "train_c", 0.4) / "manifest.json").write_text('{"stage": "eval", "name": 3}')
     other = lab.put("versions/objects/data", "x", 0.4)
     (other / "manifest.json").write_text('{"stage": "data"}')
@@ -112,7 +112,7 @@ def test_damage_is_said_and_the_others_are_shown(lab: Lab, capsys: Said) -> None
 
 
 def test_the_page_is_one_file_that_escapes_what_strangers_wrote(lab: Lab, capsys: Said) -> None:
-    path = lab.put("evals/a", HOSTILE, 0.4, judge=HOSTILE) / "summary.json"
+    path = lab.put("evals/a", HOSTILE, 0.4, judge=HOSTILE) / "evals" / "quality_x.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "judge": {"warning": HOSTILE}}))
     assert main(["leaderboard", "--html", "board.html"]) == 0
     page = (lab.root / "board.html").read_text()

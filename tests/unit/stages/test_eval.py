@@ -60,7 +60,7 @@ class Eval:
         return found
 
     def summary(self) -> dict[str, Any]:
-        return dict(json.loads((self.output / "summary.json").read_text()))
+        return dict(json.loads((self.output / "evals" / "quality_answers.json").read_text()))
 
 
 def test_scores_wins_groups_and_agreement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,7 +141,7 @@ def test_too_many_of_them_end_it_in_words_and_what_was_answered_stays(tmp_path: 
         made = Eval(tmp_path, server)
         with pytest.raises(NexaError, match=r"8 of 12 questions to the judge have no usable reply: server 8") as error:
             made.run()
-        assert "asks again" in error.value.hint and not (made.output / "summary.json").exists()
+        assert "asks again" in error.value.hint and not (made.output / "evals").exists()
         assert made.notes["replies"] == {"ok": 4, "server": 8}
         broken[0], asked = False, len(server.asked)
         assert made.run() == 0
@@ -166,14 +166,16 @@ def test_stopped_and_torn_it_goes_on_and_the_table_is_the_same(tmp_path: Path) -
         assert len(prompts) == len(set(prompts)) == 12
     name = "evals/quality_answers.parquet"
     assert (made.output / name).read_bytes() == (whole.output / name).read_bytes()
-    assert (made.output / "summary.json").read_bytes() == (whole.output / "summary.json").read_bytes()
+    assert (made.output / "evals/quality_answers.json").read_bytes() == (
+        whole.output / "evals/quality_answers.json"
+    ).read_bytes()
 
 
 def test_a_budget_ends_it_with_what_it_has(tmp_path: Path) -> None:
     with serving(honest) as server:
         made = Eval(tmp_path, server, endpoint={"budget_tokens": 1500, "max_tokens": 100})
         assert made.run() == 3
-    assert 0 < made.notes["replies"]["ok"] < 12 and not (made.output / "summary.json").exists()
+    assert 0 < made.notes["replies"]["ok"] < 12 and not (made.output / "evals").exists()
 
 
 def test_rows_without_an_answer_are_not_asked_about(tmp_path: Path) -> None:
