@@ -19,6 +19,7 @@ from nexa_dist.cli import main
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs.checkpoints import rescue, spread_checkpoint
+from nexa_dist.ops.runs.finish import finish_again
 from nexa_dist.ops.work import come, results
 from nexa_dist.run import trust
 from nexa_dist.run.runner import SystemRunner
@@ -275,6 +276,20 @@ def test_what_comes_by_itself_is_bounded_and_the_rest_is_said(lab: Lab, monkeypa
         with results.pulling(lab.run):
             assert come.come(ctx, lab.run, links, record, short=True) == {}
     assert "is in use" in said[-1] and f"the outputs of {RUN} did not come" in said[-1]
+
+
+def test_what_a_killed_controller_had_not_brought_comes_once(lab: Lab) -> None:
+    lab.wrote("n0", figures__a="1")
+    said: list[str] = []
+    ctx, record = Context(Workspace(lab.root), SystemRunner(), said.append), lab.run.load()
+    lab.run.manifest.parent.mkdir(parents=True)
+    lab.run.manifest.write_text('{"checkpoint": {"path": "p", "step": 3}}')
+    with session(ctx.runner, lab.cluster) as ssh:
+        for _ in range(2):
+            finish_again(ctx, lab.run, connect(ssh), record)
+    told = json.loads(lab.run.manifest.read_text())
+    assert lab.there() == {"figures/a": "1"} and told["outputs"]["files"] == {"count": 1, "bytes": 1}
+    assert told["checkpoint"]["step"] == 3 and len([line for line in said if line.startswith("outputs: ")]) == 1
 
 
 def whole(lab: Lab, sizes: dict[str, bytes]) -> None:

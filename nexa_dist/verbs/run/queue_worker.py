@@ -26,6 +26,7 @@ from nexa_dist.ops.money.budget import of_cluster
 from nexa_dist.ops.next_run import NextRun
 from nexa_dist.ops.queue import Queue, Row, settled
 from nexa_dist.ops.runs import status as running
+from nexa_dist.ops.runs.finish import finish_again
 from nexa_dist.ops.runs.summary import start_times
 from nexa_dist.ops.runs.wandb import settled as wandb_settled
 from nexa_dist.plan.money.budget import OF_CLUSTER, RESERVE_S
@@ -108,8 +109,9 @@ class Worker:
     def _one(self, ssh: Ssh, row: Row) -> int:
         """Follows the run of a row to its end, from its beginning or from where another controller left it."""
         if (run := row.run) is not None:
-            if settled(row).state != "running":
-                return EXIT_OK  # it ended while nobody wrote that down
+            if settled(row).state != "running":  # it ended while nobody wrote that down
+                self._finish_again(ssh, run)
+                return EXIT_OK
             terminal.say(f"▸ {row.id}: going on with {row.run_id}")
             return taken_over(self.ctx, run, self.shown, self.as_json)
         ready = self.next.take(row.id)
@@ -136,6 +138,14 @@ class Worker:
             if ready:
                 ready.forget(self.queue)
             raise
+
+    def _finish_again(self, ssh: Ssh, run: RunFolder) -> None:
+        try:
+            record = run.load()
+            nodes = [node for node in ssh.cluster.nodes if node.name in record.nodes]
+            finish_again(self.ctx, run, connect(ssh, nodes), record)
+        except NexaError as error:
+            self.ctx.say(f"warning: what {run.run_id} left did not come: {error}; nexa pull {run.run_id} tries again")
 
     def _code(self, row: Row) -> fresh.Frozen | None:
         code = self.queue.code(row)

@@ -195,9 +195,13 @@ def test_what_a_killed_controller_began_is_followed_and_what_it_did_not_is_begun
         lab.record(run.run_id, "completed")
         return EXIT_OK
 
+    finished = Mock()
     monkeypatch.setattr(queue_worker, "taken_over", follow)
+    monkeypatch.setattr(queue_worker, "connect", lambda *_: [])
+    monkeypatch.setattr(queue_worker, "finish_again", finished)
     assert main(["queue", "run"]) == EXIT_OK
     assert (followed, lab.begun, lab.states()) == (["train_on"], ["2", "3"], ["done"] * 4)
+    assert [call.args[1].run_id for call in finished.call_args_list] == ["train_over"], "its results come all the same"
     assert not (lab.root / "runs" / "train_none").exists()
 
 
