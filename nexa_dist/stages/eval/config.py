@@ -117,6 +117,13 @@ class Tasks(Section):
     max_minutes: float = Field(120.0, gt=0.0, le=10_080.0, description="Time limit in minutes.")
 
 
+class NextSample(Section):
+    """Sampling for the next version of the data: more of what this checkpoint is weak at."""
+
+    by: Column = Field(description="Column of the groups; it has to be one of groups.")
+    rows: int = Field(ge=1, le=10**9, description="Rows of that sample, in all.")
+
+
 class EvalConfig(StageConfig):
     """Rows of the input `rows`, the checkpoint of the input `model`: either, or both."""
 
@@ -130,11 +137,18 @@ class EvalConfig(StageConfig):
     generate: Generate | None = Field(None, description="Answers and speed of the checkpoint.")
     perplexity: Perplexity | None = Field(None, description="Perplexity of the checkpoint.")
     tasks: Tasks | None = Field(None, description="Standard tasks.")
+    next_sample: NextSample | None = Field(
+        None, description="Leave sample.json: the key sample of a stage data, with quotas by the weak spots."
+    )
 
     @model_validator(mode="after")
     def _asks_something(self) -> Self:
         if not (self.judge or self.generate or self.perplexity or self.tasks):
             raise ValueError("nothing is asked for: give judge, generate, perplexity or tasks")
+        if self.next_sample and self.next_sample.by not in self.groups:
+            raise ValueError(f"next_sample.by: {self.next_sample.by} is none of groups")
+        if self.next_sample and not (self.judge or self.perplexity):
+            raise ValueError("next_sample needs judge or perplexity, which tell what is weak")
         return self
 
     @property

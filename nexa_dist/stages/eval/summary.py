@@ -16,6 +16,7 @@ from nexa_dist.stages.row_files import Row, plain
 
 Table = Sequence[Mapping[str, Any]]
 MOST_GROUPS = 50
+OTHERS = "(others)"
 
 
 def of_table(config: EvalConfig, table: Table, verdicts: Verdicts | None) -> dict[str, Any]:
@@ -86,8 +87,34 @@ def _by(config: EvalConfig, table: Table, column: str) -> dict[str, Any]:
     shown = {value for value, _ in Counter(values).most_common(MOST_GROUPS)}
     found: dict[str, list[Mapping[str, Any]]] = {}
     for row, value in zip(table, values, strict=True):
-        found.setdefault(value if value in shown else "(others)", []).append(row)
+        found.setdefault(value if value in shown else OTHERS, []).append(row)
     return {value: _figures(config, rows) for value, rows in sorted(found.items())}
+
+
+def next_sample(told: Mapping[str, Any], by: str, rows: int) -> dict[str, Any]:
+    """The key `sample` of a stage data: quotas by group, in proportion to how often the group is there and how weak the
+    checkpoint is at it: 1 − dss, without a judge the nats of a token. A group without a figure counts as all do."""
+    groups = {value: figures for value, figures in told["groups"][by].items() if value != OTHERS}
+    overall = _weakness(told)
+    shares = {}
+    for value, figures in groups.items():
+        weak = _weakness(figures)
+        shares[value] = figures["rows"] * (weak if weak is not None else 1.0 if overall is None else overall)
+    total = math.fsum(shares.values())
+    exact = {value: rows * (share / total if total else 1 / len(shares)) for value, share in shares.items()}
+    quotas = {value: int(share) for value, share in exact.items()}
+    order = sorted(exact, key=lambda value: (quotas[value] - exact[value], value))
+    for value in order[: rows - sum(quotas.values())]:  # the largest remainders
+        quotas[value] += 1
+    return {"policy": "quota", "by": by, "quotas": quotas}
+
+
+def _weakness(figures: Mapping[str, Any]) -> float | None:
+    if "scores" in figures:
+        mean = figures["scores"][DSS]["mean"]
+        return None if mean is None else 1 - float(mean)
+    nats = figures.get("perplexity", {}).get("nats_per_token")
+    return None if nats is None else float(nats)
 
 
 def lines(told: Mapping[str, Any], name: str) -> list[str]:

@@ -23,7 +23,7 @@ from nexa_dist.stages.row_files import Id, Row, as_column, in_order, kind_of_val
 from nexa_dist.stages.whole import whole
 
 ROWS, MODEL = "rows", "model"
-FOLDER = "evals"
+FOLDER, SAMPLE = "evals", "sample.json"
 RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 OURS = ("id", "prompt", "answer", DSS, "winner", "nats", "tokens", "failed")
 
@@ -130,6 +130,10 @@ def _write(config: EvalConfig, env: StageEnv, record: Record, rows: list[tuple[I
         write_rows(env.output / FOLDER / f"{config.name}_{name}.parquet", _schema(table), table)
     with whole(env.output / FOLDER / f"{config.name}_{name}.json") as scratch:
         scratch.write_text(json.dumps({"run": name, "name": config.name, **told}, indent=2) + "\n")
+    if config.next_sample and table:
+        sample = summary.next_sample(told, config.next_sample.by, config.next_sample.rows)
+        with whole(env.output / SAMPLE) as scratch:
+            scratch.write_text(json.dumps(sample, indent=2) + "\n")
     counts = {"rows": len(table)}
     env.note(counts=counts, evaluated=name, schema={one.name: str(one.type) for one in _schema(table)} if table else {})
     if config.generate:

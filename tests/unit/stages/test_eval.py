@@ -15,6 +15,7 @@ pq: Any = pytest.importorskip("pyarrow.parquet")
 from nexa_dist.errors import NexaError, UsageError  # noqa: E402
 from nexa_dist.stages import eval as stage  # noqa: E402
 from nexa_dist.stages.contract import EXIT_STOPPED, StageEnv  # noqa: E402
+from nexa_dist.stages.data.config import Sample  # noqa: E402
 from nexa_dist.stages.load import load_stage  # noqa: E402
 from tests.teacher import Answer, Server, completion, serving  # noqa: E402
 
@@ -65,7 +66,10 @@ class Eval:
 
 def test_scores_wins_groups_and_agreement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(honest) as server:
-        made = Eval(tmp_path, server, judge={"against": "other", "labels": {"dss": "human"}}, groups=["topic"])
+        made = Eval(
+            tmp_path, server, judge={"against": "other", "labels": {"dss": "human"}}, groups=["topic"],
+            next_sample={"by": "topic", "rows": 15},
+        )  # fmt: skip
         assert made.run() == 0
         assert len(server.asked) == 6 * 4
     row = made.table()[3]
@@ -86,6 +90,9 @@ def test_scores_wins_groups_and_agreement(tmp_path: Path, capsys: pytest.Capture
     assert {name: one["scores"]["dss"]["mean"] for name, one in told["groups"]["topic"].items()} == {
         "even": pytest.approx(0.2), "odd": pytest.approx(0.3)
     }  # fmt: skip
+    sample = json.loads((made.output / "sample.json").read_text())
+    assert sample == {"policy": "quota", "by": "topic", "quotas": {"even": 8, "odd": 7}}
+    Sample.model_validate(sample)  # a stage data takes it as it is
     assert made.notes["judge"]["model"] == "judge" and len(made.notes["judge"]["sha256"]) == 64
     assert made.notes["replies"] == {"ok": 24} and made.notes["evaluated"] == "answers"
     assert "dss: 0.25 [" in capsys.readouterr().out

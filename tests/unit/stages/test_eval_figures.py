@@ -153,3 +153,22 @@ def test_lm_evals_results_are_read_and_what_lacks_is_named() -> None:
     for odd in (told, {}, [], {"results": 3}):
         with pytest.raises(NexaError, match="no figure of empty"):
             tasks.read(odd, ("empty",))
+
+
+def test_the_next_sample_has_more_of_what_is_weak() -> None:
+    def of(rows: int, dss: float | None) -> dict[str, Any]:
+        return {"rows": rows, "scores": {"dss": {"mean": dss}}}
+
+    told = {**of(40, 0.5), "groups": {"topic": {"food": of(20, 0.8), "plant": of(10, 0.2), "rare": of(10, None),
+                                                "(others)": of(5, 0.1)}}}  # fmt: skip
+    made = summary.next_sample(told, "topic", 100)
+    assert made == {"policy": "quota", "by": "topic", "quotas": {"food": 24, "plant": 47, "rare": 29}}
+    assert sum(made["quotas"].values()) == 100, "4, 8 and 5 of 17, the largest remainders rounded up"
+    done = {**of(2, 1.0), "groups": {"topic": {"a": of(1, 1.0), "b": of(1, 1.0)}}}
+    assert summary.next_sample(done, "topic", 3)["quotas"] == {"a": 2, "b": 1}
+    nats = {"rows": 2, "perplexity": {"nats_per_token": 2.0}}
+    groups = {
+        "a": {**nats, "perplexity": {"nats_per_token": 3.0}},
+        "b": {**nats, "perplexity": {"nats_per_token": 1.0}},
+    }
+    assert summary.next_sample({**nats, "groups": {"t": groups}}, "t", 8)["quotas"] == {"a": 6, "b": 2}
