@@ -9,8 +9,9 @@ from pydantic import Field, StringConstraints, model_validator
 
 from nexa_dist.config.trainer import Section
 from nexa_dist.stages.contract import StageConfig
-from nexa_dist.stages.endpoint import EndpointConfig
+from nexa_dist.stages.endpoint_config import EndpointConfig
 from nexa_dist.stages.eval.rubric import CRITERIA, DSS
+from nexa_dist.stages.teach.config import HOW
 
 Column = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 Criterion = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
@@ -39,11 +40,6 @@ Answer B:
 
 Which answer is better? Reply with JSON alone: a short "reason", then "winner": "A", "B" or "tie".
 """
-HOW = {
-    "url", "key_env", "concurrency", "timeout_s", "tries", "backoff_s", "backoff_most_s", "retry_after_most_s",
-    "budget_tokens", "budget_usd",
-}  # fmt: skip
-"""Keys of the endpoint that change where and how fast answers come, and not what they are."""
 
 
 class Judge(Section):
