@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from nexa_dist.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Leave, NexaError
 from nexa_dist.verbs._arguments import GROUPS, parser
 
-FOLLOWING = ("run", "queue", "attach", "logs")
+FOLLOWING = ("run", "queue", "attach", "logs", "pipeline")
 """Verbs that show what goes on without them."""
 
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         answer()
     words, program = list(sys.argv[1:] if argv is None else argv), []
     # argparse would take options of nexa for the script's, or the reverse
-    if words[:1] in (["run"], ["queue"]) and "--" in words:
+    if words[:1] in (["run"], ["queue"], ["slurm"]) and "--" in words:
         at = words.index("--")
         words, program = words[:at], words[at + 1 :]
     arguments = parsed(words)

@@ -9,6 +9,7 @@ from nexa_dist.shape import number, whole
 from nexa_dist.traits import TRAITS, EndsWith, Traits
 
 Provider = Literal["aws", "local", "static", "stack"]
+"""Providers of cluster.yaml."""
 RdzvBackend = Literal["static", "c10d"]
 Market = Literal["spot", "on_demand"]
 Kind = Literal[
@@ -66,7 +67,8 @@ class Cluster:
     """`cluster.json`: what `nexa run` needs to know of a cluster. Node order is rank order."""
 
     name: str
-    provider: Provider
+    provider: Literal["aws", "local", "static", "stack", "slurm"]
+    """slurm: the allocation of a job, which no cluster.yaml names."""
     nodes: tuple[Node, ...]
     layout: Layout
     ssh_config: str = ""

@@ -50,6 +50,7 @@ _TOKENS = re.compile(
     r"|AIza[\w-]{30,}|GOCSPX-[\w-]{20,}|ya29\.[\w-]{20,}"  # Google
     r"|(?:AKIA|ASIA)[0-9A-Z]{12,}|dapi[0-9a-f]{32}|dop_v1_[0-9a-f]{40,}"
     r"|gh[pousr]_\w{16,}|github_pat_\w{16,}|gl(?:pat|dt|rt|cbt|ptt|ft|soat|agent|imt|oas)-[\w.-]{16,}"
+    r"|(?<=hooks\.slack\.com/)(?:services|workflows|triggers)/[\w/-]{16,}|(?<=/api/)webhooks/\d{6,}/[\w-]{16,}"
     r"|npm_[A-Za-z0-9]{30,}|pypi-[\w-]{30,}|gls[ac]_\w{20,}|hvs\.[\w-]{16,}|SG\.[\w-]{16,}\.[\w-]{16,}"
     r"|tskey-[A-Za-z0-9-]{4,}|xox[abeprs]-[\w-]{8,}|xapp-[\w-]{16,}|AGE-SECRET-KEY-1[A-Z0-9]{20,}"
     r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"  # a JSON web token

@@ -114,10 +114,12 @@ _EVENTS: dict[str, tuple[dict[str, Check], dict[str, Check]]] = {
         {"ranks": rows(RANK, 4096), "stalled_s": SECONDS},
         {"steps": STEPS, "states": table(RANK_KEY, text(10), 4096)},
     ),
+    Event.KEPT: ({"files": whole(), "bytes": whole()}, {"later": whole(), "later_bytes": whole(), "why": WORDS}),
     Event.FLIGHT: ({"rank": RANK, "groups": GROUPS}, {}),
     Event.STOPPING: ({"reason": WORDS}, {"grace_s": SECONDS}),
     Event.NOTICE: ({}, NOTICE_MAY),
     Event.DUE: ({}, {"why": NAME, "acts_unix": UNIX, "seen_unix": UNIX}),
+    Event.TOLD: ({"key": NAME, "sent": flag}, {"why": WORDS}),
     Event.IMDS: ({}, {"state": NAME, "why": WORDS}),
     Event.WARM: ({}, {"pid": maybe(PID), "why": WORDS, "ready_s": maybe(SECONDS)}),
     Event.ENDED: (
@@ -201,8 +203,13 @@ _WROTE = record(
         "bytes": whole(),
         "mtime_ns": whole(0, BEYOND),
         "kind": one_of("outputs", "tracking", "other"),
-    }
+    },
+    {"kept": flag},
 )
+KEPT = record({"files": rows(
+    record({"name": INSIDE, "path": INSIDE, "bytes": whole(), "mtime_ns": whole(0, BEYOND), "sha256": SHA256,
+            "kind": one_of("outputs", "tracking")}), MANY_FILES)})  # fmt: skip
+"""A manifest of outputs in the bucket, which a node wrote."""
 _FILES = whole(0, MANY_FILES)
 SHARDS = record({"digest": SHA256, "attempt": whole(), "of": _FILES, "has": rows(_FILES, MANY_FILES), "bytes": whole()})
 """Which of all nodes' files of a sharded checkpoint one folder has."""
@@ -223,6 +230,7 @@ _ANSWERS: dict[str, Check] = {
     "allow": record({}),
     "status": STATUS,
     "stop": record({"state": one_of(*STATES), "ended": whole(), "left": PIDS}),
+    "keep": record({"files": whole(), "bytes": whole(), "later": whole(), "later_bytes": whole(), "why": WORDS}),
     "wrote": record({"runs": rows(record(_LEFT), 10_000)}),
 }
 _ERROR = record({"error": text(4096)})

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checkpoints of a run to and from the durable bucket; nothing else of NexaCompute talks to it about them.
+# Checkpoints and outputs of a run to and from the durable bucket; nothing else of NexaCompute talks to it about them.
 #
 #   run_sync.sh fence RUN_ID GENERATION       lock older attempts out; prints {"step": newest whole one, or null}
 #   run_sync.sh push  RUN_ID STEP_DIR         upload a checkpoint, files first, manifest last
@@ -9,11 +9,15 @@
 #   run_sync.sh list  RUN_ID [--json]         the whole ones, newest first
 #   run_sync.sh show  RUN_ID                  {"step", "uri", "sha256"} of the newest whole one, or null
 #   run_sync.sh prune RUN_ID KEEP             remove what is older than the KEEP newest; not for nodes, which may not
+#   run_sync.sh tier  DURABLE_DIR [--dry-run] all of a durable folder to tier/, without temporary files; removes nothing
+#   run_sync.sh keep  RUN_ID NODE DIR         a node's outputs, named by their SHA-256, and then their manifest.json
+#   run_sync.sh kept  RUN_ID DEST_DIR         the manifests of all outputs, as NODE/g<attempt>.json
+#   run_sync.sh fetch RUN_ID NODE DEST_DIR    outputs of a node, whose SHA-256 stand on standard input, a line each
 #
 # NEXA_BUCKET is s3://bucket/prefix. Below it: RUN_ID/generation/<attempt>, an empty object for every attempt that
 # began, and RUN_ID/checkpoints/step_<step>/g<attempt>/, so that no attempt writes where another does; without its
-# manifest.json such a folder is no checkpoint. push takes its attempt from NEXA_ATTEMPT. Credentials, region and
-# endpoint are what the aws command finds. Exit codes: 0, 1 failed, 2 usage, 3 a newer attempt has begun.
+# manifest.json such a folder is no checkpoint. push and keep take their attempt from NEXA_ATTEMPT. Outputs lie in
+# RUN_ID/outputs/<node>/. Credentials, region and endpoint are what the aws command finds. Exit codes: 0, 1 failed, 2 usage, 3 a newer attempt has begun.
 # Every node may write here, so what is written is not believed: an attempt that is far ahead of ours is a lie, and of a
 # checkpoint that was written over the first versions count, where the bucket keeps them.
 set -euo pipefail
@@ -23,7 +27,7 @@ die() { # CODE MESSAGE
     say "error: $2"
     exit "$1"
 }
-describe() { sed -n '4,11s/^# *//p' "${BASH_SOURCE[0]}"; }
+describe() { sed -n '4,15s/^# *//p' "${BASH_SOURCE[0]}"; }
 usage() {
     describe >&2
     exit 2
@@ -234,12 +238,53 @@ do_prune() { # KEEP
     done <"$scratch/doomed"
 }
 
+# Half a file, or half a checkpoint, has one of these names until it is whole.
+TEMPORARY=('.tmp-*' '*/.tmp-*' '*.tmp' '*.part' '*.part/*' '*.partial' '*.lock' '*~' '*/__pycache__/*')
+
+do_tier() { # DURABLE_DIR [--dry-run]
+    local word more=()
+    [ -d "$1" ] || die 2 "no such folder: $1"
+    case "${2:---}" in --) ;; --dry-run) more+=(--dryrun) ;; *) usage ;; esac
+    for word in "${TEMPORARY[@]}"; do more+=(--exclude "$word"); done
+    run_aws s3 sync --no-follow-symlinks --no-progress "${more[@]}" "${1%/}/" "${NEXA_BUCKET%/}/tier/" ||
+        die 1 "not all of $1 was copied to ${NEXA_BUCKET%/}/tier/: run it again"
+}
+
+do_keep() { # NODE DIR
+    local into=$url/outputs/$1
+    run_aws s3 cp --recursive --only-show-errors --exclude manifest.json "${2%/}/" "$into/" ||
+        die 1 "outputs were not uploaded to $into"
+    run_aws s3 cp --only-show-errors "${2%/}/manifest.json" "$into/$(printf 'g%06d.json' "${NEXA_ATTEMPT:?is not set}")" ||
+        die 1 "the manifest of outputs was not uploaded to $into"
+}
+
+do_kept() { # DEST_DIR
+    run_aws s3 cp --recursive --only-show-errors --exclude '*' --include '*/g*.json' "$url/outputs/" "${1%/}/" ||
+        die 1 "$url/outputs cannot be read"
+}
+
+do_fetch() { # NODE DEST_DIR
+    local names # What is there is not fetched again: the aws command gives a file its name when it is whole.
+    while mapfile -t -n 500 names && [ ${#names[@]} -gt 0 ]; do
+        run_aws s3 sync --size-only --only-show-errors --exclude '*' "${names[@]/#/--include=}" "$url/outputs/$1/" \
+            "${2%/}/" </dev/null || die 1 "outputs could not be downloaded from $url/outputs/$1"
+    done
+}
+
+node() { case "$1" in '' | *[!A-Za-z0-9._-]* | .*) die 2 "not a node: $1" ;; esac }
 number() { case "$1" in '' | *[!0-9]*) usage ;; esac }
 
 case "${1:-}" in -h | --help) describe && exit ;; esac
 [ $# -ge 2 ] || usage
 verb=$1 run_id=$2
 shift 2
+if [ "$verb" = tier ]; then
+    case "${NEXA_BUCKET:-}" in s3://[a-z0-9]*/*) ;; *) die 2 "NEXA_BUCKET must be s3://bucket/prefix" ;; esac
+    [ $# -le 1 ] || usage
+    find_aws
+    do_tier "$run_id" "$@"
+    exit
+fi
 case "$run_id" in '' | *[!A-Za-z0-9._-]* | .*) die 2 "not a run id: $run_id" ;; esac
 case "${NEXA_BUCKET:-}" in s3://[a-z0-9]*) ;; *) die 2 "NEXA_BUCKET must be s3://bucket/prefix" ;; esac
 place=${NEXA_BUCKET#s3://}
@@ -261,6 +306,8 @@ pull:1) do_pull "$1" ;;
 pull:2) number "$2" && do_pull "$1" "$((10#$2))" ;;
 list:0 | list:1) do_list "$@" ;;
 show:0) do_show ;;
+keep:2 | fetch:2) node "$1" && "do_$verb" "$1" "$2" ;;
+kept:1) do_kept "$1" ;;
 prune:1)
     number "$1"
     [ "$((10#$1))" -ge 1 ] || usage

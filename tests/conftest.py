@@ -12,31 +12,39 @@ from typing import Any
 
 import pytest
 
-from tests.state import own_state
+from tests.state import own_places
 
-own_state()  # before any test: workers of xdist inherit it
+own_places()  # before any test: workers of xdist inherit it
 gc.disable()  # until all are collected: a quarter of that would be looking at thousands of tests that stay
 
 TOGETHER = {
     "tests/e2e/test_runs.py": "lab 1",
     "tests/e2e/test_logs.py": "lab 1",
+    "tests/e2e/test_notify.py": "lab 1",
     "tests/e2e/test_own_hosts.py": "lab 1",
     "tests/e2e/test_other_users.py": "lab 1",
+    "tests/e2e/test_axolotl.py": "lab 1",
+    "tests/e2e/test_sharded_nodes.py": "lab 1",
+    "tests/e2e/test_slow_rank.py": "lab 1",
     "tests/e2e/test_hostile_cli.py::test_a_command_for_a_node": "lab 1",
     "tests/e2e/test_lifecycle.py::test_killed_anywhere": "killed anywhere",  # on a cluster of its own
     "tests/e2e/test_lifecycle.py::test_killed_then": "killed then",  # the same
     "tests/e2e/test_lifecycle.py": "lab 2",
     "tests/e2e/test_project.py": "lab 2",
     "tests/e2e/test_queue.py": "lab 2",
+    "tests/e2e/test_serve.py": "lab 2",
     "tests/e2e/test_recovery.py": "lab 2",
+    "tests/e2e/test_reproduce.py": "lab 2",
     "tests/e2e/test_own_hosts_provision.py": "own hosts",
     "tests/e2e/test_diag.py::test_an_unfit_node": "lab 2",
     "tests/e2e/test_diag.py": "diag",
     "tests/e2e/test_diag_hosts.py": "diag hosts",
     "tests/e2e/test_mesh.py": "mesh",
+    "tests/e2e/test_slurm.py": "slurm",
     "tests/e2e/test_tailnet.py": "tailnet",
     "tests/emulated/test_cloud_api.py": "cloud api",  # one worker loads moto for all of them
     "tests/emulated/test_cloud_faults.py": "cloud api",
+    "tests/emulated/test_rights.py::test_a_provision_without": "rights that lack",
     "tests/emulated/test_rights.py": "rights",
     "tests/emulated/": "emulated",
     "tests/processes/train/test_hf_state.py": "transformers",

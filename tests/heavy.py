@@ -63,7 +63,7 @@ def project(folder: Path) -> None:
         (folder / name).write_bytes((ROOT / name).read_bytes())
     texts = {key: " ".join(text.split())[:300] for key, text in sorted(pydoc_data.topics.topics.items())[:60]}
     rows = [{"instruction": f"Explain {key} of Python.", "input": "", "output": text} for key, text in texts.items()]
-    (folder / "data").mkdir()
+    (folder / "data").mkdir(exist_ok=True)
     (folder / "data" / "science.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = Tokenizer(models.BPE())
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -35,6 +35,8 @@ class Backend:
     """The largest model that it takes."""
     adapters: bool = False
     """Whether it takes model.lora."""
+    distils: bool = False
+    """Whether it takes trainer.use_kd."""
 
 
 SECTIONS = ("model", "dataset", "trainer", "config")
@@ -53,6 +55,7 @@ BACKENDS = {
         # DDP keeps the whole model, its gradients and AdamW's moments on every rank.
         most_parameters=15_000_000_000,
         adapters=True,
+        distils=True,
     ),
     "acc": Backend(
         _PREPARE,
@@ -62,6 +65,8 @@ BACKENDS = {
         reads="nexa_dist.config.backend_files.accelerate:read",
         preload=_WARM,
         needs=_TRANSFORMERS,
+        adapters=True,
+        distils=True,
     ),
     "ds": Backend(
         "nexa_dist.train.backends.ds_ops:prepare",
@@ -71,6 +76,7 @@ BACKENDS = {
         reads="nexa_dist.config.backend_files.deepspeed:read",
         preload=_WARM,
         needs=(*_TRANSFORMERS, "deepspeed"),
+        adapters=True,
         packages=("deepspeed==0.19.8",),
     ),
     "ax": Backend(

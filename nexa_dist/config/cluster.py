@@ -43,6 +43,7 @@ from nexa_dist.config.fields import (
     User,
     VpcId,
 )
+from nexa_dist.config.parts.notify import Notify
 from nexa_dist.config.rules import REQUIRED, fault, together
 from nexa_dist.model import Provider, RdzvBackend
 from nexa_dist.traits import TRAITS, Traits
@@ -279,6 +280,9 @@ class ClusterConfig(_Section):
     )
     images: Annotated[tuple[ImageDigest, ...], Field(strict=False, max_length=64)] = Field(
         (), description="Container images that every node pulls beforehand, each as NAME@sha256:DIGEST."
+    )
+    notify: Annotated[tuple[Notify, ...], Field(strict=False, max_length=16)] = Field(
+        (), description="Who is told of the end of a run, of failures, money, deadlines, notices and new nodes."
     )
     scratch: NodePath | None = Field(None, description="NEXA_SCRATCH on the nodes: fast, lost with the node.")
     shared: NodePath | None = Field(None, description="NEXA_SHARED on the nodes: caches.")

@@ -103,10 +103,25 @@ def of_project(name: str) -> Path:
     return next((folder / name for folder in (Path(), *Path.cwd().parents) if (folder / name).exists()), Path(name))
 
 
-def load_other(path: Path, model: type[M], prepare: Callable[[Document], list[Problem]] | None = None) -> M:
-    """A config file of another program. `prepare` may change it first, and say what is wrong with it."""
+def load_other(
+    path: Path,
+    model: type[M],
+    prepare: Callable[[Document], list[Problem]] | None = None,
+    overrides: Sequence[str] = (),
+) -> M:
+    """A config file of another kind. `prepare` may change it first, and say what is wrong with it."""
+    return read_other(path, model, prepare, overrides).config
+
+
+def read_other(
+    path: Path,
+    model: type[M],
+    prepare: Callable[[Document], list[Problem]] | None = None,
+    overrides: Sequence[str] = (),
+) -> Reading[M]:
+    """load_other, and where its values came from."""
     document = read_json(path) if path.suffix == ".json" else parse_yaml(read_bytes(path), display_name(path))
-    return _validated(document, (), model, prepare).config
+    return _validated(document, overrides, model, prepare)
 
 
 def changed_train(data: Any, run_id: str, overrides: Sequence[str], more: Sequence[str] = ()) -> TrainConfig:

@@ -70,6 +70,13 @@ class Manifest(_Part):
         default_factory=dict, description="The environment that the run asked for: its hash, and what is installed."
     )
     data: dict[str, Any] = Field(default_factory=dict, description="Each of data: its source, hash and bytes.")
+    snapshot: dict[str, Any] = Field(
+        default_factory=dict,
+        description="SHA-256 and time of the cluster's newest snapshot when the run began (nexa snapshot).",
+    )
+    reproduces: dict[str, Any] = Field(
+        default_factory=dict, description="Run that this one was to be the same as (nexa run --from), and what differs."
+    )
     outputs: dict[str, Any] = Field(
         default_factory=dict, description="What came back of what the run wrote, and what did not."
     )

@@ -50,12 +50,19 @@ _EXPECTED: Mapping[str, str] = {
 
 def models_at(model: type[BaseModel], path: PathKey) -> list[type[BaseModel]]:
     """The models that describe the mapping at `path`; none where any key is allowed."""
-    found = [model]
+    found, named = [model], False
     for part in path:
-        if isinstance(part, str):
+        if isinstance(part, str) and named:  # a name that the file gives: of a column, of a stage
+            named = False
+        elif isinstance(part, str):
             fields = [m.model_fields[part] for m in found if part in m.model_fields]
             found = [inner for field in fields for inner in _models_in(field.annotation)]
+            named = any(dict in kinds for field in fields if (kinds := _origins(field.annotation)))
     return found
+
+
+def _origins(annotation: Any) -> set[Any]:
+    return {get_origin(one) for one in _plain_types(annotation)}
 
 
 def choices_at(model: type[BaseModel], path: PathKey) -> list[str]:

@@ -8,12 +8,13 @@ from typing import Any
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from nexa_dist.config.fields import region_of, same_host
+from nexa_dist.config.parts.notify import WAYS
 
 MAX_AWS_HOURS = 720
 
 _COMMON = frozenset(
     {"name", "provider", "backend", "rdzv_backend", "rdzv_port"}
-    | {"scratch", "shared", "durable", "budget_usd", "max_hours"}
+    | {"scratch", "shared", "durable", "budget_usd", "max_hours", "notify"}
 )
 _ROOTED = frozenset({"mesh", "mesh_cidr", "containers", "images"})
 """Keys that ask for root on the nodes."""
@@ -117,6 +118,20 @@ def together(data: dict[str, Any], known: Collection[str]) -> Iterator[InitError
         yield fault(("containers",), "Docker is installed by root", "add system_changes: true")
     if data.get("rdzv") is not None and data.get("rdzv_port") is not None:
         yield fault(("rdzv_port",), "`rdzv` already gives the port", "remove one of the two")
+    yield from _told(data.get("notify"))
+
+
+def _told(rows: object) -> Iterator[InitErrorDetails]:
+    for index, row in enumerate(rows if isinstance(rows, list | tuple) else ()):
+        given = [key for key in WAYS if isinstance(row, dict) and row.get(key) is not None]
+        if isinstance(row, dict) and len(given) != 1:
+            found = " and ".join(given) or "none of them"
+            yield fault(("notify", index), f"exactly one of {', '.join(WAYS)} is needed, found {found}")
+        elif given == ["command"]:
+            for key in ("format", "from_nodes"):
+                if key in row and row[key] is not False:
+                    hint = "remove it: a command runs on the machine of nexa run, and gets all fields"
+                    yield fault(("notify", index, key), "means nothing for a command", hint)
 
 
 def _given_network(data: dict[str, Any]) -> Iterator[InitErrorDetails]:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, StringConstraints, field_validator, 
 
 from nexa_dist.config.backends import BACKENDS, SECTIONS
 from nexa_dist.config.launchers import refuse_nested
+from nexa_dist.config.parts.slurm import SlurmConfig
 from nexa_dist.config.trainer import (
     IN_DATA,
     DatasetConfig,
@@ -18,7 +19,7 @@ from nexa_dist.config.trainer import (
     Section,
     TrainerConfig,
 )
-from nexa_dist.config.work import Environment, OwnEnvironment
+from nexa_dist.config.work import Engine, Environment, Image, OwnEnvironment
 
 ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*\Z")
 RESERVED_ENV = re.compile(
@@ -76,7 +77,11 @@ class TrainConfig(Section):
         description="Short name of the training: a-z, 0-9 and '-', at most 32 characters. Without it, that of the "
         "file, or of the script.",
     )
-    stage: Literal["train"] = Field("train", description="Stage of the pipeline that the manifest names.")
+    stage: Literal["train", "data", "teach", "filter", "eval", "serve"] = Field(
+        "train",
+        description="Stage of the pipeline that the manifest names. Another one than train has keys of its own: "
+        "docs/PIPELINE.md.",
+    )
     backend: Literal["hf", "acc", "ds", "ax"] | None = Field(
         None,
         description="hf: the transformers Trainer under DDP, set by model, dataset and trainer. acc: the same under "
@@ -141,6 +146,15 @@ class TrainConfig(Section):
         description="Packages of the ranks: light (what nexa provision puts on a node), heavy (axolotl, DeepSpeed), "
         "infer (vLLM), {packages: [NAME==VERSION]} on top of light, {requirements: requirements.txt} or "
         "{lock: uv.lock} of the project, none (the node's own python3).",
+    )
+    image: Image | None = Field(
+        None,
+        description="Container image that the ranks run in on every node, with its own packages: NAME:TAG or "
+        "NAME@sha256:DIGEST. It needs python3 (3.9 or newer) with torch. environment is then none.",
+    )
+    engine: Engine = Field(
+        "auto",
+        description="Container engine for image: auto takes docker, else podman; or the path of one on the nodes.",
     )
     data: dict[DataName, DataSource] = Field(
         default_factory=dict,
@@ -253,6 +267,10 @@ class TrainConfig(Section):
         "(FSDP2), of ds a DeepSpeed JSON, of ax an Axolotl YAML. hf has none.",
     )
 
+    slurm: SlurmConfig | None = Field(
+        None, description="What nexa slurm submit asks of Slurm; nexa run takes no notice of it."
+    )
+
     @field_validator("wandb", mode="before")
     @classmethod
     def _yaml_off(cls, value: Any) -> Any:
@@ -294,13 +312,45 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _image_is_whole(self) -> Self:
+        """What an image has is not added to on a node."""
+        if self.image is None:
+            if self.engine != "auto":
+                raise ValueError("engine is of no use without image")
+            return self
+        if "environment" in self.model_fields_set and self.environment != "none":
+            raise ValueError("environment is not for a run in an image, which has its own packages")
+        if wrong := [key for key in ("apt", "setup", "install") if getattr(self, key)]:
+            raise ValueError(f"{', '.join(wrong)} cannot change an image: put into it what the run needs")
+        if self.launcher == "direct":
+            raise ValueError("launcher: direct keeps an interpreter of the node's warm, and the ranks have the image's")
+        object.__setattr__(self, "environment", "none")
+        return self
+
+    @model_validator(mode="after")
     def _data_is_named(self) -> Self:
-        for section, path in (
-            ("model", self.model and self.model.path),
-            ("dataset", self.dataset and self.dataset.path),
+        for key, path in (
+            ("model.path", self.model and self.model.path),
+            ("model.tokenizer", self.model and self.model.tokenizer),
+            ("dataset.path", self.dataset and self.dataset.path),
+            ("trainer.kd_teacher", self.trainer and self.trainer.kd_teacher),
         ):
             if path and (found := IN_DATA.fullmatch(path)) and found[1] not in self.data:
-                raise ValueError(f"{section}.path is {path}, and data has no {found[1]}")
+                raise ValueError(f"{key} is {path}, and data has no {found[1]}")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_taught(self) -> Self:
+        if self.backend is None or self.trainer is None or not self.trainer.use_kd:
+            return self
+        if not BACKENDS[self.backend].distils:
+            raise ValueError(f"backend: {self.backend} takes no trainer.use_kd; hf and acc do")
+        if self.model is not None and self.model.words is None:
+            raise ValueError(
+                "trainer.use_kd needs model.path or model.tokenizer: a student with the teacher's tokenizer"
+            )
+        if self.trainer.kd_teacher is None and self.dataset is not None and self.dataset.source != "examples":
+            raise ValueError("trainer.use_kd needs kd_teacher, or dataset.source: examples whose rows have its logits")
         return self
 
     @model_validator(mode="after")
@@ -336,7 +386,7 @@ class TrainConfig(Section):
                 raise ValueError(f"max_tokens is not for backend: {self.backend}, whose own file says how long")
             if self.args:
                 raise ValueError(f"args are for script, module or program; backend: {self.backend} takes none")
-            if "environment" not in self.model_fields_set:
+            if "environment" not in self.model_fields_set and self.image is None:
                 more = OwnEnvironment(packages=row.packages) if row.packages else None
                 object.__setattr__(self, "environment", more or row.environment)
         return self

@@ -57,6 +57,11 @@ class ModelConfig(Section):
         description="Directory of a pretrained Hugging Face causal language model, on every node; $NEXA_DATA/NAME "
         "where data names it.",
     )
+    tokenizer: FilePath | None = Field(
+        None,
+        description="For a model from scratch, in place of vocab_size: the directory of a pretrained model whose "
+        "tokenizer it takes, as a student that of its teacher; $NEXA_DATA/NAME too.",
+    )
     vocab_size: int | None = Field(
         None, ge=300, le=1_000_000, description="Tokens in the byte-level BPE vocabulary trained on the data."
     )
@@ -81,13 +86,16 @@ class ModelConfig(Section):
         shape = ("vocab_size", "hidden_size", "layers", "heads", "intermediate_size")
         given = [name for name in shape if getattr(self, name) is not None]
         if self.path is not None:
-            if given or self.dropout:
-                extra = ", ".join([*given, *(["dropout"] if self.dropout else [])])
+            beyond = [name for name in ("tokenizer", "dropout") if getattr(self, name)]
+            if given or beyond:
+                extra = ", ".join([*given, *beyond])
                 raise ValueError(f"path brings its own shape: remove {extra}, or remove path")
             return self
         if self.lora is not None:
             raise ValueError("lora needs path: adapters of a model with random weights learn nothing")
-        missing = [name for name in shape if name not in given]
+        if self.tokenizer is not None and self.vocab_size is not None:
+            raise ValueError("tokenizer has its own vocabulary: remove vocab_size, or remove tokenizer")
+        missing = [name for name in shape if name not in given and (name != "vocab_size" or self.tokenizer is None)]
         if missing:
             raise ValueError(f"needs {', '.join(missing)} (a model from scratch), or path (a pretrained directory)")
         assert self.hidden_size is not None and self.heads is not None
@@ -96,6 +104,11 @@ class ModelConfig(Section):
                 f"hidden_size {self.hidden_size} / heads {self.heads} must be an even whole number (rotary positions)"
             )
         return self
+
+    @property
+    def words(self) -> str | None:
+        """The directory whose tokenizer is taken; None: one is trained on the data."""
+        return self.path or self.tokenizer
 
 
 class DatasetConfig(Section):
@@ -187,6 +200,28 @@ class TrainerConfig(Section):
         None, ge=1, description="Held-out loss every so many steps; without it, at the end only."
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the weights, the data order and the dropout.")
+    use_kd: bool = Field(
+        False,
+        description="Learn from a teacher (Hinton et al. 2015): (1 - kd_lambda) CE + kd_lambda kd_temperature² "
+        "KL(teacher ‖ student), of each token that is learned.",
+    )
+    kd_teacher: FilePath | None = Field(
+        None,
+        description="Directory of the teacher, of the student's tokenizer, on every node; $NEXA_DATA/NAME where data "
+        "names it. Each rank holds it, frozen. Without it rows of dataset bring its top-k logits.",
+    )
+    kd_temperature: float = Field(
+        1.5, gt=0.0, le=100.0, description="Divides the logits of both before they are compared."
+    )
+    kd_lambda: float = Field(0.5, ge=0.0, le=1.0, description="Share of the teacher in the loss; not TRL's lmbda.")
+
+    @model_validator(mode="after")
+    def _teaches(self) -> Self:
+        fields = type(self).model_fields.items()
+        given = [name for name, field in fields if name.startswith("kd_") and getattr(self, name) != field.default]
+        if given and not self.use_kd:
+            raise ValueError(f"{', '.join(given)} means nothing without use_kd: true")
+        return self
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 NAMES = ("light", "heavy", "infer", "none")
+ENGINES = ("auto", "docker", "podman")
 _REQUIREMENT = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\s*(\[[^\[\]]*\])?\s*([=<>!~@;(].*)?")
 
 
@@ -35,6 +36,16 @@ def _file(value: str) -> str:
     return value
 
 
+def _engine(value: str) -> str:
+    """The name of a container engine, or the absolute path of one."""
+    if value not in ENGINES and not (value.startswith("/") and value.isprintable()):
+        raise ValueError(f"expected {', '.join(ENGINES)}, or the absolute path of one of the two, found {value!r}")
+    return value
+
+
+Image = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,511}$")]
+"""A container image as docker and podman name it; nothing that could be read as an option."""
+Engine = Annotated[str, StringConstraints(max_length=1024), AfterValidator(_engine)]
 Requirement = Annotated[str, StringConstraints(min_length=1, max_length=1000), AfterValidator(_requirement)]
 File = Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(_file)]
 Extra = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?$")]

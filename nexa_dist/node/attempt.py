@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from .code import tree as code_tree
-from .machine import cgroup
+from .machine import cgroup, container
 from .machine.processes import kill_run, remove_tmp
 from .oslib import (
     POLL_S,
@@ -32,7 +32,8 @@ from .oslib import (
     write_json,
 )
 from .protocol import HEARTBEAT_S, Event, Reason, Spec
-from .watch import watcher
+from .record import Record
+from .watch import tell, watcher
 
 GO_TIMEOUT_S = 3600.0
 GO_POLL_S = 0.01
@@ -40,12 +41,20 @@ GO_POLL_S = 0.01
 STACKS_S = 15.0
 """Time for the stacks of ranks that hang, which end by it: a busy node takes a while. Only what lives on costs it."""
 RESERVE_BYTES = 65536
+RESERVE_S = 1.0
+"""Time for a child to say that its own has run out."""
+PEERS_S = 2.0
+"""Seconds between two looks at what the agents of all nodes have written."""
+PEER_GRACE_S = 5.0
+"""Seconds for ranks whose peers failed: they wait in a collective, and have nothing to save."""
+OBEYED = (0, signal.SIGTERM, 128 + signal.SIGTERM)
+"""Exit codes and signals of ranks that ended well, or because they were told to."""
 
 
 class Attempt:
     """Starts the preparation and the ranks, and ends them when asked, late, alone, or given notice."""
 
-    def __init__(self, run_dir: str, spec: Spec, secrets: dict[str, str]) -> None:
+    def __init__(self, run_dir: str, spec: Spec, secrets: dict[str, str], notify: dict[str, Any] | None = None) -> None:
         self.run_dir, self.spec = run_dir, spec
         # Libraries leave files in the temporary folder when they are killed. This one goes with the attempt; its
         # path is short, since Unix sockets in it may have about 100 bytes. Noted first: a kill leaves nothing unknown.
@@ -55,12 +64,19 @@ class Attempt:
         self.environment = {**inherited(spec.get("path", [])), "TMPDIR": self.tmp, **spec["env"], **secrets}
         self.group = cgroup.make(run_dir)
         self.stop_reason = ""
+        self.asked_at: float | None = None
+        """Time of the first request to stop, by boot_clock()."""
         left_s = spec.get("deadline_in_s")
         self.deadline = boot_clock() + left_s if left_s else None
         self.beat = 0.0
         self.watcher = watcher.Watcher(run_dir, spec, self.environment)
+        self.teller = tell.Teller(run_dir, spec, notify)
         self.hung_until: float | None = None
         self.child: Any = None
+        self.held = "peers" in spec
+        """True under a scheduler, which signals every process of the step, and where no controller stops the others."""
+        self.watched = [Record(path, spec["attempt"]) for path in (run_dir, *spec["peers"])] if self.held else []
+        self.looked = 0.0
         self.asked: set[int] = set()
         """Ranks that got SIGTERM."""
 
@@ -80,12 +96,50 @@ class Attempt:
         if not keep:
             watcher.release_warm(self.run_dir)
         _, left = kill_run(self.run_dir, warm=not keep)
-        remove_tmp(self.run_dir)
         self.watcher.finish()
+        if self.spec.get("outputs"):
+            self.keep_outputs(state, why)
+            _, left = kill_run(self.run_dir, warm=not keep)
+        remove_tmp(self.run_dir)
         self.hold_room(False)
         end = {"state": state, "code": code, "reason": why, "left": left, "attempt": self.spec["attempt"]}
         while not self.event(Event.ENDED, **end) and os.path.isdir(self.run_dir):
             time.sleep(1)  # without room for this line the attempt would look lost; `stop` ends the wait
+
+        self.tell_end(state, why)
+
+    def tell_end(self, state: str, why: str) -> None:
+        """Tell of the end where no controller hears it; one that somebody asked for is known to them."""
+        signal.signal(signal.SIGTERM, tell.leave)
+        if not self.request():
+            failed = next((e for e in self.watcher.record.read().exits if e["code"] or e["signal"]), None)
+            how = failed and ("signal %d" % failed["signal"] if failed["signal"] else "exit code %d" % failed["code"])
+            self.teller.end(boot_clock(), state, why, "rank %d: %s" % (failed["rank"], how) if failed else "")
+            self.teller.linger(boot_clock)
+
+    def keep_outputs(self, state: str, reason: str) -> None:
+        """Outputs of the attempt to the bucket, as far as there is time. The machine is watched meanwhile."""
+        from . import keep
+
+        def left_s() -> float:
+            leaves = self.watcher.leaves_unix
+            leaves_s = None if leaves is None else leaves - time.time()
+            return keep.seconds(
+                self.run_dir, state, self.stop_reason or reason, self.asked_at, self.grace_s(), leaves_s
+            )
+
+        self.watcher.running = False  # the ranks are through
+        seconds = left_s()
+        if seconds <= 0:
+            return
+        until, before = boot_clock() + seconds, self.stop_reason
+        with contextlib.suppress(OSError), open(self.path("outputs") + ".log", "ab") as log:
+            child = self.popen([sys.executable, "-S", "-E", agent_path(), "keep", self.run_dir, "%.1f" % seconds], log)
+            while child.poll() is None and boot_clock() < until + RESERVE_S:
+                if self.stop_reason != before:
+                    before, until = self.stop_reason, min(until, boot_clock() + max(0.0, left_s()))
+                self.tick()
+                self.reap(child)
 
     def keeps_warm(self, state: str) -> bool:
         """Tell whether to expect another attempt, for which the warm interpreter stays."""
@@ -150,6 +204,7 @@ class Attempt:
 
     def ask_to_stop(self, reason: str) -> None:
         self.stop_reason = self.stop_reason or reason
+        self.asked_at = boot_clock() if self.asked_at is None else self.asked_at
 
     def tick(self, rest_s: float = POLL_S) -> None:
         """Runs the periodic checks (heartbeat, deadline, watcher) about twenty times a second, then rests."""
@@ -162,7 +217,12 @@ class Attempt:
                 code_tree.touch(path)
         if self.deadline is not None and now > self.deadline:
             self.ask_to_stop(Reason.DEADLINE)
+        if self.watched and now - self.looked >= PEERS_S:
+            self.looked = now
+            self.look_for_failure()
         reason = self.watcher.look(now)
+        with contextlib.suppress(Exception):  # whatever it is: a message is no reason to end a run
+            self.teller.look(now, self.deadline, self.watcher.notice)
         if reason == Reason.HANG:
             if self.hung_until is None and not self.stop_reason:
                 self.watcher.ask_flight()  # first: the launcher may have the store that NCCL's monitor asks
@@ -173,11 +233,25 @@ class Attempt:
             self.ask_to_stop(reason)
         time.sleep(rest_s)
 
+    def look_for_failure(self) -> None:
+        """Stop when a rank of any node failed, which a controller would tell us elsewhere."""
+        for record in self.watched:
+            failed = any(row["code"] not in OBEYED or row["signal"] not in OBEYED for row in record.read().exits)
+            if failed or (record.end or {}).get("state") == "failed":
+                self.watched = []
+                if not self.stop_reason:
+                    order = {"reason": Reason.FAILURE, "grace_s": PEER_GRACE_S, "release": True}
+                    write_json(self.path("stop"), order)
+                    self.ask_to_stop(Reason.FAILURE)
+                return
+
     def hold_launcher(self) -> None:
         """Suspend the launcher, which would end the other ranks before they have written their stacks."""
         if self.child is not None:
             self.child.stopping = True  # Direct, which is in this process
-            if isinstance(self.child, subprocess.Popen):
+            if self.spec.get("container"):
+                container.hold_launcher(self.run_dir)
+            elif isinstance(self.child, subprocess.Popen):
                 self.child.send_signal(signal.SIGSTOP)
 
     def popen(self, argv: list[str], log: BinaryIO) -> subprocess.Popen[bytes]:
@@ -186,6 +260,8 @@ class Attempt:
         def begin() -> None:
             die_with_parent(us)
             cgroup.enter(self.group)
+            if self.held:  # or torchrun, which is signalled with its ranks, would kill these after 30 s
+                signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
 
         return subprocess.Popen(
             argv,
@@ -243,7 +319,9 @@ class Attempt:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
         self.asked |= ranks
-        if not self.asked:
+        if not self.asked and self.held:
+            child.send_signal(signal.SIGINT)
+        elif not self.asked:
             child.terminate()
 
     def reap(self, child: Any) -> None:

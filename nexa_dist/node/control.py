@@ -7,8 +7,9 @@ import os
 import time
 from typing import Any
 
+from .machine import container
 from .machine.processes import kill_run, remove_tmp, run_processes
-from .oslib import PAID, ROOM, alive, boot_clock, newest_attempt, read_json, write_json
+from .oslib import PAID, ROOM, alive, boot_clock, fail, newest_attempt, read_json, write_json
 from .protocol import Reason
 from .record import Record
 
@@ -78,6 +79,8 @@ def stop(run_dir: str, message: dict[str, Any]) -> dict[str, Any]:
         release_warm(run_dir)
     _, left = kill_run(run_dir, warm=release)
     remove_tmp(run_dir)
+    if stays := container.remove(run_dir):
+        fail("a container of the run cannot be removed: %s" % stays)
     return {**status(run_dir, released=release), "ended": before, "left": left}
 
 

@@ -10,7 +10,9 @@ other command is short and answers with JSON. Each imports only what it needs.
     agent.pyz unpack DIR HASH part < marks, tar.gz                   the same, with what other code here has already
     agent.pyz lacks DIR        < {"files"}                           which files no other code here has
     agent.pyz whole DIR                                              whether DIR holds what its name, a hash, says
-    agent.pyz start RUN_DIR    < {"spec", "secrets", "go"}           start the attempt (again: the same one)
+    agent.pyz start RUN_DIR    < {"spec", "secrets", "go", "notify"} start the attempt (again: the same one)
+    agent.pyz hold FOLDER                                            the attempt of FOLDER/<node's number>.json, as one
+                                                                     step of a scheduler's job
     agent.pyz go RUN_DIR                                             every node is prepared: start the ranks
     agent.pyz status RUN_DIR                                         state of the newest attempt
     agent.pyz allow RUN_DIR    < {"seconds"}                         how long the run's money lasts
@@ -19,9 +21,11 @@ other command is short and answers with JSON. Each imports only what it needs.
     agent.pyz stop RUN_DIR     < {"grace_s", "reason", "release"}    SIGTERM, grace for a checkpoint, SIGKILL
     agent.pyz wrote -          < {"runs": [...]}                     what runs have left here: files, checkpoints
     agent.pyz send DIR         < {"files": [...]}                    these files, framed, from byte offsets
+    agent.pyz keep RUN_DIR     < {"seconds"}                         its outputs to the bucket (by the daemon: SECONDS)
     agent.pyz setup RUN_DIR    (by the daemon)                       packages, layer and lines before the ranks
     agent.pyz flight RUN_DIR ATTEMPT (by the daemon)                 what the ranks dumped of their collectives
     agent.pyz rank -- ARGV     (started by torchrun)                 one rank: its log, its exit code, its end
+    agent.pyz inside -- ARGV   (started by a container engine)       the launcher in a container, which ends with us
     agent.pyz warm RUN_DIR KEY MODULE…  (by probe or the daemon)     an interpreter that ranks are forked from
 
 Secrets arrive on standard input and live in the memory and the environment of the run alone.
@@ -49,10 +53,18 @@ def main(argv: list[str]) -> int:
         from . import rank
 
         return rank.main(rest[1:])
+    if name == "inside":
+        from .machine import container
+
+        return container.inside(rest[1:])
     if name == "setup":
         from . import setup
 
         return setup.main(rest[0])
+    if name == "keep" and len(rest) == 2:
+        from . import keep
+
+        return keep.main(rest[0], float(rest[1]))
     if name == "flight":
         from .watch import flight
 
@@ -62,6 +74,10 @@ def main(argv: list[str]) -> int:
 
         return warm_server.serve(rest[0], rest[1], rest[2:])
     target = os.path.abspath(os.path.expanduser(rest[0])) if rest else ""
+    if name == "hold":
+        from .hold import hold
+
+        return hold(target)
     if name in ("follow", "send"):
         try:
             if name == "follow":
@@ -78,7 +94,8 @@ def main(argv: list[str]) -> int:
     act = command(name, rest[1:])
     if act is None:
         print(
-            "usage: agent.pyz probe|diag|forget|unpack|whole|lacks|start|go|status|allow|follow|stop|wrote|send|rank …",
+            "usage: agent.pyz "
+            "probe|diag|forget|unpack|whole|lacks|start|hold|go|status|allow|follow|stop|wrote|send|keep|rank …",
             file=sys.stderr,
         )
         return 2
@@ -110,6 +127,10 @@ def command(name: str, more: list[str]) -> Callable[[str], dict[str, Any]] | Non
         from .outputs import wrote
 
         return lambda _: wrote(json.load(sys.stdin))
+    if name == "keep":
+        from .keep import keep as kept
+
+        return lambda folder: kept(folder, json.load(sys.stdin))
     if name == "start":
         from .start import start
 

@@ -36,6 +36,8 @@ TRACKED = re.compile(
     re.DOTALL,
 )
 KINDS = ("outputs", "tracking", "other")
+KEPT = "kept.json"
+"""File in the run's folder that names those which are in the bucket (keep.py)."""
 
 
 def matcher(patterns: list[str]) -> re.Pattern[str]:
@@ -71,16 +73,18 @@ def _set(inside: str) -> str:
 
 def wrote(message: dict[str, Any]) -> dict[str, Any]:
     """`message` is {"runs": [{"dir", "durable", "outputs", "skip"}], "look_s"}. Answers for each whether it is there,
-    its files from the one numbered `skip` on, whether there are `more`, and whether it was `cut` off after `look_s`
-    seconds; and its checkpoints, of which nothing is hashed."""
+    its files from the one numbered `skip` on (`kept`: the bucket has it too), whether there are `more`, and whether it
+    was `cut` off after `look_s` seconds; and its checkpoints, of which nothing is hashed."""
     until, room = time.monotonic() + message["look_s"], ROWS_BYTES
     found = []
     for asked in message["runs"]:
         folder = asked["dir"]
         there = os.path.isdir(folder)
-        files, cut = _files(folder, matcher(asked["outputs"]), until) if there else ([], False)
+        files, cut = files_of(folder, matcher(asked["outputs"]), until) if there else ([], False)
         rows, skip = [], int(asked["skip"])
+        kept = noted(folder)
         for row in sorted(files, key=lambda row: (KINDS.index(row["kind"]), row["name"]))[skip:]:
+            row.update({"kept": True} if same(row, kept) else {})
             room -= len(json.dumps(row)) + 2
             if room < 0:
                 break
@@ -92,7 +96,7 @@ def wrote(message: dict[str, Any]) -> dict[str, Any]:
     return {"runs": found}
 
 
-def _files(folder: str, named: re.Pattern[str], until: float) -> tuple[list[dict[str, Any]], bool]:
+def files_of(folder: str, named: re.Pattern[str], until: float) -> tuple[list[dict[str, Any]], bool]:
     """List the files that the run wrote, and tell whether the list was cut since there is too much to look through."""
     code = _Code(folder)
     found: dict[str, dict[str, Any]] = {}
@@ -121,6 +125,17 @@ def _files(folder: str, named: re.Pattern[str], until: float) -> tuple[list[dict
                     found[whole] = {"name": whole, "path": os.path.normpath(path), "bytes": told.st_size,
                                     "mtime_ns": max(0, told.st_mtime_ns), "kind": kind}  # fmt: skip
     return list(found.values()), False
+
+
+def noted(folder: str) -> dict[str, dict[str, Any]]:
+    """Files of this node that are in the bucket, by name, as they were when they went there. A rank can write here."""
+    found = read_json(os.path.join(folder, KEPT), {})
+    return {name: row for name, row in found.items() if isinstance(row, dict)} if isinstance(found, dict) else {}
+
+
+def same(row: dict[str, Any], kept: dict[str, dict[str, Any]]) -> bool:
+    """Tell whether a file is as it was when it went to the bucket."""
+    return all(kept.get(row["name"], {}).get(key) == row[key] for key in ("bytes", "mtime_ns"))
 
 
 class _Code:
@@ -184,7 +199,7 @@ def send(folder: str, fd: int = 0, out: BinaryIO | None = None) -> None:
         asked = json.loads(door.readline())["files"]
     for at, one in enumerate(asked):
         try:
-            with open(os.path.join(folder, one["name"]), "rb", opener=_plain) as file:
+            with open(os.path.join(folder, one["name"]), "rb", opener=plain) as file:
                 _send_one(file, at, one, out)
         except BrokenPipeError:
             raise
@@ -194,7 +209,7 @@ def send(folder: str, fd: int = 0, out: BinaryIO | None = None) -> None:
     out.flush()
 
 
-def _plain(path: str, flags: int) -> int:
+def plain(path: str, flags: int) -> int:
     """Opens no link, and waits for no pipe."""
     fd = os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
     if not stat.S_ISREG(os.fstat(fd).st_mode):

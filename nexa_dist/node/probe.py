@@ -40,13 +40,13 @@ def probe(message: dict[str, Any]) -> dict[str, Any]:
     """Answer what the launch wants to know before anything starts. Each answer maps to a check of the controller.
 
     `message`: {"python", "scratch", "peers", "have": code that may be there, "listen" and "port" on the first node,
-    "warm": see `preload`}.
+    "inside": a command line that ends with the interpreter, where that is in an image, "warm": see `preload`}.
     """
     scratch = message["scratch"]
     os.makedirs(scratch, mode=0o700, exist_ok=True)
     if "warm" in message:
         preload(**message["warm"])
-    asked = ask(message.get("python") or sys.executable)
+    asked = ask(*message.get("inside") or [message.get("python") or sys.executable])
     answer = {
         "have": [path for path in message.get("have", []) if code_tree.whole(path)],
         "gpus": gpus(),  # the driver may take its time, and so may the interpreter
@@ -94,10 +94,10 @@ def forget(run_dir: str) -> dict[str, Any]:
     return {"left": left}
 
 
-def ask(python: str) -> subprocess.Popen[str] | OSError:
+def ask(*python: str) -> subprocess.Popen[str] | OSError:
     """The interpreter of the training, asked for its version and torch's; or why it cannot be started."""
     try:
-        return subprocess.Popen([python, "-c", VERSIONS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen([*python, "-c", VERSIONS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     except OSError as error:
         return error
 

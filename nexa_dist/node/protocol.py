@@ -22,7 +22,7 @@ class Event:
     SETUP, PREPARE, PREPARED, TORCHRUN = "setup", "prepare", "prepared", "torchrun"
     RANK_START, RANK_EXIT, PROGRESS, HANG = "rank_start", "rank_exit", "progress", "hang"
     STOPPING, NOTICE, DUE, IMDS, WARM = "stopping", "notice", "due", "imds", "warm"
-    FLIGHT = "flight"
+    FLIGHT, TOLD, KEPT = "flight", "told", "kept"
 
 
 class Reason:
@@ -34,6 +34,7 @@ class Reason:
     FAILURE, SUPERSEDED = "another rank or node failed", "superseded"
     NOTICE, DEADLINE, DISCONNECTED, BUDGET = "spot notice", "deadline", "disconnected", "budget"
     STOPPED = "stopped by the user"
+    SCHEDULER = "notice of the scheduler"
 
 
 EVENTS = frozenset(name for key, name in vars(Event).items() if key.isupper())
@@ -47,12 +48,14 @@ Spec = TypedDict(
     "Spec",
     {
         "version": int, "run_id": str, "attempt": int, "node": str, "launcher": str, "argv": Any, "setup": Any,
-        "prepare": Any, "path": Any, "data": Any,
+        "prepare": Any, "path": Any, "data": Any, "container": Any, "outputs": Any,
         "env": Any, "cwd": str, "code": str, "config": Optional[Dict[str, Any]], "grace_s": float,
         "notice_grace_s": float, "deadline_in_s": Optional[float], "hang_timeout_s": Optional[float],
         "on_disconnect": str, "spot": bool, "keep_warm": bool, "preload": Any, "first_rank": int, "nproc": int,
         "world_size": int, "node_rank": int, "nnodes": int, "master_addr": str, "master_port": int,
+        "peers": Any,
     },
     total=False,
 )  # fmt: skip
-"""Spec of an attempt, which the command `start` reads."""
+"""Spec of an attempt, which the command `start` reads. `peers` are the run folders of the other nodes where no
+controller watches (the command `hold`)."""

@@ -107,12 +107,18 @@ class Setup:
     def packages(self) -> None:
         """Packages of the system, those that are not there."""
         wanted = [name for name in self.told["apt"] if not _has_package(name)]
-        root = () if os.geteuid() == 0 else ("sudo", "-n")
         for words in (("update",), ("install", "-y", "--no-install-recommends", *wanted)) if wanted else ():
             say("apt-get " + " ".join(words))
-            code = subprocess.call([*root, *APT, *words], env=self.environment)
+            code = self.by_root(*APT, *words)
+            if code and words[0] == "install" and glob.glob("/var/lib/dpkg/updates/[0-9]*"):
+                say("dpkg --configure -a, since an installation was cut off")
+                code = self.by_root(*APT[:2], "dpkg", "--configure", "-a") or self.by_root(*APT, *words)
             if code:
                 raise Failed("apt: apt-get %s: exit code %d" % (" ".join(words), code), code)
+
+    def by_root(self, *argv: str) -> int:
+        root = () if os.geteuid() == 0 else ("sudo", "-n")
+        return subprocess.call([*root, *argv], env=self.environment, umask=0o022)  # the whole system uses what is made
 
     def make_layer(self) -> None:
         """The layer, unless it is there for this environment and this project."""

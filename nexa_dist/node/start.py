@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from .code import tree
 from .code.work import lay_out
+from .machine import container
 from .machine.processes import kill_run, remove_tmp
 from .oslib import PAID, POLL_S, alive, event, fail, holder_of, newest_attempt, read_json, write_json
 from .protocol import VERSION, Event, Reason, Spec
@@ -23,8 +24,8 @@ SUPERSEDE_S = 10.0
 
 
 def start(run_dir: str, message: dict[str, Any]) -> dict[str, Any]:
-    """`message` is {"spec", "secrets", "go"}. Answers {"pid", "already"} and what `lay_out` says; an attempt begins at
-    most once.
+    """`message` is {"spec", "secrets", "go", "notify"}. Answers {"pid", "already"} and what `lay_out` says; an attempt
+    begins at most once.
 
     With `go` the ranks begin as soon as they can; without it when the command `go` comes.
     """
@@ -33,22 +34,29 @@ def start(run_dir: str, message: dict[str, Any]) -> dict[str, Any]:
         fail("this agent is of version %d, and was told of an attempt in version %s" % (VERSION, spec["version"]))
     os.makedirs(run_dir, mode=0o700, exist_ok=True)
     with lock(run_dir) as door:
-        pid = _begun(run_dir, spec["attempt"])
+        pid = begun(run_dir, spec["attempt"])
         if pid:
             return {"pid": pid, "already": True}
-        write_json(os.path.join(run_dir, "generation"), spec["attempt"])  # from here on the ranks before it are fenced
-        _end_older(run_dir)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(run_dir, PAID))
-        os.makedirs(spec["cwd"], exist_ok=True)
-        laid = lay_out(spec["code"], spec["cwd"], run_dir, spec["attempt"]) if spec.get("code") else {}
-        _link_data(run_dir, spec.get("data") or {})
-        if spec.get("config") is not None:
-            write_json(os.path.join(run_dir, "train.json"), spec["config"])
-        write_json(os.path.join(run_dir, "spec.json"), spec)
-        if message.get("go"):
-            write_json(os.path.join(run_dir, "go.attempt_%d" % spec["attempt"]), {"at": time.time()})
-        return {"pid": _daemon(run_dir, spec, message.get("secrets", {}), door), "already": False, **laid}
+        laid = make_ready(run_dir, spec, go=bool(message.get("go")))
+        return {"pid": _daemon(run_dir, message, door), "already": False, **laid}
+
+
+def make_ready(run_dir: str, spec: Spec, *, go: bool) -> dict[str, Any]:
+    """Make the run's folder ready for an attempt that has not begun, as its one writer. Answers what `lay_out` says."""
+    write_json(os.path.join(run_dir, "generation"), spec["attempt"])  # from here on the ranks before it are fenced
+    _end_older(run_dir)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(run_dir, PAID))
+    os.makedirs(spec["cwd"], exist_ok=True)
+    laid = lay_out(spec["code"], spec["cwd"], run_dir, spec["attempt"]) if spec.get("code") else {}
+    _link_data(run_dir, spec.get("data") or {})
+    container.note(run_dir, spec.get("container"))
+    if spec.get("config") is not None:
+        write_json(os.path.join(run_dir, "train.json"), spec["config"])
+    write_json(os.path.join(run_dir, "spec.json"), spec)
+    if go:
+        write_json(os.path.join(run_dir, "go.attempt_%d" % spec["attempt"]), {"at": time.time()})
+    return laid
 
 
 def _link_data(run_dir: str, data: dict[str, list[str]]) -> None:
@@ -88,7 +96,7 @@ def lock(run_dir: str) -> Iterator[int]:
         os.close(door)
 
 
-def _begun(run_dir: str, attempt: int) -> int:
+def begun(run_dir: str, attempt: int) -> int:
     """The pid of this attempt's agent if it was started before, else 0. Refuses what is over."""
     newest = newest_attempt(run_dir)
     if attempt < newest:
@@ -117,6 +125,8 @@ def _end_older(run_dir: str) -> None:
         event(run_dir, Event.ENDED, **last, attempt=holder["attempt"])
     if left:
         fail("processes of an earlier attempt cannot be ended: %s" % left)
+    if stays := container.remove(run_dir):
+        fail("a container of an earlier attempt cannot be removed: %s" % stays)
 
 
 def end_agent(holder: Any, timeout_s: float) -> None:
@@ -134,12 +144,12 @@ def end_agent(holder: Any, timeout_s: float) -> None:
             time.sleep(POLL_S / 2)
 
 
-def _daemon(run_dir: str, spec: Spec, secrets: dict[str, str], door: int) -> int:
+def _daemon(run_dir: str, message: dict[str, Any], door: int) -> int:
     """Pid of the daemon, which has written its first event."""
     read_end, write_end = os.pipe()
     if os.fork() == 0:
         os.close(read_end)
-        _daemonize(run_dir, spec, secrets, write_end, door)
+        _daemonize(run_dir, message, write_end, door)
     os.close(write_end)
     with os.fdopen(read_end) as pipe:
         answer = pipe.read()
@@ -148,7 +158,8 @@ def _daemon(run_dir: str, spec: Spec, secrets: dict[str, str], door: int) -> int
     return int(answer)
 
 
-def _daemonize(run_dir: str, spec: Spec, secrets: dict[str, str], write_end: int, door: int) -> NoReturn:
+def _daemonize(run_dir: str, message: dict[str, Any], write_end: int, door: int) -> NoReturn:
+    spec: Spec = message["spec"]
     # Who reads agent.pid may end us at once: that waits until `main` can say that it was stopped.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
     os.setsid()
@@ -171,7 +182,7 @@ def _daemonize(run_dir: str, spec: Spec, secrets: dict[str, str], write_end: int
         os.close(door)
         os.write(write_end, str(os.getpid()).encode())
         os.close(write_end)
-        Attempt(run_dir, spec, secrets).main()
+        Attempt(run_dir, spec, message.get("secrets", {}), message.get("notify")).main()
         code = 0
     except Exception:
         traceback.print_exc()

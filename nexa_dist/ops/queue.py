@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 from nexa_dist import shape
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.run import files, trust
+from nexa_dist.run.code import archive
 from nexa_dist.run.workspace import ClusterFolder, RunFolder
 
 State = Literal["waiting", "running", "done", "failed", "stopped", "removed"]
@@ -31,6 +32,10 @@ class Row:
     config_file: str
     point: dict[str, str] = field(default_factory=dict)
     """Values that `--grid` gave the row, by key."""
+    code: str = ""
+    """Hash of its code as it was then; empty in a row of an older nexa, whose run takes the code as it is when it
+    begins."""
+    git_commit: str | None = None
     state: State = "waiting"
     run_id: str = ""
     why: str = ""
@@ -96,6 +101,24 @@ class Queue:
             kept = self.load()
             yield kept
             files.write_json(self.path, asdict(kept))
+            used = {row.code for row in kept.rows if row.state in ("waiting", "running")}
+            for path in self._code.glob("*.tar.gz"):
+                if archive.Kept(path).hash not in used:
+                    path.unlink(missing_ok=True)
+
+    @property
+    def _code(self) -> Path:
+        return self.folder.path / "queue-code"
+
+    def keep(self, codes: Iterable[archive.Archive]) -> None:
+        """Store the code of rows, while the queue is being changed: what no row names goes at the end of that."""
+        for code in codes:
+            if not (self._code / f"{code.hash}.tar.gz").exists():
+                archive.keep(self._code, code)
+
+    def code(self, row: Row) -> archive.Archive | None:
+        """Code of a row. Raises NexaError when it is no longer there as it was."""
+        return archive.opened(archive.Kept(self._code / f"{row.code}.tar.gz")) if row.code else None
 
     def update(self, row: Row, **fields: Any) -> Row:
         """The row with these fields, on the disk. It may have been moved meanwhile."""

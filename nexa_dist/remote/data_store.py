@@ -134,7 +134,8 @@ class Store:
 
     def settle(self, ident: str) -> dict[str, Any]:
         """Data that another node has handed on is as it was verified on its way."""
-        shutil.rmtree(self.place(ident) + ".part", ignore_errors=True)
+        for left in (".part", ".taken"):
+            shutil.rmtree(self.place(ident) + left, ignore_errors=True)
         for name, *_ in read_about(self.place(ident))["files"]:
             settle(seen_in(self.place(ident), name))
         return {}
@@ -290,7 +291,8 @@ class Store:
         with open(os.path.join(part, MARK), "w"):
             pass
         os.sync()
-        shutil.rmtree(place, ignore_errors=True)
+        for gone in (place, place + ".taken"):
+            shutil.rmtree(gone, ignore_errors=True)
         os.rename(part, place)
 
 

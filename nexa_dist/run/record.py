@@ -14,7 +14,7 @@ from nexa_dist.secrets import redact, redact_text
 
 LATER = ("ended_unix", "why", "laid", "replaced", "changed", "notices", "end", "next")
 """Fields of an attempt that are not written before they are known."""
-BROUGHT = ("environment", "data")
+BROUGHT = ("environment", "data", "snapshot", "reproduces")
 """Fields of a run that are written only where it has them."""
 
 
@@ -75,6 +75,10 @@ class Run:
     """The environment of the newest attempt, and what is installed in it."""
     data: dict[str, Any] = field(default_factory=dict)
     """Each of `data:` with its hash."""
+    snapshot: dict[str, Any] = field(default_factory=dict)
+    """Name and time of the newest snapshot of the cluster when the run began."""
+    reproduces: dict[str, Any] = field(default_factory=dict)
+    """The run that this one is to be the same as, and what of it is not."""
     config_file: str = ""
     git_commit: str | None = None
     created_unix: Unix = 0.0

@@ -66,6 +66,11 @@ class ClusterFolder:
     def ssh_config(self) -> Path:
         return self.ssh / "ssh_config"
 
+    @property
+    def newest_snapshot(self) -> Path:
+        """File with the name and time of the newest `nexa snapshot`."""
+        return self.path / "snapshot.json"
+
     def may_exist(self) -> bool:
         """Tell whether something was ever begun from this folder: a plan alone leaves only keys and sources."""
         marks = (self.json, self.path / "config.json", self.path / "nodes", self.path / "journal.jsonl")

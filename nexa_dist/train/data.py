@@ -3,7 +3,8 @@
 The directory holds `tokenizer.json`, `train.npy` and `held_out.npy` (one dimension, token ids as uint16 or
 uint32, documents joined by the end token) and `dataset.json`, written last. Of examples there are also
 `train_mask.npy` (bool, true for a token that is learned) and `train_ends.npy` (int64, where each example ends), and
-the same of the held-out part. It is made under a lock, then renamed.
+the same of the held-out part; where a teacher's words are learned from, `train_kd_at.npy`, `train_kd_ids.npy` and
+`train_kd_logprobs.npy` (text/stored.py). It is made under a lock, then renamed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from nexa_dist.config.train import TrainConfig
 from nexa_dist.config.trainer import DatasetConfig, ModelConfig
 from nexa_dist.errors import UsageError
 from nexa_dist.train.env import RankEnv
-from nexa_dist.train.text import corpus, tokens
+from nexa_dist.train.text import corpus, stored, tokens, vocabulary
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +53,10 @@ class Dataset:
     """`unigram_entropy_nats` of the held-out tokens: the score of the best model that ignores the context."""
     files: dict[str, dict[str, Any]]
     """Name to `bytes` and `sha256`."""
+    taught: int = 0
+    """Training examples of which a teacher's words are there."""
+    unlike: int = 0
+    """Those of which they are, and of other tokens."""
 
     @property
     def folder(self) -> Path:
@@ -75,6 +80,7 @@ def prepare(config: TrainConfig, env: RankEnv) -> Dataset:
     try would meet the same."""
     started = time.monotonic()
     assert config.dataset is not None and config.model is not None
+    _same_vocabulary(config)
     root, files = corpus.sources(config.dataset)
     size = sum(path.stat().st_size for path in files)
     if size < config.dataset.min_mb * 1e6:
@@ -82,7 +88,7 @@ def prepare(config: TrainConfig, env: RankEnv) -> Dataset:
             f"{root}: {size / 1e6:.1f} MB of text in {len(files)} files, dataset.min_mb is {config.dataset.min_mb:g}",
             hint="choose another source or lower dataset.min_mb",
         )
-    key = _content_key(config.dataset, config.model, root, files)
+    key = _content_key(config.dataset, config.model, root, files, taught=_taught(config))
     folder = env.shared / "data" / key
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.parent / f"{key}.lock", "w") as lock:
@@ -137,9 +143,9 @@ def _build(config: TrainConfig, root: Path, files: list[Path], folder: Path) -> 
     for leftover in (temp, folder):
         shutil.rmtree(leftover, ignore_errors=True)
     temp.mkdir()
-    made = tokens.read(config.model, config.dataset, root, files)
+    made = tokens.read(config.model, config.dataset, root, files, taught=_taught(config))
     made.tokenizer.save(str(temp / "tokenizer.json"))
-    vocab_size = max(made.tokenizer.get_vocab_size(), config.model.vocab_size or 0)
+    vocab_size = max(made.tokenizer.get_vocab_size(), config.model.vocab_size or tokens.rows(config.model))
     kind = np.uint16 if vocab_size <= 2**16 else np.uint32
     parts: dict[bool, list[tokens.Piece]] = {False: [], True: []}
     size = 0
@@ -153,10 +159,18 @@ def _build(config: TrainConfig, root: Path, files: list[Path], folder: Path) -> 
             f"the {empty} part is empty: {documents} documents, dataset.held_out is {config.dataset.held_out:g}",
             hint="give more text, or change dataset.held_out",
         )
+    heard, unlike = sum(piece.taught is not None for piece in parts[False]), sum(piece.unlike for piece in parts[False])
+    if _taught(config) and not heard:
+        raise UsageError(
+            f"of {len(parts[False])} training examples none has a teacher's words; {unlike} have them on other tokens",
+            hint=f"rows with {', '.join(stored.COLUMNS)} of this tokenizer (docs/DISTILLATION.md), or kd_teacher",
+        )
     train, held_out = tokens.joined(parts[False]), tokens.joined(parts[True])
     names = ["tokenizer.json"]
     for name in train:  # the tokens first
         for part, arrays in (("train", train), ("held_out", held_out)):
+            if name not in arrays:  # nobody learns from the held-out part
+                continue
             names.append(f"{part}{name}.npy")
             np.save(temp / names[-1], arrays[name])
     info: dict[str, dict[str, Any]] = {
@@ -175,6 +189,8 @@ def _build(config: TrainConfig, root: Path, files: list[Path], folder: Path) -> 
         end_id=made.end_id,
         unigram_entropy_nats=unigram_entropy_nats(held_out[""][held_out.get("_mask", ...)]),
         files=info,
+        taught=heard,
+        unlike=unlike,
     )
     _write_json(temp / INFO, asdict(done))
     os.rename(temp, folder)
@@ -184,17 +200,32 @@ def _request(config: TrainConfig) -> str:
     """Hash of the parts of the config that decide the data; window length and limits do not."""
     assert config.dataset is not None and config.model is not None
     asked: list[object] = [FORMAT, config.dataset.source, config.dataset.path, config.dataset.held_out]
-    asked += [config.model.path, config.model.vocab_size]
+    asked += [config.model.words, config.model.vocab_size, *(["taught"] if _taught(config) else [])]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
-def _content_key(dataset: DatasetConfig, model: ModelConfig, root: Path, files: list[Path]) -> str:
+def _taught(config: TrainConfig) -> bool:
+    """Whether what the rows have of a teacher is learned from."""
+    trainer = config.trainer
+    return trainer is not None and trainer.use_kd and trainer.kd_teacher is None
+
+
+def _same_vocabulary(config: TrainConfig) -> None:
+    assert config.model is not None
+    teacher = config.trainer.kd_teacher if config.trainer is not None else None
+    if teacher and (why := vocabulary.difference(Path(config.model.words or ""), Path(teacher))):
+        raise UsageError(f"trainer.kd_teacher: {why}", hint=vocabulary.CURE)
+
+
+def _content_key(
+    dataset: DatasetConfig, model: ModelConfig, root: Path, files: list[Path], *, taught: bool = False
+) -> str:
     """Names the prepared data by everything it is made from: texts, their names, parameters, tokenizer."""
     version: str = import_module("tokenizers").__version__
-    tokenizer = _sha256(tokens.tokenizer_file(model)) if model.path else version
+    tokenizer = _sha256(tokens.tokenizer_file(model)) if model.words else version
     asked: list[object] = [FORMAT, dataset.held_out, model.vocab_size, tokenizer]
     if dataset.source == "examples":
-        asked += [dataset.source, tokens.chat_template(model)]
+        asked += [dataset.source, tokens.chat_template(model), *(["taught"] if taught else [])]
     key = hashlib.sha256(json.dumps(asked).encode())
     for path in files:
         key.update(f"\0{path.relative_to(root).as_posix()}\0{_sha256(path)}".encode(errors="surrogateescape"))

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from nexa_dist.config.backends import BACKENDS, resolve
 from nexa_dist.config.load import load_train
@@ -47,11 +48,12 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _on_this_node(config: TrainConfig) -> TrainConfig:
-    """The config with `$NEXA_DATA` of this node in the paths of its model and its text."""
-    sections = {name: getattr(config, name) for name in ("model", "dataset") if getattr(config, name) is not None}
-    return config.model_copy(
-        update={name: one.model_copy(update={"path": placed(one.path, os.environ)}) for name, one in sections.items()}
-    )
+    """The config with `$NEXA_DATA` of this node in the paths of its models and its text."""
+    made: dict[str, Any] = {}
+    for section, key in (("model", "path"), ("model", "tokenizer"), ("dataset", "path"), ("trainer", "kd_teacher")):
+        if (one := made.get(section, getattr(config, section))) is not None:
+            made[section] = one.model_copy(update={key: placed(getattr(one, key), os.environ)})
+    return config.model_copy(update=made)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -98,8 +98,8 @@ def refuse_if_too_large(backend: str, settings: Any) -> None:
 
 
 def tokenizer(config: TrainConfig, dataset: data.Dataset) -> Any:
-    if config.model is not None and config.model.path is not None:
-        return _hf.AutoTokenizer.from_pretrained(config.model.path, local_files_only=True)
+    if config.model is not None and config.model.words is not None:
+        return _hf.AutoTokenizer.from_pretrained(config.model.words, local_files_only=True)
     return _hf.PreTrainedTokenizerFast(
         tokenizer_file=str(dataset.folder / "tokenizer.json"), eos_token=tokens.END, bos_token=tokens.END
     )

@@ -11,11 +11,12 @@ from nexa_dist import __version__
 from nexa_dist.errors import EXIT_USAGE
 
 GROUPS = {
-    "cluster": ("init", "config", "plan", "provision", "status", "ssh", "diag", "teardown", "sweep", "image", "trust",
-                "completion"),
-    "run": ("preflight", "run", "queue", "attach", "stop", "runs", "logs", "why", "report"),
-    "work": ("env", "pull"),
+    "cluster": ("init", "config", "plan", "provision", "status", "ssh", "diag", "teardown", "sweep", "image",
+                "snapshot", "trust", "notify", "completion"),
+    "run": ("preflight", "run", "queue", "slurm", "attach", "stop", "runs", "logs", "why", "report"),
+    "work": ("env", "pull", "serve", "promote", "leaderboard"),
     "money": ("cost", "budget", "timeline"),
+    "pipeline": ("pipeline", "data", "lineage"),
 }  # fmt: skip
 """The folder below verbs/ of each verb, and where `nexa --help` shows it."""
 COMMON: dict[str, dict[str, Any]] = {
@@ -82,7 +83,8 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"nexa {__version__}")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
-    for add in (_files, _made, _looked_at, _ended, _kept, _begun, _read, _brought, _taken, _money):
+    groups = (_files, _made, _looked_at, _ended, _kept, _begun, _read, _brought, _taken, _served, _money, _chained)
+    for add in groups:
         add(verbs)
     return top
 
@@ -163,9 +165,24 @@ def _kept(verbs: Verbs) -> None:
     _common(image, "--yes", "--json")
     _dry(image, "print what would be rented, made or deleted")
 
-    trust = verbs.add_parser("trust", help="say that a workspace, or the programs that an ssh_config names, are yours")
+    snap = verbs.add_parser(
+        "snapshot", help="packages, driver, kernel, environment, configs, code: one file; diff of two"
+    )
+    snap.add_argument("action", nargs="?", choices=("diff",), help="what differs; exit 1 when something does")
+    snap.add_argument("snapshots", nargs="*", metavar="A B", help="with diff: two files, or names of kept ones")
+    snap.add_argument("-o", "--out", metavar="FILE", help="where it goes too (default: .nexa/snapshots)")
+    _common(snap, "--cluster", "--json")
+    _dry(snap, "print which nodes would be asked")
+
+    trust = verbs.add_parser("trust", help="say that a workspace, or programs that a file of it names, are yours")
     trust.add_argument("path", nargs="?", default=".", metavar="DIR|FILE", help="the workspace (default: this folder)")
     _dry(trust, "print what would be trusted")
+
+    notify = verbs.add_parser("notify", help="send what a run could not tell, or a test, to those that notify names")
+    notify.add_argument("run", nargs="?", default="", metavar="RUN", help="without it, the newest")
+    notify.add_argument("--test", action="store_true", help="one message to each of them, and what became of it")
+    _common(notify, "--cluster", "--json")
+    _dry(notify, "print who would be told what")
 
     completion = verbs.add_parser("completion", help="what bash, zsh or fish needs to complete words of nexa")
     completion.add_argument(
@@ -182,14 +199,22 @@ def _begun(verbs: Verbs) -> None:
     run = verbs.add_parser("run", help="start a training on every node and follow it")
     run.add_argument("train", nargs="?", metavar="TRAIN.yaml")
     run.add_argument("more", nargs="*", metavar="TRAIN.yaml", help="more of them run one after the other")
-    run.usage = "nexa run [TRAIN.yaml …] [--resume RUN] [--cluster NAME|FILE] [--set a.b=c] [options] [-- ARGS …]"
+    run.usage = (
+        "nexa run [TRAIN.yaml …] [--resume RUN | --from RUN] [--cluster NAME|FILE] [--set a.b=c] [options] [-- ARGS …]"
+    )
     run.epilog = "what stands after -- comes after the arguments that the file has"
     _common(run, "--cluster", "--plan", "--set")
     run.add_argument(
         "--profile", dest="set", action="append", type="profile.steps={}".format, metavar="STEPS",
         help="where the time goes in so many steps, or in FIRST-LAST, of a backend of ours",
     )  # fmt: skip
+    run.add_argument(
+        "--image", dest="set", action="append", type="image={}".format, metavar="IMAGE",
+        help="a container image that the ranks run in, by docker or podman of the nodes",
+    )  # fmt: skip
     run.add_argument("--resume", metavar="RUN", help="go on with a run: take it over, or start it again")
+    run.add_argument("--from", dest="origin", default="", metavar="RUN", help="run again what RUN had: code, config, …")
+    run.add_argument("--anyway", action="store_true", help="--from: also where not all of it is as it was")
     run.add_argument("--detach", action="store_true", help="leave once every node runs")
     run.add_argument("--rank", default="0", metavar="N,N|all", help="ranks whose lines are shown (default: 0)")
     run.add_argument("--ignore-diag", action="store_true", help="run on nodes that the newest nexa diag found unfit")
@@ -211,6 +236,19 @@ def _begun(verbs: Verbs) -> None:
     queue.add_argument("--ignore-diag", action="store_true", help="run on nodes that the newest nexa diag found unfit")
     _dry(queue, "print what would be added, changed or begun")
     _common(queue, "--json")
+
+    slurm = verbs.add_parser("slurm", help="submit a training to Slurm, as a job or an array of them")
+    slurm.add_argument("action", choices=("submit",), help="put it into Slurm's queue")
+    slurm.add_argument("train", metavar="TRAIN.yaml")
+    slurm.usage = "nexa slurm submit TRAIN.yaml [--array 0-3%%2] [--grid a.b=x,y] [--print] [options] [-- ARGS …]"
+    slurm.epilog = "what stands after -- comes after the arguments that the file has"
+    slurm.add_argument("--array", metavar="0-3%%2", help="elements of an array, and how many at once")
+    slurm.add_argument(
+        "--grid", action="append", default=[], metavar="a.b=x,y", help="an element for each value, or combination"
+    )
+    _common(slurm, "--plan", "--set")
+    _dry(slurm, "show the batch script, what it may cost, and when Slurm would begin it", "--print")
+    _common(slurm, "--json")
 
     attach = verbs.add_parser("attach", help="follow a run that goes on without us")
     attach.add_argument("run", nargs="?", default="", metavar="RUN")
@@ -266,6 +304,43 @@ def _taken(verbs: Verbs) -> None:
     pull.add_argument("--all", action="store_true", help="also what it wrote and outputs: does not name")
     _common(pull, "--json")
     _dry(pull, "print what would be brought; the nodes are asked")
+    board = verbs.add_parser("leaderboard", help="what was evaluated, the best first, with its cost beside it")
+    board.add_argument("name", nargs="?", default="", metavar="NAME", help="one evaluation; without it all")
+    board.add_argument("--html", metavar="FILE.html", help="also as one page that needs no network")
+    _common(board, "--json")
+
+
+def _served(verbs: Verbs) -> None:
+    serve = verbs.add_parser("serve", help="a run's model behind OpenAI's API, and a port here that leads to it")
+    serve.add_argument("what", metavar="RUN|ALIAS|DIR|stop|status|connect", help="what to serve, or what to do")
+    serve.add_argument("run", nargs="?", default="", metavar="RUN", help="of stop, status, connect: which one")
+    serve.add_argument("--checkpoint", default="newest", metavar="newest|STEP", help="which one (default: newest)")
+    serve.add_argument("--node", default="", metavar="NODE", help="default: the first of the cluster")
+    serve.add_argument("--port", type=int, default=8000, metavar="N", help="of this machine; 0: a free one (8000)")
+    serve.add_argument("--engine", choices=("auto", "vllm", "transformers"), default="auto",
+                       help="auto: vLLM where it has a device")  # fmt: skip
+    serve.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="of the node; but for 127.0.0.1 with a key"
+    )
+    serve.add_argument("--key-env", default="", metavar="NAME", help="variable with the key to ask for")
+    serve.add_argument("--max-model-len", type=int, metavar="N", help="longest context, in tokens (vLLM)")
+    serve.add_argument("--startup-s", type=float, default=900.0, metavar="S", help="most seconds until it answers")
+    serve.add_argument("--max-hours", type=float, metavar="H", help="deadline of the run")
+    serve.add_argument("--budget-usd", type=float, metavar="USD", help="most that the run may cost")
+    serve.add_argument("--detach", action="store_true", help="end this command once it answers")
+    _common(serve, "--cluster", "--json")
+    _dry(serve, "print what would be brought, started or stopped")
+
+    promote = verbs.add_parser("promote", help="name a run's model staging or production, if it is good enough")
+    promote.add_argument("run", nargs="?", default="", metavar="RUN", help="left out with --rollback and --list")
+    promote.add_argument("--to", choices=("staging", "production"), help="the name")
+    promote.add_argument("--checkpoint", default="newest", metavar="newest|STEP", help="which one (default: newest)")
+    promote.add_argument("--min", action="append", default=[], metavar="NAME=X", help="least score; may be repeated")
+    promote.add_argument("--eval", default="", metavar="FILE", help="its scores (default: the newest evals/*RUN*.json)")
+    promote.add_argument("--rollback", action="store_true", help="give the name back to what had it before")
+    promote.add_argument("--list", action="store_true", help="who has which name, since when and by whom")
+    _common(promote, "--json")
+    _dry(promote, "print what would be promoted, and what keeps it from that")
 
 
 def _money(verbs: Verbs) -> None:
@@ -282,6 +357,25 @@ def _money(verbs: Verbs) -> None:
 
     timeline = verbs.add_parser("timeline", help="where the minutes of a cluster went")
     _common(timeline, "--cluster", "--json")
+
+
+def _chained(verbs: Verbs) -> None:
+    chain = verbs.add_parser("pipeline", help="stages from raw rows to a served model, those alone that are not done")
+    chain.add_argument("action", choices=("run", "status"), help="do what is not done; or show what is")
+    chain.add_argument("file", metavar="PIPELINE.yaml", help="a pipeline, or one stage.yaml or train.yaml")
+    _common(chain, "--cluster", "--json")
+    _dry(chain, "print what would be done")
+
+    data = verbs.add_parser("data", help="versions of what stages made: their content, differences, damage")
+    data.add_argument("action", choices=("list", "show", "diff", "verify"), help="verify reads every byte")
+    data.add_argument("versions", nargs="*", metavar="NAME[@vN]", help="without them, for list and verify, all")
+    data.add_argument("--picture", metavar="FILE.svg", help="with diff: the shares of each column's bins, drawn")
+    _common(data, "--json")
+
+    lineage = verbs.add_parser("lineage", help="where a version or run comes from, down to the raw rows")
+    lineage.add_argument("of", metavar="RUN|NAME[@vN]", help="a run, or a version")
+    lineage.add_argument("--picture", metavar="FILE.svg", help="the same, drawn")
+    _common(lineage, "--json")
 
 
 def _queued(verb: argparse.ArgumentParser) -> None:

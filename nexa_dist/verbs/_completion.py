@@ -54,6 +54,9 @@ def _either(*several: Completer) -> Completer:
 
 COMPLETERS: dict[str, Completer] = {
     "RUN": _runs,
+    "RUN|ALIAS|DIR|stop|status|connect": _either(
+        _runs, lambda **_: ["production", "staging", "status", "connect", "stop"]
+    ),
     "NODE": _nodes,
     "CLUSTER": _clusters,
     "CLUSTER|RUN": _either(_clusters, _runs),

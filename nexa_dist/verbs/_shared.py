@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nexa_dist.errors import UsageError
+from nexa_dist.errors import ConfigError, UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
 from nexa_dist.run import dotenv, files, git, stack_sources, trust
@@ -21,6 +21,7 @@ from nexa_dist.ui import terminal
 
 if TYPE_CHECKING:
     from nexa_dist.config.cluster import ClusterConfig
+    from nexa_dist.config.parts.notify import Notify
     from nexa_dist.config.train import TrainConfig
 
 
@@ -145,6 +146,28 @@ def consent_to_stack(config: ClusterConfig) -> None:
         stack_sources.allow(stack, sources)
 
 
+def whom_to_tell(ctx: Context, cluster: Cluster, named: str | None) -> Sequence[Notify] | None:
+    """`notify` of the cluster, with the user's word for the commands in it; None where nothing is known of it. Raises
+    UsageError."""
+    from nexa_dist.ops.notify import targets
+
+    rows = targets.of_cluster(ctx, cluster.name, named)
+    consent_to_commands(ctx, rows or ())
+    return rows
+
+
+def consent_to_commands(ctx: Context, rows: Sequence[Notify]) -> None:
+    """The user's word for commands that `notify` names. Raises UsageError."""
+    from nexa_dist.ops.notify import targets
+
+    try:
+        targets.refuse_unconsented(ctx.workspace.root, rows)
+    except targets.Unconsented as error:
+        if ctx.dry or not answered_yes(f"{error}\nmay it?"):
+            raise
+        targets.allow(ctx.workspace.root, rows)
+
+
 def plan_file(named: str | None) -> Path | None:
     """A compute plan: one that comes with nexa (v1 to v4), or a file of one's own. Raises UsageError."""
     if not named:
@@ -163,14 +186,44 @@ def plan_file(named: str | None) -> Path | None:
 
 
 def load_planned(args: argparse.Namespace, name: str | None = None) -> TrainConfig:
-    """The training of TRAIN.yaml (or `name`) with --plan, --set and what stands after --. Says what the plan has for
-    nobody."""
+    """The training of TRAIN.yaml, or the stage of a file with `stage:`, (or `name`) with --plan, --set and what stands
+    after --. Says what the plan has for nobody."""
     from nexa_dist.config.load import read_train
 
-    found = read_train(Path(name or args.train), args.set, args.program, plan_file(args.plan))
+    path = Path(name or args.train)
+    if stage := load_stage(path, args, args.set):
+        return stage
+    found = read_train(path, args.set, args.program, plan_file(args.plan))
     if found.left_out:
         terminal.say(f"left out of plan {args.plan}: {', '.join(found.left_out)}, which {args.train} has not")
     return found.config
+
+
+def load_stage(path: Path, args: argparse.Namespace, overrides: Sequence[str]) -> TrainConfig | None:
+    """The run of a stage other than train; None for a train.yaml. Raises ConfigError, UsageError."""
+    from nexa_dist.config.yaml.file import read_bytes
+
+    try:
+        if b"stage" not in read_bytes(path):  # the rest is imported for stages alone
+            return None
+    except ConfigError:
+        return None  # who reads it says so
+    from nexa_dist.stages.launch import load_as_training
+    from nexa_dist.stages.load import stage_of
+
+    if (stage := stage_of(path)) == "train":
+        return None
+    if args.plan or args.program:
+        option = "--plan is" if args.plan else "what stands after -- is"
+        raise UsageError(f"{option} for trainings, and {path} is of stage {stage}", hint="--set KEY=VALUE changes it")
+    return load_as_training(path, overrides, Workspace.here().root)
+
+
+def at_home(config: TrainConfig, cluster: Cluster) -> TrainConfig:
+    """The config with its nodes: a stage that names none is the work of the first one, a training of all."""
+    if config.stage == "train" or config.nodes:
+        return config
+    return config.model_copy(update={"nodes": (cluster.nodes[0].name,)})
 
 
 def is_file(named: str) -> bool:
@@ -235,6 +288,15 @@ def ranks(text: str) -> set[int] | None:
     if not all(part.isascii() and part.isdigit() and len(part) < 7 for part in text.split(",")):
         raise UsageError(f"--rank {text!r} is neither 'all' nor ranks such as 0,3")
     return {int(part) for part in text.split(",")}
+
+
+def refuse_job(run_id: str, cluster: Cluster) -> None:
+    """Raises UsageError for a run that a job of Slurm's leads: nobody else decides what comes next."""
+    if cluster.traits.by_job:
+        raise UsageError(
+            f"{run_id} is led by its job of Slurm's, which also starts it again",
+            hint=f"nexa logs {run_id} shows its lines, nexa stop {run_id} ends the job",
+        )
 
 
 def refuse_detach(config: TrainConfig, detach: bool) -> None:

@@ -1,5 +1,5 @@
 """What scripts/bench_* run; of the launch bench two hosts, launchers, the job, the fan-out; train/: of the backends."""
 
-from tests.state import own_state
+from tests.state import own_places
 
-own_state()
+own_places()

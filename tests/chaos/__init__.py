@@ -1,3 +1,3 @@
-from tests.state import own_state
+from tests.state import own_places
 
-own_state()
+own_places()

@@ -171,9 +171,9 @@ def rig(folder: Path) -> Iterator[Rig]:
                 proxy.close()
 
 
-def one(made: Rig, number: int, chance: random.Random) -> dict[str, Any]:
+def one(made: Rig, event: Event, chance: random.Random) -> dict[str, Any]:
     """A round, and what is wrong after it."""
-    event, node = EVENTS[number % len(EVENTS)], chance.choice(made.cluster.nodes)
+    node = chance.choice(made.cluster.nodes)
     seconds, before = round(chance.uniform(34, 48)), {n: made.cluster.daemon(n) for n in made.cluster.nodes}
     mark = len(made.said())
     made.do(event, node, seconds)
@@ -199,6 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--ways", nargs="+", choices=EVENTS, default=EVENTS, help="one after the other")
     asked = parser.parse_args(argv)
     end_by_sigterm()
     chance, folder = random.Random(asked.seed), Path(tempfile.mkdtemp(prefix="nexa-cutoff-"))
@@ -209,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise RuntimeError(made.said())
             time.sleep(CALM_S)
             for number in range(asked.rounds):
-                made.rounds.append(one(made, number, chance))
+                made.rounds.append(one(made, asked.ways[number % len(asked.ways)], chance))
                 print(json.dumps(made.rounds[-1]), flush=True)
             found_s = death(made)
             (made.cluster.root / "over").touch()

@@ -18,7 +18,7 @@ from typing import IO, Any
 import pytest
 
 from tests.cloud.region import Running, Unable, region
-from tests.state import own_state
+from tests.state import own_places
 
 REPO = Path(__file__).parents[2]
 PLAIN_RANK = REPO / "tests" / "plain_rank.py"
@@ -40,7 +40,7 @@ def copy_checkout(to: Path) -> None:
 
 def environment(**more: str) -> dict[str, str]:
     """Of a user who has never used nexa here, but for the shared cache (environments take gigabytes)."""
-    own_state()  # also where no pytest is: the tools of tests/chaos and tests/bench
+    own_places()  # also where no pytest is: the tools of tests/chaos and tests/bench
     kept = {k: v for k, v in os.environ.items() if not k.startswith("NEXA_") or k == "NEXA_SHARED"}
     return {**kept, "PYTHONPATH": str(REPO), "HF_HUB_OFFLINE": "1", **more}
 
@@ -74,13 +74,19 @@ class Lab:
     def json(self, *words: str, **more: Any) -> Any:
         return json.loads(self.nexa(*words, "--json", **more).stdout)
 
-    def begin(self, *words: str, stderr: int | IO[str] = subprocess.PIPE, **env: str) -> subprocess.Popen[str]:
-        """A command that goes on while the test acts. With a file for `stderr` the test can read what it says."""
+    def begin(
+        self,
+        *words: str,
+        stderr: int | IO[str] = subprocess.PIPE,
+        stdout: int | IO[str] = subprocess.PIPE,
+        **env: str,
+    ) -> subprocess.Popen[str]:
+        """A command that goes on while the test acts. With files for its output the test can read what it says."""
         return subprocess.Popen(
             [*self.prefix, *NEXA, *words],
             cwd=self.root,
             env=self.environment(**env),
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=stderr,
             text=True,
             stdin=subprocess.DEVNULL,

@@ -117,6 +117,31 @@ def until(holds: Callable[[], object], what: str) -> None:
         time.sleep(0.01)
 
 
+@needs_aws
+def test_the_whole_durable_tier_goes_without_what_is_only_half_there(bucket: Bucket, tmp_path: Path) -> None:
+    tier = tmp_path / "tier"
+    whole = ["r1/checkpoints/step_00000001/w", "r1/generation", "r2/result.json", "notes of mine.txt"]
+    half = ["r1/checkpoints/.tmp-1-step_00000002-7/w", "r2/.tmp-result-7", "a.tmp", "r1/b.part", "c.lock"]
+    for name in (*whole, *half):
+        (tier / name).parent.mkdir(parents=True, exist_ok=True)
+        (tier / name).write_text(name)
+    (tmp_path / "outside").write_text("not of the tier")
+    (tier / "link").symlink_to(tmp_path / "outside")
+
+    def tiered(*words: str, code: int = 0) -> str:
+        argv = ["bash", str(SYNC), "tier", str(tier), *words]
+        done = subprocess.run(argv, env=bucket.env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == code, done
+        return done.stdout
+
+    assert "(dryrun)" in tiered("--dry-run") and bucket.names() == []
+    tiered()
+    assert sorted(bucket.names()) == sorted(f"c1/tier/{name}" for name in whole)
+    (tier / "r2" / "result.json").unlink()
+    assert tiered() == "" and len(bucket.names()) == len(whole)  # nothing new, and nothing is removed there
+    tiered("--wrong", code=2)
+
+
 def without_manifests(folder: Path) -> str:
     """A python beside which is an aws command that never comes to a manifest."""
     never = 'case "$*" in */manifest.json*) exec sleep 600 ;; esac'

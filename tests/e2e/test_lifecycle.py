@@ -166,8 +166,7 @@ def test_attach_starts_ranks_that_a_killed_controller_left_prepared(clean: Lab) 
     until(lambda: all('"prepared"' in p.read_text() for p in events.values()), "both are prepared")
     assert not any('"torchrun"' in p.read_text() for p in events.values())
     seen = clean.newest() / "logs" / "n0" / "agent.jsonl"  # as if the killed one had seen this much of n0
-    seen.parent.mkdir(parents=True, exist_ok=True)
-    seen.write_bytes(events["n0"].read_bytes())
+    files.write_bytes(seen, events["n0"].read_bytes())
     clean.nexa("attach")
     assert clean.manifest()["status"] == "completed"
 

@@ -10,12 +10,12 @@ import pytest
 from tests.e2e.conftest import Lab, everything_of, runs, until
 
 pytestmark = pytest.mark.e2e
-OF_THE_PROJECT = ("code", "work")
+OF_THE_PROJECT = ("code", "work", "layer")
 
 
 def seen_by_others(root: Path) -> list[str]:
     """What is in `.nexa` and `runs` that somebody else may look into, each with its mode. The project's own files keep
-    theirs on a node, below a folder that nobody else may enter."""
+    theirs on a node, and uv gives those of a layer some, below a folder that nobody else may enter."""
     found = []
     for top in (root / ".nexa", root / "runs"):
         for folder, names, files in os.walk(top):

@@ -133,7 +133,10 @@ def test_a_cluster_runs_loses_a_node_is_left_alone_and_is_torn_down(cloud: Lab, 
     assert [s for s in steps if s in ("capacity", "create", "boot", "ssh", "bootstrap", "check")][:6] == [
         "capacity", "create", "boot", "ssh", "bootstrap", "check",
     ]  # fmt: skip
-    run = cloud.plain("alone", "--steps", 100_000, "--save-every", 100_000, "--step-seconds", 0.3, nproc_per_node=1)
+    run = cloud.plain(
+        "alone", "--steps", 100_000, "--save-every", 100_000, "--step-seconds", 0.3, nproc_per_node=1,
+        outputs=["notes"], setup=["mkdir notes", "echo $NEXA_NODE > notes/$NEXA_NODE"],
+    )  # fmt: skip
     left_alone(cloud, "run", run, when=lambda: runs(cloud) == 2 and "step 5/" in cloud.log(0, "n0"))
     due = ends_soon(cloud, "n0", in_s=90)
     until(lambda: set(running(here)) == {"n1"}, "the other node ends", every_s=1)
@@ -143,6 +146,8 @@ def test_a_cluster_runs_loses_a_node_is_left_alone_and_is_torn_down(cloud: Lab, 
     pulled = cloud.json("pull", "", "here")
     assert (pulled["checkpoint"]["step"], pulled["checkpoint"]["from"]) == (saved, "the bucket"), "its node is gone"
     assert checkpoint.verify(cloud.root / "here" / "checkpoints" / f"step_{saved:08d}") == []
+    notes = {path.name: path.read_text() for path in (cloud.root / "here" / "outputs" / "notes").iterdir()}
+    assert notes == {"n0": "n0\n", "n1": "n1\n"}, "what n0 wrote came from the bucket"
 
     (folder / "terraform" / "terraform.tfstate").unlink()
     receipt = cloud.json("teardown", "-y", "--keep-nothing", timeout_s=400)

@@ -1,4 +1,4 @@
-"""Backends acc and ds on two nodes: a node dies, and its shards are on the other."""
+"""Every backend on two nodes: a node dies for good, and what the other holds is enough."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import contextlib
 import json
 import os
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import heavy
 from tests.e2e.conftest import REPO, Lab, until
 from tests.e2e.test_lifecycle import tiny
 from tests.e2e.test_recovery import machine
@@ -18,70 +20,123 @@ from tests.e2e.test_recovery import machine
 pytestmark = pytest.mark.e2e
 
 # Python reads it in every process of a run, since the project is on PYTHONPATH. No durable folder, as on hosts of one's
-# own; and in the first attempt of a run that asks for it no rank does a step after the 30th.
+# own; and in the first attempt of a run that asks for it no rank does a step after that one.
 WAIT = """
 import os
 os.environ.pop("NEXA_DURABLE", None)
-if os.environ.get("WAIT_AT_30") == os.environ.get("NEXA_ATTEMPT", "") != "":
+if os.environ.get("WAIT_AT") and os.environ.get("NEXA_ATTEMPT") == "1":
     import signal, time
     from nexa_dist.train import progress
-    told = progress.report
+    told, last = progress.report, int(os.environ["WAIT_AT"])
     def report(step, *more, **named):
         told(step, *more, **named)
-        while step == 30 and signal.getsignal(signal.SIGTERM).__self__.at is None:  # control.StopSignal
+        while step == last and signal.getsignal(signal.SIGTERM).__self__.at is None:  # control.StopSignal
             time.sleep(0.05)
     progress.report = report
 """
 
 
-def shards(lab: Lab, rank_0: str) -> dict[str, str]:
+@dataclass(frozen=True)
+class Kind:
+    """A backend with one file of configs/."""
+
+    backend: str
+    parallel: str
+    config: str = ""
+    spread: str = ""
+    """Which of `sharding` in the manifest has a quarter of the model on each rank."""
+    rank_0: str = ""
+    """A file of the last checkpoint that rank 0 wrote, beside which those of the others are."""
+    typo: str = ""
+    launcher: str = "direct"  # which imports torch once a node
+
+
+KINDS = {
+    "hf": Kind("hf", "DDP"),
+    "acc": Kind(
+        "acc", "FSDP2", "acc/fsdp_cpu.yaml", "local_parameters", "__0_0.distcp", "fsdp_offload_params", "torchrun"
+    ),
+    "zero2": Kind("ds", "ZeRO-2", "deepspeed/zero2.json", "local_optimizer", "rng_state_0.pth"),
+    "zero3": Kind(
+        "ds", "ZeRO-3", "deepspeed/zero3.json", "local_parameters", "rng_state_0.pth", "overlap_comm", "torchrun"
+    ),
+    "zero3 on cpu": Kind(
+        "ds", "ZeRO-3", "deepspeed/zero3_cpu_offload.json", "local_parameters", "rng_state_0.pth"
+    ),
+}  # fmt: skip
+
+
+def files(lab: Lab, step: int, rank_0: str = "") -> dict[str, str]:
     """SHA-256 of what all ranks wrote of the last step, and of the whole model; `rank_0` is a file of the first."""
     checkpoint = lab.manifest()["checkpoint"]
-    assert checkpoint["step"] == 60
-    listed: dict[str, Any] = json.loads((Path(checkpoint["path"]) / "manifest.json").read_text())["shards"]["of"]
-    assert {*(rank_0.replace("0", str(rank), 1) for rank in range(4)), "model/model.safetensors"} <= set(listed)
+    assert checkpoint["step"] == step
+    told: dict[str, Any] = json.loads((Path(checkpoint["path"]) / "manifest.json").read_text())
+    listed = told["shards"]["of"] if rank_0 else told["files"]
+    ranks = {rank_0.replace("0", str(rank), 1) for rank in range(4)} | {"model/model.safetensors"} if rank_0 else set()
+    assert ranks <= set(listed)
     return {name: entry["sha256"] for name, entry in listed.items() if "state" not in name or "rng" in name}
 
 
-@pytest.mark.long("two trainings of four ranks; tests/processes/train holds the bits")
-@pytest.mark.parametrize(
-    ("backend", "file", "key", "parallel", "rank_0"),
-    [
-        ("acc", "acc/fsdp_cpu.yaml", "fsdp_offload_params", "FSDP2", "__0_0.distcp"),
-        ("ds", "deepspeed/zero3.json", "overlap_comm", "ZeRO-3", "rng_state_0.pth"),
-    ],
-)
-def test_a_lost_node_costs_the_steps_since_the_last_shards(
-    clean: Lab, backend: str, file: str, key: str, parallel: str, rank_0: str
-) -> None:
-    clean.write("sitecustomize.py", WAIT)
-    plain, name = (REPO / "configs" / file).read_text(), Path(file).name
-    clean.write(name, plain.replace(key, f"{key}s"))
-    words = ["run", tiny(clean, async_save=backend == "acc"), "--set", f"backend={backend}", "--set", f"config={name}"]
-    words += ["--set", "replicas=1", "--set", "restarts_per_hour=10"]
-    refused = clean.nexa(*words, code=2).stderr
-    assert f"{key}s: unknown key (hint: did you mean {key}?)" in refused
-    clean.write(name, plain)
-    clean.nexa(*words)
-    first, unbroken, whole = clean.newest(), clean.manifest(), shards(clean, rank_0)
-    assert (unbroken["parallel"], f"backend:{backend}" in unbroken["tags"]) == (parallel, True)
-    held = unbroken["sharding"]["local_parameters"]
-    assert len(held) == 4 and sum(held) >= unbroken["eval_report"]["parameters"] > 3 * max(held)
-
-    child = clean.begin(*words, "--set", 'env.WAIT_AT_30="1"')
-    homes = [clean.root / ".nexa" / "clusters" / "lab" / "nodes" / node for node in ("n0", "n1")]
-    until(lambda: clean.newest() != first, "it began", 300)
-    saved = f"{clean.newest().name}/checkpoints/step_00000020/manifest.json"
-    until(lambda: all(list(home.rglob(saved)) for home in homes), "step 20 is on both", 300)
-    while left := machine(clean, "n1"):
+def loses_a_node(lab: Lab, words: list[str], *, wait_at: int, saved: int, everywhere: bool) -> None:
+    """Begin a run, end the machine of n1 once the step `saved` is on rank 0's node, or `everywhere`, and see the run
+    to its end on another machine."""
+    before = lab.newest()
+    child = lab.begin(*words, "--set", f'env.WAIT_AT="{wait_at}"')
+    homes = [lab.root / ".nexa" / "clusters" / "lab" / "nodes" / node for node in ("n0", "n1")[: 1 + everywhere]]
+    until(lambda: lab.newest() != before, "it began", 300)
+    name = f"{lab.newest().name}/checkpoints/step_{saved:08d}/manifest.json"
+    until(lambda: all(list(home.rglob(name)) for home in homes), f"step {saved} is on {len(homes)} nodes", 300)
+    while left := machine(lab, "n1"):
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
     said = child.communicate(timeout=900)[1]
     assert child.returncode == 0, said
-    ended = clean.manifest()["attempts"][1]
-    assert (ended["replaced"], ended["resume_step"]) == (["n1"], 20), said
-    assert shards(clean, rank_0) == whole
+    ended = lab.manifest()["attempts"][1]
+    assert (ended["replaced"], ended["resume_step"]) == (["n1"], saved), said
+
+
+@pytest.mark.long("two trainings of four ranks; tests/processes/train holds the bits")
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_a_lost_node_costs_the_steps_since_the_last_shards(clean: Lab, kind: Kind) -> None:
+    clean.write("sitecustomize.py", WAIT)
+    words = ["run", tiny(clean, async_save=kind.backend in ("hf", "acc")), "--set", f"backend={kind.backend}"]
+    words += ["--set", "restarts_per_hour=10", "--set", f"launcher={kind.launcher}"]
+    if kind.config:
+        plain, name = (REPO / "configs" / kind.config).read_text(), Path(kind.config).name
+        words += ["--set", f"config={clean.write(name, plain)}", "--set", "replicas=1"]
+    if kind.typo:
+        clean.write(name, plain.replace(kind.typo, f"{kind.typo}s"))
+        refused = clean.nexa(*words, code=2).stderr
+        assert f"{kind.typo}s: unknown key (hint: did you mean {kind.typo}?)" in refused
+        clean.write(name, plain)
+    clean.nexa(*words)
+    unbroken, whole = clean.manifest(), files(clean, 60, kind.rank_0)
+    assert (unbroken["parallel"], f"backend:{kind.backend}" in unbroken["tags"]) == (kind.parallel, True)
+    if kind.spread:
+        held = unbroken["sharding"][kind.spread]
+        assert len(held) == 4 and sum(held) >= unbroken["eval_report"]["parameters"] > 3 * max(held)
+
+    loses_a_node(clean, words, wait_at=30, saved=20, everywhere=bool(kind.rank_0))
+    assert files(clean, 60, kind.rank_0) == whole
     assert clean.manifest()["eval_report"]["eval_loss_nats"] == unbroken["eval_report"]["eval_loss_nats"]
+    (clean.root / "sitecustomize.py").unlink()
+
+
+@pytest.mark.long("two trainings by Axolotl of four ranks, in the environment heavy (4.2 GB, minutes; then cached)")
+def test_a_lost_node_costs_axolotl_the_steps_since_the_last_checkpoint(clean: Lab) -> None:
+    heavy.project(clean.root)
+    clean.write("sitecustomize.py", WAIT)
+    words = ["run", "configs/train/axolotl.yaml", "--set", 'env.HF_HUB_OFFLINE="1"', "--set", "launcher=direct"]
+    clean.nexa(*words, timeout_s=2400)
+    unbroken = clean.manifest()
+    report = unbroken["eval_report"]
+    assert (unbroken["parallel"], report["adapter"], len(report["local_parameters"])) == ("DDP", "lora", 4)
+    assert report["train_loss_last"] < report["train_loss_first"] - 0.05
+    loses_a_node(clean, words, wait_at=13, saved=8, everywhere=False)
+    resumed = clean.manifest()["eval_report"]
+    assert clean.manifest()["checkpoint"]["step"] == unbroken["checkpoint"]["step"] == report["steps"]
+    for name in ("train_loss_last", "eval_loss_nats"):
+        assert abs(resumed[name] - report[name]) <= 1e-5
     (clean.root / "sitecustomize.py").unlink()

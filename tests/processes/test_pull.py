@@ -19,7 +19,8 @@ from nexa_dist.cli import main
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs.checkpoints import rescue, spread_checkpoint
-from nexa_dist.ops.work import results
+from nexa_dist.ops.runs.finish import finish_again
+from nexa_dist.ops.work import come, results
 from nexa_dist.run import trust
 from nexa_dist.run.runner import SystemRunner
 from nexa_dist.run.ssh.connections import connect, session
@@ -157,8 +158,13 @@ def test_a_checkpoint_by_its_step_and_none_that_is_damaged(lab: Lab, capsys: Sai
     (newest / "b").write_text("weighty")  # as long as before
     assert nexa(capsys, "pull", "--checkpoint", "3", code=2)[1].endswith("hint: there are: 2, 4\n")
     assert "neither 'newest' nor a step" in nexa(capsys, "pull", "--checkpoint", "x", code=2)[1]
+    half = lab.run.path / ".part" / "half"
+    half.parent.mkdir()
+    half.write_text("of a file that another pull goes on with")
     assert "b: " in nexa(capsys, "pull", "--checkpoint", "4", code=1)[1]
+    assert half.exists()
     told = pulled(capsys)
+    assert not half.exists(), "all that is wanted is here"
     assert told["checkpoint"]["step"] == 2 and not (lab.run.path / "checkpoints" / "step_00000004").exists()
 
 
@@ -256,10 +262,10 @@ def test_what_comes_by_itself_is_bounded_and_the_rest_is_said(lab: Lab, monkeypa
     lab.wrote("n1", figures__b="2")
     said: list[str] = []
     ctx, record = Context(Workspace(lab.root), SystemRunner(), said.append), lab.run.load()
-    monkeypatch.setattr(results, "BY_ITSELF_BYTES", 4)
+    monkeypatch.setattr(come, "BY_ITSELF_BYTES", 4)
     with session(ctx.runner, lab.cluster) as ssh:
         links = connect(ssh)
-        told = results.come(ctx, lab.run, links, record, short=False)
+        told = come.come(ctx, lab.run, links, record, short=False)
         assert lab.there() == {"figures/a": "1", "figures/b": "2"}
         assert told["files"] == {"count": 2, "bytes": 2} and told["later"] == {"count": 1, "bytes": 5}
         assert (told["unnamed"]["count"], told["failed"]) == (1, 0) and told["folder"] == f"runs/{RUN}/outputs"
@@ -267,16 +273,28 @@ def test_what_comes_by_itself_is_bounded_and_the_rest_is_said(lab: Lab, monkeypa
             f"too much to come by itself: 1 file (5 B): figures/large; nexa pull {RUN} brings it",
             f"written, and not named in outputs: 1 file (1 B): model; nexa pull {RUN} --all brings it",
         ]
-        monkeypatch.setattr(results, "BY_ITSELF_BYTES", 100)
-        monkeypatch.setattr(results, "BY_ITSELF_S", 0.0)
+        monkeypatch.setattr(come, "BY_ITSELF_BYTES", 100)
+        monkeypatch.setattr(come, "BY_ITSELF_S", 0.0)
         monkeypatch.setenv("NODES", "/nowhere")
-        assert results.come(ctx, lab.run, links, record, short=False) == {}, (
-            "no node answers: the run ends all the same"
-        )
+        assert come.come(ctx, lab.run, links, record, short=False) == {}, "no node answers: the run ends all the same"
         assert len([line for line in said if "did not come: node n" in line]) == 2
         with results.pulling(lab.run):
-            assert results.come(ctx, lab.run, links, record, short=True) == {}
+            assert come.come(ctx, lab.run, links, record, short=True) == {}
     assert "is in use" in said[-1] and f"the outputs of {RUN} did not come" in said[-1]
+
+
+def test_what_a_killed_controller_had_not_brought_comes_once(lab: Lab) -> None:
+    lab.wrote("n0", figures__a="1")
+    said: list[str] = []
+    ctx, record = Context(Workspace(lab.root), SystemRunner(), said.append), lab.run.load()
+    lab.run.manifest.parent.mkdir(parents=True)
+    lab.run.manifest.write_text('{"checkpoint": {"path": "p", "step": 3}}')
+    with session(ctx.runner, lab.cluster) as ssh:
+        for _ in range(2):
+            finish_again(ctx, lab.run, connect(ssh), record)
+    told = json.loads(lab.run.manifest.read_text())
+    assert lab.there() == {"figures/a": "1"} and told["outputs"]["files"] == {"count": 1, "bytes": 1}
+    assert told["checkpoint"]["step"] == 3 and len([line for line in said if line.startswith("outputs: ")]) == 1
 
 
 def whole(lab: Lab, sizes: dict[str, bytes]) -> None:

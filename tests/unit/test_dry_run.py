@@ -24,7 +24,7 @@ from nexa_dist.verbs._arguments import parser
 from tests.unit.cloud_server import HOME, Emulated
 
 READING = {"config", "plan", "preflight", "status", "ssh", "attach", "runs", "logs", "why", "cost", "timeline"}
-READING |= {"report", "completion"}
+READING |= {"report", "completion", "data", "lineage", "leaderboard"}
 """Verbs that change nothing here, on a node or in a cloud. `attach` takes over a run as it goes on, `ssh` is a shell,
 and `plan` is itself what would be made."""
 RUN = "train_20260101_000000_first"
@@ -47,10 +47,21 @@ FILES = {
     "hosts.yaml": "name: own\ncluster:\n  - {host: 127.0.0.1, user: ann, gpus: 1, port: 2299}\n",
     "aws.yaml": "name: cloud\nprovider: aws\nregion: us-east-1\nnodes: 2\ngpus_per_node: 4\nmax_hours: 2\n"
     "market: on_demand\noffers: [{type: g6e.12xlarge}]\n",
+    "told.yaml": "name: told\nprovider: local\nnodes: 1\ngpus_per_node: 1\nnotify:\n"
+    "  - {url: 'https://hooks.example.com/services/verysecret'}\n  - {command: [touch, ROOT/told]}\n",
     "stack.yaml": "name: mine\nprovider: stack\nstack: st\nnodes: 2\ngpus_per_node: 1\nmax_hours: 1\n",
     "st/main.tf": "variable node_names {}\n",
     "train.yaml": "name: first\nscript: script.py\n",
     "script.py": "print('hello')\n",
+    "tiny/config.json": "{}\n",
+    "models/promotions.jsonl": "".join(
+        json.dumps({"alias": "production", "run": run, "step": 1, "sha256": "", "by": "ann@x", "at_unix": 1.0}) + "\n"
+        for run in ("first", "second")
+    ),
+    "stage.yaml": "stage: data\ninputs: {rows: script.py}\n",
+    "tiny.yaml": "backend: hf\nmodel: {path: m}\ndataset: {}\ntrainer: {steps: 1}\n",
+    "chain.yaml": "pipeline: chain\nstages:\n  again: {config: stage.yaml, inputs: {rows: stage:rows}}\n"
+    "  rows: {config: stage.yaml}\n  first: {config: tiny.yaml}\n",
     "ssh_config": "Host x\n  ProxyCommand nc x 22\n",
 }
 CASES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
@@ -88,6 +99,10 @@ CASES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
         (f"pull {RUN} out", ("2 files (14 B): a.csv, a.csv to out/outputs", "would leave: 2 files (2 B): model.pt")),
         ("pull --all", (f"4 files (16 B): a.csv, a.csv, model.pt, model.pt to runs/{RUN}/outputs",)),
     ],
+    "serve": [
+        ("serve tiny --cluster lab --node n1 --port 0", ("model {root}/tiny", "would serve it on n1, and lead http://")),
+    ],
+    "promote": [("promote --to production --rollback", ("production would be first, step 1 (rollback",))],
     "sweep": [("sweep --delete --region us-east-1", ("would end: key pair key-",))],
     "image": [
         ("image bake --cluster aws.yaml", ("1 nodes: ", "cluster cloud-bake: 1 nodes", "would make: an image")),
@@ -95,7 +110,13 @@ CASES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
     ],
     "trust": [
         ("trust ssh_config", ("ProxyCommand nc x 22", "would allow ssh to start these 1 until")),
+        ("trust told.yaml", ("touch {root}/told", "would allow nexa to start these 1 in {root}")),
         ("trust .", ("would note in {state} that {root}/.nexa",)),
+    ],
+    "snapshot": [("snapshot --cluster lab -o s.json", ("would ask n0, n1 for packages", "would write: s.json"))],
+    "notify": [
+        ("notify --test --cluster told.yaml", ("at hooks.example.com\twould send\ta test", "has agreed to this")),
+        (f"notify {RUN}", (f"{RUN}: nothing waits",)),
     ],
     "run": [
         ("run train.yaml --cluster lab", ("# n1 (127.0.0.3): ranks 2 to 3 of 4", "script.py")),
@@ -105,9 +126,21 @@ CASES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
         ("queue add train.yaml --cluster lab --grid args.0=a,b", ("train.yaml args.0=a\t", "train.yaml args.0=b\t")),
         ("queue run --cluster lab", ("nothing waits in the queue of lab",)),
     ],
+    "slurm": [
+        (
+            "slurm submit train.yaml --set slurm.time=30 --set slurm.gres=gpu:2 --set slurm.usd_per_gpu_hour=3",
+            ("#SBATCH --gres=gpu:2", "hold \"$run/slurm/attempt\"", "for at most 1.00 GPU-hours, 3.00 USD"),
+        ),
+    ],
     "stop": [
         (f"stop {RUN}", (f"would end {RUN} on n0, n1, with 25 s for a checkpoint",)),
         ("stop --grace 3", ("with 3 s for a checkpoint",)),
+    ],
+    "pipeline": [
+        (
+            "pipeline run chain.yaml",
+            ("first\ttrain\tto do", "would run: rows here: data of stage.yaml", "would run: again after rows: data"),
+        ),
     ],
     "env": [("env prune --cluster lab", ("0123456789abcdef", "requirements.txt", "2 would be removed"))],
     "budget": [("budget extend 5 --cluster lab", ("budget of lab to 15.00 USD", "deadlines of n0, n1"))],
@@ -132,6 +165,8 @@ class Nodes(FakeRunner):
             assert isinstance(call.stdin, bytes)
             runs = [LEFT] * len(json.loads(call.stdin)["runs"])
             return Result(call.argv, 0, json.dumps({"runs": runs}).encode())
+        if call.argv[0] == "sbatch":
+            return Result(call.argv, 0, err=b"sbatch: Job 7 to start at 2026-11-30T09:37:05")
         assert "probe" in words, f"unplanned: {call.argv}"
         answer = {"python": "3.11.1", "torch": "2.13.0", "cpus": 8, "gpus": [], "free_bytes": 1 << 40, "unix": 0.0}
         return Result(call.argv, 0, json.dumps({**answer, "peers": {}, "port": 4711, "have": []}).encode())
@@ -152,7 +187,7 @@ class Desk:
         self.root, self.runners = root, list[DryRunner]()
         for name, text in FILES.items():
             (root / name).parent.mkdir(exist_ok=True)
-            (root / name).write_text(text)
+            (root / name).write_text(text.replace("ROOT", str(root)))
         (root / "lab.yaml").write_text(FILES["local.yaml"].replace("new", "lab"))
         trust.claim(root)
         folder = Workspace(root).cluster("lab")

@@ -29,22 +29,38 @@ BELOW = {
     "plan": {"config", "train", "node.protocol", *GROUND},
     "remote": set(),
     "run": {"node.protocol", *GROUND},
-    "ops": {"plan", "run", "config", "remote", "train", "node.protocol", *GROUND},
+    "ops": {"plan", "run", "config", "remote", "train", "stages", "node.protocol", "node.webhook", *GROUND},
     "ui": {"node.protocol", "straggler"},
-    "verbs": {"ops", "plan", "run", "config", "model", "errors", "secrets", "traits", "ui"},
+    "verbs": {"ops", "plan", "run", "config", "stages", "model", "errors", "secrets", "traits", "ui"},
     "cli": {"verbs", "ui", "errors", "secrets"},
     "launch": {"cli", "verbs", "config", "errors"},
     "train": {"config", "model", "errors", "secrets", "straggler"},
-    "node": {"node.protocol"},
+    "stages": {"config", "run", "train", "__init__", *GROUND},
+    "node": {"node.protocol", "node.webhook"},
     "node.protocol": set(),
+    "node.webhook": set(),
     "__main__": {"cli"},
     "__init__": set(),
 }
 ROOMS = {
-    "plan": ("failures", "runs", "money", "health", "fit", "aws", "static"),
-    "ops": ("fit", "runs", "work", "failures", "cluster", "health", "money", "providers"),
+    "plan": ("slurm", "failures", "runs", "money", "health", "fit", "aws", "static"),
+    "ops": (
+        "pipeline",
+        "slurm",
+        "serving",
+        "fit",
+        "runs",
+        "work",
+        "failures",
+        "cluster",
+        "health",
+        "money",
+        "notify",
+        "providers",
+    ),
     "node": ("watch", "warm", "code", "machine"),
-    "run": ("logs", "code", "ssh", "aws", "terraform"),
+    "run": ("slurm", "logs", "code", "ssh", "aws", "terraform"),
+    "stages": ("data", "eval", "train", "filter", "teach", "serve"),
 }
 """Folders of a layer, from the top down: each may import only what stands after it. Modules beside them have no place
 in the order; like all others they may be in no circle."""
@@ -97,8 +113,8 @@ def all_imports() -> dict[str, set[str]]:
 
 def layer_of(name: str) -> str:
     """The agent's own words are for all who read them; the rest of the agent is for nobody here."""
-    if name == "nexa_dist.node.protocol":
-        return "node.protocol"
+    if name in ("nexa_dist.node.protocol", "nexa_dist.node.webhook"):
+        return name.removeprefix("nexa_dist.")
     return name.split(".")[1] if "." in name else "__init__"
 
 

@@ -16,8 +16,8 @@ PINS = yaml.safe_load((ROOT / "configs" / "pins.yaml").read_text())["nexa_pins"]
 UV = ANSIBLE / "roles" / "uv_env" / "files" / "uv.txt"
 VERSION = re.compile(r"(?<![\w.])v?\d+\.\d+\.\d+(?:[-.+~]\w+)*(?![\w.])")
 ADDRESS = re.compile(r"(?<![\w.])\d{1,3}(\.\d{1,3}){3}(/\d+)?(?![\w.])")
-LOCKED_ELSEWHERE = {"uv"}
-"""Tools that have a lock with hashes of their own, which is held against the pin below."""
+ELSEWHERE = {"uv", "images"}
+"""Pins that go to no role: a tool with a lock of its own, held against its pin below; images (test_images.py)."""
 
 
 def leaves(pins: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -36,7 +36,7 @@ def test_every_pin_is_given_to_one_role_by_the_playbooks() -> None:
     used = re.findall(r"nexa_pins\.([\w.]+)", PLAYBOOKS)
     assert len(used) == len(set(used)), "one role takes each"
     for path, _ in leaves(PINS):
-        if path[0] in LOCKED_ELSEWHERE:
+        if path[0] in ELSEWHERE:
             continue
         names = {".".join(path[: depth + 1]) for depth in range(len(path))}
         assert names & set(used), f"{'.'.join(path)} is used by no role"

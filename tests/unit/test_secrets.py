@@ -51,6 +51,7 @@ CANARIES = (
     f"me:{X}@db:27017", f"postgres://me:{X}/{X}@db/x", f"--set=env.HF_TOKEN={X}", f"curl -H 'X-Auth-Token: {X}'",
     f"https://x.example/?access_token={X}", f"PGPASSWORD={X}", f"sshpass={X}", f"accessToken={X}", f"api_tokens={X}",
     f"-----BEGIN OPENSSH PRIVATE KEY-----\n{X}\n-----END OPENSSH PRIVATE KEY-----", f"Authorization: Basic {X}=",
+    f"POST https://hooks.slack.com/services/T0000/B0000/{X}", f"https://discord.com/api/webhooks/123456789/{X}",
     f"password => '{X} {X}'", f'password: "a \\" {X}"', f"wandb login --relogin --key {X}", f"s3cret_key: {X}",
 )  # fmt: skip
 SHAPES = (

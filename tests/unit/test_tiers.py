@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import DURATIONS
 from tests.defects import Defect, defects
 
 TESTS = Path(__file__).parents[1]
@@ -17,12 +18,20 @@ PROMISES = {
     *("resume", "replacement", "notice", "cap", "nobody home", "receipt", "sweep", "mesh", "diag", "image", "logs"),
     *("why", "cost", "secrets", "pinned host keys", "hostile input", "strangers and damaged files"),
     *("what only looks dead is not ended", "data is whole, verified and brought once"),
+    "a teacher is asked once for each row, within its budget",
+    "a served model is a run, and only those with the key reach it",
+    "a stage that is killed comes to the same bytes, and what is done is not done again",
     "results come home, whole, and no only copy is ended unasked",
     "each run of a queue takes place once",
     "a sharded checkpoint is whole on all nodes together, or absent",
     "what fits is foretold, and to the byte",
+    "somebody is told, once",
+    "a run can be had again as it was",
+    *("a run in a container is a run, and leaves no container", "our images have the nodes' environments"),
+    "a job of Slurm's saves, waits and resumes, or is stopped",
     *("report", "completion", "environments", "Axolotl"),
     *("what a run needs of its nodes is set up once", "a DeepSpeed file is done as it says, or refused"),
+    "a student learns what its teacher says",
     *("what runs is what is named", "what is not sent is said, and nothing is guessed", "the wheel", "quickstart"),
 }
 
@@ -72,6 +81,14 @@ def test_the_tests_of_a_promise_are_there(promise: str) -> None:
     assert short, "no test of the short tier would notice it broken"
     assert {name: tier_of(name) for name in short} == dict.fromkeys(short, "short")
     assert {name: tier_of(name) for name in long} == dict.fromkeys(long, "long")
+
+
+def test_the_seconds_are_of_tests_that_are_there() -> None:
+    """A test that is renamed begins late, when the others have nothing left."""
+    told = [line.split(maxsplit=1)[1] for line in DURATIONS.read_text().splitlines() if not line.startswith("#")]
+    for name in told:
+        tier_of(name.removeprefix("tests/").partition("[")[0])
+    assert len(told) == len(set(told))
 
 
 def test_the_list_of_defects_is_the_one_that_is_tried() -> None:

@@ -64,16 +64,9 @@ def display_name(path: Path) -> str:
     return text if text.isprintable() else shown(text, 200)
 
 
-def read_yaml(path: Path) -> Document:
-    """Data and lines of a YAML file whose top level is a mapping. Raises ConfigError with every fault."""
-    document = parse_yaml(read_bytes(path), display_name(path))
-    if document.problems:
-        raise ConfigError(document.problems)
-    return document
-
-
 def parse_yaml(raw: bytes, file: str) -> Document:
-    """Like `read_yaml`, from bytes; faults after which reading could go on are left in `problems`."""
+    """Data and lines of YAML whose top level is a mapping. Faults after which reading could go on are left in
+    `problems`; any other is a ConfigError."""
     if len(raw) > MAX_BYTES:  # a file that grew, or that did not tell its size
         raise ConfigError([Problem(file, 0, "", f"more than {MAX_BYTES} bytes")])
     text = _decode(raw, file)

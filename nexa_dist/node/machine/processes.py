@@ -8,7 +8,7 @@ import signal
 import time
 
 from ..oslib import alive, read_json, start_time, stat
-from . import cgroup
+from . import cgroup, container
 
 WARM_FILE = "warm.json"
 """File that names the warm interpreter which waits for the next attempt."""
@@ -79,6 +79,7 @@ def kill_run(run_dir: str, timeout_s: float = 10.0, *, warm: bool = False) -> tu
         if not left or time.monotonic() > end:
             if not left:
                 cgroup.remove(run_dir)
+                container.remove(run_dir)
             return len(ended), left
         cgroup.kill(run_dir)
         for pid in left:

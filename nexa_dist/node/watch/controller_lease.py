@@ -49,6 +49,10 @@ class Contact:
         self.mark = mark
         return self.quiet_s > self.limit_s
 
+    def followed(self) -> bool:
+        """Tell whether a controller is connected now."""
+        return self._look()[0]
+
     def _look(self) -> tuple[bool, int]:
         """Look for the controller: (a controller is connected, time of its last sign of life)."""
         try:

@@ -37,6 +37,9 @@ class Watcher:
         self.due = Due()
         self.grace_s: float | None = None
         """Once the cloud or the machine has given notice: what is left of it for a checkpoint."""
+        self.notice: dict[str, Any] | None = None
+        """Fields of the cloud's notice."""
+        self.leaves_unix: float | None = None
         self.running = False
         """The ranks have been started."""
         self.reports: dict[int, dict[str, Any]] = {}
@@ -78,6 +81,7 @@ class Watcher:
             name, fields = self.poller.news.popleft()
             event(self.run_dir, name, **fields)
             if name == Event.NOTICE:
+                self.notice = fields
                 self._leave_by(fields["at_unix"])
                 return Reason.NOTICE
         return ""
@@ -91,6 +95,7 @@ class Watcher:
         return Reason.DEADLINE
 
     def _leave_by(self, acts_unix: float) -> None:
+        self.leaves_unix = acts_unix
         left_s = acts_unix - time.time() - NOTICE_MARGIN_S
         self.grace_s = max(0.0, min(float(self.spec.get("notice_grace_s", self.spec["grace_s"])), left_s))
 

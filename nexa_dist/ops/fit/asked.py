@@ -44,6 +44,10 @@ class Asked:
     """What else is brought to the nodes from this machine."""
     examples: str | None = None
     """The one of `data` whose rows our own trainer reads."""
+    teacher: str = ""
+    """Directory of a pretrained model that the other one learns from."""
+    words: str = ""
+    """Directory of a pretrained model whose tokenizer one from scratch takes."""
 
 
 def asked(config: TrainConfig, root: Path, backend: str = "") -> Asked:
@@ -63,9 +67,15 @@ def asked(config: TrainConfig, root: Path, backend: str = "") -> Asked:
     path = _local(made.path, config)
     if path and (root / path / "config.json").is_file():
         made = replace(made, path=str(root / path))
+    made = replace(made, teacher=_here(made.teacher, root), words=_here(made.words, root))
     other = tuple(source for source in config.data.values() if "://" not in source and source not in made.data)
     made = replace(made, other=other)
     return replace(made, work=as_if(made.work, METHODS[backend])) if backend else made
+
+
+def _here(folder: str, root: Path) -> str:
+    """As a path of this machine, where it is one."""
+    return str(root / folder) if folder and (root / folder / "config.json").is_file() else folder
 
 
 def _local(path: str, config: TrainConfig) -> str:
@@ -105,7 +115,9 @@ def _of_sections(config: TrainConfig, method: Method, own: Mapping[str, Any]) ->
         "tie_word_embeddings": True,
     }  # fmt: skip
     rows = path if dataset.source == "examples" else None
-    return Asked(model.path or "", {} if model.path else settings, work, trainer.steps, data, examples=rows)
+    teacher = _local(trainer.kd_teacher or "", config)
+    folder = _local(model.tokenizer or "", config)
+    return Asked(model.path or "", {} if model.path else settings, work, trainer.steps, data, (), rows, teacher, folder)
 
 
 def _of_axolotl(own: Mapping[str, Any], root: Path) -> Asked:

@@ -16,7 +16,7 @@ from nexa_dist.errors import UsageError
 from nexa_dist.plan.fit.disk import SHARE, on_a_node
 from nexa_dist.plan.fit.method import Work
 from nexa_dist.plan.fit.model_shape import ModelShape
-from nexa_dist.train.text import examples
+from nexa_dist.train.text import examples, vocabulary
 
 GB = 10**9
 ROWS = 64
@@ -60,6 +60,15 @@ def tokenizer(shape: ModelShape, folder: str) -> Check:
         said = f"{file} has ids up to {most}, and the model's table {shape.vocabulary} rows"
         return Check("tokenizer", False, said, "the model's own tokenizer, or resize_token_embeddings and save both")
     return Check("tokenizer", True, f"ids up to {most} of {shape.vocabulary}")
+
+
+def teacher(student: str, folder: str) -> Check:
+    """Whether an id means the same token to a pretrained student and to its teacher."""
+    if not all(Path(one, "tokenizer.json").is_file() for one in (student, folder)):
+        return Check("teacher", None, f"{folder} and {student} are not both on this machine with a tokenizer.json")
+    if why := vocabulary.difference(Path(student), Path(folder)):
+        return Check("teacher", False, why, vocabulary.CURE)
+    return Check("teacher", True, f"{folder} has the tokens and ids of {student}")
 
 
 def data(paths: tuple[str, ...], root: Path, *, ours: str | None = None, other: tuple[str, ...] = ()) -> list[Check]:

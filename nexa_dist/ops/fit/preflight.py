@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,13 @@ def preflight(ctx: Context, config: TrainConfig, cluster: Nodes | None, backend:
     settings, told = wanted.settings, "train.yaml"
     if wanted.path:
         settings, told = _config_json(ctx, wanted.path, cluster), f"{wanted.path}/config.json"
+    if wanted.words:
+        settings = {**settings, "vocab_size": _config_json(ctx, wanted.words, cluster).get("vocab_size")}
     shape, region = read(settings, told), _region(cluster)
     work = wanted.work
+    if wanted.teacher:
+        at = wanted.teacher
+        work = replace(work, teacher=read(_config_json(ctx, at, cluster), f"{at}/config.json"))
     rented = [row for row in _rented(cluster, region) if row[0] in prices.book().types]
     ranks = prices.book().types[rented[0][0]].gpus * rented[0][1] if rented else 1
     tokens = float(wanted.steps * work.windows * work.tokens * ranks)  # the same on all that is compared
@@ -92,7 +97,7 @@ def warn(ctx: Context, cluster: Cluster, config: TrainConfig) -> None:
     """Before a run: raises UsageError for a model that its backend never takes, and says when memory seems too small.
     Of a pretrained directory that is not here nothing is asked, which would take a trip."""
     wanted = asked(config, ctx.workspace.root)
-    if wanted.path and not Path(wanted.path, "config.json").is_file():
+    if not all(Path(one, "config.json").is_file() for one in (wanted.path, wanted.teacher, wanted.words) if one):
         return
     try:
         seen = preflight(ctx, config, cluster)
@@ -102,6 +107,8 @@ def warn(ctx: Context, cluster: Cluster, config: TrainConfig) -> None:
         return  # a model that cannot be counted here may train all the same
     if seen.too_large:
         raise UsageError(seen.too_large, hint="nexa preflight TRAIN.yaml shows what would fit, and what it costs")
+    if wrong := next((check for check in seen.checks if check.name == "teacher" and check.ok is False), None):
+        raise UsageError(f"trainer.kd_teacher: {wrong.said}", hint=wrong.next)
     if seen.refused:
         ctx.say(f"warning: {seen.refused} (nexa preflight shows by what)")
 
@@ -110,7 +117,9 @@ def _checks(
     ctx: Context, wanted: Asked, shape: ModelShape, cluster: Nodes | None, there: tuple[Fit, ...]
 ) -> Iterable[Check]:
     yield checks.positions(shape, wanted.work)
-    yield checks.tokenizer(shape, wanted.path)
+    yield checks.tokenizer(shape, wanted.path or wanted.words)
+    if wanted.teacher:
+        yield checks.teacher(wanted.path or wanted.words, wanted.teacher)
     yield from checks.data(wanted.data, ctx.workspace.root, ours=wanted.examples, other=wanted.other)
     first = there[0] if there else None
     made = first.memory if first else memory(shape, wanted.work)

@@ -48,6 +48,8 @@ class Meter:
         self.whole = folder.load() if folder.json.exists() else cluster
         """The cluster, of which the run may have a part."""
         self.links: Sequence[Link] = ()
+        self.warned: Callable[[Budget, float, str], None] = lambda *_: None
+        """Told of each warning, beside `say`."""
         self.ahead_s = 0.0
         """Seconds by which the cloud's clock, which bills, is ahead of ours."""
         self._said: dict[str, float] = {}
@@ -97,6 +99,7 @@ class Meter:
             if warning := budget.warning(self._said.get(budget.what, 0.0)):
                 self._said[budget.what], words = warning
                 self.say(words)
+                self.warned(budget, self._said[budget.what], words)
         return self.out()
 
     def out(self) -> str:

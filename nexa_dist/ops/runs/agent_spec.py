@@ -19,7 +19,7 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.work.bring import Brought
 from nexa_dist.ops.work.data import folders
 from nexa_dist.plan.ranks import NodePlan, RankPlan
-from nexa_dist.plan.runs import torchrun
+from nexa_dist.plan.runs import container, torchrun
 from nexa_dist.plan.runs.layer import Layer
 from nexa_dist.plan.runs.torchrun import Place
 from nexa_dist.run import dotenv, git
@@ -136,6 +136,11 @@ class Job:
             data=bool(self.brought.data),
         )
 
+    def interpreter(self, link: Link) -> tuple[str, ...]:
+        """Command line that ends with the interpreter of the ranks, where that is in an image; else empty."""
+        host = self.brought.hosts.get(link.node.name)
+        return container.argv(host, self.place(link), ()) if host else ()
+
     def preloading(self, plan: RankPlan, node: NodePlan, link: Link) -> dict[str, Any]:
         """Fields of `probe` that load the interpreter that the ranks of a node will be forked from. `plan` may lack the
         port, and nobody knows the node's interface and CPUs: the agent divides these by `nproc` itself."""
@@ -155,20 +160,29 @@ class Job:
         env = self.environment(plan, node, link, interface, cpus)
         config, place = self.expanded(env), self.place(link)
         what = torchrun.program(config, place)
+        argv = torchrun.ranks_argv(plan, node, place, what, self.run_id, self.attempt, config.launcher)
+        prepare = what.prepare or None
+        if host := self.brought.hosts.get(node.node.name):
+            name = f"nexa-{self.run_id}-{node.node.name}-{self.attempt}"
+            names = {*env, *self.secrets}
+            argv = container.launcher(host, place, argv, name=name, variables=names)
+            prepare = prepare and container.launcher(host, place, prepare, name=f"{name}-prepare", variables=names)
         return {
             "version": VERSION,
             "run_id": self.run_id,
             "attempt": self.attempt,
             "node": node.node.name,
             "launcher": config.launcher,
-            "argv": torchrun.ranks_argv(plan, node, place, what, self.run_id, self.attempt, config.launcher),
+            "argv": argv,
+            "container": container.for_agent(host, place) if host else None,
             "setup": self.setup(link),
-            "prepare": what.prepare or None,
+            "prepare": prepare,
             "path": self.path(link),
             "env": env,
             "cwd": place.work,
             "code": place.code,
             "data": folders(place.shared, self.brought.data) or None,
+            "outputs": {"named": config.outputs, "python": link.python} if link.ssh.cluster.bucket else None,
             "config": config.model_dump(mode="json") if config.backend else None,
             "grace_s": GRACE_S,
             "notice_grace_s": NOTICE_GRACE_S,

@@ -22,6 +22,7 @@ NEVER_AGAIN = (2, 78)
 SPENT_ALONE = f"{OF_RUN}, or of its cluster: used up while nobody followed it"
 BY_REASON: Mapping[str, Kind] = {
     Reason.DEADLINE: "deadline", Reason.DISCONNECTED: "disconnected", Reason.NOTICE: "notice",
+    Reason.SCHEDULER: "notice",
 }  # fmt: skip
 
 

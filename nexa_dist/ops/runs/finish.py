@@ -13,7 +13,8 @@ from nexa_dist.model import Decision
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs.checkpoints import newest_in_bucket
 from nexa_dist.ops.runs.watch import Outcome
-from nexa_dist.ops.work import results
+from nexa_dist.ops.work import kept, results
+from nexa_dist.ops.work.come import come
 from nexa_dist.plan.runs.manifest import build_manifest
 from nexa_dist.run import files
 from nexa_dist.run.logs.mirror import TAIL
@@ -63,14 +64,44 @@ def finish(
     result = results.read_result(ctx, links, record) if links else {}
     if links and outcome.saved is not None and not result.get("checkpoint"):  # it did not get to its own end
         result["checkpoint"] = _saved(links[0], record, outcome.saved) or newest_in_bucket(links, record.run_id)
+    answering = [link for link in links if outcome.left.get(link.node.name, 0) is not None]
+    _results(ctx, run, answering, record, result, short=outcome.end.kind in ("budget", "deadline"))
+
+
+def finish_again(ctx: Context, run: RunFolder, links: Sequence[Link], record: Run) -> None:
+    """Do what a controller that died at the end of a run had not come to: its manifest, and its outputs."""
+    known = files.read_object(run.manifest) if run.manifest.exists() else {}
+    if not known.get("outputs"):
+        result = results.read_result(ctx, links, record) if links else {}
+        _results(ctx, run, links, record, {"checkpoint": known.get("checkpoint"), **result})
+
+
+def _results(
+    ctx: Context, run: RunFolder, links: Sequence[Link], record: Run, result: dict[str, Any], *, short: bool = False
+) -> None:
+    """Write the manifest, bring the outputs, and name them in it."""
     config = resolved(recorded_train(record.config, record.run_id))
     logs = str(run.logs.relative_to(ctx.workspace.root))
     manifest = build_manifest(record.to_json(), result, config, logs)
     files.write_json(run.manifest, redact(manifest.model_dump(mode="json")))
-    answering = [link for link in links if outcome.left.get(link.node.name, 0) is not None]
-    if outputs := results.come(ctx, run, answering, record, short=outcome.end.kind in ("budget", "deadline")):
+    if record.last.state == "failed":
+        kept.ask(ctx, links, record)
+    if outputs := come(ctx, run, links, record, short=short):
         told = manifest.model_copy(update={"outputs": outputs})
         files.write_json(run.manifest, redact(told.model_dump(mode="json")))
+    if manifest.stage != "train" and manifest.status == "completed":
+        _register(ctx, run, manifest.cost_usd)
+
+
+def _register(ctx: Context, run: RunFolder, usd: float) -> None:
+    """Make a version of what a stage made. What goes wrong here is said; nexa pull and another look mend it."""
+    from nexa_dist.stages.launch import registered  # no training needs it
+
+    try:
+        version = registered(ctx.workspace.root, run.path / "outputs", usd)
+        ctx.say(f"registered: {version.label}" if version else f"{run.run_id} left no whole output of a stage here")
+    except (NexaError, OSError) as error:
+        ctx.say(f"warning: the output of {run.run_id} is not registered: {error}")
 
 
 def _saved(link: Link, record: Run, step: int) -> dict[str, Any] | None:

@@ -9,20 +9,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError, StillRunning, UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.node.protocol import Reason, Spec
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.notify.targets import for_nodes
 from nexa_dist.ops.runs.agent_spec import Job, code_folder, secrets
 from nexa_dist.ops.runs.code import of_now, send
 from nexa_dist.ops.work.bring import Brought, bring
 from nexa_dist.plan import told
+from nexa_dist.plan.money.cost import cost_usd
 from nexa_dist.plan.ranks import RankPlan, assign_ranks, split_endpoint
 from nexa_dist.plan.runs import preflight
 from nexa_dist.plan.runs.layer import PYPROJECT, layer_of
+from nexa_dist.plan.runs.notification import deadline_key, near
 from nexa_dist.plan.runs.torchrun import Place
 from nexa_dist.run import files, git
 from nexa_dist.run.code import archive
@@ -31,6 +34,9 @@ from nexa_dist.run.record import Attempt, Run
 from nexa_dist.run.ssh.connections import Connecting, Link, Ssh, on_all
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.secrets import redact
+
+if TYPE_CHECKING:
+    from nexa_dist.ops.work.origin import Origin
 
 BEFORE = "before every node had started"
 NOT_STARTED = "could not be started"
@@ -55,6 +61,8 @@ class Prepared:
     """Record of the attempt, to be written to run.json."""
     brought: Brought
     secrets: Mapping[str, str] = dataclasses.field(repr=False)
+    notify: Sequence[Mapping[str, str]] = dataclasses.field(default=(), repr=False)
+    """Webhooks that the nodes may tell of the run, with their addresses."""
 
 
 def check(
@@ -96,25 +104,30 @@ def prepare(
     resume: tuple[int, dict[str, str]] | None,
     *,
     codes: tuple[archive.Code, archive.Code] | None = None,
+    project: archive.Archive | None = None,
     seconds_left: float | None = None,
     kept: Path | None = None,
     links: Connecting,
 ) -> Prepared:
     """The plan of one attempt. `resume` is the step and, by node name, its verified checkpoint there.
 
-    `codes` are the project and our package as an earlier attempt had them, instead of those of this moment.
+    `codes` are the project and our package as an earlier attempt had them, instead of those of this moment;
+    `project` alone, and what its environment is made from, as they were when a queue got the run.
     `seconds_left` of the run's max_hours; without it all of them are. `kept` is the folder of the run for `bring`.
     `links` are asked for when everything else is known. A dry run begins nothing on the nodes.
     """
     draft = assign_ranks(ssh.cluster, 0, config.nproc_per_node)
     again = codes is not None
     if codes is None:
-        codes = of_now(ctx, config)
+        codes = (project, archive.package()) if project else of_now(ctx, config)
     refuse_packages(ctx, ssh.cluster, config)
     layer = layer_of(config, *archive.look(codes[0], PYPROJECT))
+    if config.image and layer:
+        layer = None
+        ctx.say("warning: the project is not installed in an image: what it imports is there, or in its top folder")
     hidden = secrets(ctx, config)
     linked = links()
-    brought = bring(ctx, linked, config, kept, hidden, again=again)
+    brought = bring(ctx, linked, config, kept, hidden, again=again, project=project)
     job = Job(config, run_id, attempt, *codes, resume, hidden, brought, layer)
     asked = time.time()
     more: dict[str, dict[str, Any]] = {}
@@ -122,6 +135,8 @@ def prepare(
         more[link.node.name] = {"have": [code_folder(link, code) for code in codes]}
         if not ctx.dry:  # which makes no environment
             more[link.node.name]["python"] = job.base(link)
+            if inside := job.interpreter(link):
+                more[link.node.name] |= {"inside": inside, "python": f"python3 in {config.image}"}
         if config.launcher == "direct" and not ctx.dry:
             more[link.node.name]["warm"] = job.preloading(draft, node, link)
     places = {link.node.name: job.place(link) for link in linked}
@@ -155,6 +170,7 @@ def prepare(
         ),
         secrets=hidden,
         brought=brought,
+        notify=for_nodes(ctx, RunFolder(kept.parent)) if kept else (),
     )
 
 
@@ -202,6 +218,7 @@ def start(run: RunFolder, prepared: Prepared, record: Run, **known: Any) -> None
     made = dataclasses.replace(prepared.attempt, started_unix=time.time())
     record.environment, record.data = dict(prepared.brought.environment), dict(prepared.brought.data)
     record.start(made, run_dirs, *(code.hash for code in prepared.archives))
+    subject = to_agents(record)
     begun: list[Link] = []
     laid: dict[str, dict[str, list[str]]] = {}
 
@@ -209,6 +226,8 @@ def start(run: RunFolder, prepared: Prepared, record: Run, **known: Any) -> None
         name = link.node.name
         spec = prepared.specs[name]
         message = {"spec": spec, "secrets": prepared.secrets, "go": not (spec["setup"] or spec["prepare"])}
+        if prepared.notify:
+            message["notify"] = {**subject, "targets": prepared.notify}
         answer = link.call("start", run_dirs[name], message=message)
         begun.append(link)
         if found := {key: names for key in ("kept", "aside") if (names := list(filter(None, answer.get(key, ()))))}:
@@ -234,6 +253,17 @@ def start(run: RunFolder, prepared: Prepared, record: Run, **known: Any) -> None
             raise StillRunning(f"{cause}\nand not every node is proven clean: {unproven}") from error
         raise
     record.started(laid=laid, **known)
+
+
+def to_agents(record: Run) -> dict[str, Any]:
+    """What the agents' own messages say of the run beside the attempt itself."""
+    before = sum((row.ended_unix or row.started_unix) - row.started_unix for row in record.attempts)
+    hours = record.config.get("max_hours") or 0
+    return {
+        "run": record.run_id, "cluster": record.cluster.name, "usd": cost_usd(record.cluster, before),
+        "usd_per_hour": record.cluster.usd_per_hour, "near_s": near(hours * 3600),
+        "deadline_key": deadline_key(record.by_hand),
+    }  # fmt: skip
 
 
 def _keep(run: RunFolder, archives: Sequence[archive.Code]) -> None:
@@ -263,11 +293,19 @@ def commit(ctx: Context, config: TrainConfig, code: archive.Code) -> str | None:
 
 
 def new_record(
-    ctx: Context, run: RunFolder, prepared: Prepared, cluster: Cluster, config: TrainConfig, config_file: str
+    ctx: Context,
+    run: RunFolder,
+    cluster: Cluster,
+    config: TrainConfig,
+    config_file: str,
+    git_commit: str | None,
+    origin: Origin | None = None,
 ) -> Run:
-    """The record of a run before its first attempt."""
-    git_commit = commit(ctx, config, prepared.archives[0])
+    """The record of a run before its first attempt. `origin` is the one that it is to be the same as."""
+    newest = ctx.workspace.cluster(cluster.name).newest_snapshot
     record = Run(cluster, config.model_dump(mode="json"), {}, [], run.run_id, config_file=config_file,
-                 git_commit=git_commit, created_unix=time.time())  # fmt: skip
+                 git_commit=git_commit, created_unix=time.time(),
+                 snapshot=files.read_object(newest) if newest.exists() else {},
+                 reproduces=origin.told() if origin else {})  # fmt: skip
     record.path = run.json
     return record

@@ -22,7 +22,7 @@ from nexa_dist.run.ssh.connections import Link, Ssh, reach, session
 from nexa_dist.run.workspace import RunFolder
 
 if TYPE_CHECKING:
-    from nexa_dist.ops.runs.watch import View
+    from nexa_dist.ops.view import View
 
 ENDINGS = (".log", ".err")
 NAME = re.compile(r"(?:rank_(?P<rank>[0-9]+)/|[^/]*\.)attempt_(?P<attempt>[0-9]+)\.log")

@@ -11,6 +11,7 @@ from nexa_dist.errors import NexaError, StillRunning
 from nexa_dist.model import Decision, End, Kind
 from nexa_dist.node.protocol import Reason
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.notify.announcer import Announcer
 from nexa_dist.ops.providers.table import is_off
 from nexa_dist.ops.runs.agent_spec import GRACE_S
 from nexa_dist.ops.runs.attempt_state import NEARLY_S
@@ -112,3 +113,6 @@ def _close(ctx: Context, run: RunFolder, links: list[Link], record: Run, state: 
     end = End(kinds.get(state, "stopped"), cause, first_step=attempt.resume_step, started_unix=attempt.started_unix,
               ended_unix=time.time())  # fmt: skip
     finish(ctx, run, links, record, Outcome(state, cause, {}, end), Decision("stop", Reason.STOPPED))
+    announcer = Announcer(ctx, run, record)
+    announcer.ended(state, cause)
+    announcer.close(ctx.say)

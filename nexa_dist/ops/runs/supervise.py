@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,13 +19,16 @@ from nexa_dist.model import Cluster, Decision, End, Kind
 from nexa_dist.node.protocol import Reason
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.health.witness import Witnesses
+from nexa_dist.ops.notify.announcer import Announcer, Heard
 from nexa_dist.ops.providers.table import is_off
 from nexa_dist.ops.runs import checkpoints as resume
 from nexa_dist.ops.runs import launch, replace_nodes, watch
 from nexa_dist.ops.runs.code import tell_kept
 from nexa_dist.ops.runs.finish import close, finish
-from nexa_dist.ops.runs.watch import Choice, Outcome, View
+from nexa_dist.ops.runs.watch import Choice, Outcome
+from nexa_dist.ops.view import View
 from nexa_dist.plan.money.budget import OF_CLUSTER, OF_RUN
+from nexa_dist.plan.runs.notification import deadline_key
 from nexa_dist.plan.runs.recovery import Nodes, Policy, decide
 from nexa_dist.run.code import archive
 from nexa_dist.run.record import Attempt, Run
@@ -47,6 +51,11 @@ class Supervisor:
     on_interrupt: Callable[[], Choice]
     meter: Meter | None = None
     """Meter of the run, from the first attempt that is watched."""
+
+    @functools.cached_property
+    def announcer(self) -> Announcer:
+        """Made by the first that has something to tell: a command that only looks on sends nothing."""
+        return Announcer(self.ctx, self.run, self.record)
 
     def follow(self, ssh: Ssh, links: list[Link], detach: bool = False) -> Outcome | None:
         """Follow the run from an attempt that was started to the end of the run; None when the user left it alone."""
@@ -73,8 +82,9 @@ class Supervisor:
         config = recorded_train(self.record.config, self.run.run_id)
         since = self.record.attempts[0].started_unix
         self.meter = Meter(self.ctx, self.cluster, config.budget_usd, since, self.view.note, self.run)
-        self.meter.links = links
+        self.meter.links, self.meter.warned = links, self.announcer.budget
         self.meter.start()
+        view = Heard(self.view, self.announcer, self._dues(config.max_hours, self.meter))
         connections.callback(self.meter.close)
         while True:
             self._show()
@@ -86,7 +96,7 @@ class Supervisor:
                 self.run,
                 links,
                 self.record,
-                view=self.view,
+                view=view,
                 on_interrupt=self.on_interrupt,
                 witnesses=self._witnesses(ssh),
                 spent=self.meter.look,
@@ -99,6 +109,15 @@ class Supervisor:
             if isinstance(relaunched, Outcome):
                 return relaunched
             ssh, links = relaunched
+
+    def _dues(self, max_hours: float | None, meter: Meter) -> list[tuple[str, str, float, float]]:
+        """Deadlines of the run and of its nodes, as `Heard` takes them."""
+        by_hand, made = self.record.by_hand, self.cluster.created_unix
+        since = next((row.started_unix for row in self.record.attempts if row.attempt >= by_hand), self.ctx.now())
+        hours, ends = max_hours or 0.0, meter.clock.ends_unix
+        own = [(deadline_key(by_hand), "max_hours", since + hours * 3600, hours * 3600)] if hours else []
+        theirs = [(f"deadline:nodes:{ends:.0f}", "max_hours of the nodes", ends, ends - made)]
+        return [*own, *(theirs if ends < float("inf") else [])]
 
     def _show(self) -> None:
         row = self.record.last
@@ -124,6 +143,7 @@ class Supervisor:
             self.record.decide(decision)
             if decision.action in ("done", "stop"):
                 return self._over(links, outcome, decision)
+            self.announcer.decided(decision)
             if first_look or decision.action != "wait":
                 more = f" ({decision.why})" if decision.why != outcome.end.words else ""
                 self.view.note(f"attempt {self.number} ended: {outcome.end.words}; next: {decision.action}{more}")
@@ -230,6 +250,7 @@ class Supervisor:
         resume.rescue(self.ctx, links, self.record, names)
         self.cluster = replace_nodes.make_anew(self.ctx, self.cluster, names)
         self.record.decide(decision, self.cluster)
+        self.announcer.replaced(names, decision.why)
         ssh = connections.enter_context(session(self.ctx.runner, self.cluster))
         return ssh, [link for link in links if link.node.name not in names]
 
@@ -301,6 +322,7 @@ class Supervisor:
                 ended, state="stopped", end=dataclasses.replace(outcome.end, kind=kind, words=cause)
             )
         finish(self.ctx, self.run, links, self.record, ended)
+        self.announcer.ended(ended.state, ended.cause)
         return ended
 
 

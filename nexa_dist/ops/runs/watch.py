@@ -9,16 +9,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from nexa_dist.errors import Leave, NexaError
 from nexa_dist.model import End
-from nexa_dist.node.protocol import FINAL, Reason
+from nexa_dist.node.protocol import FINAL, Event, Reason
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.health.witness import Witnesses
 from nexa_dist.ops.runs.agent_spec import GRACE_S, NOTICE_GRACE_S
 from nexa_dist.ops.runs.attempt_state import AttemptState, Failure
 from nexa_dist.ops.runs.launch import stop_all
+from nexa_dist.ops.view import View
+from nexa_dist.ops.work import kept
 from nexa_dist.plan.failures.log_tail import TAIL_BYTES
 from nexa_dist.plan.health.lost import ASK_AFTER_S
 from nexa_dist.run import files
@@ -47,19 +49,6 @@ ENDED_S = 90.0
 """A node that was told to stop says by then, beyond its time for a checkpoint, that it has; or it is at fault."""
 
 Choice = Literal["detach", "stop"]
-
-
-class View(Protocol):
-    """Display callbacks of the watch loop; ui/run_view/views.py has the views."""
-
-    def line(self, node: str, source: str, rank: int | None, text: bytes, passing: bool = False) -> None: ...
-    def event(self, node: str, record: Mapping[str, Any]) -> None: ...
-    def quiet(self, node: str, seconds: float) -> None: ...
-    def note(self, text: str) -> None: ...
-    def tick(self) -> None: ...
-    def attempt(
-        self, number: int, nodes: Sequence[str], world_size: int, resume_step: int | None, replaced: Sequence[str] = ()
-    ) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -120,6 +109,7 @@ def watch(
                 if item is None:
                     continue
                 show(item, view)
+                _tell_kept(item, state, view)
                 action = _quiet(state, item, view, awake, witnesses) if isinstance(item, Quiet) else state.step(item)
                 if action == "go":
                     action = _go(state, links, run_dirs)
@@ -156,6 +146,13 @@ def show(item: Item, view: View) -> None:
         view.note(f"{item.node}: {item.text}")
     elif isinstance(item, AgentEvent):
         view.event(item.node, item.record)
+
+
+def _tell_kept(item: Item, state: AttemptState, view: View) -> None:
+    """Say what a node has brought to the bucket at the end of this attempt."""
+    if isinstance(item, AgentEvent) and item.node in state.started and item.record["event"] == Event.KEPT:
+        for line in kept.words(item.node, item.record):
+            view.note(line)
 
 
 def _rest(stream: Stream, view: View, names: Sequence[str]) -> dict[str, int]:

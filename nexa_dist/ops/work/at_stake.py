@@ -97,7 +97,8 @@ def _ask(
 def _judge(ctx: Context, cluster: Cluster, run: RunFolder, record: Run, left: Mapping[str, Left], found: Stake) -> None:
     pulled = Pulled.of(run)
     newest = max(wholes(left), key=_order, default=None)
-    lost = [row for one in left.values() for row in one.files if not pulled.holds_file(row)]
+    alone = [row for one in left.values() for row in one.files if not (row.kept and cluster.bucket)]
+    lost = [row for row in alone if not pulled.holds_file(row)]
     words = []
     if newest and not _is_safe(ctx, cluster, run, record, newest, pulled):
         words.append(f"the checkpoint of step {newest.step} ({sized(newest.bytes)})")

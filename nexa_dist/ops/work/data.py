@@ -122,7 +122,7 @@ def _of_now(ctx: Context, first: Link, name: str, source: str) -> Item:
         billed = first.ssh.cluster.traits.priced
         told = _program(ctx, first, name, {"act": "list", "region": billed, **_s3(first, source)}, _TOLD)
         return Item(name, {"source": source, **told})
-    made = _read(ctx, name, source)
+    made = read_now(ctx, name, source)
     for one in made.left_out[:LINES]:
         ctx.say(f"data {name}: not sent: {one}")
     if len(made.left_out) > LINES:
@@ -131,7 +131,8 @@ def _of_now(ctx: Context, first: Link, name: str, source: str) -> Item:
     return Item(name, {**row, "single": made.single}, lambda: made)
 
 
-def _read(ctx: Context, name: str, source: str) -> Content:
+def read_now(ctx: Context, name: str, source: str) -> Content:
+    """The data as it is on this machine now. Raises NexaError when it cannot be read."""
     cache = ctx.workspace.root / ".nexa" / "data"
     try:
         return content(_path(ctx, source), cache, ctx.detail)
@@ -143,11 +144,11 @@ def _of_before(ctx: Context, name: str, row: Mapping[str, Any]) -> Item:
     """Data of an attempt before. It is read again only where no node has it any more."""
 
     def unchanged() -> Content:
-        made = _read(ctx, name, row["source"])
+        made = read_now(ctx, name, row["source"])
         if made.id != row["id"]:
             raise NexaError(
                 f"data: {name}: {row['source']} is not what it was when the run began, and no node has that any more",
-                hint="nexa run --resume takes it as it is now",
+                hint="nexa run --resume, or nexa run TRAIN.yaml, takes it as it is now",
             )
         return made
 

@@ -23,6 +23,7 @@ from nexa_dist.plan.environment import Asked, asked, name_of, ours
 from nexa_dist.plan.environment_refusal import refusal
 from nexa_dist.remote import ENVIRONMENTS
 from nexa_dist.run import bundle, files
+from nexa_dist.run.code.archive import Archive
 from nexa_dist.run.ssh.connections import Link, on_all
 from nexa_dist.run.ssh.program import run_program
 from nexa_dist.secrets import redact, redact_text
@@ -68,8 +69,9 @@ def make_ready(
     kept: Path | None = None,
     *,
     again: bool = False,
+    project: Archive | None = None,
 ) -> Ready:
-    """What `environment:` asks for, on every node. `hidden` are the secrets of the run; `kept` and `again` as in
+    """What `environment:` asks for, on every node. `hidden` are secrets of the run; `kept`, `again` and `project` as in
     `bring`. Raises UsageError for what cannot be, with uv's words and the lines that asked for it."""
     cluster, wanted = links[0].ssh.cluster, config.environment
     if wanted == "light":
@@ -77,7 +79,7 @@ def make_ready(
     if wanted == "none":
         return _none(links)
     before, freeze = _before(kept)
-    ask = before if again and before else wished(ctx, wanted)
+    ask = before if again and before else wished(ctx, wanted, project)
     key, what = _key(ask, cluster), redact_text(ask.what)
     if before and not again and _key(before, cluster) != key:
         ctx.say(f"warning: {what} is not what it was at the attempt before: this one gets another environment")
@@ -107,13 +109,15 @@ def make_ready(
     )
 
 
-def wished(ctx: Context, wanted: OwnEnvironment | str) -> Asked:
-    """What the files of the project, or our lock of that name, ask for now. Raises UsageError."""
+def wished(ctx: Context, wanted: OwnEnvironment | str, project: Archive | None = None) -> Asked:
+    """What the files of the project, or our lock of that name, ask for now; those that `project` has as they are there.
+    Raises UsageError."""
     if isinstance(wanted, str):
         pins = bundle.root() / f"docker/cuda_{wanted}.txt"
         lock = (bundle.root() / f"docker/lock/{wanted}.txt").read_text(encoding="utf-8")
         return ours(wanted, lock, pins.read_text(encoding="utf-8") if pins.exists() else "")
-    return asked(wanted, lambda name: _read(ctx.workspace.root, name))
+    frozen = {file.name: file.content for file in project.files} if project else {}
+    return asked(wanted, lambda name: _text(ctx.workspace.root, name, frozen.get(os.path.normpath(name))))
 
 
 def _none(links: Sequence[Link]) -> Ready:
@@ -150,12 +154,12 @@ def _before(kept: Path | None) -> tuple[Asked | None, list[str]]:
         ) from None
 
 
-def _read(root: Path, name: str) -> str:
+def _text(root: Path, name: str, content: bytes | None = None) -> str:
     path = root / name
     try:
-        if path.stat().st_size > MOST_FILE:
+        if (path.stat().st_size if content is None else len(content)) > MOST_FILE:
             raise UsageError(f"{name}: more than 8 MiB, so it is no list of packages")
-        return path.read_bytes().decode("utf-8-sig")
+        return (path.read_bytes() if content is None else content).decode("utf-8-sig")
     except OSError as error:
         raise UsageError(
             f"environment: {name}: {error.strerror} (in {root})", hint="paths are relative to this folder"

@@ -10,7 +10,7 @@ from typing import Any
 
 from nexa_dist.errors import NexaError
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.work import results, steps
+from nexa_dist.ops.work import kept, results, steps
 from nexa_dist.ops.work.pulled import Pulled
 from nexa_dist.ops.work.results import PARTS, Fetched
 from nexa_dist.ops.work.steps import Found
@@ -51,6 +51,7 @@ def pull(ctx: Context, run: RunFolder, wish: Wish) -> Answer:
         left, mute = results.look_all(links, record)
         links = [link for link in links if link.node.name in left]
         found = steps.choose(steps.find(ctx, record, links, left), wish.step, run.run_id)
+        left = kept.with_bucket(ctx, record, left, wish.folder)
         fetched = results.choose(left, wish.everything, Pulled.of(run).at(wish.folder), wish.folder, float("inf"))
         answer = Answer(found, fetched, silent | mute)
         if not ctx.dry:
@@ -75,6 +76,7 @@ def _bring(ctx: Context, run: RunFolder, links: Sequence[Link], record: Run, ans
             answer.result = folder / "result.json"
             files.write_json(answer.result, result)
         results.bring(ctx, run, links, record, answer.fetched, folder, float("inf"))
+        kept.bring(ctx, run, record, answer.fetched, folder, float("inf"))
         if not answer.why and not answer.fetched.failed:
             shutil.rmtree(folder / PARTS, ignore_errors=True)  # also of an older pull that nobody went on with
 

@@ -17,7 +17,7 @@ from nexa_dist.errors import NexaError
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.work.pulled import File, Place, Pulled, holds, put_aside
 from nexa_dist.plan import told
-from nexa_dist.plan.runs.results import Placed, Wrote, bounded, counted, placed, sized
+from nexa_dist.plan.runs.results import Placed, Wrote, bounded, placed, sized
 from nexa_dist.run import files
 from nexa_dist.run.record import Run
 from nexa_dist.run.ssh.connections import Link, on_all
@@ -25,12 +25,10 @@ from nexa_dist.run.ssh.receive import Asked, Got, Receiver
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.train.shards.cover import Cover, Part, cover
 
-BY_ITSELF_BYTES = 2 << 30
-BY_ITSELF_S, SHORT_S = 300.0, 60.0
-"""Seconds at most that outputs take by themselves; the short ones where a budget or deadline has ended the run."""
 PAGES = 100
 """Answers of one node about one run."""
 TOLD_EVERY_S = 5.0
+Replace = Callable[[Path, Path], None]
 PARTS = ".part"
 """Parts folder within a pull's folder: what has not come whole."""
 
@@ -182,16 +180,16 @@ def bring(
     pulled = Pulled.of(run)
     place = pulled.at(folder)
     until = time.monotonic() + seconds
-    todo = [one for one in fetched.here if not holds(folder, place, one.row)]
+    todo = [one for one in fetched.here if not one.row.sha256 and not holds(folder, place, one.row)]
     meter = Meter(ctx, sum(one.row.bytes for one in todo))
     try:
         for link in links:
             name = link.node.name
             mine = [one for one in todo if one.row.node == name]
             if mine:
-                replace = _replacing(place, folder)
+                replace = replacing(place, folder)
                 receiver = Receiver(link, record.run_dir(name), folder / PARTS, replace, meter.add)
-                known = [_known(one, place, folder) for one in mine]
+                known = [known_here(one, place, folder) for one in mine]
                 asked = [_asked(one, folder, here[0]) for one, here in zip(mine, known, strict=True)]
                 came = receiver.take(asked, max(1.0, until - time.monotonic()))
                 for one, got, here in zip(mine, came, known, strict=True):
@@ -202,7 +200,7 @@ def bring(
             (folder / PARTS).rmdir()
 
 
-def _known(one: Placed, place: Place, folder: Path) -> tuple[str, str]:
+def known_here(one: Placed, place: Place, folder: Path) -> tuple[str, str]:
     """SHA-256 and place of what is here already and may be the same: a killed pull has put it there and not noted it,
     or an earlier node wrote it too."""
     own, row, first = folder / "outputs" / one.into, one.row, one.first
@@ -229,7 +227,7 @@ def _note(one: Placed, got: Got, known: tuple[str, str], place: Place, fetched: 
     place.files.setdefault(row.node, {})[row.name] = File(row.bytes if got.same else got.bytes, row.mtime_ns, *here)
 
 
-def _replacing(place: Place, folder: Path) -> Callable[[Path, Path], None]:
+def replacing(place: Place, folder: Path) -> Replace:
     """Puts a file in its place; what is there and did not come by us as it is, is somebody's own."""
     ours = {known.into: known.sha256 for rows in place.files.values() for known in rows.values()}
 
@@ -260,55 +258,6 @@ class Meter:
         if time.monotonic() - self.said >= TOLD_EVERY_S:
             self.said = time.monotonic()
             self.ctx.detail(f"{sized(self.came)} of {sized(self.total)}")
-
-
-def come(ctx: Context, run: RunFolder, links: Sequence[Link], record: Run, *, short: bool) -> dict[str, Any]:
-    """Fetch what comes by itself when a run has ended (its outputs, within bounds); returns a part of its manifest.
-    Empty when it wrote nothing. Nothing that goes wrong here is the run's fault: it is said."""
-    try:
-        left, mute = look_all(links, record)
-        for why in mute.values():
-            ctx.say(f"warning: what the run wrote there did not come: {why}")
-        with pulling(run):
-            place = Pulled.of(run).at(run.path)
-            fetched = choose(left, False, place, run.path, BY_ITSELF_BYTES)
-            bring(ctx, run, links, record, fetched, run.path, SHORT_S if short else BY_ITSELF_S)
-    except (NexaError, OSError) as error:
-        ctx.say(f"warning: the outputs of {run.run_id} did not come: {error}")
-        return {}
-    except KeyboardInterrupt:
-        ctx.say(f"interrupted: nexa pull {run.run_id} brings the rest of the outputs")
-        return {}
-    for line in lines(ctx, run, fetched, run.path):
-        ctx.say(line)
-    return told_of(ctx, fetched, run.path)
-
-
-def lines(ctx: Context, run: RunFolder, fetched: Fetched, folder: Path) -> Iterator[str]:
-    """Lines about the files of a run."""
-    if fetched.here:
-        yield f"outputs: {counted([one.row for one in fetched.here])} in {ctx.workspace.near(folder / 'outputs')}"
-    if fetched.later:
-        yield f"too much to come by itself: {counted(fetched.later, names=True)}; nexa pull {run.run_id} brings it"
-    for name, why in list(fetched.failed.items())[:5]:
-        yield f"warning: {name} did not come: {why}"
-    if fetched.failed:
-        yield f"  {len(fetched.failed)} files did not come; nexa pull {run.run_id} tries again"
-    if fetched.unnamed:
-        yield (
-            f"written, and not named in outputs: {counted(fetched.unnamed, names=True)}; "
-            f"nexa pull {run.run_id} --all brings it"
-        )
-
-
-def told_of(ctx: Context, fetched: Fetched, folder: Path) -> dict[str, Any]:
-    """The same for the manifest."""
-    rows = {"files": [one.row for one in fetched.here], "later": fetched.later, "unnamed": fetched.unnamed}
-    if not any(rows.values()) and not fetched.failed:
-        return {}
-    where = os.path.relpath(folder / "outputs", ctx.workspace.root) if fetched.here else None
-    sums = {key: {"count": len(found), "bytes": sum(row.bytes for row in found)} for key, found in rows.items()}
-    return {"folder": where, **sums, "failed": len(fetched.failed)}
 
 
 def read_result(ctx: Context, links: Sequence[Link], record: Run) -> dict[str, Any]:

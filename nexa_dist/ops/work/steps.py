@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,12 @@ from nexa_dist import wire
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.work.bucket import PULL_S, sync
 from nexa_dist.ops.work.pulled import Place, put_aside, step_in
 from nexa_dist.ops.work.results import PARTS, Kept, Left, Meter, Whole, wholes
-from nexa_dist.run import bundle, files
+from nexa_dist.run import files
 from nexa_dist.run.record import Run
-from nexa_dist.run.runner import CommandFailed, Result
+from nexa_dist.run.runner import CommandFailed
 from nexa_dist.run.ssh.connections import Link
 from nexa_dist.run.ssh.receive import Asked, Receiver
 from nexa_dist.shape import record, table, whole
@@ -28,8 +28,6 @@ from nexa_dist.train import checkpoint
 from nexa_dist.train.shards import cover
 
 MANIFEST = record({"files": table(wire.INSIDE, record({"bytes": whole(), "sha256": wire.SHA256}), 100_000)})
-PULL_S = 86_400.0
-"""Seconds for a checkpoint from the bucket; Ctrl-C ends it sooner."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ def _staged(ctx: Context, run: Run, one: Found, parts: Path) -> Path:
         return _from_nodes(ctx, one, one.kept, parts)
     if one.folder:
         return checkpoint.copy(one.folder, parts / "here")
-    done = _sync(ctx, run.cluster, "pull", run.run_id, str(parts / "bucket"), str(one.step), timeout_s=PULL_S)
+    done = sync(ctx, run.cluster, "pull", run.run_id, str(parts / "bucket"), str(one.step), timeout_s=PULL_S)
     path = parts / "bucket" / f"step_{one.step:08d}"
     if done.code or checkpoint.verify(path):
         raise CommandFailed("the download", done)
@@ -175,26 +173,10 @@ def _take(receiver: Receiver, asked: Sequence[Asked]) -> None:
 
 def in_bucket(ctx: Context, cluster: Cluster, run_id: str) -> list[int]:
     """Steps of the checkpoints of a run in the bucket, by our own credentials. Raises NexaError."""
-    listed = _sync(ctx, cluster, "list", run_id, "--json", timeout_s=120.0)
+    listed = sync(ctx, cluster, "list", run_id, "--json", timeout_s=120.0)
     if listed.code:
         raise CommandFailed("listing its checkpoints", listed)
     try:
         return [row["step"] for row in wire.IN_BUCKET(json.loads(listed.out))]
     except ValueError as error:
         raise NexaError(f"run_sync.sh says what makes no sense: {error}") from None
-
-
-def _sync(ctx: Context, cluster: Cluster, *words: str, timeout_s: float) -> Result:
-    """run_sync.sh on this machine."""
-    from nexa_dist.run.aws import client as aws_client  # boto3 is slow to load, and nodes need none of it
-
-    keys = aws_client.keys()
-    unset = [f"-u{name}" for name, value in keys.items() if not value]
-    env = {name: value for name, value in keys.items() if value} | {
-        "NEXA_BUCKET": cluster.bucket,
-        "NEXA_PYTHON": sys.executable,
-        "PYTHONPATH": str(bundle.PACKAGE.parent),
-        "AWS_DEFAULT_REGION": cluster.region,
-    }
-    script = str(bundle.root() / "scripts" / "run_sync.sh")
-    return ctx.runner.run(("env", *unset, "bash", script, *words), env=env, timeout_s=timeout_s)

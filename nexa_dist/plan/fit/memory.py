@@ -45,13 +45,15 @@ class Memory:
     """In the node's memory and not on the GPU."""
     nvme: int
     """On the node's disk and not on the GPU."""
+    teacher: int = 0
+    """Its weights, and of the loss in its logits what is kept and what the backward pass begins with."""
     kv_cache: int = 0
     """Evaluation here computes a loss and generates nothing, so there is none."""
 
     @property
     def peak(self) -> int:
         """At the beginning of the backward pass, or at its end: gradients come as activations go."""
-        steady = self.weights + self.optimizer + self.buckets + self.gathered
+        steady = self.weights + self.optimizer + self.buckets + self.gathered + self.teacher
         begin = self.activations + max(self.casts + self.logits, self.recomputed)
         return steady + max(begin, self.gradients + self.recomputed)
 
@@ -85,7 +87,16 @@ def memory(shape: ModelShape, work: Work) -> Memory:
         logits=activations.logits(shape, work),
         host=moved["cpu"],
         nvme=moved["nvme"],
+        teacher=_teacher(work),
     )
+
+
+def _teacher(work: Work) -> int:
+    if work.teacher is None:
+        return 0
+    width = 2 if work.precision == "bf16" else 4
+    # In float32 log-probabilities of both are kept, and a gradient of each kind made of them (train/kd/loss.py).
+    return width * work.teacher.parameters + 16 * work.tokens * work.teacher.vocabulary
 
 
 def _buckets(shape: ModelShape, work: Work, held: Resident) -> int:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from nexa_dist.plan.fit.model_shape import ModelShape
+
 Precision = Literal["fp32", "bf16"]
 Sharding = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
 Place = Literal["", "cpu", "nvme"]
@@ -78,6 +80,8 @@ class Work:
     method: Method = field(default_factory=Method)
     windows: int = 1
     """Batches that are added up to one step of the optimizer."""
+    teacher: ModelShape | None = None
+    """A second, frozen model, whole on every rank, from which the first one learns."""
 
     @property
     def tokens(self) -> int:

@@ -28,16 +28,22 @@ MFU: dict[Precision, float] = {"fp32": 0.5, "bf16": 0.35}
 
 
 def flops_a_token(shape: ModelShape, work: Work) -> float:
-    """Operations for one token, forward and backward, and forward once more with checkpointing."""
+    """Operations for one token, forward and backward, and forward once more with checkpointing; a teacher's forward."""
     table = shape.vocabulary * shape.hidden
     method = work.method
     through = shape.active - (0 if shape.tied else table)  # looking a token up costs none
     trained, added = through, 0
     if method.adapter:
         trained = added = sum(tensor.all for tensor in trainable(shape, method.adapter))
-    forward = 2.0 * (through + added) + 4.0 * shape.layers * shape.heads * shape.head_width * work.sequence
+    forward = _forward(shape, work, added)
     again = forward - 2.0 * table if method.checkpointing else 0.0
-    return 3.0 * forward - 2.0 * (through + added - trained) + again
+    taught = _forward(work.teacher, work, 0) if work.teacher else 0.0
+    return 3.0 * forward - 2.0 * (through + added - trained) + again + taught
+
+
+def _forward(shape: ModelShape, work: Work, added: int) -> float:
+    through = shape.active - (0 if shape.tied else shape.vocabulary * shape.hidden) + added
+    return 2.0 * through + 4.0 * shape.layers * shape.heads * shape.head_width * work.sequence
 
 
 def tokens_per_s(shape: ModelShape, work: Work, gpu: str) -> float | None:

@@ -114,10 +114,6 @@ class Bill:
         """Share of one run: trained, lost, recovering, and its traffic."""
         return sum(self.runs.get(run_id, {}).values(), Share(0.0, self.egress.get(run_id, 0.0)))
 
-    def accrued(self, now_unix: float) -> float:
-        """USD at a later moment if nothing changes until then."""
-        return self.usd + self.usd_per_hour * max(0.0, now_unix - self.at_unix) / 3600
-
     def to_json(self) -> dict[str, Any]:
         return {
             "at_unix": round(self.at_unix, 3),

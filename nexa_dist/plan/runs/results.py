@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 SHOWN = 5
@@ -20,6 +20,15 @@ class Wrote:
     mtime_ns: int
     kind: str
     """outputs (named so in train.yaml), tracking (of W&B, TensorBoard) or other."""
+    kept: bool = False
+    """Whether the bucket has it too."""
+    sha256: str = ""
+    """Of a file that comes from the bucket."""
+
+
+def latest(attempts: Mapping[int, Sequence[Wrote]]) -> list[Wrote]:
+    """Of each name the file of the newest attempt that had one."""
+    return list({row.name: row for _, rows in sorted(attempts.items()) for row in rows}.values())
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import os
 import stat
 import tarfile
 import time
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +77,23 @@ def keep(folder: Path, code: Code) -> None:
     path = folder / f"{code.hash}.tar.gz"
     if code != Kept(path):
         write_bytes(path, code.pack(), 0o600)
+
+
+def opened(kept: Kept) -> Archive:
+    """Files of an archive as it was packed. Raises NexaError when they are not those that its name says."""
+    files = []
+    try:
+        with tarfile.open(fileobj=io.BytesIO(kept.pack())) as tar:
+            for info in tar:
+                kind = "l" if info.issym() else "x" if info.mode & 0o100 else "-"
+                file = tar.extractfile(info) if info.isfile() else None
+                content = file.read() if file else os.fsencode(info.linkname)
+                files.append(File(info.name, kind, content, int(info.mtime)))
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise NexaError(f"{kept.path} is damaged: {error}") from error
+    if digest(files) != kept.hash:
+        raise NexaError(f"{kept.path} is damaged: it is not what its name says")
+    return Archive(tuple(files), kept.hash)
 
 
 @dataclass(frozen=True)

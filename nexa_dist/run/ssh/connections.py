@@ -84,6 +84,8 @@ class Ssh:
     def argv(self, node: Node, *options: str) -> tuple[str, ...]:
         """ssh up to the host, which is never read as an option. The first value of an ssh option counts, so
         `options` win over ours."""
+        if self.cluster.traits.by_job:
+            return ("sh", "-c")  # reads the command as the shell behind ssh does
         file = self._keep() if self.kept else self.cluster.ssh_config
         config = ("-F", file) if file else ()
         route = self.routes.get(node.name, ())

@@ -19,7 +19,6 @@ import torch
 from torch.distributed.checkpoint.staging import DefaultStager
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
-    get_model_state_dict,
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
@@ -83,7 +82,7 @@ class Sharded(InShards):
         }
 
     def load(self, made: Any, folder: Path) -> None:
-        dcp.read(folder, {f"model.{name}": part for name, part in get_model_state_dict(made.model).items()})
+        dcp.read(folder, {f"model.{name}": part for name, part in fsdp.learned(made.model).items()})
 
     def resume(self, made: Any, folder: Path) -> None:
         optimizer = made.optimizer.optimizer
@@ -91,7 +90,10 @@ class Sharded(InShards):
         named = {f"optimizer.{name}": part for name, part in state.items()}
         dcp.read(folder, named)
         state = {name: named[f"optimizer.{name}"] for name in state}
+        groups = optimizer.param_groups
+        optimizer.param_groups = [group for group in groups if group["params"]]  # torch 2.13 fails on an empty one
         set_optimizer_state_dict(made.model, optimizer, state, options=_FLAT)
+        optimizer.param_groups += [group for group in groups if not group["params"]]  # of adapters: what never decays
         made.lr_scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
         ranks = [json.loads(path.read_text()) for path in sorted(folder.glob("rank_*.json"))]
         if len(ranks) == self._env.world_size:
@@ -120,7 +122,7 @@ class Sharded(InShards):
         """What writes this rank's files: a resume reads them all. Without `copy` training must wait for it."""
         rank = self._env.rank
         parts: dict[str, Any] = get_optimizer_state_dict(made.model, made.optimizer.optimizer, options=_FLAT)
-        state: dict[str, Any] = {f"model.{name}": part for name, part in get_model_state_dict(made.model).items()}
+        state: dict[str, Any] = {f"model.{name}": part for name, part in fsdp.learned(made.model).items()}
         state |= {f"optimizer.{name}": part for name, part in parts.items()}
         if copy:
             state = self._copied(state)

@@ -77,13 +77,11 @@ class Zero(InShards):
         if self._begun_at >= self._config.trainer.steps:
             return point
         saved = json.loads((folder / "nexa_rank_0.json").read_text())["offload_optimizer"]
-        if "nvme" in (saved, self._place("offload_optimizer")):
-            # It loads the files of the disk, and not what stayed in memory for being small: other weights.
-            words = (
-                f"step {self._begun_at} cannot be taken up: DeepSpeed loads no whole optimizer whose place is a disk"
-            )
+        if "nvme" in (saved, place := self._place("offload_optimizer")) and (saved, ranks) != (place, env.world_size):
+            words = f"step {self._begun_at} is of {ranks} ranks with the optimizer on {saved}, and asked for are"
             raise NexaError(
-                words, hint="put offload_optimizer on cpu from the first step on; offload_param may be nvme"
+                f"{words} {env.world_size} ranks with it on {place}",
+                hint="an optimizer on a disk is taken up by as many ranks, from a disk; one on cpu by any number",
             )
         if ranks == env.world_size:
             return point
@@ -142,6 +140,8 @@ class Zero(InShards):
         same = "checkpoint" not in self._settings
         saved = json.loads((folder / f"nexa_rank_{self._env.rank if same else 0}.json").read_text())
         if same:
+            if self._place("offload_optimizer") == "nvme":
+                ds_engine.take_up_disk(made.model_wrapped, folder)
             hf_state.take_up(made, saved)
             return
         ds_engine.mend(made.model_wrapped, saved["weight_decay"])

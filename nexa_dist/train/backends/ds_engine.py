@@ -71,11 +71,55 @@ def keep_errors(engine: Any) -> None:
 
 def save(engine: Any, folder: Path, step: int) -> None:
     """DeepSpeed's checkpoint. Raises OSError or RuntimeError on the rank that could not write."""
-    errors = engine.checkpoint_engine.nexa_errors
+    errors, on_disk = engine.checkpoint_engine.nexa_errors, engine.zero_nvme_offload_optimizer()
     errors.clear()
-    engine.save_checkpoint(str(folder), tag=f"global_step{step}")
+    engine.zero_nvme_offload_optimizer = lambda: False  # it would copy in front of a barrier, and a disk may be full
+    try:
+        adapters = hasattr(engine.module, "peft_config")
+        engine.save_checkpoint(str(folder), tag=f"global_step{step}", exclude_frozen_parameters=adapters)
+    finally:
+        del engine.zero_nvme_offload_optimizer
     if errors:
         raise errors[0]
+    if on_disk:
+        skip = shutil.ignore_patterns("*_gradient_*")
+        shutil.copytree(
+            engine.optimizer.optimizer_swapper.swap_folder, _swapped(engine, folder / f"global_step{step}"), ignore=skip
+        )
+
+
+def _swapped(engine: Any, saved: Path) -> Path:
+    """Where DeepSpeed looks for the files of a rank whose optimizer lies on a disk."""
+    return saved / "offloaded_tensors" / f"rank{engine.global_rank:0>2d}"
+
+
+def take_up_disk(engine: Any, folder: Path) -> None:
+    """After DeepSpeed took up an optimizer whose place is a disk: what it leaves out.
+
+    DeepSpeed 0.19.8 copies the files and reads the float32 weights of them. It does not read the moments, which no
+    optimizer has before its first step; nor, in the rank's own file, the step counters, the rates, and all of a group
+    of less than 1 MiB, which never leaves the memory. Raises NexaError where the files are not those of this model.
+    """
+    zero, (saved,) = engine.optimizer, folder.glob("global_step*")
+    told = torch.load(engine._get_zero_ckpt_name(str(folder), saved.name), weights_only=False)["optimizer_state_dict"]
+    of_group, ours = told["optimizer_state_dict"], zero.optimizer
+    zero.checkpoint_event_prologue()
+    for number, flat in enumerate(zero.fp32_partitioned_groups_flat):
+        if whole := told["fp32_flat_groups"][number].numel():
+            flat.data.copy_(told["fp32_flat_groups"][number])
+        size = zero.fp16_partitioned_groups_flat_numel[number]
+        ours.state[flat] = {
+            name: torch.empty(int(size)) if not whole and isinstance(part, torch.Tensor) and not part.numel() else part
+            for name, part in of_group["state"][number].items()
+        }  # an empty one gets a file, by its name
+    for group, entry in zip(ours.param_groups, of_group["param_groups"], strict=True):
+        group |= {name: value for name, value in entry.items() if name != "params"}
+    zero.reset_swap_buffers()
+    zero.checkpoint_event_epilogue()
+    swapper = zero.optimizer_swapper
+    asked = {Path(path).name for info in swapper.swap_params_info.values() for path in info.get_swap_paths()}
+    if asked != (found := {path.name for path in _swapped(engine, saved).iterdir()}):
+        raise NexaError(f"{saved}: its files of the optimizer are {sorted(found)}, of this model {sorted(asked)}")
 
 
 def mend(engine: Any, weight_decay: Sequence[float]) -> None:

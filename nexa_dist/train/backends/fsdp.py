@@ -116,6 +116,15 @@ def give_up(model: nn.Module) -> None:
             module.reshard()
 
 
+def learned(model: nn.Module) -> dict[str, Any]:
+    """This rank's parts of the weights; of a model with adapters of theirs alone."""
+    parts: dict[str, Any] = get_model_state_dict(model)
+    if not hasattr(model, "peft_config"):
+        return parts
+    trained = {name for name, part in model.named_parameters() if part.requires_grad}
+    return {name: part for name, part in parts.items() if name in trained}
+
+
 def whole_model(model: nn.Module) -> dict[str, Any]:
     """Every weight, gathered one after the other into the CPU memory of rank 0; empty on the others."""
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

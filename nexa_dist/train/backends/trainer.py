@@ -18,6 +18,7 @@ from nexa_dist.train import agree, control, data, models, progress
 from nexa_dist.train.backends import trainer_setup
 from nexa_dist.train.backends.parallel import Parallel
 from nexa_dist.train.env import RankEnv
+from nexa_dist.train.kd.teacher import Distilled
 from nexa_dist.train.profile import OwnTime, Profile
 from nexa_dist.train.tracking import Tracker
 
@@ -67,7 +68,7 @@ class NexaTrainer(Trainer):
         self.parallel, self.tracker = parallel, tracker
         self.became: dict[str, Any] = {}
         length = config.dataset.sequence_length
-        rows = trainer_setup.rows(dataset, "train", length)
+        rows = trainer_setup.rows(dataset, "train", length, taught=dataset.taught > 0)
         self.held_out = trainer_setup.rows(dataset, "held_out", length)
         what = "examples" if dataset.of_examples else "windows"
         if len(rows) < self.cfg.batch_size * env.world_size or not len(self.held_out):
@@ -103,6 +104,12 @@ class NexaTrainer(Trainer):
             data_collator=trainer_setup.collate,
             processing_class=models.tokenizer(config, dataset),
         )
+        self.distilled: Distilled | None = None
+        if self.cfg.use_kd:
+            self.compute_loss_func = self.distilled = Distilled(self.cfg, self.args.device)
+            if env.rank == 0:
+                heard = f" ({dataset.taught} examples have its words, {dataset.unlike} on other tokens)"
+                print(f"learns from {self.distilled}{heard if dataset.taught else ''}", flush=True)
         if parallel.spreads:  # transformers' own way with a model that was sharded before it came here
             self.is_distributed_loading_by_transformers = True
         self.remove_callback(PrinterCallback)
@@ -196,9 +203,11 @@ class NexaTrainer(Trainer):
         with self.profile.range("step"):
             return super().training_step(*args, **kwargs)
 
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         with self.profile.range("forward"):
-            return super().compute_loss(*args, **kwargs)
+            if self.distilled is not None:
+                inputs = self.distilled.look(inputs)
+            return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.store_flos()

@@ -13,6 +13,7 @@ from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError
 from nexa_dist.train import data
 from nexa_dist.train.env import RankEnv
+from nexa_dist.train.kd.teacher import IDS, LOGPROBS
 
 
 class Windows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
@@ -38,10 +39,12 @@ class Windows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
 
 class Examples(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Examples of at most `length` tokens: what is longer is cut, and what then has nothing to learn is left out."""
+    """Examples of at most `length` tokens: what is longer is cut, and what then has nothing to learn is left out.
+    `taught`: with what a teacher said of them."""
 
-    def __init__(self, dataset: data.Dataset, part: str, length: int) -> None:
+    def __init__(self, dataset: data.Dataset, part: str, length: int, *, taught: bool = False) -> None:
         self._tokens, self._mask = dataset.part(part), dataset.part(f"{part}_mask")
+        self._said = [dataset.part(f"{part}_kd_{name}") for name in ("at", "ids", "logprobs")] if taught else None
         ends = np.asarray(dataset.part(f"{part}_ends"))
         starts = np.concatenate([[0], ends[:-1]])
         stops = np.minimum(ends, starts + length)
@@ -59,10 +62,18 @@ class Examples(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return len(self._ranges)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """`input_ids`, `labels`: int64, shape (tokens,); the label of what is not learned is -100."""
+        """`input_ids`, `labels`: int64, shape (tokens,); the label of what is not learned is -100. Of a teacher the
+        columns that kd.loss.of_rows takes, shape (tokens, k)."""
         place = slice(*self._ranges[index])
         ids = torch.from_numpy(self._tokens[place].astype(np.int64))
-        return {"input_ids": ids, "labels": ids.masked_fill(torch.from_numpy(~self._mask[place]), -100)}
+        row = {"input_ids": ids, "labels": ids.masked_fill(torch.from_numpy(~self._mask[place]), -100)}
+        if self._said is None:
+            return row
+        at, top, logprobs = self._said
+        there = at[place, None] >= 0
+        row[IDS] = torch.from_numpy(np.where(there, top[at[place]], 0).astype(np.int64))
+        row[LOGPROBS] = torch.from_numpy(np.where(there, logprobs[at[place]], np.float32(-np.inf)))
+        return row
 
 
 def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -71,13 +82,16 @@ def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     pad = torch.nn.utils.rnn.pad_sequence
     return {
         name: pad([row[name] for row in rows], batch_first=True, padding_value=fill)
-        for name, fill in (("input_ids", 0), ("labels", -100))
+        for name, fill in (("input_ids", 0), ("labels", -100), (IDS, 0), (LOGPROBS, -np.inf))
+        if name in rows[0]
     }
 
 
-def rows(dataset: data.Dataset, part: str, length: int) -> Windows | Examples:
+def rows(dataset: data.Dataset, part: str, length: int, *, taught: bool = False) -> Windows | Examples:
     """The data of `train` or `held_out`."""
-    return Examples(dataset, part, length) if dataset.of_examples else Windows(dataset.part(part), length)
+    if dataset.of_examples:
+        return Examples(dataset, part, length, taught=taught)
+    return Windows(dataset.part(part), length)
 
 
 def steps_within(config: TrainConfig, step_tokens: int) -> int:
@@ -121,6 +135,7 @@ def arguments(
         "ddp_find_unused_parameters": False,
         "average_tokens_across_devices": of_examples,  # every window counts the same number of tokens
         "dataloader_drop_last": True,
+        "remove_unused_columns": False,  # a teacher's are read before the model
         "dataloader_pin_memory": cuda,
         "disable_tqdm": True,
         "log_level": "error",

@@ -13,6 +13,8 @@ from nexa_dist.errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
 
+    from nexa_dist.train.text.stored import Said
+
 ROLES = ("system", "user", "assistant", "tool")
 _FORMS = "messages (a chat), prompt and completion, or text"
 _BATCH = 64
@@ -25,6 +27,8 @@ class Example(NamedTuple):
     text: str
     learned: tuple[tuple[int, int], ...]
     ended: bool
+    said: Said | None = None
+    """What a teacher said of the last of them."""
 
 
 def rows(files: Iterable[Path]) -> Iterator[tuple[str, Any]]:

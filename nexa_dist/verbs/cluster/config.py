@@ -10,6 +10,7 @@ from typing import Any
 from nexa_dist.config.load import Reading, kind_of, read_cluster, read_train, resolved
 from nexa_dist.config.yaml.tree import PathKey
 from nexa_dist.errors import EXIT_OK, UsageError
+from nexa_dist.stages.load import read_stage, stage_of
 from nexa_dist.ui import terminal
 from nexa_dist.verbs._shared import plan_file
 
@@ -28,7 +29,11 @@ def config(args: Arguments) -> int:
         raise UsageError("nexa config needs a FILE, or --schema")
     path = Path(args.file)
     reading: Reading[Any]
-    if kind_of(path) == "cluster":
+    if (stage := stage_of(path)) != "train":
+        reading = read_stage(path, args.set)
+        if args.plan:
+            raise UsageError("--plan goes over a train file", hint=f"{path} is of the stage {stage}")
+    elif kind_of(path) == "cluster":
         if args.plan:
             raise UsageError("--plan goes over a train file", hint=f"{path} is a cluster's")
         reading = read_cluster(path, args.set)

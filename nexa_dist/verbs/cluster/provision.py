@@ -22,7 +22,7 @@ from nexa_dist.ops.work.environment import make_ready, wished
 from nexa_dist.plan.static.known_hosts import Adopted
 from nexa_dist.run.ssh.connections import connect, session
 from nexa_dist.ui import terminal
-from nexa_dist.verbs._shared import agreed, answered_yes, consent_to_stack, context, load_said
+from nexa_dist.verbs._shared import agreed, answered_yes, consent_to_commands, consent_to_stack, context, load_said
 from nexa_dist.verbs.cluster.plan import show, show_changes
 
 Arguments = argparse.Namespace
@@ -49,6 +49,7 @@ def provision(args: Arguments) -> int:
         show(seen)
         agreed(args, f"rent {seen.nodes} nodes?", f"{seen.nodes} nodes would be rented")
     consent_to_stack(config)
+    consent_to_commands(ctx, config.notify)
     if config.traits.rents and not config.traits.priced and not args.yes:
         _ask_first(ctx, config, args)
     adopted = _host_keys(ctx, config) if not config.traits.makes else []

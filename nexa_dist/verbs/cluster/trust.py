@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from argparse import Namespace as Arguments
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from nexa_dist.run import stack_sources
 from nexa_dist.run import trust as marks
 from nexa_dist.run.runner import SystemRunner
 from nexa_dist.run.ssh import consent
+from nexa_dist.run.workspace import Workspace
 from nexa_dist.ui import terminal
 
 
@@ -26,7 +28,11 @@ def trust(args: Arguments) -> int:
     if path.is_dir():
         return _workspace(path, args.dry_run)
     if not path.is_file():
-        raise UsageError(f"{path} is neither a folder nor a file", hint="nexa trust DIR, STACK or SSH_CONFIG")
+        raise UsageError(
+            f"{path} is neither a folder nor a file", hint="nexa trust DIR, STACK, SSH_CONFIG or CLUSTER.yaml"
+        )
+    if path.suffix in (".yaml", ".yml"):
+        return _commands(path, args.dry_run)
     named = consent.programs(str(path))[0] if args.dry_run else consent.consent(str(path))
     for line in named:
         terminal.say(f"  {terminal.plain(line)}")
@@ -36,6 +42,26 @@ def trust(args: Arguments) -> int:
     terminal.say(
         f"✓ ssh may start these until {path} changes" if named else f"{path} names no program: nothing to allow"
     )
+    return EXIT_OK
+
+
+def _commands(path: Path, dry: bool) -> int:
+    """The commands that `notify` of a cluster's file names."""
+    from nexa_dist.config.load import load_cluster
+    from nexa_dist.ops.notify import targets
+
+    rows = load_cluster(path).notify
+    commands = [shlex.join(row.command) for row in rows if row.command]
+    for line in commands:
+        terminal.say(f"  {terminal.plain(line)}")
+    root = Workspace.here().root
+    if not commands:
+        terminal.say(f"{path} names no command in notify: nothing to allow")
+    elif dry:
+        terminal.say(f"would allow nexa to start these {len(commands)} in {root}")
+    else:
+        targets.allow(root, rows)
+        terminal.say(f"✓ nexa may start these when it tells of a run, in {root}")
     return EXIT_OK
 
 

@@ -9,7 +9,7 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs.supervise import alone
 from nexa_dist.run.ssh.connections import session
 from nexa_dist.run.workspace import RunFolder
-from nexa_dist.verbs._shared import context, ranks
+from nexa_dist.verbs._shared import context, ranks, refuse_job
 from nexa_dist.verbs.run.presenter import RunPresenter, links_to
 
 Arguments = argparse.Namespace
@@ -18,6 +18,7 @@ Arguments = argparse.Namespace
 def attach(args: Arguments) -> int:
     ctx = context()
     folder = ctx.workspace.run(args.run)
+    refuse_job(folder.run_id, folder.load().cluster)
     if not folder.load().going_on:
         raise UsageError(f"{folder.run_id} has ended", hint=f"nexa logs {folder.run_id} shows its lines")
     return taken_over(ctx, folder, ranks(args.rank), args.json)

@@ -18,7 +18,8 @@ Arguments = argparse.Namespace
 GIB = 2**30
 SHOWN = 8
 MARKS = {True: "fits", False: "does not fit", None: "not known"}
-PARTS = ("weights", "gradients", "optimizer", "buckets", "gathered", "activations", "casts", "recomputed", "logits")
+PARTS = ("weights", "gradients", "optimizer", "buckets", "gathered", "activations", "casts", "recomputed", "logits",
+         "teacher")  # fmt: skip
 
 
 def preflight(args: Arguments) -> int:

@@ -68,6 +68,12 @@ class RunPresenter:
 
     def _told(self, work: Callable[[], watch.Outcome | None]) -> int:
         try:
+            return self._shown(work)
+        finally:  # a webhook that is slow keeps nothing waiting: neither a teardown nor the next run of a queue
+            self.supervisor.announcer.close(terminal.say)
+
+    def _shown(self, work: Callable[[], watch.Outcome | None]) -> int:
+        try:
             outcome = work()
         except KeyboardInterrupt:
             return self.left(EXIT_INTERRUPTED)

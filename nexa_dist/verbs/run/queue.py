@@ -7,16 +7,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nexa_dist.config.load import load_train
+from nexa_dist.config.load import load_train, recorded_train
 from nexa_dist.errors import EXIT_OK, ConfigError, Problem, UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.ops import queue as kept_queue
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.health.gate import refuse_unfit
 from nexa_dist.ops.queue import Queue, Row
+from nexa_dist.ops.runs.code import of_now
+from nexa_dist.ops.runs.launch import commit
 from nexa_dist.plan.ranks import assign_ranks, subset
 from nexa_dist.plan.runs import grid
-from nexa_dist.verbs._shared import borrowed, context, find_cluster, find_folder, plan_file, ranks, refuse_detach
+from nexa_dist.run.code.archive import Archive
+from nexa_dist.verbs._shared import (
+    at_home,
+    borrowed,
+    context,
+    find_cluster,
+    find_folder,
+    load_stage,
+    plan_file,
+    ranks,
+    refuse_detach,
+)
 from nexa_dist.verbs.run import queue_table
 from nexa_dist.verbs.run.queue_worker import Worker
 
@@ -59,7 +72,9 @@ def added(ctx: Context, args: Arguments) -> int:
     found, rows, _ = _asked(ctx, args)
     if ctx.dry:
         return _told(rows, args)
+    rows, codes = _frozen(ctx, rows)
     with found.changing() as kept:
+        found.keep(codes)
         rows = kept_queue.add(kept, rows)
         kept.stop_on_failure |= args.stop_on_failure
     begins = "another nexa begins them" if found.at_work else "nexa queue run begins"
@@ -81,7 +96,9 @@ def begun(args: Arguments) -> int:
     found, rows, cluster = _asked(ctx, args)
     if ctx.dry:
         return _told(rows, args)
+    rows, codes = _frozen(ctx, rows)
     with found.changing() as kept:
+        found.keep(codes)
         before = sum(row.state == "waiting" for row in kept.rows)
         rows = kept_queue.add(kept, rows)
         kept.stop_on_failure = args.stop_on_failure
@@ -146,13 +163,31 @@ def _asked(ctx: Context, args: Arguments) -> tuple[Queue, list[Row], Cluster]:
 def _row(ctx: Context, cluster: Cluster, name: str, point: dict[str, str], args: Arguments) -> Row:
     words = [f"{key}={value}" for key, value in point.items()]
     tags = [f"tags+={grid.tag(key, value)}" for key, value in point.items()]
-    config = load_train(Path(name), [*args.set, *words, *tags], args.program, plan_file(args.plan))
+    if stage := load_stage(Path(name), args, [*args.set, *words, *(f"launch.{tag}" for tag in tags)]):
+        config = at_home(stage, cluster)
+    else:
+        config = load_train(Path(name), [*args.set, *words, *tags], args.program, plan_file(args.plan))
     refuse_detach(config, False)
     assign_ranks(subset(cluster, config.nodes), 0, config.nproc_per_node)
     root = ctx.workspace.root
     if config.script and not (root / config.script).exists():
         raise ConfigError([Problem(name, 0, "script", f"{config.script} does not exist in {root}")])
     return Row("", str(root), config.model_dump(mode="json"), name, point)
+
+
+def _frozen(ctx: Context, rows: list[Row]) -> tuple[list[Row], list[Archive]]:
+    """The rows with the code of this moment, which is read once for all that name the same files of it. Raises
+    NexaError for what is not in it."""
+    codes = dict[tuple[Any, ...], tuple[Archive, str | None]]()
+    made = []
+    for row in rows:
+        config = recorded_train(row.config, row.config_file)
+        key = (config.files, config.script, config.config)
+        if key not in codes:
+            code, _ = of_now(ctx, config)
+            codes[key] = (code, commit(ctx, config, code))
+        made.append(replace(row, code=codes[key][0].hash, git_commit=codes[key][1]))
+    return made, list({code.hash: code for code, _ in codes.values()}.values())
 
 
 def _of_grid(problem: Problem, point: dict[str, str]) -> Problem:

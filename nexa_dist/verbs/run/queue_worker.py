@@ -26,6 +26,7 @@ from nexa_dist.ops.money.budget import of_cluster
 from nexa_dist.ops.next_run import NextRun
 from nexa_dist.ops.queue import Queue, Row, settled
 from nexa_dist.ops.runs import status as running
+from nexa_dist.ops.runs.finish import finish_again
 from nexa_dist.ops.runs.summary import start_times
 from nexa_dist.ops.runs.wandb import settled as wandb_settled
 from nexa_dist.plan.money.budget import OF_CLUSTER, RESERVE_S
@@ -34,8 +35,9 @@ from nexa_dist.run.ssh.connections import Ssh, Unreachable, connect, session
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.secrets import redact_text
 from nexa_dist.ui import terminal
-from nexa_dist.verbs.run import fresh, queue_table
+from nexa_dist.verbs.run import queue_table
 from nexa_dist.verbs.run.attach import taken_over
+from nexa_dist.verbs.run.begin import fresh
 
 MISSES = 2
 """Runs one after the other that could not be begun, after which the cluster is taken to be at fault."""
@@ -108,8 +110,9 @@ class Worker:
     def _one(self, ssh: Ssh, row: Row) -> int:
         """Follows the run of a row to its end, from its beginning or from where another controller left it."""
         if (run := row.run) is not None:
-            if settled(row).state != "running":
-                return EXIT_OK  # it ended while nobody wrote that down
+            if settled(row).state != "running":  # it ended while nobody wrote that down
+                self._finish_again(ssh, run)
+                return EXIT_OK
             terminal.say(f"▸ {row.id}: going on with {row.run_id}")
             return taken_over(self.ctx, run, self.shown, self.as_json)
         ready = self.next.take(row.id)
@@ -129,13 +132,25 @@ class Worker:
             return fresh.fresh(
                 self.ctx, ssh, lambda: connect(ssh), config, row.config_file,
                 detach=False, shown=self.shown, as_json=self.as_json,
-                named=lambda run_id: self._put(row, run_id=run_id), folder=folder,
+                named=lambda run_id: self._put(row, run_id=run_id), folder=folder, code=self._code(row),
                 began=lambda prepared: self.next.make_ready(config, prepared),
             )  # fmt: skip
         except BaseException:
             if ready:
                 ready.forget(self.queue)
             raise
+
+    def _finish_again(self, ssh: Ssh, run: RunFolder) -> None:
+        try:
+            record = run.load()
+            nodes = [node for node in ssh.cluster.nodes if node.name in record.nodes]
+            finish_again(self.ctx, run, connect(ssh, nodes), record)
+        except NexaError as error:
+            self.ctx.say(f"warning: what {run.run_id} left did not come: {error}; nexa pull {run.run_id} tries again")
+
+    def _code(self, row: Row) -> fresh.Frozen | None:
+        code = self.queue.code(row)
+        return fresh.Frozen(code, row.git_commit) if code else None
 
     def _warn_of_money(self, row: Row) -> None:
         """Warn when the budget that is left looks small beside the runs so far; what does not even pay a stop is

@@ -6,6 +6,7 @@ The first that a launch needs is a connection to every node, so they are made wh
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import UsageError
@@ -16,12 +17,17 @@ from nexa_dist.ops.queue import Queue
 from nexa_dist.ops.runs.wandb import settled
 from nexa_dist.plan.ranks import subset
 from nexa_dist.run.ssh.connections import connecting, session
-from nexa_dist.verbs._shared import borrowed, context, find_cluster, load_planned, ranks, refuse_detach
+from nexa_dist.verbs._shared import at_home, borrowed, context, find_cluster, load_planned, ranks, refuse_detach
+
+if TYPE_CHECKING:
+    from nexa_dist.ops.work.origin import Origin
 
 Arguments = argparse.Namespace
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.origin and (args.more or args.grid):
+        raise UsageError("--from is for one run", hint=f"nexa run --from {args.origin} --set a.b=c")
     if args.more or args.grid:
         from nexa_dist.verbs.run import queue
 
@@ -30,23 +36,43 @@ def run(args: argparse.Namespace) -> int:
         option = "--stop-on-failure" if args.stop_on_failure else "--picture"
         raise UsageError(f"{option} is for several runs", hint="nexa run A.yaml B.yaml, or --grid a.b=x,y")
     ctx, shown = context(dry=args.dry_run), ranks(args.rank)
+    if args.origin:
+        from nexa_dist.verbs.run.begin.reproduce import reproduced
+
+        cluster, origin = reproduced(ctx, ctx.workspace.run(args.origin), args)
+        refuse_in_use(ctx, cluster, args)
+        return launched(
+            ctx, cluster, origin.config, origin.record.config_file,
+            detach=args.detach, shown=shown, as_json=args.json, cluster_file=args.cluster, origin=origin,
+        )  # fmt: skip
+    if args.anyway:
+        raise UsageError("--anyway is for --from", hint="nexa run --from RUN --anyway")
     if not args.train and not args.resume:
         raise UsageError("nexa run takes TRAIN.yaml or --resume RUN", hint="nexa runs lists what can be resumed")
     if args.resume:
-        from nexa_dist.verbs.run.resume import resumed
+        from nexa_dist.verbs.run.begin.resume import resumed
 
         return resumed(ctx, ctx.workspace.run(args.resume), args, shown)
     config = load_planned(args)
-    cluster = subset(find_cluster(borrowed(ctx, args.cluster), args.cluster), config.nodes)
+    cluster = find_cluster(borrowed(ctx, args.cluster), args.cluster)
+    config = at_home(config, cluster)
+    cluster = subset(cluster, config.nodes)
+    refuse_in_use(ctx, cluster, args)
+    return launched(
+        ctx, cluster, config, args.train, detach=args.detach, shown=shown, as_json=args.json, cluster_file=args.cluster
+    )
+
+
+def refuse_in_use(ctx: Context, cluster: Cluster, args: Arguments) -> None:
+    """Raises UsageError while a queue is at work on the nodes, or when the newest diagnosis found them unfit."""
     folder = ctx.workspace.cluster(cluster.name)
     if Queue(folder).at_work_on({node.name for node in cluster.nodes}):
         raise UsageError(
             f"the queue of cluster {cluster.name} is at work",
-            hint=f"nexa queue add {args.train} runs it after the others",
+            hint=f"nexa queue add {args.train or 'TRAIN.yaml'} runs it after the others",
         )
     if not ctx.dry and not args.ignore_diag:
         refuse_unfit(folder, cluster)
-    return launched(ctx, cluster, config, args.train, detach=args.detach, shown=shown, as_json=args.json)
 
 
 def launched(
@@ -58,13 +84,18 @@ def launched(
     detach: bool = False,
     shown: set[int] | None = None,
     as_json: bool = False,
+    cluster_file: str | None = None,
+    origin: Origin | None = None,
 ) -> int:
     """A new run, followed to its end."""
     refuse_detach(config, detach)
     config = settled(ctx, config)
     with session(ctx.runner, cluster) as ssh, connecting(ssh) as links:
-        from nexa_dist.verbs.run import fresh
+        from nexa_dist.verbs.run.begin import fresh
 
         if ctx.dry:
-            return fresh.dry(ctx, ssh, links, config, as_json)
-        return fresh.fresh(ctx, ssh, links, config, config_file, detach=detach, shown=shown, as_json=as_json)
+            return fresh.dry(ctx, ssh, links, config, as_json, origin)
+        return fresh.fresh(
+            ctx, ssh, links, config, config_file,
+            detach=detach, shown=shown, as_json=as_json, cluster_file=cluster_file, origin=origin,
+        )  # fmt: skip

@@ -23,6 +23,8 @@ def stop(args: Arguments) -> int:
     if args.dry_run:
         ctx.say(f"would end {run.run_id} on {', '.join(run.load().nodes)}, with {args.grace:.0f} s for a checkpoint")
         return EXIT_OK
+    if run.load().cluster.traits.by_job:
+        return _job(ctx, run, args.json)
     answer = stopping.stop(ctx, run, args.grace)
     ended = ", ".join(f"{node} {count}" for node, count in answer["ended"].items())
     known = answer["state"] != "stopping"
@@ -30,6 +32,17 @@ def stop(args: Arguments) -> int:
     if not known:
         ctx.say(f"  the nexa that supervises it has not written its end yet: nexa attach {answer['run']} shows it")
     if args.json:
+        terminal.emit(answer)
+    return EXIT_OK
+
+
+def _job(ctx: Context, run: RunFolder, as_json: bool) -> int:
+    """Its job ends, with the time for a checkpoint that Slurm gives."""
+    from nexa_dist.ops.slurm import stop as of_slurm
+
+    answer = of_slurm.stop(ctx, run)
+    ctx.say(f"✓ {answer['run']} {answer['state']}; job {answer['job']} was {answer['was']}, and is in no queue")
+    if as_json:
         terminal.emit(answer)
     return EXIT_OK
 

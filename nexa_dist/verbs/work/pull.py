@@ -8,7 +8,7 @@ from typing import Any
 
 from nexa_dist.errors import EXIT_FAILED, EXIT_OK
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.work import results
+from nexa_dist.ops.work.come import lines
 from nexa_dist.ops.work.pull import Answer, Wish
 from nexa_dist.ops.work.pull import pull as pulled
 from nexa_dist.ops.work.pulled import Pulled
@@ -43,7 +43,7 @@ def _say(ctx: Context, run: RunFolder, wish: Wish, answer: Answer) -> None:
         ctx.say("checkpoint: none is known")
     if answer.result:
         ctx.say(f"result: {ctx.workspace.near(answer.result)}")
-    for line in results.lines(ctx, run, answer.fetched, wish.folder):
+    for line in lines(ctx, run, answer.fetched, wish.folder):
         ctx.say(line)
 
 
@@ -54,7 +54,7 @@ def _would(ctx: Context, run: RunFolder, wish: Wish, answer: Answer) -> None:
         size = f" ({sized(one.kept.bytes)})" if one.kept else ""
         ctx.say(f"would bring: the checkpoint of step {one.step} from {one.where}{size} to {near}/checkpoints")
     if run.load().cluster.bucket:
-        ctx.say("would ask: the bucket for newer ones")
+        ctx.say("would ask: the bucket for newer ones, and for outputs of nodes that are gone")
     rows = [one.row for one in answer.fetched.here]
     ctx.say(f"would bring: {counted(rows, names=True) if rows else 'no files'} to {near}/outputs")
     if answer.fetched.unnamed:

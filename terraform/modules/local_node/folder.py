@@ -127,8 +127,8 @@ def remove_folder(root: Path, node: str) -> None:
         folder = root / node
         if folder.is_dir() and not folder.is_symlink():
             for path, names, files in os.walk(folder):  # a job may have left folders that nobody can enter
-                if "tmp.json" in files:
-                    remove_temporary(Path(path, "tmp.json"))
+                for name in {"tmp.json", "warm.json"}.intersection(files):
+                    remove_temporary(Path(path, name))
                 for name in names:
                     child = Path(path, name)
                     if not child.is_symlink():
@@ -142,10 +142,12 @@ def remove_folder(root: Path, node: str) -> None:
 
 
 def remove_temporary(note: Path) -> None:
-    """What a run has in the real machine's /tmp, where its agent ended with this one: the agent's note says where."""
-    with contextlib.suppress(OSError, ValueError):
-        made = json.loads(note.read_text())
-        if isinstance(made, str) and os.path.basename(made).startswith("nexa-run-"):
+    """What a run and its warm interpreter have in the real machine's /tmp, where they ended with this one: the agent's
+    notes say where."""
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+        told = json.loads(note.read_text())
+        made = told if note.name == "tmp.json" else os.path.dirname(told.get("socket"))
+        if os.path.basename(made).startswith(("nexa-run-", "nexa-warm-")):
             shutil.rmtree(made, ignore_errors=True)
 
 

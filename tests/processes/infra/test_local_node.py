@@ -115,15 +115,19 @@ def test_removal_takes_closed_folders_and_follows_no_link(tmp_path: Path) -> Non
 
 
 def test_removal_takes_what_a_killed_agent_left_elsewhere(tmp_path: Path) -> None:
-    made, other = tmp_path / "nexa-run-1", tmp_path / "precious"
+    made, other, warm = tmp_path / "nexa-run-1", tmp_path / "precious", tmp_path / "nexa-warm-1"
     for number, path in enumerate((made, other)):
         (path / "in it").mkdir(parents=True)
         run = tmp_path / "nodes" / "n0" / "scratch" / f"run {number}"
         run.mkdir(parents=True)
         (run / "tmp.json").write_text(json.dumps(str(path)))
+    warm.mkdir()
+    (run / "warm.json").write_text(json.dumps({"pid": 1, "socket": str(warm / "s")}))
     (tmp_path / "nodes" / "n0" / "tmp.json").write_text("torn")
+    (tmp_path / "nodes" / "n0" / "warm.json").write_text('{"refused": "no such module"}')
     folder.remove_folder(tmp_path / "nodes", "n0")
-    assert not made.exists() and (other / "in it").is_dir() and not (tmp_path / "nodes" / "n0").exists()
+    assert not made.exists() and not warm.exists() and (other / "in it").is_dir()
+    assert not (tmp_path / "nodes" / "n0").exists()
 
 
 def test_a_taken_port_names_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,3 +193,48 @@ def test_more_than_there_is_room_for_is_not_begun(
     with pytest.raises(share_env.Refused, match="no room"):
         share_env.take(str(tmp_path / "envs" / "abc"), "127.0.0.1", offered(TEXT, served(TEXT + b"a")), 0)
     assert [path.name for path in (tmp_path / "envs").iterdir()] == ["abc.lock"]
+
+
+def test_what_was_cut_off_is_gone_on_with_to_the_byte(tmp_path: Path) -> None:
+    data = {name: os.urandom(size) for name, size in (("a", 1000), ("b", 5000), ("c", 0), ("d", 700))}
+    stream = b"".join(data.values())
+    text = json.dumps([["f", name, len(one), hashlib.sha256(one).hexdigest()] for name, one in data.items()]).encode()
+    env, asked = tmp_path / "envs" / "abc", list[int]()
+
+    def sent(most: int) -> None:
+        """One connection that sends so many bytes of the files, from where it is asked to."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+
+            def answer() -> None:
+                peer, _ = server.accept()
+                with peer, peer.makefile("rb") as said:
+                    assert said.readline().decode().strip() == TOKEN
+                    peer.sendall(text)
+                    asked.append(int(said.readline()))
+                    peer.sendall(stream[asked[-1] :][:most])
+
+            thread = threading.Thread(target=answer)
+            thread.start()
+            try:
+                share_env.take(str(env), "127.0.0.1", offered(text, server.getsockname()[1]), 0, go_on=True)
+            finally:
+                thread.join(90)
+
+    for most in (300, 1500, 0):
+        with pytest.raises(share_env.CutOff):
+            sent(most)
+        assert not env.exists(), "nothing half is under its own name"
+    (env.with_name("abc.taken") / "a").write_bytes(b"of the same size".ljust(1000))  # torn by a power cut
+    with pytest.raises(share_env.CutOff):
+        sent(10)
+    sent(10_000)
+    assert asked == [0, 300, 1800, 0, 10]
+    assert {path.name: path.read_bytes() for path in env.iterdir()} == {**data, ".complete": b""}
+    assert not env.with_name("abc.taken").exists()
+
+
+def test_an_offer_that_nobody_can_reach_ends_by_itself(env: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = SHARE.read_text().replace("FIRST_S = 120.0", "FIRST_S = 0.1")
+    message = json.dumps({"env": str(env), "address": "127.0.0.1", "takers": 1, "limit_s": 600})
+    done = subprocess.run([sys.executable, "-I", "-c", text, "offer"], input=message, capture_output=True, text=True)
+    until(lambda: not listens(json.loads(done.stdout)["port"]), "it ended long before its limit")

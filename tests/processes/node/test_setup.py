@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from nexa_dist.node import setup
 from nexa_dist.node.code import tree
-from tests.processes.node.rig import Rig
+from tests.processes.node.rig import Rig, until
 
 PYPROJECT = """
 [build-system]
@@ -87,6 +88,23 @@ def test_what_names_its_run_is_made_anew_for_the_next(rig: Rig, agent_file: Path
     other.start("pass", world=1, setup=told(other, line))
     assert other.ended()["state"] == "completed", log(other)
     assert f"+ {line}" in log(other)
+
+
+def test_a_setup_that_was_killed_is_taken_for_done_by_nobody(rig: Rig, agent_file: Path, tmp_path: Path) -> None:
+    rig.folder, gate = tmp_path / "train_1", tmp_path / "gate"
+    lines = ["mkdir made; echo half > made/it", f"until [ -e {gate} ]; do sleep 0.05; done", "echo whole > made/it"]
+    lines[0] = f"rm -rf made; {lines[0]}"
+    rig.start("pass", world=1, setup=told(rig, *lines))
+    until((rig.folder / "work" / "made" / "it").exists)
+    os.kill(rig.agent_pid(), signal.SIGKILL)
+    assert rig.stop()["left"] == [], "the line ended with its agent"
+    gate.touch()
+    other = Rig(tmp_path / "train_2", agent_file)
+    for one, attempt in ((other, 1), (rig, 2)):
+        one.start("print(open('made/it').read())", world=1, attempt=attempt, setup=told(one, *lines))
+        assert one.ended()["state"] == "completed", log(one, attempt)
+        assert log(one, attempt).count("+ echo whole") == (one is other), "done, or taken from the one that was whole"
+        assert one.log(attempt=attempt).read_text().strip() == "whole"
 
 
 def test_a_line_that_fails_is_named_and_no_rank_starts(rig: Rig) -> None:

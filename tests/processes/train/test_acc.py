@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,15 @@ tokens = numpy.load(told["dataset"]["path"] + "/held_out.npy").astype(numpy.int6
 rows = torch.from_numpy(tokens[: len(tokens) // 32 * 32].reshape(-1, 32))
 with torch.no_grad():
     print("held-out loss of what is loaded:", float(model(input_ids=rows, labels=rows).loss))
+"""
+
+ADAPTED = f"""
+import peft, safetensors.torch
+model = peft.AutoPeftModelForCausalLM.from_pretrained("unbroken/{FINAL}/model")
+saved = safetensors.torch.load_file("unbroken/{FINAL}/model/adapter_model.safetensors")
+parts = peft.get_peft_model_state_dict(model)
+same = parts.keys() == saved.keys() and all(parts[name].equal(saved[name]) for name in saved)
+print("adapters of what is loaded:", same)
 """
 
 
@@ -162,3 +172,30 @@ def test_a_pretrained_model_is_read_by_rank_0_and_is_whole(folder: Path) -> None
     ends = [result(folder, name)["eval_report"]["eval_loss_nats"] for name in ("first", "again")]
     assert ends[1] == pytest.approx(ends[0], abs=1e-6)
     assert apart(whole(folder, "first", 8), whole(folder, "again", 2)) < 1e-6
+
+
+@pytest.mark.long("five trainings of two ranks")
+def test_adapters_alone_are_trained_and_kept_in_shards(folder: Path) -> None:
+    (folder / "plain").symlink_to(f"base/checkpoints/step_{STEPS:08d}/model")
+    lora = {"path": "plain", "lora": {"rank": 4, "dropout": 0.1}}
+    tuned = {**acc(learning_rate=0.01), "model": lora}
+    exact = {**tuned, "model": {**lora, "lora": {"rank": 4}}}
+    starts = [Start("base", acc(0.0)), Start("unbroken", tuned), Start("broken", tuned, stop_at=STOP_AT)]
+    starts += [Start("broken", tuned), Start("sharded", exact)]
+    starts += [Start("ddp", {key: value for key, value in {**exact, "backend": "hf"}.items() if key != "config"})]
+    codes, said = train(folder, [*starts, Start("sharded", exact)], ADAPTED)
+    assert codes == [[0, 0], [0, 0], [143, 143], [0, 0], [0, 0], [0, 0], [0, 0]], said
+    assert shards(folder / "broken") == shards(folder / "unbroken")
+    told, by_ddp = (result(folder, name)["eval_report"] for name in ("sharded", "ddp"))
+    assert told["trainable_parameters"] == by_ddp["trainable_parameters"] < told["parameters"] / 4
+    assert (
+        max(abs(value - losses(folder, "ddp", STEPS)[step]) for step, value in losses(folder, "sharded", STEPS).items())
+        < 1e-5
+    )
+    assert told["eval_loss_nats"] == pytest.approx(by_ddp["eval_loss_nats"], abs=1e-5)
+    assert told["eval_loss_nats"] < result(folder, "base")["eval_report"]["eval_loss_nats"] - 0.005
+    made = folder / "unbroken" / FINAL
+    assert (made / "model" / "adapter_model.safetensors").exists()
+    names = pickle.loads((made / "__0.metadata").read_bytes()).state_dict_metadata
+    assert all("lora_" in name for name in names if name.startswith("model.")) and len(names) > 50
+    assert "adapters of what is loaded: True" in said

@@ -249,6 +249,61 @@ def test_it_learns_as_ddp_does_and_stopped_and_resumed_is_unbroken(
     assert abs(stage.result(kind)["eval_report"]["eval_loss_nats"] - report["eval_loss_nats"]) < 1e-5
 
 
+@pytest.mark.parametrize("pipelined", [False, True])
+def test_an_optimizer_on_a_disk_is_taken_up_whole(pipelined: bool, stage: Stage, libaio: dict[str, str] | None) -> None:
+    if libaio is None:
+        pytest.skip("libaio-dev is not installed, and apt-get download does not bring it")
+    asked = json.loads((stage.folder / "zero3_nvme_offload.json").read_text())
+    asked["zero_optimization"]["sub_group_size"] = 300_000  # two groups that go to the disk, and two that stay
+    asked["zero_optimization"]["offload_optimizer"] = {
+        "device": "nvme", "nvme_path": "auto", "pin_memory": True, "pipeline_read": pipelined,
+        "pipeline_write": pipelined, "buffer_count": 8,
+    }  # fmt: skip
+    kind = f"disk-{pipelined}"
+    (stage.folder / f"{kind}.json").write_text(json.dumps(asked))
+    words = ("model.hidden_size=256", "model.intermediate_size=512", "model.layers=2")
+    assert stage.run(kind, kind, *words) == [0, 0], stage.log()
+    broken = f"{kind}-broken"
+    assert stage.run(broken, kind, *words, end_at=STOP_AT) == [143, 143], stage.log()
+    assert stage.run(broken, kind, *words) == [0, 0], stage.log()
+    unbroken, report = stage.result(kind), stage.result(broken)["eval_report"]
+    assert unbroken["sharding"]["offload_optimizer"] == unbroken["sharding"]["offload_param"] == "nvme"
+    for name in ("eval_loss_nats", "train_loss_last"):
+        assert report[name] == unbroken["eval_report"][name]
+    assert report["train_loss_last"] < report["train_loss_first"] - 0.05
+    files = [stage.final_files(name) for name in (kind, broken)]
+    on_disk = [{name: of[name] for name in of if name.endswith((".swp", "model.safetensors"))} for of in files]
+    assert on_disk[0] == on_disk[1] and len(on_disk[0]) == 2 * 2 * 3 + 1  # weights and two moments of two groups
+
+    shutil.rmtree(stage.folder / broken / "checkpoints" / f"step_{STEPS:08d}")
+    before = len(stage.log())
+    assert 0 not in stage.run(broken, kind, *words, "trainer.batch_size=1", ranks=4)
+    assert "is of 2 ranks with the optimizer on nvme, and asked for are 4 ranks" in stage.log()[before:]
+
+
+@pytest.mark.parametrize("kind", ["zero2", "zero3"])
+def test_adapters_alone_are_trained_and_kept(kind: str, stage: Stage, ddp: dict[str, Any]) -> None:
+    whole = f"ddp/checkpoints/step_{STEPS:08d}"
+    words = (f"model={{path: {whole}, lora: {{rank: 4}}}}", "trainer.learning_rate=0.02")
+    names = ("lora-hf", f"lora-{kind}", f"lora-{kind}-broken")
+    assert stage.run(names[0], "hf", *words) == [0, 0], stage.log()
+    assert stage.run(names[1], kind, *words) == [0, 0], stage.log()
+    assert stage.run(names[2], kind, *words, end_at=STOP_AT) == [143, 143], stage.log()
+    assert stage.run(names[2], kind, *words) == [0, 0], stage.log()
+    by_ddp, unbroken, broken = (stage.result(name)["eval_report"] for name in names)
+    assert broken["eval_loss_nats"] == unbroken["eval_loss_nats"] < ddp["eval_loss_nats"]
+    assert unbroken["trainable_parameters"] == by_ddp["trainable_parameters"] < unbroken["parameters"] / 4
+    for name in ("eval_loss_nats", "train_loss_last"):
+        assert abs(unbroken[name] - by_ddp[name]) < 1e-4
+    folders = [stage.folder / name / "checkpoints" / f"step_{STEPS:08d}" for name in names]
+    adapters = [folder / "model" / "adapter_model.safetensors" for folder in folders[1:]]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
+    kept = sum(path.stat().st_size for path in folders[1].rglob("*_states.pt"))
+    assert kept < (stage.folder / whole / "model.safetensors").stat().st_size  # of moments too, yet of adapters alone
+    assert stage.run(names[1], kind, *words) == [0, 0], stage.log()  # nothing is left to train
+    assert abs(stage.result(names[1])["eval_report"]["eval_loss_nats"] - unbroken["eval_loss_nats"]) < 1e-5
+
+
 def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(stage: Stage) -> None:
     assert stage.run("whole", "zero3", "model.dropout=0") == [0, 0], stage.log()
     assert stage.run("killed", "zero3", "model.dropout=0", end_at=STOP_AT, kill=True) == [-9, -9]

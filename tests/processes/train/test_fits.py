@@ -151,6 +151,38 @@ def test_a_step_takes_what_was_foretold(
     assert foretold.peak - steady == pytest.approx(made_here.peak, rel=0.15)
 
 
+@pytest.mark.long("tensor by tensor, a step takes seconds")
+@pytest.mark.parametrize("vocabulary", [VOCABULARY, 16 * VOCABULARY])
+def test_a_step_with_a_teacher_takes_what_was_foretold(vocabulary: int) -> None:
+    import torch
+    import transformers
+
+    from nexa_dist.config.trainer import TrainerConfig
+    from nexa_dist.train.kd.teacher import Distilled
+
+    made: Any = transformers
+    shape = {"vocab_size": vocabulary, "hidden_size": WIDTH, "num_attention_heads": 8, "num_key_value_heads": 8,
+             "intermediate_size": FFN, "max_position_embeddings": SEQUENCE, "tie_word_embeddings": True}  # fmt: skip
+    configs = [made.LlamaConfig(**shape, num_hidden_layers=layers) for layers in (LAYERS, 2 * LAYERS)]
+    student, teacher = (made.AutoModelForCausalLM.from_config(config, dtype=torch.float32) for config in configs)
+    distilled = Distilled(TrainerConfig(steps=1, use_kd=True), torch.device("cpu"))
+    distilled.model = teacher.eval().requires_grad_(False)
+    one, two = (read(config.to_dict(), "") for config in configs)
+    foretold = memory(one, Work("fp32", 1, BATCH, SEQUENCE, teacher=two))
+    assert sum(p.nbytes for p in teacher.parameters()) == 4 * two.parameters
+    tokens = torch.randint(0, vocabulary, (BATCH, SEQUENCE))
+    known = [part for model in (student, teacher) for part in (*model.parameters(), *model.buffers())]
+    with Allocations(known) as made_here:
+        outputs = student(
+            input_ids=distilled.look({"input_ids": tokens, "labels": tokens})["input_ids"], use_cache=False
+        )
+        loss = distilled(outputs, tokens)
+        del outputs
+        loss.backward()
+    steady = foretold.weights + foretold.optimizer + 4 * two.parameters
+    assert foretold.peak - steady == pytest.approx(made_here.peak, rel=0.15)
+
+
 @pytest.mark.long("bitsandbytes is of the heavy environment")
 def test_four_bits_take_what_was_foretold() -> None:
     torch = pytest.importorskip("torch")

@@ -31,6 +31,8 @@ import torch
 from nexa_dist.train import control
 from nexa_dist.train.env import RankEnv
 from nexa_dist.train.shard_keeper import ShardKeeper
+from nexa_dist.train.shards.ranks import Ranks
+from nexa_dist.train.shards.store import Store
 
 def fill(step, env, how):
     def write(folder):
@@ -66,6 +68,11 @@ def act(env, keeper, word, *rest):
         return None
     if word == "finish":
         return keeper.finish(rest[0], None)
+    if word == "put":
+        ranks = Ranks(env)
+        store = Store(env, ranks, 2)
+        store.look()
+        return store.put(env.checkpoints / ("step_%08d" % rest[0])) if ranks.leads else None
     return getattr(keeper, word)(*rest)
 
 def rank(number, told):
@@ -316,6 +323,10 @@ def test_a_durable_folder_that_all_see_gets_the_whole(nodes: Nodes) -> None:
     assert (out[0][3]["path"], out[0][3]["sha256"]) == (str(whole), checkpoint.digest(whole))
     assert names(nodes.step(0, 20)) == {"rank_0.bin", "rank_1.bin", "sub/meta.json"}  # no replica is needed then
     assert sorted(path.name for path in (durable / "r1").iterdir()) == ["checkpoints", "generation"]
+    flip(nodes.step(1, 20) / "rank_3.bin")  # a disk that goes bad before it is brought there
+    told = nodes.run(["put", 20], NEXA_DURABLE=str(nodes.folder / "other"))[2]
+    assert told[0].endswith("step_00000020: rank_3.bin is damaged"), told
+    assert not list((nodes.folder / "other").glob("r1/checkpoints/*"))
     shutil.rmtree(nodes.node(1))
     more = {"NEXA_DURABLE": str(durable), "NEXA_RESUME_STEP": "20", "NEXA_RESUME_FROM": str(nodes.step(1, 20))}
     out = nodes.run(["start"], attempt=2, **more)

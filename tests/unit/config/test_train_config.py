@@ -13,6 +13,7 @@ from nexa_dist.config.train import TrainConfig
 
 MODEL = {"vocab_size": 300, "hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 32}
 HF: dict[str, Any] = {"name": "t", "backend": "hf", "model": MODEL, "dataset": {}, "trainer": {"steps": 4}}
+DISTILLED = {"model": {"path": "m"}, "trainer": {"steps": 1, "use_kd": True, "kd_teacher": "t"}}
 
 
 def refused(value: dict[str, Any]) -> str:
@@ -59,6 +60,9 @@ def test_any_script_or_module(value: dict[str, Any]) -> None:
         ({"model": {**MODEL, "path": "m"}}, "path brings its own shape: remove vocab_size"),
         ({"model": {"path": "m", "dropout": 0.1}}, "remove dropout"),
         ({"model": {}}, "needs vocab_size, hidden_size"),
+        ({"model": {"tokenizer": "m"}}, "needs hidden_size, layers"),
+        ({"model": {**MODEL, "tokenizer": "m"}}, "tokenizer has its own vocabulary: remove vocab_size"),
+        ({"model": {"path": "m", "tokenizer": "m"}}, "path brings its own shape: remove tokenizer"),
         ({"model": {**MODEL, "heads": 3}}, "must be an even whole number"),
         ({"dataset": {"source": "path"}}, "needs path"),
         ({"dataset": {"path": "d"}}, "takes no path"),
@@ -67,6 +71,15 @@ def test_any_script_or_module(value: dict[str, Any]) -> None:
         ({"dataset": {"source": "path", "path": "-rf"}}, "must not begin with '-'"),
         ({"trainer": {"steps": 4, "warmup_steps": 5}}, "warmup_steps 5 is more than steps 4"),
         ({"trainer": {"steps": 0}}, "greater than or equal to 1"),
+        ({"trainer": {"steps": 1, "kd_lambda": 0.25}}, "kd_lambda means nothing without use_kd: true"),
+        ({"trainer": {"steps": 1, "use_kd": True, "kd_lambda": 1.5}}, "less than or equal to 1"),
+        ({"trainer": {"steps": 1, "use_kd": True, "kd_teacher": "t"}}, "use_kd needs model.path or model.tokenizer"),
+        ({"model": {"path": "m"}, "trainer": {"steps": 1, "use_kd": True}}, "use_kd needs kd_teacher, or dataset"),
+        ({**DISTILLED, "backend": "ds", "config": "c.json"}, "backend: ds takes no trainer.use_kd; hf and acc do"),
+        (
+            {"model": {"path": "m"}, "trainer": {"steps": 1, "use_kd": True, "kd_teacher": "$NEXA_DATA/t"}},
+            "trainer.kd_teacher is $NEXA_DATA/t, and data has no t",
+        ),
     ],
 )
 def test_a_training_that_contradicts_itself_is_refused(change: dict[str, Any], message: str) -> None:
@@ -113,3 +126,31 @@ def test_a_path_below_the_runs_data_names_some_of_it() -> None:
     model = {"model": {"path": "$NEXA_DATA/llama/7b"}}
     assert "model.path is $NEXA_DATA/llama/7b, and data has no llama" in refused({**sections, **model})
     TrainConfig.model_validate({**sections, **model, "data": {"llama": "./llama"}})
+
+
+BOXED: dict[str, Any] = {"name": "t", "script": "a.py", "image": "ghcr.io/lab/x:1@sha256:" + "a" * 64}
+
+
+def test_an_image_is_the_environment_and_can_be_read_again() -> None:
+    for value in (BOXED, {**HF, "image": "x", "engine": "/opt/bin/podman"}):
+        config = TrainConfig.model_validate(value)
+        assert config.environment == "none"
+        assert TrainConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"environment": "heavy"}, "environment is not for a run in an image"),
+        ({"apt": ["gcc"], "setup": ["make"]}, "apt, setup cannot change an image"),
+        ({"install": True}, "install cannot change an image"),
+        ({"launcher": "direct"}, "the ranks have the image's"),
+        ({"image": None, "engine": "podman"}, "engine is of no use without image"),
+        ({"engine": "lxc"}, "expected auto, docker, podman"),
+        ({"engine": "bin/podman"}, "or the absolute path"),
+        ({"image": "--privileged"}, "image"),
+        ({"image": "a b"}, "image"),
+    ],
+)
+def test_what_does_not_go_with_an_image(more: dict[str, Any], says: str) -> None:
+    assert says in refused({**BOXED, **more})

@@ -9,9 +9,10 @@ import pytest
 
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.ops import next_run
+from nexa_dist.ops.queue import Queue
 from nexa_dist.ops.work.bring import Brought
 from nexa_dist.run.code import archive
-from nexa_dist.run.workspace import RunFolder
+from nexa_dist.run.workspace import ClusterFolder, RunFolder
 from tests.unit.ops.runs.test_launch import Nodes, Trial
 
 HASHED = Brought(environment={"name": "light", "hash": "e1"})
@@ -46,6 +47,21 @@ def test_nothing_is_loaded_that_may_change_or_is_yet_to_be_made(
     trial.nodes.asked.clear()
     next_run.load(next_run.Ready("q2", RunFolder(tmp_path / "runs" / "r"), prepared.links), trial.config, prepared)
     assert trial.nodes.asked == []
+
+
+def test_what_was_made_ready_goes_unless_it_was_begun(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, Nodes(), launcher="direct")
+    links = trial.prepare().links
+    queue = Queue(ClusterFolder(tmp_path / ".nexa" / "clusters" / "c"))
+    for begun in (True, False):
+        folder = RunFolder(tmp_path / "runs" / f"train_{begun}")
+        folder.path.mkdir(parents=True)
+        if begun:
+            folder.json.write_text("{}")
+        trial.nodes.asked.clear()
+        next_run.Ready("q2", folder, links).forget(queue)
+        assert folder.path.exists() is begun
+        assert [act for _, act, _ in trial.nodes.asked] == ([] if begun else ["forget"] * len(links))
 
 
 def test_what_another_run_was_given_is_not_taken_for_ones_own() -> None:

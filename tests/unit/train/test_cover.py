@@ -92,3 +92,5 @@ def test_what_another_node_had_is_joined_to_what_is_here(tmp_path: Path) -> None
     with pytest.raises(NexaError, match="b_2: 7 bytes, expected 4"):
         join(there, tmp_path / "run")
     assert part(made).has == {2, 3} and there.exists()
+    made = join(shards.write(tmp_path / "another", NAMES[:2], text="of another save"), tmp_path / "run")
+    assert part(made).has == {0, 1} and not checkpoint.verify(made)

@@ -3,7 +3,8 @@
     offer     stdin {"env", "address", "takers", "limit_s"}       stdout {"port", "sha256", "bytes", "tokens"}; goes on
                                                                   unseen until every token was used
     take      stdin {"env", "address", "offer", "place"}          stdout {"changed": bool}. What is larger than an
-              "limit_s", "most_bytes"                             environment has limits of its own
+              "limit_s", "most_bytes", "go_on"                    environment has limits of its own, and goes on where
+                                                                  an earlier try was cut off
 
 What is sent is a list of every file with its SHA-256, then the files. The list's own digest (`sha256`) and length come
 to a taker from the controller, over ssh, and so does the address: who answers there with anything else gives nothing.
@@ -30,7 +31,11 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 MARK = ".complete"
-SILENCE_S = 60.0
+SILENCE_S, CONNECT_S = 60.0, 10.0
+FIRST_S = 120.0
+"""An offer that nobody has come for by then ends: a firewall is between the nodes."""
+ABOUT = ".list"
+"""In what has come in part: the digest of the list that it is of."""
 TAKE_S = 900.0
 GUESTS = 128
 CHUNK = 1 << 20
@@ -42,6 +47,10 @@ SPARE_BYTES = 1 << 30
 
 class Refused(Exception):
     """What was told or sent is not what a node of ours tells or sends."""
+
+
+class CutOff(Refused):
+    """What was sent is right as far as it came."""
 
 
 def listed(env: str) -> list[list[Any]]:
@@ -76,17 +85,21 @@ def offer(env: str, address: str, takers: int, limit_s: float) -> None:
     class Guest(socketserver.BaseRequestHandler):
         def handle(self) -> None:
             self.request.settimeout(SILENCE_S)
-            with contextlib.suppress(OSError):
-                token = self.request.makefile("rb").readline(100).decode(errors="replace").strip()
+            with contextlib.suppress(OSError, ValueError):
+                said = self.request.makefile("rb")
+                token = said.readline(100).decode(errors="replace").strip()
                 with lock:
                     if token not in tokens:
                         return
                     tokens.remove(token)
                 try:
                     self.request.sendall(text)
-                    for _, name, *_more in (entry for entry in entries if entry[0] in "fx"):
+                    skip = int(said.readline(30) or 0)
+                    for _, name, size, _sha256 in (entry for entry in entries if entry[0] in "fx"):
                         with open(os.path.join(env, name), "rb") as file:
-                            self.request.sendfile(file)
+                            if size > skip:
+                                self.request.sendfile(file, skip)
+                        skip = max(0, skip - size)
                 finally:
                     done.release()
 
@@ -109,7 +122,8 @@ def offer(env: str, address: str, takers: int, limit_s: float) -> None:
         os.dup2(null, descriptor)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     threading.Thread(target=lambda: ([done.acquire() for _ in range(takers)], over.set()), daemon=True).start()
-    over.wait(limit_s)
+    if over.wait(min(limit_s, FIRST_S)) or len(tokens) < takers:
+        over.wait(max(0.0, limit_s - FIRST_S))
     os._exit(0)
 
 
@@ -134,7 +148,7 @@ def checked(entries: Any, most_bytes: int = TOTAL_BYTES) -> list[list[Any]]:
             raise Refused("a line of the list is none")
         kind, name, more = entry[0], entry[1], entry[2:]
         whole = name.split("/")
-        odd = {"", ".", ".."} & set(whole) or "\0" in name or name == MARK
+        odd = {"", ".", ".."} & set(whole) or "\0" in name or name in (MARK, ABOUT)
         if odd or name in seen or os.path.dirname(name) not in folders:
             raise Refused(f"it has a file named {name[:100]!r}")
         seen.add(name)
@@ -161,41 +175,84 @@ def stays_inside(name: str, target: str) -> bool:
     return target != "" and "\0" not in target and ".." not in words[up:] and up <= name.count("/")
 
 
-def fetch(part: str, source: BinaryIO, sha256: str, size: int, limit_s: float, most_bytes: int) -> None:
-    """The environment in the new folder `part`, from the list and the files that `source` holds. Raises Refused."""
-    text = source.read(size)
-    if hashlib.sha256(text).hexdigest() != sha256:
-        raise Refused("it is not what the controller was told")
-    entries = checked(json.loads(text), most_bytes)
-    needed = sum(entry[2] for entry in entries if entry[0] in "fx")
-    os.mkdir(part, 0o700)
-    if needed + SPARE_BYTES > shutil.disk_usage(part).free:
-        raise Refused(f"there is no room for {needed >> 20} MiB")
-    until = time.monotonic() + limit_s
-    for kind, name, *more in entries:
-        path = os.path.join(part, name)
-        if kind == "d":
-            os.mkdir(path, 0o700)
-        elif kind == "l":
-            os.symlink(more[0], path)
-        else:
-            mode = 0o700 if kind == "x" else 0o600
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-            with os.fdopen(descriptor, "wb") as file:
-                if copied(source, file, more[0], until) != more[1]:
+def fetch(part: str, peer: socket.socket, sha256: str, size: int, limit_s: float, most_bytes: int) -> None:
+    """The environment in the folder `part`, from the list and the files that `peer` sends; what an earlier try has left
+    there is gone on with. Raises Refused."""
+    with peer.makefile("rb") as source:
+        text = source.read(size)
+        if hashlib.sha256(text).hexdigest() != sha256:
+            raise Refused("it is not what the controller was told")
+        entries = checked(json.loads(text), most_bytes)
+        have = begun(part, sha256, [entry for entry in entries if entry[0] in "fx"])
+        needed = sum(entry[2] for entry in entries if entry[0] in "fx") - have
+        if needed + SPARE_BYTES > shutil.disk_usage(part).free:
+            raise Refused(f"there is no room for {needed >> 20} MiB")
+        peer.sendall(b"%d\n" % have)
+        until = time.monotonic() + limit_s
+        for kind, name, *more in entries:
+            path = os.path.join(part, name)
+            if kind == "d":
+                os.makedirs(path, 0o700, exist_ok=True)
+            elif kind == "l":
+                if not os.path.islink(path):
+                    os.symlink(more[0], path)
+            elif not have or have < more[0] or not os.path.exists(path):
+                digest = receive(source, path, 0o700 if kind == "x" else 0o600, more[0], min(have, more[0]), until)
+                if digest != more[1]:
                     raise Refused(f"{name} is not what it was when it was offered")
+                have = max(0, have - more[0])
+            else:
+                have -= more[0]
+    os.unlink(os.path.join(part, ABOUT))
 
 
-def copied(source: BinaryIO, file: BinaryIO, size: int, until: float) -> str:
-    """SHA-256 of the `size` bytes that went from one to the other."""
-    digest = hashlib.sha256()
-    while size:
-        data = source.read(min(size, CHUNK))
-        if not data or time.monotonic() > until:
-            raise Refused("it ended early")
-        digest.update(data)
-        file.write(data)
-        size -= len(data)
+def begun(part: str, sha256: str, files: list[list[Any]]) -> int:
+    """Bytes of the files, one after the other, that an earlier try has brought: whole ones as the list names them, then
+    a part of the next. What is of another list goes."""
+    about = os.path.join(part, ABOUT)
+    with contextlib.suppress(OSError), open(about, encoding="ascii") as file:
+        if file.read() == sha256:
+            return sum(come(part, files))
+    shutil.rmtree(part, ignore_errors=True)
+    os.mkdir(part, 0o700)
+    with open(about, "x", encoding="ascii") as made:
+        made.write(sha256)
+    return 0
+
+
+def come(part: str, files: list[list[Any]]) -> Iterator[int]:
+    for _, name, size, sha256 in files:
+        path = os.path.join(part, name)
+        there = os.path.getsize(path) if os.path.isfile(path) and not os.path.islink(path) else -1
+        if there == size:
+            with open(path, "rb") as file:
+                digest = hashlib.sha256()
+                for data in iter(lambda: file.read(CHUNK), b""):
+                    digest.update(data)
+            if digest.hexdigest() == sha256:
+                yield size
+                continue
+        if 0 < there < size:
+            yield there
+        elif there >= size:
+            os.unlink(path)
+        return
+
+
+def receive(source: BinaryIO, path: str, mode: int, size: int, have: int, until: float) -> str:
+    """SHA-256 of a file of this size, of which `have` bytes are there and the rest comes. Raises Refused."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | (0 if have else os.O_TRUNC) | os.O_NOFOLLOW, mode)
+    with os.fdopen(descriptor, "r+b") as into:
+        digest = hashlib.sha256()
+        for data in iter(lambda: into.read(CHUNK), b""):
+            digest.update(data)
+        while have < size:
+            data = source.read1(min(size - have, CHUNK))  # type: ignore[attr-defined]
+            if not data or time.monotonic() > until:
+                raise CutOff("it ended early")
+            digest.update(data)
+            into.write(data)
+            have += len(data)
     return digest.hexdigest()
 
 
@@ -208,26 +265,33 @@ def locked(env: str) -> Iterator[None]:
 
 
 def take(
-    env: str, address: str, offer: str, place: int, limit_s: float = TAKE_S, most_bytes: int = TOTAL_BYTES
-) -> bool:
-    """Whether it was fetched; it may be there by now. `address` is where the controller knows the other node to be."""
-    part = env + ".taken"
+    env: str, address: str, offer: str, place: int, limit_s: float = TAKE_S, most_bytes: int = TOTAL_BYTES,
+    go_on: bool = False,
+) -> bool:  # fmt: skip
+    """Whether it was fetched; it may be there by now. `address` is where the controller knows the other node to be.
+    With `go_on` what an earlier try left is gone on with, and what is cut off stays for the next."""
+    part, keep = env + ".taken", False
     port, sha256, size, token = understood(offer, place)
     os.makedirs(os.path.dirname(env), mode=0o700, exist_ok=True)
     with locked(env):
         if os.path.exists(os.path.join(env, MARK)):
             return False
-        shutil.rmtree(part, ignore_errors=True)
+        if not go_on:
+            shutil.rmtree(part, ignore_errors=True)
         try:
-            with socket.create_connection((address, port), SILENCE_S) as peer:
+            with socket.create_connection((address, port), CONNECT_S) as peer:
+                peer.settimeout(SILENCE_S)
                 peer.sendall(token.encode() + b"\n")
-                with peer.makefile("rb") as source:
-                    fetch(part, source, sha256, size, limit_s, max(most_bytes, TOTAL_BYTES))
+                fetch(part, peer, sha256, size, limit_s, max(most_bytes, TOTAL_BYTES))
             open(os.path.join(part, MARK), "x").close()
             shutil.rmtree(env, ignore_errors=True)
             os.rename(part, env)
+        except (CutOff, OSError):
+            keep = go_on
+            raise
         finally:
-            shutil.rmtree(part, ignore_errors=True)
+            if not keep:
+                shutil.rmtree(part, ignore_errors=True)
     return True
 
 

@@ -15,6 +15,14 @@ ENDS = (
         reasons=(Reason.NOTICE,),
     ),
     Signature(
+        "scheduler_notice",
+        "reason notice of the scheduler",
+        "Slurm wanted the nodes back: a job of a higher partition, the time limit, or scancel",
+        "nothing to mend after a preemption or a time limit: the job is in the queue again, and goes on from the"
+        " checkpoint; after scancel submit it again",
+        reasons=(Reason.SCHEDULER,),
+    ),
+    Signature(
         "node_gone",
         "no event of the node any more, and no end",
         "the node stopped answering: {detail}",

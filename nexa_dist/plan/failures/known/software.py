@@ -6,6 +6,34 @@ from nexa_dist.plan.failures.known.signature import Signature, patterns, row, sa
 
 SOFTWARE = (
     row(
+        "container_gpus",
+        "the container engine of this node cannot give out its GPUs: {detail}",
+        "containers: true in the cluster's file and nexa provision set docker up; by hand: sudo nvidia-ctk runtime"
+        " configure --runtime=docker, or for podman sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml",
+        says(
+            "could not select device driver {detail}",
+            "unresolvable CDI devices {detail}",
+            "setting up CDI devices: {detail}",
+        ),
+    ),
+    row(
+        "container_python",
+        "the image has no python3 on its PATH",
+        "image: needs python3 with torch; docker/README.md has images that have both",
+        says('exec: "python3": executable file not found', "executable file `python3` not found"),
+    ),
+    row(
+        "container_start",
+        "the container engine of this node could not start the container: {detail}",
+        "docker info (or podman info) on that node says how the engine is; engine: in train.yaml names the other one",
+        says(
+            "Error response from daemon: {detail}",
+            "OCI runtime error: {detail}",
+            "OCI runtime create failed: {detail}",
+            "crun: {detail}: OCI permission denied",
+        ),
+    ),
+    row(
         "numpy_versions",
         "numpy on this node is of another age than what uses it: {detail}",
         "environment: {packages: [numpy<2]} in train.yaml for packages that were built before 2, a newer one for files"

@@ -113,6 +113,38 @@ def test_of_offers_the_first_has_to_fit(ctx: Context) -> None:
     assert row.next == "offers: [{type: g6e.xlarge}] in the cluster's file"
 
 
+def test_a_teacher_is_reckoned_with_and_has_the_students_tokens(tmp_path: Path) -> None:
+    said: list[str] = []
+    ctx = Context(Workspace(tmp_path), FakeRunner(), said.append)
+    for name, model, tokens in (("student", "GPT-2", {"a": 0}), ("teacher", "Llama-2-7B", {"a": 0, "b": 1})):
+        (tmp_path / name).mkdir()
+        known = {**KNOWN[model][0], "max_position_embeddings": 4096, "n_positions": 4096, "vocab_size": 32000}
+        (tmp_path / name / "config.json").write_text(json.dumps(known))
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": tokens}}))
+    alone = training(path="student")
+    assert alone.trainer
+    taught = alone.trainer.model_copy(update={"use_kd": True, "kd_teacher": "teacher"})
+    config = alone.model_copy(update={"trainer": taught})
+    one, two = (fit.preflight(ctx, each, None) for each in (alone, config))
+    more = two.cheapest[0].memory.teacher
+    assert more == 2 * 6_738_415_616 + 16 * 2048 * 32000 and not one.cheapest[0].memory.teacher
+    (row,) = [check for check in two.checks if check.name == "teacher"]
+    assert row.ok is False and f"'b': {tmp_path}/student has no such token, {tmp_path}/teacher 1" in row.said
+    nodes = (Node("n0", "10.0.0.1", 1, offer="p5.48xlarge us-east-1a spot", price_usd_per_hour=0.4),)
+    cluster = Cluster("c", "aws", nodes, Layout("python3", "~/s", "~/h", "~/d"), region="us-east-1")
+    with pytest.raises(UsageError, match=r"trainer\.kd_teacher: the tokenizers of student and teacher differ"):
+        fit.warn(ctx, cluster, config)
+    (tmp_path / "student" / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0, "b": 1}}}))
+    fit.warn(ctx, cluster, config)
+    assert {check.ok for check in fit.preflight(ctx, config, None).checks if check.name == "teacher"} == {True}
+    scratch = {"tokenizer": "teacher", "hidden_size": 64, "layers": 2, "heads": 2, "intermediate_size": 128}
+    own = config.model_copy(update={"model": training(**scratch).model})
+    seen = fit.preflight(ctx, own, None)
+    assert seen.shape.vocabulary == 32000 and {check.ok for check in seen.checks if check.name == "teacher"} == {True}
+    (tmp_path / "teacher" / "tokenizer.json").unlink()
+    assert {check.ok for check in fit.preflight(ctx, config, None).checks if check.name == "teacher"} == {None}
+
+
 def test_adapters_of_train_yaml_are_reckoned_with(ctx: Context, tmp_path: Path) -> None:
     whole = fit.preflight(ctx, pretrained(tmp_path, "Llama-2-7B"), None)
     adapters = fit.preflight(ctx, training(path=str(tmp_path), lora={"rank": 8}), None)

@@ -108,6 +108,8 @@ def test_it_warns_once_a_share_and_stops_before_the_end(
     desk: Desk, counted: tuple[Meter, list[str]], told: Told
 ) -> None:
     made, said = counted
+    warned: list[float] = []
+    made.warned = lambda budget, share, words: warned.append(share)
     seen: list[tuple[float, str]] = []
     while not (why := made.look()) and desk.now() < 10**10:
         made.round()
@@ -116,6 +118,7 @@ def test_it_warns_once_a_share_and_stops_before_the_end(
     spent = (desk.now() - seen[0][0]) / HOUR * 12
     assert 23.0 < spent < 24.0 and why == f"budget of the cluster: {spent:.2f} of 24.00 USD are spent"
     assert [line.split("(")[1][:3] for line in said] == ["50%", "80%", "95%"]
+    assert warned == [0.5, 0.8, 0.95]
     assert told.renewed > 100  # each minute of a lease of ten
     assert min(due - at for due, (at, _) in zip(told.due, seen[:: len(seen) // len(told.due)], strict=False)) > 0
     assert set(told.max_s) == {4 * HOUR} and max(told.due) <= seen[0][0] + 4 * HOUR

@@ -21,12 +21,14 @@ from nexa_dist.ops.runs import code as sending
 from nexa_dist.ops.runs import launch, status
 from nexa_dist.ops.runs.code import of_now, send, tell_kept
 from nexa_dist.ops.runs.wandb import settled
+from nexa_dist.ops.work import image
 from nexa_dist.run import trust
 from nexa_dist.run.code import archive
 from nexa_dist.run.fake import Call, FakeRunner
 from nexa_dist.run.record import Run
 from nexa_dist.run.runner import Result, SystemRunner
 from nexa_dist.run.ssh.connections import Link, Ssh
+from nexa_dist.run.ssh.program import Refused
 from nexa_dist.run.workspace import RunFolder, Workspace
 from nexa_dist.secrets import redact_text
 
@@ -440,3 +442,73 @@ def test_of_two_launches_at_once_one_is_refused(tmp_path: Path) -> None:
             raise AssertionError
     with status.launching(trial.ctx, CLUSTER):
         pass
+
+
+def box(**more: Any) -> dict[str, Any]:
+    """What remote/images.py says of a node."""
+    return {
+        "engine": "podman", "program": "/usr/bin/podman", "version": "5.4.2", "image": "ab" * 32,
+        "digest": "x@sha256:77", "user": 0, "group": 0,
+        "memory_bytes": 1 << 30, "gpus": False, "devices": [], "amazon": False, **more,
+    }  # fmt: skip
+
+
+def boxed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *said: dict[str, Any], **config: Any) -> Trial:
+    answers = dict(zip(("n0", "n1"), said, strict=True))
+    monkeypatch.setattr(image, "run_program", lambda link, *_, **__: answers[link.node.name])
+    return Trial(tmp_path, Nodes(), CLUSTER, image="x:1", **config)
+
+
+def test_the_ranks_of_a_run_in_an_image_start_in_it_and_the_interpreter_there_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = boxed(tmp_path, monkeypatch, box(), box(), env={"MINE": "value-of-mine"})
+    prepared = trial.prepare()
+    asked = trial.nodes.told("probe")["n0"]
+    assert asked["inside"][:2] == ["/usr/bin/podman", "run"] and asked["inside"][-1] == "ab" * 32
+    argv = prepared.specs["n1"]["argv"]
+    at = argv.index("inside")
+    assert argv[:2] == ("/usr/bin/podman", "run") and argv[at - 4] == "ab" * 32
+    assert argv[at + 2 : at + 5] == ("python3", "-m", "torch.distributed.run")
+    assert "--name=nexa-r-n1-1" in argv and "--env=MINE" in argv and "value-of-mine" not in "".join(argv)
+    spec = prepared.specs["n1"]
+    assert spec["container"]["remove"] == ("rm", "--force", "--time=0")
+    assert (spec["path"], spec["setup"]) == ([], None), "nothing of the node's environment"
+    assert prepared.brought.environment["ids"] == {"podman": "ab" * 32}
+    assert prepared.brought.environment["digest"] == "x@sha256:77"
+
+
+def test_a_backend_prepares_its_data_in_the_image_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = boxed(tmp_path, monkeypatch, box(), box(), script=None, backend="hf", **PREPARED)
+    prepare = trial.prepare().specs["n0"]["prepare"]
+    assert prepare[:2] == ("/usr/bin/podman", "run") and prepare[-1] == "--prepare"
+    assert "--name=nexa-r-n0-1-prepare" in prepare
+
+
+def test_an_image_that_is_not_the_same_everywhere_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NexaError, match=r"not the same everywhere: cdcdcdc.* on n1, ababab.* on n0") as caught:
+        boxed(tmp_path, monkeypatch, box(), box(image="cd" * 32)).prepare()
+    assert "podman pull x:1" in str(caught.value.hint)
+    two = boxed(tmp_path, monkeypatch, box(), box(engine="docker", image=f"sha256:{'cd' * 32}")).prepare()
+    assert set(two.brought.environment["ids"]) == {"podman", "docker"}, "each engine has its own name for it"
+
+
+def test_a_later_attempt_has_the_image_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = tmp_path / "run"
+    kept.mkdir()
+    boxed(tmp_path, monkeypatch, box(), box()).prepare(kept=kept)
+    with pytest.raises(NexaError, match=r"cdcdcd.* on n0, ababab.* at the attempt before"):
+        boxed(tmp_path, monkeypatch, box(image="cd" * 32), box(image="cd" * 32)).prepare(kept=kept)
+
+
+def test_a_node_without_an_engine_is_named_with_the_way_to_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = boxed(tmp_path, monkeypatch, box(), box())
+
+    def none(link: Link, *_: Any, **__: Any) -> Any:
+        raise Refused(f"{link.node.name}: no container engine for image: docker is not installed")
+
+    monkeypatch.setattr(image, "run_program", none)
+    with pytest.raises(NexaError, match="n0: no container engine") as caught:
+        trial.prepare()
+    assert "apt-get install podman" in str(caught.value.hint) or "apt-get install podman" in str(caught.value)
+    assert not trial.nodes.asked, "nothing was begun"

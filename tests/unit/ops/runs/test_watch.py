@@ -67,6 +67,14 @@ def test_the_first_rank_that_failed_is_named_and_the_others_are_stopped_once() -
     assert (first.kind, first.node, first.rank, first.words) == ("killed", "n0", 1, "rank 1 on n0: signal 9")
 
 
+def test_who_failed_first_is_told_by_one_clock() -> None:
+    watch = begun("n0", "n1")
+    watch.skew_s = {"n1": 100.0}
+    watch.step(event("n1", "rank_exit", rank=1, code=1, signal=0, at=120.0))
+    watch.step(event("n0", "rank_exit", rank=0, code=1, signal=0, at=21.0))
+    assert ended(watch).words == "rank 1 on n1: exit code 1"
+
+
 def test_an_attempt_whose_ranks_all_exit_0_is_completed() -> None:
     watch = begun("n0")
     watch.step(event("n0", "rank_exit", rank=0, code=0, signal=0))

@@ -57,9 +57,9 @@ class Here(SystemRunner):
 class Lab:
     """Two nodes, a workspace with data, and what was said."""
 
-    def __init__(self, root: Path, provider: Literal["aws", "static"] = "aws") -> None:
+    def __init__(self, root: Path, provider: Literal["aws", "static"] = "aws", first: str = "127.0.0.1") -> None:
         self.root, self.said, self.runner = root, list[str](), Here()
-        nodes = (Node("n0", "127.0.0.1", 1), Node("n1", "127.0.0.1", 1))
+        nodes = (Node("n0", first, 1), Node("n1", "127.0.0.1", 1))
         cluster = Cluster("c", provider, nodes, Layout(sys.executable, "~/s", "~/h", "~/d"))
         self.links = [Link(Ssh(self.runner, cluster, str(root)), node, str(root / node.name)) for node in nodes]
         self.ctx = Context(Workspace(root / "w"), self.runner, self.said.append)
@@ -124,10 +124,13 @@ def test_one_file_is_itself_and_only_what_changed_is_sent(lab: Lab) -> None:
     assert read(lab.seen("n0", first)) == CORPUS
 
 
-def test_nodes_without_a_network_of_their_own_are_sent_it_each(tmp_path: Path) -> None:
-    lab = Lab(tmp_path, "static")
-    row = lab.bring()
-    assert lab.runner.fed == 2 * row["bytes"] and read(lab.seen("n1", row)) == CORPUS
+def test_hosts_of_ones_own_get_it_once_where_they_have_a_private_network_and_else_each(tmp_path: Path) -> None:
+    for first, times in (("127.0.0.1", 1), ("203.0.113.7", 2)):
+        (tmp_path / first).mkdir()
+        lab = Lab(tmp_path / first, "static", first)
+        row = lab.bring()
+        assert lab.runner.fed == times * row["bytes"] and read(lab.seen("n1", row)) == CORPUS, first
+        assert any("203.0.113.7 is a public address" in line for line in lab.said) == (times == 2)
 
 
 def test_what_was_cut_off_goes_on_where_it_was_and_nothing_torn_has_the_name(lab: Lab) -> None:

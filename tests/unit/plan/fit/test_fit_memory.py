@@ -9,7 +9,7 @@ import pytest
 from nexa_dist.errors import UsageError
 from nexa_dist.plan.aws import prices
 from nexa_dist.plan.fit.disk import checkpoint_bytes, on_a_node
-from nexa_dist.plan.fit.judge import instead, on, room, smallest
+from nexa_dist.plan.fit.judge import GIB, instead, on, room, smallest
 from nexa_dist.plan.fit.memory import memory
 from nexa_dist.plan.fit.method import METHODS, Adapter, Method, Sharding, Work
 from nexa_dist.plan.fit.model_shape import read
@@ -68,6 +68,16 @@ def test_what_is_offloaded_leaves_the_gpu_and_needs_a_host_or_a_disk() -> None:
     assert (nvme.nvme, nvme.host) == (pytest.approx(COUNT / 8 * 16, rel=1e-4), pytest.approx(COUNT / 8 * 2, rel=1e-4))
     small = prices.book().types["g5.xlarge"]
     assert "GiB of a node's memory, and g5.xlarge has 16 GiB, of which 80% may be taken" in room(small, cpu)
+    many = replace(small, gpus=4, memory_gib=2.0 * cpu.host / GIB)  # enough for each rank by itself
+    assert "of a node's memory" in room(many, cpu) and room(replace(many, gpus=1), cpu) == ""
+
+
+def test_the_peak_has_all_that_is_there_at_once() -> None:
+    made = memory(SEVEN, work(METHODS["acc"]))
+    steady = made.weights + made.optimizer + made.gathered
+    assert made.gathered > 0 and made.peak >= steady + max(made.activations + made.logits, made.gradients)
+    assert memory(SEVEN, work(replace(METHODS["acc"], keeps_gathered=True))).gathered > 5 * made.gathered
+    assert memory(SEVEN, work(METHODS["ds"])).peak > memory(SEVEN, work(METHODS["ds"])).buckets > 0
 
 
 def test_checkpointing_spares_memory_for_one_more_forward() -> None:

@@ -60,7 +60,9 @@ def test_without_capacity_it_waits_then_shrinks_only_when_allowed() -> None:
     assert (waiting.action, waiting.after_s) == ("wait", 30.0)
     assert "no capacity" in waiting.why
     assert after(end("node"), nodes=missing(60), policy=policy).action == "stop"
-    shrunk = after(end("node"), nodes=missing(60), policy=Policy(wait_s=60, min_nodes=1))
+    fewer = Policy(wait_s=60, min_nodes=1)
+    assert after(end("node"), nodes=missing(59), policy=fewer).action == "wait"
+    shrunk = after(end("node"), nodes=missing(60), policy=fewer)
     assert (shrunk.action, shrunk.nodes) == ("shrink", ("n0",))
     assert after(end("node"), nodes=missing(60), policy=Policy(wait_s=60, min_nodes=2)).action == "stop"
 

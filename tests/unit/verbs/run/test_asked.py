@@ -15,7 +15,7 @@ from nexa_dist.ops.context import Context
 from nexa_dist.run.runner import SystemRunner
 from nexa_dist.run.workspace import RunFolder, Workspace
 from nexa_dist.verbs.cluster import provision as cluster
-from nexa_dist.verbs.run import resume
+from nexa_dist.verbs.run.begin import resume
 from tests.unit import records
 
 CLUSTER = Cluster("c", "static", (Node("n0", "198.51.100.1", 1),), Layout("p", "s", "s", "d"))

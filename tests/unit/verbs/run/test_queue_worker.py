@@ -18,7 +18,8 @@ from nexa_dist.ops.queue import Queue
 from nexa_dist.plan.money.budget import OF_CLUSTER
 from nexa_dist.run.ssh.connections import Unreachable
 from nexa_dist.run.workspace import ClusterFolder, RunFolder, Workspace
-from nexa_dist.verbs.run import fresh, queue_worker
+from nexa_dist.verbs.run import queue_worker
+from nexa_dist.verbs.run.begin import fresh
 from tests import small_workspace
 from tests.unit import records
 
@@ -41,6 +42,8 @@ class Launches:
         self.ends: list[str | BaseException | Callable[[], str]] = []
         self.wait_ends: list[Callable[[], str] | None] = []
         """The same for what happens while a run goes on."""
+        self.code = list[str]()
+        """Of each run t.py as its code has it."""
         self.link, self.readied = Mock(), list[str]()
         self.prepared = Mock(links=(self.link,))
 
@@ -52,6 +55,7 @@ class Launches:
             self.readied.append(config.args[1])
         more["named"](name)
         self.begun.append(config.args[1])
+        self.code.append({file.name: file.content.decode() for file in more["code"].project.files}["t.py"])
         more["began"](self.prepared)
         if self.wait_ends and (end := self.wait_ends.pop(0)):
             self.ends.insert(0, end())
@@ -102,6 +106,32 @@ def test_they_run_in_order_and_the_table_tells(lab: Launches, capsys: pytest.Cap
     assert told.out.splitlines()[3].split("\t")[:5] == ["q3", "done", "t.yaml args.1=2", "-", "1.0"]
     assert main(["queue", "run"]) == EXIT_OK
     assert "nothing waits" in capsys.readouterr().err
+
+
+def test_a_queued_run_has_the_code_of_when_it_was_added(lab: Launches) -> None:
+    def edit() -> str:
+        (lab.root / "t.py").write_text("edited while the first ran")
+        return "completed"
+
+    (lab.root / "t.py").write_text("as added")
+    assert main(["queue", "add", "t.yaml"]) == EXIT_OK
+    kept = lab.clusters / "queue-code"
+    first = {path.name for path in kept.iterdir()}
+    (lab.root / "t.py").write_text("edited")
+    assert main(["queue", "add", "t.yaml"]) == EXIT_OK
+    assert len(first) == 1 and len(list(kept.iterdir())) == 2
+    lab.ends = [edit]
+    assert main([*GRID]) == EXIT_OK
+    assert lab.code == ["as added", "edited", *["edited"] * 3] and not list(kept.iterdir())
+
+    assert main(["queue", "add", "t.yaml"]) == EXIT_OK
+    (path,) = kept.iterdir()
+    path.write_bytes(path.read_bytes()[:60])
+    assert main(["queue", "run"]) == EXIT_FAILED
+    row = Queue(Workspace(lab.root).cluster("lab")).load().rows[-1]
+    assert row.state == "failed" and "is damaged" in row.why
+    (lab.root / ".nexaignore").write_text("t.py")
+    assert main(["queue", "add", "t.yaml"]) == EXIT_FAILED, "told when it is added, not when it begins"
 
 
 def test_a_failure_ends_no_other_run_unless_it_should(lab: Launches) -> None:
@@ -166,9 +196,13 @@ def test_what_a_killed_controller_began_is_followed_and_what_it_did_not_is_begun
         lab.record(run.run_id, "completed")
         return EXIT_OK
 
+    finished = Mock()
     monkeypatch.setattr(queue_worker, "taken_over", follow)
+    monkeypatch.setattr(queue_worker, "connect", lambda *_: [])
+    monkeypatch.setattr(queue_worker, "finish_again", finished)
     assert main(["queue", "run"]) == EXIT_OK
     assert (followed, lab.begun, lab.states()) == (["train_on"], ["2", "3"], ["done"] * 4)
+    assert [call.args[1].run_id for call in finished.call_args_list] == ["train_over"], "its results come all the same"
     assert not (lab.root / "runs" / "train_none").exists()
 
 

@@ -7,29 +7,48 @@ import contextlib
 import shlex
 import shutil
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from nexa_dist.config.train import TrainConfig
-from nexa_dist.errors import EXIT_OK
+from nexa_dist.errors import EXIT_OK, NexaError
 from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.notify import targets
+from nexa_dist.ops.notify.announcer import Announcer
 from nexa_dist.ops.runs import launch
 from nexa_dist.ops.runs import status as running
 from nexa_dist.ops.runs.supervise import alone
 from nexa_dist.run import files
+from nexa_dist.run.code.archive import Archive
 from nexa_dist.run.record import Run
 from nexa_dist.run.ssh.connections import Connecting, Ssh
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.secrets import redact
 from nexa_dist.ui import terminal
+from nexa_dist.verbs._shared import whom_to_tell
 from nexa_dist.verbs.run.presenter import RunPresenter
+
+if TYPE_CHECKING:
+    from nexa_dist.ops.work.origin import Origin
 
 Arguments = argparse.Namespace
 
 
-def dry(ctx: Context, ssh: Ssh, links: Connecting, config: TrainConfig, as_json: bool) -> int:
+@dataclass(frozen=True)
+class Frozen:
+    """The project as it was at another time, and the commit that it was of."""
+
+    project: Archive
+    git_commit: str | None
+
+
+def dry(
+    ctx: Context, ssh: Ssh, links: Connecting, config: TrainConfig, as_json: bool, origin: Origin | None = None
+) -> int:
     """Say what a new run would be."""
-    return printed(launch.prepare(ctx, ssh, config, "train_dry_run", 1, None, links=links), as_json)
+    codes = origin.codes if origin else None
+    return printed(launch.prepare(ctx, ssh, config, "train_dry_run", 1, None, codes=codes, links=links), as_json)
 
 
 def fresh(
@@ -43,12 +62,16 @@ def fresh(
     shown: set[int] | None,
     as_json: bool,
     named: Callable[[str], object] = str,
+    cluster_file: str | None = None,
     folder: RunFolder | None = None,
+    origin: Origin | None = None,
+    code: Frozen | None = None,
     began: Callable[[launch.Prepared], object] = bool,
 ) -> int:
     """A new run, followed to its end. `named` is told what it is called before anything of it is begun, unless its
-    `folder` was made before; `began` how it was begun, when it is."""
+    `folder` was made before; `began` how it was begun, when it is. `code` is another than that of this moment."""
     cluster = ssh.cluster
+    told = whom_to_tell(ctx, cluster, cluster_file)
     with contextlib.ExitStack() as door:
         door.enter_context(running.launching(ctx, cluster))
         refuse_without_money(ctx, cluster, config)
@@ -60,7 +83,13 @@ def fresh(
             folder = folder or ctx.workspace.new_run(config.stage, config.name)
             try:
                 named(folder.run_id)
-                prepared = launch.prepare(ctx, ssh, config, folder.run_id, 1, None, kept=folder.brought, links=links)
+                targets.keep(ctx, folder, told or ())
+                if origin:
+                    origin.seed(folder.brought)
+                prepared = launch.prepare(
+                    ctx, ssh, config, folder.run_id, 1, None, codes=origin.codes if origin else None,
+                    project=code.project if code else None, kept=folder.brought, links=links,
+                )  # fmt: skip
                 launch.deliver(ctx, prepared)
             except BaseException:
                 shutil.rmtree(folder.path)  # nothing was started, so there is no run
@@ -69,7 +98,9 @@ def fresh(
             first = cluster.nodes[0].name
             cure = "; or name a bucket in the cluster's file" if cluster.traits.priced else ""
             ctx.say(f"warning: checkpoints lie on {first} alone and are lost with it: nexa pull brings them here{cure}")
-        record = launch.new_record(ctx, folder, prepared, cluster, config, config_file)
+        now = code or (origin and origin.record)  # code of another time has a commit of its own
+        commit = now.git_commit if now else launch.commit(ctx, config, prepared.archives[0])
+        record = launch.new_record(ctx, folder, cluster, config, config_file, commit, origin)
         with alone(folder, "run"):
             started(ctx, folder, prepared, record)
             door.close()
@@ -92,6 +123,11 @@ def started(ctx: Context, folder: RunFolder, prepared: launch.Prepared, record: 
         launch.start(folder, prepared, record, **known)
     except KeyboardInterrupt:
         ctx.say(f"✗ {folder.run_id} {record.last.cause or 'interrupted'}; no process of it is left")
+        raise
+    except NexaError:
+        announcer = Announcer(ctx, folder, record)
+        announcer.ended(record.last.state, record.last.cause)
+        announcer.close(ctx.say)
         raise
 
 

@@ -14,6 +14,7 @@ from nexa_dist.errors import UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.health.gate import refuse_unfit
+from nexa_dist.ops.notify import targets
 from nexa_dist.ops.runs import checkpoints, launch
 from nexa_dist.ops.runs import status as running
 from nexa_dist.ops.runs.code import tell_kept
@@ -23,9 +24,9 @@ from nexa_dist.plan.ranks import subset
 from nexa_dist.run.record import Run
 from nexa_dist.run.ssh.connections import connect, session
 from nexa_dist.run.workspace import RunFolder
-from nexa_dist.verbs._shared import find_cluster, load_planned, refuse_detach
+from nexa_dist.verbs._shared import find_cluster, load_planned, refuse_detach, refuse_job, whom_to_tell
 from nexa_dist.verbs.run.attach import taken_over
-from nexa_dist.verbs.run.fresh import printed, refuse_without_money, started
+from nexa_dist.verbs.run.begin.fresh import printed, refuse_without_money, started
 from nexa_dist.verbs.run.presenter import RunPresenter
 
 Arguments = argparse.Namespace
@@ -34,6 +35,7 @@ Arguments = argparse.Namespace
 def resumed(ctx: Context, folder: RunFolder, args: Arguments, shown: set[int] | None) -> int:
     """Takes over a run that nobody supervises, or begins a new attempt of one that is over."""
     record = folder.load()
+    refuse_job(folder.run_id, record.cluster)
     if record.going_on:
         options = {"--plan": args.plan, "--cluster": args.cluster}
         changes = [args.train, *args.set, *args.program, *(option for option, value in options.items() if value)]
@@ -49,6 +51,8 @@ def resumed(ctx: Context, folder: RunFolder, args: Arguments, shown: set[int] | 
     if not args.dry_run and not args.ignore_diag:
         refuse_unfit(ctx.workspace.cluster(cluster.name), cluster)
     refuse_without_money(ctx, cluster, config)
+    if not ctx.dry and (told := whom_to_tell(ctx, cluster, args.cluster)) is not None:
+        targets.keep(ctx, folder, told)
     hold = contextlib.nullcontext(not folder.supervised) if ctx.dry else alone(folder, "run --resume")
     door = contextlib.ExitStack()
     with door, session(ctx.runner, cluster) as ssh, hold as ours:

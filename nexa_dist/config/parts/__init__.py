@@ -1,0 +1,1 @@
+"""Sections of cluster.yaml and train.yaml that have a file of their own."""

@@ -1,0 +1,1 @@
+"""Who is told of a run, and what was sent."""

@@ -1,0 +1,1 @@
+"""Models that answer: a run of a server, and the names that runs are promoted to."""

@@ -1,0 +1,336 @@
+"""nexa serve: a run's model as a run of its own, its server's state, and the way to it by ssh."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from nexa_dist.config.train import TrainConfig, name_of
+from nexa_dist.errors import NexaError, UsageError
+from nexa_dist.model import Cluster
+from nexa_dist.ops.context import Context
+from nexa_dist.ops.serving.aliases import Aliases
+from nexa_dist.ops.work import pull, pulled
+from nexa_dist.run.record import Run
+from nexa_dist.run.runner import Stream
+from nexa_dist.run.ssh.connections import Link, reach, session
+from nexa_dist.run.workspace import RunFolder
+from nexa_dist.shape import Strange, flag, lenient, number, one_of, parsed, record, text, whole
+from nexa_dist.train import checkpoint
+from nexa_dist.wire import Faulty
+
+LOOPBACK = "127.0.0.1"
+EVERYWHERE = ("0.0.0.0", "::", "localhost")  # noqa: S104
+STAGE, HOLD = "serve", "nexa_dist.stages.serve.hold"
+STATE_FILE = "serve.json"
+"""Written by HOLD in the folder of the run; a test holds that the names are the same."""
+FIGURES = ("requests", "prompt_tokens", "completion_tokens", "tokens_per_s")
+POLL_S = 1.0
+MOST_BYTES = 1 << 20
+SMOKE_S = 120.0
+STATE = record(
+    {"state": one_of("loading", "ready", "failed", "stopped"), "at": number()},
+    {
+        "engine": one_of("vllm", "transformers"), "why": text(500), "cause": text(2000),
+        "host": text(64, "[0-9A-Za-z.:-]+"), "port": whole(1, 65535), "has_key": flag,
+        "model": text(1024), "api": one_of("chat", "completions"), "attempt": whole(1, 1 << 20),
+        "smoke": record({"text": text(4096), "seconds": number(0.0)}),
+        "requests": whole(), "prompt_tokens": whole(), "completion_tokens": whole(),
+        "tokens_per_s": lenient(number(0.0)),
+    },
+)  # fmt: skip
+"""What a node's serve.json may say."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be served, and how."""
+
+    what: str
+    """A run, an alias, or a folder of a model."""
+    step: int | None = None
+    node: str = ""
+    engine: str = "auto"
+    host: str = LOOPBACK
+    key_env: str = ""
+    max_model_len: int | None = None
+    startup_s: float = 900.0
+    max_hours: float | None = None
+    budget_usd: float | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that can be served: its folder here, and where it is from."""
+
+    folder: Path
+    label: str
+    run: str = ""
+    step: int | None = None
+    sha256: str = ""
+    """Of the checkpoint, by its manifest."""
+
+
+def find_model(ctx: Context, wish: Wish) -> Model:
+    """The model of a run (its newest checkpoint, brought here, unless a step is named), of an alias, or in a folder.
+    Raises NexaError for what has none in the form of transformers."""
+    aliased = Aliases(ctx.workspace.root).get(wish.what)
+    if aliased is None and Path(wish.what).is_dir():
+        folder = Path(wish.what).absolute()
+        return Model(_of_transformers(folder, wish.what), name_of(folder.name))
+    run = ctx.workspace.run(aliased.run if aliased else wish.what)
+    step = aliased.step if aliased else wish.step
+    folder, found = _checkpoint(ctx, run, step)
+    digest = checkpoint.digest(folder) if folder.exists() else ""
+    label = name_of(run.run_id.split("_", 3)[-1])
+    return Model(_of_transformers(folder, run.run_id), label, run.run_id, found, digest)
+
+
+def _checkpoint(ctx: Context, run: RunFolder, step: int | None) -> tuple[Path, int]:
+    """A checkpoint of a run on this machine, and its step. In a dry run it may not be here yet."""
+    answer = pull.pull(ctx, run, pull.Wish(run.path, step))
+    if answer.checkpoint:
+        return Path(answer.checkpoint["path"]), int(answer.checkpoint["step"])
+    if ctx.dry and answer.found:
+        one = answer.found[0]
+        ctx.say(f"would bring: the checkpoint of step {one.step} from {one.where}")
+        return pulled.step_in(run.path, one.step), one.step
+    here = {int(path.name[5:]): path for path in (run.path / "checkpoints").glob("step_*") if path.name[5:].isdecimal()}
+    wanted = step if step is not None else max(here, default=-1)
+    if wanted not in here:
+        why = answer.why or "; ".join(answer.silent.values()) or "it has saved none"
+        raise NexaError(f"{run.run_id}: no checkpoint can be had: {why}", hint="nexa pull lists what there is")
+    return here[wanted], wanted
+
+
+def _of_transformers(folder: Path, what: str) -> Path:
+    """The folder with config.json: of a checkpoint itself, or `model/` in one of shards."""
+    found = next((one for one in (folder, folder / "model") if (one / "config.json").is_file()), None)
+    if found is None and folder.exists():
+        cure = "merge it into its model" if (folder / "adapter_config.json").exists() else "config.json is missing"
+        raise UsageError(f"{what} has no model of transformers in {folder}", hint=cure)
+    return found or folder
+
+
+def as_run(wish: Wish, model: Model, cluster: Cluster) -> TrainConfig:
+    """The run that serves it: one process on one node, which starts the server as its child. Raises UsageError for a
+    wish that no run can have."""
+    node = next((one for one in cluster.nodes if wish.node in ("", one.name)), cluster.nodes[0])
+    has_gpus = bool(node.gpus) and not cluster.traits.one_machine  # whose nodes have none, whatever their file says
+    words = ["--model", "${NEXA_DATA}/model", "--name", model.label, "--engine", wish.engine, "--host", wish.host]
+    words += ["--startup-s", f"{wish.startup_s:g}"]
+    words += ["--key-env", wish.key_env] if wish.key_env else []
+    words += ["--max-model-len", str(wish.max_model_len)] if wish.max_model_len else []
+    told = {
+        "name": model.label,
+        "stage": STAGE,
+        "module": HOLD,
+        "args": tuple(words),
+        "expand": True,
+        "data": {"model": str(model.folder)},
+        # vLLM where there is a GPU for it; what light has is enough for transformers serve.
+        "environment": "infer" if has_gpus and wish.engine != "transformers" else "light",
+        "nodes": (node.name,),
+        "nproc_per_node": 1,
+        "secrets": (wish.key_env,) if wish.key_env else (),
+        "hang_timeout_s": None,  # one that nobody asks does nothing
+        "max_hours": wish.max_hours,
+        "budget_usd": wish.budget_usd,
+        "install": False,
+        "wandb": "off",
+        "tags": (f"model:{model.run}", f"step:{model.step}") if model.run else (),
+    }
+    try:
+        return TrainConfig.model_validate(told)
+    except ValidationError as error:
+        one = error.errors()[0]
+        raise UsageError(f"{one['loc'][0] if one['loc'] else 'nexa serve'}: {one['msg']}") from None
+
+
+def state_of(link: Link, run_dir: str) -> dict[str, Any] | None:
+    """What the server says of itself; None before it has said anything. Raises Faulty for what makes no sense."""
+    answer = link.ssh.run(link.node, ("cat", f"{run_dir}/{STATE_FILE}"), timeout_s=30.0)
+    if answer.code:
+        return None
+    try:
+        found: dict[str, Any] = parsed(answer.out, STATE, 1 << 16)
+    except Strange as error:
+        raise Faulty(link.node.name, STATE_FILE, str(error)) from None
+    return found
+
+
+def served(ctx: Context) -> list[RunFolder]:
+    """Runs of this workspace that serve a model and go on."""
+    found = []
+    for run in ctx.workspace.runs():
+        with contextlib.suppress(NexaError):
+            record = run.load()
+            if record.going_on and record.config.get("stage") == STAGE and record.config.get("module") == HOLD:
+                found.append(run)
+    return found
+
+
+def what_is_served(run: Run) -> tuple[str, int | None]:
+    """The run whose model it serves, and the step; empty for a folder."""
+    told = dict(tag.split(":", 1) for tag in run.config.get("tags", ()) if ":" in tag)
+    return told.get("model", ""), int(told["step"]) if told.get("step", "").isdecimal() else None
+
+
+def the_served(ctx: Context, named: str) -> RunFolder:
+    """The served run of that name, or the only one. Raises UsageError."""
+    known = served(ctx)
+    found = [run for run in known if named in run.run_id]
+    if len(found) != 1:
+        names = ", ".join(run.run_id for run in found or known) or "none"
+        raise UsageError(
+            f"{'which' if found else 'no'} served run{f' matches {named!r}' if named else ''}: {names}",
+            hint="nexa serve status lists them",
+        )
+    return found[0]
+
+
+@contextlib.contextmanager
+def linked(ctx: Context, run: Run) -> Iterator[Link]:
+    """A link to the node that serves. Raises NexaError where it does not answer."""
+    with session(ctx.runner, run.cluster) as ssh:
+        links, silent = reach(ssh, [node for node in run.cluster.nodes if node.name in run.last.ranks])
+        if not links:
+            raise NexaError("; ".join(silent.values()) or "its node is gone")
+        yield links[0]
+
+
+class Tunnel:
+    """A port of this machine that leads to the server on its node, over ssh: it ends with us, however we end."""
+
+    def __init__(self, ctx: Context, port: int) -> None:
+        """`port` is that of this machine. Raises UsageError when it is taken; 0 takes a free one."""
+        self._ctx, self._to = ctx, 0
+        self._stream: Stream | None = None
+        self.port = _free(port)
+
+    @property
+    def url(self) -> str:
+        return f"http://{LOOPBACK}:{self.port}/v1"
+
+    def lead_to(self, link: Link, state: dict[str, Any], seconds: float = 30.0) -> None:
+        """Make the way to the address of a `state`, unless it is there. Raises NexaError."""
+        host, port = state["host"], state["port"]
+        host = LOOPBACK if host in EVERYWHERE else f"[{host}]" if ":" in host else host
+        if self._to == port and _answers(self.port):
+            return
+        self.close()
+        argv = link.ssh.argv(
+            link.node, "-oControlMaster=no", "-oControlPath=none", "-oClearAllForwardings=no",
+            "-oExitOnForwardFailure=yes", f"-L{LOOPBACK}:{self.port}:{host}:{port}",
+        )  # fmt: skip
+        # The kernel closes its input when we are killed; then cat ends, and ssh with it.
+        self._stream, self._to = self._ctx.runner.stream((*argv, "exec cat")), port
+        until = time.monotonic() + seconds
+        while not _answers(self.port):
+            if time.monotonic() > until:
+                self.close()
+                raise NexaError(f"no tunnel to {link.node.name}: nothing answers on port {self.port} here")
+            time.sleep(0.1)
+
+    def close(self) -> None:
+        if self._stream:
+            self._stream.end()
+        self._stream, self._to = None, 0
+
+
+class Door:
+    """While a served run goes on: waits until it answers, leads a port here to it, and asks it once by that way. A new
+    attempt has a new port, so it looks again and again."""
+
+    def __init__(self, ctx: Context, tunnel: Tunnel, key: str, told: Callable[[dict[str, Any]], object]) -> None:
+        self._ctx, self._tunnel, self._key, self._told = ctx, tunnel, key, told
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.state: dict[str, Any] = {}
+        """What the server said of itself last."""
+
+    def __enter__(self) -> Door:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._thread:
+            self._thread.join()
+        self._tunnel.close()
+
+    def open(self, link: Link, run_dir: str) -> None:
+        self._thread = threading.Thread(target=self._look, args=(link, run_dir), daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until Ctrl-C, or until the run has ended."""
+        while self._thread and self._thread.is_alive():
+            self._thread.join(1.0)
+
+    def _look(self, link: Link, run_dir: str) -> None:
+        asked = 0
+        while not self._over.wait(POLL_S):
+            try:
+                self.state = state = state_of(link, run_dir) or {}
+                if state.get("state") == "stopped":
+                    return
+                if state.get("state") != "ready":
+                    continue
+                self._tunnel.lead_to(link, state)
+                if asked != state["port"]:
+                    answer = ask(self._tunnel.url, state["model"], state["api"], self._key)
+                    asked = state["port"]
+                    self._told({"url": self._tunnel.url, **state, "answer": answer})
+            except NexaError as error:
+                self._ctx.say(f"warning: the served model cannot be reached: {error}")
+                self._over.wait(10 * POLL_S)
+
+
+def ask(url: str, model: str, api: str, key: str, prompt: str = "Say hello.") -> dict[str, Any]:
+    """One short request: its text and seconds. Raises NexaError."""
+    body: dict[str, Any] = {"model": model, "max_tokens": 16}
+    body |= {"messages": [{"role": "user", "content": prompt}]} if api == "chat" else {"prompt": prompt}
+    path = "/chat/completions" if api == "chat" else "/completions"
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+    request = urllib.request.Request(url + path, json.dumps(body).encode(), headers)  # noqa: S310
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    begun = time.monotonic()
+    try:
+        with opener.open(request, timeout=SMOKE_S) as response:
+            told = json.loads(response.read(MOST_BYTES))
+        choice = told["choices"][0]
+        said = choice["message"]["content"] if api == "chat" else choice["text"]
+        if not isinstance(said, str):
+            raise ValueError("no text")
+    except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+        raise NexaError(f"a request was not answered: {str(error)[:200]}") from None
+    plain = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", said)[:200]
+    return {"text": plain, "seconds": round(time.monotonic() - begun, 3)}
+
+
+def _free(port: int) -> int:
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind((LOOPBACK, port))
+        except (OSError, OverflowError):
+            raise UsageError(f"port {port} of this machine cannot be had", hint="--port 0 takes a free one") from None
+        return int(one.getsockname()[1])
+
+
+def _answers(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, port), timeout=2.0):
+        return True
+    return False

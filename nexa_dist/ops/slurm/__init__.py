@@ -1,0 +1,1 @@
+"""Trainings as jobs of Slurm: submitted, and led by the job itself."""

@@ -1,0 +1,35 @@
+"""nexa stop of a run that a job of Slurm's leads: the job ends, and the run is written down as stopped."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from nexa_dist.errors import StillRunning
+from nexa_dist.ops.context import Context
+from nexa_dist.ops.slurm.attempt import Leader
+from nexa_dist.ops.slurm.place import kept
+from nexa_dist.run.slurm.commands import Slurm
+from nexa_dist.run.workspace import RunFolder
+
+GONE_S, LOOK_S = 180.0, 1.0
+"""Seconds for a job that was cancelled to leave the queue, KillWait among them; and between two looks."""
+
+
+def stop(ctx: Context, run: RunFolder) -> dict[str, Any]:
+    """Cancel the job (gone already: nothing to do), wait until Slurm has it in no queue, and close the run. Raises
+    StillRunning when Slurm does not let go of it in time."""
+    number = str(kept(run)["job"])
+    slurm = Slurm(ctx.runner)
+    before = slurm.waiting(number)
+    if before is not None:
+        slurm.cancel(number)
+    until = ctx.now() + GONE_S
+    while (left := slurm.waiting(number)) is not None:
+        if ctx.now() > until:
+            raise StillRunning(
+                f"job {number} is still {left.state} after {GONE_S:.0f} s", hint=f"squeue -j {number} shows why"
+            )
+        ctx.sleep(LOOK_S)
+    state = Leader(ctx, run, {**os.environ, "SLURM_JOB_ID": number}).settle()
+    return {"run": run.run_id, "state": state, "job": number, "was": before.state if before else "gone"}

@@ -1,0 +1,19 @@
+"""View of a run as the watch loop calls it: ui/run_view/views.py has some, ops/notify/announcer.py one that listens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+
+class View(Protocol):
+    """Display callbacks of the watch loop."""
+
+    def line(self, node: str, source: str, rank: int | None, text: bytes, passing: bool = False) -> None: ...
+    def event(self, node: str, record: Mapping[str, Any]) -> None: ...
+    def quiet(self, node: str, seconds: float) -> None: ...
+    def note(self, text: str) -> None: ...
+    def tick(self) -> None: ...
+    def attempt(
+        self, number: int, nodes: Sequence[str], world_size: int, resume_step: int | None, replaced: Sequence[str] = ()
+    ) -> None: ...

@@ -1,0 +1,1 @@
+"""Slurm: its commands, and the nodes of a job by its steps."""

@@ -1,0 +1,113 @@
+"""Slurm's own commands, and what they say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from nexa_dist.errors import NexaError
+from nexa_dist.run.runner import Result, Runner
+
+TIMEOUT_S = 60.0
+NO_PROGRAM = 127
+HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
+NUMBER = re.compile(r"[0-9]{1,10}")
+
+
+class Unreachable(NexaError):
+    """Slurm's programs are here, and no cluster of its: a laptop, or a login node before its slurm.conf is."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A job as squeue tells it; `start` is when Slurm expects it to begin, empty when it does not say."""
+
+    state: str
+    reason: str
+    start: str
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """Slurm's commands by one runner."""
+
+    runner: Runner
+
+    def submit(self, script: str, environment: Mapping[str, str] | None = None, *, test: bool = False) -> str:
+        """Number of the job that sbatch made of a script; with `test` what sbatch says of when it would begin, and
+        nothing is made. Raises NexaError with sbatch's own words."""
+        words = ("--test-only",) if test else ("--parsable",)
+        made = self._call(("sbatch", *words), "sbatch", stdin=script.encode(), env=environment)
+        if test:
+            return made.err.decode(errors="replace").strip()
+        number = made.out.decode(errors="replace").strip().partition(";")[0]
+        if not NUMBER.fullmatch(number):
+            raise NexaError(f"sbatch answers {number[:100]!r}, which is no job", hint="squeue --me shows what there is")
+        return number
+
+    def waiting(self, number: str) -> Waiting | None:
+        """The job (of an array, its first element) as it stands in the queue; None when it is in none."""
+        argv = ("squeue", "--noheader", f"--jobs={number}", "--format=%T|%r|%S")
+        result = self.runner.run(argv, timeout_s=TIMEOUT_S)
+        rows = [line.split("|") for line in result.out.decode(errors="replace").splitlines() if line.count("|") >= 2]
+        if result.code or not rows:
+            return None
+        state, reason, start = rows[0][0], "|".join(rows[0][1:-1]), rows[0][-1]
+        return Waiting(state, reason, "" if start == "N/A" else start)
+
+    def job(self, number: str, read: Callable[[str], dict[str, str]]) -> dict[str, str]:
+        """Fields of a job; empty when Slurm does not know it, or does not answer."""
+        result = self.runner.run(("scontrol", "--oneliner", "show", "job", number), timeout_s=TIMEOUT_S)
+        return {} if result.code else read(result.out.decode(errors="replace").partition("\n")[0])
+
+    def nodes(self, listed: str) -> list[str]:
+        """Names of the nodes that Slurm writes as n[0-3,7]."""
+        result = self._call(("scontrol", "show", "hostnames", listed), "scontrol show hostnames")
+        names = result.out.decode(errors="replace").split()
+        if not names or not all(HOST.fullmatch(name) for name in names):
+            raise NexaError(f"scontrol makes no names of {listed[:100]!r}")
+        return names
+
+    def address(self, node: str, read: Callable[[str], dict[str, str]]) -> str:
+        """Address at which other nodes reach this one."""
+        result = self._call(("scontrol", "--oneliner", "show", "node", node), "scontrol show node")
+        return read(result.out.decode(errors="replace")).get("NodeAddr") or node
+
+    def requeue(self, number: str) -> None:
+        """Put a job of one's own back into the queue, which ends what it runs. Raises NexaError."""
+        self._call(("scontrol", "requeue", number), "scontrol requeue")
+
+    def cancel(self, number: str) -> None:
+        """End a job. Raises NexaError."""
+        self._call(("scancel", number), "scancel")
+
+    def _call(
+        self, argv: Sequence[str], what: str, *, stdin: bytes = b"", env: Mapping[str, str] | None = None
+    ) -> Result:
+        result = self.runner.run(argv, stdin=stdin, timeout_s=TIMEOUT_S, env=env)
+        if result.code == NO_PROGRAM:
+            raise NexaError(f"there is no {argv[0]} here", hint="call nexa on a login node of the Slurm cluster")
+        if b"configuration source" in result.err:
+            hint = "call nexa on a login node of the Slurm cluster; SLURM_CONF names another slurm.conf"
+            raise Unreachable(f"{argv[0]} finds no slurm.conf here", hint=hint)
+        if result.code:
+            said = re.sub(r"^(sbatch|scontrol|scancel): (error: )?", "", result.tail(3), flags=re.MULTILINE)
+            raise NexaError(f"{what}: {said}", hint=_hint(said))
+        return result
+
+
+def _hint(said: str) -> str:
+    """What to do about a refusal of Slurm's, where that is known."""
+    words = said.lower()
+    for mark, cure in (
+        ("account", "slurm.account is not one of yours for this partition: sacctmgr show associations user=$USER"),
+        ("partition", "slurm.partition: sinfo lists the partitions"),
+        ("qos", "slurm.qos: sacctmgr show qos lists them"),
+        ("node configuration", "no node of the partition has that: sinfo -N -o '%N %G %c %m %f' shows what they have"),
+        ("time limit", "slurm.time: sinfo -o '%P %l' shows the longest of each partition"),
+        ("contact", "is slurmctld up? scontrol ping"),
+    ):
+        if mark in words:
+            return cure
+    return ""

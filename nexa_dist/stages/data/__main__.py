@@ -1,0 +1,4 @@
+from nexa_dist.stages.entry import run_main
+
+if __name__ == "__main__":
+    run_main("data")

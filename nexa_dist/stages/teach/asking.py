@@ -1,0 +1,204 @@
+"""Asks the teacher for each row that has no answer yet, then writes the answers in the order of the rows' ids."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+
+from nexa_dist.errors import EXIT_BUDGET, EXIT_OK, NexaError, UsageError
+from nexa_dist.stages.contract import EXIT_STOPPED, StageEnv
+from nexa_dist.stages.endpoint import Endpoint, Question
+from nexa_dist.stages.endpoint_config import EndpointConfig
+from nexa_dist.stages.endpoint_reply import KINDS, NOTHING, PASSING, Failed, Reply, Usage
+from nexa_dist.stages.row_files import ROWS, Id, Row, in_order, rows_of, write_lines, write_rows
+from nexa_dist.stages.serve.at_hand import at_hand, refuse
+from nexa_dist.stages.teach import table
+from nexa_dist.stages.teach.config import TeachConfig
+from nexa_dist.stages.teach.journal import Journal
+from nexa_dist.stages.teach.prompt import Prompts, prompt_sha256
+
+INPUT, TEACHER = "rows", "teacher"
+JOURNAL = ".journal.jsonl"
+OK = "ok"
+KEPT = ("text", "model", "finish", "data", "tokens")
+"""Of a reply: what does not depend on when it came."""
+BAD_ROW = "row"
+"""Kind of a row that the template cannot take."""
+DEAD_AFTER = 20
+"""So many failures of the server in a row, or twice the concurrency, mean that it is not there."""
+
+
+def prepare(config: TeachConfig, env: StageEnv) -> None:
+    """Refuse an input without rows, ids that are not unique, a column that is not there, and a missing key."""
+    prompts = Prompts(config.prompt, config.system)
+    if INPUT not in env.inputs:
+        raise UsageError(f"inputs: {INPUT} is missing", hint=f"inputs: {{{INPUT}: data:NAME}}")
+    first = next(rows_of(env.inputs[INPUT], config.id), None)
+    if first is None:
+        raise UsageError(f"inputs.{INPUT}: {env.inputs[INPUT]} has no rows")
+    try:
+        prompts.of(first[1])
+    except NexaError as error:
+        raise UsageError(f"the first row does not fit: {error}", hint=f"its columns: {', '.join(first[1])}") from None
+    if missing := [name for name in config.keep if name not in first[1]]:
+        raise UsageError(f"keep: {', '.join(missing)} is no column", hint=f"the columns: {', '.join(first[1])}")
+    table.check_names(config.keep)
+    refuse(config.endpoint, env.inputs, TEACHER)
+    with Endpoint(config.endpoint):
+        pass
+
+
+def run(config: TeachConfig, env: StageEnv) -> int:
+    """Returns 0, 3 when the budget ended it, 143 after SIGTERM. Raises NexaError when the server failed too often."""
+    with Journal(env.output / JOURNAL) as journal:
+        work = Work(config, env, journal)
+        code = work.ask() if work.left() else EXIT_OK
+        work.note()
+        if code == EXIT_OK:
+            work.write()
+    return code
+
+
+class Work:
+    """The rows of one teach stage: where the answer of each stands in the journal, and its kind."""
+
+    def __init__(self, config: TeachConfig, env: StageEnv, journal: Journal) -> None:
+        self._config, self._env, self._journal = config, env, journal
+        self._prompts = Prompts(config.prompt, config.system)
+        self._answers: dict[Id, tuple[str, int]] = {}
+        self._counts: Counter[str] = Counter()
+        self._end: Failed | None = None
+        self._spent = NOTHING
+        for offset, line in journal.lines():
+            self._set(line["id"], line["kind"], offset)
+            self._spent += Usage(**line["usage"])
+        self._total = sum(1 for _ in rows_of(env.inputs[INPUT], config.id))
+
+    def ask(self) -> int:
+        """Ask for all rows, several times where the server failed. Returns the exit code."""
+        with at_hand(self._config.endpoint, self._env.inputs, TEACHER, self._env.stop) as endpoint:
+            for _ in range(self._config.passes):
+                before = self.left()
+                if endpoint is None or (code := self._pass(endpoint)) == EXIT_STOPPED:
+                    return EXIT_STOPPED
+                if code != EXIT_OK:
+                    return code
+                if self.left() in (0, before):
+                    break
+        left = self.left()
+        if left > self._config.failed_most * self._total:
+            kinds = {kind: n for kind, n in sorted(self._counts.items()) if kind in PASSING}
+            raise NexaError(
+                f"the server failed on {left} of {self._total} rows ({told_counts(kinds)})",
+                hint="the same command asks for those alone; failed_most says how many may be left out",
+            )
+        return EXIT_OK
+
+    def write(self) -> None:
+        """The output, in the order of the ids: rows.parquet, and what is no answer below failed/, a file a kind."""
+        config, out, ids = self._config, self._env.output, in_order(self._answers)
+        ok = [self._answers[row][1] for row in ids if self._answers[row][0] == OK]
+        schema = table.schema(config, (self._journal.at(at) for at in ok))
+        write_rows(out / ROWS, schema, (table.output_row(config, schema, self._journal.at(at)) for at in ok))
+        for kind, count in self._counts.items():
+            if kind != OK and count:
+                places = [self._answers[row][1] for row in ids if self._answers[row][0] == kind]
+                write_lines(out / "failed" / f"{kind}.jsonl", (table.failed_row(self._journal.at(at)) for at in places))
+        self._env.note(schema={field.name: str(field.type) for field in schema})
+
+    def note(self) -> None:
+        """What the manifest says of it; an attempt that was ended says it too."""
+        config, spent = self._config, self._spent
+        counts = {kind: count for kind, count in sorted(self._counts.items()) if count}
+        self._env.note(
+            counts={"rows_in": self._total, "rows": self._counts[OK], "unanswered": self.left(), **counts},
+            usd=round(spent.usd, 6),
+            tokens={"prompt": spent.prompt_tokens, "completion": spent.completion_tokens},
+            prompt_sha256=prompt_sha256(config.prompt, config.system, config.json_schema),
+            teacher=config.endpoint.model,
+        )
+        print(f"{told_counts(counts)} of {self._total} rows; {spent.usd:.4f} USD, "
+              f"{spent.prompt_tokens} + {spent.completion_tokens} tokens", flush=True)  # fmt: skip
+
+    def _pass(self, endpoint: EndpointConfig) -> int:
+        in_a_row = 0
+        if self._config.top_logprobs:
+            endpoint = endpoint.model_copy(update={"token_ids": True})
+        with Endpoint(endpoint, spent=self._spent, stop=lambda: self._env.stop() or self._end is not None) as server:
+            for (row, record), outcome in server.ask_all(self._questions()):
+                if isinstance(outcome, Failed) and outcome.ends:
+                    self._end = self._end or (outcome if outcome.kind != "stopped" else None)
+                    if outcome.usage != NOTHING:  # what was stopped while it was asked may be billed all the same
+                        self._keep(row, record, replace(outcome, kind="timeout"))
+                    continue
+                self._keep(row, record, outcome)
+                in_a_row = in_a_row + 1 if isinstance(outcome, Failed) and outcome.kind in PASSING else 0
+                if isinstance(outcome, Failed) and in_a_row >= max(DEAD_AFTER, 2 * endpoint.concurrency):
+                    self._end = Failed(outcome.kind, f"{in_a_row} rows in a row: {outcome.detail}")
+        self._journal.sync()
+        if self._env.stop():
+            return EXIT_STOPPED
+        if self._end and self._end.kind == "budget":
+            print(f"the budget ended it: {self._end.detail}", flush=True)
+            return EXIT_BUDGET
+        if self._end:
+            raise NexaError(
+                f"the server answers nobody ({KINDS[self._end.kind]}): {self._end.detail}",
+                hint="what was answered is kept, and the same command goes on",
+            )
+        return EXIT_OK
+
+    def _questions(self) -> Iterator[tuple[tuple[Id, Row], Question]]:
+        """A question for each row that has no answer, with what the journal keeps of the row."""
+        config = self._config
+        for row, columns in rows_of(self._env.inputs[INPUT], config.id):
+            if self._is_done(row):
+                continue
+            kept: Row = {"keep": {name: columns.get(name) for name in config.keep}}
+            try:
+                messages = self._prompts.of(columns)
+            except NexaError as error:
+                self._keep(row, kept, Failed(BAD_ROW, str(error)))
+                continue
+            kept["messages"] = messages
+            yield (row, kept), Question(messages, config.json_schema, config.top_logprobs)
+
+    def _keep(self, row: Id, record: Row, outcome: Reply | Failed) -> None:
+        if (
+            isinstance(outcome, Failed)
+            and outcome.kind == "truncated"
+            and self._config.keep_truncated
+            and outcome.reply
+        ):
+            outcome = replace(outcome.reply, usage=outcome.usage)
+        kind = OK if isinstance(outcome, Reply) else outcome.kind
+        reply = outcome if isinstance(outcome, Reply) else outcome.reply
+        told = {
+            "kind": kind,
+            "usage": asdict(outcome.usage),
+            "detail": getattr(outcome, "detail", ""),
+            "reply": reply and {name: value for name, value in asdict(reply).items() if name in KEPT},
+            **record,
+        }
+        self._set(row, kind, self._journal.append(row, told))
+        self._spent += outcome.usage
+        done = self._total - self.left()
+        self._env.report(done, self._total, failed=done - self._counts[OK], usd=self._spent.usd)
+
+    def _is_done(self, row: Id) -> bool:
+        return row in self._answers and self._answers[row][0] not in PASSING
+
+    def left(self) -> int:
+        """Rows that have no answer, nor a failure that asking again would not mend."""
+        return self._total - sum(count for kind, count in self._counts.items() if kind not in PASSING)
+
+    def _set(self, row: Id, kind: str, offset: int) -> None:
+        if before := self._answers.get(row):
+            self._counts[before[0]] -= 1
+        self._answers[row] = kind, offset
+        self._counts[kind] += 1
+
+
+def told_counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{kind} {count}" for kind, count in counts.items()) or "none"

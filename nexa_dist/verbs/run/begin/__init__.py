@@ -1,0 +1,1 @@
+"""How a run begins: anew, where it was stopped, or once more as it was."""

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Frees disk of runs that are over, on this machine; without --delete it only says what would go.
+#   scripts/cleanup.sh [--scratch DIR] [--durable DIR] [--days 14] [--keep 2] [--archive DIR] [--delete]
+# DIRs are those of NEXA_SCRATCH and NEXA_DURABLE if left out. Never a run that lives, nor any run's newest whole
+# checkpoint, nor shards. What told of a run (events, logs, result) is in the archive before its scratch goes.
+# NEXA_PYTHON is the interpreter, that of .venv if left out.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/_common.sh
+help_if_asked "$@"
+run_module nexa_dist.ops.work.cleanup "$@"

@@ -1,0 +1,78 @@
+"""A model as a run: its command, its environment, and what is believed of the node that serves it."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nexa_dist.errors import UsageError
+from nexa_dist.model import Cluster, Layout, Node
+from nexa_dist.ops.serving import served
+from nexa_dist.ops.serving.served import STATE, Model, Wish, as_run
+from nexa_dist.shape import Strange
+from nexa_dist.verbs.work.serve import refuse_open
+
+NODES = (Node("n0", "10.0.0.1", 4), Node("n1", "10.0.0.2", 4))
+LAB = Cluster("lab", "aws", NODES, Layout("python3", "~/s", "~/h", "~/d"))
+MODEL = Model(Path("/runs/r1/checkpoints/step_00000040"), "tiny", "train_1_tiny", 40)
+
+
+def test_a_served_model_is_a_run_of_one_process_on_one_node() -> None:
+    config = as_run(Wish("r1", node="n1", max_hours=2.0, key_env="SERVE_KEY", host="0.0.0.0"), MODEL, LAB)
+    assert (config.stage, config.nodes, config.nproc_per_node, config.max_hours) == ("serve", ("n1",), 1, 2.0)
+    assert config.module == served.HOLD
+    assert config.environment == "infer"
+    assert config.secrets == ("SERVE_KEY",)
+    assert config.data == {"model": "/runs/r1/checkpoints/step_00000040"}
+    assert config.hang_timeout_s is None
+    words = " ".join(config.args)
+    assert words.startswith("--model ${NEXA_DATA}/model --name tiny --engine auto --host 0.0.0.0")
+    assert "--key-env SERVE_KEY" in words
+
+
+def test_where_there_is_no_gpu_it_needs_no_other_environment() -> None:
+    assert as_run(Wish("r1"), MODEL, replace(LAB, provider="local")).environment == "light"
+    assert as_run(Wish("r1", engine="transformers"), MODEL, LAB).environment == "light"
+
+
+@pytest.mark.parametrize(
+    "wish", [{"max_hours": -1.0}, {"budget_usd": float("nan")}, {"key_env": "AWS_SECRET_ACCESS_KEY"}]
+)
+def test_a_wish_that_no_run_can_have_is_said_in_a_line(wish: Any) -> None:
+    with pytest.raises(UsageError, match=r"max_hours|budget_usd|secrets"):
+        as_run(Wish("r1", **wish), MODEL, LAB)
+
+
+def test_an_open_address_is_refused_without_a_key() -> None:
+    refuse_open(Wish("r"))
+    refuse_open(Wish("r", host="0.0.0.0", key_env="K"))
+    with pytest.raises(UsageError, match="can be reached by others"):
+        refuse_open(Wish("r", host="10.0.0.1"))
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"state": "fine", "at": 1.0},
+        {"state": "ready", "at": 1.0, "port": 0},
+        {"state": "ready", "at": 1.0, "host": "x -oProxyCommand=y"},
+        {"state": "ready", "at": 1.0, "requests": -1},
+        [],
+    ],
+)
+def test_a_state_that_makes_no_sense_is_no_state(told: Any) -> None:
+    with pytest.raises(Strange):
+        STATE(told)
+
+
+def test_a_port_that_is_taken_is_said_before_anything_is_started() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for port in (taken.getsockname()[1], 99_999):
+            with pytest.raises(UsageError, match="cannot be had"):
+                served._free(port)
