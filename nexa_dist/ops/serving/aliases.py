@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import operator
 import re
 import socket
 import time
@@ -31,6 +32,8 @@ class Promotion:
     why: str = ""
     """promote, or rollback."""
     wanted: dict[str, float] = field(default_factory=dict)
+    most: dict[str, float] = field(default_factory=dict)
+    """Scores that it must not be above, such as perplexity."""
     scores: dict[str, float] = field(default_factory=dict)
     smoke: dict[str, Any] = field(default_factory=dict)
     evaluation: str = ""
@@ -94,25 +97,26 @@ def made(alias: str, run: str, step: int, sha256: str, **facts: Any) -> Promotio
     return Promotion(alias, run, step, sha256, who, round(time.time(), 3), **facts)
 
 
-def thresholds(words: list[str]) -> dict[str, float]:
+def thresholds(words: list[str], option: str = "--min") -> dict[str, float]:
     """`DSS=0.6` as {"dss": 0.6}. Raises UsageError."""
     found: dict[str, float] = {}
     for word in words:
         match = re.fullmatch(r"([A-Za-z][\w.-]*)=(-?[0-9]+(?:\.[0-9]+)?)", word)
         if not match:
-            raise UsageError(f"--min {word!r} is no NAME=NUMBER", hint="--min DSS=0.6")
+            raise UsageError(f"{option} {word!r} is no NAME=NUMBER", hint=f"{option} DSS=0.6")
         found[match[1].lower()] = float(match[2])
     return found
 
 
 def scores_in(told: Any) -> dict[str, float]:
-    """Every score of an evaluation's JSON by its name in small letters: numbers under scores, metrics or counts, or
-    {"mean": number} and {"value": number} there."""
+    """Every score of an evaluation's JSON by its name in small letters: numbers under scores, metrics or results, or
+    {"mean": number} and {"value": number} there; perplexity stands by itself."""
     found: dict[str, float] = {}
-    sections = [told, told.get("notes")] if isinstance(told, dict) else []
+    sections = [one for one in (told, told.get("notes")) if isinstance(one, dict)] if isinstance(told, dict) else []
     for section in sections:
-        for part in ("scores", "metrics", "results"):
-            rows = section.get(part) if isinstance(section, dict) else None
+        alone = {name: section[name] for name in ("perplexity",) if name in section}
+        parts = [section.get(part) for part in ("scores", "metrics", "results")] + [alone]
+        for rows in parts:
             for name, value in rows.items() if isinstance(rows, dict) else ():
                 inner = value.get("mean", value.get("value")) if isinstance(value, dict) else value
                 if isinstance(inner, int | float) and not isinstance(inner, bool) and inner == inner:
@@ -120,24 +124,26 @@ def scores_in(told: Any) -> dict[str, float]:
     return found
 
 
-def missed(wanted: dict[str, float], scores: dict[str, float]) -> list[str]:
-    """What keeps a model from its name: scores that are too low, and those that nobody has, which are not 0."""
+def missed(least: dict[str, float], scores: dict[str, float], most: dict[str, float] | None = None) -> list[str]:
+    """What keeps a model from its name: scores that are below `least` or above `most`, and those that nobody has, which
+    are not 0."""
     faults = []
-    for name, least in wanted.items():
-        if name not in scores:
-            faults.append(f"{name}: no score of it ({', '.join(sorted(scores)) or 'none'} are known)")
-        elif scores[name] < least:
-            faults.append(f"{name}: {scores[name]:g} is less than {least:g}")
+    for bounds, is_over, word in ((least, operator.lt, "less"), (most or {}, operator.gt, "more")):
+        for name, bound in bounds.items():
+            if name not in scores:
+                faults.append(f"{name}: no score of it ({', '.join(sorted(scores)) or 'none'} are known)")
+            elif is_over(scores[name], bound):
+                faults.append(f"{name}: {scores[name]:g} is {word} than {bound:g}")
     return faults
 
 
 def evaluation_of(root: Path, run: str, named: str) -> Path:
-    """The file with the scores of a run: the one that is named, else the newest evals/*RUN*.json, of this folder or of
-    an output of the stage eval. Raises NexaError."""
+    """The file with the scores of a run: the one that is named, else the newest evals/NAME_RUN.json, of this folder
+    or of an output of the stage eval. Raises NexaError."""
     if named:
         return Path(named)
     places = ("", "evals/*/", "runs/*/outputs/stage_output/", "versions/objects/*/")
-    known = [path for place in places for path in root.glob(f"{place}evals/*{run}*.json")]
+    known = [path for place in places for path in root.glob(f"{place}evals/*_{run}.json")]
     found = sorted(known, key=lambda path: path.stat().st_mtime)
     if not found:
         raise NexaError(f"evals/ has no scores of {run}", hint="evaluate it first, or name the file: --eval FILE")

@@ -45,6 +45,11 @@ def ask(config: Judge, env: StageEnv, record: Record, rows: Rows) -> int:
     return EXIT_OK
 
 
+def is_done(config: Judge, record: Record, rows: Rows) -> bool:
+    """Whether no question is left that the server has to answer."""
+    return all(record.is_asked(row[0], kind) for row in rows for kind in Asked(config).kinds)
+
+
 def _pass(
     config: Judge, env: StageEnv, record: Record, asked: Asked, left: Sequence[tuple[tuple[Id, Row, str, str], str]],
     total: int,

@@ -125,7 +125,8 @@ class NextSample(Section):
 
 
 class EvalConfig(StageConfig):
-    """Rows of the input `rows`, the checkpoint of the input `model`: either, or both."""
+    """Rows of the input `rows`, the checkpoint of the input `model`: either, or both. With `judge.endpoint.url: input`
+    the model of the input `judge` is served for as long as it is asked."""
 
     stage: Literal["eval"] = Field(description="eval.")
     id: Column = Field("id", description="Column with the rows' ids, unique.")

@@ -14,15 +14,16 @@ from nexa_dist.errors import EXIT_OK, NexaError, UsageError
 from nexa_dist.stages.contract import EXIT_STOPPED, StageEnv
 from nexa_dist.stages.endpoint import Endpoint
 from nexa_dist.stages.eval import asking, local, summary, tasks
-from nexa_dist.stages.eval.config import EvalConfig
+from nexa_dist.stages.eval.config import EvalConfig, Judge
 from nexa_dist.stages.eval.judge import Asked, Verdicts, judge_sha256
 from nexa_dist.stages.eval.record import OK, Record
 from nexa_dist.stages.eval.rubric import DSS
 from nexa_dist.stages.filter.judge import drawn
 from nexa_dist.stages.row_files import Id, Row, as_column, in_order, kind_of_values, plain, rows_of, write_rows
+from nexa_dist.stages.serve.at_hand import at_hand, refuse
 from nexa_dist.stages.whole import whole
 
-ROWS, MODEL = "rows", "model"
+ROWS, MODEL, JUDGE = "rows", "model", "judge"
 FOLDER, SAMPLE = "evals", "sample.json"
 RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 OURS = ("id", "prompt", "answer", DSS, "winner", "nats", "tokens", "failed")
@@ -38,6 +39,7 @@ def prepare(config: EvalConfig, env: StageEnv) -> None:
         _check_rows(config, env)
     if config.judge:
         Asked(config.judge)
+        refuse(config.judge.endpoint, env.inputs, JUDGE)
         with Endpoint(config.judge.endpoint):
             pass
     if config.tasks:
@@ -69,7 +71,7 @@ def run(config: EvalConfig, env: StageEnv) -> int:
         code = local.measure(config, env, record, rows) if config.generate or config.perplexity else EXIT_OK
         if code == EXIT_OK and config.judge:
             try:
-                code = asking.ask(config.judge, env, record, [_asked(config, record, *row) for row in rows])
+                code = _judged(config.judge, env, record, [_asked(config, record, *row) for row in rows])
             finally:
                 _note(config, env, record)
         if code == EXIT_OK and env.stop():
@@ -77,6 +79,16 @@ def run(config: EvalConfig, env: StageEnv) -> int:
         if code == EXIT_OK:
             _write(config, env, record, rows)
     return code
+
+
+def _judged(judge: Judge, env: StageEnv, record: Record, rows: asking.Rows) -> int:
+    """Ask the judge, which is served for as long as that takes if it is an input. Returns the exit code."""
+    if asking.is_done(judge, record, rows):
+        return asking.ask(judge, env, record, rows)
+    with at_hand(judge.endpoint, env.inputs, JUDGE, env.stop) as endpoint:
+        if endpoint is None:
+            return EXIT_STOPPED
+        return asking.ask(judge.model_copy(update={"endpoint": endpoint}), env, record, rows)
 
 
 def chosen(config: EvalConfig, env: StageEnv) -> list[tuple[Id, Row]]:

@@ -79,9 +79,13 @@ def _trained(path: Path, overrides: Sequence[str], inputs: Mapping[str, Path], f
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={many}"] if many > 1 else []
     env = {**os.environ, "NEXA_RUN_DIR": str(folder / ".run"), "NEXA_DATA": str(data), "NEXA_RUN_ID": config.name}
     for argv in ([*words, "--prepare"], [*torchrun, *words]):
-        if code := _ended(subprocess.Popen([sys.executable, *argv], env=env)):
+        if code := _ran(argv, env):
             return code
     return EXIT_OK
+
+
+def _ran(argv: Sequence[str], env: Mapping[str, str]) -> int:
+    return _ended(subprocess.Popen([sys.executable, *argv], env=env))
 
 
 def _ended(child: subprocess.Popen[bytes]) -> int:

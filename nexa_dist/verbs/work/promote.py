@@ -29,7 +29,7 @@ def promote(args: Arguments) -> int:
         raise UsageError("promote to what?", hint="--to staging or --to production")
     if args.rollback:
         before = names.before(args.to)
-        facts = {name: getattr(before, name) for name in ("wanted", "scores", "smoke", "evaluation")}
+        facts = {name: getattr(before, name) for name in ("wanted", "most", "scores", "smoke", "evaluation")}
         made = aliases.made(args.to, before.run, before.step, before.sha256, why="rollback", **facts)
     else:
         made = _judged(ctx, args)
@@ -44,15 +44,16 @@ def promote(args: Arguments) -> int:
 
 def _judged(ctx: Context, args: Arguments) -> Promotion:
     """The promotion, if nothing keeps the model from it. Raises NexaError with all that does."""
-    least = aliases.thresholds(args.min)
+    least, most = aliases.thresholds(args.min), aliases.thresholds(args.max, "--max")
     if not args.run:
         raise UsageError("promote which run?", hint="nexa promote RUN --to staging --min DSS=0.6")
-    if not least:
-        raise UsageError("nothing is asked of the model", hint="--min NAME=NUMBER, of its evaluation's scores")
+    if not least and not most:
+        hint = "--min NAME=NUMBER or --max NAME=NUMBER, of its evaluation's scores"
+        raise UsageError("nothing is asked of the model", hint=hint)
     run = ctx.workspace.run(args.run)
     path = aliases.evaluation_of(ctx.workspace.root, run.run_id, args.eval)
     scores = aliases.scores_in(files.read_json(path))
-    faults = aliases.missed(least, scores)
+    faults = aliases.missed(least, scores, most)
     model = served.find_model(ctx, Wish(run.run_id, wanted(args.checkpoint)))
     smoke = _smoke(ctx, run.run_id, model.step)
     if smoke is None:
@@ -63,8 +64,9 @@ def _judged(ctx: Context, args: Arguments) -> Promotion:
             hint=f"scores of {ctx.workspace.near(Path(path))}; nexa serve {run.run_id} asks the smoke request",
         )
     return aliases.made(
-        args.to, run.run_id, model.step or 0, model.sha256, why="promote", wanted=least,
-        scores={name: scores[name] for name in least}, smoke=smoke, evaluation=str(ctx.workspace.near(Path(path))),
+        args.to, run.run_id, model.step or 0, model.sha256, why="promote", wanted=least, most=most,
+        scores={name: scores[name] for name in (*least, *most)}, smoke=smoke,
+        evaluation=str(ctx.workspace.near(Path(path))),
     )  # fmt: skip
 
 

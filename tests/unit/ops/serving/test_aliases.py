@@ -48,6 +48,10 @@ def test_a_torn_journal_keeps_the_names(tmp_path: Path) -> None:
         ({"scores": {"DSS": 0.71, "safety": None}}, {"dss": 0.71}),
         ({"metrics": {"loss": {"mean": 2.5, "low": 2.0}, "n": {"value": 3}}}, {"loss": 2.5, "n": 3.0}),
         ({"notes": {"scores": {"dss": 1}}, "scores": "x"}, {"dss": 1.0}),
+        (
+            {"perplexity": {"value": 12.5}, "scores": {"dss": {"mean": None}}},
+            {"perplexity": 12.5},
+        ),
         ({"scores": {"a": True, "b": float("nan")}}, {}),
         ([], {}),
     ],
@@ -60,6 +64,10 @@ def test_a_score_that_nobody_has_is_not_0_and_not_enough() -> None:
     wanted = thresholds(["DSS=0.6", "safety=-1"])
     assert missed(wanted, {"dss": 0.6, "safety": 0.0}) == []
     assert missed(wanted, {"dss": 0.59}) == ["dss: 0.59 is less than 0.6", "safety: no score of it (dss are known)"]
+    most = thresholds(["perplexity=20"], "--max")
+    assert missed({}, {"perplexity": 20.0}, most) == []
+    assert missed({}, {"perplexity": 21.5}, most) == ["perplexity: 21.5 is more than 20"]
+    assert missed({}, {}, most) == ["perplexity: no score of it (none are known)"]
     with pytest.raises(UsageError, match="no NAME=NUMBER"):
         thresholds(["DSS>0.6"])
 
@@ -69,5 +77,8 @@ def test_the_newest_scores_of_a_run_are_taken(tmp_path: Path) -> None:
         aliases.evaluation_of(tmp_path, "r1", "")
     (tmp_path / "evals").mkdir()
     (tmp_path / "evals" / "rubric_r1.json").write_text("{}")
-    assert aliases.evaluation_of(tmp_path, "r1", "").name == "rubric_r1.json"
+    made = tmp_path / "versions/objects/f0/evals/quality_r11.json"
+    files.write_text(made, "{}", 0o644)
+    assert aliases.evaluation_of(tmp_path, "r1", "").name == "rubric_r1.json", "and not those of another run"
+    assert aliases.evaluation_of(tmp_path, "r11", "") == made, "of a stage of a pipeline"
     assert aliases.evaluation_of(tmp_path, "r1", "x.json") == Path("x.json")
