@@ -88,10 +88,11 @@ def load(path: Path) -> PipelineConfig:
 def look(root: Path, pipeline: PipelineConfig) -> list[Step]:
     """Every stage in order, with its version where that is done. Raises ConfigError with the faults of all files."""
     steps: dict[str, Step] = {}
+    read: dict[str, str] = {}
     problems: list[Problem] = []
     for name in pipeline.order():
         try:
-            steps[name] = _step(root, name, pipeline.stages[name], steps)
+            steps[name] = _step(root, name, pipeline.stages[name], steps, read)
         except ConfigError as error:
             problems += error.problems
             steps[name] = Step(name, "", Path(pipeline.stages[name].config), (), "here", {})
@@ -100,7 +101,8 @@ def look(root: Path, pipeline: PipelineConfig) -> list[Step]:
     return list(steps.values())
 
 
-def _step(root: Path, name: str, step: StepConfig, before: Mapping[str, Step]) -> Step:
+def _step(root: Path, name: str, step: StepConfig, before: Mapping[str, Step], read: dict[str, str]) -> Step:
+    """One of `look`; `read` has the hash of each input that others read too: a teacher is many gigabytes."""
     path, overrides = Path(step.config), (*step.set, f"name={name}")
     stage = stage_of(path)
     if stage == "train":
@@ -124,7 +126,10 @@ def _step(root: Path, name: str, step: StepConfig, before: Mapping[str, Step]) -
     if waits:
         return made
     registry = Registry(root)
-    key = told.key({key: _sha256(registry, root, of, f"{name}.inputs.{key}") for key, of in references.items()})
+    for key, of in references.items():
+        if of not in read:
+            read[of] = _sha256(registry, root, of, f"{name}.inputs.{key}")
+    key = told.key({key: read[of] for key, of in references.items()})
     return replace(made, key=key, version=registry.by_key(name, key))
 
 
