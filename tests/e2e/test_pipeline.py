@@ -106,17 +106,21 @@ def test_smollm2_teaches_a_student_on_two_nodes_that_is_judged_and_answers(clean
         pytest.importorskip(package)
     smollm2(clean.root / "models/smollm2")
     shutil.copytree(REPO / "configs", clean.root / "configs")
+    clean.write(".gitignore", "/models/\n/data/\n")
     clean.write("data/glosses.jsonl", glosses(200))
     config = yaml.safe_load((REPO / "configs/pipelines/science.yaml").read_text())
     few = {
         "science": ["split.parts.train=0.8", "split.parts.validation=0.05", "split.parts.test=0.15"],
-        "questions": ["sample.rows=24"],
+        "questions": ["sample.rows=20"],
         "answers": ["endpoint.max_tokens=32"],
-        "student": ["trainer.steps=8", "trainer.batch_size=1", "trainer.warmup_steps=1", "trainer.save_every=4"],
+        "student": [
+            "dataset.held_out=0.2", "trainer.steps=8", "trainer.batch_size=1", "trainer.warmup_steps=1",
+            "trainer.save_every=4",
+        ],
         "exam-questions": ["sample.rows=3"],
         "exam": ["endpoint.max_tokens=32"],
         "quality": ["generate.max_new_tokens=8", "judge.endpoint.max_tokens=48"],
-    }
+    }  # fmt: skip
     for name, words in few.items():
         config["stages"][name]["set"] = [*config["stages"][name].get("set", []), *words]
     config["stages"]["student"]["where"] = "cluster"

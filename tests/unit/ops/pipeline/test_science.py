@@ -227,6 +227,10 @@ def test_raw_rows_become_a_student_that_answers_and_stopped_anywhere_it_is_the_s
     }  # fmt: skip
     assert [fault for one in tree.all() for fault in one.faults] == []
     assert nexa(["data", "verify"]) == 0
+    capsys.readouterr()
+    assert nexa(["leaderboard", "--json"]) == 0
+    (board,) = json.loads(capsys.readouterr().out)
+    assert [row["run"] for row in board["rows"]] == ["student"]
 
     want = made(place)
     (place / "versions").rename(place / "before")
