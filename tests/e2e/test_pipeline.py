@@ -114,8 +114,8 @@ def test_smollm2_teaches_a_student_on_two_nodes_that_is_judged_and_answers(clean
         "questions": ["sample.rows=20"],
         "answers": ["endpoint.max_tokens=32"],
         "student": [
-            "dataset.held_out=0.2", "trainer.steps=8", "trainer.batch_size=1", "trainer.warmup_steps=1",
-            "trainer.save_every=4",
+            "dataset.held_out=0.2", "trainer.steps=20", "trainer.batch_size=1", "trainer.warmup_steps=1",
+            "trainer.save_every=10", "trainer.log_every=1",
         ],
         "exam-questions": ["sample.rows=3"],
         "exam": ["endpoint.max_tokens=32"],
@@ -131,7 +131,7 @@ def test_smollm2_teaches_a_student_on_two_nodes_that_is_judged_and_answers(clean
     manifest = clean.manifest()
     assert (manifest["stage"], manifest["status"], len(manifest["nodes"])) == ("train", "completed", 2)
     assert [len(node["ranks"]) for node in manifest["nodes"]] == [2, 2]
-    assert manifest["eval_report"]["train_loss_last"] < manifest["eval_report"]["train_loss_first"]
+    assert manifest["eval_report"]["train_loss_last"] < manifest["eval_report"]["train_loss_first"] - 1
     assert "learns from a teacher of 134515008 parameters" in clean.log(0, "n0")
     shown = {name: clean.json("data", "show", name) for name in config["stages"]}
     assert {one["manifest"]["status"] for one in shown.values()} == {"completed"}
