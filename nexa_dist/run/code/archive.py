@@ -179,7 +179,12 @@ SYNC = (bundle.root() / "scripts" / "run_sync.sh").relative_to(PARENT).as_posix(
 
 def package() -> Archive:
     """The nexa_dist package itself: what `python -m nexa_dist.train.launcher` needs on the node."""
-    names = [str(p.relative_to(PARENT)) for p in (PARENT / "nexa_dist").rglob("*.py") if "_bundle" not in p.parts]
+    ours = PARENT / "nexa_dist"
+    found = [
+        *ours.rglob("*.py"),
+        *(ours / "config").rglob("*.json"),
+    ]  # a config is read there with what its checks read
+    names = [str(p.relative_to(PARENT)) for p in found if "_bundle" not in p.parts]
     return build(PARENT, sorted([*names, SYNC]))
 
 

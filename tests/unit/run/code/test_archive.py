@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from io import BytesIO
@@ -131,3 +134,19 @@ def test_data_is_refused_before_it_is_read(root: Path, monkeypatch: pytest.Monke
     (root / "data.bin").write_bytes(b"x" * 2000)
     with pytest.raises(NexaError, match=r"largest: data\.bin"):
         archive.build(root, [*NAMES, "data.bin"])
+
+
+def test_the_package_alone_reads_a_config_of_every_backend(tmp_path: Path) -> None:
+    """As the launcher on a node does, where nothing else of the checkout is."""
+    with tarfile.open(fileobj=BytesIO(archive.package().pack())) as tar:
+        tar.extractall(tmp_path, filter="data")
+    repo = Path(__file__).parents[4]
+    read = (
+        "import sys\nfrom pathlib import Path\nfrom nexa_dist.config.load import load_train\n"
+        "print(*(load_train(Path(name)).backend for name in sys.argv[1:]), load_train.__code__.co_filename)"
+    )
+    names = [str(repo / "configs" / "train" / f"{name}.yaml") for name in ("quickstart", "fsdp", "zero3", "axolotl")]
+    argv = [sys.executable, "-P", "-c", read, *names]
+    env = {"PYTHONPATH": str(tmp_path), "PATH": os.environ["PATH"]}
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=repo, env=env)
+    assert done.stdout.split() == ["hf", "acc", "ds", "ax", f"{tmp_path}/nexa_dist/config/load.py"], done.stderr
