@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nexa_dist.config.backend_files import deepspeed as ours
 from nexa_dist.config.backends import BACKENDS
@@ -298,8 +299,10 @@ def test_adapters_alone_are_trained_and_kept(kind: str, stage: Stage, ddp: dict[
     folders = [stage.folder / name / "checkpoints" / f"step_{STEPS:08d}" for name in names]
     adapters = [folder / "model" / "adapter_model.safetensors" for folder in folders[1:]]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
-    kept = sum(path.stat().st_size for path in folders[1].rglob("*_states.pt"))
-    assert kept < (stage.folder / whole / "model.safetensors").stat().st_size  # of moments too, yet of adapters alone
+    states = [torch.load(path, "cpu", weights_only=False) for path in folders[1].rglob("*model_states.pt")]
+    kept = {name for state in states for name in state["module"]}
+    # DeepSpeed leaves frozen parameters out, and does not see that a head tied to the embedding is one.
+    assert kept and all("lora_" in name or name.endswith("lm_head.weight") for name in kept)
     assert stage.run(names[1], kind, *words) == [0, 0], stage.log()  # nothing is left to train
     assert abs(stage.result(names[1])["eval_report"]["eval_loss_nats"] - unbroken["eval_loss_nats"]) < 1e-5
 
