@@ -125,7 +125,6 @@ def test_a_lost_node_costs_the_steps_since_the_last_shards(clean: Lab, kind: Kin
 
 
 @pytest.mark.long("two trainings by Axolotl of four ranks, in the environment heavy (4.2 GB, minutes; then cached)")
-@pytest.mark.xfail(reason="resumed on another machine it ended 5.6e-4 nats from the unbroken run, cause unknown")
 def test_a_lost_node_costs_axolotl_the_steps_since_the_last_checkpoint(clean: Lab) -> None:
     heavy.project(clean.root)
     clean.write("sitecustomize.py", WAIT)
@@ -138,6 +137,8 @@ def test_a_lost_node_costs_axolotl_the_steps_since_the_last_checkpoint(clean: La
     loses_a_node(clean, words, wait_at=13, saved=8, everywhere=False)
     resumed = clean.manifest()["eval_report"]
     assert clean.manifest()["checkpoint"]["step"] == unbroken["checkpoint"]["step"] == report["steps"]
-    for name in ("train_loss_last", "eval_loss_nats"):
-        assert abs(resumed[name] - report[name]) <= 1e-5
     (clean.root / "sitecustomize.py").unlink()
+    apart = max(abs(resumed[name] - report[name]) for name in ("train_loss_last", "eval_loss_nats"))
+    assert apart < 1e-3
+    if apart > 1e-5:  # 5.6e-4 when this was written: all else above holds
+        pytest.xfail(f"resumed on another machine it ended {apart:.1e} nats from the unbroken run, cause unknown")
