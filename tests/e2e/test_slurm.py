@@ -54,6 +54,14 @@ class Site:
         told = json.loads(self.nexa("slurm", "submit", "t.yaml", *file, *words, "--json").stdout)
         return told["job"], [self.root / "runs" / name for name in told["runs"]]
 
+    @property
+    def go(self) -> Path:
+        return self.root / "go"
+
+    def held(self, *words: str, **rank: str) -> tuple[str, list[Path]]:
+        """The same of ranks that do not go beyond step 10 before `go` is there: what is done to them comes in time."""
+        return self.submit(*words, hold=str(self.go), step_seconds="0", **rank)
+
     def ended(self, number: str, *states: str, timeout_s: float = 400.0) -> dict[str, str]:
         return self.slurm.wait(number, *states, timeout_s=timeout_s)
 
@@ -145,12 +153,11 @@ def test_a_job_of_one_rank_runs_and_the_batch_script_is_clean(site: Site) -> Non
 @pytest.mark.long(LONG)
 @pytest.mark.parametrize("partition", ["day", "grace"])
 def test_a_preempted_job_saves_waits_and_ends_as_an_unbroken_one(site: Site, partition: str) -> None:
-    number, (run,) = site.submit(
-        "--set", f"slurm.partition={partition}", steps="40", step_seconds="0.2", save_every="100"
-    )
+    number, (run,) = site.held("--set", f"slurm.partition={partition}", steps="40", save_every="100")
     until(stepped(run, 3), "step 3")
     site.ended(urgent_job(site.slurm), "COMPLETED")
     assert site.manifest(run)["status"] == "retry"
+    site.go.touch()
     site.ended(number, "COMPLETED")
     manifest = site.manifest(run)
     first, second = manifest["attempts"]
@@ -195,13 +202,14 @@ def test_a_cancelled_job_is_stopped_with_a_checkpoint_and_nothing_is_left(site: 
 @pytest.mark.long(LONG)
 def test_a_batch_script_that_is_killed_leaves_nothing_and_the_next_job_goes_on(site: Site) -> None:
     """The controller of a job is its batch script: without it Slurm ends the step, and the attempt is closed later."""
-    number, (run,) = site.submit(steps="40", step_seconds="0.2", save_every="2")
+    number, (run,) = site.held(steps="40", save_every="2")
     until(stepped(run, 5), "step 5")
     site.slurm.call("scancel", "--batch", "--signal=KILL", number)
     site.ended(number, "FAILED", "CANCELLED")
     until(lambda: not site.left(), "nothing is left")
     assert json.loads((run / "run.json").read_text())["attempts"][0]["state"] == "running"
     assert "led by its job of Slurm's" in site.nexa("attach", run.name, code=2).stderr
+    site.go.touch()
     site.slurm.call("scontrol", "requeue", number)
     site.ended(number, "COMPLETED")
     first, second = site.manifest(run)["attempts"]
@@ -229,12 +237,14 @@ def test_nexa_stop_ends_the_job_and_writes_down_what_it_could_not(site: Site, ki
 
 @pytest.mark.long(LONG)
 def test_a_drained_node_keeps_its_job_and_gets_no_other(site: Site) -> None:
-    number, (run,) = site.submit("--set", "slurm.nodes=1", steps="30", step_seconds="0.2", save_every="100")
+    number, (run,) = site.held("--set", "slurm.nodes=1", steps="30", save_every="100")
     until(stepped(run, 3), "step 3")
     (node,) = {row["instance_id"] for row in json.loads((run / "run.json").read_text())["cluster"]["nodes"]}
     site.slurm.call("scontrol", "update", f"nodename={node}", "state=drain", "reason=test")
     try:
         site.slurm.call("scontrol", "requeue", number)  # as when the drained node is wanted back at once
+        until(lambda: int(site.slurm.job(number)["Restarts"]) > 0, "Slurm has put it into the queue again")
+        site.go.touch()
         site.ended(number, "COMPLETED")
     finally:
         site.slurm.call("scontrol", "update", f"nodename={node}", "state=resume")
@@ -246,10 +256,11 @@ def test_a_drained_node_keeps_its_job_and_gets_no_other(site: Site) -> None:
 
 @pytest.mark.long(LONG)
 def test_a_node_that_goes_down_takes_the_job_into_the_queue_again(site: Site) -> None:
-    number, (run,) = site.submit(steps="40", step_seconds="0.2", save_every="2")
+    number, (run,) = site.held(steps="40", save_every="2")
     until(stepped(run, 5), "step 5")
     site.slurm.call("scontrol", "update", "nodename=n1", "state=down", "reason=test")
     until(lambda: int(site.slurm.job(number)["Restarts"]) > 0, "Slurm has put it into the queue again")
+    site.go.touch()
     site.slurm.call("scontrol", "update", "nodename=n1", "state=resume")
     site.ended(number, "COMPLETED")
     first, second = site.manifest(run)["attempts"]
