@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace as Arguments
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from nexa_dist.stages.load import read_stage, stage_of
 from nexa_dist.ui import terminal
 from nexa_dist.verbs._shared import plan_file
 
-Arguments = argparse.Namespace
 MARGIN = 60
 """Column of the comments, at most."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace as Arguments
 from typing import Any
 
 from nexa_dist.errors import EXIT_FAILED, EXIT_OK, NexaError
@@ -11,8 +11,6 @@ from nexa_dist.ops.runs import status as running
 from nexa_dist.ops.runs.summary import summary
 from nexa_dist.ui import terminal
 from nexa_dist.verbs._shared import context, find_folder
-
-Arguments = argparse.Namespace
 
 NOT_UP = {
     "planned": "planned: nothing was made; nexa provision makes it",

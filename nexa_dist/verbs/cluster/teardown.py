@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace as Arguments
 from pathlib import Path
 
 from nexa_dist.config.load import load_cluster
@@ -19,8 +19,6 @@ from nexa_dist.run.workspace import ClusterFolder
 from nexa_dist.traits import TRAITS
 from nexa_dist.ui import terminal
 from nexa_dist.verbs._shared import agreed, answered_yes, context, find_folder, is_file
-
-Arguments = argparse.Namespace
 
 
 def teardown(args: Arguments) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace as Arguments
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from nexa_dist.ops.pipeline.chain import Step
 from nexa_dist.ui import terminal
 from nexa_dist.verbs._shared import context
 
-Arguments = argparse.Namespace
 COLUMNS = ("stage", "kind", "state", "version", "seconds", "usd")
 
 

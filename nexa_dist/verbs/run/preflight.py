@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace as Arguments
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from nexa_dist.plan.fit.memory import memory
 from nexa_dist.ui import terminal
 from nexa_dist.verbs._shared import context, find_cluster, is_file, load_planned, load_said
 
-Arguments = argparse.Namespace
 GIB = 2**30
 SHOWN = 8
 MARKS = {True: "fits", False: "does not fit", None: "not known"}

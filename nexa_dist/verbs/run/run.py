@@ -5,7 +5,7 @@ The first that a launch needs is a connection to every node, so they are made wh
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace as Arguments
 from typing import TYPE_CHECKING
 
 from nexa_dist.config.train import TrainConfig
@@ -22,10 +22,8 @@ from nexa_dist.verbs._shared import at_home, borrowed, context, find_cluster, lo
 if TYPE_CHECKING:
     from nexa_dist.ops.work.origin import Origin
 
-Arguments = argparse.Namespace
 
-
-def run(args: argparse.Namespace) -> int:
+def run(args: Arguments) -> int:
     if args.origin and (args.more or args.grid):
         raise UsageError("--from is for one run", hint=f"nexa run --from {args.origin} --set a.b=c")
     if args.more or args.grid:

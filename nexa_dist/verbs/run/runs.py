@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace as Arguments
 from typing import Any
 
 from nexa_dist.errors import (
@@ -14,8 +14,6 @@ from nexa_dist.ops.runs import summary as listing
 from nexa_dist.ops.runs.summary import summary
 from nexa_dist.ui import terminal
 from nexa_dist.verbs._shared import context
-
-Arguments = argparse.Namespace
 
 
 def runs(args: Arguments) -> int:

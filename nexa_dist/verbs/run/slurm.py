@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+from argparse import Namespace as Arguments
 from pathlib import Path
 
 from nexa_dist.config.load import load_train
@@ -15,8 +15,6 @@ from nexa_dist.plan.runs import grid
 from nexa_dist.plan.slurm.array import array, elements
 from nexa_dist.ui import terminal
 from nexa_dist.verbs._shared import context, plan_file
-
-Arguments = argparse.Namespace
 
 
 def slurm(args: Arguments) -> int:

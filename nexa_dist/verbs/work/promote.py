@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace as Arguments
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,6 @@ from nexa_dist.ops.work.steps import wanted
 from nexa_dist.run import files
 from nexa_dist.ui import terminal
 from nexa_dist.verbs._shared import context
-
-Arguments = argparse.Namespace
 
 
 def promote(args: Arguments) -> int:

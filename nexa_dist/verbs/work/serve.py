@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import threading
+from argparse import Namespace as Arguments
 from typing import Any
 
 from nexa_dist.errors import EXIT_FAILED, EXIT_OK, NexaError, UsageError
@@ -21,8 +21,6 @@ from nexa_dist.run.ssh.connections import connecting, session
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.ui import terminal
 from nexa_dist.verbs._shared import borrowed, context, find_cluster
-
-Arguments = argparse.Namespace
 
 
 def serve(args: Arguments) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import shlex
 import shutil
@@ -31,8 +30,6 @@ from nexa_dist.verbs.run.presenter import RunPresenter
 
 if TYPE_CHECKING:
     from nexa_dist.ops.work.origin import Origin
-
-Arguments = argparse.Namespace
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import re
 import shlex
+from argparse import Namespace as Arguments
 from typing import Any
 
 from nexa_dist.config.load import changed_train, recorded_train, resolved
@@ -28,8 +28,6 @@ from nexa_dist.verbs._shared import find_cluster, load_planned, refuse_detach, r
 from nexa_dist.verbs.run.attach import taken_over
 from nexa_dist.verbs.run.begin.fresh import printed, refuse_without_money, started
 from nexa_dist.verbs.run.presenter import RunPresenter
-
-Arguments = argparse.Namespace
 
 
 def resumed(ctx: Context, folder: RunFolder, args: Arguments, shown: set[int] | None) -> int:
