@@ -9,7 +9,7 @@ import signal
 import stat as statistic
 import sys
 import time
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 POLL_S = 0.05
 KEPT = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "LD_LIBRARY_PATH", "TMPDIR", "NEXA_HOST", "NEXA_IMDS")
@@ -125,6 +125,20 @@ def event(run_dir: str, name: str, **fields: Any) -> bool:
         return False
     finally:
         os.close(fd)
+
+
+def say(out: BinaryIO, header: dict[str, Any]) -> None:
+    """One line of JSON: the header of a frame."""
+    out.write(json.dumps(header).encode() + b"\n")
+
+
+def log_to(path: str) -> None:
+    """What we write to stdout and stderr goes to the end of this file from here on."""
+    log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if log > 2:
+        os.close(log)
 
 
 def start_time(pid: int) -> int | None:

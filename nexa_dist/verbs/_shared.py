@@ -185,12 +185,12 @@ def plan_file(named: str | None) -> Path | None:
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def load_planned(args: argparse.Namespace, name: str | None = None) -> TrainConfig:
-    """The training of TRAIN.yaml, or the stage of a file with `stage:`, (or `name`) with --plan, --set and what stands
-    after --. Says what the plan has for nobody."""
+def load_planned(args: argparse.Namespace) -> TrainConfig:
+    """The training of TRAIN.yaml, or the stage of a file with `stage:`, with --plan, --set and what stands after --.
+    Says what the plan has for nobody."""
     from nexa_dist.config.load import read_train
 
-    path = Path(name or args.train)
+    path = Path(args.train)
     if stage := load_stage(path, args, args.set):
         return stage
     found = read_train(path, args.set, args.program, plan_file(args.plan))

@@ -79,9 +79,9 @@ def launched(
     config: TrainConfig,
     config_file: str,
     *,
-    detach: bool = False,
-    shown: set[int] | None = None,
-    as_json: bool = False,
+    detach: bool,
+    shown: set[int] | None,
+    as_json: bool,
     cluster_file: str | None = None,
     origin: Origin | None = None,
 ) -> int:
@@ -89,10 +89,13 @@ def launched(
     refuse_detach(config, detach)
     config = settled(ctx, config)
     with session(ctx.runner, cluster) as ssh, connecting(ssh) as links:
+        from nexa_dist.ops.runs import launch
         from nexa_dist.verbs.run.begin import fresh
 
         if ctx.dry:
-            return fresh.dry(ctx, ssh, links, config, as_json, origin)
+            codes = origin.codes if origin else None
+            prepared = launch.prepare(ctx, ssh, config, "train_dry_run", 1, None, codes=codes, links=links)
+            return fresh.printed(prepared, as_json)
         return fresh.fresh(
             ctx, ssh, links, config, config_file,
             detach=detach, shown=shown, as_json=as_json, cluster_file=cluster_file, origin=origin,

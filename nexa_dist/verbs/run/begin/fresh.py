@@ -40,14 +40,6 @@ class Frozen:
     git_commit: str | None
 
 
-def dry(
-    ctx: Context, ssh: Ssh, links: Connecting, config: TrainConfig, as_json: bool, origin: Origin | None = None
-) -> int:
-    """Say what a new run would be."""
-    codes = origin.codes if origin else None
-    return printed(launch.prepare(ctx, ssh, config, "train_dry_run", 1, None, codes=codes, links=links), as_json)
-
-
 def fresh(
     ctx: Context,
     ssh: Ssh,
