@@ -162,11 +162,7 @@ def _load(
 
 
 def _validated(
-    document: Document,
-    overrides: Sequence[str],
-    model: type[M],
-    prepare: Prepare | None,
-    plan: Document | None = None,
+    document: Document, overrides: Sequence[str], model: type[M], prepare: Prepare | None, plan: Document | None = None
 ) -> Reading[M]:
     left_out = [key for key in SECTIONS if plan and key in plan.data and key not in document.data]
     planned = overlay(document, plan, left_out) if plan else {}

@@ -141,10 +141,7 @@ def nearest(word: str, words: Sequence[str]) -> str:
 
 
 def problems_of(
-    error: ValidationError,
-    model: type[BaseModel],
-    document: Document,
-    origins: Mapping[PathKey, str],
+    error: ValidationError, model: type[BaseModel], document: Document, origins: Mapping[PathKey, str]
 ) -> list[Problem]:
     """The first MAX_PROBLEMS errors as problems. `origins` maps the paths that `--set` gave to its text."""
     out = []
@@ -165,25 +162,13 @@ def _only_bad_items(details: ErrorDetails, value: Any) -> bool:
     return details["type"] == "too_short" and isinstance(value, list) and len(value) >= least
 
 
-def problem_at(
-    path: PathKey,
-    message: str,
-    hint: str,
-    document: Document,
-    origins: Mapping[PathKey, str],
-) -> Problem:
+def problem_at(path: PathKey, message: str, hint: str, document: Document, origins: Mapping[PathKey, str]) -> Problem:
     """A problem at the `--set` or at the line that gave `path`, or else its nearest parent."""
     for end in range(len(path), -1, -1):
         if path[:end] in origins:
             return Problem(origins[path[:end]], 0, dotted(path), message, hint)
         if path[:end] in document.lines:
-            return Problem(
-                document.file,
-                document.lines[path[:end]][0],
-                dotted(path),
-                message,
-                hint,
-            )
+            return Problem(document.file, document.lines[path[:end]][0], dotted(path), message, hint)
     return Problem(document.file, 0, dotted(path), message, hint)
 
 
@@ -211,10 +196,7 @@ def _explain(details: ErrorDetails, model: type[BaseModel], path: PathKey) -> tu
     if kind == "nexa":
         message, hint = str(context["message"]), str(context["hint"])
     elif kind in _EXPECTED:
-        message, hint = (
-            f"expected {_EXPECTED[kind].format(**context)}",
-            _hint(details, model, path),
-        )
+        message, hint = (f"expected {_EXPECTED[kind].format(**context)}", _hint(details, model, path))
     else:
         message, hint = str(context.get("error") or details["msg"]), ""
     if message.startswith("expected ") and ", found " not in message:

@@ -68,11 +68,7 @@ def together(data: dict[str, Any], known: Collection[str]) -> Iterator[InitError
     if "cluster" in data:
         if provider != "static" and isinstance(provider, str) and provider in KEYS:
             hint = "remove provider (or say static), or remove cluster"
-            yield fault(
-                ("provider",),
-                f"{provider} makes its own hosts, but `cluster` lists yours",
-                hint,
-            )
+            yield fault(("provider",), f"{provider} makes its own hosts, but `cluster` lists yours", hint)
         provider = "static"
         yield from _same_twice(data["cluster"])
     elif "provider" not in data:
@@ -197,16 +193,8 @@ def _same_twice(hosts: object) -> Iterator[InitErrorDetails]:
         if isinstance(where := host.get("host"), str):
             first = places.setdefault((same_host(where), str(host.get("port", 22))), index)
             if first != index:
-                yield fault(
-                    ("cluster", index, "host"),
-                    f"the same host and port as cluster[{first}]",
-                    "remove one",
-                )
+                yield fault(("cluster", index, "host"), f"the same host and port as cluster[{first}]", "remove one")
         name = host.get("name") or f"n{index}"
         first = names.setdefault(name, index) if isinstance(name, str) else index
         if first != index:
-            yield fault(
-                ("cluster", index),
-                f"the same name as cluster[{first}]: {name[:40]!r}",
-                "rename one",
-            )
+            yield fault(("cluster", index), f"the same name as cluster[{first}]: {name[:40]!r}", "rename one")

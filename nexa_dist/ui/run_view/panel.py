@@ -116,10 +116,7 @@ def panel(state: State, now: float, rows: int) -> RenderableType:
     nodes = Table.grid(padding=(0, 2))
     for row in _rows(state, now, rows):
         nodes.add_row(*row)
-    return Panel(
-        Group(*_head(state, figures, now), nodes),
-        title=Text(terminal.plain(title)),
-    )
+    return Panel(Group(*_head(state, figures, now), nodes), title=Text(terminal.plain(title)))
 
 
 def _head(state: State, figures: dict[str, Any], now: float) -> list[RenderableType]:
