@@ -1,76 +1,17 @@
-"""The command line: every verb with its options. `nexa --help` reads this file alone, so it imports nothing heavy."""
+"""The command line: every verb with its options. `nexa --help` reads this file and _parser.py alone, so they import
+nothing heavy."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
-import re
-from typing import Any, NoReturn, TypeAlias
+from typing import TypeAlias
 
 from nexa_dist import __version__
-from nexa_dist.errors import EXIT_USAGE
+from nexa_dist.verbs._parser import Parser, Top, common, dry
 
-GROUPS = {
-    "cluster": ("init", "config", "plan", "provision", "status", "ssh", "diag", "teardown", "sweep", "image",
-                "snapshot", "trust", "notify", "completion"),
-    "run": ("preflight", "run", "queue", "slurm", "attach", "stop", "runs", "logs", "why", "report"),
-    "work": ("env", "pull", "serve", "promote", "leaderboard"),
-    "money": ("cost", "budget", "timeline"),
-    "pipeline": ("pipeline", "data", "lineage"),
-}  # fmt: skip
-"""The folder below verbs/ of each verb, and where `nexa --help` shows it."""
-COMMON: dict[str, dict[str, Any]] = {
-    "--cluster": {"metavar": "NAME|FILE", "help": "may be left out when one cluster is known"},
-    "--json": {"action": "store_true", "help": "machine-readable output on stdout"},
-    "--set": {
-        "action": "append", "default": [], "metavar": "a.b=c",
-        "help": "override a value of the file; a.b=[c, d] replaces a list, a.b+=c adds to it",
-    },
-    "--plan": {
-        "metavar": "v1|v2|v3|v4|FILE",
-        "help": "lay a compute plan over the file, under --set: stability, performance, full, production, or your own",
-    },
-    "--yes": {"action": "store_true", "help": "do not ask"},
-}  # fmt: skip
-"""Options that mean the same wherever they are."""
 METHODS = ("hf", "acc", "ds", "ds-cpu", "ax", "ax-fsdp", "ax-qlora")
 """Those of plan/fit/method.py, which is not imported here."""
 Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse that says which word was meant."""
-
-    def error(self, message: str) -> NoReturn:
-        wrong = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
-        known = re.findall(r"[\w-]+", wrong[2]) if wrong else re.findall(r"--[a-z][a-z-]*", self.format_help())
-        words = [wrong[1]] if wrong else re.findall(r"--[\w-]+", message.partition("unrecognized arguments: ")[2])
-        meant = [close for word in words for close in difflib.get_close_matches(word, known, 1)]
-        if wrong:
-            message = f"{'no verb' if ' VERB:' in message else message.split(':')[0] + ': no'} {wrong[1]!r}"
-        hint = f"did you mean {', '.join(meant)}?" if meant else f"{self.prog} --help lists what there is"
-        from nexa_dist.ui import terminal
-
-        terminal.error(f"{self.prog}: {message}", hint)
-        raise SystemExit(EXIT_USAGE)
-
-
-class Top(Parser):
-    """The parser of nexa itself; its help shows the verbs by group."""
-
-    def format_help(self) -> str:
-        verbs = next(action for action in self._actions if isinstance(action, argparse._SubParsersAction))
-        shown = {action.dest: action for action in verbs._choices_actions}
-        made = self._get_formatter()
-        made.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
-        made.add_text(self.description)
-        groups = {title: [shown[name] for name in names] for title, names in GROUPS.items()}
-        for title, actions in {**groups, "options": [a for a in self._actions if a.option_strings]}.items():
-            made.start_section(title)
-            made.add_arguments(actions)
-            made.end_section()
-        made.add_text(self.epilog)
-        return made.format_help()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -92,12 +33,12 @@ def parser() -> argparse.ArgumentParser:
 def _files(verbs: Verbs) -> None:
     init = verbs.add_parser("init", help="write a commented cluster.yaml and train.yaml to start from")
     init.add_argument("folder", nargs="?", default=".", metavar="DIR")
-    _dry(init, "print which files would be written")
+    dry(init, "print which files would be written")
 
     config = verbs.add_parser("config", help="show a config file as resolved, or every error in it")
     config.add_argument("file", nargs="?", metavar="FILE", help="a cluster or train file")
     config.add_argument("--schema", choices=("cluster", "train", "manifest"), help="print the JSON Schema instead")
-    _common(config, "--plan", "--set", "--json")
+    common(config, "--plan", "--set", "--json")
 
 
 def _made(verbs: Verbs) -> None:
@@ -106,19 +47,19 @@ def _made(verbs: Verbs) -> None:
     plan.add_argument("-o", "--out", metavar="PLAN", help="save it for nexa provision --plan")
     plan.add_argument("--for", metavar="TRAIN.yaml", dest="train", help="whether that training fits; no plan if not")
     plan.add_argument("--offline", action="store_true", help="only the bill, from the price book; nobody is asked")
-    _common(plan, "--set", "--json")
+    common(plan, "--set", "--json")
 
     provision = verbs.add_parser("provision", help="make the nodes, bootstrap them, prove that they work")
     provision.add_argument("--cluster", metavar="FILE")
     provision.add_argument("--plan", metavar="PLAN", help="apply exactly what nexa plan -o saved")
     provision.add_argument("--for", metavar="TRAIN.yaml", dest="train", help="its environment too, before any run")
-    _common(provision, "--yes", "--set", "--json")
-    _dry(provision, "print what would be made and run; nobody is asked")
+    common(provision, "--yes", "--set", "--json")
+    dry(provision, "print what would be made and run; nobody is asked")
 
 
 def _looked_at(verbs: Verbs) -> None:
     status = verbs.add_parser("status", help="clusters, their nodes and active runs, as they are now")
-    _common(status, "--cluster", "--json")
+    common(status, "--cluster", "--json")
 
     ssh = verbs.add_parser("ssh", help="a shell (or a command) on a node")
     ssh.add_argument("--cluster", metavar="NAME|FILE")
@@ -129,14 +70,14 @@ def _looked_at(verbs: Verbs) -> None:
     diag.add_argument("cluster", nargs="?", metavar="CLUSTER", help="may be left out when one cluster is known")
     diag.add_argument("--deep", action="store_true", help="longer: disks too, and every pair of nodes for longer")
     diag.add_argument("--picture", metavar="FILE.svg", help="what each node sends to each other one, drawn")
-    _common(diag, "--json")
-    _dry(diag, "print which nodes would be asked and tested")
+    common(diag, "--json")
+    dry(diag, "print which nodes would be asked and tested")
 
 
 def _ended(verbs: Verbs) -> None:
     teardown = verbs.add_parser("teardown", help="destroy a cluster and prove that nothing is left")
-    _common(teardown, "--cluster", "--yes")
-    _dry(teardown, "print what would go")
+    common(teardown, "--cluster", "--yes")
+    dry(teardown, "print what would go")
     teardown.add_argument(
         "--without", action="append", default=[], metavar="NODE", help="a host of your own that is gone for good"
     )
@@ -144,14 +85,14 @@ def _ended(verbs: Verbs) -> None:
         "--keep-nothing", action="store_true", help="end it also where checkpoints or outputs are nowhere else"
     )
     teardown.add_argument("--delete-bucket", action="store_true", help="the durable bucket too, with all that is in it")
-    _common(teardown, "--json")
+    common(teardown, "--json")
 
     sweep = verbs.add_parser("sweep", help="what is yours in every region of the cloud, orphans marked")
     sweep.add_argument("--delete", action="store_true", help="end the orphans")
     sweep.add_argument("--region", action="append", default=[], metavar="REGION", help="only there; may be repeated")
     sweep.add_argument("--owner", action="append", default=[], metavar="OWNER", help="only his; may be repeated")
-    _common(sweep, "--yes", "--json")
-    _dry(sweep, "print what --delete would end")
+    common(sweep, "--yes", "--json")
+    dry(sweep, "print what --delete would end")
 
 
 def _kept(verbs: Verbs) -> None:
@@ -162,8 +103,8 @@ def _kept(verbs: Verbs) -> None:
     image.add_argument("image", nargs="?", metavar="AMI", help="which one to delete")
     image.add_argument("--cluster", metavar="FILE", help="whose node it is made of; whose region and owner it has")
     image.add_argument("--region", default="", metavar="REGION", help="the file's, else AWS_REGION")
-    _common(image, "--yes", "--json")
-    _dry(image, "print what would be rented, made or deleted")
+    common(image, "--yes", "--json")
+    dry(image, "print what would be rented, made or deleted")
 
     snap = verbs.add_parser(
         "snapshot", help="packages, driver, kernel, environment, configs, code: one file; diff of two"
@@ -171,18 +112,18 @@ def _kept(verbs: Verbs) -> None:
     snap.add_argument("action", nargs="?", choices=("diff",), help="what differs; exit 1 when something does")
     snap.add_argument("snapshots", nargs="*", metavar="A B", help="with diff: two files, or names of kept ones")
     snap.add_argument("-o", "--out", metavar="FILE", help="where it goes too (default: .nexa/snapshots)")
-    _common(snap, "--cluster", "--json")
-    _dry(snap, "print which nodes would be asked")
+    common(snap, "--cluster", "--json")
+    dry(snap, "print which nodes would be asked")
 
     trust = verbs.add_parser("trust", help="say that a workspace, or programs that a file of it names, are yours")
     trust.add_argument("path", nargs="?", default=".", metavar="DIR|FILE", help="the workspace (default: this folder)")
-    _dry(trust, "print what would be trusted")
+    dry(trust, "print what would be trusted")
 
     notify = verbs.add_parser("notify", help="send what a run could not tell, or a test, to those that notify names")
     notify.add_argument("run", nargs="?", default="", metavar="RUN", help="without it, the newest")
     notify.add_argument("--test", action="store_true", help="one message to each of them, and what became of it")
-    _common(notify, "--cluster", "--json")
-    _dry(notify, "print who would be told what")
+    common(notify, "--cluster", "--json")
+    dry(notify, "print who would be told what")
 
     completion = verbs.add_parser("completion", help="what bash, zsh or fish needs to complete words of nexa")
     completion.add_argument(
@@ -194,7 +135,7 @@ def _begun(verbs: Verbs) -> None:
     before = verbs.add_parser("preflight", help="whether a training fits, how long it takes and what it costs")
     before.add_argument("train", metavar="TRAIN.yaml")
     before.add_argument("--backend", choices=METHODS, help="as if another one trained it: what would it take?")
-    _common(before, "--cluster", "--plan", "--set", "--json")
+    common(before, "--cluster", "--plan", "--set", "--json")
 
     run = verbs.add_parser("run", help="start a training on every node and follow it")
     run.add_argument("train", nargs="?", metavar="TRAIN.yaml")
@@ -203,7 +144,7 @@ def _begun(verbs: Verbs) -> None:
         "nexa run [TRAIN.yaml …] [--resume RUN | --from RUN] [--cluster NAME|FILE] [--set a.b=c] [options] [-- ARGS …]"
     )
     run.epilog = "what stands after -- comes after the arguments that the file has"
-    _common(run, "--cluster", "--plan", "--set")
+    common(run, "--cluster", "--plan", "--set")
     run.add_argument(
         "--profile", dest="set", action="append", type="profile.steps={}".format, metavar="STEPS",
         help="where the time goes in so many steps, or in FIRST-LAST, of a backend of ours",
@@ -218,9 +159,9 @@ def _begun(verbs: Verbs) -> None:
     run.add_argument("--detach", action="store_true", help="leave once every node runs")
     run.add_argument("--rank", default="0", metavar="N,N|all", help="ranks whose lines are shown (default: 0)")
     run.add_argument("--ignore-diag", action="store_true", help="run on nodes that the newest nexa diag found unfit")
-    _dry(run, "show each node's command; the nodes are asked", "--print")
+    dry(run, "show each node's command; the nodes are asked", "--print")
     _queued(run)
-    _common(run, "--json")
+    common(run, "--json")
 
     queue = verbs.add_parser("queue", help="runs one after the other on a cluster: show, add, remove, move, go on")
     actions = ("add", "remove", "move", "run")
@@ -230,12 +171,12 @@ def _begun(verbs: Verbs) -> None:
     )
     queue.usage = "nexa queue [add TRAIN.yaml … | remove ID … | move ID PLACE | run] [options] [-- ARGS …]"
     queue.epilog = "what stands after -- comes after the arguments that a file which is added has"
-    _common(queue, "--cluster", "--plan", "--set")
+    common(queue, "--cluster", "--plan", "--set")
     _queued(queue)
     queue.add_argument("--rank", default="0", metavar="N,N|all", help="ranks whose lines are shown (default: 0)")
     queue.add_argument("--ignore-diag", action="store_true", help="run on nodes that the newest nexa diag found unfit")
-    _dry(queue, "print what would be added, changed or begun")
-    _common(queue, "--json")
+    dry(queue, "print what would be added, changed or begun")
+    common(queue, "--json")
 
     slurm = verbs.add_parser("slurm", help="submit a training to Slurm, as a job or an array of them")
     slurm.add_argument("action", choices=("submit",), help="put it into Slurm's queue")
@@ -246,31 +187,31 @@ def _begun(verbs: Verbs) -> None:
     slurm.add_argument(
         "--grid", action="append", default=[], metavar="a.b=x,y", help="an element for each value, or combination"
     )
-    _common(slurm, "--plan", "--set")
-    _dry(slurm, "show the batch script, what it may cost, and when Slurm would begin it", "--print")
-    _common(slurm, "--json")
+    common(slurm, "--plan", "--set")
+    dry(slurm, "show the batch script, what it may cost, and when Slurm would begin it", "--print")
+    common(slurm, "--json")
 
     attach = verbs.add_parser("attach", help="follow a run that goes on without us")
     attach.add_argument("run", nargs="?", default="", metavar="RUN")
     attach.add_argument("--rank", default="0", metavar="N,N|all")
-    _common(attach, "--json")
+    common(attach, "--json")
 
     stop = verbs.add_parser("stop", help="end a run on every node")
     stop.add_argument("run", nargs="?", metavar="RUN")
     stop.add_argument("--grace", type=_seconds, default=25.0, metavar="S", help="seconds for a checkpoint")
-    _common(stop, "--json")
-    _dry(stop, "print which run would be ended, and where")
+    common(stop, "--json")
+    dry(stop, "print which run would be ended, and where")
 
 
 def _brought(verbs: Verbs) -> None:
     env = verbs.add_parser("env", help="environments on the nodes: size, last use; remove those that nobody uses")
     env.add_argument("action", nargs="?", choices=("list", "prune"), default="list", help="default: list")
-    _common(env, "--cluster", "--json")
-    _dry(env, "print what prune would remove")
+    common(env, "--cluster", "--json")
+    dry(env, "print what prune would remove")
 
 
 def _read(verbs: Verbs) -> None:
-    _common(verbs.add_parser("runs", help="every run known here"), "--json")
+    common(verbs.add_parser("runs", help="every run known here"), "--json")
 
     logs = verbs.add_parser("logs", help="the lines of every rank")
     logs.add_argument("run", nargs="?", default="", metavar="RUN")
@@ -283,17 +224,17 @@ def _read(verbs: Verbs) -> None:
     logs.add_argument("--since", metavar="5m|TIME", help="only lines of the last 30s, 5m, 2h, or since an ISO time")
     logs.add_argument("--tail", type=int, metavar="N", help="only the last N lines of each log")
     logs.add_argument("-f", "--follow", action="store_true", help="go on as lines come")
-    _common(logs, "--json")
+    common(logs, "--json")
 
     why = verbs.add_parser("why", help="which rank failed first, of what, and what mends it")
     why.add_argument("run", nargs="?", default="", metavar="RUN")
     why.add_argument("--attempt", type=int, metavar="N", help="this attempt (default: the newest that failed)")
-    _common(why, "--json")
+    common(why, "--json")
 
     report = verbs.add_parser("report", help="one page of a run, to be mailed: curves, attempts, time line, bill")
     report.add_argument("run", nargs="?", default="", metavar="RUN")
     report.add_argument("-o", "--out", metavar="FILE.html", help="where it goes (default: RUN.html in this folder)")
-    _common(report, "--json")
+    common(report, "--json")
 
 
 def _taken(verbs: Verbs) -> None:
@@ -302,12 +243,12 @@ def _taken(verbs: Verbs) -> None:
     pull.add_argument("folder", nargs="?", default="", metavar="DIR", help="without it, runs/RUN")
     pull.add_argument("--checkpoint", default="newest", metavar="newest|STEP", help="which one (default: newest)")
     pull.add_argument("--all", action="store_true", help="also what it wrote and outputs: does not name")
-    _common(pull, "--json")
-    _dry(pull, "print what would be brought; the nodes are asked")
+    common(pull, "--json")
+    dry(pull, "print what would be brought; the nodes are asked")
     board = verbs.add_parser("leaderboard", help="what was evaluated, the best first, with its cost beside it")
     board.add_argument("name", nargs="?", default="", metavar="NAME", help="one evaluation; without it all")
     board.add_argument("--html", metavar="FILE.html", help="also as one page that needs no network")
-    _common(board, "--json")
+    common(board, "--json")
 
 
 def _served(verbs: Verbs) -> None:
@@ -328,8 +269,8 @@ def _served(verbs: Verbs) -> None:
     serve.add_argument("--max-hours", type=float, metavar="H", help="deadline of the run")
     serve.add_argument("--budget-usd", type=float, metavar="USD", help="most that the run may cost")
     serve.add_argument("--detach", action="store_true", help="end this command once it answers")
-    _common(serve, "--cluster", "--json")
-    _dry(serve, "print what would be brought, started or stopped")
+    common(serve, "--cluster", "--json")
+    dry(serve, "print what would be brought, started or stopped")
 
     promote = verbs.add_parser("promote", help="name a run's model staging or production, if it is good enough")
     promote.add_argument("run", nargs="?", default="", metavar="RUN", help="left out with --rollback and --list")
@@ -340,43 +281,43 @@ def _served(verbs: Verbs) -> None:
     promote.add_argument("--eval", default="", metavar="FILE", help="its scores (default: newest evals/NAME_RUN.json)")
     promote.add_argument("--rollback", action="store_true", help="give the name back to what had it before")
     promote.add_argument("--list", action="store_true", help="who has which name, since when and by whom")
-    _common(promote, "--json")
-    _dry(promote, "print what would be promoted, and what keeps it from that")
+    common(promote, "--json")
+    dry(promote, "print what would be promoted, and what keeps it from that")
 
 
 def _money(verbs: Verbs) -> None:
     cost = verbs.add_parser("cost", help="what a cluster or a run has cost, and where that went")
     cost.add_argument("what", nargs="?", default="", metavar="CLUSTER|RUN", help="also one that is gone")
     cost.add_argument("--waste", action="store_true", help="what did not train, and what would have saved most")
-    _common(cost, "--json")
+    common(cost, "--json")
 
     budget = verbs.add_parser("budget", help="what may be spent on a cluster and what is; more of it with extend")
     budget.add_argument("action", nargs="?", choices=("extend",), help="add USD to it")
     budget.add_argument("usd", nargs="?", type=float, metavar="USD")
-    _common(budget, "--cluster", "--json")
-    _dry(budget, "print what extend would change")
+    common(budget, "--cluster", "--json")
+    dry(budget, "print what extend would change")
 
     timeline = verbs.add_parser("timeline", help="where the minutes of a cluster went")
-    _common(timeline, "--cluster", "--json")
+    common(timeline, "--cluster", "--json")
 
 
 def _chained(verbs: Verbs) -> None:
     chain = verbs.add_parser("pipeline", help="stages from raw rows to a served model, those alone that are not done")
     chain.add_argument("action", choices=("run", "status"), help="do what is not done; or show what is")
     chain.add_argument("file", metavar="PIPELINE.yaml", help="a pipeline, or one stage.yaml or train.yaml")
-    _common(chain, "--cluster", "--json")
-    _dry(chain, "print what would be done")
+    common(chain, "--cluster", "--json")
+    dry(chain, "print what would be done")
 
     data = verbs.add_parser("data", help="versions of what stages made: their content, differences, damage")
     data.add_argument("action", choices=("list", "show", "diff", "verify"), help="verify reads every byte")
     data.add_argument("versions", nargs="*", metavar="NAME[@vN]", help="without them, for list and verify, all")
     data.add_argument("--picture", metavar="FILE.svg", help="with diff: the shares of each column's bins, drawn")
-    _common(data, "--json")
+    common(data, "--json")
 
     lineage = verbs.add_parser("lineage", help="where a version or run comes from, down to the raw rows")
     lineage.add_argument("of", metavar="RUN|NAME[@vN]", help="a run, or a version")
     lineage.add_argument("--picture", metavar="FILE.svg", help="the same, drawn")
-    _common(lineage, "--json")
+    common(lineage, "--json")
 
 
 def _queued(verb: argparse.ArgumentParser) -> None:
@@ -389,15 +330,6 @@ def _queued(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--stop-on-failure", action="store_true", help="begin no other run when one of them failed")
     verb.add_argument("--picture", metavar="FILE.svg", help="the loss over the values of --grid, drawn")
-
-
-def _common(verb: argparse.ArgumentParser, *names: str) -> None:
-    for name in names:
-        verb.add_argument(*(["-y"] if name == "--yes" else []), name, **COMMON[name])
-
-
-def _dry(verb: argparse.ArgumentParser, text: str, *names: str) -> None:
-    verb.add_argument(*names, "--dry-run", action="store_true", dest="dry_run", help=f"{text}; changes nothing")
 
 
 def _seconds(text: str) -> float:

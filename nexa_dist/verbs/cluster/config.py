@@ -12,7 +12,7 @@ from nexa_dist.config.yaml.tree import PathKey
 from nexa_dist.errors import EXIT_OK, UsageError
 from nexa_dist.stages.load import read_stage, stage_of
 from nexa_dist.ui import terminal
-from nexa_dist.verbs._shared import plan_file
+from nexa_dist.verbs._training import plan_file
 
 MARGIN = 60
 """Column of the comments, at most."""

@@ -11,7 +11,8 @@ from nexa_dist.ops.notify import targets
 from nexa_dist.ops.notify.outbox import Letter, Outbox
 from nexa_dist.plan.runs.notification import Message
 from nexa_dist.ui import terminal
-from nexa_dist.verbs._shared import consent_to_commands, context, find_folder, is_file, name_of
+from nexa_dist.verbs._consent import consent_to_commands
+from nexa_dist.verbs._shared import context, find_folder, is_file, name_of
 
 COLUMNS = ("event", "to", "state", "why")
 

@@ -8,7 +8,8 @@ from nexa_dist.errors import EXIT_OK, StillRunning
 from nexa_dist.ops.cluster import sweep as sweeping
 from nexa_dist.ops.context import Context
 from nexa_dist.ui import terminal
-from nexa_dist.verbs._shared import agreed, context
+from nexa_dist.verbs._consent import agreed
+from nexa_dist.verbs._shared import context
 
 
 def sweep(args: Arguments) -> int:

@@ -12,7 +12,8 @@ from nexa_dist.ops.fit.preflight import preflight as seen_of
 from nexa_dist.plan.fit.judge import Fit
 from nexa_dist.plan.fit.memory import memory
 from nexa_dist.ui import terminal
-from nexa_dist.verbs._shared import context, find_cluster, is_file, load_planned, load_said
+from nexa_dist.verbs._shared import context, find_cluster, is_file, load_said
+from nexa_dist.verbs._training import load_planned
 
 GIB = 2**30
 SHOWN = 8

@@ -17,7 +17,8 @@ from nexa_dist.ops.queue import Queue
 from nexa_dist.ops.runs.wandb import settled
 from nexa_dist.plan.ranks import subset
 from nexa_dist.run.ssh.connections import connecting, session
-from nexa_dist.verbs._shared import at_home, borrowed, context, find_cluster, load_planned, ranks, refuse_detach
+from nexa_dist.verbs._shared import borrowed, context, find_cluster, ranks
+from nexa_dist.verbs._training import at_home, load_planned, refuse_detach
 
 if TYPE_CHECKING:
     from nexa_dist.ops.work.origin import Origin

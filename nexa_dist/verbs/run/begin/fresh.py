@@ -25,7 +25,7 @@ from nexa_dist.run.ssh.connections import Connecting, Ssh
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.secrets import redact
 from nexa_dist.ui import terminal
-from nexa_dist.verbs._shared import whom_to_tell
+from nexa_dist.verbs._consent import whom_to_tell
 from nexa_dist.verbs.run.presenter import RunPresenter
 
 if TYPE_CHECKING:
