@@ -131,10 +131,15 @@ def _append(data: dict[str, Any], more: Sequence[str]) -> list[Problem]:
 
 def recorded_train(data: Any, run_id: str) -> TrainConfig:
     """The training as run.json keeps it. Raises ConfigError when it is torn, or of another version of nexa."""
+    return valid_train(data, f"{run_id}/run.json")
+
+
+def valid_train(data: Any, file: str) -> TrainConfig:
+    """The training of plain data that no line of a file has. Raises ConfigError; `file` is where they came from."""
     try:
         return TrainConfig.model_validate(data)
     except ValidationError as error:
-        faults = [Problem(f"{run_id}/run.json", 0, ".".join(map(str, e["loc"])), e["msg"]) for e in error.errors()]
+        faults = [Problem(file, 0, ".".join(map(str, e["loc"])), e["msg"]) for e in error.errors()]
         raise ConfigError(faults[:MAX_PROBLEMS]) from None
 
 

@@ -59,13 +59,10 @@ class Door:
                 if self.seat is not None:
                     os.utime(self.seat)
             else:
-                self._close()
-
-    def _close(self) -> None:
-        self.open = False
-        if self.seat is not None:
-            os.close(self.seat)
-            self.seat = None
+                self.open = False
+                if self.seat is not None:
+                    os.close(self.seat)
+                    self.seat = None
 
     @property
     def abandoned(self) -> bool:

@@ -162,6 +162,7 @@ def _first_path(words: list[str], cwd: str) -> str:
 
 
 def _run(words: list[str]) -> None:
+    failed = False
     try:
         if words[0] == "-m":
             sys.argv = ["-m", *words[2:]]
@@ -181,8 +182,6 @@ def _run(words: list[str]) -> None:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
         failed = True
-    else:
-        failed = False
     if failed:
         sys.exit(1)
 
