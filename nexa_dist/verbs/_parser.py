@@ -1,11 +1,11 @@
-"""Parser of the command line: help by groups of verbs, the word that was meant, and options that many verbs have."""
+"""Parser of the command line: help by groups of verbs, and the word that was meant."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import re
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from nexa_dist.errors import EXIT_USAGE
 
@@ -18,20 +18,6 @@ GROUPS = {
     "pipeline": ("pipeline", "data", "lineage"),
 }  # fmt: skip
 """The folder below verbs/ of each verb, and where `nexa --help` shows it."""
-COMMON: dict[str, dict[str, Any]] = {
-    "--cluster": {"metavar": "NAME|FILE", "help": "may be left out when one cluster is known"},
-    "--json": {"action": "store_true", "help": "machine-readable output on stdout"},
-    "--set": {
-        "action": "append", "default": [], "metavar": "a.b=c",
-        "help": "override a value of the file; a.b=[c, d] replaces a list, a.b+=c adds to it",
-    },
-    "--plan": {
-        "metavar": "v1|v2|v3|v4|FILE",
-        "help": "lay a compute plan over the file, under --set: stability, performance, full, production, or your own",
-    },
-    "--yes": {"action": "store_true", "help": "do not ask"},
-}  # fmt: skip
-"""Options that mean the same wherever they are."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -67,12 +53,3 @@ class Top(Parser):
             made.end_section()
         made.add_text(self.epilog)
         return made.format_help()
-
-
-def common(verb: argparse.ArgumentParser, *names: str) -> None:
-    for name in names:
-        verb.add_argument(*(["-y"] if name == "--yes" else []), name, **COMMON[name])
-
-
-def dry(verb: argparse.ArgumentParser, text: str, *names: str) -> None:
-    verb.add_argument(*names, "--dry-run", action="store_true", dest="dry_run", help=f"{text}; changes nothing")
