@@ -177,6 +177,4 @@ class Kept:
         if not child.returncode:
             return ""
         lines = (said.strip() or "exit code %d" % child.returncode).splitlines()[-2:]
-        return (
-            ": ".join(line.replace("error: ", "") for line in reversed(lines))[:SAID_BYTES] if child.returncode else ""
-        )
+        return ": ".join(line.replace("error: ", "") for line in reversed(lines))[:SAID_BYTES]
