@@ -96,6 +96,14 @@ def read_object(path: Path) -> dict[str, Any]:
     return found
 
 
+def object_or_empty(path: Path) -> dict[str, Any]:
+    """Read an object as `read_object`; empty where there is none, or none that can be read."""
+    try:
+        return read_object(path)
+    except NexaError:
+        return {}
+
+
 def read_shape(path: Path, check: Check, hint: str = "") -> Any:
     """Read JSON of this shape as `read_json`. Raises NexaError when it has not."""
     try:

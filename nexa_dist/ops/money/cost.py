@@ -163,7 +163,7 @@ def report(ctx: Context, ledger: Ledger) -> dict[str, Any]:
         **{key: value for key, value in told.items() if key != "runs"},
         "runs": rows,
         "tags": _by_tag(rows),
-        "egress_usd_per_gb": prices.egress_usd_per_gb(region) if region else None,
+        "egress_usd_per_gb": prices.book().egress.usd.get(region) if region else None,
         "waste": ledger.waste.to_json(),
     }
 
@@ -184,7 +184,7 @@ def _run_row(ctx: Context, record: Run, made: Bill) -> dict[str, Any]:
     """Cost of one run, in all and by what it got for it."""
     run_id = record.run_id
     share, phases = made.run(run_id), made.runs.get(run_id, {})
-    manifest = _json(ctx.workspace.root / "runs" / "manifests" / f"{run_id}.json")
+    manifest = files.object_or_empty(ctx.workspace.root / "runs" / "manifests" / f"{run_id}.json")
     report, tags = manifest.get("eval_report"), manifest.get("tags")
     told = report if isinstance(report, dict) else {}
     steps = money_phases.steps(_rows(record)) or money_ledger.number(told.get("steps")) or _step(ctx, run_id)
@@ -226,11 +226,3 @@ def _by_tag(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for tag in row["tags"]:
             found[tag] = found.get(tag, Share()) + Share(row["seconds"], row["usd"] or 0.0)
     return {tag: share.to_json() for tag, share in sorted(found.items())}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = files.read_json(path)
-    except NexaError:
-        return {}
-    return found if isinstance(found, dict) else {}
