@@ -12,6 +12,7 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.serving import aliases, served
 from nexa_dist.ops.serving.aliases import NAMES, Aliases, Promotion
 from nexa_dist.ops.serving.served import Wish
+from nexa_dist.ops.serving.tunnel import Tunnel, ask
 from nexa_dist.ops.work.steps import wanted
 from nexa_dist.run import files
 from nexa_dist.ui import terminal
@@ -77,13 +78,13 @@ def _smoke(ctx: Context, run: str, step: int | None) -> dict[str, Any] | None:
         record = folder.load()
         if served.what_is_served(record) != (run, step):
             continue
-        tunnel = served.Tunnel(ctx, 0)
+        tunnel = Tunnel(ctx, 0)
         with served.linked(ctx, record) as link:
             state = served.state_of(link, record.run_dir(link.node.name)) or {}
             if state.get("state") == "ready" and not state.get("has_key"):
                 try:
                     tunnel.lead_to(link, state)
-                    return {"run": folder.run_id, **served.ask(tunnel.url, state["model"], state["api"], "")}
+                    return {"run": folder.run_id, **ask(tunnel.url, state["model"], state["api"], "")}
                 finally:
                     tunnel.close()
             if state.get("state") == "ready":  # without its key, its own request has to do

@@ -13,7 +13,8 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.health.gate import refuse_unfit
 from nexa_dist.ops.runs.wandb import settled
 from nexa_dist.ops.serving import served
-from nexa_dist.ops.serving.served import Door, Tunnel, Wish
+from nexa_dist.ops.serving.served import Wish
+from nexa_dist.ops.serving.tunnel import Door, Tunnel
 from nexa_dist.ops.work.steps import wanted
 from nexa_dist.plan.ranks import subset
 from nexa_dist.run import dotenv, git

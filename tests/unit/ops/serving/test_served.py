@@ -11,7 +11,7 @@ import pytest
 
 from nexa_dist.errors import UsageError
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.ops.serving import served
+from nexa_dist.ops.serving import served, tunnel
 from nexa_dist.ops.serving.served import STATE, Model, Wish, as_run
 from nexa_dist.shape import Strange
 from nexa_dist.verbs.work.serve import refuse_open
@@ -75,4 +75,4 @@ def test_a_port_that_is_taken_is_said_before_anything_is_started() -> None:
         taken.listen()
         for port in (taken.getsockname()[1], 99_999):
             with pytest.raises(UsageError, match="cannot be had"):
-                served._free(port)
+                tunnel._free(port)
