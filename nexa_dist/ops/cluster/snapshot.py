@@ -14,7 +14,7 @@ from nexa_dist.ops.context import Context
 from nexa_dist.plan.runs.snapshot import VERSION, digest
 from nexa_dist.run import bundle, files, git
 from nexa_dist.run.code import archive
-from nexa_dist.run.ssh.connections import Link, connect, on_all, session
+from nexa_dist.run.ssh.connections import Link, by_node, connect, session
 from nexa_dist.run.ssh.program import run_program
 from nexa_dist.secrets import redact_text
 from nexa_dist.shape import record, rows, table, text
@@ -36,14 +36,14 @@ FILE = record({"version": lambda value: value, "sha256": text(64, "[0-9a-f]{64}"
 def take(ctx: Context, cluster: Cluster) -> dict[str, Any]:
     """The cluster as it is now; every node has to answer. Nothing in it is a secret."""
 
-    def facts(link: Link) -> tuple[str, dict[str, Any]]:
+    def facts(link: Link) -> dict[str, Any]:
         said = run_program(link, remote.SNAPSHOT.read_bytes(), {}, FACTS, reads=True)
         # By their shape alone: a package may well be called libsecret.
         hidden = {key: {name: redact_text(version) for name, version in said[key].items()} for key in VERSIONS}
-        return link.node.name, {**said, **hidden}
+        return {**said, **hidden}
 
     with session(ctx.runner, cluster) as ssh:
-        nodes = dict(on_all(connect(ssh), facts))
+        nodes = by_node(connect(ssh), facts)
     project = archive.project(ctx.runner, ctx.workspace.root)
     sent = {file.name: file.content for file in project.files}
     config = ctx.workspace.cluster(cluster.name).path / "config.json"

@@ -14,7 +14,7 @@ from nexa_dist.node.protocol import AT_WORK
 from nexa_dist.ops.active_runs import active_runs
 from nexa_dist.ops.context import Context
 from nexa_dist.run import files, trust
-from nexa_dist.run.ssh.connections import Link, on_all, reach, session
+from nexa_dist.run.ssh.connections import Link, by_node, on_all, reach, session
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.straggler import straggler
 
@@ -24,8 +24,7 @@ def live(ctx: Context, run: RunFolder) -> dict[str, Any]:
     record = run.load()
     with session(ctx.runner, record.cluster) as ssh:
         links, silent = reach(ssh, [node for node in record.cluster.nodes if node.name in record.nodes])
-        answers = on_all(links, lambda link: _status(link, record.run_dir(link.node.name)))
-    known = dict(zip((link.node.name for link in links), answers, strict=True))
+        known = by_node(links, lambda link: _status(link, record.run_dir(link.name)))
     return {**known, **{name: {"state": "unreachable", "reason": why} for name, why in silent.items()}}
 
 

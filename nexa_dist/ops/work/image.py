@@ -14,7 +14,7 @@ from nexa_dist.ops.context import Context
 from nexa_dist.plan.runs.container import Host
 from nexa_dist.remote import IMAGES
 from nexa_dist.run import files
-from nexa_dist.run.ssh.connections import Link, on_all
+from nexa_dist.run.ssh.connections import Link, by_node
 from nexa_dist.run.ssh.program import Refused, run_program
 from nexa_dist.secrets import redact_text
 from nexa_dist.shape import flag, one_of, record, rows, text, whole
@@ -51,7 +51,7 @@ def make_ready(ctx: Context, links: Sequence[Link], config: TrainConfig, kept: P
     image = config.image or ""
     began = time.monotonic()
 
-    def look(link: Link) -> tuple[str, dict[str, Any]]:
+    def look(link: Link) -> dict[str, Any]:
         message = {"engine": config.engine, "image": image, "pull": not ctx.dry}
 
         def heard(said: Any) -> None:
@@ -59,13 +59,13 @@ def make_ready(ctx: Context, links: Sequence[Link], config: TrainConfig, kept: P
                 ctx.detail(f"{link.node.name}: {redact_text(line[:300])}")
 
         try:
-            return link.node.name, run_program(link, IMAGES.read_bytes(), message, FOUND, heard, reads=ctx.dry)
+            return run_program(link, IMAGES.read_bytes(), message, FOUND, heard, reads=ctx.dry)
         except Refused as error:
             why = str(error)
             hint = next((cure for sign, cure in CURES if sign in why), "nexa ssh NODE looks at it there")
             raise Refused(why, hint=hint) from None
 
-    found = dict(on_all(links, look))
+    found = by_node(links, look)
     if time.monotonic() - began > 5:
         ctx.say(f"  image ready in {time.monotonic() - began:.1f} s")
     lack = [name for name, row in found.items() if not row["image"]]

@@ -20,7 +20,7 @@ from nexa_dist.plan import told
 from nexa_dist.plan.runs.results import Placed, Wrote, bounded, placed, sized
 from nexa_dist.run import files
 from nexa_dist.run.record import Run
-from nexa_dist.run.ssh.connections import Link, on_all
+from nexa_dist.run.ssh.connections import Link, asked
 from nexa_dist.run.ssh.receive import Asked, Got, Receiver
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.train.shards.cover import Cover, Part, cover
@@ -79,15 +79,11 @@ class Fetched:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def outputs_of(record: Run) -> list[str]:
-    """`outputs:` of a run, which may be an older nexa's."""
-    return [word for word in record.config.get("outputs") or () if isinstance(word, str)]
-
-
 def asked_of(link: Link, record: Run) -> dict[str, Any]:
     """Message to the agent's `wrote` about a run."""
     durable = f"{link.path(link.ssh.cluster.layout.durable)}/{record.run_id}/checkpoints"
-    return {"dir": record.run_dir(link.node.name), "durable": durable, "outputs": outputs_of(record)}
+    named = [word for word in record.config.get("outputs") or () if isinstance(word, str)]  # may be an older nexa's
+    return {"dir": record.run_dir(link.node.name), "durable": durable, "outputs": named}
 
 
 def look(link: Link, records: Sequence[Run], timeout_s: float = 120.0) -> list[Left]:
@@ -140,17 +136,7 @@ def wholes(left: Mapping[str, Left]) -> list[Whole]:
 
 def look_all(links: Sequence[Link], record: Run) -> tuple[dict[str, Left], dict[str, str]]:
     """Look on all nodes; what is left by node, in their order, and why others cannot be asked."""
-
-    def one(link: Link) -> Left | str:
-        try:
-            return look(link, [record])[0]
-        except NexaError as error:
-            return str(error)
-
-    names = [link.node.name for link in links]
-    answers = dict(zip(names, on_all(links, one) if links else (), strict=True))
-    good = {name: answer for name, answer in answers.items() if isinstance(answer, Left)}
-    return good, {name: answer for name, answer in answers.items() if isinstance(answer, str)}
+    return asked(links, lambda link: look(link, [record])[0])
 
 
 def choose(left: Mapping[str, Left], everything: bool, place: Place, folder: Path, most: float) -> Fetched:

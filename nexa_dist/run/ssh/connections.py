@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
 from nexa_dist import wire
 from nexa_dist.errors import NexaError, UsageError
@@ -28,8 +28,17 @@ from nexa_dist.traits import Traits
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
+
+class Named(Protocol):
+    """A node, or a link to one."""
+
+    @property
+    def name(self) -> str: ...
+
+
 T = TypeVar("T")
 R = TypeVar("R")
+N = TypeVar("N", bound=Named)
 
 SSH_OPTIONS = (
     "BatchMode=yes",
@@ -187,6 +196,10 @@ class Link:
     ssh: Ssh
     node: Node
     home: str
+
+    @property
+    def name(self) -> str:
+        return self.node.name
 
     def path(self, path: str) -> str:
         """`~/x` as an absolute path on the node."""
@@ -378,14 +391,27 @@ def on_all(items: Sequence[T], act: Callable[[T], R]) -> list[R]:
     return results
 
 
+def by_node(items: Sequence[N], act: Callable[[N], R]) -> dict[str, R]:
+    """`on_all`, with the answers by the name of the node."""
+    return dict(zip((item.name for item in items), on_all(items, act), strict=True))
+
+
+def asked(items: Sequence[N], act: Callable[[N], R]) -> tuple[dict[str, R], dict[str, str]]:
+    """`by_node` where a failure keeps nobody from the rest: the answers, and why the other nodes gave none."""
+    silent: dict[str, str] = {}
+
+    def one(item: N) -> list[R]:
+        try:
+            return [act(item)]
+        except NexaError as error:
+            silent[item.name] = str(error)
+            return []
+
+    answers = by_node(items, one)
+    return {name: found[0] for name, found in answers.items() if found}, {n: silent[n] for n in answers if n in silent}
+
+
 def reach(ssh: Ssh, nodes: Sequence[Node]) -> tuple[list[Link], dict[str, str]]:
     """Links to the nodes that answer, and why the others do not, by name."""
-
-    def one(node: Node) -> Link | tuple[str, str]:
-        try:
-            return connect(ssh, [node])[0]
-        except NexaError as error:
-            return node.name, str(error)
-
-    answers = on_all(nodes, one)
-    return [a for a in answers if isinstance(a, Link)], dict(a for a in answers if not isinstance(a, Link))
+    links, silent = asked(nodes, lambda node: connect(ssh, [node])[0])
+    return list(links.values()), silent
