@@ -10,7 +10,8 @@ from pathlib import Path
 
 from nexa_dist.model import Cluster, Node
 from nexa_dist.run.runner import CommandFailed, Result, Runner
-from nexa_dist.run.ssh.connections import Ssh, Unreachable, refusal
+from nexa_dist.run.ssh.connections import Ssh, Unreachable
+from nexa_dist.run.ssh.options import refusal
 from nexa_dist.traits import TRAITS
 
 NO_LOGIN = (

@@ -18,7 +18,8 @@ from nexa_dist.plan.static.cluster import static_cluster
 from nexa_dist.plan.static.known_hosts import ALGORITHMS, Adopted, HostKey
 from nexa_dist.run import files
 from nexa_dist.run.ssh import known_hosts as run
-from nexa_dist.run.ssh.connections import USER_FILES, Ssh, on_all
+from nexa_dist.run.ssh.connections import Ssh, on_all
+from nexa_dist.run.ssh.options import USER_FILES
 from nexa_dist.run.workspace import ClusterFolder
 
 NO = "do not log in there until you know why; if the host was made anew, give its key as host_key in the cluster's file"
