@@ -10,6 +10,7 @@ from typing import Any
 
 from nexa_dist import wire
 from nexa_dist.errors import NexaError, UsageError
+from nexa_dist.ops.active_runs import recorded
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.money import record_usage as usage
 from nexa_dist.ops.money.record_usage import Reading
@@ -56,26 +57,10 @@ def of_cluster(ctx: Context, folder: Path, reading: Reading) -> Ledger:
     begin = min((period.start_unix for period in found), default=reading.now_unix)
     ends = [period.stop_unix for period in found]
     end = reading.now_unix if not ends or None in ends else max(end for end in ends if end is not None)
-    runs = tuple(
-        record for record in _records(ctx)
-        if record.cluster.name == name and begin - SLACK_S <= record.attempts[0].started_unix <= end + SLACK_S
-    )  # fmt: skip
+    begun = [record for _, record in recorded(ctx) if record.attempts and record.cluster.name == name]
+    runs = tuple(record for record in begun if begin - SLACK_S <= record.attempts[0].started_unix <= end + SLACK_S)
     told = [event for record in runs for event in _phases(record)]
     return Ledger(name, folder, money_ledger.clean([*reading.events, *told]), runs, reading.now_unix)
-
-
-def _records(ctx: Context) -> list[Run]:
-    """run.json of every run that began; a torn one is passed over."""
-    found = []
-    for run in ctx.workspace.runs():
-        try:
-            record = run.load()
-        except NexaError as error:
-            ctx.say(f"warning: passed over: {error}")
-            continue
-        if record.attempts:
-            found.append(record)
-    return found
 
 
 def _rows(record: Run) -> list[dict[str, Any]]:
