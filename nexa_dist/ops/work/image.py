@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +35,12 @@ CURES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Ready:
-    """Engine and image by node name; `told` is for the record of the run."""
-
-    hosts: Mapping[str, Host]
-    told: Mapping[str, Any]
-
-
-def make_ready(ctx: Context, links: Sequence[Link], config: TrainConfig, kept: Path | None) -> Ready:
-    """The image on every node, brought where it lacks; a dry run brings nothing. `kept` is the folder of the run, for
-    which the image stays what it was. Raises NexaError where an engine or the image cannot be had, or is not the
-    same everywhere."""
+def make_ready(
+    ctx: Context, links: Sequence[Link], config: TrainConfig, kept: Path | None
+) -> tuple[dict[str, Host], dict[str, Any]]:
+    """The image on every node, brought where it lacks; a dry run brings nothing. Answers engine and image by node name,
+    and what the record of the run says of them. `kept` is the folder of the run, for which the image stays what it was.
+    Raises NexaError where an engine or the image cannot be had, or is not the same everywhere."""
     image = config.image or ""
     began = time.monotonic()
 
@@ -83,7 +76,7 @@ def make_ready(ctx: Context, links: Sequence[Link], config: TrainConfig, kept: P
     }  # fmt: skip
     first = found[links[0].node.name]
     told = {"name": "image", "image": image, "digest": first["digest"], "ids": same}
-    return Ready(hosts, told | {"engines": {name: f"{row['engine']} {row['version']}" for name, row in found.items()}})
+    return hosts, told | {"engines": {name: f"{row['engine']} {row['version']}" for name, row in found.items()}}
 
 
 def _same(image: str, found: Mapping[str, Mapping[str, Any]], kept: Path | None) -> dict[str, str]:
