@@ -59,7 +59,7 @@ def submit(
     config_file: str,
 ) -> Submitted:
     """One job with an element for each of `configs`, of which each has its own run. A dry run only asks Slurm when it
-    would begin. Raises NexaError, and leaves no run behind then."""
+    would begin. Raises NexaError, and leaves no run behind then, unless Slurm has its job."""
     slurm, nproc = asked(configs)
     configs = [settled(ctx, ready(config, nproc)) for config in configs]
     link = _here(ctx, slurm, nproc)
@@ -85,16 +85,29 @@ def submit(
             _write(ctx, run, config, config_file, codes, link, point)
         files.write_text(folder(runs[0]) / "job.sbatch", text)
         number = Slurm(ctx.runner).submit(text, hidden)
-        for place, run in enumerate(runs):
-            own = f"{number}_{array.indices[place]}" if array else number
-            path = folder(run) / "job.json"
-            files.write_json(path, {**files.read_object(path), "job": own})
-        waiting = _looked_at(ctx, number)
     except BaseException:
-        for run in runs:
-            shutil.rmtree(run.path, ignore_errors=True)  # nothing was begun, so there is no run
+        _forget(runs)
+        raise
+    # From here on there is a job: its runs stay for as long as it may begin.
+    for place, run in enumerate(runs):
+        own = f"{number}_{array.indices[place]}" if array else number
+        path = folder(run) / "job.json"
+        files.write_json(path, {**files.read_object(path), "job": own})
+    try:
+        waiting = _looked_at(ctx, number)
+    except Never:
+        _forget(runs)
+        raise
+    except BaseException:
+        ctx.say(f"job {number} is in the queue all the same: scancel {number} ends it")
         raise
     return Submitted(number, ours, text, cost, waiting)
+
+
+def _forget(runs: Sequence[RunFolder]) -> None:
+    """Remove the folders of runs of which nothing was begun."""
+    for run in runs:
+        shutil.rmtree(run.path, ignore_errors=True)
 
 
 def asked(configs: Sequence[TrainConfig]) -> tuple[SlurmConfig, int]:
@@ -190,18 +203,27 @@ def _begins(ctx: Context, text: str, hidden: Mapping[str, str]) -> str:
         return f"{error}, so nobody was asked when it would begin"
 
 
+class Never(NexaError):
+    """A job that Slurm would never start, and that was cancelled."""
+
+
 def _looked_at(ctx: Context, number: str) -> Waiting | None:
-    """The job as it waits or runs now. One that would wait for ever is cancelled. Raises NexaError then."""
+    """The job as it waits or runs now; None where squeue does not say. One that would wait for ever is cancelled.
+    Raises Never then."""
     slurm, found = Slurm(ctx.runner), None
     for look in range(LOOKS):
         if look:
             ctx.sleep(LOOK_S)
-        found = slurm.waiting(number)
+        try:
+            found = slurm.waiting(number)
+        except NexaError as error:
+            ctx.say(f"warning: {error}")
+            return None
         if found is None or found.state != "PENDING":
             return found
         if never(found.state, found.reason):
             slurm.cancel(number)
-            raise NexaError(
+            raise Never(
                 f"Slurm would never start job {number}: {found.reason}",
                 hint="it was cancelled. slurm.account, qos, partition, time, constraint: sinfo, sacctmgr show "
                 "associations user=$USER",

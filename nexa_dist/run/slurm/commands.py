@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from nexa_dist.errors import NexaError
 from nexa_dist.run.runner import Result, Runner
@@ -47,11 +48,14 @@ class Slurm:
         return number
 
     def waiting(self, number: str) -> Waiting | None:
-        """The job (of an array, its first element) as it stands in the queue; None when it is in none."""
+        """The job (of an array, its first element) as it stands in the queue; None when it is in none. Raises NexaError
+        when squeue cannot say: a job that nobody can see may go on."""
         argv = ("squeue", "--noheader", f"--jobs={number}", "--format=%T|%r|%S")
         result = self.runner.run(argv, timeout_s=TIMEOUT_S)
+        if result.code and b"Invalid job id" not in result.err:  # its word for a job that is long gone
+            self._refused(result, argv, "squeue")
         rows = [line.split("|") for line in result.out.decode(errors="replace").splitlines() if line.count("|") >= 2]
-        if result.code or not rows:
+        if not rows:
             return None
         state, reason, start = rows[0][0], "|".join(rows[0][1:-1]), rows[0][-1]
         return Waiting(state, reason, "" if start == "N/A" else start)
@@ -86,15 +90,18 @@ class Slurm:
         self, argv: Sequence[str], what: str, *, stdin: bytes = b"", env: Mapping[str, str] | None = None
     ) -> Result:
         result = self.runner.run(argv, stdin=stdin, timeout_s=TIMEOUT_S, env=env)
+        if result.code:
+            self._refused(result, argv, what)
+        return result
+
+    def _refused(self, result: Result, argv: Sequence[str], what: str) -> NoReturn:
         if result.code == NO_PROGRAM:
             raise NexaError(f"there is no {argv[0]} here", hint="call nexa on a login node of the Slurm cluster")
         if b"configuration source" in result.err:
             hint = "call nexa on a login node of the Slurm cluster; SLURM_CONF names another slurm.conf"
             raise Unreachable(f"{argv[0]} finds no slurm.conf here", hint=hint)
-        if result.code:
-            said = re.sub(r"^(sbatch|scontrol|scancel): (error: )?", "", result.tail(3), flags=re.MULTILINE)
-            raise NexaError(f"{what}: {said}", hint=_hint(said))
-        return result
+        said = re.sub(r"^(sbatch|squeue|scontrol|scancel): (error: )?", "", result.tail(3), flags=re.MULTILINE)
+        raise NexaError(f"{what}: {said}", hint=_hint(said))
 
 
 def _hint(said: str) -> str:
