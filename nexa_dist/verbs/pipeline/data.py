@@ -83,6 +83,8 @@ def _verify(registry: Registry, args: Arguments) -> int:
     for label, faults in found.items():
         for fault in faults:
             terminal.error(f"{label}: {fault}")
+        if faults:
+            terminal.say(f"hint: {registry.cure(unique[label])}")
     bad = sum(1 for faults in found.values() if faults)
     terminal.say(f"{len(found)} versions read: {f'{bad} are damaged' if bad else 'every byte is as it was registered'}")
     return EXIT_FAILED if bad else EXIT_OK

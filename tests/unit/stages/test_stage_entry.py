@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -151,8 +152,11 @@ def test_versions_follow_content_and_a_flipped_byte_is_named(toy: Path) -> None:
     file = registry.path(second) / "row-0"
     file.write_bytes(b"Y")
     assert list(registry.faults(second)) == ["row-0 has other bytes than were registered"]
-    with pytest.raises(NexaError, match="upper@v2 is damaged: row-0 has other bytes"):
+    with pytest.raises(NexaError, match="upper@v2 is damaged: row-0 has other bytes") as refused:
         registry.verified("upper")
+    assert (refused.value.hint or "").startswith(f"rm -r {registry.path(second)}, then nexa pipeline run")
+    shutil.rmtree(registry.path(second))
+    assert registry.by_key("upper", second.key) is None, "so it is made again"
     assert by_hand("--input", "data:upper@v9") == 2
 
 
