@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import operator
+import os
 import re
 import socket
 import time
@@ -93,8 +94,11 @@ class Aliases:
 
 def made(alias: str, run: str, step: int, sha256: str, **facts: Any) -> Promotion:
     """A promotion of now, by whoever calls it."""
-    who = f"{getpass.getuser()}@{socket.gethostname()}"
-    return Promotion(alias, run, step, sha256, who, round(time.time(), 3), **facts)
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have a number alone
+        user = str(os.getuid())
+    return Promotion(alias, run, step, sha256, f"{user}@{socket.gethostname()}", round(time.time(), 3), **facts)
 
 
 def thresholds(words: list[str], option: str = "--min") -> dict[str, float]:

@@ -52,6 +52,8 @@ STATE = record(
     },
 )  # fmt: skip
 """What a node's serve.json may say."""
+READY = ("host", "port", "model", "api", "smoke")
+"""What it must say of a server that is ready."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,8 @@ def state_of(link: Link, run_dir: str) -> dict[str, Any] | None:
         found: dict[str, Any] = parsed(answer.out, STATE, 1 << 16)
     except Strange as error:
         raise Faulty(link.node.name, STATE_FILE, str(error)) from None
+    if found["state"] == "ready" and (missing := [name for name in READY if name not in found]):
+        raise Faulty(link.node.name, STATE_FILE, f"it is ready without {', '.join(missing)}")
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -34,5 +35,12 @@ def at_hand(
         return
     engine = choose("auto")
     print(f"{name}: {engine.why}", flush=True)
-    with serving(engine, model_in(inputs[name]), name=config.model, stop=stop, told=lambda _: None) as server:
-        yield config.model_copy(update={"url": server.url, "model": server.name}) if server else None
+    last: deque[str] = deque(maxlen=60)  # a line for every request would bury the stage's own
+    begun = False
+    try:
+        with serving(engine, model_in(inputs[name]), name=config.model, stop=stop, told=last.append) as server:
+            begun = True
+            yield config.model_copy(update={"url": server.url, "model": server.name}) if server else None
+    finally:
+        if not begun:
+            print(*last, sep="\n", flush=True)

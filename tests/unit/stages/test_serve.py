@@ -16,7 +16,8 @@ pytest.importorskip("httpx")
 
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.ops.serving import served
-from nexa_dist.stages.serve import engines, hold, server
+from nexa_dist.stages.endpoint_config import EndpointConfig
+from nexa_dist.stages.serve import at_hand, engines, hold, server
 from nexa_dist.stages.serve.engines import Engine, choose, figures
 from nexa_dist.stages.serve.server import api_of, serving
 
@@ -104,6 +105,25 @@ def test_a_server_that_ends_or_never_answers_is_an_error_with_its_lines(model: P
         pass
     with serving(Program("vllm", "a test", mode="hangs"), model, name="m", stop=lambda: True) as one:
         assert one is None
+
+
+def test_the_last_lines_of_a_teacher_that_does_not_start_are_told(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = EndpointConfig(url="input", model="m")
+    monkeypatch.setattr(at_hand, "choose", lambda _: Program("vllm", "a test", mode="dies"))
+    with (
+        pytest.raises(NexaError, match="ended with 3") as raised,
+        at_hand.at_hand(config, {"teacher": model}, "teacher", bool),
+    ):
+        pass
+    assert raised.value.hint == "its last lines say why"
+    assert "no weights found" in capsys.readouterr().out
+    monkeypatch.setattr(at_hand, "choose", lambda _: Program("vllm", "a test"))
+    with at_hand.at_hand(config, {"teacher": model}, "teacher", bool) as endpoint:
+        assert endpoint
+        assert server.ask(endpoint.url, "m", "chat", "", "hello", 4)["text"]
+    assert "POST" not in capsys.readouterr().out, "its requests are not the stage's lines"
 
 
 def test_an_address_that_others_reach_needs_a_key(model: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,13 @@ def test_a_name_is_given_and_given_back(tmp_path: Path) -> None:
     assert {alias: told[alias]["run"] for alias in told} == {"production": "a", "staging": "d"}
     assert "@" in told["production"]["by"]
     assert names.journal.stat().st_mode & 0o077 == 0
+
+
+def test_a_user_without_a_name_can_promote(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_001)
+    assert made("staging", "a", 1, "0" * 64).by.startswith("4000001@")
 
 
 def test_a_torn_journal_keeps_the_names(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,12 @@ from nexa_dist.errors import UsageError
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops.serving import served
 from nexa_dist.ops.serving.served import STATE, Model, Wish, as_run
+from nexa_dist.run.fake import FakeRunner
+from nexa_dist.run.runner import Result
+from nexa_dist.run.ssh.connections import Link, Ssh
 from nexa_dist.shape import Strange
 from nexa_dist.verbs.work.serve import refuse_open
+from nexa_dist.wire import Faulty
 
 NODES = (Node("n0", "10.0.0.1", 4), Node("n1", "10.0.0.2", 4))
 LAB = Cluster("lab", "aws", NODES, Layout("python3", "~/s", "~/h", "~/d"))
@@ -76,3 +81,16 @@ def test_a_port_that_is_taken_is_said_before_anything_is_started() -> None:
         for port in (taken.getsockname()[1], 99_999):
             with pytest.raises(UsageError, match="cannot be had"):
                 served._free(port)
+
+
+@pytest.mark.parametrize("missing", ["host", "port", "model", "api", "smoke"])
+def test_a_server_that_is_ready_says_where(missing: str) -> None:
+    told = {"state": "ready", "at": 1.0, "host": "127.0.0.1", "port": 8000, "model": "m", "api": "chat",
+            "smoke": {"text": "hi", "seconds": 1.0}}  # fmt: skip
+    for rest in (told, {name: value for name, value in told.items() if name != missing}):
+        link = Link(Ssh(FakeRunner(Result((), 0, json.dumps(rest).encode(), b"")), LAB, ""), NODES[0], "/home/x")
+        if rest is told:
+            assert served.state_of(link, "/run") == told
+        else:
+            with pytest.raises(Faulty, match=f"ready without {missing}"):
+                served.state_of(link, "/run")
