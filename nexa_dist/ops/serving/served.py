@@ -278,9 +278,10 @@ class Door:
         self._thread = threading.Thread(target=self._look, args=(link, run_dir), daemon=True)
         self._thread.start()
 
-    def wait(self) -> None:
-        """Until Ctrl-C, or until the run has ended."""
-        while self._thread and self._thread.is_alive():
+    def wait(self, goes_on: Callable[[], bool]) -> None:
+        """Until Ctrl-C, or until the run has ended: by its server's word, or by its record, which is all that there is
+        of a server that failed for good and of a node that was given back."""
+        while self._thread and self._thread.is_alive() and goes_on():
             self._thread.join(1.0)
 
     def _look(self, link: Link, run_dir: str) -> None:

@@ -162,7 +162,7 @@ def _connect(args: Arguments) -> int:
     ):
         door.open(link, run.load().run_dir(link.node.name))
         try:
-            door.wait()
+            door.wait(lambda: run.load().going_on)
         except KeyboardInterrupt:
             ctx.say(f"the way is closed; {run.run_id} goes on")
             return EXIT_OK

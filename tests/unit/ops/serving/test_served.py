@@ -20,6 +20,7 @@ from nexa_dist.run.ssh.connections import Link, Ssh
 from nexa_dist.shape import Strange
 from nexa_dist.verbs.work.serve import refuse_open
 from nexa_dist.wire import Faulty
+from tests.unit.cloud_server import Desk
 
 NODES = (Node("n0", "10.0.0.1", 4), Node("n1", "10.0.0.2", 4))
 LAB = Cluster("lab", "aws", NODES, Layout("python3", "~/s", "~/h", "~/d"))
@@ -94,3 +95,12 @@ def test_a_server_that_is_ready_says_where(missing: str) -> None:
         else:
             with pytest.raises(Faulty, match=f"ready without {missing}"):
                 served.state_of(link, "/run")
+
+
+def test_the_way_to_a_server_ends_with_its_run_also_where_nobody_answers_any_more(desk: Desk) -> None:
+    gone = FakeRunner(otherwise=Result((), 255, b"", b"no route to host"))
+    link, looks = Link(Ssh(gone, LAB, ""), NODES[0], "/home/x"), [True, True, False]
+    with served.Door(desk.ctx, served.Tunnel(desk.ctx, 0), "", lambda _: None) as door:
+        door.open(link, "/run")
+        door.wait(lambda: looks.pop(0))
+    assert looks == []
