@@ -169,6 +169,26 @@ def test_what_a_run_brought_becomes_a_version_with_what_its_nodes_cost(toy: Path
     assert (version.label, version.provenance["usd"], list(Registry(toy).faults(version))) == ("upper@v1", 0.75, [])
     assert registered(toy, outputs, 0.25) == version
     assert len(Registry(toy).versions()) == 1
+    manifest = outputs / "stage_output" / "manifest.json"
+    told = json.loads(manifest.read_text())
+    (outputs / "evil").write_text("of the node's")
+    row = {"bytes": 13, "sha256": "0" * 64}
+    for bad in (
+        {"key": "../../" + told["key"]},
+        {"outputs": {**told["outputs"], "files": {**told["outputs"]["files"], "../evil": row}}},
+        {"outputs": 3},
+        {"usd": "much"},
+        {"counts": ["x"]},
+    ):  # no node names a place of this machine, and no odd word of its is a traceback
+        manifest.write_text(json.dumps({**told, **bad}))
+        with pytest.raises(NexaError, match="is damaged"):
+            registered(toy, outputs, 0.25)
+    manifest.write_text(
+        json.dumps({**told, "outputs": {**told["outputs"], "files": {**told["outputs"]["files"], "evil": row}}})
+    )
+    with pytest.raises(NexaError, match="has other bytes than its manifest says"):
+        registered(toy, outputs, 0.25)
+    manifest.write_text(json.dumps(told))
     (outputs / "stage_output" / "row-0").write_text("X")
     with pytest.raises(NexaError, match="has other bytes than its manifest says"):
         registered(toy, outputs, 0.25)
