@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import types
@@ -16,6 +17,7 @@ from nexa_dist.stages import contract, entry, table
 from nexa_dist.stages.contract import StageConfig, StageEnv
 from nexa_dist.stages.launch import load_as_training, registered
 from nexa_dist.stages.registry import Registry
+from nexa_dist.stages.whole import hashes
 
 
 class Upper(StageConfig):
@@ -192,3 +194,19 @@ def test_what_a_run_brought_becomes_a_version_with_what_its_nodes_cost(toy: Path
     (outputs / "stage_output" / "row-0").write_text("X")
     with pytest.raises(NexaError, match="has other bytes than its manifest says"):
         registered(toy, outputs, 0.25)
+
+
+def test_a_folder_is_hashed_in_bounded_time_whatever_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    (tmp_path / "in" / "a" / "x").write_text("x")
+    (tmp_path / "in" / "again").symlink_to("a")
+    assert list(hashes(tmp_path / "in")) == ["a/x", "again/x"], "a link to another folder is followed"
+    (tmp_path / "in" / "a" / "loop").symlink_to(tmp_path / "in")
+    with pytest.raises(NexaError, match="loop leads to a folder that it lies in"):
+        hashes(tmp_path / "in")
+    (tmp_path / "in" / "a" / "loop").unlink()
+    for make in (os.mkfifo, lambda path: path.symlink_to("nowhere")):
+        make(tmp_path / "in" / "odd")
+        with pytest.raises(NexaError, match="odd is no plain file"):
+            hashes(tmp_path / "in")
+        (tmp_path / "in" / "odd").unlink()
