@@ -96,6 +96,11 @@ def find_model(ctx: Context, wish: Wish) -> Model:
     step = aliased.step if aliased else wish.step
     folder, found = _checkpoint(ctx, run, step)
     digest = checkpoint.digest(folder) if folder.exists() else ""
+    if aliased and digest and aliased.sha256 not in ("", digest):
+        raise NexaError(
+            f"{wish.what} is step {step} of {run.run_id} as {aliased.sha256[:16]}, and {folder} is {digest[:16]}",
+            hint=f"an attempt saved that step anew; nexa promote {run.run_id} --to {wish.what} judges what is there",
+        )
     label = name_of(run.run_id.split("_", 3)[-1])
     return Model(_of_transformers(folder, run.run_id), label, run.run_id, found, digest)
 

@@ -50,11 +50,15 @@ def _judged(ctx: Context, args: Arguments) -> Promotion:
     if not least and not most:
         hint = "--min NAME=NUMBER or --max NAME=NUMBER, of its evaluation's scores"
         raise UsageError("nothing is asked of the model", hint=hint)
+    step = wanted(args.checkpoint)
+    if step is not None and not args.eval:
+        hint = "--eval FILE names those of this step; without --checkpoint the newest is promoted"
+        raise UsageError(f"nobody says that the scores of {args.run} are of step {step}", hint=hint)
     run = ctx.workspace.run(args.run)
     path = aliases.evaluation_of(ctx.workspace.root, run.run_id, args.eval)
     scores = aliases.scores_in(files.read_json(path))
     faults = aliases.missed(least, scores, most)
-    model = served.find_model(ctx, Wish(run.run_id, wanted(args.checkpoint)))
+    model = served.find_model(ctx, Wish(run.run_id, step))
     smoke = _smoke(ctx, run.run_id, model.step)
     if smoke is None:
         faults.append("smoke: no server of this checkpoint is there to be asked")

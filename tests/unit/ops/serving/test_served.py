@@ -10,14 +10,18 @@ from typing import Any
 
 import pytest
 
-from nexa_dist.errors import UsageError
+from nexa_dist.cli import main
+from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops.serving import served
+from nexa_dist.ops.serving.aliases import Aliases, made
 from nexa_dist.ops.serving.served import STATE, Model, Wish, as_run
 from nexa_dist.run.fake import FakeRunner
 from nexa_dist.run.runner import Result
 from nexa_dist.run.ssh.connections import Link, Ssh
+from nexa_dist.run.workspace import RunFolder, Workspace
 from nexa_dist.shape import Strange
+from nexa_dist.train.checkpoint import digest, manifest_bytes
 from nexa_dist.verbs.work.serve import refuse_open
 from nexa_dist.wire import Faulty
 from tests.unit.cloud_server import Desk
@@ -104,3 +108,30 @@ def test_the_way_to_a_server_ends_with_its_run_also_where_nobody_answers_any_mor
         door.open(link, "/run")
         door.wait(lambda: looks.pop(0))
     assert looks == []
+
+
+def test_a_name_is_of_the_very_checkpoint_that_was_promoted(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = desk.ctx.workspace.root / "step_00000004"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "manifest.json").write_bytes(manifest_bytes({"version": 1, "step": 4, "files": {}}))
+    run = RunFolder(desk.ctx.workspace.root / "runs" / "train_1_a_tiny")
+    monkeypatch.setattr(Workspace, "run", lambda self, named: run)
+    monkeypatch.setattr(served, "_checkpoint", lambda ctx, run, step: (folder, 4))
+    names = Aliases(desk.ctx.workspace.root)
+    names.give(made("production", run.run_id, 4, digest(folder), why="promote"))
+    assert served.find_model(desk.ctx, Wish("production")).sha256 == digest(folder)
+    (folder / "manifest.json").write_bytes(manifest_bytes({"version": 1, "step": 4, "files": {"a": {}}}))
+    with pytest.raises(NexaError, match="production is step 4 of train_1_a_tiny as"):
+        served.find_model(desk.ctx, Wish("production"))
+    assert served.find_model(desk.ctx, Wish(run.run_id)).step == 4, "by its own name it can be served"
+
+
+def test_scores_of_the_newest_checkpoint_promote_no_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    assert main(["promote", "r1", "--to", "staging", "--min", "dss=0.5", "--checkpoint", "2"]) == 2
+    told = capsys.readouterr().err
+    assert "nobody says that the scores of r1 are of step 2" in told and "--eval FILE" in told
