@@ -85,8 +85,13 @@ class Aliases:
         return stack[-2]
 
     def give(self, promotion: Promotion) -> None:
-        """Write the promotion down, then the names: killed in between, the journal is right."""
+        """Write the promotion down, then the names: killed in between, the journal is right. Raises UsageError for a
+        rollback that another command was quicker to do."""
         with files.locked(self._folder / "lock", "promote"):
+            back = self.before(promotion.alias) if promotion.why == "rollback" else promotion
+            if (back.run, back.step) != (promotion.run, promotion.step):
+                hint = "nexa promote --list shows who has it now"
+                raise UsageError(f"{promotion.alias} was given to another meanwhile", hint=hint)
             files.append_json(self.journal, asdict(promotion))
             now = {alias: asdict(one) for alias in NAMES if (one := self.get(alias))}
             files.write_json(self.file, now, 0o644)
