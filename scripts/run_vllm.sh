@@ -5,5 +5,4 @@ cd "$(dirname "$0")/.."
 . scripts/_common.sh
 help_if_asked "$@"
 use_checkout
-cd "$OLDPWD" # where the paths that are named begin
-exec nexa serve "$@"
+run_nexa serve "$@"
