@@ -36,6 +36,9 @@ def serve(args: Arguments) -> int:
     wish = Wish(args.what, wanted(args.checkpoint), args.node, args.engine, args.host, args.key_env,
                 args.max_model_len, args.startup_s, args.max_hours, args.budget_usd)  # fmt: skip
     refuse_open(wish)
+    if wish.key_env and not key_of(ctx, wish):  # before a checkpoint is brought, and in a dry run
+        where = f"neither in the environment nor in {ctx.workspace.root / dotenv.NAME}"
+        raise UsageError(f"--key-env: the variable {wish.key_env} is {where}", hint="set it, or name another")
     cluster = find_cluster(borrowed(ctx, args.cluster), args.cluster)
     cluster = subset(cluster, (wish.node,) if wish.node else (cluster.nodes[0].name,))
     tunnel = Tunnel(ctx, args.port)

@@ -135,3 +135,13 @@ def test_scores_of_the_newest_checkpoint_promote_no_older_one(
     assert main(["promote", "r1", "--to", "staging", "--min", "dss=0.5", "--checkpoint", "2"]) == 2
     told = capsys.readouterr().err
     assert "nobody says that the scores of r1 are of step 2" in told and "--eval FILE" in told
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_key_that_is_not_there_is_missed_before_anything_is_brought(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    assert main(["serve", "r1", "--key-env", "NOSUCH_KEY", *more]) == 2
+    assert "error: --key-env: the variable NOSUCH_KEY is neither in the environment nor in " in capsys.readouterr().err
