@@ -2,10 +2,10 @@
 # shellcheck shell=bash
 
 say() { printf '%s\n' "$*" >&2; }
-die() { # MESSAGE [HINT [CODE]]
+die() {
     printf 'error: %s\n' "$1" >&2
     [ $# -lt 2 ] || printf 'hint: %s\n' "$2" >&2
-    exit "${3:-1}"
+    exit 1
 }
 have() { command -v "$1" >/dev/null 2>&1; }
 
@@ -27,13 +27,6 @@ run_module() { # MODULE ARG…
     export PYTHONPATH="$PWD"
     cd "$OLDPWD" || exit
     exec "$python" -P -m "$@" # -P: a folder `tests` of the caller's is not ours
-}
-
-# Becomes nexa, of this checkout or an installed one, in the folder that the script was called from: there paths begin.
-run_nexa() { # ARG…
-    have nexa || die "there is no nexa in .venv or on PATH" "scripts/setup controller"
-    cd "$OLDPWD" || exit
-    exec nexa "$@"
 }
 
 # The programs of the checkout come first, and Terraform is not distracted by another session's settings.

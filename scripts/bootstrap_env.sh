@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/_common.sh
 help_if_asked "$@"
-[ $# -le 1 ] || die "one folder, or none" "scripts/bootstrap_env.sh --help" 2
+[ $# -le 1 ] || die "one folder, or none" "scripts/bootstrap_env.sh --help"
 root=$PWD
 cd "$OLDPWD" # where a path begins
 env=$(realpath -m "${1:-$root/.venv}")

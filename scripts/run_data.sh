@@ -7,4 +7,5 @@ help_if_asked "$@"
 use_checkout
 config="$PWD/configs/stages/science_data.yaml"
 case "${1:-}" in *.yaml | *.yml) config="$1" && shift ;; esac
-run_nexa pipeline run "$config" "$@"
+cd "$OLDPWD" # where the paths that are named begin
+exec nexa pipeline run "$config" "$@"

@@ -5,5 +5,6 @@ cd "$(dirname "$0")/.."
 . scripts/_common.sh
 help_if_asked "$@"
 use_checkout
-[ $# -gt 0 ] || die "no TRAIN.yaml is named" "scripts/run_train.sh --help" 2
-run_nexa pipeline run "$@"
+[ $# -gt 0 ] || die "no TRAIN.yaml is named" "scripts/run_train.sh --help"
+cd "$OLDPWD" # where the paths that are named begin
+exec nexa pipeline run "$@"

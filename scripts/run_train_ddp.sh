@@ -5,4 +5,5 @@ cd "$(dirname "$0")/.."
 . scripts/_common.sh
 help_if_asked "$@"
 use_checkout
-run_nexa run "$@"
+cd "$OLDPWD" # where the paths that are named begin
+exec nexa run "$@"

@@ -169,26 +169,6 @@ def test_the_teacher_is_not_downloaded_where_it_cannot_be_read(tmp_path: Path) -
     assert "hint: scripts/setup dev; uv pip install" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("words", [["run_eval.sh"], ["run_train.sh"], ["bootstrap_env.sh", "a", "b"]])
-def test_a_script_that_is_called_wrongly_is_bad_usage(words: list[str]) -> None:
-    done = subprocess.run(["bash", str(SCRIPTS / words[0]), *words[1:]], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and "hint: " in done.stderr
-
-
-@pytest.mark.parametrize("name", ["run_data", "run_eval", "run_train", "run_train_ddp", "run_vllm"])
-def test_without_nexa_a_script_says_how_to_get_it(name: str, tmp_path: Path) -> None:
-    root = tmp_path / "checkout"
-    (root / "scripts").mkdir(parents=True)
-    for file in (f"{name}.sh", "_common.sh"):
-        shutil.copy(SCRIPTS / file, root / "scripts")
-    words = ["/bin/bash", str(root / "scripts" / f"{name}.sh"), "x"]
-    env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (
-        1, "error: there is no nexa in .venv or on PATH\nhint: scripts/setup controller\n"
-    )  # fmt: skip
-
-
 def test_slurm_is_submitted_to_by_an_interpreter_that_has_what_nexa_needs() -> None:
     bare = [sys.executable, "-S", "-I", str(SCRIPTS / "submit_slurm.py"), "nosuch.yaml"]  # without any package
     done = subprocess.run(bare, capture_output=True, text=True, timeout=60)
