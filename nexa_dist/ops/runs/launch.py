@@ -148,7 +148,7 @@ def prepare(
     specs: dict[str, Spec] = {}
     for link, node in zip(linked, plan.nodes, strict=True):
         name = link.node.name
-        specs[name] = job.spec(plan, node, link, verdict.interfaces[name], answers[name]["cpus"] or 1, seconds_left)
+        specs[name] = job.spec(plan, node, link, verdict.interfaces[name], answers[name], seconds_left)
     return Prepared(
         links=tuple(linked),
         plan=plan,
