@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError
@@ -22,9 +22,14 @@ from nexa_dist.train.backends import ax_setup
 from nexa_dist.train.backends.ax_parted import Parted
 from nexa_dist.train.backends.ax_setup import axolotl
 from nexa_dist.train.backends.hf import Replicated
-from nexa_dist.train.backends.parallel import Parallel
+from nexa_dist.train.backends.parallel import Parallel, settle
 from nexa_dist.train.env import RankEnv
 from nexa_dist.train.tracking import Tracker
+
+OWN_SEED = 42
+"""Axolotl's, where its file has none."""
+NOT_OF_TEXT = ("rl", "reward_model", "process_reward_model", "is_multimodal")
+"""Keys of Axolotl's under which a model may not learn from tokens alone."""
 
 
 def prepare(config: TrainConfig, env: RankEnv) -> None:
@@ -68,6 +73,8 @@ class Run:
         self.cfg, self.env, self.stop, self.tracker, self.parallel, self.data = cfg, env, stop, tracker, parallel, data
         sets, training = axolotl("common.datasets"), axolotl("train")
         meta = (sets.load_preference_datasets if cfg.rl else sets.load_datasets)(cfg=cfg)
+        # Axolotl seeds nothing before it makes adapters and new tokens: each process would begin with its own.
+        set_seed(OWN_SEED if cfg.seed is None else cfg.seed)
         self.trainer, self.model, self.tokenizer, *_ = training.setup_model_and_trainer(cfg, meta)
         training.handle_untrained_tokens_fix(cfg, self.model, self.tokenizer, meta.train_dataset)
         # What hf's saving reads of a trainer.
@@ -89,6 +96,8 @@ class Run:
         if point and self.env.rank == 0:
             print(f"resuming from step {first} of {self.resumed_from}", flush=True)
         self.saved = first if point else -1
+        if point:  # Axolotl evaluates before the first step, to show what is untrained
+            self.trainer.args.eval_on_start = False
         source = self.resumed_from
         if source and (own := source / f"checkpoint-{first}").is_dir():  # of Parted
             source = own
@@ -114,6 +123,8 @@ class Run:
     def begin(self) -> None:
         """Before the first step, with the model as the Trainer wrapped it."""
         self.became = spread(self.cfg, self.trainer, self.env)
+        if self.became["parallel"] == "DDP" and tokens_reach_all(self.cfg, self.trainer.model):
+            settle(self.trainer)
         if self.resumed_from is not None:
             self.parallel.resume(self.trainer, self.resumed_from)
         if self.env.rank == 0:
@@ -178,6 +189,13 @@ def spread(cfg: Any, trainer: Any, env: RankEnv) -> dict[str, Any]:
         "trainable_parameters": trained,
         "local_parameters": control.gather(here),
     }
+
+
+def tokens_reach_all(cfg: Any, model: Any) -> bool:
+    """Whether a few tokens with their labels, as `settle` gives them, are a batch that each trained weight has a part
+    in: DDP fails in the next one where not."""
+    experts = any("experts" in name for name in vars(model.config))
+    return not (experts or any(cfg.get(name) for name in NOT_OF_TEXT) or (cfg.context_parallel_size or 1) > 1)
 
 
 def _counted(parameters: list[Any]) -> tuple[int, int]:
