@@ -6,6 +6,7 @@ every rank saves its part: see ax_parted.py.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,7 +103,8 @@ class Run:
         if source and (own := source / f"checkpoint-{first}").is_dir():  # of Parted
             source = own
         started = time.monotonic()
-        axolotl("train").execute_training(self.cfg, self.trainer, str(source) if source else None)
+        with contextlib.suppress(NothingLeft):
+            axolotl("train").execute_training(self.cfg, self.trainer, str(source) if source else None)
         step = self.trainer.state.global_step
         if self.stop.agreed and not self.ended:
             self.parallel.stopped(step, self.stop.at or started)
@@ -203,6 +205,10 @@ def _counted(parameters: list[Any]) -> tuple[int, int]:
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
 
 
+class NothingLeft(Exception):
+    """A training that is taken up at its last step: the Trainer itself would make one more."""
+
+
 class _Steps(TrainerCallback):
     """Log lines on rank 0, and the stop that all ranks agree on at the end of a step."""
 
@@ -211,6 +217,10 @@ class _Steps(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._run.begin()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._run.ended:
+            raise NothingLeft
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         progress.report(state.global_step, state.max_steps)

@@ -105,6 +105,10 @@ def stage(folder: Path, jobs: list[tuple[str, int, int, list[str]]]) -> tuple[li
     return [json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("CODES ")], said
 
 
+def apart(whole: dict[str, Any], resumed: dict[str, Any]) -> float:
+    return max(float((whole[key] - resumed[key]).abs().max()) for key in whole)
+
+
 @pytest.mark.long(WHY)
 def test_lora_and_qlora_learn_and_a_stopped_one_ends_as_an_unbroken_one(tmp_path: Path) -> None:
     from safetensors.torch import load_file  # the short tier collects this file without torch
@@ -120,6 +124,7 @@ def test_lora_and_qlora_learn_and_a_stopped_one_ends_as_an_unbroken_one(tmp_path
         [
             ("prepared", NEVER, 1, [*train, "--prepare"]),
             ("unbroken", NEVER, 2, train),
+            ("unbroken", NEVER, 2, train),  # nothing is left to train
             ("broken", STOP_AT, 2, train),
             ("broken", NEVER, 2, train),
             ("parted", STOP_AT, 2, train),
@@ -131,7 +136,7 @@ def test_lora_and_qlora_learn_and_a_stopped_one_ends_as_an_unbroken_one(tmp_path
             ("wrong", NEVER, 1, [*train, "--set", "config=wrong.yaml", "--prepare"]),
         ],
     )
-    assert codes == [[0], [0, 0], [143, 143], [0, 0], [143, 143], [0, 0], [0, 0], *ON_TWO_NODES, [2]], said
+    assert codes == [[0], [0, 0], [0, 0], [143, 143], [0, 0], [143, 143], [0, 0], [0, 0], *ON_TWO_NODES, [2]], said
     assert said.count("Loading raw datasets") == 1, said  # by the node, and by no rank
     assert f"stopped by SIGTERM at step {STOP_AT}" in said and "Require cfg.load_in_4bit" in said
     names = ("unbroken", "broken", "four", "two_nodes", "lost")
@@ -144,14 +149,13 @@ def test_lora_and_qlora_learn_and_a_stopped_one_ends_as_an_unbroken_one(tmp_path
     assert results["four"]["eval_report"]["train_loss_last"] < results["four"]["eval_report"]["train_loss_first"]
     whole = load_file(tmp_path / "unbroken" / "checkpoints" / f"step_{STEPS:08d}" / "adapter_model.safetensors")
     for inside in (f"broken/checkpoints/step_{STEPS:08d}", f"parted/checkpoints/step_{STEPS:08d}/checkpoint-{STEPS}"):
-        resumed = load_file(tmp_path / inside / "adapter_model.safetensors")
-        assert max(float((whole[key] - resumed[key]).abs().max()) for key in whole) <= 1e-5, inside
+        assert apart(whole, load_file(tmp_path / inside / "adapter_model.safetensors")) <= 1e-5, inside
     assert abs(report["train_loss_last"] - results["broken"]["eval_report"]["train_loss_last"]) <= 1e-5
     inside = f"checkpoints/step_{STEPS:08d}/adapter_model.safetensors"
     assert f"resuming from step {SAVED} of" in said
-    assert (tmp_path / "lost" / inside).read_bytes() == (tmp_path / "two_nodes" / inside).read_bytes()
+    assert apart(*(load_file(tmp_path / name / inside) for name in ("two_nodes", "lost"))) <= 1e-5
     for name in ("train_loss_last", "eval_loss_nats"):
-        assert results["lost"]["eval_report"][name] == results["two_nodes"]["eval_report"][name]
+        assert abs(results["lost"]["eval_report"][name] - results["two_nodes"]["eval_report"][name]) <= 1e-5
     assert (tmp_path / "broken" / "model" / "adapter_model.safetensors").exists()
 
 
