@@ -14,6 +14,12 @@ from typing import Any, NoReturn
 POLL_S = 0.05
 KEPT = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "LD_LIBRARY_PATH", "TMPDIR", "NEXA_HOST", "NEXA_IMDS")
 """Variables of this machine that a run sees."""
+NOTICE = "NEXA_NOTICE"
+"""Variable that names the file in which a scheduler's notice is written down (remote/slurm_node.py)."""
+OF_STEP = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID",
+           "SLURM_RESTART_COUNT")  # fmt: skip
+"""Variables of a scheduler's step that the ranks get too: their share of the node, and which job they are of. Of others
+a library would conclude that Slurm starts the ranks."""
 ROOM = ".room"
 """Reserve file in the run folder, given up when the disk is full and something has to be written."""
 JSON_BYTES = 64 << 20
@@ -45,7 +51,8 @@ def boot_clock() -> float:
 def inherited(path: list[str]) -> dict[str, str]:
     """Variables of the agent's environment that a run inherits; `path` are folders for its PATH, before all that are
     there."""
-    found = {name: os.environ[name] for name in KEPT if name in os.environ}
+    wanted = (*KEPT, *(OF_STEP if NOTICE in os.environ else ()))
+    found = {name: os.environ[name] for name in wanted if name in os.environ}
     known = found.get("PATH", os.defpath).split(os.pathsep)
     return {**found, "PATH": os.pathsep.join([*(folder for folder in path if folder not in known), *known])}
 

@@ -13,6 +13,7 @@ from nexa_dist.model import Cluster, Node
 from nexa_dist.node.protocol import AT_WORK
 from nexa_dist.ops.active_runs import active_runs
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.providers.table import machine_says
 from nexa_dist.run import files, trust
 from nexa_dist.run.ssh.connections import Link, on_all, reach, session
 from nexa_dist.run.workspace import RunFolder
@@ -105,7 +106,15 @@ def cluster_nodes(ctx: Context, cluster: Cluster) -> list[dict[str, Any]]:
             got = ssh.run(node, ("true",), timeout_s=15)
             return {**row, "state": "up" if got.code == 0 else f"exit {got.code}"}
         except NexaError as error:
-            return {**row, "state": "unreachable", "why": str(error)}
+            return {**row, "state": "unreachable", "why": "; ".join([*_machine(ctx, cluster, node), str(error)])}
 
     with session(ctx.runner, cluster) as ssh:
         return on_all(cluster.nodes, ask)
+
+
+def _machine(ctx: Context, cluster: Cluster, node: Node) -> list[str]:
+    """Words of a scheduler for a node that does not answer; none where there is no scheduler, or it does not answer."""
+    with contextlib.suppress(NexaError):
+        if cluster.traits.scheduled:
+            return [words] if (words := machine_says(ctx, cluster, node)[1]) else []
+    return []

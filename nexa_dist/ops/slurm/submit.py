@@ -19,21 +19,20 @@ from nexa_dist.ops.runs.agent_spec import code_folder, secrets
 from nexa_dist.ops.runs.code import of_now, send
 from nexa_dist.ops.runs.launch import commit
 from nexa_dist.ops.runs.wandb import settled
-from nexa_dist.ops.slurm.place import folder, layout
+from nexa_dist.ops.slurm.place import folder
 from nexa_dist.plan.slurm.array import Array
 from nexa_dist.plan.slurm.bill import Bill, bill
-from nexa_dist.plan.slurm.ending import never
+from nexa_dist.plan.slurm.ending import UNSETTLED, WOULD_NEVER, never
 from nexa_dist.plan.slurm.script import Job, script
 from nexa_dist.run import files
 from nexa_dist.run.code import archive
-from nexa_dist.run.slurm.commands import Slurm, Unreachable, Waiting
+from nexa_dist.run.slurm.commands import Slurm, Waiting
+from nexa_dist.run.slurm.layout import layout
 from nexa_dist.run.ssh.connections import Link, Ssh, connect
 from nexa_dist.run.workspace import RunFolder
 
 KEPT = ("HOME", "USER", "LOGNAME", "PATH", "LANG")
 """Variables of the submitter that the job gets beside the secrets; Slurm adds its own."""
-UNSETTLED = ("", "None", "PartitionConfig")
-"""Reasons of a job that no scheduler has looked at; the last one may stay where so many nodes are not up."""
 LOOKS, LOOK_S = 6, 0.5
 """Looks at a job that was just submitted, for a reason why it would wait for ever, and seconds between two."""
 
@@ -77,7 +76,7 @@ def submit(
     text = script(job)
     ours = tuple(run.run_id for run in runs)
     if ctx.dry:
-        return Submitted("", ours, text, cost, begins=_begins(ctx, text, hidden))
+        return Submitted("", ours, text, cost, begins=Slurm(ctx.runner).begins(text, hidden))
     try:
         connect(link.ssh)  # puts the agent there
         send(ctx, [link], codes)
@@ -142,7 +141,7 @@ def _here(ctx: Context, slurm: SlurmConfig, nproc: int) -> Link:
     if not os.access(python, os.X_OK):
         raise UsageError(f"slurm.python: {python} cannot be started here", hint="login host and nodes have it alike")
     host = socket.gethostname()
-    cluster = Cluster("slurm", "slurm", (Node("n0", host, nproc),), layout(ctx.workspace, python))
+    cluster = Cluster("slurm", "slurm_job", (Node("n0", host, nproc),), layout(ctx.workspace, python))
     return Link(Ssh(ctx.runner, cluster, ""), cluster.nodes[0], os.path.expanduser("~"))
 
 
@@ -179,17 +178,6 @@ def _write(
     files.write_json(folder(run) / "job.json", told)
 
 
-def _begins(ctx: Context, text: str, hidden: Mapping[str, str]) -> str:
-    """Words of Slurm for when the job would begin; where there is no Slurm, that."""
-    slurm = Slurm(ctx.runner)
-    if shutil.which("sbatch") is None:
-        return "there is no sbatch here, so nobody was asked when it would begin"
-    try:
-        return slurm.submit(text, hidden, test=True)
-    except Unreachable as error:
-        return f"{error}, so nobody was asked when it would begin"
-
-
 def _looked_at(ctx: Context, number: str) -> Waiting | None:
     """The job as it waits or runs now. One that would wait for ever is cancelled. Raises NexaError then."""
     slurm, found = Slurm(ctx.runner), None
@@ -203,8 +191,7 @@ def _looked_at(ctx: Context, number: str) -> Waiting | None:
             slurm.cancel(number)
             raise NexaError(
                 f"Slurm would never start job {number}: {found.reason}",
-                hint="it was cancelled. slurm.account, qos, partition, time, constraint: sinfo, sacctmgr show "
-                "associations user=$USER",
+                hint=WOULD_NEVER,
             )
         if found.reason not in UNSETTLED:
             return found

@@ -46,6 +46,8 @@ def at_stake(ctx: Context, folder: ClusterFolder, without: Collection[str] = ())
         return found
     try:
         cluster = folder.load()
+        if cluster.traits.scheduled and cluster.layout.scratch.startswith(f"{ctx.workspace.root}/"):
+            return found  # it lies on the file system that we share with the nodes, and stays there
         known = _runs(ctx, cluster)
         nodes = [node for node in cluster.nodes if node.name not in without and _of_node(known, node.name)]
         if nodes:

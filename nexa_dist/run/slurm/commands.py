@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +15,7 @@ TIMEOUT_S = 60.0
 NO_PROGRAM = 127
 HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 NUMBER = re.compile(r"[0-9]{1,10}")
+PREFIX = re.compile(r"^(sbatch|scontrol|scancel|squeue): (error: )?", re.MULTILINE)
 
 
 class Unreachable(NexaError):
@@ -46,12 +49,35 @@ class Slurm:
             raise NexaError(f"sbatch answers {number[:100]!r}, which is no job", hint="squeue --me shows what there is")
         return number
 
+    def begins(self, script: str, environment: Mapping[str, str] | None = None) -> str:
+        """Words of Slurm for when the job would begin; where there is no Slurm, that."""
+        if shutil.which("sbatch") is None:
+            return "there is no sbatch here, so nobody was asked when it would begin"
+        try:
+            return self.submit(script, environment, test=True)
+        except Unreachable as error:
+            return f"{error}, so nobody was asked when it would begin"
+
+    def named(self, name: str, fields: str) -> str:
+        """Lines of squeue for our own jobs of this name that are not over, by its --format. Raises NexaError when Slurm
+        does not answer: that a job is gone is only said by an answer."""
+        argv = ("squeue", "--noheader", f"--user={os.geteuid()}", f"--name={name}", f"--format={fields}")
+        return self._call(argv, "squeue").out.decode(errors="replace")
+
+    def accounts(self, number: str, fields: str) -> Result:
+        """Answer of sacct for a job, by its --format; its code is not 0 where no accounting is kept."""
+        argv = ("sacct", f"--jobs={number}", "--noheader", "--parsable2", "--allocations", f"--format={fields}")
+        return self.runner.run(argv, timeout_s=TIMEOUT_S)
+
     def waiting(self, number: str) -> Waiting | None:
-        """The job (of an array, its first element) as it stands in the queue; None when it is in none."""
+        """The job (of an array, its first element) as it stands in the queue; None when it is in none. Raises NexaError
+        when Slurm does not answer: that is no word of the job."""
         argv = ("squeue", "--noheader", f"--jobs={number}", "--format=%T|%r|%S")
         result = self.runner.run(argv, timeout_s=TIMEOUT_S)
+        if result.code and b"Invalid job id" not in result.err:
+            raise NexaError(f"squeue: {result.tail(3)}", hint=_hint(result.tail(3)))
         rows = [line.split("|") for line in result.out.decode(errors="replace").splitlines() if line.count("|") >= 2]
-        if result.code or not rows:
+        if not rows:
             return None
         state, reason, start = rows[0][0], "|".join(rows[0][1:-1]), rows[0][-1]
         return Waiting(state, reason, "" if start == "N/A" else start)
@@ -92,7 +118,7 @@ class Slurm:
             hint = "call nexa on a login node of the Slurm cluster; SLURM_CONF names another slurm.conf"
             raise Unreachable(f"{argv[0]} finds no slurm.conf here", hint=hint)
         if result.code:
-            said = re.sub(r"^(sbatch|scontrol|scancel): (error: )?", "", result.tail(3), flags=re.MULTILINE)
+            said = PREFIX.sub("", result.tail(3))
             raise NexaError(f"{what}: {said}", hint=_hint(said))
         return result
 
