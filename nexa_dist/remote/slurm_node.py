@@ -3,9 +3,10 @@
     python -I -S slurm_node.py FOLDER     FOLDER is the allocation's, on the file system that its nodes share
 
 FOLDER/told.json: {"nodes": [names in the order of the tasks], "ssh": folder of client.pub and host_keys/NAME,
-"come_by_s": seconds}. It starts an sshd as the job's user, with the host key that was pinned beforehand and for the cluster's key alone, on a port that is free, and writes where that is to FOLDER/node_<task>.json. All that
-sessions start is below it, so in the job, and ends with it. Nobody comes (FOLDER/claimed) in time: the node is given
-back. SIGTERM is Slurm's notice: it is written down for the agent, and once nothing runs here any more the task ends.
+"come_by_s": seconds}. It starts an sshd as the job's user, with the host key that was pinned beforehand and for the
+cluster's key alone, on a port that is free, and writes where that is to FOLDER/node_<task>.json. What sessions start is
+below it, so in the job, and ends with it. Nobody comes (FOLDER/claimed) in time: the node is given back. SIGTERM is
+Slurm's notice: it is written down for the agent, and once nothing runs here any more the task ends.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Holder:
                     say("%s: nobody came for %.0f s: given back" % (self.name, self.told["come_by_s"]))
                     return 0
                 began = float("inf")
-            busy = not self.noticed or descendants() - {self.sshd.pid if self.sshd else 0}
+            busy = not self.noticed or descendants(doors=False)
             quiet = None if busy else quiet or time.monotonic()
             if quiet is not None and time.monotonic() - quiet > QUIET_S:
                 return 0
@@ -148,13 +149,15 @@ class Holder:
         if self.noticed:
             return
         self.noticed, now = True, time.time()
-        told = asked("scontrol", "-o", "show", "job", os.environ["SLURM_JOB_ID"])
-        job = {name: value for name, _, value in (word.partition("=") for word in told.split())}
-        state, at, action = job.get("JobState", ""), now + self.kill_wait_s, "Slurm takes the node back"
-        if "PREEMPTED" in state or job.get("PreemptTime", "None") not in ("None", "Unknown", "N/A"):
+        job: dict[str, str] = {}
+        for _ in range(3):  # the signal that comes to every process of the step may come twice
+            told = asked("scontrol", "-o", "show", "job", os.environ["SLURM_JOB_ID"])
+            job = {name: value for name, _, value in (word.partition("=") for word in told.split())}
+            if "JobState" in job:
+                break
+        state, at, action = job.get("JobState", ""), now + self.kill_wait_s, "Slurm ends the job"
+        if job.get("PreemptTime", "None") not in ("None", "Unknown", "N/A"):
             action = "Slurm preempts the job"
-        elif state == "CANCELLED":
-            action = "the job is cancelled"
         elif state in ("RUNNING", "TIMEOUT"):
             action = "the job's time limit comes"
         if state == "RUNNING":
@@ -194,21 +197,25 @@ def write_json(path: str, data: Any) -> None:
     os.replace(path + ".new", path)
 
 
-def descendants() -> set[int]:
-    """Processes below this one: as their subreaper it is the parent of those whose own has ended."""
+def descendants(doors: bool = True) -> set[int]:
+    """Processes below this one: as their subreaper it is the parent of those whose own has ended. `doors`: sshd's too,
+    of which a connection that is only kept open has no other."""
     parents: dict[int, int] = {}
+    ours: set[int] = set()
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/%s/stat" % entry) as file:
-                rest = file.read().rpartition(")")[2].split()
+                name, _, more = file.read().partition("(")[2].rpartition(")")
+                rest = more.split()
                 if rest[0] not in "ZX":
                     parents[int(entry)] = int(rest[1])
+                    ours |= {int(entry)} if name.startswith("sshd") else set()
     found: set[int] = set()
     fresh = {os.getpid()}
     while fresh:
         fresh = {pid for pid, parent in parents.items() if parent in fresh} - found
         found |= fresh
-    return found
+    return found if doors else found - ours
 
 
 def reap(sshd: subprocess.Popen[bytes] | None) -> None:

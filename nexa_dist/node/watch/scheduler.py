@@ -34,7 +34,7 @@ class Scheduler:
         """Fields of a notice that comes as a signal to every process: the file may not have it yet."""
         wait_s = self._told().get("kill_wait_s")
         at = int(time.time() + (wait_s if type(wait_s) is int else KILL_WAIT_S))
-        return self.look() or {"action": "Slurm takes the node back", "at_unix": at, "seen_unix": time.time()}
+        return self.look() or {"action": "Slurm ends the job", "at_unix": at, "seen_unix": time.time()}
 
     def _told(self) -> dict[str, Any]:
         found = read_json(self.path, {})

@@ -106,15 +106,16 @@ def cluster_nodes(ctx: Context, cluster: Cluster) -> list[dict[str, Any]]:
             got = ssh.run(node, ("true",), timeout_s=15)
             return {**row, "state": "up" if got.code == 0 else f"exit {got.code}"}
         except NexaError as error:
-            return {**row, "state": "unreachable", "why": "; ".join([*_machine(ctx, cluster, node), str(error)])}
+            return {**row, "state": "unreachable", "why": str(error), **_machine(ctx, cluster, node)}
 
     with session(ctx.runner, cluster) as ssh:
         return on_all(cluster.nodes, ask)
 
 
-def _machine(ctx: Context, cluster: Cluster, node: Node) -> list[str]:
-    """Words of a scheduler for a node that does not answer; none where there is no scheduler, or it does not answer."""
+def _machine(ctx: Context, cluster: Cluster, node: Node) -> dict[str, str]:
+    """Word of a scheduler for a node that does not answer; nothing where there is no scheduler, or it does not
+    answer."""
     with contextlib.suppress(NexaError):
         if cluster.traits.scheduled:
-            return [words] if (words := machine_says(ctx, cluster, node)[1]) else []
-    return []
+            return {"machine": machine_says(ctx, cluster, node)[1]}
+    return {}

@@ -53,14 +53,14 @@ class Asked:
         """Text of the batch script."""
         words = {"python": self.python, "holder": self.holder, "folder": self.folder, "current": self.current}
         lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in self.options), "set -u", *self.slurm.shell]
-        lines += [f"{key}={shlex.quote(value)}" for key, value in {**words, "token": self.token}.items()]
+        lines += [f"{key}={shlex.quote(value)}" for key, value in {**words, "submission": self.token}.items()]
         return "\n".join([*lines, *BODY.splitlines()]) + "\n"
 
 
 BODY = """\
 unset SLURM_EXPORT_ENV # what the job has, its step gets too
 # A submission whose answer was lost, and in whose place there is another, gives its nodes back at once.
-[ "$(cat "$current" 2>/dev/null)" = "$token" ] || exit 0
+[ "$(cat "$current" 2>/dev/null)" = "$submission" ] || exit 0
 step=
 # Before the time limit Slurm signals this shell alone: the holders of the nodes get the signal by it.
 # shellcheck disable=SC2317 # the trap calls it

@@ -61,6 +61,8 @@ def status(args: Arguments) -> int:
             {"cluster": entry["cluster"], "state": NOT_UP.get(entry["state"], entry["state"])}
         ]
         terminal.table(rows, ("cluster", "node", "address", "ranks", "state"))
+        for words in dict.fromkeys(node["machine"] for node in entry["nodes"] if "machine" in node):
+            terminal.say(f"{entry['cluster']}: {words}")
         if entry.get("usd") is not None:
             terminal.say(f"{entry['cluster']}: {entry['usd']:.2f} USD so far, {entry['usd_per_hour']:.2f} USD/h")
     for row in report["runs"]:

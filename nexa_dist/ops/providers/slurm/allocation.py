@@ -146,4 +146,4 @@ def tail_of(path: Path, lines: int = 5) -> str:
     return " | ".join(text.strip().splitlines()[-lines:])
 
 
-__all__ = ["LOOK_S", "RECORD", "Allocation", "Record", "tail_of"]
+__all__ = ["GONE_S", "LOOK_S", "RECORD", "Allocation", "Record", "tail_of"]

@@ -15,7 +15,7 @@ from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import NexaError, NoNodes, UsageError
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.providers.contract import Made, Wish
-from nexa_dist.ops.providers.slurm.allocation import LOOK_S, Allocation, Record, tail_of
+from nexa_dist.ops.providers.slurm.allocation import GONE_S, LOOK_S, Allocation, Record, tail_of
 from nexa_dist.plan.slurm.allocation import BEGUN, EXPORTED, Asked, Job, asking, cluster, digest
 from nexa_dist.plan.slurm.ending import UNSETTLED, WOULD_NEVER, never
 from nexa_dist.run import files
@@ -79,11 +79,18 @@ def make(ctx: Context, folder: ClusterFolder, config: ClusterConfig, wish: Wish)
 
 
 def _refuse_ended(mine: Allocation) -> None:
-    """Raises NoNodes when somebody else has cancelled the job: that is a wish, and no loss."""
-    known = Record.of(mine.folder)
-    job = mine.told(known.job)
-    if job.get("JobState") == "CANCELLED" and not known.ours:
-        raise NoNodes(f"job {known.job} was cancelled with scancel", hint="nexa provision asks for another allocation")
+    """Raises NoNodes when somebody else has cancelled the job: that is a wish, and no loss. Why a job ended is known
+    once it has left the queue."""
+    known, until = Record.of(mine.folder), mine.ctx.now() + GONE_S
+    if known.ours:
+        return
+    while mine.ctx.now() < until:
+        job = next((one for one in mine.jobs() if one.number == known.job), None)
+        if job is None or job.state in ("RUNNING", "PENDING"):
+            break
+        mine.ctx.sleep(LOOK_S)
+    if mine.told(known.job).get("JobState") == "CANCELLED":
+        raise NoNodes(f"job {known.job} was cancelled", hint="nexa provision asks for another allocation")
 
 
 def _job(mine: Allocation, config: ClusterConfig, wish: Wish) -> Job:
