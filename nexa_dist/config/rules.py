@@ -151,9 +151,7 @@ def _asked_of_slurm(data: dict[str, Any]) -> Iterator[InitErrorDetails]:
         )
     for index, option in enumerate(slurm["options"] if isinstance(slurm.get("options"), list | tuple) else ()):
         if isinstance(option, str) and option.startswith("--comment"):
-            yield fault(
-                ("slurm", "options", index), "--comment is what the allocation is found by", "remove it", option
-            )
+            yield fault(("slurm", "options", index), "--comment is how the job is found again", "remove it", option)
     if data.get("budget_usd") is not None and not slurm.get("usd_per_gpu_hour"):
         yield fault(("budget_usd",), "nobody knows what the nodes cost", "add slurm.usd_per_gpu_hour")
     if str(data.get("on_failure", "")).startswith("keep "):

@@ -27,7 +27,7 @@ from nexa_dist.ops.providers.static.record import Record
 from nexa_dist.ops.providers.table import of_folder, provider_of
 from nexa_dist.plan.static.known_hosts import Adopted
 from nexa_dist.run import bundle, files
-from nexa_dist.run.ssh.connections import connect, session
+from nexa_dist.run.ssh.connections import session
 from nexa_dist.run.workspace import ClusterFolder
 
 PASSED_ON = ("UV_FIND_LINKS", "PIP_FIND_LINKS", "UV_CACHE_DIR")
@@ -97,8 +97,6 @@ def _made(
         usage.priced(folder, made)
     usage.advance(ctx, folder, "bootstrapping", ahead_s)
     if config.traits.scheduled:  # whose nodes are set up by others
-        with session(ctx.runner, made) as ssh:
-            connect(ssh)
         return made, ahead_s
     only = _made_anew(before, made) if lost else ()
     with _in_use(ctx, config, made), mesh.joining(ctx, folder, config, made, only) as meshed:

@@ -44,9 +44,14 @@ class Asked:
         """Options of sbatch. It is not put into the queue again by itself: whoever uses the nodes decides that."""
         mine = told(f"{self.folder}/job.out", self.exported)
         return [
-            f"--job-name={self.name}", *resources(self.slurm), "--no-requeue", *mine, *self.slurm.options,
+            f"--job-name={self.name}",
+            *resources(self.slurm),
+            "--no-requeue",
+            f"--signal=B:TERM@{self.slurm.notice_s}",
+            *mine,
+            *self.slurm.options,
             f"--comment={self.token}",
-        ]  # fmt: skip
+        ]
 
     @property
     def script(self) -> str:

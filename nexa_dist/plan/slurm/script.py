@@ -57,13 +57,14 @@ def options(job: Job) -> list[str]:
         *resources(job.slurm),
         *([f"--array={job.array.text}"] if job.array else []),
         "--requeue",
+        f"--signal=B:TERM@{job.slurm.notice_s}",
         *told(job.output, job.exported),
         *job.slurm.options,
     ]
 
 
 def resources(slurm: SlurmConfig) -> list[str]:
-    """Options for what is asked for: one task a node, and a signal for the batch script before the time limit."""
+    """Options for what is asked for, with one task a node."""
     asked: list[tuple[str, object]] = [
         ("partition", slurm.partition),
         ("account", slurm.account),
@@ -80,7 +81,6 @@ def resources(slurm: SlurmConfig) -> list[str]:
         "--ntasks-per-node=1",
         *(f"--{name}={value}" for name, value in asked if value is not None),
         *(["--exclusive"] if slurm.exclusive else []),
-        f"--signal=B:TERM@{slurm.notice_s}",
     ]
 
 

@@ -112,9 +112,9 @@ class Allocation:
         until = self.ctx.now() + GONE_S
         while left := self.jobs():
             for job in left:
-                if job.number not in ended:
+                if job.number not in ended and job.state != "COMPLETING":  # for such a one scancel tries for 95 s
                     self.slurm.cancel(job.number)
-                    ended[job.number] = None
+                ended[job.number] = None
             if self.ctx.now() > until:
                 told = "; ".join(f"job {job.number} is {job.state} on {job.nodes or 'no node'}" for job in left)
                 raise StillRunning(

@@ -19,8 +19,10 @@ from nexa_dist.ops.providers.slurm.allocation import GONE_S, LOOK_S, Allocation,
 from nexa_dist.plan.slurm.allocation import BEGUN, EXPORTED, Asked, Job, asking, cluster, digest
 from nexa_dist.plan.slurm.ending import UNSETTLED, WOULD_NEVER, never
 from nexa_dist.run import files
+from nexa_dist.run.runner import CommandFailed
 from nexa_dist.run.slurm.layout import layout
-from nexa_dist.run.ssh import keys
+from nexa_dist.run.ssh import connections, keys
+from nexa_dist.run.ssh.connections import Link
 from nexa_dist.run.workspace import ClusterFolder
 from nexa_dist.shape import Strange, record, text, whole
 
@@ -75,7 +77,17 @@ def make(ctx: Context, folder: ClusterFolder, config: ClusterConfig, wish: Wish)
         user=getpass.getuser(), created_unix=Record.of(folder).created_unix,
     )  # fmt: skip
     keys.write_ssh_config(folder.ssh, made.nodes)
+    with ctx.phase("slurm: agent and interpreter"), connections.session(ctx.runner, made) as ssh:
+        connections.on_all(connections.connect(ssh), lambda link: _proven(link, config.boot_timeout_s))
     return Made(made, {}, {})
+
+
+def _proven(link: Link, timeout_s: float) -> None:
+    """Import torch there, which from a file system that is shared takes a while the first time. Raises NexaError."""
+    done = link.ssh.run(link.node, (link.python, "-I", "-c", "import torch"), timeout_s=timeout_s)
+    if done.code:
+        hint = "slurm.python names the interpreter, by one path on every node, with torch"
+        raise CommandFailed(f"{link.node.name}: {link.python}", done, hint=hint)
 
 
 def _refuse_ended(mine: Allocation) -> None:
