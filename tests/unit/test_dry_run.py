@@ -50,6 +50,7 @@ FILES = {
     "told.yaml": "name: told\nprovider: local\nnodes: 1\ngpus_per_node: 1\nnotify:\n"
     "  - {url: 'https://hooks.example.com/services/verysecret'}\n  - {command: [touch, ROOT/told]}\n",
     "stack.yaml": "name: mine\nprovider: stack\nstack: st\nnodes: 2\ngpus_per_node: 1\nmax_hours: 1\n",
+    "slurm.yaml": "name: job\nprovider: slurm\nnodes: 2\ngpus_per_node: 1\nslurm: {account: lab, time: 60}\n",
     "st/main.tf": "variable node_names {}\n",
     "train.yaml": "name: first\nscript: script.py\n",
     "script.py": "print('hello')\n",
@@ -82,6 +83,10 @@ CASES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
         (
             "provision --cluster stack.yaml",
             ("would plan: the stack {root}/st, and judge", "/mine/terraform/plan.bin\n"),
+        ),
+        (
+            "provision --cluster slurm.yaml",
+            ("would run: sbatch --parsable, as nexa-job-", "#SBATCH --account=lab\n", "would check: nexa diag of n0, n1"),
         ),
         ("provision --cluster hosts.yaml", ("n0: 1 ranks, ann@127.0.0.1:2299", "would pin: the host key", "on n0")),
         ("provision --cluster aws.yaml", ("2 nodes: ", "if used to the end", "src/stacks/aws apply -json")),

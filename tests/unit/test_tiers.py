@@ -30,6 +30,7 @@ PROMISES = {
     "a run can be had again as it was",
     *("a run in a container is a run, and leaves no container", "our images have the nodes' environments"),
     "a job of Slurm's saves, waits and resumes, or is stopped",
+    "a cluster that is a job's allocation is made once, given notice, made anew, and given back",
     *("report", "completion", "environments", "Axolotl"),
     *("what a run needs of its nodes is set up once", "a DeepSpeed file is done as it says, or refused"),
     "a student learns what its teacher says",
