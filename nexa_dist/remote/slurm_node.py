@@ -135,7 +135,7 @@ class Holder:
         """The address that Slurm has for this node, where it is one of this machine's, else that of its name."""
         told = asked("scontrol", "-o", "show", "node", os.environ.get("SLURMD_NODENAME", ""))
         found = re.search(r"\bNodeAddr=(\S+)", told)
-        for address in [found[1]] * bool(found) + [socket.gethostname()]:
+        for address in [*([found[1]] if found else []), socket.gethostname()]:
             for port in random.sample(PORTS, 50):
                 with contextlib.suppress(OSError), socket.socket() as listener:
                     resolved = socket.gethostbyname(address)
