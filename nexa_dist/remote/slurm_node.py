@@ -107,6 +107,9 @@ class Holder:
         ssh = self.told["ssh"]
         variables = {name: os.environ[name] for name in PASSED if name in os.environ}
         variables["NEXA_NOTICE"] = self.notice
+        # A bash that takes itself for the first one below sshd reads ~/.bashrc, for each command of ours: what that sets
+        # up is the job's to set up (`shell`), and where a home is slow or a lock of it is held, every word would wait.
+        variables["SHLVL"] = "1"
         lines = [
             "ListenAddress %s" % self.address,
             "Port %d" % self.port,

@@ -86,7 +86,7 @@ CASES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
         ),
         (
             "provision --cluster slurm.yaml",
-            ("would run: sbatch --parsable, as nexa-job-", "#SBATCH --account=lab\n", "would check: nexa diag of n0, n1"),
+            ("would run: sbatch --parsable, as nexa-job-", "#SBATCH --account=lab\n", "would check: nexa diag"),
         ),
         ("provision --cluster hosts.yaml", ("n0: 1 ranks, ann@127.0.0.1:2299", "would pin: the host key", "on n0")),
         ("provision --cluster aws.yaml", ("2 nodes: ", "if used to the end", "src/stacks/aws apply -json")),
