@@ -107,8 +107,8 @@ class Holder:
         ssh = self.told["ssh"]
         variables = {name: os.environ[name] for name in PASSED if name in os.environ}
         variables["NEXA_NOTICE"] = self.notice
-        # A bash that takes itself for the first one below sshd reads ~/.bashrc, for each command of ours: what that sets
-        # up is the job's to set up (`shell`), and where a home is slow or a lock of it is held, every word would wait.
+        # A bash that takes itself for the first one below sshd reads ~/.bashrc for each command of ours. What that sets up
+        # is the job's to set up (`shell`), and where the home is slow, or a lock in it is held, every word waits.
         variables["SHLVL"] = "1"
         lines = [
             "ListenAddress %s" % self.address,
