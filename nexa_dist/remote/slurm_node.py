@@ -107,8 +107,8 @@ class Holder:
         ssh = self.told["ssh"]
         variables = {name: os.environ[name] for name in PASSED if name in os.environ}
         variables["NEXA_NOTICE"] = self.notice
-        # A bash that takes itself for the first one below sshd reads ~/.bashrc for each command of ours. What that sets up
-        # is the job's to set up (`shell`), and where the home is slow, or a lock in it is held, every word waits.
+        # A bash that takes itself for the first one below sshd reads ~/.bashrc for each command of ours. What that does
+        # is the job's to do (`shell`), and where the home is slow, or a lock in it is held, every word waits.
         variables["SHLVL"] = "1"
         lines = [
             "ListenAddress %s" % self.address,
