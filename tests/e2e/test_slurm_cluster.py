@@ -158,19 +158,27 @@ def test_an_allocation_at_its_time_limit_gives_notice_and_the_run_goes_on(site: 
 def test_a_job_that_somebody_cancels_ends_the_run_and_is_not_asked_for_again(site: Site) -> None:
     lab = site.lab
     lab.nexa("provision", "--cluster", "lab.yaml", timeout_s=900)
-    running = site.run(site.plain(4000))
+    running = site.run(site.plain(150))
     until(lambda: site.step(10), "step 10")
     number = site.queue()[0].split()[0]
     site.slurm.call("scancel", number)
     assert running.wait(600) != 0
     assert f"job {number} was cancelled" in site.said()
+    assert "checkpoint saved" in site.said()
     manifest = lab.manifest()
-    assert manifest["status"] in ("failed", "stopped") and manifest["checkpoint"]["step"] >= 10
+    (attempt,) = manifest["attempts"]
+    assert (manifest["status"], attempt["kind"], attempt["next"]) == ("stopped", "notice", "stop")
+    assert attempt["last_step"] >= 10
     assert site.queue() == [], "nobody asked for another one"
     rows = lab.json("status")["clusters"][0]["nodes"]
     assert all(f"job {number} is CANCELLED" in row["machine"] for row in rows)
     lab.nexa("provision", "--cluster", "lab.yaml", timeout_s=900)
     assert len(site.queue()) == 1
+    lab.nexa("run", "--resume", lab.newest().name, "--cluster", "lab", timeout_s=900)
+    assert lab.manifest()["attempts"][-1]["resume_step"] >= 10, (
+        "from the checkpoint of the allocation that was cancelled"
+    )
+    assert lab.log(0, "n0", 2).splitlines()[-1] == unbroken(150)
     lab.nexa("teardown", "--cluster", "lab", "-y")
     assert site.queue() == []
 

@@ -165,7 +165,8 @@ class Supervisor:
             except NoNodes as error:
                 stop = Decision("stop", str(error))
                 self.record.decide(stop)
-                return self._over(links, outcome, stop)
+                end = dataclasses.replace(outcome.end, kind="stopped", words=stop.why)
+                return self._over(links, dataclasses.replace(outcome, state="stopped", end=end), stop)
             except NexaError as error:
                 ctx.say(f"warning: {error}")
                 sound = []
