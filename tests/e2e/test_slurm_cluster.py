@@ -147,12 +147,12 @@ def test_an_allocation_at_its_time_limit_gives_notice_and_the_run_goes_on(site: 
     lab = site.lab
     lab.write("lab.yaml", FILE.replace("time: 50", "time: 3, notice_s: 60"))
     lab.nexa("provision", "--cluster", "lab.yaml", timeout_s=900)
-    running = site.run(site.plain(900))
+    running = site.run(site.plain(600))
     assert running.wait(1500) == 0, site.said()
     attempts = lab.manifest()["attempts"]
     assert len(attempts) >= 2 and {row["kind"] for row in attempts[:-1]} == {"notice"}
     assert "the job's time limit comes" in attempts[0]["cause"] or "Slurm" in attempts[0]["cause"]
-    assert lab.log(0, "n0", len(attempts)).splitlines()[-1] == unbroken(900)
+    assert lab.log(0, "n0", len(attempts)).splitlines()[-1] == unbroken(600)
 
 
 def test_a_job_that_somebody_cancels_ends_the_run_and_is_not_asked_for_again(site: Site) -> None:
