@@ -29,8 +29,9 @@ from typing import Any
 PORTS = range(20000, 32768)
 """Below those that Linux gives to outgoing connections."""
 START_S, TRIES = 20.0, 20
-QUIET_S = 3.0
-"""Seconds without any process but ours after the notice, until the node is given back."""
+QUIET_S = 10.0
+"""Seconds without any process but ours after the notice, until the node is given back: a controller whose connection
+the signal has ended comes back for the last words."""
 KILL_WAIT_S = 30
 """Slurm's default."""
 PASSED = ("PATH", "LANG", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "SLURM_JOB_ID")
