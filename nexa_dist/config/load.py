@@ -151,7 +151,16 @@ def resolved(config: BaseModel) -> dict[str, Any]:
     data = config.model_dump(mode="json", exclude_none=True)
     if isinstance(config, ClusterConfig):
         data = {key: value for key, value in data.items() if key in KEYS[config.provider]}
-    return {key: redact(value, "" if key == "secrets" else key) for key, value in data.items()}  # which are names
+    return without_secrets(data)
+
+
+def without_secrets(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain data of a config as it may be shown. `secrets`, of train.yaml and of a stage's `launch`, are names."""
+    return {
+        key: without_secrets(value) if key == "launch" and isinstance(value, dict)
+        else redact(value, "" if key == "secrets" else key)
+        for key, value in data.items()
+    }  # fmt: skip
 
 
 def kind_of(path: Path) -> Kind:

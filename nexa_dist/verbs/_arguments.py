@@ -96,7 +96,8 @@ def _files(verbs: Verbs) -> None:
 
     config = verbs.add_parser("config", help="show a config file as resolved, or every error in it")
     config.add_argument("file", nargs="?", metavar="FILE", help="a cluster or train file")
-    config.add_argument("--schema", choices=("cluster", "train", "manifest"), help="print the JSON Schema instead")
+    schemas = ("cluster", "train", "manifest", "pipeline", "stage")
+    config.add_argument("--schema", choices=schemas, help="print the JSON Schema instead")
     _common(config, "--plan", "--set", "--json")
 
 

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from tests.e2e.conftest import REPO, Lab
+from nexa_dist.train import checkpoint
+from tests.e2e.conftest import REPO, Lab, until
+from tests.e2e.test_recovery import machine
+from tests.teacher import Answer, completion, serving
 
 pytestmark = pytest.mark.e2e
+FILE, EVERY_S = "journal.jsonl", 30.0
+"""Of nexa_dist/stages/teach/keeping.py, which needs what a controller may lack."""
 STUDENT = {
     "backend": "hf", "nproc_per_node": 2, "wandb": "off", "restarts_per_hour": 0, "data": {"dataset": "./none"},
     "model": {"vocab_size": 300, "hidden_size": 32, "layers": 1, "heads": 2, "intermediate_size": 64},
@@ -64,6 +74,48 @@ def test_rows_become_a_dataset_and_a_student_on_the_cluster(clean: Lab) -> None:
     assert rows_of["parents"]["rows"]["label"] == "raw.jsonl"
     folder = Path(clean.json("data", "show", "student")["path"])
     assert (folder / "checkpoint" / "model.safetensors").exists()
+
+
+@pytest.mark.long("a run that loses its node, 35 s of which pass until its answers are kept")
+def test_a_teach_stage_that_loses_its_node_asks_nothing_twice_that_was_kept(clean: Lab) -> None:
+    """Without a word: SIGKILL for all of the machine, at a moment when the store has some of the answers."""
+    pytest.importorskip("httpx")
+    pytest.importorskip("pyarrow")
+    lost = threading.Event()
+
+    def answer(body: dict[str, Any], number: int) -> Answer:
+        if number == 6:
+            time.sleep(EVERY_S + 1)  # so that the next answer begins a checkpoint
+        if number == 9 and not lost.is_set():
+            lost.wait(300)
+        return completion(f"answer to {body['messages'][-1]['content']}")
+
+    def kept() -> set[str]:
+        found = [checkpoint.newest_whole(place) for place in (clean.root / ".nexa/durable").glob("*/checkpoints")]
+        return {json.loads(line)["id"] for _, path in filter(None, found)
+                for line in (path / FILE).read_text().splitlines()}  # fmt: skip
+
+    clean.write("rows.jsonl", "".join(json.dumps({"term": f"t{n}"}) + "\n" for n in range(30)))
+    with serving(answer) as server:
+        clean.write("teach.yaml", json.dumps({
+            "stage": "teach", "inputs": {"rows": "rows.jsonl"}, "id": "term", "prompt": "Define {{ term }}.",
+            "endpoint": {"url": server.url, "model": "m", "concurrency": 1}, "environment": "light",
+        }))  # fmt: skip
+        child = clean.begin("run", "teach.yaml", stdout=subprocess.DEVNULL)
+        until(lambda: len(server.asked) >= 10 and kept(), "answers in the store", 500)
+        before, asked = kept(), len(server.asked)
+        while left := machine(clean, "n0"):
+            for number in (signal.SIGSTOP, signal.SIGKILL):
+                for pid in left:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, number)
+        lost.set()
+        _, said = child.communicate(timeout=900)
+        assert child.returncode == 0, said
+        again = {prompt[len("Define ") : -1] for prompt in server.prompts()[asked:]}
+    assert len(before) >= 6 and not before & again
+    assert len(before | again) == 30
+    assert clean.json("data", "show", "teach")["counts"]["rows"] == 30
 
 
 def smollm2(folder: Path) -> None:

@@ -22,6 +22,7 @@ PROMISES = {
     "one chain from raw rows to a served model",
     "a served model is a run, and only those with the key reach it",
     "a stage that is killed comes to the same bytes, and what is done is not done again",
+    "a model that is not good enough goes no further",
     "results come home, whole, and no only copy is ended unasked",
     "each run of a queue takes place once",
     "a sharded checkpoint is whole on all nodes together, or absent",

@@ -19,6 +19,7 @@ from nexa_dist.stages.eval.judge import Asked, Verdicts, judge_sha256
 from nexa_dist.stages.eval.record import OK, Record
 from nexa_dist.stages.eval.rubric import DSS
 from nexa_dist.stages.filter.judge import drawn
+from nexa_dist.stages.references import model_in
 from nexa_dist.stages.row_files import Id, Row, as_column, in_order, kind_of_values, plain, rows_of, write_rows
 from nexa_dist.stages.serve.at_hand import at_hand, refuse
 from nexa_dist.stages.whole import whole
@@ -34,7 +35,7 @@ def prepare(config: EvalConfig, env: StageEnv) -> None:
     if MODEL not in env.inputs and (config.generate or config.perplexity or config.tasks):
         raise UsageError(f"inputs: {MODEL} is missing", hint=f"inputs: {{{MODEL}: run:RUN}}")
     if MODEL in env.inputs:
-        local.model_in(env.inputs[MODEL])
+        model_in(env.inputs[MODEL], f"inputs.{MODEL}")
     if config.judge or config.generate or config.perplexity:
         _check_rows(config, env)
     if config.judge:
@@ -158,7 +159,9 @@ def _tasks(config: EvalConfig, env: StageEnv) -> Any:
     assert config.tasks
     kept = env.output / ".tasks.json"
     if not kept.exists():
-        told = tasks.measure(config.tasks, local.model_in(env.inputs[MODEL]), env.output / ".tasks", config.seed)
+        told = tasks.measure(
+            config.tasks, model_in(env.inputs[MODEL], f"inputs.{MODEL}"), env.output / ".tasks", config.seed
+        )
         with whole(kept) as scratch:
             scratch.write_text(json.dumps(told))
     return json.loads(kept.read_bytes())

@@ -21,9 +21,10 @@ MARGIN = 60
 
 def config(args: Arguments) -> int:
     if args.schema:
-        from nexa_dist.config.json_schema import json_schema
+        from nexa_dist.config import json_schema
+        from nexa_dist.stages import table
 
-        terminal.emit(json_schema(args.schema))
+        terminal.emit(table.json_schema() if args.schema == "stage" else json_schema.json_schema(args.schema))
         return EXIT_OK
     if not args.file:
         raise UsageError("nexa config needs a FILE, or --schema")

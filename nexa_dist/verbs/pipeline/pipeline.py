@@ -29,6 +29,8 @@ def pipeline(args: Arguments) -> int:
             if not step.version:
                 place = "after " + ", ".join(step.waits) if step.waits else step.where
                 ctx.say(f"would run: {step.name} {place}: {step.stage} of {step.config}")
+        if args.dry_run and config.promote:
+            ctx.say(f"would give the name {config.promote.to} to what {config.promote.evaluation} is of, if it has not")
         return EXIT_OK
     needs_cluster = any(step.where == "cluster" for step in config.stages.values())
     if needs_cluster and not (args.cluster or config.cluster):

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from nexa_dist.config.load import resolved
 from nexa_dist.errors import ConfigError, NexaError, UsageError
 from nexa_dist.stages import contract, entry, table
 from nexa_dist.stages.contract import StageConfig, StageEnv
 from nexa_dist.stages.launch import load_as_training, registered
+from nexa_dist.stages.load import load_stage
 from nexa_dist.stages.registry import Registry
 
 
@@ -131,6 +133,10 @@ def test_a_stage_becomes_a_run_with_its_inputs_as_data(toy: Path) -> None:
     )
     assert dict(made.data) == {"rows": str(toy / "rows.txt")}
     assert (made.outputs, made.budget_usd, made.secrets) == (("stage_output",), 2.0, ("API_KEY",))
+    assert resolved(load_stage(Path("up.yaml")))["launch"]["secrets"] == ["API_KEY"], "which is a name"
+    with pytest.raises(ConfigError, match=r"launch\.secrets: item 0 is no name") as caught:
+        load_stage(Path("up.yaml"), ["launch.secrets=[hunter2-value]"])
+    assert "hunter2" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"launch\.nproc_per_nod: unknown key"):
         load_as_training(Path("up.yaml"), ["launch.nproc_per_nod=4"])
 
