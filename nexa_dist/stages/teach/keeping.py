@@ -24,7 +24,8 @@ EVERY_S, BYTES_A_S = 30.0, 1 << 20
 
 
 class Keeping:
-    """The checkpoints of one journal. `done` is how many rows need no answer any more: the step of a checkpoint."""
+    """The checkpoints of one journal, of a teach stage or of an evaluation. `done`, the step of a checkpoint, is how
+    many rows (or questions) need no answer any more; it never falls."""
 
     def __init__(
         self, journal: Journal, environ: Mapping[str, str] = os.environ, clock: Callable[[], float] = time.monotonic

@@ -16,6 +16,7 @@ from nexa_dist.stages import contract, entry, table
 from nexa_dist.stages.contract import StageConfig, StageEnv
 from nexa_dist.stages.launch import load_as_training, registered
 from nexa_dist.stages.load import load_stage
+from nexa_dist.stages.references import model_in
 from nexa_dist.stages.registry import Registry
 
 
@@ -174,3 +175,15 @@ def test_what_a_run_brought_becomes_a_version_with_what_its_nodes_cost(toy: Path
     (outputs / "stage_output" / "row-0").write_text("X")
     with pytest.raises(NexaError, match="has other bytes than its manifest says"):
         registered(toy, outputs, 0.25)
+
+
+def test_a_model_is_found_in_a_checkpoint_of_shards_and_in_a_trainings_output(tmp_path: Path) -> None:
+    for name in ("plain", "shards/model", "trained/checkpoint", "both/checkpoint/model"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text("{}")
+        assert model_in(tmp_path / name.split("/")[0], "inputs.model") == tmp_path / name
+    (tmp_path / "adapter/checkpoint").mkdir(parents=True)
+    (tmp_path / "adapter/checkpoint/adapter_config.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"inputs\.judge: .*adapter has no config\.json") as caught:
+        model_in(tmp_path / "adapter", "inputs.judge")
+    assert "merge the adapter" in str(caught.value.hint)
