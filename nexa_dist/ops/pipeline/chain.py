@@ -205,8 +205,9 @@ def _is_refused(ctx: Context, step: Step) -> bool:
     for fault in step.refused:
         ctx.say(f"✗ {step.version.label if step.version else step.name}: {fault}; nothing behind it is begun")
     if step.refused:
-        ctx.say(f"hint: it follows from {step.references.get('model', 'its rows')} (nexa lineage {step.name}). "
-                f"Change that, or min and max of {step.name}: the same command goes on from here")  # fmt: skip
+        of = step.references.get("model", "its rows").removeprefix("data:")  # data:NAME@v1/… looks like a password
+        ctx.say(f"hint: it follows from {of} (nexa lineage {step.name}). Change that, or min and max of {step.name}: "
+                "the same command goes on from here")  # fmt: skip
     return bool(step.refused)
 
 

@@ -27,6 +27,7 @@ from nexa_dist.ops.serving import aliases
 from nexa_dist.ops.serving.aliases import Aliases
 from nexa_dist.run.fake import FakeRunner
 from nexa_dist.run.workspace import Workspace
+from nexa_dist.secrets import redact_text
 from nexa_dist.stages import entry
 from nexa_dist.stages.output import Output
 from nexa_dist.stages.references import resolve
@@ -121,7 +122,7 @@ def test_it_ends_where_a_score_is_not_enough_and_goes_on_when_bound_or_model_cha
     said = "\n".join(bench.said)
     assert "✗ quality@v1: dss: 0.5 is less than 0.6; nothing behind it is begun" in said
     assert "✗ quality@v1: perplexity: no score of it" in said, "which is missing, and not 0"
-    assert "it follows from data:student@v1/checkpoint" in said
+    assert "it follows from student@v1/checkpoint" in redact_text(said)
     tree = lineage(Workspace(bench.root), "quality")
     assert {one.label for one in tree.all()} == {"quality@v1", "student@v1", "rows.jsonl"}
     assert not any(one.faults for one in tree.all())
