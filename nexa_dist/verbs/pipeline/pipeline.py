@@ -32,9 +32,9 @@ def pipeline(args: Arguments) -> int:
         if args.dry_run and config.promote:
             ctx.say(f"would give the name {config.promote.to} to what {config.promote.evaluation} is of, if it has not")
         return EXIT_OK
-    needs_cluster = any(step.where == "cluster" for step in config.stages.values())
-    if needs_cluster and not (args.cluster or config.cluster):
-        ctx.workspace.only_cluster()  # said before anything is done
+    if any(step.where == "cluster" for step in config.stages.values()) and not (args.cluster or config.cluster):
+        if any(step.where == "cluster" and not step.version for step in chain.look(ctx.workspace.root, config)):
+            ctx.workspace.only_cluster()  # said before anything is done
 
     def on_cluster(step: Step, folder: Path) -> int:
         from nexa_dist.verbs.pipeline.on_cluster import done  # what starts runs is of no use to stages here
