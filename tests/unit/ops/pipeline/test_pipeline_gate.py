@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("httpx")
 pytest.importorskip("pyarrow")
 
+from nexa_dist.cli import main as nexa
 from nexa_dist.config.pipeline import PipelineConfig
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.ops.context import Context
@@ -182,6 +183,17 @@ def test_what_no_pipeline_can_ask_is_refused_before_anything_is_done(bench: Benc
     with pytest.raises(ValueError, match=r"need the same inputs\.model"):
         bench.run()
     assert bench.done == []
+
+
+def test_a_cluster_is_asked_for_while_a_stage_on_it_is_not_done(
+    bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(bench.root / "state"))
+    (bench.root / "p.yaml").write_text(json.dumps(bench.told))
+    assert nexa(["pipeline", "run", "p.yaml"]) == 2 and bench.done == []
+    assert "nexa provision --cluster FILE makes one" in capsys.readouterr().err
+    assert bench.run()[0] == 0
+    assert nexa(["pipeline", "run", "p.yaml"]) == 0, "all of it is done, and the cluster may be gone by now"
 
 
 def test_what_was_trained_here_is_no_run_and_gets_no_name(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
