@@ -12,29 +12,33 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from nexa_dist.run import files
+from nexa_dist.stages.output import STATE
 from nexa_dist.stages.teach.journal import Journal
 from nexa_dist.train import checkpoint
 from nexa_dist.train.env import RankEnv
 from nexa_dist.train.keeper import Keeper
 
-FILE = "journal.jsonl"
-"""Name of the journal in a checkpoint."""
+FILE, OF = "journal.jsonl", "of.json"
+"""Names in a checkpoint: the journal, and the key of the output that it is of, with what its step is counted from."""
 EVERY_S, BYTES_A_S = 30.0, 1 << 20
 """Seconds between two checkpoints, and more where the journal is so large that this would be more bytes a second."""
 
 
 class Keeping:
-    """The checkpoints of one journal, of a teach stage or of an evaluation. `done`, the step of a checkpoint, is how
-    many rows (or questions) need no answer any more; it never falls."""
+    """The checkpoints of one journal, of a teach stage or of an evaluation. The step of one tells `done`: how many rows
+    (or questions) need no answer any more, which never falls."""
 
     def __init__(
         self, journal: Journal, environ: Mapping[str, str] = os.environ, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._journal, self._clock = journal, clock
+        state = journal.path.parent / STATE
+        self._key = str(files.read_object(state)["key"]) if state.exists() else ""
         in_run = "NEXA_RUN_ID" in environ and "NEXA_RUN_DIR" in environ
         self._env = RankEnv.read("stage", environ) if in_run else None
         self._keeper = Keeper(self._env) if self._env else None
-        self._saved, self._began = 0, clock()
+        self._base, self._saved, self._began = 0, 0, clock()
         self._last: float | None = None
 
     def restore(self) -> None:
@@ -49,13 +53,19 @@ class Keeping:
             print(f"warning: {found} is passed over, and its answers are asked for again: {problems[0]}", flush=True)
             found = None
         if found is not None and (found / FILE).is_file():
-            self._saved = int(checkpoint.manifest(found)["step"])
-            if lines := self._journal.take(found / FILE):
-                print(f"{lines} answers of before come from the checkpoint {found.name}", flush=True)
+            self._saved, of = int(checkpoint.manifest(found)["step"]), files.read_object(found / OF)
+            if of["key"] != self._key:
+                print(f"{found.name} is of another config or other inputs: nothing is taken from it", flush=True)
+                self._base = self._saved  # so that ours are the newer ones
+            else:
+                self._base = int(of["base"])
+                if lines := self._journal.take(found / FILE):
+                    print(f"{lines} answers of before come from the checkpoint {found.name}", flush=True)
         self._keeper.begin(self._saved)
 
     def offer(self, done: int) -> None:
         """Begin a checkpoint now and then. Raises what the disk raises, and Superseded."""
+        done += self._base
         wait_s = max(EVERY_S, self._journal.size / BYTES_A_S)
         if self._keeper is None or done <= self._saved or self._clock() - (self._last or self._began) < wait_s:
             return
@@ -64,6 +74,7 @@ class Keeping:
 
     def finish(self, done: int) -> None:
         """Keep what there is before the process ends, as far as the store takes it in time."""
+        done += self._base
         if self._keeper is None:
             return
         if done > self._saved:
@@ -81,5 +92,6 @@ class Keeping:
             with self._journal.path.open("rb") as source, (folder / FILE).open("wb") as out:
                 shutil.copyfileobj(source, out)
                 out.truncate(size)
+            files.write_json(folder / OF, {"key": self._key, "base": self._base})
 
         return fill

@@ -319,6 +319,16 @@ def test_with_its_node_lost_nothing_that_was_kept_is_asked_again(
         stage.stopped, before = False, len(server.asked)
         assert stage.run() == 0
         again = {prompt[len("Define ") : -1] for prompt in server.prompts()[before:]}
+        shutil.rmtree(stage.output)
+        stage.output.mkdir()
+        (stage.output / ".state.json").write_text('{"key": "of another prompt"}')
+        join_copies()
+        Node(tmp_path, 3, monkeypatch)
+        before = len(server.asked)
+        assert stage.run() == 0 and len(server.asked) == before + 20, "answers to other questions are no answers"
+        join_copies()
+        newest = checkpoint.newest_whole(node.store)
+        assert newest and "of another prompt" in (newest[1] / keeping.OF).read_text()
     assert kept and not kept & again
     assert (stage.output / "rows.parquet").read_bytes() == (straight.output / "rows.parquet").read_bytes()
     monkeypatch.setenv("NEXA_ATTEMPT", "1")
