@@ -309,19 +309,19 @@ def test_with_its_node_lost_nothing_that_was_kept_is_asked_again(
         monkeypatch.setattr(keeping.Keeping, "finish", lambda *_: None)
     with serving(answer) as server:
         stage = Stage(tmp_path / "b", server, endpoint={"concurrency": 1})
+        of_key(stage, "of this prompt")
         assert stage.run() == 143
         join_copies()
         kept = node.kept()
         assert len(kept) >= (8 if warned else 5)
         shutil.rmtree(tmp_path / "node1", ignore_errors=True)
-        shutil.rmtree(stage.output)
+        of_key(stage, "of this prompt")
         Node(tmp_path, 2, monkeypatch)
         stage.stopped, before = False, len(server.asked)
         assert stage.run() == 0
         again = {prompt[len("Define ") : -1] for prompt in server.prompts()[before:]}
-        shutil.rmtree(stage.output)
-        stage.output.mkdir()
-        (stage.output / ".state.json").write_text('{"key": "of another prompt"}')
+        table = (stage.output / "rows.parquet").read_bytes()
+        of_key(stage, "of another prompt")
         join_copies()
         Node(tmp_path, 3, monkeypatch)
         before = len(server.asked)
@@ -330,10 +330,17 @@ def test_with_its_node_lost_nothing_that_was_kept_is_asked_again(
         newest = checkpoint.newest_whole(node.store)
         assert newest and "of another prompt" in (newest[1] / keeping.OF).read_text()
     assert kept and not kept & again
-    assert (stage.output / "rows.parquet").read_bytes() == (straight.output / "rows.parquet").read_bytes()
+    assert table == (straight.output / "rows.parquet").read_bytes()
     monkeypatch.setenv("NEXA_ATTEMPT", "1")
     with serving(echo) as server, pytest.raises(Superseded):
         Stage(tmp_path / "c", server).run()
+
+
+def of_key(stage: Stage, key: str) -> None:
+    """An empty folder of a new node, which entry.py has begun."""
+    shutil.rmtree(stage.output, ignore_errors=True)
+    stage.output.mkdir()
+    (stage.output / ".state.json").write_text(json.dumps({"key": key}))
 
 
 def join_copies() -> None:
