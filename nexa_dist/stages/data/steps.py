@@ -43,6 +43,8 @@ def prepare(config: DataConfig, env: StageEnv) -> None:
     there: set[str] = set()
     for path, _ in _sources(config, env):
         there.update(names_of(path))
+    if not there:
+        raise NexaError(f"no row is in {', '.join(name for _, name in _sources(config, env))}")
     wanted = {config.text, *config.columns}
     wanted |= {one.by for one in (config.sample, config.split) if one and one.by}
     if lacking := sorted(wanted - there):
@@ -98,30 +100,37 @@ def _clean(config: DataConfig, env: StageEnv, work: Path) -> dict[str, Any]:
     columns, known = _columns(config, env), None
     if config.contamination:
         known = evaluation_runs(config, env.inputs[config.contamination.input])
-    read, bad, dropped = 0, list[dict[str, Any]](), Counter[str]()
-    for number, batch in enumerate(_batches(config, env, columns)):
-        if env.stop():
-            raise Stopped
-        note = work / f"{number:06}.json"
-        if not note.exists():
-            rows, faults = checked(batch, columns)
-            kept, why = filtered(rows, config, known)
-            with whole(work / f"{number:06}.parquet") as path:
-                kept.write_parquet(path)
-            _json(note, {"read": batch.read, "bad": [asdict(one) for one in faults], "dropped": why})
-        said = json.loads(note.read_text())
-        read, bad, dropped = read + said["read"], bad + said["bad"], dropped + Counter(said["dropped"])
-        env.report(read, None, bad=len(bad), dropped=dropped.total())
-    with whole(env.output / "bad.jsonl") as path:
-        path.write_text("".join(json.dumps(one) + "\n" for one in bad))
-    if len(bad) > config.bad.most and len(bad) > config.bad.most_share * read:
-        shown = "\n".join(_fault(one) for one in bad[:5])
+    read, bad, first = 0, 0, list[dict[str, Any]]()
+    dropped, others = Counter[str](), Counter[str]()
+    with whole(env.output / "bad.jsonl") as path, path.open("w") as file:
+        for number, batch in enumerate(_batches(config, env, columns)):
+            if env.stop():
+                raise Stopped
+            note = work / f"{number:06}.json"
+            if not note.exists():
+                rows, faults = checked(batch, columns)
+                kept, why = filtered(rows, config, known)
+                with whole(work / f"{number:06}.parquet") as part:
+                    kept.write_parquet(part)
+                there = {"read": batch.read, "dropped": why, "others": batch.others}
+                _json(note, {**there, "bad": [asdict(one) for one in faults]})
+            said = json.loads(note.read_text())
+            read, bad, first = read + said["read"], bad + len(said["bad"]), [*first, *said["bad"]][:5]
+            dropped, others = dropped + Counter(said["dropped"]), others + Counter(said["others"])
+            file.writelines(json.dumps(one) + "\n" for one in said["bad"])
+            env.report(read, None, bad=bad, dropped=dropped.total())
+    if bad > config.bad.most and bad > config.bad.most_share * read:
+        shown = "\n".join(map(_fault, first))
         raise NexaError(
-            f"{len(bad)} of {read} rows are bad:\n{shown}",
-            hint=f"{env.output}/bad.jsonl has them all; bad: {{most: {len(bad)}}} bears them",
+            f"{bad} of {read} rows are bad:\n{shown}",
+            hint=f"{env.output}/bad.jsonl has them all; bad: {{most: {bad}}} bears them",
             code=EXIT_USAGE,
         )
-    return {"read": read, "bad": len(bad), "dropped": dropped}
+    # Who names columns wants no others; those that nobody named begin too late in a file to have been seen.
+    late = {} if config.columns else dict(others)
+    for name, count in late.items():
+        print(f"warning: column {name} is left out, {count} rows have it: columns: names it", flush=True)
+    return {"read": read, "bad": bad, "dropped": dropped, "left_out": late}
 
 
 def _fault(row: dict[str, Any]) -> str:
@@ -185,11 +194,11 @@ def _write(config: DataConfig, env: StageEnv, work: Path, keep: np.ndarray) -> d
     split = config.split or ALL
     names = list(split.parts)
     waiting: dict[str, list[pl.DataFrame]] = {name: [] for name in names}
-    count, files, at = Counter[str](), Counter[str](), 0
+    count, files, at, schema = Counter[str](), Counter[str](), 0, _schema(work)
 
     def out(name: str, *, rest: bool = False) -> None:
         while (size := sum(map(len, waiting[name]))) >= config.rows_per_file or (rest and size):
-            rows = pl.concat(waiting[name], how="vertical_relaxed")
+            rows = pl.concat(waiting[name])
             waiting[name] = [rows[config.rows_per_file :]]
             path = env.output / name / f"{files[name]:05}.parquet"
             if not path.exists():
@@ -198,7 +207,7 @@ def _write(config: DataConfig, env: StageEnv, work: Path, keep: np.ndarray) -> d
             files[name] += 1
 
     for path in _parts(work):
-        rows = pl.read_parquet(path)
+        rows = pl.read_parquet(path).cast(schema)
         rows, at = rows.filter(pl.Series(keep[at : at + len(rows)])), at + len(rows)
         _heard(env)
         if not len(rows):
@@ -213,6 +222,28 @@ def _write(config: DataConfig, env: StageEnv, work: Path, keep: np.ndarray) -> d
     for name in names:
         out(name, rest=True)
     return {name: count[name] for name in names}
+
+
+def _schema(work: Path) -> pl.Schema:
+    """The kind of each column of all batches. Raises NexaError where a column has kinds that have nothing in common."""
+    kinds: dict[str, dict[Any, None]] = {}
+    for path in _parts(work):
+        for name, kind in pl.read_parquet_schema(path).items():
+            kinds.setdefault(name, {})[kind] = None
+    made = pl.Schema()
+    for name, found in kinds.items():
+        known = [kind for kind in found if kind != pl.Null]
+        try:
+            if pl.String in known[1:] + known[:1] * (len(known) > 1):  # anything becomes a text, and would be one
+                raise pl.exceptions.SchemaError
+            made[name] = pl.concat(
+                [pl.DataFrame(schema={name: kind}) for kind in found], how="vertical_relaxed"
+            ).schema[name]
+        except pl.exceptions.PolarsError:
+            said = " here, there ".join(map(str, known))
+            hint = f"columns: {{{name}: {{type: string}}}} puts apart what is none"
+            raise NexaError(f"column {name} is {said}", hint=hint, code=EXIT_USAGE) from None
+    return made
 
 
 def _groups(rows: pl.DataFrame, config: DataConfig) -> pl.Series:
@@ -251,11 +282,19 @@ def _measure(config: DataConfig, env: StageEnv, told: dict[str, Any], short: lis
         print(f"warning: {words}", flush=True)
     if config.drift is None:
         return
-    found = drift(frames(env.inputs[config.drift.against]), rows)
+    try:
+        found = drift(frames(env.inputs[config.drift.against]), rows)
+    except pl.exceptions.PolarsError as error:
+        raise NexaError(f"drift: {env.inputs[config.drift.against]}: {str(error).splitlines()[0][:200]}") from None
+    for name, one in found.items():
+        if one["psi"] is None:
+            print(f"warning: drift of {name} has no figure: {one['of']}", flush=True)
     _json(env.output / "drift.json", found)
     worst = {name: one["psi"] for name, one in found.items() if one["psi"] is not None}
     env.note(drift=worst)
     limit = config.drift.max_psi
+    if limit and not worst:
+        raise NexaError("drift: no column could be compared, so max_psi says nothing", code=EXIT_USAGE)
     if limit and (over := {name: psi for name, psi in worst.items() if psi > limit}):
         said = ", ".join(f"{name} {psi:.3f}" for name, psi in sorted(over.items(), key=lambda one: -one[1]))
         hint = f"{env.output}/drift.json has the shares"
