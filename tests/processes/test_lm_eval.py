@@ -1,4 +1,4 @@
-"""lm-eval itself under the stage eval, on tasks of one's own: what a model was trained to answer is what is reported."""
+"""lm-eval under the stage eval, on tasks of one's own: what a model has learned to answer is what is reported."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow
 
-KINDS: dict[str, tuple[type, ...]] = {"string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,)}
+KINDS: dict[str, Any] = {"string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,)}
 SORTS: dict[type, str] = {str: "string", int: "number", float: "number", bool: "boolean", dict: "object", list: "list"}
 MOST = 100
 """Nested values of one batch that are looked for one by one."""
