@@ -22,7 +22,7 @@ before = resource.getrusage(resource.RUSAGE_SELF)
 count = {name}({rows}, {permutations})
 after = resource.getrusage(resource.RUSAGE_SELF)
 spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-print(count, spent, (after.ru_maxrss - before.ru_maxrss) * 1024)
+print(count, spent)
 """
 
 
@@ -87,7 +87,7 @@ def objects(rows: int, permutations: int) -> int:
 
 
 def only_texts(rows: int, permutations: int) -> int:
-    """What both have to hold before they begin."""
+    """What both spend before they begin."""
     return len(families(rows)[0])
 
 

@@ -62,13 +62,17 @@ def run(config: DataConfig, env: StageEnv) -> int:
         keep, short = sampled(
             keep, config.sample, _column(work, config.sample.by if config.sample else None), config.seed
         )
-        refuse_empty(int(keep.sum()), told["read"], told["dropped"])
+        refuse_empty(
+            int(keep.sum()), told["read"], {**({"bad": told["bad"]} if told["bad"] else {}), **told["dropped"]}
+        )
         told["rows"] = _write(config, env, work, keep)
         if config.pack:
             told["windows"] = _pack(config, env)
         _measure(config, env, told, short)
     except Stopped:
         return EXIT_STOPPED
+    except pl.exceptions.PolarsError as error:
+        raise NexaError(f"polars cannot do this with these rows: {str(error).splitlines()[0][:300]}") from error
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import datetime
 import gzip
 import json
 from pathlib import Path
@@ -176,3 +177,36 @@ def test_files_of_a_version_have_one_schema_whenever_a_value_first_comes(
     assert [row["y"] for row in rows][2:5] == [{"a": 1, "b": None}, {"a": 2, "b": None}, {"a": None, "b": [0.5]}]
     schemas = [pl.read_parquet_schema(path) for path in (tmp_path / "out-kinds.jsonl/train").iterdir()]
     assert len(schemas) == 3 and schemas[0] == schemas[1] == schemas[2]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "kept"),
+    [
+        ([["a"], ["b"]], "string", []),
+        ([{"a": 1}, {"a": 2}], "integer", []),
+        ([b"a\xff", b"b"], "string", []),
+        ([datetime.date(2020, 1, 1), None], "boolean", []),
+        ([1.0, 1.5], "integer", [1]),
+        ([0, 2], "boolean", [False]),
+        ([1, 2**60], "number", [1.0, 2.0**60]),
+        (["12", "x"], "integer", [12]),
+        ([True, False], "string", ["true", "false"]),
+    ],
+)
+def test_a_value_of_parquet_is_what_was_asked_or_bad_and_never_another(
+    tmp_path: Path, values: list[Any], kind: str, kept: list[Any]
+) -> None:
+    pl.DataFrame({"text": ["some", "other"], "x": values}).write_parquet(tmp_path / "rows.parquet")
+    columns = {"text": {}, "x": {"type": kind}}
+    if not kept:
+        with pytest.raises(NexaError, match="of 2 rows none is left: bad 2"):
+            made(tmp_path / "out", tmp_path / "rows.parquet", columns=columns)
+    else:
+        assert made(tmp_path / "out", tmp_path / "rows.parquet", columns=columns) == 0
+        assert pl.read_parquet(tmp_path / "out/train/*.parquet")["x"].to_list() == kept
+    assert len((tmp_path / "out/bad.jsonl").read_text().splitlines()) == 2 - len(kept)
+
+
+def test_what_parquet_cannot_hold_is_said(tmp_path: Path) -> None:
+    with pytest.raises(NexaError, match=r"polars cannot do this with these rows: .*struct"):
+        of(tmp_path, "hollow.jsonl", b'{"text": "a", "x": {}}\n')
