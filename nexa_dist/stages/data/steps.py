@@ -19,21 +19,16 @@ import polars as pl
 
 from nexa_dist.errors import EXIT_USAGE, NexaError
 from nexa_dist.stages.contract import EXIT_STOPPED, StageEnv
-from nexa_dist.stages.data.choose import parts_of, refuse_empty, sampled
+from nexa_dist.stages.data.choose import refuse_empty, sampled
 from nexa_dist.stages.data.clean import checked, evaluation_runs, filtered
-from nexa_dist.stages.data.config import ColumnConfig, DataConfig, Split
-from nexa_dist.stages.data.pack import tokenizer, windows
+from nexa_dist.stages.data.config import ColumnConfig, DataConfig
 from nexa_dist.stages.data.read import Batch, batches, files_of, names_of
 from nexa_dist.stages.data.shingles import near_duplicates, shingles, signatures
 from nexa_dist.stages.data.statistics import drift, frames, measured
+from nexa_dist.stages.data.write import Stopped, batches_of, heard, pack, write
 from nexa_dist.stages.whole import whole
 
 WORK = ".work"
-ALL = Split(parts={"train": 1.0})
-
-
-class Stopped(Exception):
-    """SIGTERM came; what is done stays."""
 
 
 def prepare(config: DataConfig, env: StageEnv) -> None:
@@ -65,9 +60,9 @@ def run(config: DataConfig, env: StageEnv) -> int:
         refuse_empty(
             int(keep.sum()), told["read"], {**({"bad": told["bad"]} if told["bad"] else {}), **told["dropped"]}
         )
-        told["rows"] = _write(config, env, work, keep)
+        told["rows"] = write(config, env, work, keep)
         if config.pack:
-            told["windows"] = _pack(config, env)
+            told["windows"] = pack(config, env)
         _measure(config, env, told, short)
     except Stopped:
         return EXIT_STOPPED
@@ -154,10 +149,10 @@ def _unlike(config: DataConfig, env: StageEnv, work: Path, dropped: Counter[str]
     if near and keep.any():
         done = work / "near.npy"
         if not done.exists():
-            heard = partial(_heard, env)
+            beat = partial(heard, env)
             there = np.flatnonzero(keep)
             found = near_duplicates(
-                _signed(config, env, work, keep), len(there), near.threshold, work / "signatures", heard
+                _signed(config, env, work, keep), len(there), near.threshold, work / "signatures", beat
             )
             with whole(done) as path, path.open("wb") as file:
                 np.save(file, there[found])
@@ -167,111 +162,23 @@ def _unlike(config: DataConfig, env: StageEnv, work: Path, dropped: Counter[str]
     return keep, dict(sorted((name, count) for name, count in dropped.items() if count))
 
 
-def _heard(env: StageEnv) -> None:
-    if env.stop():
-        raise Stopped
-
-
 def _signed(config: DataConfig, env: StageEnv, work: Path, keep: np.ndarray) -> Iterator[np.ndarray]:
     near, at = config.duplicates.near, 0
     assert near is not None
-    for path in _parts(work):
+    for path in batches_of(work):
         texts = pl.read_parquet(path, columns=[config.text])[config.text]
         texts, at = texts.filter(pl.Series(keep[at : at + len(texts)])), at + len(texts)
-        _heard(env)
+        heard(env)
         if len(texts):
             yield signatures(*shingles(texts, near.shingle), near.permutations, config.seed)
             env.report(at, len(keep), signed=at)
 
 
-def _parts(work: Path) -> list[Path]:
-    return sorted(work.glob("[0-9]*.parquet"))
-
-
 def _column(work: Path, name: str | None) -> pl.Series | None:
     """One column of all clean rows."""
-    return None if name is None else pl.concat([pl.read_parquet(path, columns=[name]) for path in _parts(work)])[name]
-
-
-def _write(config: DataConfig, env: StageEnv, work: Path, keep: np.ndarray) -> dict[str, int]:
-    """Write the rows of each part to files of so many rows. Returns how many each has."""
-    split = config.split or ALL
-    names = list(split.parts)
-    waiting: dict[str, list[pl.DataFrame]] = {name: [] for name in names}
-    count, files, at, schema = Counter[str](), Counter[str](), 0, _schema(work)
-
-    def out(name: str, *, rest: bool = False) -> None:
-        while (size := sum(map(len, waiting[name]))) >= config.rows_per_file or (rest and size):
-            rows = pl.concat(waiting[name])
-            waiting[name] = [rows[config.rows_per_file :]]
-            path = env.output / name / f"{files[name]:05}.parquet"
-            if not path.exists():
-                with whole(path) as scratch:
-                    rows[: config.rows_per_file].rechunk().write_parquet(scratch)
-            files[name] += 1
-
-    for path in _parts(work):
-        rows = pl.read_parquet(path).cast(schema)
-        rows, at = rows.filter(pl.Series(keep[at : at + len(rows)])), at + len(rows)
-        _heard(env)
-        if not len(rows):
-            continue
-        part = np.zeros(len(rows), np.int8) if len(names) == 1 else parts_of(_groups(rows, config), split, config.seed)
-        for number, name in enumerate(names):
-            mine = rows.filter(pl.Series(part == number)).drop("_row", "_hash")
-            count[name] += len(mine)
-            waiting[name].append(mine)
-            out(name)
-        env.report(at, len(keep), written=count.total())
-    for name in names:
-        out(name, rest=True)
-    return {name: count[name] for name in names}
-
-
-def _schema(work: Path) -> pl.Schema:
-    """The kind of each column of all batches. Raises NexaError where a column has kinds that have nothing in common."""
-    kinds: dict[str, dict[Any, None]] = {}
-    for path in _parts(work):
-        for name, kind in pl.read_parquet_schema(path).items():
-            kinds.setdefault(name, {})[kind] = None
-    made = pl.Schema()
-    for name, found in kinds.items():
-        known = [kind for kind in found if kind != pl.Null]
-        try:
-            if pl.String in known[1:] + known[:1] * (len(known) > 1):  # anything becomes a text, and would be one
-                raise pl.exceptions.SchemaError
-            made[name] = pl.concat(
-                [pl.DataFrame(schema={name: kind}) for kind in found], how="vertical_relaxed"
-            ).schema[name]
-        except pl.exceptions.PolarsError:
-            said = " here, there ".join(map(str, known))
-            hint = f"columns: {{{name}: {{type: string}}}} puts apart what is none"
-            raise NexaError(f"column {name} is {said}", hint=hint, code=EXIT_USAGE) from None
-    return made
-
-
-def _groups(rows: pl.DataFrame, config: DataConfig) -> pl.Series:
-    """What keeps rows in one part: the group's column, or the text itself but for case and spaces."""
-    if config.split and config.split.by:
-        return rows[config.split.by].cast(pl.String).fill_null("")
-    return rows[config.text].str.to_lowercase().str.replace_all(r"\s+", "")
-
-
-def _pack(config: DataConfig, env: StageEnv) -> dict[str, int]:
-    """Windows of tokens of each part, in packed/<part>/."""
-    assert config.pack is not None
-    tokens, length, counts = tokenizer(env.inputs[config.pack.tokenizer]), config.pack.length, dict[str, int]()
-    for folder in (env.output / name for name in (config.split or ALL).parts):
-        for file in sorted(folder.glob("*.parquet")):
-            texts = pl.read_parquet(file, columns=[config.text])[config.text].to_list()
-            made = list(windows((one.ids for one in tokens.encode_batch(texts)), length))
-            counts[folder.name] = counts.get(folder.name, 0) + len(made)
-            with whole(env.output / "packed" / folder.name / file.name) as path:
-                names = ("input_ids", "document", "position")
-                pl.DataFrame({name: [one[at] for one in made] for at, name in enumerate(names)},
-                             schema=dict.fromkeys(names, pl.List(pl.Int32))).write_parquet(path)  # fmt: skip
-            _heard(env)
-    return counts
+    return (
+        None if name is None else pl.concat([pl.read_parquet(path, columns=[name]) for path in batches_of(work)])[name]
+    )
 
 
 def _measure(config: DataConfig, env: StageEnv, told: dict[str, Any], short: list[str]) -> None:
