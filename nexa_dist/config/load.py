@@ -143,7 +143,9 @@ def recorded_train(data: Any, run_id: str) -> TrainConfig:
         return TrainConfig.model_validate(data)
     except ValidationError as error:
         faults = [Problem(f"{run_id}/run.json", 0, ".".join(map(str, e["loc"])), e["msg"]) for e in error.errors()]
-        raise ConfigError(faults[:MAX_PROBLEMS]) from None
+        fault = ConfigError(faults[:MAX_PROBLEMS])
+        fault.hint = "another version of nexa wrote it, which can go on with it; or begin anew: nexa run TRAIN.yaml"
+        raise fault from None
 
 
 def resolved(config: BaseModel) -> dict[str, Any]:

@@ -65,15 +65,19 @@ def write_text(path: Path, text: str, mode: int = 0o600) -> None:
 
 
 def write_bytes(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Temporary sibling, fsync, rename."""
+    """Temporary sibling, fsync, rename. Raises OSError, and leaves nothing beside what was there."""
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, data: Any, mode: int = 0o600) -> None:

@@ -181,6 +181,7 @@ def _kept(verbs: Verbs) -> None:
     notify = verbs.add_parser("notify", help="send what a run could not tell, or a test, to those that notify names")
     notify.add_argument("run", nargs="?", default="", metavar="RUN", help="without it, the newest")
     notify.add_argument("--test", action="store_true", help="one message to each of them, and what became of it")
+    notify.add_argument("--from-nodes", action="store_true", help="with --test: also from every node, where it may")
     _common(notify, "--cluster", "--json")
     _dry(notify, "print who would be told what")
 

@@ -49,6 +49,8 @@ FILES = {
     "market: on_demand\noffers: [{type: g6e.12xlarge}]\n",
     "told.yaml": "name: told\nprovider: local\nnodes: 1\ngpus_per_node: 1\nnotify:\n"
     "  - {url: 'https://hooks.example.com/services/verysecret'}\n  - {command: [touch, ROOT/told]}\n",
+    "telling.yaml": "name: own\ncluster:\n  - {host: 127.0.0.1, gpus: 1, port: 2299}\nnotify:\n"
+    "  - {url: 'https://hooks.example.com/services/verysecret', from_nodes: true}\n",
     "stack.yaml": "name: mine\nprovider: stack\nstack: st\nnodes: 2\ngpus_per_node: 1\nmax_hours: 1\n",
     "st/main.tf": "variable node_names {}\n",
     "train.yaml": "name: first\nscript: script.py\n",
@@ -116,6 +118,10 @@ CASES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
     "snapshot": [("snapshot --cluster lab -o s.json", ("would ask n0, n1 for packages", "would write: s.json"))],
     "notify": [
         ("notify --test --cluster told.yaml", ("at hooks.example.com\twould send\ta test", "has agreed to this")),
+        (
+            "notify --test --from-nodes --cluster telling.yaml",
+            ("test\tn0\twebhook at hooks.example.com\twould send\tas an agent would",),
+        ),
         (f"notify {RUN}", (f"{RUN}: nothing waits",)),
     ],
     "run": [
