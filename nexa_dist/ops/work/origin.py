@@ -127,6 +127,10 @@ def _environment(folder: RunFolder, record: Run, config: TrainConfig, cluster: C
         return Part("environment", "differs", f"light was {was or 'not known'}, and is {now} on {cluster.name}")
     if not (folder.brought / ENVIRONMENT).is_file():
         return Part("environment", "gone", f"what {was} was made from is no longer beside the run")
+    try:
+        files.read_object(folder.brought / ENVIRONMENT)
+    except NexaError as error:
+        return Part("environment", "gone", f"what {was} was made from is damaged: {error}")
     count = len(record.environment.get("freeze", []))
     return Part("environment", "unsure", f"{was}: there, or built anew from its {count} packages as they were")
 
