@@ -103,7 +103,7 @@ def test_an_environment_of_ones_own_needs_what_it_was_made_from(desk: Desk) -> N
     past = Past(desk, environment={"packages": ["einops"]})
     assert past.states()["environment"] == "unsure"
     (past.run.brought / "environment.json").write_text("{")
-    with pytest.raises(UsageError, match="what .* was made from is damaged: cannot read"):
+    with pytest.raises(UsageError, match=r"what .* was made from is damaged: cannot read"):
         past.found()
     (past.run.brought / "environment.json").unlink()
     with pytest.raises(UsageError, match="no longer beside the run"):
