@@ -45,5 +45,6 @@ def _begin(run_dir: str, spec: Spec) -> None:
     """Write down who we are, and what a SIGTERM that nobody explains means: the scheduler's notice."""
     notice = {"reason": Reason.SCHEDULER, "grace_s": spec["notice_grace_s"], "release": True}
     write_json(os.path.join(run_dir, "stop.attempt_%d" % spec["attempt"]), notice)
-    write_json(os.path.join(run_dir, "agent.pid"), holder_of(os.getpid(), attempt=spec["attempt"]))
+    host = os.uname().nodename  # the folder is shared: who reads it may be on another machine
+    write_json(os.path.join(run_dir, "agent.pid"), holder_of(os.getpid(), attempt=spec["attempt"], host=host))
     event(run_dir, Event.STARTED, pid=os.getpid(), attempt=spec["attempt"], node=spec["node"], version=VERSION)
