@@ -109,8 +109,8 @@ def _told(name: str, wanted: str, found: archive.Code | None, commit: str | None
         return Part(name, "same", f"{wanted}, as it was kept")
     if found:
         return Part(name, "same", f"{wanted}, which is what is here now")
-    clean = commit and not commit.endswith("-dirty")
-    cure = f"; git checkout {commit[:12]} has it" if clean else ""
+    clean = commit if commit and not commit.endswith("-dirty") else ""
+    cure = f"; git checkout {clean[:12]} has it" if clean else ""
     return Part(name, "gone", f"the archive {wanted} was removed, and what is here now is another{cure}")
 
 
