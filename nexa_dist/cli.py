@@ -10,7 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from nexa_dist.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Leave, NexaError
-from nexa_dist.verbs._arguments import GROUPS, parser
+from nexa_dist.verbs._arguments import parser
+from nexa_dist.verbs._parser import GROUPS
 
 FOLLOWING = ("run", "queue", "attach", "logs", "pipeline")
 """Verbs that show what goes on without them."""

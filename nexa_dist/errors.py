@@ -30,6 +30,10 @@ class NexaError(Exception):
             self.code = code
 
 
+class NoNodes(NexaError):
+    """Nobody gives nodes for a run any more: asking again is of no use."""
+
+
 class UsageError(NexaError):
     """The command line or the workspace is wrong; nothing was done."""
 

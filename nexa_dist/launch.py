@@ -26,10 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _launch(args: argparse.Namespace) -> int:
-    from pydantic import ValidationError
-
-    from nexa_dist.config.train import TrainConfig
-    from nexa_dist.errors import ConfigError, Problem
+    from nexa_dist.config.load import valid_train
     from nexa_dist.verbs._shared import context, find_cluster, ranks
     from nexa_dist.verbs.run.run import launched
 
@@ -40,11 +37,7 @@ def _launch(args: argparse.Namespace) -> int:
         raise UsageError("no script to run", hint="python -m nexa_dist.launch --config CLUSTER.yaml -- script.py ARGS…")
     ctx = context(dry=args.dry_run)
     values = {target: words[0], "args": words[1:], "nproc_per_node": args.nproc_per_node}
-    try:
-        config = TrainConfig.model_validate(values)
-    except ValidationError as error:
-        faults = [Problem("command line", 0, ".".join(map(str, e["loc"])), e["msg"]) for e in error.errors()]
-        raise ConfigError(faults) from None
+    config = valid_train(values, "command line")
     cluster, shown = find_cluster(ctx, args.config), ranks(args.rank)
     return launched(ctx, cluster, config, "", detach=args.detach, shown=shown, as_json=args.json)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from nexa_dist.shape import number, whole
 from nexa_dist.traits import TRAITS, EndsWith, Traits
 
-Provider = Literal["aws", "local", "static", "stack"]
+Provider = Literal["aws", "local", "static", "stack", "slurm"]
 """Providers of cluster.yaml."""
 RdzvBackend = Literal["static", "c10d"]
 Market = Literal["spot", "on_demand"]
@@ -67,8 +67,8 @@ class Cluster:
     """`cluster.json`: what `nexa run` needs to know of a cluster. Node order is rank order."""
 
     name: str
-    provider: Literal["aws", "local", "static", "stack", "slurm"]
-    """slurm: the allocation of a job, which no cluster.yaml names."""
+    provider: Literal["aws", "local", "static", "stack", "slurm", "slurm_job"]
+    """slurm_job: the nodes of a job of `nexa slurm submit`, which no cluster.yaml names."""
     nodes: tuple[Node, ...]
     layout: Layout
     ssh_config: str = ""

@@ -71,10 +71,7 @@ _KINDS: dict[str, Kind] = {code: kind for kind, codes in _CODES.items() for code
 _RULES: tuple[tuple[re.Pattern[str], Kind], ...] = (
     (re.compile(r"(Limit|Limits|Quota)Exceeded(Exception|Fault)?$"), "quota"),
     (re.compile(r"Throttl|^RequestLimit"), "passing"),
-    (
-        re.compile(r"(NotFound|InUse|Duplicate|Malformed|Conflict|AlreadyExists)(Exception|Fault)?$"),
-        "permanent",
-    ),
+    (re.compile(r"(NotFound|InUse|Duplicate|Malformed|Conflict|AlreadyExists)(Exception|Fault)?$"), "permanent"),
     (re.compile(r"^(Invalid|Missing|Malformed|Unsupported|NoSuch|Unknown|BucketAlready|Validation)"), "permanent"),
 )
 """Rules for the codes that AWS makes by a pattern, and has more of every month."""

@@ -134,8 +134,8 @@ def table(key: Check, check: Check, most: int) -> Check:
     return checked
 
 
-def record(needed: dict[str, Check], may: dict[str, Check] | None = None, *, only: bool = False) -> Check:
-    """An object with these fields; what else it has is left out, or refused with `only`."""
+def record(needed: dict[str, Check], may: dict[str, Check] | None = None) -> Check:
+    """An object with these fields; what else it has is left out."""
     known = {**needed, **(may or {})}
 
     def checked(value: Any) -> dict[str, Any]:
@@ -143,8 +143,6 @@ def record(needed: dict[str, Check], may: dict[str, Check] | None = None, *, onl
             raise Strange(f"{shown(value)} is no object")
         if missing := [name for name in needed if name not in value]:
             raise Strange(f"{missing[0]} is missing")
-        if more := [name for name in value if only and name not in known]:
-            raise Strange(f"{shown(more[0])} is no field of it")
         return {name: _at(name, check, value[name]) for name, check in known.items() if name in value}
 
     return checked

@@ -37,6 +37,9 @@ class Traits:
     """The user's own ssh settings reach the nodes, by the names that he gave them."""
     shared_home: bool = False
     """Nodes may share their home folder, and nobody can tell from here."""
+    scheduled: bool = False
+    """The nodes are one job of a scheduler's: set up by whoever runs that, given and taken together, and ended by the
+    job's time limit."""
     by_job: bool = False
     """A scheduler's job leads the runs, and this machine sees all of their files: commands for a node's folder run
     here, and no nexa takes a run over."""
@@ -66,5 +69,9 @@ TRAITS: dict[str, Traits] = {
         idle_keys=("budget_usd", "max_hours", "mesh"), idle_once_made=("max_hours",),
     ),
     "stack": Traits(rents=True, clock=False, shared_home=True),
-    "slurm": Traits(makes=False, replaces=False, clock=False, shared_home=True, by_job=True),
+    "slurm": Traits(
+        clock=False, shared_home=True, scheduled=True, ends_with="provider_limit", witness="Slurm",
+        anew="nexa teardown gives the allocation back, and needs no login on it",
+    ),
+    "slurm_job": Traits(makes=False, replaces=False, clock=False, shared_home=True, by_job=True),
 }  # fmt: skip

@@ -231,6 +231,7 @@ _ANSWERS: dict[str, Check] = {
     "status": STATUS,
     "stop": record({"state": one_of(*STATES), "ended": whole(), "left": PIDS}),
     "keep": record({"files": whole(), "bytes": whole(), "later": whole(), "later_bytes": whole(), "why": WORDS}),
+    "tell": record({"told": rows(record({"sent": flag, "why": WORDS}), 100)}),
     "wrote": record({"runs": rows(record(_LEFT), 10_000)}),
 }
 _ERROR = record({"error": text(4096)})

@@ -22,11 +22,22 @@ help_if_asked() { # "$@"
 # Becomes a module of this checkout with its environment, in the folder that the script was called from.
 run_module() { # MODULE ARG…
     local python="${NEXA_PYTHON:-$PWD/.venv/bin/python}"
-    have "$python" || die "there is no $python" "scripts/setup dev"
+    if ! have "$python"; then
+        help_if_asked "${@:2}"
+        die "there is no $python" "scripts/setup dev, or NEXA_PYTHON names an interpreter"
+    fi
     use_checkout
     export PYTHONPATH="$PWD"
     cd "$OLDPWD" || exit
     exec "$python" -P -m "$@" # -P: a folder `tests` of the caller's is not ours
+}
+
+# Becomes nexa, in the folder that the script was called from: there the paths that are named begin.
+run_nexa() { # WORD…
+    use_checkout
+    have nexa || die "nexa is not set up in $PWD, nor on PATH" "$PWD/scripts/setup"
+    cd "$OLDPWD" || exit
+    exec nexa "$@"
 }
 
 # The programs of the checkout come first, and Terraform is not distracted by another session's settings.

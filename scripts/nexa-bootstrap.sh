@@ -97,7 +97,10 @@ terminal=()
 if [ -t 0 ] && [ -t 1 ]; then terminal=(--interactive --tty); fi
 [ $# -gt 0 ] || set -- bash
 
-run "$engine" pull "$image"
+if ! run "$engine" pull "$image"; then # one that was built here, or a registry that is away
+    "$engine" image inspect "$image" >/dev/null 2>&1 || die "$image is not here, and cannot be pulled"
+    say "$image is not pulled: the one that is here is taken"
+fi
 say "+ $engine run … $image $*"
 command=("$engine" run --rm "${terminal[@]}" --network host --shm-size "$shm" "${user[@]}" "${gpus[@]}"
     --mount "type=bind,source=$work,target=/workspace" "${scratch[@]}" --workdir /workspace --env HOME=/workspace/.home

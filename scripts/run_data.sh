@@ -4,8 +4,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/_common.sh
 help_if_asked "$@"
-use_checkout
 config="$PWD/configs/stages/science_data.yaml"
 case "${1:-}" in *.yaml | *.yml) config="$1" && shift ;; esac
-cd "$OLDPWD" # where the paths that are named begin
-exec nexa pipeline run "$config" "$@"
+run_nexa pipeline run "$config" "$@"

@@ -4,10 +4,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/_common.sh
 help_if_asked "$@"
-use_checkout
 [ $# -gt 0 ] || die "no RUN is named" "nexa runs lists them"
 run="$1" config="$PWD/configs/stages/eval.yaml"
 shift
 case "${1:-}" in *.yaml | *.yml) config="$1" && shift ;; esac
-cd "$OLDPWD" # where the paths that are named begin
-exec nexa run "$config" --set "inputs.model=run:$run" "$@"
+run_nexa run "$config" --set "inputs.model=run:$run" "$@"

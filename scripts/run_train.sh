@@ -4,7 +4,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/_common.sh
 help_if_asked "$@"
-use_checkout
 [ $# -gt 0 ] || die "no TRAIN.yaml is named" "scripts/run_train.sh --help"
-cd "$OLDPWD" # where the paths that are named begin
-exec nexa pipeline run "$@"
+run_nexa pipeline run "$@"

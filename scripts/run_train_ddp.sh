@@ -4,6 +4,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/_common.sh
 help_if_asked "$@"
-use_checkout
-cd "$OLDPWD" # where the paths that are named begin
-exec nexa run "$@"
+run_nexa run "$@"

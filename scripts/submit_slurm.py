@@ -11,4 +11,8 @@ from nexa_dist.cli import main
 if __name__ == "__main__":
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
-    sys.exit(main(["slurm", "submit", *sys.argv[1:]]))
+    try:
+        sys.exit(main(["slurm", "submit", *sys.argv[1:]]))
+    except ModuleNotFoundError as error:
+        cure = "scripts/setup controller; .venv/bin/python scripts/submit_slurm.py …"
+        sys.exit(f"error: {sys.executable} has no {error.name}\nhint: {cure}")

@@ -25,6 +25,7 @@ number() { # NAME VALUE MOST
 }
 number PORT "${PORT:=8000}" 65535
 number TP "${TP:=1}" 1024
+: "${VLLM_EXTRA_ARGS:=}"
 more=()
 if [ -n "${VLLM_EXTRA_ARGS//[[:space:]]/}" ]; then # no eval: quotes are read, nothing is expanded
     words="$(xargs printf '%s\n' <<<"$VLLM_EXTRA_ARGS")" || {

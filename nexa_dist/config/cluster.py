@@ -44,6 +44,7 @@ from nexa_dist.config.fields import (
     VpcId,
 )
 from nexa_dist.config.parts.notify import Notify
+from nexa_dist.config.parts.slurm import SlurmConfig
 from nexa_dist.config.rules import REQUIRED, fault, together
 from nexa_dist.model import Provider, RdzvBackend
 from nexa_dist.traits import TRAITS, Traits
@@ -128,13 +129,16 @@ class ClusterConfig(_Section):
     provider: Provider = Field(
         "static",
         description="Who makes the hosts: aws, local (this machine), stack (your own Terraform stack, "
-        "docs/PROVIDERS.md), or static (your own hosts).",
+        "docs/PROVIDERS.md), slurm (a job's allocation, docs/SLURM.md), or static (your own hosts).",
     )
     stack: LocalPath | None = Field(
         None, description="Folder of your own Terraform stack; a relative path starts at this file's folder."
     )
     variables: StackVariables = Field(
         {}, description="Variables of the stack beside those that nexa gives it. No secrets: TF_VAR_NAME has those."
+    )
+    slurm: SlurmConfig | None = Field(
+        None, description="What the allocation asks of Slurm. Only with provider slurm; `nodes` stands beside it."
     )
     cluster: Annotated[tuple[Host, ...], Field(strict=False, min_length=1, max_length=MAX_NODES)] = Field(
         (), description="Your own hosts, in rank order: rank 0 is on the first."
@@ -222,7 +226,11 @@ class ClusterConfig(_Section):
         description="S3 bucket for what outlives the nodes: made if it is not there, kept by teardown.",
     )
     wait_for_capacity_minutes: float = Field(
-        0.0, ge=0, le=10_080, description="How long to go on asking when every offer is refused, in minutes."
+        0.0,
+        ge=0,
+        le=10_080,
+        description="How long to go on asking when every offer is refused, in minutes; with provider slurm how long "
+        "the job may wait in the queue, a day if left out.",
     )
     state: StatePlace | None = Field(
         None,
@@ -302,6 +310,13 @@ class ClusterConfig(_Section):
         if not self.cluster:
             return tuple(f"n{index}" for index in range(self.nodes or 0))
         return tuple(host.name or f"n{index}" for index, host in enumerate(self.cluster))
+
+    @property
+    def node_usd_per_hour(self) -> float | None:
+        """Price of one node where the file says one: for itself, or by its GPUs."""
+        if self.slurm is not None:
+            return self.slurm.usd_per_gpu_hour * (self.gpus_per_node or 0)
+        return self.price_usd_per_hour
 
     @model_validator(mode="wrap")
     @classmethod

@@ -11,14 +11,21 @@ from pydantic import BaseModel
 
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.config.manifest import Manifest
+from nexa_dist.config.pipeline import PipelineConfig
 from nexa_dist.config.train import TrainConfig
 
-Kind = Literal["cluster", "train", "manifest"]
-MODELS: dict[Kind, type[BaseModel]] = {"cluster": ClusterConfig, "train": TrainConfig, "manifest": Manifest}
+Kind = Literal["cluster", "train", "manifest", "pipeline"]
+MODELS: dict[Kind, type[BaseModel]] = {
+    "cluster": ClusterConfig,
+    "train": TrainConfig,
+    "manifest": Manifest,
+    "pipeline": PipelineConfig,
+}
+"""Those of stages are their rooms' own: nexa_dist/stages/table.py."""
 
 
 def json_schema(kind: Kind) -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of cluster.yaml, train.yaml or a run's manifest, without $id."""
+    """JSON Schema (draft 2020-12) of cluster.yaml, train.yaml, pipeline.yaml or a run's manifest, without $id."""
     model = MODELS[kind]
     schema = model.model_json_schema()
     # Without a file there is no file name to take the name from, but a file always has one.
@@ -27,8 +34,12 @@ def json_schema(kind: Kind) -> dict[str, Any]:
         _drop_null(schema)
     if not schema.get("required"):
         schema.pop("required", None)
-    head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    return {**head, **schema, "title": f"NexaCompute {kind}{'.json' if kind == 'manifest' else '.yaml'}"}
+    return headed(schema, f"{kind}{'.json' if kind == 'manifest' else '.yaml'}")
+
+
+def headed(schema: dict[str, Any], file: str) -> dict[str, Any]:
+    """The schema with its dialect and the title of such a file."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": f"NexaCompute {file}"}
 
 
 def _drop_null(node: Any) -> None:
@@ -47,14 +58,15 @@ def _drop_null(node: Any) -> None:
             _drop_null(item)
 
 
-def schema_text(kind: Kind) -> str:
-    return json.dumps(json_schema(kind), indent=2, ensure_ascii=False) + "\n"
+def as_text(schema: dict[str, Any]) -> str:
+    """A file of docs/."""
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 def main(argv: list[str]) -> int:
     folder = Path(argv[0]) if argv else Path("docs")
     for kind in MODELS:
-        (folder / f"{kind}.schema.json").write_text(schema_text(kind), encoding="utf-8")
+        (folder / f"{kind}.schema.json").write_text(as_text(json_schema(kind)), encoding="utf-8")
     return 0
 
 

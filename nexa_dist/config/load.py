@@ -46,6 +46,8 @@ _MARKS: Mapping[Kind, tuple[str, ...]] = {
 _FILL_IN = "give a value, or remove the key"
 
 M = TypeVar("M", bound=BaseModel)
+Prepare = Callable[[Document], list[Problem]]
+"""Changes a document before it is validated, and says what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -103,22 +105,12 @@ def of_project(name: str) -> Path:
     return next((folder / name for folder in (Path(), *Path.cwd().parents) if (folder / name).exists()), Path(name))
 
 
-def load_other(
-    path: Path,
-    model: type[M],
-    prepare: Callable[[Document], list[Problem]] | None = None,
-    overrides: Sequence[str] = (),
-) -> M:
-    """A config file of another kind. `prepare` may change it first, and say what is wrong with it."""
-    return read_other(path, model, prepare, overrides).config
+def load_other(path: Path, model: type[M], prepare: Prepare | None = None) -> M:
+    """A config file of another kind."""
+    return read_other(path, model, prepare).config
 
 
-def read_other(
-    path: Path,
-    model: type[M],
-    prepare: Callable[[Document], list[Problem]] | None = None,
-    overrides: Sequence[str] = (),
-) -> Reading[M]:
+def read_other(path: Path, model: type[M], prepare: Prepare | None = None, overrides: Sequence[str] = ()) -> Reading[M]:
     """load_other, and where its values came from."""
     document = read_json(path) if path.suffix == ".json" else parse_yaml(read_bytes(path), display_name(path))
     return _validated(document, overrides, model, prepare)
@@ -139,11 +131,20 @@ def _append(data: dict[str, Any], more: Sequence[str]) -> list[Problem]:
 
 def recorded_train(data: Any, run_id: str) -> TrainConfig:
     """The training as run.json keeps it. Raises ConfigError when it is torn, or of another version of nexa."""
+    hint = "another version of nexa wrote it, which can go on with it; or begin anew: nexa run TRAIN.yaml"
+    return valid_train(data, f"{run_id}/run.json", hint)
+
+
+def valid_train(data: Any, file: str, hint: str = "") -> TrainConfig:
+    """The training of plain data that no line of a file has. Raises ConfigError; `file` is where they came from, `hint`
+    what to do when they are no training."""
     try:
         return TrainConfig.model_validate(data)
     except ValidationError as error:
-        faults = [Problem(f"{run_id}/run.json", 0, ".".join(map(str, e["loc"])), e["msg"]) for e in error.errors()]
-        raise ConfigError(faults[:MAX_PROBLEMS]) from None
+        faults = [Problem(file, 0, ".".join(map(str, e["loc"])), e["msg"]) for e in error.errors()]
+        fault = ConfigError(faults[:MAX_PROBLEMS])
+        fault.hint = hint
+        raise fault from None
 
 
 def resolved(config: BaseModel) -> dict[str, Any]:
@@ -151,7 +152,16 @@ def resolved(config: BaseModel) -> dict[str, Any]:
     data = config.model_dump(mode="json", exclude_none=True)
     if isinstance(config, ClusterConfig):
         data = {key: value for key, value in data.items() if key in KEYS[config.provider]}
-    return {key: redact(value, "" if key == "secrets" else key) for key, value in data.items()}  # which are names
+    return without_secrets(data)
+
+
+def without_secrets(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain data of a config as it may be shown. `secrets`, of train.yaml and of a stage's `launch`, are names."""
+    return {
+        key: without_secrets(value) if key == "launch" and isinstance(value, dict)
+        else redact(value, "" if key == "secrets" else key)
+        for key, value in data.items()
+    }  # fmt: skip
 
 
 def kind_of(path: Path) -> Kind:
@@ -161,11 +171,7 @@ def kind_of(path: Path) -> Kind:
 
 
 def _load(
-    path: Path,
-    overrides: Sequence[str],
-    model: type[M],
-    prepare: Callable[[Document], list[Problem]] | None = None,
-    plan: Path | None = None,
+    path: Path, overrides: Sequence[str], model: type[M], prepare: Prepare, plan: Path | None = None
 ) -> Reading[M]:
     document = parse_yaml(read_bytes(path), display_name(path))
     _refuse_other_kind(document, model)
@@ -174,11 +180,7 @@ def _load(
 
 
 def _validated(
-    document: Document,
-    overrides: Sequence[str],
-    model: type[M],
-    prepare: Callable[[Document], list[Problem]] | None,
-    plan: Document | None = None,
+    document: Document, overrides: Sequence[str], model: type[M], prepare: Prepare | None, plan: Document | None = None
 ) -> Reading[M]:
     left_out = [key for key in SECTIONS if plan and key in plan.data and key not in document.data]
     planned = overlay(document, plan, left_out) if plan else {}
@@ -210,8 +212,7 @@ def _validated(
         raise ConfigError(_in_order(problems, document.file, max(more, 0))) from None
     if problems:
         raise ConfigError(_in_order(problems, document.file))
-    found = places(document, planned, set_)
-    return Reading(config, found, tuple(left_out))
+    return Reading(config, places(document, planned, set_), tuple(left_out))
 
 
 def _unknown(plan: Document, model: type[BaseModel], sections: Sequence[str]) -> list[Problem]:
@@ -262,11 +263,6 @@ def _in_order(problems: Sequence[Problem], file: str, more: int = 0) -> list[Pro
     """Sorts problems by line, those of `--set` last, each once, and not without end."""
     ordered = sorted(dict.fromkeys(problems), key=lambda p: (p.file != file, p.line))
     rest = len(ordered) - MAX_PROBLEMS + more
-    return (
-        ordered
-        if rest <= 0
-        else [
-            *ordered[:MAX_PROBLEMS],
-            Problem(file, 0, "", f"and {rest} more problems"),
-        ]
-    )
+    if rest <= 0:
+        return ordered
+    return [*ordered[:MAX_PROBLEMS], Problem(file, 0, "", f"and {rest} more problems")]

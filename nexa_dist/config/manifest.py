@@ -85,8 +85,7 @@ class Manifest(_Part):
     )
     parallel: str | None = Field(description="How the model was spread: DDP, FSDP2, ZeRO-3.")
     sharding: dict[str, Any] | None = Field(
-        None,
-        description="What a sharded model really became: the parameters that each rank holds, precision, offload.",
+        None, description="What a sharded model really became: the parameters that each rank holds, precision, offload."
     )
     nodes: tuple[ManifestNode, ...] = Field(description="Nodes in rank order.")
     attempts: tuple[ManifestAttempt, ...] = Field(description="Every start, with the cause of its end.")

@@ -61,16 +61,9 @@ def _fail(text: str, message: str, hint: str = "") -> ConfigError:
 def _parse(text: str) -> tuple[list[str], str, bool]:
     """(parts of the key, the value as it is written, whether it is one more item)."""
     if len(text) > MAX_OVERRIDE_CHARS:
-        raise _fail(
-            text,
-            f"{len(text)} characters; at most {MAX_OVERRIDE_CHARS}",
-            "put it into the file",
-        )
+        raise _fail(text, f"{len(text)} characters; at most {MAX_OVERRIDE_CHARS}", "put it into the file")
     if not text.isprintable():
-        raise _fail(
-            text,
-            "contains a line break, a control character or bytes that are not UTF-8",
-        )
+        raise _fail(text, "contains a line break, a control character or bytes that are not UTF-8")
     key, equals, value = text.partition("=")
     more, key = key.endswith("+"), key.removesuffix("+")
     parts = _INDEX.sub(r".\1", key).split(".")

@@ -11,6 +11,10 @@ from nexa_dist.config.train import DataName, Word
 from nexa_dist.config.trainer import FilePath, Section
 
 StepName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$")]
+Score = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][\w.-]{0,63}$")]
+Bounds = dict[Score, Annotated[float, Field(allow_inf_nan=False)]]
+MODEL = "model"
+"""The input of an evaluation, and of the stage serve, that is the model."""
 
 
 class StepConfig(Section):
@@ -25,12 +29,26 @@ class StepConfig(Section):
         "version, else a path. A train.yaml finds each as $NEXA_DATA/NAME.",
     )
     where: Literal["here", "cluster"] = Field("here", description="Where: on this machine, or as a run on the cluster.")
+    min: Bounds = Field(
+        default_factory=dict, description="Of a stage eval: scores that must reach this, else nothing behind it begins."
+    )
+    max: Bounds = Field(
+        default_factory=dict, description="Of a stage eval: scores that must not be above this, such as perplexity."
+    )
 
     @property
     def needs(self) -> dict[str, str]:
         """The stage that an input comes from, by the input's name."""
         return {name: of.removeprefix("stage:").partition("/")[0] for name, of in self.inputs.items()
                 if of.startswith("stage:")}  # fmt: skip
+
+
+class PromoteConfig(Section):
+    """The last step: the run that was evaluated and answered gets a name, as nexa promote gives it."""
+
+    to: Literal["staging", "production"] = Field(description="The name.")
+    evaluation: StepName = Field(description="Stage eval with min or max; its input model is what gets the name.")
+    smoke: StepName = Field(description="Stage serve of that same model: proof that it answers.")
 
 
 class PipelineConfig(Section):
@@ -42,6 +60,26 @@ class PipelineConfig(Section):
     budget_usd: float | None = Field(
         None, ge=0.0, allow_inf_nan=False, description="No stage begins once those before it have cost so much."
     )
+
+    promote: PromoteConfig | None = Field(None, description="The name that the model gets when all stages are done.")
+
+    @model_validator(mode="after")
+    def _promotes_a_run(self) -> Self:
+        if self.promote is None:
+            return self
+        for key in ("evaluation", "smoke"):
+            name = getattr(self.promote, key)
+            if name not in self.stages:
+                raise ValueError(f"promote.{key}: there is no stage {name!r} ({nearest(name, list(self.stages))})")
+        judged, smoke = self.stages[self.promote.evaluation], self.stages[self.promote.smoke]
+        if not judged.min and not judged.max:
+            raise ValueError(f"promote: {self.promote.evaluation} has neither min nor max, so nothing is asked of it")
+        trained = judged.needs.get(MODEL)
+        if trained is None or judged.inputs[MODEL] != smoke.inputs.get(MODEL):
+            raise ValueError("promote: evaluation and smoke need the same inputs.model here, of a stage: stage:NAME")
+        if trained in self.stages and self.stages[trained].where != "cluster":
+            raise ValueError(f"promote: {trained} is where: here, so it is no run, and only a run can have a name")
+        return self
 
     @model_validator(mode="after")
     def _is_a_graph(self) -> Self:

@@ -48,53 +48,27 @@ _EXPECTED: Mapping[str, str] = {
 }
 
 
+def kinds_at(model: type[BaseModel], path: PathKey) -> set[Any]:
+    """The plain types (str, int, list, …) that the schema takes at `path`; none where it knows no such place."""
+    return {get_origin(one) or one for one in _types_at(model, path)}
+
+
 def models_at(model: type[BaseModel], path: PathKey) -> list[type[BaseModel]]:
     """The models that describe the mapping at `path`; none where any key is allowed."""
-    found, named = [model], False
-    for part in path:
-        if isinstance(part, str) and named:  # a name that the file gives: of a column, of a stage
-            named = False
-        elif isinstance(part, str):
-            fields = [m.model_fields[part] for m in found if part in m.model_fields]
-            found = [inner for field in fields for inner in _models_in(field.annotation)]
-            named = any(dict in kinds for field in fields if (kinds := _origins(field.annotation)))
-    return found
-
-
-def _origins(annotation: Any) -> set[Any]:
-    return {get_origin(one) for one in _plain_types(annotation)}
+    return [one for one in _types_at(model, path) if isinstance(one, type) and issubclass(one, BaseModel)]
 
 
 def choices_at(model: type[BaseModel], path: PathKey) -> list[str]:
     """The words that the schema lists for the value at `path`."""
-    keys = [part for part in path if isinstance(part, str)]
-    if not keys:
-        return []
-    fields = (m.model_fields.get(keys[-1]) for m in models_at(model, tuple(keys[:-1])))
-    return [word for field in fields if field for word in _literals_in(field.annotation)]
+    words = [word for one in _types_at(model, path) if get_origin(one) is Literal for word in get_args(one)]
+    return [word for word in words if isinstance(word, str)]
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _models_in(inner)
-
-
-def _literals_in(annotation: Any) -> Iterator[str]:
-    if get_origin(annotation) is Literal:
-        yield from (word for word in get_args(annotation) if isinstance(word, str))
-    else:
-        for inner in get_args(annotation):
-            yield from _literals_in(inner)
-
-
-def kinds_at(model: type[BaseModel], path: PathKey) -> set[Any]:
-    """The plain types (str, int, list, …) that the schema takes at `path`; none where it knows no such place."""
+def _types_at(model: type[BaseModel], path: PathKey) -> list[Any]:
     found: list[Any] = [model]
     for part in path:
         found = [inner for one in found for inner in _inside(one, part)]
-    return {get_origin(one) or one for one in found}
+    return found
 
 
 def _inside(annotation: Any, part: str | int) -> Iterator[Any]:
@@ -167,10 +141,7 @@ def nearest(word: str, words: Sequence[str]) -> str:
 
 
 def problems_of(
-    error: ValidationError,
-    model: type[BaseModel],
-    document: Document,
-    origins: Mapping[PathKey, str],
+    error: ValidationError, model: type[BaseModel], document: Document, origins: Mapping[PathKey, str]
 ) -> list[Problem]:
     """The first MAX_PROBLEMS errors as problems. `origins` maps the paths that `--set` gave to its text."""
     out = []
@@ -191,25 +162,13 @@ def _only_bad_items(details: ErrorDetails, value: Any) -> bool:
     return details["type"] == "too_short" and isinstance(value, list) and len(value) >= least
 
 
-def problem_at(
-    path: PathKey,
-    message: str,
-    hint: str,
-    document: Document,
-    origins: Mapping[PathKey, str],
-) -> Problem:
+def problem_at(path: PathKey, message: str, hint: str, document: Document, origins: Mapping[PathKey, str]) -> Problem:
     """A problem at the `--set` or at the line that gave `path`, or else its nearest parent."""
     for end in range(len(path), -1, -1):
         if path[:end] in origins:
             return Problem(origins[path[:end]], 0, dotted(path), message, hint)
         if path[:end] in document.lines:
-            return Problem(
-                document.file,
-                document.lines[path[:end]][0],
-                dotted(path),
-                message,
-                hint,
-            )
+            return Problem(document.file, document.lines[path[:end]][0], dotted(path), message, hint)
     return Problem(document.file, 0, dotted(path), message, hint)
 
 
@@ -237,10 +196,7 @@ def _explain(details: ErrorDetails, model: type[BaseModel], path: PathKey) -> tu
     if kind == "nexa":
         message, hint = str(context["message"]), str(context["hint"])
     elif kind in _EXPECTED:
-        message, hint = (
-            f"expected {_EXPECTED[kind].format(**context)}",
-            _hint(details, model, path),
-        )
+        message, hint = (f"expected {_EXPECTED[kind].format(**context)}", _hint(details, model, path))
     else:
         message, hint = str(context.get("error") or details["msg"]), ""
     if message.startswith("expected ") and ", found " not in message:

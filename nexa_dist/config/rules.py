@@ -9,6 +9,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from nexa_dist.config.fields import region_of, same_host
 from nexa_dist.config.parts.notify import WAYS
+from nexa_dist.config.parts.slurm import gpus_of
 
 MAX_AWS_HOURS = 720
 
@@ -27,6 +28,8 @@ KEYS: Mapping[str, frozenset[str]] = {
     "local": _COMMON | _MADE,
     "stack": (_COMMON | _MADE | _ROOTED | {"stack", "variables", "python", "system_changes"})
     - {"idle_minutes", "lease_minutes"},  # its nodes have no clock of ours
+    "slurm": (_COMMON | _MADE | {"slurm", "wait_for_capacity_minutes"})
+    - {"idle_minutes", "lease_minutes", "max_hours", "price_usd_per_hour"},
     "aws": _COMMON
     | _MADE
     | _ROOTED
@@ -52,6 +55,7 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
     "static": ("cluster",),
     "local": ("nodes", "gpus_per_node"),
     "stack": ("stack", "nodes", "gpus_per_node", "max_hours"),
+    "slurm": ("slurm", "nodes", "gpus_per_node"),
     "aws": ("nodes", "gpus_per_node", "max_hours"),  # no node without a deadline of its own
 }
 
@@ -68,11 +72,7 @@ def together(data: dict[str, Any], known: Collection[str]) -> Iterator[InitError
     if "cluster" in data:
         if provider != "static" and isinstance(provider, str) and provider in KEYS:
             hint = "remove provider (or say static), or remove cluster"
-            yield fault(
-                ("provider",),
-                f"{provider} makes its own hosts, but `cluster` lists yours",
-                hint,
-            )
+            yield fault(("provider",), f"{provider} makes its own hosts, but `cluster` lists yours", hint)
         provider = "static"
         yield from _same_twice(data["cluster"])
     elif "provider" not in data:
@@ -114,6 +114,8 @@ def together(data: dict[str, Any], known: Collection[str]) -> Iterator[InitError
             yield fault(("budget_usd",), why, "add price_usd_per_hour, the most that one node costs")
         if str(data.get("on_failure", "")).startswith("keep "):
             yield fault(("on_failure",), "its nodes have no clock that could be set", "keep or teardown")
+    if provider == "slurm":
+        yield from _asked_of_slurm(data)
     if data.get("containers") is True and provider in ("static", "stack") and data.get("system_changes") is not True:
         yield fault(("containers",), "Docker is installed by root", "add system_changes: true")
     if data.get("rdzv") is not None and data.get("rdzv_port") is not None:
@@ -132,6 +134,24 @@ def _told(rows: object) -> Iterator[InitErrorDetails]:
                 if key in row and row[key] is not False:
                     hint = "remove it: a command runs on the machine of nexa run, and gets all fields"
                     yield fault(("notify", index, key), "means nothing for a command", hint)
+
+
+def _asked_of_slurm(data: dict[str, Any]) -> Iterator[InitErrorDetails]:
+    slurm = data["slurm"] if isinstance(data.get("slurm"), dict) else {}
+    if "nodes" in slurm:
+        yield fault(("slurm", "nodes"), "`nodes` of the cluster says it", "remove it", slurm["nodes"])
+    asked = gpus_of(slurm["gres"]) if isinstance(slurm.get("gres"), str) else None
+    if asked is not None and isinstance(wanted := data.get("gpus_per_node"), int) and asked != wanted:
+        yield fault(
+            ("slurm", "gres"), f"asks for {asked} GPUs a node, and gpus_per_node is {wanted}", "make them agree"
+        )
+    for index, option in enumerate(slurm["options"] if isinstance(slurm.get("options"), list | tuple) else ()):
+        if isinstance(option, str) and option.startswith("--comment"):
+            yield fault(("slurm", "options", index), "--comment is how the job is found again", "remove it", option)
+    if data.get("budget_usd") is not None and not slurm.get("usd_per_gpu_hour"):
+        yield fault(("budget_usd",), "nobody knows what the nodes cost", "add slurm.usd_per_gpu_hour")
+    if str(data.get("on_failure", "")).startswith("keep "):
+        yield fault(("on_failure",), "its nodes have no clock that could be set", "keep or teardown")
 
 
 def _given_network(data: dict[str, Any]) -> Iterator[InitErrorDetails]:
@@ -167,8 +187,12 @@ def _reserved(data: dict[str, Any]) -> Iterator[InitErrorDetails]:
 def _meaningless(key: str, provider: str) -> InitErrorDetails:
     what = "your own hosts (provider static)" if provider == "static" else f"provider {provider}"
     hint = "remove it"
-    if key == "price_usd_per_hour":
+    if key == "price_usd_per_hour" and provider == "static":
         hint = "give price_usd_per_hour to each host of `cluster`"
+    elif key == "price_usd_per_hour" and provider == "slurm":
+        hint = "give usd_per_gpu_hour in its section slurm"
+    elif key == "max_hours" and provider == "slurm":
+        hint = "slurm.time is the limit of an allocation; max_hours of train.yaml bounds a run"
     elif key == "cluster":
         hint = "remove it, or say provider: static"
     elif key == "rdzv":
@@ -197,16 +221,8 @@ def _same_twice(hosts: object) -> Iterator[InitErrorDetails]:
         if isinstance(where := host.get("host"), str):
             first = places.setdefault((same_host(where), str(host.get("port", 22))), index)
             if first != index:
-                yield fault(
-                    ("cluster", index, "host"),
-                    f"the same host and port as cluster[{first}]",
-                    "remove one",
-                )
+                yield fault(("cluster", index, "host"), f"the same host and port as cluster[{first}]", "remove one")
         name = host.get("name") or f"n{index}"
         first = names.setdefault(name, index) if isinstance(name, str) else index
         if first != index:
-            yield fault(
-                ("cluster", index),
-                f"the same name as cluster[{first}]: {name[:40]!r}",
-                "rename one",
-            )
+            yield fault(("cluster", index), f"the same name as cluster[{first}]: {name[:40]!r}", "rename one")

@@ -69,6 +69,16 @@ Debian = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+(:[a-z0
 """A package of the system, as apt-get takes it."""
 
 
+def secret_names(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse what is no name of a variable, or one that is never taken from here. Raises ValueError."""
+    for number, name in enumerate(value):
+        if not ENV_NAME.match(name):  # which is not shown: it may be the secret itself
+            raise ValueError(f"item {number} is no name of an environment variable; give names, not values")
+        if RESERVED_ENV.match(name) or NO_SECRET.match(name):
+            raise ValueError(f"{name} is never taken from here to a node")
+    return value
+
+
 class TrainConfig(Section):
     """One training: what torchrun starts on every node, and how the run is labelled."""
 
@@ -294,15 +304,7 @@ class TrainConfig(Section):
                 raise ValueError(f"{name} is set by the launcher and cannot be changed here")
         return value
 
-    @field_validator("secrets")
-    @classmethod
-    def _secret_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for number, name in enumerate(value):
-            if not ENV_NAME.match(name):  # which is not shown: it may be the secret itself
-                raise ValueError(f"item {number} is no name of an environment variable; give names, not values")
-            if RESERVED_ENV.match(name) or NO_SECRET.match(name):
-                raise ValueError(f"{name} is never taken from here to a node")
-        return value
+    _secret_names = field_validator("secrets")(secret_names)
 
     @model_validator(mode="after")
     def _named(self) -> Self:

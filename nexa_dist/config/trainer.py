@@ -38,9 +38,7 @@ class LoraConfig(Section):
     )
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout before an adapter, a probability.")
     target_modules: tuple[Annotated[str, StringConstraints(pattern=r"^\w[\w.]*$")], ...] = Field(
-        (),
-        max_length=50,
-        description="Names of linear layers (q_proj, v_proj); without it, all but the output layer.",
+        (), max_length=50, description="Names of linear layers (q_proj, v_proj); without it, all but the output layer."
     )
 
     @property

@@ -57,17 +57,13 @@ class OwnEnvironment(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)
 
     packages: tuple[Requirement, ...] = Field(
-        (),
-        max_length=500,
-        description="Packages on top of light, as pip takes them: [lightning==2.6.1, hydra-core].",
+        (), max_length=500, description="Packages on top of light, as pip takes them: [lightning==2.6.1, hydra-core]."
     )
     requirements: File | None = Field(None, description="A requirement file of the project, with what it includes.")
     lock: File | None = Field(None, description="A uv.lock of the project, with the pyproject.toml beside it.")
     extras: tuple[Extra, ...] = Field((), max_length=50, description="With lock: extras of the project to install.")
     unproven: tuple[Extra, ...] = Field(
-        (),
-        max_length=500,
-        description="Packages that are not imported to prove that what was built works.",
+        (), max_length=500, description="Packages that are not imported to prove that what was built works."
     )
 
     @field_validator("packages", "extras", "unproven", mode="before")

@@ -73,15 +73,16 @@ class Attempt:
         self.teller = tell.Teller(run_dir, spec, notify)
         self.hung_until: float | None = None
         self.child: Any = None
-        self.held = "peers" in spec
-        """True under a scheduler, which signals every process of the step, and where no controller stops the others."""
-        self.watched = [Record(path, spec["attempt"]) for path in (run_dir, *spec["peers"])] if self.held else []
+        self.held = "peers" in spec or self.watcher.scheduler is not None
+        """True under a scheduler, which may signal every process of its job's step."""
+        self.watched = [Record(path, spec["attempt"]) for path in (run_dir, *spec["peers"])] if "peers" in spec else []
+        """Where no controller stops the others, when a rank of one has failed."""
         self.looked = 0.0
         self.asked: set[int] = set()
         """Ranks that got SIGTERM."""
 
     def main(self) -> None:
-        signal.signal(signal.SIGTERM, lambda *_: self.ask_to_stop(self.request().get("reason", Reason.STOPPED)))
+        signal.signal(signal.SIGTERM, lambda *_: self.signalled())
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         set_subreaper()
@@ -201,6 +202,13 @@ class Attempt:
         noticed = self.watcher.grace_s
         asked = self.request().get("grace_s", self.spec["grace_s"] if noticed is None else noticed)
         return float(asked) if noticed is None else min(float(asked), noticed)
+
+    def signalled(self) -> None:
+        """SIGTERM: of who wrote down why, else of the scheduler, whose notice it is then."""
+        reason = self.request().get("reason")
+        if reason is None and self.watcher.scheduler:
+            reason = self.watcher.give_notice(self.watcher.scheduler.signalled())
+        self.ask_to_stop(reason or Reason.STOPPED)
 
     def ask_to_stop(self, reason: str) -> None:
         self.stop_reason = self.stop_reason or reason

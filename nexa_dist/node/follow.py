@@ -12,7 +12,7 @@ import time
 from typing import Any, BinaryIO
 
 from .control import status
-from .oslib import POLL_S, boot_clock, read_at
+from .oslib import POLL_S, boot_clock, read_at, say
 from .protocol import FINAL
 from .record import Record
 from .watch import controller_lease
@@ -59,13 +59,10 @@ class Door:
                 if self.seat is not None:
                     os.utime(self.seat)
             else:
-                self._close()
-
-    def _close(self) -> None:
-        self.open = False
-        if self.seat is not None:
-            os.close(self.seat)
-            self.seat = None
+                self.open = False
+                if self.seat is not None:
+                    os.close(self.seat)
+                    self.seat = None
 
     @property
     def abandoned(self) -> bool:
@@ -102,10 +99,6 @@ def follow(run_dir: str, fd: int = 0, out: BinaryIO | None = None) -> None:
             say(out, {"beat": time.time(), "state": state})
         out.flush()
         door.wait(0 if moved else POLL_S)
-
-
-def say(out: BinaryIO, header: dict[str, Any]) -> None:
-    out.write(json.dumps(header).encode() + b"\n")
 
 
 def end(run_dir: str, record: Record, out: BinaryIO) -> bool:

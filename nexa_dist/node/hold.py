@@ -11,14 +11,9 @@ import signal
 from typing import Any
 
 from .attempt import Attempt
-from .oslib import event, fail, holder_of, read_json, write_json
+from .oslib import OF_STEP, event, fail, holder_of, read_json, write_json
 from .protocol import VERSION, Event, Reason, Spec
 from .start import begun, lock, make_ready
-
-PASSED = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID",
-          "SLURM_RESTART_COUNT")  # fmt: skip
-"""Variables of the step that the ranks get too: their share of the node, and which job they are of. Of others a library
-would conclude that Slurm starts the ranks."""
 
 
 def hold(folder: str) -> int:
@@ -30,7 +25,7 @@ def hold(folder: str) -> int:
     told: dict[str, Any] = read_json(path) or fail("%s cannot be read" % path)
     run_dir, spec = told["run_dir"], told["spec"]
     secrets = {name: os.environ[name] for name in told["secrets"] if name in os.environ}
-    spec["env"].update((name, os.environ[name]) for name in PASSED if name in os.environ)
+    spec["env"].update((name, os.environ[name]) for name in OF_STEP if name in os.environ)
     os.makedirs(run_dir, mode=0o700, exist_ok=True)
     with lock(run_dir):
         if begun(run_dir, spec["attempt"]):
@@ -45,5 +40,6 @@ def _begin(run_dir: str, spec: Spec) -> None:
     """Write down who we are, and what a SIGTERM that nobody explains means: the scheduler's notice."""
     notice = {"reason": Reason.SCHEDULER, "grace_s": spec["notice_grace_s"], "release": True}
     write_json(os.path.join(run_dir, "stop.attempt_%d" % spec["attempt"]), notice)
-    write_json(os.path.join(run_dir, "agent.pid"), holder_of(os.getpid(), attempt=spec["attempt"]))
+    host = os.uname().nodename  # the folder is shared: who reads it may be on another machine
+    write_json(os.path.join(run_dir, "agent.pid"), holder_of(os.getpid(), attempt=spec["attempt"], host=host))
     event(run_dir, Event.STARTED, pid=os.getpid(), attempt=spec["attempt"], node=spec["node"], version=VERSION)

@@ -105,6 +105,8 @@ class Kept:
     def __init__(self, run_dir: str, spec: dict[str, Any]) -> None:
         self.run_dir, self.spec, self.there = run_dir, spec, outputs.noted(run_dir)
         self.stage = os.path.join(run_dir, STAGE)
+        self.missed = ""
+        """Why the last of those that cannot be read did not come; they keep no other one here."""
 
     def bring(self, rows: list[dict[str, Any]], until: float) -> str:
         """Bring those that are not there yet, the small ones first. Answers why some did not come."""
@@ -122,15 +124,22 @@ class Kept:
             batch.append(row)
             size += row["bytes"]
         why = self._send(batch, until) if batch else ""
-        return why or ("they are more than %d GB" % (MOST_BYTES >> 30) if room < 0 else "")
+        return why or self.missed or ("they are more than %d GB" % (MOST_BYTES >> 30) if room < 0 else "")
 
     def _send(self, batch: list[dict[str, Any]], until: float) -> str:
         try:
             shutil.rmtree(self.stage, ignore_errors=True)
             os.mkdir(self.stage, 0o700)
-            made = {row["name"]: {**row, "sha256": self._put(row)} for row in batch if time.monotonic() < until}
-            if len(made) < len(batch):
-                return "there was no time left for them"
+            made: dict[str, dict[str, Any]] = {}
+            for row in batch:
+                if time.monotonic() >= until:
+                    return "there was no time left for them"
+                try:
+                    made[row["name"]] = {**row, "sha256": self._put(row)}
+                except OSError as error:
+                    self.missed = "%s: %s" % (row["name"], error.strerror or error)
+            if not made:
+                return ""
             there = {**self.there, **made}
             node, attempt = self.spec["node"], self.spec["attempt"]
             named = {"node": node, "attempt": attempt, "files": sorted(there.values(), key=lambda row: row["name"])}
@@ -156,7 +165,10 @@ class Kept:
         return made.hexdigest()
 
     def _unchanged(self, row: dict[str, Any]) -> bool:
-        found = os.lstat(os.path.join(self.run_dir, row["path"]))
+        try:
+            found = os.lstat(os.path.join(self.run_dir, row["path"]))
+        except OSError:  # gone meanwhile
+            return False
         return (found.st_size, max(0, found.st_mtime_ns)) == (row["bytes"], row["mtime_ns"])
 
     def _sync(self, words: list[str], until: float) -> str:
@@ -177,6 +189,4 @@ class Kept:
         if not child.returncode:
             return ""
         lines = (said.strip() or "exit code %d" % child.returncode).splitlines()[-2:]
-        return (
-            ": ".join(line.replace("error: ", "") for line in reversed(lines))[:SAID_BYTES] if child.returncode else ""
-        )
+        return ": ".join(line.replace("error: ", "") for line in reversed(lines))[:SAID_BYTES]

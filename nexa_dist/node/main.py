@@ -19,6 +19,7 @@ other command is short and answers with JSON. Each imports only what it needs.
     agent.pyz follow RUN_DIR   < {"offsets": {...}, "once": bool}    logs and events, framed, from byte offsets;
                                                                      then lines as signs of life
     agent.pyz stop RUN_DIR     < {"grace_s", "reason", "release"}    SIGTERM, grace for a checkpoint, SIGKILL
+    agent.pyz tell -           < {"targets", "message"}              a test to each webhook, and what became of it
     agent.pyz wrote -          < {"runs": [...]}                     what runs have left here: files, checkpoints
     agent.pyz send DIR         < {"files": [...]}                    these files, framed, from byte offsets
     agent.pyz keep RUN_DIR     < {"seconds"}                         its outputs to the bucket (by the daemon: SECONDS)
@@ -95,7 +96,7 @@ def main(argv: list[str]) -> int:
     if act is None:
         print(
             "usage: agent.pyz "
-            "probe|diag|forget|unpack|whole|lacks|start|hold|go|status|allow|follow|stop|wrote|send|keep|rank …",
+            "probe|diag|forget|unpack|whole|lacks|start|hold|go|status|allow|follow|stop|tell|wrote|send|keep|rank …",
             file=sys.stderr,
         )
         return 2
@@ -123,6 +124,10 @@ def command(name: str, more: list[str]) -> Callable[[str], dict[str, Any]] | Non
         if name == "lacks":
             return lambda folder: lacks(folder, json.load(sys.stdin))
         return whole if name == "whole" else lambda folder: unpack(folder, *more[:2])
+    if name == "tell":
+        from .watch.tell import tell
+
+        return lambda _: tell(json.load(sys.stdin))
     if name == "wrote":
         from .outputs import wrote
 

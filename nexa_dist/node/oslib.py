@@ -9,11 +9,17 @@ import signal
 import stat as statistic
 import sys
 import time
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 POLL_S = 0.05
 KEPT = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "LD_LIBRARY_PATH", "TMPDIR", "NEXA_HOST", "NEXA_IMDS")
 """Variables of this machine that a run sees."""
+NOTICE = "NEXA_NOTICE"
+"""Variable that names the file in which a scheduler's notice is written down (remote/slurm_node.py)."""
+OF_STEP = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID",
+           "SLURM_RESTART_COUNT")  # fmt: skip
+"""Variables of a scheduler's step that the ranks get too: their share of the node, and which job they are of. Of others
+a library would conclude that Slurm starts the ranks."""
 ROOM = ".room"
 """Reserve file in the run folder, given up when the disk is full and something has to be written."""
 JSON_BYTES = 64 << 20
@@ -45,7 +51,8 @@ def boot_clock() -> float:
 def inherited(path: list[str]) -> dict[str, str]:
     """Variables of the agent's environment that a run inherits; `path` are folders for its PATH, before all that are
     there."""
-    found = {name: os.environ[name] for name in KEPT if name in os.environ}
+    wanted = (*KEPT, *(OF_STEP if NOTICE in os.environ else ()))
+    found = {name: os.environ[name] for name in wanted if name in os.environ}
     known = found.get("PATH", os.defpath).split(os.pathsep)
     return {**found, "PATH": os.pathsep.join([*(folder for folder in path if folder not in known), *known])}
 
@@ -125,6 +132,20 @@ def event(run_dir: str, name: str, **fields: Any) -> bool:
         return False
     finally:
         os.close(fd)
+
+
+def say(out: BinaryIO, header: dict[str, Any]) -> None:
+    """One line of JSON: the header of a frame."""
+    out.write(json.dumps(header).encode() + b"\n")
+
+
+def log_to(path: str) -> None:
+    """What we write to stdout and stderr goes to the end of this file from here on."""
+    log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if log > 2:
+        os.close(log)
 
 
 def start_time(pid: int) -> int | None:

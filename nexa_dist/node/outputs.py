@@ -18,7 +18,7 @@ import time
 from typing import Any, BinaryIO
 
 from .code import taking, tree
-from .oslib import read_json
+from .oslib import read_json, say
 
 ROWS_BYTES = 1500000
 """Size in bytes of the rows of files in one answer; a reader asks again for more."""
@@ -204,8 +204,8 @@ def send(folder: str, fd: int = 0, out: BinaryIO | None = None) -> None:
         except BrokenPipeError:
             raise
         except OSError as error:
-            _say(out, {"at": at, "error": "%s" % (error.strerror or error)})
-    _say(out, {"through": True})
+            say(out, {"at": at, "error": "%s" % (error.strerror or error)})
+    say(out, {"through": True})
     out.flush()
 
 
@@ -225,7 +225,7 @@ def _send_one(file: BinaryIO, at: int, asked: dict[str, Any], out: BinaryIO) -> 
     wanted = asked.get("unless")
     if wanted:
         if _hashed(file, size, hashlib.sha256()).hexdigest() == wanted:
-            _say(out, {"at": at, "same": True})
+            say(out, {"at": at, "same": True})
             return
         file.seek(0)
     _hashed(file, off, whole)
@@ -234,10 +234,10 @@ def _send_one(file: BinaryIO, at: int, asked: dict[str, Any], out: BinaryIO) -> 
         if not data:
             raise OSError("it became shorter while it was read")
         whole.update(data)
-        _say(out, {"at": at, "off": off, "len": len(data)})
+        say(out, {"at": at, "off": off, "len": len(data)})
         out.write(data)
         off += len(data)
-    _say(out, {"at": at, "bytes": size, "sha256": whole.hexdigest()})
+    say(out, {"at": at, "bytes": size, "sha256": whole.hexdigest()})
     out.flush()
 
 
@@ -250,7 +250,3 @@ def _hashed(file: BinaryIO, size: int, whole: Any) -> Any:
         whole.update(data)
         size -= len(data)
     return whole
-
-
-def _say(out: BinaryIO, header: dict[str, Any]) -> None:
-    out.write(json.dumps(header).encode() + b"\n")

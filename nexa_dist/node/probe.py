@@ -46,15 +46,13 @@ def probe(message: dict[str, Any]) -> dict[str, Any]:
     os.makedirs(scratch, mode=0o700, exist_ok=True)
     if "warm" in message:
         preload(**message["warm"])
-    asked = ask(*message.get("inside") or [message.get("python") or sys.executable])
+    asked = ask(message.get("inside") or [message.get("python") or sys.executable])
     answer = {
         "have": [path for path in message.get("have", []) if code_tree.whole(path)],
         "gpus": gpus(),  # the driver may take its time, and so may the interpreter
         **answer_of(asked),
         "version": VERSION,
-        "hostname": socket.gethostname(),
         "cpus": os.cpu_count(),
-        "home": os.path.expanduser("~"),
         "free_bytes": shutil.disk_usage(scratch).free,
         "unix": time.time(),
         "peers": {peer: route_to(peer) for peer in message.get("peers", [])},
@@ -94,24 +92,31 @@ def forget(run_dir: str) -> dict[str, Any]:
     return {"left": left}
 
 
-def ask(*python: str) -> subprocess.Popen[str] | OSError:
-    """The interpreter of the training, asked for its version and torch's; or why it cannot be started."""
+def ask(python: list[str], program: str = VERSIONS) -> subprocess.Popen[str] | OSError:
+    """The interpreter of the training, asked by a program that prints JSON; or why it cannot be started."""
     try:
-        return subprocess.Popen([*python, "-c", VERSIONS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            [*python, "-c", program], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
     except OSError as error:
         return error
 
 
-def answer_of(asked: subprocess.Popen[str] | OSError) -> dict[str, Any]:
+def answer_of(asked: subprocess.Popen[str] | OSError, limit_s: float = 60.0) -> dict[str, Any]:
+    """What it printed; {"error"} where it cannot tell, or takes too long."""
     if isinstance(asked, OSError):
         return {"error": str(asked)}
     try:
-        out, err = asked.communicate(timeout=60)
-        return dict(json.loads(out)) if asked.returncode == 0 else {"error": err.strip()[-400:]}
-    except subprocess.TimeoutExpired as error:
+        out, err = asked.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired:
         asked.kill()
         asked.wait()
-        return {"error": str(error)}
+        return {"error": "the interpreter did not answer within %.0f s" % limit_s}
+    try:
+        return dict(json.loads(out))
+    except ValueError:
+        return {"error": err.strip()[-400:] or "exit %d" % asked.returncode}
 
 
 def gpus() -> list[str]:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Any, Dict, Optional, TypedDict
 
-VERSION = 2
+VERSION = 3
 """Version of this protocol and of the files in a run folder. A reader that meets another version believes nothing of
-it."""
+it. Whoever adds an event, a field that an event must have, a reason or a key of the spec raises it: readers of the
+version before take what they do not know for the words of a stranger (tests/unit/node/test_protocol.py)."""
 UNSAID = 2
 """The version of an agent that does not say it."""
 HEARTBEAT_S = 10.0

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from .machine import oom
-from .oslib import alive, die_with_parent, event, read_at, read_json
+from .oslib import alive, die_with_parent, event, log_to, read_at, read_json
 from .protocol import Event
 
 EXIT_WRONG_WORLD = 78
@@ -75,9 +75,7 @@ def main(argv: list[str]) -> int:
     if agent and not alive(agent):
         return 1  # torchrun died with it, maybe before we asked to die with torchrun
     folder, log_path = prepare_folder(run_dir, number, attempt)
-    log = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    log_to(log_path)
     wrong = wrong_world(number) or wrong_generation(run_dir, attempt)
     if wrong:
         print("nexa: " + wrong, file=sys.stderr, flush=True)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from typing import Any
 
 from .oslib import alive, newest_attempt, read_at, read_json
-from .protocol import AT_WORK, ENDINGS, EVENTS, FREQUENT, UNSAID, VERSION, Event
+from .protocol import AT_WORK, ENDINGS, EVENTS, FREQUENT, HEARTBEAT_S, UNSAID, VERSION, Event
 
 BLOCK_BYTES = 1 << 20
 LINE_BYTES = 1 << 16
 EXITS = 4096
 LATEST = 4.2e9
+SILENT_S = 6 * HEARTBEAT_S
+"""Silence from which an agent on another machine is gone; clocks may differ by some of it."""
 
 
 class Record:
@@ -83,11 +86,23 @@ class Record:
         elif name == Event.NOTICE:
             self.notice = found
 
+    def _beats_elsewhere(self, holder: Any) -> bool:
+        """Tell whether the agent is on another machine that shares this folder, and still writes: its process says
+        nothing here."""
+        host = (holder or {}).get("host")
+        if not host or host == os.uname().nodename:
+            return False
+        try:
+            return time.time() - os.stat(self.path).st_mtime < SILENT_S
+        except OSError:
+            return False
+
     def state(self) -> dict[str, Any]:
         """`state` and what explains it, as in the answer of `status`."""
         if not self.attempt:
             return {"state": "absent"}
-        gone = not self.end and not alive(read_json(os.path.join(self.run_dir, "agent.pid")))
+        holder = read_json(os.path.join(self.run_dir, "agent.pid"))
+        gone = not self.end and not alive(holder) and not self._beats_elsewhere(holder)
         if gone:
             self.read()  # its last word may have come after our look and before its end
         if self.end:

@@ -15,7 +15,7 @@ from .code import tree
 from .code.work import lay_out
 from .machine import container
 from .machine.processes import kill_run, remove_tmp
-from .oslib import PAID, POLL_S, alive, event, fail, holder_of, newest_attempt, read_json, write_json
+from .oslib import PAID, POLL_S, alive, event, fail, holder_of, log_to, newest_attempt, read_json, write_json
 from .protocol import VERSION, Event, Reason, Spec
 from .record import Record
 
@@ -166,9 +166,8 @@ def _daemonize(run_dir: str, message: dict[str, Any], write_end: int, door: int)
     if os.fork():
         os._exit(0)
     null = os.open(os.devnull, os.O_RDWR)
-    log = os.open(os.path.join(run_dir, "agent.err"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    for source, target in ((null, 0), (log, 1), (log, 2)):
-        os.dup2(source, target)
+    os.dup2(null, 0)
+    log_to(os.path.join(run_dir, "agent.err"))
     code = 1
     try:
         from .attempt import Attempt

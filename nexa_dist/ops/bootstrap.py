@@ -14,6 +14,7 @@ from nexa_dist.plan.inventory import groups, inventory
 from nexa_dist.run import agent_file, bundle, files
 from nexa_dist.run.ansible import run_playbook
 from nexa_dist.run.ssh import connections
+from nexa_dist.run.ssh.options import SSH_OPTIONS
 from nexa_dist.run.workspace import ClusterFolder
 
 PLAYBOOK = Path("playbooks/bootstrap.yml")
@@ -46,7 +47,7 @@ def bootstrap(
         # Ansible cannot work in a home whose path has a space or a quote, and a local node's may.
         if made.traits.one_machine:
             hosts["all"]["vars"]["ansible_remote_tmp"] = f"{ssh.sockets}/ansible"
-        args = shlex.join(f"-o{option}" for option in (*connections.SSH_OPTIONS, f"ControlPath={ssh.sockets}/%C"))
+        args = shlex.join(f"-o{option}" for option in (*SSH_OPTIONS, f"ControlPath={ssh.sockets}/%C"))
         play = run_playbook(root / PLAYBOOK, folder.path / "ansible", hosts, args, ctx.detail)
         ctx.detail(f"{sum(play.changed.values())} tasks changed")
 

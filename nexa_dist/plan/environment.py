@@ -40,11 +40,8 @@ class Line:
     """Normalized; empty for an address without a name."""
 
     def __str__(self) -> str:
-        return (
-            f"{self.file}[{self.number}]: {self.text}"
-            if self.file == PACKAGES
-            else f"{self.file}:{self.number}: {self.text}"
-        )
+        place = f"[{self.number}]" if self.file == PACKAGES else f":{self.number}"
+        return f"{self.file}{place}: {self.text}"
 
 
 @dataclass(frozen=True)

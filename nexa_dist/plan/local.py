@@ -16,11 +16,6 @@ PORTS = range(20000, 32768)
 """Ports of the nodes' sshd: below those that Linux gives to outgoing connections."""
 
 
-def node_names(count: int) -> list[str]:
-    """n0, n1, …: rank order."""
-    return [f"n{i}" for i in range(count)]
-
-
 def address_of(index: int) -> str:
     """Loopback address of the node with this number."""
     return f"127.0.0.{FIRST_HOST + index}"
@@ -30,7 +25,7 @@ def tfvars(config: ClusterConfig, ports: Mapping[str, int], root: str, ssh_dir: 
     """Variables of terraform/stacks/local. `ports` by node name."""
     nodes = {
         name: {"address": address_of(i), "port": ports[name], "gpus": config.gpus_per_node}
-        for i, name in enumerate(node_names(config.nodes or 0))
+        for i, name in enumerate(config.node_names)
     }
     return {
         "cluster": config.name,

@@ -104,6 +104,10 @@ NODES = rows(
     ),
     64,
 )
+ENDLESS = (
+    "ends_with api: nothing ends these nodes but nexa teardown or you. With nobody home they cost without end: "
+    "max_hours and a budget of the cluster hold nothing here"
+)
 ENDS = one_of("power_off", "provider_limit", "api")
 
 
@@ -192,14 +196,9 @@ def judged(config: ClusterConfig, told: Mapping[str, Any], known: set[str]) -> E
     """Judge what the planned stack says ends its bill. Raises UsageError where what follows cannot be promised."""
     outputs = {name: change.get("after") for name, change in (told.get("output_changes") or {}).items()}
     if outputs.get("ends_with") is None:
-        unknown = "ends_with" in outputs
+        unknown = "has an output `ends_with` that is not known before the apply"
         raise NexaError(
-            f"the stack {config.stack} "
-            + (
-                "has an output `ends_with` that is not known before the apply"
-                if unknown
-                else "has no output `ends_with`"
-            ),
+            f"the stack {config.stack} {unknown if 'ends_with' in outputs else 'has no output `ends_with`'}",
             hint='output "ends_with" { value = "power_off" }, or "provider_limit", or "api": ' + MEND,
         )
     if "nodes" not in outputs:
@@ -237,18 +236,11 @@ def forecast(usd_per_hour: float | None, hours: float, ends_with: EndsWith) -> t
         "stops_h": hours if bounded else None,
         "worst_usd": round(worst, 4) if worst is not None and bounded else None,
     }
-    rate = (
-        "nobody says what the nodes cost" if usd_per_hour is None else f"{usd_per_hour:.2f} USD/h by the stack's word"
-    )
+    rate = "nobody says what the nodes cost"
+    if usd_per_hour is not None:
+        rate = f"{usd_per_hour:.2f} USD/h by the stack's word"
     if not bounded:
-        return (
-            report,
-            [rate],
-            (
-                "ends_with api: nothing ends these nodes but nexa teardown or you. With nobody home they cost without "
-                "end: max_hours and a budget of the cluster hold nothing here"
-            ),
-        )
+        return report, [rate], ENDLESS
     who = "each node switches itself off" if ends_with == "power_off" else "the provider ends each node"
     most = "unknown" if worst is None else f"{worst:.2f} USD"
     lines = [

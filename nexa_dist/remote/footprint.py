@@ -67,7 +67,6 @@ def look(message: dict[str, Any]) -> dict[str, Any]:
         "user": user(),
         "python": sys.executable,
         "version": list(sys.version_info[:3]),
-        "folders": folders,
         "missing": sorted(missing, key=len),
         "before": before(folders),
         "lacks": lacks,

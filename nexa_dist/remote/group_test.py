@@ -268,11 +268,7 @@ def suspects(table: list[list[float | None]], floor_gbps: float) -> list[tuple[i
 def nccl_log() -> int:
     """Open the file in which NCCL writes what it uses: memory of this process, so that no file is left."""
     log = os.memfd_create("nccl")
-    os.environ |= {
-        "NCCL_DEBUG": "INFO",
-        "NCCL_DEBUG_SUBSYS": "INIT,NET",
-        "NCCL_DEBUG_FILE": f"/proc/self/fd/{log}",
-    }
+    os.environ |= {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_SUBSYS": "INIT,NET", "NCCL_DEBUG_FILE": f"/proc/self/fd/{log}"}
     return log
 
 

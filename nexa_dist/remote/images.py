@@ -107,7 +107,9 @@ def pull(program: str, image: str, say: Callable[..., None]) -> None:
 
 def ask(*argv: str) -> tuple[int, str]:
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=ANSWER_S)
+        done = subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, timeout=ANSWER_S
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return 1, str(error)
     return done.returncode, (done.stdout if done.returncode == 0 else done.stderr or done.stdout).strip()

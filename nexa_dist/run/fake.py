@@ -75,6 +75,8 @@ def only_reads(argv: Sequence[str]) -> bool:
     """Tell whether a program changes nothing where it runs; git is asked through `run.git` alone, which only reads."""
     if argv[0] == "sbatch":
         return "--test-only" in argv
+    if argv[0] in ("squeue", "sacct", "scontrol"):
+        return argv[0] != "scontrol" or "show" in argv
     if argv[0] != "ssh":
         return argv[0] == "env" and "git" in argv
     return any(word.removeprefix("nexa_dist.") in READS for word in (*argv, *shlex.split(argv[-1])))

@@ -65,15 +65,19 @@ def write_text(path: Path, text: str, mode: int = 0o600) -> None:
 
 
 def write_bytes(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Temporary sibling, fsync, rename."""
+    """Temporary sibling, fsync, rename. Raises OSError, and leaves nothing beside what was there."""
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, data: Any, mode: int = 0o600) -> None:
@@ -94,6 +98,14 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise NexaError(f"{path} is damaged: it holds no object")
     return found
+
+
+def object_or_empty(path: Path) -> dict[str, Any]:
+    """Read an object as `read_object`; empty where there is none, or none that can be read."""
+    try:
+        return read_object(path)
+    except NexaError:
+        return {}
 
 
 def read_shape(path: Path, check: Check, hint: str = "") -> Any:

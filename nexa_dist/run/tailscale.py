@@ -24,15 +24,6 @@ NO_CREDENTIALS = (
 
 
 @dataclass(frozen=True)
-class Device:
-    """A machine of the tailnet."""
-
-    ident: str
-    hostname: str
-    tags: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Tailnet:
     """The tailnet that an OAuth client belongs to, for the hour that its token lives."""
 
@@ -49,19 +40,13 @@ class Tailnet:
         }
         return str(self._call("POST", "tailnet/-/keys", wanted)["key"])
 
-    def devices(self) -> list[Device]:
-        rows = self._call("GET", "tailnet/-/devices")["devices"]
-        return [Device(str(row["id"]), str(row.get("hostname", "")), tuple(row.get("tags") or ())) for row in rows]
-
-    def delete(self, device: Device) -> None:
-        self._call("DELETE", f"device/{urllib.parse.quote(device.ident, safe='')}")
-
     def delete_all(self, tag: str, hostnames: Sequence[str]) -> list[str]:
         """Ends the devices that have both the tag and one of the names; answers the names."""
-        ours = [device for device in self.devices() if tag in device.tags and device.hostname in hostnames]
-        for device in ours:
-            self.delete(device)
-        return [device.hostname for device in ours]
+        devices = self._call("GET", "tailnet/-/devices")["devices"]
+        ours = [one for one in devices if tag in (one.get("tags") or ()) and one.get("hostname") in hostnames]
+        for one in ours:
+            self._call("DELETE", f"device/{urllib.parse.quote(str(one['id']), safe='')}")
+        return [str(one["hostname"]) for one in ours]
 
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()

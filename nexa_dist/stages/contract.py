@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints, field_validator
 
-from nexa_dist.config.train import DataName, Line, NodeName, Tag, Word
+from nexa_dist.config.train import DataName, Line, NodeName, Tag, Word, secret_names
 from nexa_dist.config.trainer import FilePath, Section
 from nexa_dist.config.work import Environment
 
@@ -49,6 +49,8 @@ class StageLaunch(Section):
     hang_timeout_s: float | None = Field(
         600.0, ge=1.0, le=86_400.0, description="Silence after a first report that is taken to be a hang, in seconds."
     )
+
+    _secret_names = field_validator("secrets")(secret_names)
 
 
 class StageConfig(Section):

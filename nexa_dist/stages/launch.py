@@ -7,9 +7,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from nexa_dist import wire
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.run import files
+from nexa_dist.shape import anything, maybe, number, record, table, text, whole
 from nexa_dist.stages.contract import StageConfig
 from nexa_dist.stages.load import load_stage
 from nexa_dist.stages.references import find_root, resolve
@@ -19,6 +21,20 @@ from nexa_dist.stages.whole import MANIFEST, hashes, tree_sha256
 
 OUTPUT = "stage_output"
 """Folder of a stage's output in the working folder of its run; it comes back to runs/RUN/outputs/."""
+
+_FACTS = table(text(256), anything(8, 10_000), 10_000)
+MADE = record(
+    {
+        "name": text(32, "[a-z0-9-]+"), "stage": text(32, "[a-z]+"), "key": wire.SHA256,
+        "inputs": table(text(256), record({"reference": text(), "sha256": wire.SHA256}), 1000),
+        "outputs": record({
+            "sha256": wire.SHA256, "bytes": whole(),
+            "files": table(wire.INSIDE, record({"bytes": whole(), "sha256": wire.SHA256}), 1 << 20),
+        }),
+    },
+    {"usd": maybe(number(0.0)), "counts": _FACTS, "schema": _FACTS},
+)  # fmt: skip
+"""What is read of a manifest that a node wrote: it names files and folders of this machine."""
 
 
 def load_as_training(path: Path, overrides: Sequence[str] = (), root: Path | None = None) -> TrainConfig:
@@ -65,11 +81,12 @@ def registered(root: Path, outputs: Path, usd: float) -> Version | None:
     source = outputs / OUTPUT
     if not (source / MANIFEST).exists():
         return None
-    told = files.read_object(source / MANIFEST)
-    if tree_sha256(hashes(source)) != told["outputs"]["sha256"]:
+    told, made = files.read_object(source / MANIFEST), files.read_shape(source / MANIFEST, MADE)
+    found = hashes(source)
+    if found != made["outputs"]["files"] or tree_sha256(found) != made["outputs"]["sha256"]:
         raise NexaError(f"{source} has other bytes than its manifest says", hint="nexa pull brings it again")
     folder = root / FOLDER / "work" / f"{told['key'][:DIGITS]}-{outputs.parent.name}"
-    for name in told["outputs"]["files"]:
+    for name in found:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, folder / name)
     files.write_json(folder / MANIFEST, {**told, "usd": round(usd + float(told.get("usd") or 0.0), 6)})

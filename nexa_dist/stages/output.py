@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from nexa_dist import __version__
+from nexa_dist.config.load import without_secrets
 from nexa_dist.errors import UsageError
 from nexa_dist.run import files
-from nexa_dist.secrets import redact
 from nexa_dist.stages.contract import StageConfig
 from nexa_dist.stages.whole import MANIFEST, hashes, remove, tree_sha256
 
@@ -100,7 +100,7 @@ class Output:
             "started_unix": state["started_unix"],
             "ended_unix": round(time.time(), 3),
             "run_id": notes.pop("run_id", None) or os.environ.get("NEXA_RUN_ID"),
-            "config": redact({name: value for name, value in told.config.items() if name != "inputs"}),
+            "config": without_secrets({name: value for name, value in told.config.items() if name != "inputs"}),
             "config_sha256": hashlib.sha256(json.dumps(told.identity, sort_keys=True).encode()).hexdigest(),
             "format": told.format,
             "notes": notes,

@@ -38,6 +38,20 @@ def resolve(reference: str, root: Path, key: str) -> Path:
     return path.absolute()
 
 
+def model_in(place: Path, key: str) -> Path:
+    """The folder with config.json of a checkpoint or a training's output: itself, or `model/` of one in shards. Raises
+    UsageError; `key` is what the message names."""
+    places = (place, place / "model", place / "checkpoint", place / "checkpoint" / "model")
+    if found := next((one for one in places if (one / "config.json").is_file()), None):
+        return found
+    adapter = any((one / "adapter_config.json").is_file() for one in places)
+    raise UsageError(
+        f"{key}: {place} has no config.json, so transformers cannot load it",
+        hint="merge the adapter into its model first" if adapter
+        else "run:RUN names a run's checkpoint; a path is a folder that save_pretrained made",
+    )  # fmt: skip
+
+
 def checkpoint_of(root: Path, run: str, key: str) -> Path:
     """The newest checkpoint of a run that is on this machine: where it trained here, or where nexa pull put it."""
     folder = root / "runs" / run

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -102,10 +103,12 @@ class Registry:
         """The folder of a version whose bytes are what the registry says. Raises NexaError with what is not."""
         version = self.find(reference)
         if faults := list(self.faults(version)):
-            raise NexaError(
-                f"{version.label} is damaged: {'; '.join(faults[:5])}", hint="make it again: nexa pipeline run FILE"
-            )
+            raise NexaError(f"{version.label} is damaged: {'; '.join(faults[:5])}", hint=self.cure(version))
         return self.path(version)
+
+    def cure(self, version: Version) -> str:
+        """What makes a damaged version whole: while its folder is there, it is taken for done."""
+        return f"rm -r {shlex.quote(str(self.path(version)))}, then nexa pipeline run FILE makes it again"
 
     def faults(self, version: Version) -> Iterator[str]:
         """What is not as it was registered, by file."""

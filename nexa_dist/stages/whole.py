@@ -56,10 +56,16 @@ def hashes(root: Path) -> dict[str, dict[str, int | str]]:
     found: dict[str, dict[str, int | str]] = {}
     for folder, folders, names in os.walk(root, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        here = Path(folder).resolve()
+        for name in folders:
+            if os.path.islink(link := os.path.join(folder, name)) and here.is_relative_to(Path(link).resolve()):
+                raise NexaError(f"{link} leads to a folder that it lies in", hint="take that link away")
         for name in sorted(names):
             path = Path(folder, name)
             inside = path.relative_to(root).as_posix()
             if not name.startswith(".") and inside != MANIFEST:
+                if not path.is_file():  # a pipe would be waited for
+                    raise NexaError(f"{path} is no plain file", hint="take it out of the folder")
                 found[inside] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     return dict(sorted(found.items()))
 

@@ -235,9 +235,12 @@ def _compare(path: Path, want: Mapping[str, Any]) -> str:
     size = path.stat().st_size
     if size != want["bytes"]:
         return f"{size} bytes, expected {want['bytes']}"
+    return "" if sha256_of(path) == want["sha256"] else "its SHA-256 does not fit"
+
+
+def sha256_of(path: Path) -> str:
     with open(path, "rb") as data:
-        same = hashlib.file_digest(data, "sha256").hexdigest() == want["sha256"]
-    return "" if same else "its SHA-256 does not fit"
+        return hashlib.file_digest(data, "sha256").hexdigest()
 
 
 def sync_and_hash(path: Path) -> dict[str, Any]:

@@ -118,9 +118,11 @@ def settle_buckets(model: torch.nn.Module, loss: Callable[[], Any]) -> None:
     """One forward and backward pass for nothing, before step 1. `loss` makes the pass and returns a scalar tensor.
 
     DDP lays its gradient buckets out anew after the first backward pass. From three ranks on the layout decides the
-    order of the sums, so the first step of a resume would round unlike the same step unbroken.
+    order of the sums, so the first step of a resume would round unlike the same step unbroken. Random numbers of the
+    pass (dropout) are given back.
     """
-    loss().backward()
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        loss().backward()
     model.zero_grad(set_to_none=True)
 
 

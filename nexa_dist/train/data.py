@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.config.trainer import DatasetConfig, ModelConfig
 from nexa_dist.errors import UsageError
+from nexa_dist.train.checkpoint import sha256_of
 from nexa_dist.train.env import RankEnv
 from nexa_dist.train.text import corpus, stored, tokens, vocabulary
 
@@ -174,7 +175,7 @@ def _build(config: TrainConfig, root: Path, files: list[Path], folder: Path) -> 
             names.append(f"{part}{name}.npy")
             np.save(temp / names[-1], arrays[name])
     info: dict[str, dict[str, Any]] = {
-        name: {"bytes": (temp / name).stat().st_size, "sha256": _sha256(temp / name)} for name in names
+        name: {"bytes": (temp / name).stat().st_size, "sha256": sha256_of(temp / name)} for name in names
     }
     done = Dataset(
         request="",
@@ -222,13 +223,13 @@ def _content_key(
 ) -> str:
     """Names the prepared data by everything it is made from: texts, their names, parameters, tokenizer."""
     version: str = import_module("tokenizers").__version__
-    tokenizer = _sha256(tokens.tokenizer_file(model)) if model.words else version
+    tokenizer = sha256_of(tokens.tokenizer_file(model)) if model.words else version
     asked: list[object] = [FORMAT, dataset.held_out, model.vocab_size, tokenizer]
     if dataset.source == "examples":
         asked += [dataset.source, tokens.chat_template(model), *(["taught"] if taught else [])]
     key = hashlib.sha256(json.dumps(asked).encode())
     for path in files:
-        key.update(f"\0{path.relative_to(root).as_posix()}\0{_sha256(path)}".encode(errors="surrogateescape"))
+        key.update(f"\0{path.relative_to(root).as_posix()}\0{sha256_of(path)}".encode(errors="surrogateescape"))
     return key.hexdigest()[:32]
 
 
@@ -238,7 +239,7 @@ def _intact(done: Dataset, *, hashes: bool) -> bool:
         path = done.folder / name
         if not path.is_file() or path.stat().st_size != want["bytes"]:
             return False
-        if hashes and _sha256(path) != want["sha256"]:
+        if hashes and sha256_of(path) != want["sha256"]:
             return False
     return True
 
@@ -255,8 +256,3 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     temp = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     temp.write_text(json.dumps(value, indent=1))
     os.rename(temp, path)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()

@@ -122,14 +122,16 @@ def interactive() -> bool:
 
 def confirm(question: str) -> bool:
     """Asks; no answer is no."""
-    sys.stderr.write(f"{question} [y/N] ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    return _answer(f"{question} [y/N] ") in ("y", "yes")
 
 
 def choose(question: str, answers: Mapping[str, str], default: str) -> str:
     """Asks once for one of the letters of `answers`; anything else, also a longer word, is the default."""
-    sys.stderr.write(f"{question} " + ", ".join(f"[{key}] {text}" for key, text in answers.items()) + ": ")
-    sys.stderr.flush()
-    given = sys.stdin.readline().strip().lower()
+    given = _answer(f"{question} " + ", ".join(f"[{key}] {text}" for key, text in answers.items()) + ": ")
     return given if given in answers else default
+
+
+def _answer(prompt: str) -> str:
+    sys.stderr.write(prompt)
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower()

@@ -1,24 +1,14 @@
-"""The command line: every verb with its options. `nexa --help` reads this file alone, so it imports nothing heavy."""
+"""The command line: every verb with its options. `nexa --help` reads this file and _parser.py alone, so they import
+nothing heavy."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
-import re
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
 from nexa_dist import __version__
-from nexa_dist.errors import EXIT_USAGE
+from nexa_dist.verbs._parser import Parser, Top
 
-GROUPS = {
-    "cluster": ("init", "config", "plan", "provision", "status", "ssh", "diag", "teardown", "sweep", "image",
-                "snapshot", "trust", "notify", "completion"),
-    "run": ("preflight", "run", "queue", "slurm", "attach", "stop", "runs", "logs", "why", "report"),
-    "work": ("env", "pull", "serve", "promote", "leaderboard"),
-    "money": ("cost", "budget", "timeline"),
-    "pipeline": ("pipeline", "data", "lineage"),
-}  # fmt: skip
-"""The folder below verbs/ of each verb, and where `nexa --help` shows it."""
 COMMON: dict[str, dict[str, Any]] = {
     "--cluster": {"metavar": "NAME|FILE", "help": "may be left out when one cluster is known"},
     "--json": {"action": "store_true", "help": "machine-readable output on stdout"},
@@ -36,41 +26,6 @@ COMMON: dict[str, dict[str, Any]] = {
 METHODS = ("hf", "acc", "ds", "ds-cpu", "ax", "ax-fsdp", "ax-qlora")
 """Those of plan/fit/method.py, which is not imported here."""
 Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse that says which word was meant."""
-
-    def error(self, message: str) -> NoReturn:
-        wrong = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
-        known = re.findall(r"[\w-]+", wrong[2]) if wrong else re.findall(r"--[a-z][a-z-]*", self.format_help())
-        words = [wrong[1]] if wrong else re.findall(r"--[\w-]+", message.partition("unrecognized arguments: ")[2])
-        meant = [close for word in words for close in difflib.get_close_matches(word, known, 1)]
-        if wrong:
-            message = f"{'no verb' if ' VERB:' in message else message.split(':')[0] + ': no'} {wrong[1]!r}"
-        hint = f"did you mean {', '.join(meant)}?" if meant else f"{self.prog} --help lists what there is"
-        from nexa_dist.ui import terminal
-
-        terminal.error(f"{self.prog}: {message}", hint)
-        raise SystemExit(EXIT_USAGE)
-
-
-class Top(Parser):
-    """The parser of nexa itself; its help shows the verbs by group."""
-
-    def format_help(self) -> str:
-        verbs = next(action for action in self._actions if isinstance(action, argparse._SubParsersAction))
-        shown = {action.dest: action for action in verbs._choices_actions}
-        made = self._get_formatter()
-        made.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
-        made.add_text(self.description)
-        groups = {title: [shown[name] for name in names] for title, names in GROUPS.items()}
-        for title, actions in {**groups, "options": [a for a in self._actions if a.option_strings]}.items():
-            made.start_section(title)
-            made.add_arguments(actions)
-            made.end_section()
-        made.add_text(self.epilog)
-        return made.format_help()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -96,7 +51,8 @@ def _files(verbs: Verbs) -> None:
 
     config = verbs.add_parser("config", help="show a config file as resolved, or every error in it")
     config.add_argument("file", nargs="?", metavar="FILE", help="a cluster or train file")
-    config.add_argument("--schema", choices=("cluster", "train", "manifest"), help="print the JSON Schema instead")
+    schemas = ("cluster", "train", "manifest", "pipeline", "stage")
+    config.add_argument("--schema", choices=schemas, help="print the JSON Schema instead")
     _common(config, "--plan", "--set", "--json")
 
 
@@ -181,6 +137,7 @@ def _kept(verbs: Verbs) -> None:
     notify = verbs.add_parser("notify", help="send what a run could not tell, or a test, to those that notify names")
     notify.add_argument("run", nargs="?", default="", metavar="RUN", help="without it, the newest")
     notify.add_argument("--test", action="store_true", help="one message to each of them, and what became of it")
+    notify.add_argument("--from-nodes", action="store_true", help="with --test: also from every node, where it may")
     _common(notify, "--cluster", "--json")
     _dry(notify, "print who would be told what")
 

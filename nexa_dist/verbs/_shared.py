@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nexa_dist.errors import ConfigError, UsageError
+from nexa_dist.errors import UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
-from nexa_dist.run import dotenv, files, git, stack_sources, trust
+from nexa_dist.run import dotenv, files, git, trust
 from nexa_dist.run.runner import Runner, SystemRunner
-from nexa_dist.run.ssh import consent
 from nexa_dist.run.workspace import ClusterFolder, Workspace
 from nexa_dist.secrets import redact_text
 from nexa_dist.ui import terminal
+from nexa_dist.verbs._consent import consented, refuse_foreign
 
 if TYPE_CHECKING:
     from nexa_dist.config.cluster import ClusterConfig
-    from nexa_dist.config.parts.notify import Notify
-    from nexa_dist.config.train import TrainConfig
 
 
 def context(*, acts: bool = True, cluster: str | None = None, dry: bool = False) -> Context:
@@ -33,7 +30,7 @@ def context(*, acts: bool = True, cluster: str | None = None, dry: bool = False)
     if cluster and (owner := owner_of(here, cluster)):
         here = owner
     if acts:
-        _refuse_foreign(runner, here.root, here.above, ask=not dry)
+        refuse_foreign(runner, here.root, here.above, ask=not dry)
     if acts and not dry:
         here.close_to_others()
     else:
@@ -74,45 +71,11 @@ def borrowed(ctx: Context, named: str | None) -> Context:
     """Make a cluster of another workspace known here, for a run in this one. Answers the context that knows it: in a
     dry run its owner's, since nothing is made."""
     if named and (owner := owner_of(ctx.workspace, named)):
-        _refuse_foreign(ctx.runner, owner.root, above=True, ask=not ctx.dry)
+        refuse_foreign(ctx.runner, owner.root, above=True, ask=not ctx.dry)
         if ctx.dry:
             return dataclasses.replace(ctx, workspace=owner)
         ctx.workspace.borrow(name_of(named), owner)
     return ctx
-
-
-def _refuse_foreign(runner: Runner, root: Path, above: bool, *, ask: bool) -> None:
-    try:
-        trust.refuse_foreign(runner, root, above=above)
-    except trust.Foreign as error:
-        if not (ask and error.cure) or not answered_yes(f"{error}\nis it yours?"):
-            raise
-        trust.adopt(root)
-        trust.refuse_foreign(runner, root, above=above)
-
-
-def answered_yes(question: str) -> bool:
-    """Asks at the terminal; no without one."""
-    return terminal.interactive() and terminal.confirm(terminal.plain_lines(question))
-
-
-def agreed(args: argparse.Namespace, question: str, refusal: str) -> None:
-    """Asks before an act that costs or ends something, unless -y was given. Raises UsageError, with the `refusal`, when
-    the answer is no or nobody is there to give one."""
-    if not args.yes and not answered_yes(question):
-        raise UsageError(refusal, hint="-y says yes")
-
-
-def _consented(ctx: Context, cluster: Cluster) -> Cluster:
-    """The same cluster, once the user agreed to the programs that its ssh_config names. Raises Unconsented."""
-    try:
-        if cluster.ssh_config:
-            consent.refuse_unconsented(cluster.ssh_config)
-    except consent.Unconsented as error:
-        if ctx.dry or not answered_yes(f"{error}\nmay ssh start it?"):
-            raise
-        consent.consent(cluster.ssh_config)
-    return cluster
 
 
 def load_said(path: Path, overrides: Sequence[str] = (), *, provisioned: bool = True) -> ClusterConfig:
@@ -130,100 +93,6 @@ def load_said(path: Path, overrides: Sequence[str] = (), *, provisioned: bool = 
         enforced = "max_hours and budget_usd of train.yaml are"
         terminal.say(f"warning: {path}: {', '.join(idle)}: not enforced here ({enforced}{later})")
     return config
-
-
-def consent_to_stack(config: ClusterConfig) -> None:
-    """The user's word for what Terraform starts of a stack of their own. Raises UsageError."""
-    if not config.stack:
-        return
-    stack = Path(config.stack)
-    sources = stack_sources.read(stack)
-    try:
-        stack_sources.refuse_unconsented(stack, sources)
-    except stack_sources.Unconsented as error:
-        if not answered_yes(f"{error}\nmay it?"):
-            raise
-        stack_sources.allow(stack, sources)
-
-
-def whom_to_tell(ctx: Context, cluster: Cluster, named: str | None) -> Sequence[Notify] | None:
-    """`notify` of the cluster, with the user's word for the commands in it; None where nothing is known of it. Raises
-    UsageError."""
-    from nexa_dist.ops.notify import targets
-
-    rows = targets.of_cluster(ctx, cluster.name, named)
-    consent_to_commands(ctx, rows or ())
-    return rows
-
-
-def consent_to_commands(ctx: Context, rows: Sequence[Notify]) -> None:
-    """The user's word for commands that `notify` names. Raises UsageError."""
-    from nexa_dist.ops.notify import targets
-
-    try:
-        targets.refuse_unconsented(ctx.workspace.root, rows)
-    except targets.Unconsented as error:
-        if ctx.dry or not answered_yes(f"{error}\nmay it?"):
-            raise
-        targets.allow(ctx.workspace.root, rows)
-
-
-def plan_file(named: str | None) -> Path | None:
-    """A compute plan: one that comes with nexa (v1 to v4), or a file of one's own. Raises UsageError."""
-    if not named:
-        return None
-    if is_file(named):
-        return Path(named)
-    from nexa_dist.run import bundle
-
-    folder = bundle.root() / "configs" / "plans"
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
-    if named not in known:
-        raise UsageError(f"there is no plan {named!r}", hint=f"known are {', '.join(known)}; or the path of a file")
-    path = folder / f"{named}.yaml"
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
-
-
-def load_planned(args: argparse.Namespace, name: str | None = None) -> TrainConfig:
-    """The training of TRAIN.yaml, or the stage of a file with `stage:`, (or `name`) with --plan, --set and what stands
-    after --. Says what the plan has for nobody."""
-    from nexa_dist.config.load import read_train
-
-    path = Path(name or args.train)
-    if stage := load_stage(path, args, args.set):
-        return stage
-    found = read_train(path, args.set, args.program, plan_file(args.plan))
-    if found.left_out:
-        terminal.say(f"left out of plan {args.plan}: {', '.join(found.left_out)}, which {args.train} has not")
-    return found.config
-
-
-def load_stage(path: Path, args: argparse.Namespace, overrides: Sequence[str]) -> TrainConfig | None:
-    """The run of a stage other than train; None for a train.yaml. Raises ConfigError, UsageError."""
-    from nexa_dist.config.yaml.file import read_bytes
-
-    try:
-        if b"stage" not in read_bytes(path):  # the rest is imported for stages alone
-            return None
-    except ConfigError:
-        return None  # who reads it says so
-    from nexa_dist.stages.launch import load_as_training
-    from nexa_dist.stages.load import stage_of
-
-    if (stage := stage_of(path)) == "train":
-        return None
-    if args.plan or args.program:
-        option = "--plan is" if args.plan else "what stands after -- is"
-        raise UsageError(f"{option} for trainings, and {path} is of stage {stage}", hint="--set KEY=VALUE changes it")
-    return load_as_training(path, overrides, Workspace.here().root)
-
-
-def at_home(config: TrainConfig, cluster: Cluster) -> TrainConfig:
-    """The config with its nodes: a stage that names none is the work of the first one, a training of all."""
-    if config.stage == "train" or config.nodes:
-        return config
-    return config.model_copy(update={"nodes": (cluster.nodes[0].name,)})
 
 
 def is_file(named: str) -> bool:
@@ -265,10 +134,10 @@ def find_cluster(ctx: Context, named: str | None) -> Cluster:
         made = Record.exists(find_folder(ctx, named))
         config = load_said(Path(named), provisioned=made)
         if not config.traits.makes and not made:
-            return _consented(ctx, static_cluster(config, Path(named).absolute().parent))
+            return consented(ctx, static_cluster(config, Path(named).absolute().parent))
         if not config.traits.makes:
             _refuse_edited(ctx, config, named)
-    return _consented(ctx, find_folder(ctx, named).load())
+    return consented(ctx, find_folder(ctx, named).load())
 
 
 def _refuse_edited(ctx: Context, config: ClusterConfig, named: str) -> None:
@@ -297,8 +166,3 @@ def refuse_job(run_id: str, cluster: Cluster) -> None:
             f"{run_id} is led by its job of Slurm's, which also starts it again",
             hint=f"nexa logs {run_id} shows its lines, nexa stop {run_id} ends the job",
         )
-
-
-def refuse_detach(config: TrainConfig, detach: bool) -> None:
-    if config.on_disconnect == "kill" and detach:
-        raise UsageError("--detach leaves the nodes without a controller, and on_disconnect is kill")

@@ -1,7 +1,8 @@
 """Rows a second and peak memory of the stage data and of pandas, on one Parquet file: `tests.bench.data_stage ROWS`.
 
 Both put white space right, drop texts under five words, and drop rows whose text (without case and spaces) was there
-before. Each runs in a process of its own; that they keep the same rows is checked.
+before. Each runs in a process of its own; that they keep the same rows is checked, and that the stage stays within its
+bound of memory.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ plain = rows["text"].str.lower().str.replace(r"\\s+", "", regex=True)
 rows[~plain.duplicated()].to_parquet(sys.argv[2])
 """
 CONFIG = "stage: data\nlength: {min_words: 5}\nrows_per_file: 1000000\n"
+BOUND_MB = 2048
+"""Peak memory of the stage, up to 10 million rows."""
 NEAR = "duplicates: {near: {threshold: 0.8}}\n"
 
 
@@ -34,6 +37,9 @@ def main(rows: int) -> int:
         (folder / "data.yaml").write_text(CONFIG + NEAR * (os.environ.get("NEAR") == "1"))
         stage = ["-m", "nexa_dist.stages.data", "--config", str(folder / "data.yaml"), "--input", f"rows={path}"]
         ours = measured("stage data", rows, [*stage, "--output", str(folder / "out")])
+        if ours[1] > BOUND_MB:
+            print(f"the stage took more than {BOUND_MB} MB")
+            return 1
         theirs = measured("pandas", rows, ["-c", PANDAS, str(path), str(folder / "pandas.parquet")])
         print(
             f"the stage takes {ours[0] / theirs[0]:.2f} x pandas' CPU seconds, {ours[1] / theirs[1]:.2f} x its memory"
@@ -85,7 +91,7 @@ def measured(name: str, rows: int, argv: list[str]) -> tuple[float, float]:
     if code != "0":
         raise SystemExit(f"{name} failed with exit code {code}")
     rate, peak_mb = rows / wall, float(peak)
-    print(f"{name}: {rate:,.0f} rows/s, {wall:.1f} s ({float(cpu):.1f} of CPU), peak {peak_mb:.0f} MB")
+    print(f"{name}: {rate:,.0f} rows/s, {wall:.1f} s ({float(cpu):.1f} of CPU), peak {peak_mb:.0f} MB", flush=True)
     return float(cpu), peak_mb
 
 

@@ -24,6 +24,7 @@ from typing import IO, Any, cast
 
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster, Layout, Node
+from nexa_dist.node.protocol import VERSION
 from nexa_dist.ops.runs import checkpoints
 from nexa_dist.ops.runs.attempt_state import AttemptState
 from nexa_dist.ops.runs.status import progress_of
@@ -56,7 +57,7 @@ PROGRESS = {
 }
 GROUP = {"name": "0", "desc": "default_pg", "op": "nccl:all_reduce", "state": "started", "sizes": "[[4]]"}
 EVENTS: tuple[dict[str, Any], ...] = (
-    {**AT, "event": "started", "attempt": 1, "pid": 7, "node": "n0"},
+    {**AT, "event": "started", "attempt": 1, "pid": 7, "node": "n0", "version": VERSION},
     {**AT, "event": "heartbeat"},
     {**AT, "event": "prepared", "go": True},
     {**AT, "event": "torchrun", "pid": 8},

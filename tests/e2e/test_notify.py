@@ -15,10 +15,7 @@ from tests.e2e.conftest import Lab, contents, kill, runs, until
 from tests.e2e.test_recovery import again, machine
 from tests.webhooks import Server, serving
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.long("tests/unit/ops/notify and tests/processes/node/test_tell.py have each part"),
-]
+pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture
@@ -39,6 +36,31 @@ def events(server: Server) -> list[str]:
     return sorted(message["event"] for path, message in server.got if path == "/ok/verysecret")
 
 
+def test_each_node_says_whether_it_reaches_a_webhook(told: tuple[Lab, Server, Path]) -> None:
+    """The address goes to none that may not know it, and stays in no file."""
+    lab, server, path = told
+    hook = {"HOOK": server.url("ok/verysecret")}
+    config = json.loads(path.read_text())
+    config["notify"][1] = {"url": server.url("ok/alsosecret")}
+    path.write_text(json.dumps(config))
+    done = lab.nexa("notify", "--test", "--from-nodes", "--json", **hook)
+    rows = [(row["from"], row["to"], row["state"]) for row in json.loads(done.stdout)]
+    expected = [("nexa", "$HOOK"), ("nexa", "webhook at 127.0.0.1"), ("n0", "$HOOK"), ("n1", "$HOOK")]
+    assert rows == [(*row, "sent") for row in expected]
+    got = [message for path, message in server.got if path == "/ok/verysecret"]
+    assert sorted(message["from"] for message in got) == ["n0", "n1", "nexa"]
+    assert len({message["id"] for message in got}) == 3 and server.count("ok/alsosecret") == 1
+
+    refused = lab.nexa("notify", "--test", "--from-nodes", code=1, HOOK=server.url("echo/verysecret"))
+    assert refused.stdout.count("failed\tHTTP 404: no such hook: ***") == 3
+    assert "verysecret" not in refused.stdout + refused.stderr
+    assert [str(path) for path, data in contents(lab.root) if b"verysecret" in data] == []
+    config["notify"] = [{"url_env": "HOOK"}]
+    path.write_text(json.dumps(config))
+    assert "from_nodes" in lab.nexa("notify", "--test", "--from-nodes", code=2, **hook).stderr
+
+
+@pytest.mark.long("tests/unit/ops/notify and tests/processes/node/test_tell.py have each part")
 def test_across_a_killed_controller_each_is_told_once(told: tuple[Lab, Server, Path]) -> None:
     lab, server, _ = told
     hook, hold = {"HOOK": server.url("ok/verysecret")}, lab.root / "notify-hold"
@@ -49,17 +71,20 @@ def test_across_a_killed_controller_each_is_told_once(told: tuple[Lab, Server, P
     hold.touch()
     done = lab.nexa("attach", "--rank", "1", **hook)
     assert "could not be sent (webhook at 127.0.0.1) and are kept" in done.stderr
-    assert events(server) == ["attempt_failed", "run_ended"]
+    told_of = {message["id"]: message["event"] for path, message in server.got if path == "/ok/verysecret"}
+    assert sorted(told_of.values()) == ["attempt_failed", "run_ended"]  # of a kill between, twice
     ended = next(message for _, message in server.got if message["event"] == "run_ended")
     assert ended["state"] == "completed" and ended["usd"] > 0 and ended["next"] == f"nexa pull {lab.newest().name}"
     failed = next(message for _, message in server.got if message["event"] == "attempt_failed")
     assert failed["cause"] == "rank 1 on n1: exit code 1" and failed["why"]
     holds = [str(path) for path, data in contents(lab.root) if b"verysecret" in data]
     assert holds == []
+    before = events(server)
     lab.nexa("notify", lab.newest().name, code=1, **hook)  # the one that hangs is tried once more
-    assert events(server) == ["attempt_failed", "run_ended"]
+    assert events(server) == before
 
 
+@pytest.mark.long("tests/unit/ops/notify and tests/processes/node/test_tell.py have each part")
 def test_a_run_that_nobody_follows_is_told_by_its_first_node(told: tuple[Lab, Server, Path]) -> None:
     lab, server, _ = told
     hook = {"HOOK": server.url("ok/verysecret")}
@@ -78,6 +103,7 @@ def test_a_run_that_nobody_follows_is_told_by_its_first_node(told: tuple[Lab, Se
     assert told["from"] == "nexa" and told["next"] == f"nexa run --resume {lab.newest().name}"
 
 
+@pytest.mark.long("tests/unit/ops/notify and tests/processes/node/test_tell.py have each part")
 def test_a_node_that_is_lost_and_made_anew_is_told(told: tuple[Lab, Server, Path]) -> None:
     lab, server, _ = told
     hook, hold = {"HOOK": server.url("ok/verysecret")}, lab.root / "notify-lost"

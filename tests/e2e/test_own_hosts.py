@@ -62,10 +62,10 @@ def test_ranks_follow_the_file_not_the_addresses(clean: Lab, hosts: str) -> None
     config = {**json.loads((clean.root / hosts).read_text()), "scratch": f"{nfs}/scratch", "shared": f"{nfs}/shared"}
     both = clean.write("own/one-home.yaml", json.dumps(config))
     clean.write("version.py", 'V = "v1"')
-    (clean.root / "data").symlink_to("/nonexistent/data")
+    (clean.root / "afar").symlink_to("/nonexistent/data")
     train = clean.script("who", WHO + MENDED)
     said = clean.nexa("run", train, "--cluster", both, code=1).stderr
-    assert "data: a link out of the project, to /nonexistent/data (name it in files: of train.yaml)" in said
+    assert "afar: a link out of the project, to /nonexistent/data (name it in files: of train.yaml)" in said
     assert "rank 0 of 3 on n0 lo v1" in clean.log(0, "n0")
     run_dirs = {n: Path(e["run_dir"]) for n, e in clean.record()["nodes"].items()}
     assert run_dirs == {n: nfs / "scratch" / f"{clean.newest().name}.{n}" for n in ("n0", "n1")}
@@ -81,7 +81,7 @@ def test_ranks_follow_the_file_not_the_addresses(clean: Lab, hosts: str) -> None
     assert "--node_rank=0 --master_addr=127.0.0.12" in printed
     assert "# n1 (127.0.0.11): ranks 2 to 2 of 3" in printed
     assert "/nodes/n1/home/.nexa/scratch/train_dry_run.n0" in printed
-    (clean.root / "data").unlink()
+    (clean.root / "afar").unlink()
 
 
 @pytest.mark.long("with real ssh what tests/unit/run/ssh/test_connections.py and test_trust.py hold")

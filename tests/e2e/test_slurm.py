@@ -145,7 +145,7 @@ def test_a_job_of_one_rank_runs_and_the_batch_script_is_clean(site: Site) -> Non
     site.ended(number, "COMPLETED")
     manifest = site.manifest(run)
     assert (manifest["status"], manifest["hardware"]["provider"], manifest["checkpoint"]["step"]) == (
-        "completed", "slurm", 3,
+        "completed", "slurm_job", 3,
     )  # fmt: skip
     assert site.last_line(run) == unbroken(3)
 

@@ -88,6 +88,17 @@ def test_it_pulls_and_opens_the_image_over_the_folder(box: Box) -> None:
     assert "no GPU answers here" in done.stderr
 
 
+def test_an_image_that_was_built_here_needs_no_registry(box: Box) -> None:
+    client = CLIENT % (0, shlex.quote(str(box.calls)))
+    box.add("podman", client.replace("printf", '[ "$1" != pull ] || exit 125\nprintf', 1))
+    done = box("nexacompute:train-light", "true")
+    assert done.returncode == 0 and "the one that is here is taken" in done.stderr
+    assert box.called()[:4] == ["podman", "image", "inspect", "nexacompute:train-light"]
+    box.add("podman", '#!/bin/sh\n[ "$1" = info ]\n')
+    done = box("nexacompute:nosuch", "true")
+    assert done.returncode == 1 and "error: nexacompute:nosuch is not here, and cannot be pulled" in done.stderr
+
+
 def test_gpus_need_the_toolkit_and_are_all_given(box: Box) -> None:
     box.engine("docker")
     box.add("nvidia-smi", "#!/bin/sh\necho GPU 0\necho GPU 1\n")

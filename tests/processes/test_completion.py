@@ -49,7 +49,7 @@ def test_bash_completes_verbs_options_runs_clusters_nodes_and_files(shell: dict[
         "nexa logs --node ": {"n0"},
         "nexa run --cluster ": {"lab", "train.yaml", "runs/", ".nexa/"},
         "nexa cost ": {"lab", small_workspace.RUN},
-        "nexa config --schema ": {"cluster", "train", "manifest"},
+        "nexa config --schema ": {"cluster", "train", "manifest", "stage", "pipeline"},
         "nexa stop --g": {"--grace"},
     }
     told = subprocess.run(

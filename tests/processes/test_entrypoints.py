@@ -47,6 +47,7 @@ def test_with_a_model_it_serves_and_reads_quotes_but_expands_nothing(programs: P
     ]  # fmt: skip
     plain = call("vllm_entry.sh", programs, MODEL="m", VLLM_EXTRA_ARGS=" \n ").stdout.split()
     assert plain == ["vllm", "serve", "m", "--host", "0.0.0.0", "--port", "8000", "--tensor-parallel-size", "1"]
+    assert call("vllm_entry.sh", programs, MODEL="m").stdout.split() == plain
 
 
 @pytest.mark.parametrize(

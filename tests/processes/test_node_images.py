@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nexa_dist.node.machine import container
 from nexa_dist.ops.work.image import FOUND
 from nexa_dist.remote import images
 from tests import engines
@@ -70,3 +71,11 @@ def test_podman_by_dockers_name_is_podman(program: Path) -> None:
     program.write_text(text)
     (program.parent / "state" / "images").write_text(json.dumps({"lab:1": SHA}))
     assert told(program)["engine"] == "podman"
+
+
+def test_words_of_an_engine_that_are_no_utf8_are_words_all_the_same(tmp_path: Path) -> None:
+    odd = tmp_path / "odd"
+    odd.write_text("#!/bin/sh\nprintf 'no \\377 such' >&2; exit 1\n")
+    odd.chmod(0o755)
+    assert images.ask(str(odd)) == (1, "no \ufffd such")
+    assert container._ask([str(odd)]) == (1, "no \ufffd such")

@@ -33,7 +33,7 @@ def test_cleanup_only_says_what_would_go_until_it_is_told_to(tmp_path: Path) -> 
     assert f"would remove: {folder}" in said and "--delete removes them" in said and folder.exists()
     said = call("cleanup.sh", "--scratch", "scratch", "--delete", cwd=tmp_path, NEXA_DURABLE="").stdout
     assert "record: scratch/archive/" in said and not folder.exists()
-    told = call("cleanup.sh", cwd=tmp_path, code=1, NEXA_SCRATCH="", NEXA_DURABLE="").stderr
+    told = call("cleanup.sh", cwd=tmp_path, code=2, NEXA_SCRATCH="", NEXA_DURABLE="").stderr
     assert "hint: or set NEXA_SCRATCH" in told
 
 

@@ -49,7 +49,10 @@ FILES = {
     "market: on_demand\noffers: [{type: g6e.12xlarge}]\n",
     "told.yaml": "name: told\nprovider: local\nnodes: 1\ngpus_per_node: 1\nnotify:\n"
     "  - {url: 'https://hooks.example.com/services/verysecret'}\n  - {command: [touch, ROOT/told]}\n",
+    "telling.yaml": "name: own\ncluster:\n  - {host: 127.0.0.1, gpus: 1, port: 2299}\nnotify:\n"
+    "  - {url: 'https://hooks.example.com/services/verysecret', from_nodes: true}\n",
     "stack.yaml": "name: mine\nprovider: stack\nstack: st\nnodes: 2\ngpus_per_node: 1\nmax_hours: 1\n",
+    "slurm.yaml": "name: job\nprovider: slurm\nnodes: 2\ngpus_per_node: 1\nslurm: {account: lab, time: 60}\n",
     "st/main.tf": "variable node_names {}\n",
     "train.yaml": "name: first\nscript: script.py\n",
     "script.py": "print('hello')\n",
@@ -82,6 +85,10 @@ CASES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
         (
             "provision --cluster stack.yaml",
             ("would plan: the stack {root}/st, and judge", "/mine/terraform/plan.bin\n"),
+        ),
+        (
+            "provision --cluster slurm.yaml",
+            ("would run: sbatch --parsable, as nexa-job-", "#SBATCH --account=lab\n", "would check: nexa diag"),
         ),
         ("provision --cluster hosts.yaml", ("n0: 1 ranks, ann@127.0.0.1:2299", "would pin: the host key", "on n0")),
         ("provision --cluster aws.yaml", ("2 nodes: ", "if used to the end", "src/stacks/aws apply -json")),
@@ -116,6 +123,10 @@ CASES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
     "snapshot": [("snapshot --cluster lab -o s.json", ("would ask n0, n1 for packages", "would write: s.json"))],
     "notify": [
         ("notify --test --cluster told.yaml", ("at hooks.example.com\twould send\ta test", "has agreed to this")),
+        (
+            "notify --test --from-nodes --cluster telling.yaml",
+            ("test\tn0\twebhook at hooks.example.com\twould send\tas an agent would",),
+        ),
         (f"notify {RUN}", (f"{RUN}: nothing waits",)),
     ],
     "run": [

@@ -41,7 +41,7 @@ def test_every_action_is_pinned_by_its_commit_and_one_action_by_one(path: Path) 
 def test_the_tag_of_every_pin_stands_above_it() -> None:
     lines = TEXT.splitlines()
     pins = [number for number, line in enumerate(lines) if "uses: " in line]
-    assert all(re.match(r" +# v\d+\.\d+\.\d+", lines[number - 1]) for number in pins)
+    assert pins and all(re.match(r" +# v\d+\.\d+\.\d+", lines[number - 1]) for number in pins)
 
 
 def test_a_job_has_the_rights_that_it_uses_and_no_secret() -> None:

@@ -160,3 +160,10 @@ def test_an_unknown_kind_is_refused(checkout: Path) -> None:
     done = setup(checkout, "everything")
     assert done.returncode == 1
     assert "one of controller, dev, terraform" in done.stderr
+
+
+def test_slurm_is_submitted_to_by_an_interpreter_that_has_what_nexa_needs() -> None:
+    bare = [sys.executable, "-S", "-I", str(SCRIPTS / "submit_slurm.py"), "nosuch.yaml"]  # without any package
+    done = subprocess.run(bare, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "hint: scripts/setup controller" in done.stderr
+    assert "Traceback" not in done.stderr

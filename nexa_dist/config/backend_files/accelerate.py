@@ -7,9 +7,9 @@ here, or refused with what to write instead.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from nexa_dist.config.load import load_other, of_project
 from nexa_dist.config.train import TrainConfig
@@ -17,18 +17,22 @@ from nexa_dist.config.trainer import Section
 from nexa_dist.config.yaml.tree import Document, dotted
 from nexa_dist.errors import ConfigError, Problem
 
-OTHER = (
-    *("deepspeed_config", "megatron_lm_config", "parallelism_config", "fp8_config", "mpirun_config", "dynamo_config"),
-    *("dynamo_backend", "downcast_bf16", "fp16", "tpu_name", "tpu_zone", "tpu_use_cluster", "tpu_use_sudo"),
-    *("command_file", "commands", "tpu_vm", "tpu_env"),
-)
-"""Keys of the whole file that would make something else of the training; `accelerate config` writes some as empty."""
 _NOTHING: tuple[Any, ...] = (None, False, "", "no", "NO", [], {})
 _WRAPPED = "fsdp_transformer_layer_cls_to_wrap"
 
 
 def _no_effect(why: str) -> Any:
     return Field(None, description=f"No effect: {why}")
+
+
+def _nothing(value: Any) -> Any:
+    if value not in _NOTHING:
+        raise ValueError("backend: acc runs FSDP2 alone: leave it out (DeepSpeed is backend: ds)")
+    return value
+
+
+Nothing = Annotated[Any, AfterValidator(_nothing)]
+"""A key that would make something else of the training; `accelerate config` writes some as empty."""
 
 
 class FsdpConfig(Section):
@@ -104,30 +108,23 @@ class AccelerateConfig(Section):
     gpu_ids: Any = _no_effect("set by the launcher")
     use_cpu: Any = _no_effect("the node's GPUs are used where it has some")
     enable_cpu_affinity: Any = _no_effect("set by the launcher")
-    deepspeed_config: Any = None
-    megatron_lm_config: Any = None
-    parallelism_config: Any = None
-    fp8_config: Any = None
-    mpirun_config: Any = None
-    dynamo_config: Any = None
-    dynamo_backend: Any = None
-    downcast_bf16: Any = None
-    fp16: Any = None
-    tpu_name: Any = None
-    tpu_zone: Any = None
-    tpu_use_cluster: Any = None
-    tpu_use_sudo: Any = None
-    command_file: Any = None
-    commands: Any = None
-    tpu_vm: Any = None
-    tpu_env: Any = None
-
-    @field_validator(*OTHER)
-    @classmethod
-    def _nothing_else(cls, value: Any) -> Any:
-        if value not in _NOTHING:
-            raise ValueError("backend: acc runs FSDP2 alone: leave it out (DeepSpeed is backend: ds)")
-        return value
+    deepspeed_config: Nothing = None
+    megatron_lm_config: Nothing = None
+    parallelism_config: Nothing = None
+    fp8_config: Nothing = None
+    mpirun_config: Nothing = None
+    dynamo_config: Nothing = None
+    dynamo_backend: Nothing = None
+    downcast_bf16: Nothing = None
+    fp16: Nothing = None
+    tpu_name: Nothing = None
+    tpu_zone: Nothing = None
+    tpu_use_cluster: Nothing = None
+    tpu_use_sudo: Nothing = None
+    command_file: Nothing = None
+    commands: Nothing = None
+    tpu_vm: Nothing = None
+    tpu_env: Nothing = None
 
     @property
     def unused(self) -> list[str]:

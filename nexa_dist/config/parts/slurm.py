@@ -1,4 +1,4 @@
-"""The section `slurm:` of train.yaml: what `nexa slurm submit` asks of Slurm."""
+"""The section `slurm:`: what `nexa slurm submit` asks of Slurm for a training, and provider slurm for a cluster."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ def seconds_of(time: str) -> int:
     if found[3] is None:
         return first * 60
     return first * 3600 + second * 60 + third if found[4] is not None else first * 60 + second
+
+
+def gpus_of(gres: str) -> int | None:
+    """GPUs that generic resources ask for; None where they ask for none."""
+    return sum(int(count or 1) for count in GPUS.findall(gres)) or None
 
 
 def _time(value: str) -> str:
@@ -112,8 +117,7 @@ class SlurmConfig(Section):
     @property
     def gpus(self) -> int | None:
         """GPUs of each node that gres asks for; None where it asks for none."""
-        counts = [int(count or 1) for count in GPUS.findall(self.gres or "")]
-        return sum(counts) or None
+        return gpus_of(self.gres or "")
 
     @property
     def seconds(self) -> int | None:

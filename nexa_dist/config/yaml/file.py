@@ -133,17 +133,7 @@ def _decode(raw: bytes, file: str) -> str:
     if bad := _UNSEEN.search(text):
         line = text.count("\n", 0, bad.start()) + 1
         message = f"invisible character U+{ord(bad.group()):04X}"
-        raise ConfigError(
-            [
-                Problem(
-                    file,
-                    line,
-                    "",
-                    message,
-                    "remove it, or write it as an escape in quotes",
-                )
-            ]
-        )
+        raise ConfigError([Problem(file, line, "", message, "remove it, or write it as an escape in quotes")])
     return text
 
 
@@ -160,11 +150,7 @@ def _expanded_events(text: str, file: str) -> list[Any]:
         if isinstance(event, yaml.DocumentStartEvent):
             documents += 1
             if documents > 1:
-                raise tree.fault(
-                    event,
-                    "a second document begins here (`---`)",
-                    "keep one document in a file",
-                )
+                raise tree.fault(event, "a second document begins here (`---`)", "keep one document in a file")
         elif isinstance(event, yaml.NodeEvent | yaml.CollectionEndEvent):
             tree.add(event)
     return tree.out

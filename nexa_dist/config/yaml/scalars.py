@@ -61,10 +61,7 @@ def plain_value(text: str) -> Scalar:
         return _CONSTANTS[text]
     if _INT.fullmatch(text):
         if len(text) > _MAX_DIGITS:
-            raise AmbiguousError(
-                f"number of {len(text)} characters is too large",
-                "quote it if it is text",
-            )
+            raise AmbiguousError(f"number of {len(text)} characters is too large", "quote it if it is text")
         return int(text)
     if _FLOAT.fullmatch(text):
         value = float(text) if len(text) <= _MAX_FLOAT_CHARS else math.inf
@@ -79,16 +76,12 @@ def _refuse_ambiguous(text: str) -> None:
     word = shown(text)
     quoted = f'"{text}"' if len(text) <= 40 and text.isprintable() else "it"
     if _NOT_FINITE.fullmatch(text):
-        raise AmbiguousError(
-            f"{word} is not a finite number",
-            "give a finite number, or leave the key out",
-        )
+        raise AmbiguousError(f"{word} is not a finite number", "give a finite number, or leave the key out")
     if _SEXAGESIMAL.fullmatch(text):
         raise AmbiguousError(f"{word} is a base-60 number to some YAML readers", f"quote it: {quoted}")
     if _DATE.fullmatch(text):
         raise AmbiguousError(f"{word} is a date to some YAML readers", f"quote it: {quoted}")
     if _ODD_NUMBER.fullmatch(text):
         raise AmbiguousError(
-            f"{word} is not a plain decimal number",
-            f"write it in decimal, or quote it if it is text: {quoted}",
+            f"{word} is not a plain decimal number", f"write it in decimal, or quote it if it is text: {quoted}"
         )

@@ -102,9 +102,7 @@ class Expander:
     def _add_alias(self, event: Any) -> None:
         if event.anchor not in self._anchors:
             raise self.fault(
-                event,
-                f"alias {shown('*' + event.anchor)} stands for nothing before it",
-                "quote it if it is text",
+                event, f"alias {shown('*' + event.anchor)} stands for nothing before it", "quote it if it is text"
             )
         first, end, chars = self._anchors[event.anchor]
         # Before growing: nine lines of aliases can stand for a billion values.
@@ -114,10 +112,7 @@ class Expander:
 
     def _check_size(self, event: Any, events: int, chars: int) -> None:
         if events > MAX_EVENTS or chars > MAX_CHARS:
-            raise self.fault(
-                event,
-                f"more than {MAX_EVENTS} values or {MAX_CHARS} characters (aliases written out)",
-            )
+            raise self.fault(event, f"more than {MAX_EVENTS} values or {MAX_CHARS} characters (aliases written out)")
 
 
 class Builder:
@@ -147,20 +142,9 @@ class Builder:
                 if child is not None:
                     stack.append(child)
                     if len(stack) > MAX_DEPTH:
-                        self._report(
-                            event,
-                            child.path,
-                            f"nested more than {MAX_DEPTH} levels deep",
-                        )
+                        self._report(event, child.path, f"nested more than {MAX_DEPTH} levels deep")
                         raise ConfigError(self.problems)
-        return Document(
-            self.file,
-            root,
-            self.lines,
-            tuple(self.problems),
-            frozenset(self.suspect),
-            self.yes_no,
-        )
+        return Document(self.file, root, self.lines, tuple(self.problems), frozenset(self.suspect), self.yes_no)
 
     def _report(self, event: Any, path: PathKey, message: str, hint: str = "") -> None:
         self.problems.append(Problem(self.file, line_of(event.start_mark), dotted(path), message, hint))
@@ -168,10 +152,7 @@ class Builder:
     def _check_tag(self, event: Any, path: PathKey) -> None:
         if event.tag is not None:
             self._report(
-                event,
-                path,
-                f"tag {shown(event.tag)} is not allowed",
-                "remove it; quote the value if it is text",
+                event, path, f"tag {shown(event.tag)} is not allowed", "remove it; quote the value if it is text"
             )
 
     def _take_key(self, frame: _Frame, event: Any) -> None:
@@ -191,12 +172,7 @@ class Builder:
             self._report(event, frame.path, "NUL character in a key")
         elif key in frame.key_lines:
             first = frame.key_lines[key]
-            self._report(
-                event,
-                path,
-                f"key is given twice: line {first} and line {line}",
-                "keep one of them",
-            )
+            self._report(event, path, f"key is given twice: line {first} and line {line}", "keep one of them")
         else:
             frame.key_lines[key] = line
             frame.keep = True

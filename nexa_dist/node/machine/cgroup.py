@@ -12,21 +12,22 @@ import time
 from ..oslib import read_json, write_json
 
 
-def _own(kind: str = "cgroup2") -> str | None:
-    """Folder of the group in which we are; None where version 2 is not mounted."""
+def own() -> tuple[str, str] | None:
+    """Mount of version 2, and below it the group in which we are; None where it is not mounted."""
     try:
         with open("/proc/self/mounts") as mounts, open("/proc/self/cgroup") as groups:
-            mount = next(line.split()[1] for line in mounts if line.split()[2] == kind)
-            return mount + next(line[3:].rstrip("\n") for line in groups if line.startswith("0::"))
+            mount = next(line.split()[1] for line in mounts if line.split()[2] == "cgroup2")
+            return mount, next(line[3:].rstrip("\n") for line in groups if line.startswith("0::"))
     except (OSError, StopIteration):
         return None
 
 
 def make(run_dir: str) -> str | None:
     """A group of its own for this run, below ours, so that limits on us go on to count. None where we may not."""
-    base = _own()
-    if base is None:
+    ours = own()
+    if ours is None:
         return None
+    base = "".join(ours)
     try:
         for name in os.listdir(base):
             if name.startswith("nexa-run-"):  # of a run whose agent was killed; refused where anything is in it

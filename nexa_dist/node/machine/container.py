@@ -59,7 +59,9 @@ def _ask(argv: list[str]) -> tuple[int, str]:
     import subprocess  # commands that find no container do without it
 
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=ENGINE_S)
+        done = subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, timeout=ENGINE_S
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return 1, str(error)
     return done.returncode, (done.stderr if done.returncode else done.stdout).strip()[-1000:]

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import json
 import os
 import resource
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from typing import Any
 
-from ..probe import free_port, route_to
+from ..probe import answer_of, ask, free_port, route_to
 from ..protocol import VERSION
 from .devices import LIMIT_S, Devices, read
 
@@ -49,7 +47,7 @@ def diag(message: dict[str, Any], root: str = "/") -> dict[str, Any]:
     until = began + LIMIT_S
     deep = bool(message.get("deep"))
     devices = Devices(root, bool(message.get("sudo")))
-    environment = _ask(message.get("python") or sys.executable)
+    environment = ask([message.get("python") or sys.executable], ENVIRONMENT)
     throttled = _throttled(root)
     answer = {
         "agent": str(VERSION),
@@ -64,7 +62,7 @@ def diag(message: dict[str, Any], root: str = "/") -> dict[str, Any]:
         "disk": disk(message["scratch"], deep),
         "peers": {peer: {**route_to(peer)} for peer in message.get("peers", [])},
         **devices.facts(until),
-        "environment": _environment(environment, until),
+        "environment": answer_of(environment, max(1.0, until - time.monotonic())),
         "cpu_throttled": _throttled(root) - throttled,
         "seconds": round(time.monotonic() - began, 3),
     }
@@ -108,31 +106,6 @@ def write_speed(folder: str, deep: bool) -> dict[str, Any]:
         return {"mib": written, "seconds": round(time.monotonic() - began, 4)}
     except OSError as error:
         return {"error": str(error)}
-
-
-def _ask(python: str) -> subprocess.Popen[str] | str:
-    try:
-        return subprocess.Popen(
-            [python, "-c", ENVIRONMENT], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True,
-        )  # fmt: skip
-    except OSError as error:
-        return str(error)
-
-
-def _environment(asked: subprocess.Popen[str] | str, until: float) -> dict[str, Any]:
-    if isinstance(asked, str):
-        return {"error": asked}
-    try:
-        out, err = asked.communicate(timeout=max(1.0, until - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        asked.kill()
-        asked.wait()
-        return {"error": "the interpreter did not answer within %.0f s" % LIMIT_S}
-    try:
-        return dict(json.loads(out))
-    except ValueError:
-        return {"error": err.strip()[-400:] or "exit %d" % asked.returncode}
 
 
 def _memory(root: str) -> dict[str, int]:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import os
 
+from .cgroup import own
+
 
 def _events_file() -> str | None:
     """memory.events of the nearest group (version 2) above us that counts memory: it includes all below it."""
-    try:
-        with open("/proc/self/mounts") as mounts, open("/proc/self/cgroup") as groups:
-            mount = next(line.split()[1] for line in mounts if line.split()[2] == "cgroup2")
-            folder = next(line[3:].strip() for line in groups if line.startswith("0::"))
-    except (OSError, StopIteration):
-        return None
-    while True:
+    mount, folder = own() or ("", "")
+    while mount:
         path = mount + folder.rstrip("/") + "/memory.events"
         if os.path.exists(path):
             return path
         if folder in ("", "/"):
             return None
         folder = os.path.dirname(folder)
+    return None
 
 
 def counter() -> int | None:

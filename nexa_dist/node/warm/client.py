@@ -34,6 +34,7 @@ LOADING_S = 300.0
 VOLATILE = (
     "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
     "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "TMPDIR",
+    "TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE",
 )  # fmt: skip
 """Variables that differ between attempts and that no library reads while it is imported; also NEXA_* and
 TORCHELASTIC_*. Any other difference (threads, allocator, paths) asks for another interpreter."""

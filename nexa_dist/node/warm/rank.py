@@ -23,7 +23,7 @@ import types
 from typing import Any
 
 from ..machine import cgroup
-from ..oslib import die_with_parent, read_json
+from ..oslib import die_with_parent, log_to, read_json
 from ..rank import EXIT_WRONG_WORLD, wrong_generation
 from .client import split
 
@@ -81,7 +81,7 @@ def become(run_dir: str, task: dict[str, Any]) -> int:
     os.setsid()
     die_with_parent(task["parent"])
     cgroup.enter(read_json(os.path.join(run_dir, "cgroup.json")))
-    _take_log(rank["log"])
+    log_to(rank["log"])
     environment = {**request["environment"], **rank["environment"]}
     os.environ.clear()  # first, so that the C library points to nothing of what is written over next
     _show(request["argv"])
@@ -106,13 +106,6 @@ def become(run_dir: str, task: dict[str, Any]) -> int:
     sys.path[0] = _first_path(words[1], request["cwd"])
     _run(words[1])
     return 0
-
-
-def _take_log(path: str) -> None:
-    log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
 
 
 def _show(argv: list[str]) -> None:
@@ -169,6 +162,7 @@ def _first_path(words: list[str], cwd: str) -> str:
 
 
 def _run(words: list[str]) -> None:
+    failed = False
     try:
         if words[0] == "-m":
             sys.argv = ["-m", *words[2:]]
@@ -188,8 +182,6 @@ def _run(words: list[str]) -> None:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
         failed = True
-    else:
-        failed = False
     if failed:
         sys.exit(1)
 

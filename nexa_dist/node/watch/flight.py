@@ -136,9 +136,7 @@ def groups(dump: dict[str, Any]) -> list[dict[str, Any]]:
         mine = [e for e in entries if str(e.get("pg_id")) == str(key)]
         if not mine:
             continue
-        counts = {
-            word: _count(status.get("last_%s_collective" % word)) for word in ("enqueued", "started", "completed")
-        }
+        counts = {word: _count(status.get("last_%s_collective" % word)) for word in COUNTS}
         open_ones = [e for e in mine if _count(e.get("collective_seq_id")) > counts["completed"]]
         at = min(open_ones, key=lambda e: _count(e.get("collective_seq_id"))) if open_ones else mine[-1]
         name, desc = (*map(str, at.get("process_group") or ()), "", "")[:2]

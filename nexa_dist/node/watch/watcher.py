@@ -16,6 +16,7 @@ from . import hang as watch_hang
 from .controller_lease import Contact
 from .log_index import EVERY_S, Times
 from .machine_deadline import Due
+from .scheduler import Scheduler
 
 LOOK_S = 0.4
 PROGRESS_S = 1.0
@@ -34,6 +35,7 @@ class Watcher:
         self.contact = Contact(run_dir) if spec.get("on_disconnect") == "kill" else None
         self.stall = watch_hang.Stall(spec.get("hang_timeout_s"))
         self.poller = self._poller() if spec.get("spot") else None
+        self.scheduler = Scheduler.here()
         self.due = Due()
         self.grace_s: float | None = None
         """Once the cloud or the machine has given notice: what is left of it for a checkpoint."""
@@ -81,10 +83,21 @@ class Watcher:
             name, fields = self.poller.news.popleft()
             event(self.run_dir, name, **fields)
             if name == Event.NOTICE:
-                self.notice = fields
-                self._leave_by(fields["at_unix"])
-                return Reason.NOTICE
-        return ""
+                return self._noticed(fields)
+        found = self.scheduler.look() if self.scheduler and self.notice is None else None
+        return self.give_notice(found) if found else ""
+
+    def give_notice(self, fields: dict[str, Any]) -> str:
+        """Write down that the node is taken back, once: {"action", "at_unix", "seen_unix"}."""
+        if self.notice is None:
+            event(self.run_dir, Event.NOTICE, **fields)
+            self._noticed(fields)
+        return Reason.NOTICE
+
+    def _noticed(self, fields: dict[str, Any]) -> str:
+        self.notice = fields
+        self._leave_by(fields["at_unix"])
+        return Reason.NOTICE
 
     def _machine(self, now: float) -> str:
         fields = self.due.look(now)

@@ -13,6 +13,9 @@ from nexa_dist.ops.bootstrap import PLAYBOOK
 from nexa_dist.ops.cluster.provision import refuse_other_provider, refuse_what_is_expanded
 from nexa_dist.ops.cluster.teardown import Doomed
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.money import budget
+from nexa_dist.ops.providers.contract import Wish
+from nexa_dist.ops.providers.slurm import provider as slurm
 from nexa_dist.run import bundle, stack_sources
 from nexa_dist.run.fake import FakeRunner
 from nexa_dist.run.runner import Result
@@ -53,6 +56,9 @@ def provision(ctx: Context, config: ClusterConfig, *, saved: bool = False) -> li
     if config.stack:
         stack_sources.read(Path(config.stack))
         lines.append(f"would plan: the stack {config.stack}, and judge the plan before exactly that is applied")
+    if config.traits.scheduled:
+        wish = Wish(budget.allowance(ctx, folder, config))
+        return [*lines, *slurm.dry_run(ctx, folder, config, wish), f"would check: nexa diag of {', '.join(names)}"]
     if hosts:
         lines.append("would pin: the host key of each host, once the file, known_hosts or you vouch for it")
     else:
@@ -68,6 +74,8 @@ def teardown(ctx: Context, doomed: Doomed, without: list[str], *, delete_bucket:
     lines += [f"would give up: {name}" for name in without]
     if not TRAITS[doomed.provider].makes:
         lines.append("would take away what provision added to these hosts, and nothing else")
+    elif TRAITS[doomed.provider].scheduled:
+        lines.append(f"would run: scancel of the jobs that squeue --name={slurm.name(ctx, folder)} lists")
     else:
         lines += terraform_commands(ctx, folder, doomed.provider, lambda terraform: terraform.destroy(ctx.detail))
     if scope:

@@ -22,6 +22,7 @@ from nexa_dist.run import files, tailscale
 from nexa_dist.run.runner import CommandFailed
 from nexa_dist.run.ssh import connections, keys
 from nexa_dist.run.ssh.connections import Ssh
+from nexa_dist.run.ssh.known_hosts import settings
 from nexa_dist.run.workspace import ClusterFolder
 from nexa_dist.shape import table, text
 
@@ -87,8 +88,7 @@ def joined(ctx: Context, folder: ClusterFolder, config: ClusterConfig, made: Clu
     if config.mesh != "tailscale":
         return made
     with connections.session(ctx.runner, made) as ssh:
-        found = connections.on_all(made.nodes, lambda node: _tailnet_address(ssh, node))
-    own = checked.tailnet(dict(zip((node.name for node in made.nodes), found, strict=True)))
+        own = checked.tailnet(connections.by_node(made.nodes, lambda node: _tailnet_address(ssh, node)))
     if planned.ranks_use_mesh(config):
         return planned.over_mesh(made, own)
     if not set(own.values()) <= _seen_from_here(ctx):
@@ -181,15 +181,6 @@ def _seat(ssh: Ssh, node: Node) -> Seat:
     mtu = checked.mtu(node.name, next((value for word, value in said if word == "mtu"), planned.USUAL_MTU))
     if not ssh.cluster.traits.users_ssh:
         return Seat(node.name, node.address, private=node.private_address, mtu=mtu, networks=networks)
-    host, jump = _as_ssh_has_it(ssh, node)
-    return Seat(node.name, host, jump=jump, mtu=mtu, networks=networks)
-
-
-def _as_ssh_has_it(ssh: Ssh, node: Node) -> tuple[str, bool]:
-    """The address behind a name of ssh's own configuration, and whether a host between is used."""
-    told = ssh.runner.run((*ssh.argv(node, "-G"),), timeout_s=10)
-    if told.code:
-        raise CommandFailed(f"{node.name}: ssh -G", told)
-    known = dict(line.partition(" ")[::2] for line in told.out.decode(errors="replace").splitlines())
+    known = settings(ssh, node)
     jump = any(known.get(word, "none") != "none" for word in ("proxyjump", "proxycommand"))
-    return known.get("hostname", node.address), jump
+    return Seat(node.name, known.get("hostname", node.address), jump=jump, mtu=mtu, networks=networks)

@@ -17,6 +17,7 @@ from nexa_dist.run import bundle, tailscale
 from nexa_dist.run.ansible import run_playbook
 from nexa_dist.run.ssh import connections
 from nexa_dist.run.ssh.connections import Ssh
+from nexa_dist.run.ssh.options import SSH_OPTIONS
 from nexa_dist.run.workspace import ClusterFolder
 
 LOGOUT_S = 10.0
@@ -57,7 +58,7 @@ def _taken_away(ctx: Context, folder: ClusterFolder, made: Cluster, mesh: str, t
     hosts["all"]["children"] = groups([node.name for node in made.nodes], (), "wireguard")
     with ctx.phase(f"leave {mesh}"), folder.journalled("leave mesh"), connections.session(ctx.runner, made) as ssh:
         hosts["all"]["vars"]["ansible_remote_tmp"] = temporary or f"{ssh.sockets}/ansible"
-        args = shlex.join(f"-o{option}" for option in (*connections.SSH_OPTIONS, f"ControlPath={ssh.sockets}/%C"))
+        args = shlex.join(f"-o{option}" for option in (*SSH_OPTIONS, f"ControlPath={ssh.sockets}/%C"))
         playbook = bundle.root() / "playbooks" / "mesh_leave.yml"
         try:
             run_playbook(playbook, folder.path / "ansible", hosts, args, ctx.detail)

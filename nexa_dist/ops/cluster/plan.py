@@ -169,7 +169,7 @@ def plan(ctx: Context, config: ClusterConfig, out: Path | None) -> dict[str, Any
         if report["violations"]:
             said = "; ".join(f"{v['policy']}: {v['address']}: {v['message']}" for v in report["violations"])
             raise NexaError(f"the plan violates a policy: {said}", hint="this is a defect of the stack: report it")
-        if out and made.saves:
+        if out and made.saves and made.terraform:
             scope, candidate, variables = made.saves
             save(out, config, scope, candidate, variables, made.terraform.plan_file.read_bytes())
             report["saved"] = str(out)

@@ -96,6 +96,8 @@ def _made(
     if not config.traits.priced:
         usage.priced(folder, made)
     usage.advance(ctx, folder, "bootstrapping", ahead_s)
+    if config.traits.scheduled:  # whose nodes are set up by others
+        return made, ahead_s
     only = _made_anew(before, made) if lost else ()
     with _in_use(ctx, config, made), mesh.joining(ctx, folder, config, made, only) as meshed:
         bootstrap(

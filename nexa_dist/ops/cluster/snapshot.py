@@ -14,10 +14,10 @@ from nexa_dist.ops.context import Context
 from nexa_dist.plan.runs.snapshot import VERSION, digest
 from nexa_dist.run import bundle, files, git
 from nexa_dist.run.code import archive
-from nexa_dist.run.ssh.connections import Link, connect, on_all, session
+from nexa_dist.run.ssh.connections import Link, by_node, connect, session
 from nexa_dist.run.ssh.program import run_program
 from nexa_dist.secrets import redact_text
-from nexa_dist.shape import record, rows, table, text
+from nexa_dist.shape import record, rows, shown, table, text
 
 PINS = ("configs/pins.yaml", "docker/lock/train.txt", "docker/cuda_torch.txt")
 """Files of ours that decide what a bootstrap installs."""
@@ -36,14 +36,14 @@ FILE = record({"version": lambda value: value, "sha256": text(64, "[0-9a-f]{64}"
 def take(ctx: Context, cluster: Cluster) -> dict[str, Any]:
     """The cluster as it is now; every node has to answer. Nothing in it is a secret."""
 
-    def facts(link: Link) -> tuple[str, dict[str, Any]]:
+    def facts(link: Link) -> dict[str, Any]:
         said = run_program(link, remote.SNAPSHOT.read_bytes(), {}, FACTS, reads=True)
         # By their shape alone: a package may well be called libsecret.
         hidden = {key: {name: redact_text(version) for name, version in said[key].items()} for key in VERSIONS}
-        return link.node.name, {**said, **hidden}
+        return {**said, **hidden}
 
     with session(ctx.runner, cluster) as ssh:
-        nodes = dict(on_all(connect(ssh), facts))
+        nodes = by_node(connect(ssh), facts)
     project = archive.project(ctx.runner, ctx.workspace.root)
     sent = {file.name: file.content for file in project.files}
     config = ctx.workspace.cluster(cluster.name).path / "config.json"
@@ -80,16 +80,20 @@ def folder(ctx: Context) -> Path:
 
 
 def read(ctx: Context, named: str) -> dict[str, Any]:
-    """A snapshot by its file, or by (the beginning of) its name. Raises UsageError, NexaError when it was changed."""
+    """A snapshot by its file, or by (the beginning of) its name. Raises UsageError, also when it was changed."""
     kept = [path for path in folder(ctx).glob("*.json") if len(named) >= 4 and path.stem.startswith(named[:16])]
     path = Path(named) if Path(named).is_file() else kept[0] if len(kept) == 1 else None
     if path is None:
         known = ", ".join(sorted(path.stem for path in folder(ctx).glob("*.json"))[:10]) or "none"
         raise UsageError(f"there is no snapshot {named!r}", hint=f"a file that nexa snapshot -o wrote; kept: {known}")
-    files.read_shape(path, FILE)
-    found = files.read_object(path)
-    if found["version"] != VERSION:
-        raise NexaError(f"{path} is a snapshot of version {found['version']}, and this nexa reads {VERSION}")
+    try:
+        found = files.read_object(path)
+        if "version" in found and found["version"] != VERSION:
+            told = f"{path} is a snapshot of version {shown(found['version'])}, and this nexa reads {VERSION}"
+            raise UsageError(told, hint="read it with the nexa that wrote it, or take another one")
+        files.read_shape(path, FILE)
+    except NexaError as error:  # 1 would be the exit code of a difference
+        raise UsageError(str(error), hint=error.hint or "take another one: nexa snapshot") from None
     if digest(found) != found["sha256"]:
-        raise NexaError(f"{path} is not as nexa snapshot wrote it", hint="take another one")
+        raise UsageError(f"{path} is not as nexa snapshot wrote it", hint="take another one: nexa snapshot")
     return found

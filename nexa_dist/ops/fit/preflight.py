@@ -73,7 +73,8 @@ def preflight(ctx: Context, config: TrainConfig, cluster: Nodes | None, backend:
         settings, told = _config_json(ctx, wanted.path, cluster), f"{wanted.path}/config.json"
     if wanted.words:
         settings = {**settings, "vocab_size": _config_json(ctx, wanted.words, cluster).get("vocab_size")}
-    shape, region = read(settings, told), _region(cluster)
+    shape = read(settings, told)
+    region = (cluster.region if cluster else "") or os.environ.get("AWS_REGION") or REGION
     work = wanted.work
     if wanted.teacher:
         at = wanted.teacher
@@ -156,10 +157,6 @@ def _config_json(ctx: Context, path: str, cluster: Nodes | None) -> Mapping[str,
         if got.code:
             raise NexaError(f"{link.node.name}: {got.tail(1)}", hint="the model is a directory on every node")
         return dict(wire.said(link.node.name, "config.json", got.out, anything(6, 1000)))
-
-
-def _region(cluster: Nodes | None) -> str:
-    return (cluster.region if cluster else "") or os.environ.get("AWS_REGION") or REGION
 
 
 def _rented(cluster: Nodes | None, region: str) -> list[tuple[str, int, float | None]]:

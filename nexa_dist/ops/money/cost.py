@@ -10,6 +10,7 @@ from typing import Any
 
 from nexa_dist import wire
 from nexa_dist.errors import NexaError, UsageError
+from nexa_dist.ops.active_runs import recorded
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.money import record_usage as usage
 from nexa_dist.ops.money.record_usage import Reading
@@ -56,26 +57,10 @@ def of_cluster(ctx: Context, folder: Path, reading: Reading) -> Ledger:
     begin = min((period.start_unix for period in found), default=reading.now_unix)
     ends = [period.stop_unix for period in found]
     end = reading.now_unix if not ends or None in ends else max(end for end in ends if end is not None)
-    runs = tuple(
-        record for record in _records(ctx)
-        if record.cluster.name == name and begin - SLACK_S <= record.attempts[0].started_unix <= end + SLACK_S
-    )  # fmt: skip
+    begun = [record for _, record in recorded(ctx) if record.attempts and record.cluster.name == name]
+    runs = tuple(record for record in begun if begin - SLACK_S <= record.attempts[0].started_unix <= end + SLACK_S)
     told = [event for record in runs for event in _phases(record)]
     return Ledger(name, folder, money_ledger.clean([*reading.events, *told]), runs, reading.now_unix)
-
-
-def _records(ctx: Context) -> list[Run]:
-    """run.json of every run that began; a torn one is passed over."""
-    found = []
-    for run in ctx.workspace.runs():
-        try:
-            record = run.load()
-        except NexaError as error:
-            ctx.say(f"warning: passed over: {error}")
-            continue
-        if record.attempts:
-            found.append(record)
-    return found
 
 
 def _rows(record: Run) -> list[dict[str, Any]]:
@@ -163,7 +148,7 @@ def report(ctx: Context, ledger: Ledger) -> dict[str, Any]:
         **{key: value for key, value in told.items() if key != "runs"},
         "runs": rows,
         "tags": _by_tag(rows),
-        "egress_usd_per_gb": prices.egress_usd_per_gb(region) if region else None,
+        "egress_usd_per_gb": prices.book().egress.usd.get(region) if region else None,
         "waste": ledger.waste.to_json(),
     }
 
@@ -184,7 +169,7 @@ def _run_row(ctx: Context, record: Run, made: Bill) -> dict[str, Any]:
     """Cost of one run, in all and by what it got for it."""
     run_id = record.run_id
     share, phases = made.run(run_id), made.runs.get(run_id, {})
-    manifest = _json(ctx.workspace.root / "runs" / "manifests" / f"{run_id}.json")
+    manifest = files.object_or_empty(ctx.workspace.root / "runs" / "manifests" / f"{run_id}.json")
     report, tags = manifest.get("eval_report"), manifest.get("tags")
     told = report if isinstance(report, dict) else {}
     steps = money_phases.steps(_rows(record)) or money_ledger.number(told.get("steps")) or _step(ctx, run_id)
@@ -226,11 +211,3 @@ def _by_tag(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for tag in row["tags"]:
             found[tag] = found.get(tag, Share()) + Share(row["seconds"], row["usd"] or 0.0)
     return {tag: share.to_json() for tag, share in sorted(found.items())}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = files.read_json(path)
-    except NexaError:
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -11,10 +11,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from nexa_dist.errors import NexaError
 from nexa_dist.run.periodic import PeriodicTask
 from nexa_dist.run.runner import CommandFailed
-from nexa_dist.run.ssh.connections import Link, Ssh, on_all
+from nexa_dist.run.ssh.connections import Link, Ssh, asked, by_node
 
 TIMEOUT_S = 20.0
 FOLDER = "d=${NEXA_DEADLINE_DIR:-/var/lib/nexa}; "
@@ -52,22 +51,15 @@ def renew(links: Sequence[Link], *, busy: bool = False) -> Signs:
     """Renews the lease of every node, all at once, in one short command each. `busy`: they are also in use, though no
     run is there to say so (a bootstrap). A node that cannot be told is no error: this is to be called again."""
     words = ("lease", "busy") if busy else ("lease",)
-    left_s: dict[str, int | None] = {}
-    silent: dict[str, str] = {}
 
-    def tell(link: Link) -> None:
-        node = link.node
-        try:
-            answer = link.ssh.run(node, ("sh", "-c", SIGN_SH, "sh", *words), timeout_s=TIMEOUT_S)
-            said = answer.out.decode(errors="replace").strip()
-            if answer.code or not re.fullmatch(r"(?:-?[0-9]{1,12})?", said):
-                raise CommandFailed(f"{node.name}: renewing its lease", answer)
-            left_s[node.name] = int(said) if said else None
-        except NexaError as error:
-            silent[node.name] = str(error)
+    def tell(link: Link) -> int | None:
+        answer = link.ssh.run(link.node, ("sh", "-c", SIGN_SH, "sh", *words), timeout_s=TIMEOUT_S)
+        said = answer.out.decode(errors="replace").strip()
+        if answer.code or not re.fullmatch(r"(?:-?[0-9]{1,12})?", said):
+            raise CommandFailed(f"{link.name}: renewing its lease", answer)
+        return int(said) if said else None
 
-    on_all(links, tell)
-    return Signs(left_s, silent)
+    return Signs(*asked(links, tell))
 
 
 @contextlib.contextmanager
@@ -92,12 +84,11 @@ def rearm(links: Sequence[Link], due_unix: float, max_s: float | None = None) ->
     its first boot; as it was if None) does not allow `due_unix`. Raises NexaError with every node that failed."""
     words = [str(max(1, int(at))) for at in (due_unix, max_s) if at is not None]
 
-    def tell(link: Link) -> tuple[str, int]:
-        node = link.node
-        answer = link.ssh.run(node, ("sh", "-c", EXTEND_SH, "sh", *words), timeout_s=TIMEOUT_S)
+    def tell(link: Link) -> int:
+        answer = link.ssh.run(link.node, ("sh", "-c", EXTEND_SH, "sh", *words), timeout_s=TIMEOUT_S)
         said = answer.out.decode(errors="replace").strip()
         if answer.code or not re.fullmatch(r"[0-9]{1,12}", said):
-            raise CommandFailed(f"{node.name}: setting its deadline", answer)
-        return node.name, int(said)
+            raise CommandFailed(f"{link.name}: setting its deadline", answer)
+        return int(said)
 
-    return dict(on_all(links, tell))
+    return by_node(links, tell)

@@ -72,7 +72,7 @@ class Meter:
         sent = sum(sizes(self.run.logs).values())
         if sent - self._sent >= least:
             self._sent = sent
-            usd = prices.egress_usd_per_gb(self.cluster.region)
+            usd = prices.book().egress.usd.get(self.cluster.region)
             self.folder.ledger("egress", at=self.ctx.now(), run=self.run.run_id, bytes=sent, usd_per_gb=usd)
 
     def budgets(self) -> list[Budget]:

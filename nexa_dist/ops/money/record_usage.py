@@ -60,7 +60,7 @@ def begin_own(ctx: Context, folder: ClusterFolder, config: ClusterConfig, lost: 
     for name in names:
         if name not in running or name in lost:
             # What others rent out for nobody knows what is not free.
-            price = own.get(name, config.price_usd_per_hour or (None if config.traits.rents else 0.0))
+            price = own.get(name, config.node_usd_per_hour or (None if config.traits.rents else 0.0))
             folder.ledger(
                 "node_start", at=now, node=name, id=f"{name}@{now:.3f}", offer=config.provider,
                 usd_per_hour=price, disk_gb=0, public_ip=False, source="clock",

@@ -182,9 +182,12 @@ class Outbox:
         if answer.sent or self._closing:
             return
         if answer.again and letter.tries < len(self.pauses_s):
-            letter.ready = time.monotonic() + self.pauses_s[letter.tries]
+            letter.ready = time.monotonic() + max(self.pauses_s[letter.tries], answer.after_s)
             with self._door:
                 self._letters.append(letter)
+                for other in self._letters if answer.after_s else ():  # it wants none of the others either
+                    if other.target.id == letter.target.id:
+                        other.ready = max(other.ready, letter.ready)
         else:
             words = f"{letter.target.name} was not told ({letter.message['event']}): {answer.why}"
             self.said.append(f"warning: {words}")

@@ -178,12 +178,10 @@ def _digest(command: Sequence[str]) -> str:
 
 def for_nodes(ctx: Context, run: RunFolder) -> list[dict[str, str]]:
     """Address and form of each webhook whose address the nodes may know."""
-    return [
-        {
-            "url": target.url,
-            "format": str(target.row.get("format", "json")),
-            "events": " ".join(target.row.get("events", EVENTS)),
-        }
-        for target in of_run(ctx, run)
-        if target.row.get("from_nodes") and target.url
-    ]
+    return [to_node(target) for target in of_run(ctx, run) if target.row.get("from_nodes") and target.url]
+
+
+def to_node(target: Target) -> dict[str, str]:
+    """What an agent is told of a webhook."""
+    form, events = str(target.row.get("format", "json")), target.row.get("events", EVENTS)
+    return {"url": target.url, "format": form, "events": " ".join(events)}

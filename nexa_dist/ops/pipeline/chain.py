@@ -18,8 +18,18 @@ from typing import Any
 
 from nexa_dist.config.load import load_other, load_train
 from nexa_dist.config.pipeline import PipelineConfig, StepConfig
-from nexa_dist.errors import EXIT_BUDGET, EXIT_INTERRUPTED, EXIT_OK, ConfigError, NexaError, Problem
+from nexa_dist.errors import (
+    EXIT_BUDGET,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    ConfigError,
+    NexaError,
+    Problem,
+    UsageError,
+)
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.pipeline import gate
 from nexa_dist.run import files
 from nexa_dist.stages import train
 from nexa_dist.stages.contract import EXIT_STOPPED
@@ -53,10 +63,12 @@ class Step:
     """The version that it made; None when it has to be done."""
     waits: tuple[str, ...] = ()
     told: Told | None = field(default=None, repr=False)
+    refused: tuple[str, ...] = ()
+    """Scores of an evaluation that are not what the pipeline asks; nothing that reads it is begun."""
 
     @property
     def state(self) -> str:
-        return "done" if self.version else "waits" if self.waits else "to do"
+        return "refused" if self.refused else "done" if self.version else "waits" if self.waits else "to do"
 
     def row(self, root: Path) -> dict[str, Any]:
         """What `nexa pipeline status` says of it."""
@@ -71,6 +83,7 @@ class Step:
             "seconds": of.get("seconds"),
             "usd": of.get("usd"),
             "key": self.key,
+            **({"refused": list(self.refused)} if self.refused else {}),
         }
 
 
@@ -105,6 +118,8 @@ def _step(root: Path, name: str, step: StepConfig, before: Mapping[str, Step], r
     """One of `look`; `read` has the hash of each input that others read too: a teacher is many gigabytes."""
     path, overrides = Path(step.config), (*step.set, f"name={name}")
     stage = stage_of(path)
+    if (step.min or step.max) and stage != "eval":
+        raise UsageError(f"{name}: min and max are asked of scores, and the stage {stage} has none", hint="stage: eval")
     if stage == "train":
         trained = load_train(path, [*overrides, *(f"data.{key}=later" for key in step.inputs)])
         inputs, told = dict(step.inputs), train.told_of(trained, step.inputs)
@@ -117,7 +132,7 @@ def _step(root: Path, name: str, step: StepConfig, before: Mapping[str, Step], r
         other, _, within = of.removeprefix("stage:").partition("/")
         if not of.startswith("stage:"):
             references[key] = of
-        elif other in before and (version := before[other].version):
+        elif other in before and (version := before[other].version) and not before[other].refused:
             references[key] = "/".join(filter(None, (f"data:{version.label}", within)))
         else:
             references[key] = of
@@ -130,7 +145,8 @@ def _step(root: Path, name: str, step: StepConfig, before: Mapping[str, Step], r
         if of not in read:
             read[of] = _sha256(registry, root, of, f"{name}.inputs.{key}")
     key = told.key({key: read[of] for key, of in references.items()})
-    return replace(made, key=key, version=registry.by_key(name, key))
+    version = registry.by_key(name, key)
+    return replace(made, key=key, version=version, refused=gate.faults(registry, version, step) if version else ())
 
 
 def _sha256(registry: Registry, root: Path, reference: str, key: str) -> str:
@@ -165,6 +181,8 @@ def run(ctx: Context, pipeline: PipelineConfig, runs: Runs) -> tuple[int, list[S
             step = next(one for one in steps if one.name == name)
             if step.version:
                 ctx.say(f"✓ {name}: {step.version.label}, done before")
+                if _is_refused(ctx, step):
+                    return EXIT_FAILED, steps
                 continue
             spent = sum(cost for one in steps if one.version and (cost := one.version.provenance.get("usd")))
             if pipeline.budget_usd is not None and spent >= pipeline.budget_usd:
@@ -172,7 +190,25 @@ def run(ctx: Context, pipeline: PipelineConfig, runs: Runs) -> tuple[int, list[S
                 return EXIT_BUDGET, steps
             if code := _do(ctx, root, step, runs):
                 return code, look(root, pipeline)
-    return EXIT_OK, look(root, pipeline)
+            if pipeline.stages[name].min or pipeline.stages[name].max:
+                steps = look(root, pipeline)
+                if _is_refused(ctx, next(one for one in steps if one.name == name)):
+                    return EXIT_FAILED, steps
+        steps = look(root, pipeline)
+        if pipeline.promote:
+            gate.promote(ctx, pipeline, {one.name: one.version for one in steps if one.version})
+    return EXIT_OK, steps
+
+
+def _is_refused(ctx: Context, step: Step) -> bool:
+    """Whether the pipeline ends with this evaluation, which is then said."""
+    for fault in step.refused:
+        ctx.say(f"✗ {step.version.label if step.version else step.name}: {fault}; nothing behind it is begun")
+    if step.refused:
+        of = step.references.get("model", "its rows").removeprefix("data:")  # data:NAME@v1/… looks like a password
+        ctx.say(f"hint: it follows from {of} (nexa lineage {step.name}). Change that, or min and max of {step.name}: "
+                "the same command goes on from here")  # fmt: skip
+    return bool(step.refused)
 
 
 def _do(ctx: Context, root: Path, step: Step, runs: Runs) -> int:

@@ -49,9 +49,10 @@ class Made:
 
 @dataclass(frozen=True)
 class Planned:
-    """Terraform's plan as JSON, and who made it. `report` is for `nexa plan --json`, `lines` for people."""
+    """Terraform's plan as JSON (or one of its shape), and who made it. `report` is for `nexa plan --json`, `lines` for
+    people."""
 
-    terraform: Terraform
+    terraform: Terraform | None
     told: dict[str, Any]
     violations: Sequence[Any] = ()
     """Violations of our own policies."""

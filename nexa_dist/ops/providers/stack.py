@@ -219,8 +219,7 @@ def _about(ctx: Context, config: ClusterConfig, made: Cluster) -> dict[str, tupl
         )
 
     with connections.session(ctx.runner, made) as ssh:
-        answers = connections.on_all(made.nodes, ask)
-    return {node.name: answer for node, answer in zip(made.nodes, answers, strict=True)}
+        return connections.by_node(made.nodes, ask)
 
 
 def plan(ctx: Context, folder: ClusterFolder, config: ClusterConfig, wish: Wish) -> Planned:

@@ -18,15 +18,17 @@ if TYPE_CHECKING:
     from nexa_dist.ops.providers import local, stack
     from nexa_dist.ops.providers.aws import provider as aws
     from nexa_dist.ops.providers.contract import Provider
+    from nexa_dist.ops.providers.slurm import provider as slurm
     from nexa_dist.ops.providers.static import provider as static
 
-    _ARE_PROVIDERS: tuple[Provider, ...] = (aws, local, static, stack)  # what mypy holds them to
+    _ARE_PROVIDERS: tuple[Provider, ...] = (aws, local, slurm, static, stack)  # what mypy holds them to
 
 MODULES = {
     "aws": "nexa_dist.ops.providers.aws.provider",
     "local": "nexa_dist.ops.providers.local",
     "static": "nexa_dist.ops.providers.static.provider",
     "stack": "nexa_dist.ops.providers.stack",
+    "slurm": "nexa_dist.ops.providers.slurm.provider",
 }
 
 
@@ -34,7 +36,7 @@ LIGHT = {"local": "nexa_dist.ops.providers.local_nodes"}
 """Modules that have `usage` apart from what makes nodes: a verb that shows a bill waits for neither Terraform nor
 Ansible."""
 
-RECORDS = {"site.json": "aws", "own.json": "static", "stack.json": "stack"}
+RECORDS = {"site.json": "aws", "own.json": "static", "stack.json": "stack", "slurm.json": "slurm"}
 """Records that a provider writes for itself into a cluster's folder."""
 
 
@@ -71,6 +73,7 @@ def machine_says(ctx: Context, cluster: Cluster, node: Node) -> tuple[CloudWord,
 def is_off(ctx: Context, cluster: Cluster, node: Node) -> bool:
     """Tell whether the cloud says that the machine is off: nothing of a run is left on it then."""
     try:
-        return cluster.traits.priced and machine_says(ctx, cluster, node)[0] in ("off", "forgotten")
+        asked = cluster.traits.priced or cluster.traits.scheduled
+        return asked and machine_says(ctx, cluster, node)[0] in ("off", "forgotten")
     except NexaError:
         return False

@@ -120,7 +120,9 @@ class Job:
             "program": config.program,
         }
 
-    def environment(self, plan: RankPlan, node: NodePlan, link: Link, interface: str, cpus: int) -> dict[str, str]:
+    def environment(
+        self, plan: RankPlan, node: NodePlan, link: Link, interface: str, cpus: int, torch: str = ""
+    ) -> dict[str, str]:
         place = self.place(link)
         return torchrun.environment(
             plan,
@@ -134,6 +136,7 @@ class Job:
             resume=(self.resume[1][node.node.name], self.resume[0]) if self.resume else None,
             bucket=bucket_environment(link.ssh.cluster, place.package),
             data=bool(self.brought.data),
+            torch=torch,
         )
 
     def interpreter(self, link: Link) -> tuple[str, ...]:
@@ -154,10 +157,16 @@ class Job:
         return {"run_dir": place.run_dir, "spec": spec, "secrets": self.secrets}
 
     def spec(
-        self, plan: RankPlan, node: NodePlan, link: Link, interface: str, cpus: int, seconds_left: float | None
+        self,
+        plan: RankPlan,
+        node: NodePlan,
+        link: Link,
+        interface: str,
+        said: Mapping[str, Any],
+        seconds_left: float | None,
     ) -> Spec:
-        """Spec that the agent's `start` takes."""
-        env = self.environment(plan, node, link, interface, cpus)
+        """Spec that the agent's `start` takes. `said` is its answer to `probe`."""
+        env = self.environment(plan, node, link, interface, said["cpus"] or 1, said.get("torch") or "")
         config, place = self.expanded(env), self.place(link)
         what = torchrun.program(config, place)
         argv = torchrun.ranks_argv(plan, node, place, what, self.run_id, self.attempt, config.launcher)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nexa_dist.model import End, Kind
-from nexa_dist.node.protocol import FINAL, VERSION, Event, Reason
+from nexa_dist.node.protocol import FINAL, UNSAID, VERSION, Event, Reason
 from nexa_dist.plan.money.budget import OF_RUN
 from nexa_dist.run.logs.items import AgentEvent, Ended, Item
 from nexa_dist.wire import MOST_RANKS, OtherVersion
@@ -107,8 +107,8 @@ class AttemptState:
     def _event(self, node: str, record: dict[str, Any]) -> str:
         name = record["event"]
         if name == Event.STARTED and record["attempt"] == self.attempt:
-            if record.get("version", VERSION) != VERSION:
-                raise OtherVersion(node, record["version"])
+            if (version := record.get("version", UNSAID)) != VERSION:
+                raise OtherVersion(node, version)
             self.started.add(node)
         if node not in self.started:  # of an earlier attempt: its failures are not ours
             return ""

@@ -16,7 +16,7 @@ from nexa_dist.plan import told
 from nexa_dist.run.code import archive
 from nexa_dist.run.record import Run
 from nexa_dist.run.runner import CommandFailed, Result
-from nexa_dist.run.ssh.connections import Link, on_all
+from nexa_dist.run.ssh.connections import Link, by_node, on_all
 from nexa_dist.shape import maybe
 from nexa_dist.train.shards.cover import Cover, Part, cover
 
@@ -83,16 +83,16 @@ def spread_checkpoint(
     have = {link.node.name: p for s, link, p in found if s == step}
     have[source.node.name] = path
 
-    def to_node(link: Link) -> tuple[str, str]:
-        name = link.node.name
+    def to_node(link: Link) -> str:
+        name = link.name
         if name not in have and ctx.dry:
             have[name] = _received(link, run_id, step)
         elif name not in have:
             ctx.detail(f"{name}: checkpoint of step {step} from {source.node.name}")
             have[name] = _copy(source, path, link, run_id, step)
-        return name, have[name]
+        return have[name]
 
-    return step, dict(on_all(takers, to_node))
+    return step, by_node(takers, to_node)
 
 
 def _together(ctx: Context, shards: Shards, plain: int) -> int:

@@ -31,7 +31,7 @@ from nexa_dist.run import files, git
 from nexa_dist.run.code import archive
 from nexa_dist.run.logs.stream import fetch
 from nexa_dist.run.record import Attempt, Run
-from nexa_dist.run.ssh.connections import Connecting, Link, Ssh, on_all
+from nexa_dist.run.ssh.connections import Connecting, Link, Ssh, by_node, on_all
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.secrets import redact
 
@@ -85,7 +85,7 @@ def check(
             message |= {"listen": host or first.peer_address, "port": port}
         return link.call("probe", message=message, timeout_s=90)
 
-    answers = {link.node.name: answer for link, answer in zip(links, on_all(links, ask), strict=True)}
+    answers = by_node(links, ask)
     pythons = {name: asked.get("python", cluster.layout.python) for name, asked in more.items()}
     verdict = preflight.judge(cluster, answers, time.time(), ranks, pythons)
     for warning in verdict.warnings:
@@ -148,7 +148,7 @@ def prepare(
     specs: dict[str, Spec] = {}
     for link, node in zip(linked, plan.nodes, strict=True):
         name = link.node.name
-        specs[name] = job.spec(plan, node, link, verdict.interfaces[name], answers[name]["cpus"] or 1, seconds_left)
+        specs[name] = job.spec(plan, node, link, verdict.interfaces[name], answers[name], seconds_left)
     return Prepared(
         links=tuple(linked),
         plan=plan,

@@ -13,8 +13,9 @@ from nexa_dist.model import Cluster, Node
 from nexa_dist.node.protocol import AT_WORK
 from nexa_dist.ops.active_runs import active_runs
 from nexa_dist.ops.context import Context
+from nexa_dist.ops.providers.table import machine_says
 from nexa_dist.run import files, trust
-from nexa_dist.run.ssh.connections import Link, on_all, reach, session
+from nexa_dist.run.ssh.connections import Link, by_node, on_all, reach, session
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.straggler import straggler
 
@@ -24,8 +25,7 @@ def live(ctx: Context, run: RunFolder) -> dict[str, Any]:
     record = run.load()
     with session(ctx.runner, record.cluster) as ssh:
         links, silent = reach(ssh, [node for node in record.cluster.nodes if node.name in record.nodes])
-        answers = on_all(links, lambda link: _status(link, record.run_dir(link.node.name)))
-    known = dict(zip((link.node.name for link in links), answers, strict=True))
+        known = by_node(links, lambda link: _status(link, record.run_dir(link.name)))
     return {**known, **{name: {"state": "unreachable", "reason": why} for name, why in silent.items()}}
 
 
@@ -105,7 +105,16 @@ def cluster_nodes(ctx: Context, cluster: Cluster) -> list[dict[str, Any]]:
             got = ssh.run(node, ("true",), timeout_s=15)
             return {**row, "state": "up" if got.code == 0 else f"exit {got.code}"}
         except NexaError as error:
-            return {**row, "state": "unreachable", "why": str(error)}
+            return {**row, "state": "unreachable", "why": str(error), **_machine(ctx, cluster, node)}
 
     with session(ctx.runner, cluster) as ssh:
         return on_all(cluster.nodes, ask)
+
+
+def _machine(ctx: Context, cluster: Cluster, node: Node) -> dict[str, str]:
+    """Word of a scheduler for a node that does not answer; nothing where there is no scheduler, or it does not
+    answer."""
+    with contextlib.suppress(NexaError):
+        if cluster.traits.scheduled:
+            return {"machine": machine_says(ctx, cluster, node)[1]}
+    return {}

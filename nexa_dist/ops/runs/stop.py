@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from nexa_dist.errors import NexaError, StillRunning
+from nexa_dist.errors import StillRunning
 from nexa_dist.model import Decision, End, Kind
 from nexa_dist.node.protocol import Reason
 from nexa_dist.ops.context import Context
@@ -21,7 +21,7 @@ from nexa_dist.ops.runs.watch import Outcome
 from nexa_dist.run import files
 from nexa_dist.run.logs.stream import fetch
 from nexa_dist.run.record import Run
-from nexa_dist.run.ssh.connections import Link, on_all, reach, session
+from nexa_dist.run.ssh.connections import Link, asked, reach, session
 from nexa_dist.run.workspace import RunFolder
 
 LAST_LOGS_S = 20.0
@@ -49,7 +49,8 @@ def stop(ctx: Context, run: RunFolder, grace_s: float = GRACE_S) -> dict[str, An
             if node.name in silent and is_off(ctx, cluster, node):
                 ctx.detail(f"{node.name}: its machine is off, so nothing is left there")
                 del silent[node.name]
-        answers, unproven = _stopped(links, record, grace_s)
+        # An answer that makes no sense keeps nobody from the rest.
+        answers, unproven = asked(links, lambda link: stop_all([link], record, Reason.STOPPED, grace_s)[0])
         silent |= unproven
         links = [link for link in links if link.node.name in answers]
         with contextlib.suppress(OSError):
@@ -89,20 +90,6 @@ def _state(answers: Mapping[str, Mapping[str, Any]], record: Run, asked_unix: fl
     ends = [(row, skew.get(name, 0.0)) for name, answer in answers.items() for row in answer.get("ranks", ())]
     own = any(row["code"] or row["signal"] for row, ahead in ends if row["at"] - ahead < asked_unix - NEARLY_S)
     return "failed" if own or (not ends and "failed" in states) else "stopped"
-
-
-def _stopped(links: Sequence[Link], record: Run, grace_s: float) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Answers of the nodes, and why the others gave none: an answer that makes no sense keeps nobody from the rest."""
-
-    def one(link: Link) -> dict[str, Any] | str:
-        try:
-            return stop_all([link], record, Reason.STOPPED, grace_s)[0]
-        except NexaError as error:
-            return str(error)
-
-    answers = dict(zip((link.node.name for link in links), on_all(links, one), strict=True))
-    good = {name: answer for name, answer in answers.items() if not isinstance(answer, str)}
-    return good, {name: answer for name, answer in answers.items() if isinstance(answer, str)}
 
 
 def _close(ctx: Context, run: RunFolder, links: list[Link], record: Run, state: str) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nexa_dist.config.load import recorded_train
-from nexa_dist.errors import NexaError
+from nexa_dist.errors import NexaError, NoNodes
 from nexa_dist.model import Cluster, Decision, End, Kind
 from nexa_dist.node.protocol import Reason
 from nexa_dist.ops.context import Context
@@ -162,6 +162,11 @@ class Supervisor:
                     if decision.action == "shrink":
                         self.cluster, lost = replace_nodes.without(self.cluster, lost), []
                     return self._relaunch(connections, ssh, sound, anew, outcome.saved)
+            except NoNodes as error:
+                stop = Decision("stop", str(error))
+                self.record.decide(stop)
+                end = dataclasses.replace(outcome.end, kind="stopped", words=stop.why)
+                return self._over(links, dataclasses.replace(outcome, state="stopped", end=end), stop)
             except NexaError as error:
                 ctx.say(f"warning: {error}")
                 sound = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.ops.context import Context
@@ -12,6 +13,7 @@ KEY = "WANDB_API_KEY"
 MARKS = (b"wandb", b"trainingarguments")
 """Marks of wandb in a script; also those of transformers, which reports to all that is installed."""
 TEXTS = (".py", ".yaml", ".yml", ".toml", ".json", ".cfg")
+_COMMENT = re.compile(rb"^\s*#.*$", re.MULTILINE)
 MOST_BYTES = 1 << 20
 """Bytes of the largest file that is looked into: code is not longer."""
 MOST_FILES = 5000
@@ -42,6 +44,8 @@ def used_by(ctx: Context, config: TrainConfig) -> str:
         try:
             if path.is_file() and path.stat().st_size <= MOST_BYTES:
                 text = path.read_bytes().lower()
+                if not name.endswith(".py"):  # train.yaml of nexa init has a word about wandb too
+                    text = _COMMENT.sub(b"", text)
                 if any(mark in text for mark in (MARKS if name.endswith(".py") else MARKS[:1])):
                     return name
         except OSError:  # the launch itself says that it cannot be read

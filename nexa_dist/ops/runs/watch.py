@@ -28,7 +28,7 @@ from nexa_dist.run.logs.items import AgentEvent, Item, Line, Note, Quiet
 from nexa_dist.run.logs.mirror import TAIL
 from nexa_dist.run.logs.stream import Stream, follow
 from nexa_dist.run.record import Run
-from nexa_dist.run.ssh.connections import Link, Unreachable, on_all
+from nexa_dist.run.ssh.connections import Link, Unreachable, by_node, on_all
 from nexa_dist.run.workspace import RunFolder
 
 WOKE_AFTER_S = 5.0
@@ -291,7 +291,7 @@ def sweep(ctx: Context, links: Sequence[Link], record: Run, *, release: bool) ->
         ctx.say(f"warning: {link.node.name}: cannot be proven clean: {why}")
         return None
 
-    return dict(zip((link.node.name for link in links), on_all(links, one), strict=True))
+    return by_node(links, one)
 
 
 class _Stopper:

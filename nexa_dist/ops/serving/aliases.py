@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import operator
+import os
 import re
 import socket
 import time
@@ -84,8 +85,13 @@ class Aliases:
         return stack[-2]
 
     def give(self, promotion: Promotion) -> None:
-        """Write the promotion down, then the names: killed in between, the journal is right."""
+        """Write the promotion down, then the names: killed in between, the journal is right. Raises UsageError for a
+        rollback that another command was quicker to do."""
         with files.locked(self._folder / "lock", "promote"):
+            back = self.before(promotion.alias) if promotion.why == "rollback" else promotion
+            if (back.run, back.step) != (promotion.run, promotion.step):
+                hint = "nexa promote --list shows who has it now"
+                raise UsageError(f"{promotion.alias} was given to another meanwhile", hint=hint)
             files.append_json(self.journal, asdict(promotion))
             now = {alias: asdict(one) for alias in NAMES if (one := self.get(alias))}
             files.write_json(self.file, now, 0o644)
@@ -93,8 +99,11 @@ class Aliases:
 
 def made(alias: str, run: str, step: int, sha256: str, **facts: Any) -> Promotion:
     """A promotion of now, by whoever calls it."""
-    who = f"{getpass.getuser()}@{socket.gethostname()}"
-    return Promotion(alias, run, step, sha256, who, round(time.time(), 3), **facts)
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have a number alone
+        user = str(os.getuid())
+    return Promotion(alias, run, step, sha256, f"{user}@{socket.gethostname()}", round(time.time(), 3), **facts)
 
 
 def thresholds(words: list[str], option: str = "--min") -> dict[str, float]:

@@ -1,16 +1,9 @@
-"""nexa serve: a run's model as a run of its own, its server's state, and the way to it by ssh."""
+"""nexa serve: a run's model as a run of its own, and its server's state."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import re
-import socket
-import threading
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +17,6 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.serving.aliases import Aliases
 from nexa_dist.ops.work import pull, pulled
 from nexa_dist.run.record import Run
-from nexa_dist.run.runner import Stream
 from nexa_dist.run.ssh.connections import Link, reach, session
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.shape import Strange, flag, lenient, number, one_of, parsed, record, text, whole
@@ -32,14 +24,10 @@ from nexa_dist.train import checkpoint
 from nexa_dist.wire import Faulty
 
 LOOPBACK = "127.0.0.1"
-EVERYWHERE = ("0.0.0.0", "::", "localhost")  # noqa: S104
 STAGE, HOLD = "serve", "nexa_dist.stages.serve.hold"
 STATE_FILE = "serve.json"
 """Written by HOLD in the folder of the run; a test holds that the names are the same."""
 FIGURES = ("requests", "prompt_tokens", "completion_tokens", "tokens_per_s")
-POLL_S = 1.0
-MOST_BYTES = 1 << 20
-SMOKE_S = 120.0
 STATE = record(
     {"state": one_of("loading", "ready", "failed", "stopped"), "at": number()},
     {
@@ -52,6 +40,8 @@ STATE = record(
     },
 )  # fmt: skip
 """What a node's serve.json may say."""
+READY = ("host", "port", "model", "api", "smoke")
+"""What it must say of a server that is ready."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +84,11 @@ def find_model(ctx: Context, wish: Wish) -> Model:
     step = aliased.step if aliased else wish.step
     folder, found = _checkpoint(ctx, run, step)
     digest = checkpoint.digest(folder) if folder.exists() else ""
+    if aliased and digest and aliased.sha256 not in ("", digest):
+        raise NexaError(
+            f"{wish.what} is step {step} of {run.run_id} as {aliased.sha256[:16]}, and {folder} is {digest[:16]}",
+            hint=f"an attempt saved that step anew; nexa promote {run.run_id} --to {wish.what} judges what is there",
+        )
     label = name_of(run.run_id.split("_", 3)[-1])
     return Model(_of_transformers(folder, run.run_id), label, run.run_id, found, digest)
 
@@ -168,6 +163,8 @@ def state_of(link: Link, run_dir: str) -> dict[str, Any] | None:
         found: dict[str, Any] = parsed(answer.out, STATE, 1 << 16)
     except Strange as error:
         raise Faulty(link.node.name, STATE_FILE, str(error)) from None
+    if found["state"] == "ready" and (missing := [name for name in READY if name not in found]):
+        raise Faulty(link.node.name, STATE_FILE, f"it is ready without {', '.join(missing)}")
     return found
 
 
@@ -209,128 +206,3 @@ def linked(ctx: Context, run: Run) -> Iterator[Link]:
         if not links:
             raise NexaError("; ".join(silent.values()) or "its node is gone")
         yield links[0]
-
-
-class Tunnel:
-    """A port of this machine that leads to the server on its node, over ssh: it ends with us, however we end."""
-
-    def __init__(self, ctx: Context, port: int) -> None:
-        """`port` is that of this machine. Raises UsageError when it is taken; 0 takes a free one."""
-        self._ctx, self._to = ctx, 0
-        self._stream: Stream | None = None
-        self.port = _free(port)
-
-    @property
-    def url(self) -> str:
-        return f"http://{LOOPBACK}:{self.port}/v1"
-
-    def lead_to(self, link: Link, state: dict[str, Any], seconds: float = 30.0) -> None:
-        """Make the way to the address of a `state`, unless it is there. Raises NexaError."""
-        host, port = state["host"], state["port"]
-        host = LOOPBACK if host in EVERYWHERE else f"[{host}]" if ":" in host else host
-        if self._to == port and _answers(self.port):
-            return
-        self.close()
-        argv = link.ssh.argv(
-            link.node, "-oControlMaster=no", "-oControlPath=none", "-oClearAllForwardings=no",
-            "-oExitOnForwardFailure=yes", f"-L{LOOPBACK}:{self.port}:{host}:{port}",
-        )  # fmt: skip
-        # The kernel closes its input when we are killed; then cat ends, and ssh with it.
-        self._stream, self._to = self._ctx.runner.stream((*argv, "exec cat")), port
-        until = time.monotonic() + seconds
-        while not _answers(self.port):
-            if time.monotonic() > until:
-                self.close()
-                raise NexaError(f"no tunnel to {link.node.name}: nothing answers on port {self.port} here")
-            time.sleep(0.1)
-
-    def close(self) -> None:
-        if self._stream:
-            self._stream.end()
-        self._stream, self._to = None, 0
-
-
-class Door:
-    """While a served run goes on: waits until it answers, leads a port here to it, and asks it once by that way. A new
-    attempt has a new port, so it looks again and again."""
-
-    def __init__(self, ctx: Context, tunnel: Tunnel, key: str, told: Callable[[dict[str, Any]], object]) -> None:
-        self._ctx, self._tunnel, self._key, self._told = ctx, tunnel, key, told
-        self._over = threading.Event()
-        self._thread: threading.Thread | None = None
-        self.state: dict[str, Any] = {}
-        """What the server said of itself last."""
-
-    def __enter__(self) -> Door:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        if self._thread:
-            self._thread.join()
-        self._tunnel.close()
-
-    def open(self, link: Link, run_dir: str) -> None:
-        self._thread = threading.Thread(target=self._look, args=(link, run_dir), daemon=True)
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Until Ctrl-C, or until the run has ended."""
-        while self._thread and self._thread.is_alive():
-            self._thread.join(1.0)
-
-    def _look(self, link: Link, run_dir: str) -> None:
-        asked = 0
-        while not self._over.wait(POLL_S):
-            try:
-                self.state = state = state_of(link, run_dir) or {}
-                if state.get("state") == "stopped":
-                    return
-                if state.get("state") != "ready":
-                    continue
-                self._tunnel.lead_to(link, state)
-                if asked != state["port"]:
-                    answer = ask(self._tunnel.url, state["model"], state["api"], self._key)
-                    asked = state["port"]
-                    self._told({"url": self._tunnel.url, **state, "answer": answer})
-            except NexaError as error:
-                self._ctx.say(f"warning: the served model cannot be reached: {error}")
-                self._over.wait(10 * POLL_S)
-
-
-def ask(url: str, model: str, api: str, key: str, prompt: str = "Say hello.") -> dict[str, Any]:
-    """One short request: its text and seconds. Raises NexaError."""
-    body: dict[str, Any] = {"model": model, "max_tokens": 16}
-    body |= {"messages": [{"role": "user", "content": prompt}]} if api == "chat" else {"prompt": prompt}
-    path = "/chat/completions" if api == "chat" else "/completions"
-    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-    request = urllib.request.Request(url + path, json.dumps(body).encode(), headers)  # noqa: S310
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    begun = time.monotonic()
-    try:
-        with opener.open(request, timeout=SMOKE_S) as response:
-            told = json.loads(response.read(MOST_BYTES))
-        choice = told["choices"][0]
-        said = choice["message"]["content"] if api == "chat" else choice["text"]
-        if not isinstance(said, str):
-            raise ValueError("no text")
-    except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
-        raise NexaError(f"a request was not answered: {str(error)[:200]}") from None
-    plain = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", said)[:200]
-    return {"text": plain, "seconds": round(time.monotonic() - begun, 3)}
-
-
-def _free(port: int) -> int:
-    with socket.socket() as one:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            one.bind((LOOPBACK, port))
-        except (OSError, OverflowError):
-            raise UsageError(f"port {port} of this machine cannot be had", hint="--port 0 takes a free one") from None
-        return int(one.getsockname()[1])
-
-
-def _answers(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, port), timeout=2.0):
-        return True
-    return False

@@ -19,7 +19,7 @@ from nexa_dist.ops.runs.finish import close, finish
 from nexa_dist.ops.runs.launch import BEFORE, Prepared, prepare
 from nexa_dist.ops.runs.watch import Outcome
 from nexa_dist.ops.slurm.outcome import CANCELLED, outcome_of, wait_for_agents
-from nexa_dist.ops.slurm.place import folder, kept, layout
+from nexa_dist.ops.slurm.place import folder, kept
 from nexa_dist.plan.runs.manifest import build_manifest
 from nexa_dist.plan.runs.recovery import Nodes, Policy, decide
 from nexa_dist.plan.slurm.ending import Cause, cause, fields
@@ -28,6 +28,7 @@ from nexa_dist.run import files
 from nexa_dist.run.code import archive
 from nexa_dist.run.record import Attempt, Run
 from nexa_dist.run.slurm.commands import Slurm
+from nexa_dist.run.slurm.layout import layout
 from nexa_dist.run.slurm.links import Steps
 from nexa_dist.run.ssh.connections import Link, Ssh, connect
 from nexa_dist.run.workspace import RunFolder
@@ -85,7 +86,7 @@ class Leader:
                  instance_id=name, offer=config.slurm.partition or "")
             for place, name in enumerate(names)
         )  # fmt: skip
-        return Cluster("slurm", "slurm", nodes, layout(self.ctx.workspace, told["python"]))
+        return Cluster("slurm", "slurm_job", nodes, layout(self.ctx.workspace, told["python"]))
 
     def _record(self, told: Mapping[str, Any], cluster: Cluster) -> Run:
         if self.run.json.exists():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from nexa_dist.errors import StillRunning
+from nexa_dist.errors import NexaError, StillRunning
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.slurm.attempt import Leader
 from nexa_dist.ops.slurm.place import kept
@@ -18,8 +18,14 @@ GONE_S, LOOK_S = 180.0, 1.0
 
 def stop(ctx: Context, run: RunFolder) -> dict[str, Any]:
     """Cancel the job (gone already: nothing to do), wait until Slurm has it in no queue, and close the run. Raises
-    StillRunning when Slurm does not let go of it in time."""
-    number = str(kept(run)["job"])
+    NexaError when Slurm does not answer, StillRunning when it does not let go of the job in time."""
+    told = kept(run)
+    if "job" not in told:  # nexa was killed before it knew the number
+        name = f"nexa-{told['config']['name']}"
+        raise NexaError(
+            f"nobody wrote down which job leads {run.run_id}", hint=f"squeue --me --name={name}, then scancel"
+        )
+    number = str(told["job"])
     slurm = Slurm(ctx.runner)
     before = slurm.waiting(number)
     if before is not None:

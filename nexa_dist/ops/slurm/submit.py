@@ -19,21 +19,20 @@ from nexa_dist.ops.runs.agent_spec import code_folder, secrets
 from nexa_dist.ops.runs.code import of_now, send
 from nexa_dist.ops.runs.launch import commit
 from nexa_dist.ops.runs.wandb import settled
-from nexa_dist.ops.slurm.place import folder, layout
+from nexa_dist.ops.slurm.place import folder
 from nexa_dist.plan.slurm.array import Array
 from nexa_dist.plan.slurm.bill import Bill, bill
-from nexa_dist.plan.slurm.ending import never
+from nexa_dist.plan.slurm.ending import UNSETTLED, WOULD_NEVER, never
 from nexa_dist.plan.slurm.script import Job, script
 from nexa_dist.run import files
 from nexa_dist.run.code import archive
-from nexa_dist.run.slurm.commands import Slurm, Unreachable, Waiting
+from nexa_dist.run.slurm.commands import Slurm, Waiting
+from nexa_dist.run.slurm.layout import layout
 from nexa_dist.run.ssh.connections import Link, Ssh, connect
 from nexa_dist.run.workspace import RunFolder
 
 KEPT = ("HOME", "USER", "LOGNAME", "PATH", "LANG")
 """Variables of the submitter that the job gets beside the secrets; Slurm adds its own."""
-UNSETTLED = ("", "None", "PartitionConfig")
-"""Reasons of a job that no scheduler has looked at; the last one may stay where so many nodes are not up."""
 LOOKS, LOOK_S = 6, 0.5
 """Looks at a job that was just submitted, for a reason why it would wait for ever, and seconds between two."""
 
@@ -59,7 +58,7 @@ def submit(
     config_file: str,
 ) -> Submitted:
     """One job with an element for each of `configs`, of which each has its own run. A dry run only asks Slurm when it
-    would begin. Raises NexaError, and leaves no run behind then."""
+    would begin. Raises NexaError, and leaves no run behind then, unless Slurm has its job."""
     slurm, nproc = asked(configs)
     configs = [settled(ctx, ready(config, nproc)) for config in configs]
     link = _here(ctx, slurm, nproc)
@@ -77,7 +76,7 @@ def submit(
     text = script(job)
     ours = tuple(run.run_id for run in runs)
     if ctx.dry:
-        return Submitted("", ours, text, cost, begins=_begins(ctx, text, hidden))
+        return Submitted("", ours, text, cost, begins=Slurm(ctx.runner).begins(text, hidden))
     try:
         connect(link.ssh)  # puts the agent there
         send(ctx, [link], codes)
@@ -85,16 +84,29 @@ def submit(
             _write(ctx, run, config, config_file, codes, link, point)
         files.write_text(folder(runs[0]) / "job.sbatch", text)
         number = Slurm(ctx.runner).submit(text, hidden)
-        for place, run in enumerate(runs):
-            own = f"{number}_{array.indices[place]}" if array else number
-            path = folder(run) / "job.json"
-            files.write_json(path, {**files.read_object(path), "job": own})
-        waiting = _looked_at(ctx, number)
     except BaseException:
-        for run in runs:
-            shutil.rmtree(run.path, ignore_errors=True)  # nothing was begun, so there is no run
+        _forget(runs)
+        raise
+    # From here on there is a job: its runs stay for as long as it may begin.
+    for place, run in enumerate(runs):
+        own = f"{number}_{array.indices[place]}" if array else number
+        path = folder(run) / "job.json"
+        files.write_json(path, {**files.read_object(path), "job": own})
+    try:
+        waiting = _looked_at(ctx, number)
+    except Never:
+        _forget(runs)
+        raise
+    except BaseException:
+        ctx.say(f"job {number} is in the queue all the same: scancel {number} ends it")
         raise
     return Submitted(number, ours, text, cost, waiting)
+
+
+def _forget(runs: Sequence[RunFolder]) -> None:
+    """Remove the folders of runs of which nothing was begun."""
+    for run in runs:
+        shutil.rmtree(run.path, ignore_errors=True)
 
 
 def asked(configs: Sequence[TrainConfig]) -> tuple[SlurmConfig, int]:
@@ -142,7 +154,7 @@ def _here(ctx: Context, slurm: SlurmConfig, nproc: int) -> Link:
     if not os.access(python, os.X_OK):
         raise UsageError(f"slurm.python: {python} cannot be started here", hint="login host and nodes have it alike")
     host = socket.gethostname()
-    cluster = Cluster("slurm", "slurm", (Node("n0", host, nproc),), layout(ctx.workspace, python))
+    cluster = Cluster("slurm", "slurm_job", (Node("n0", host, nproc),), layout(ctx.workspace, python))
     return Link(Ssh(ctx.runner, cluster, ""), cluster.nodes[0], os.path.expanduser("~"))
 
 
@@ -179,32 +191,29 @@ def _write(
     files.write_json(folder(run) / "job.json", told)
 
 
-def _begins(ctx: Context, text: str, hidden: Mapping[str, str]) -> str:
-    """Words of Slurm for when the job would begin; where there is no Slurm, that."""
-    slurm = Slurm(ctx.runner)
-    if shutil.which("sbatch") is None:
-        return "there is no sbatch here, so nobody was asked when it would begin"
-    try:
-        return slurm.submit(text, hidden, test=True)
-    except Unreachable as error:
-        return f"{error}, so nobody was asked when it would begin"
+class Never(NexaError):
+    """A job that Slurm would never start, and that was cancelled."""
 
 
 def _looked_at(ctx: Context, number: str) -> Waiting | None:
-    """The job as it waits or runs now. One that would wait for ever is cancelled. Raises NexaError then."""
+    """The job as it waits or runs now; None where squeue does not say. One that would wait for ever is cancelled.
+    Raises Never then."""
     slurm, found = Slurm(ctx.runner), None
     for look in range(LOOKS):
         if look:
             ctx.sleep(LOOK_S)
-        found = slurm.waiting(number)
+        try:
+            found = slurm.waiting(number)
+        except NexaError as error:
+            ctx.say(f"warning: {error}")
+            return None
         if found is None or found.state != "PENDING":
             return found
         if never(found.state, found.reason):
             slurm.cancel(number)
-            raise NexaError(
+            raise Never(
                 f"Slurm would never start job {number}: {found.reason}",
-                hint="it was cancelled. slurm.account, qos, partition, time, constraint: sinfo, sacctmgr show "
-                "associations user=$USER",
+                hint=WOULD_NEVER,
             )
         if found.reason not in UNSETTLED:
             return found

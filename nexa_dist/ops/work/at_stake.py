@@ -18,7 +18,7 @@ from nexa_dist.ops.work.results import Left, Whole, look, wholes
 from nexa_dist.plan.runs.results import counted, sized
 from nexa_dist.run import files
 from nexa_dist.run.record import Run
-from nexa_dist.run.ssh.connections import Link, connect, on_all, session
+from nexa_dist.run.ssh.connections import Link, by_node, connect, session
 from nexa_dist.run.workspace import ClusterFolder, RunFolder
 from nexa_dist.shape import Strange
 
@@ -46,6 +46,8 @@ def at_stake(ctx: Context, folder: ClusterFolder, without: Collection[str] = ())
         return found
     try:
         cluster = folder.load()
+        if cluster.traits.scheduled and cluster.layout.scratch.startswith(f"{ctx.workspace.root}/"):
+            return found  # it lies on the file system that we share with the nodes, and stays there
         known = _runs(ctx, cluster)
         nodes = [node for node in cluster.nodes if node.name not in without and _of_node(known, node.name)]
         if nodes:
@@ -83,7 +85,7 @@ def _ask(
                 off = is_off(ctx, cluster, node)
                 return "" if off else f"what {node.name} holds is not known: {error}"
 
-        answers = dict(zip((node.name for node in nodes), on_all(nodes, one), strict=True))
+        answers = by_node(nodes, one)
     found.silent |= {name: answer for name, answer in answers.items() if isinstance(answer, str) and answer}
     by_run: dict[str, dict[str, Left]] = defaultdict(dict)
     for name, answer in answers.items():
@@ -96,7 +98,7 @@ def _ask(
 
 def _judge(ctx: Context, cluster: Cluster, run: RunFolder, record: Run, left: Mapping[str, Left], found: Stake) -> None:
     pulled = Pulled.of(run)
-    newest = max(wholes(left), key=_order, default=None)
+    newest = max(wholes(left), key=lambda whole: (whole.step, whole.durable), default=None)
     alone = [row for one in left.values() for row in one.files if not (row.kept and cluster.bucket)]
     lost = [row for row in alone if not pulled.holds_file(row)]
     words = []
@@ -110,10 +112,6 @@ def _judge(ctx: Context, cluster: Cluster, run: RunFolder, record: Run, left: Ma
     if words:
         found.lines.append(f"{run.run_id}: {'; '.join(words)}")
         found.runs.append(run.run_id)
-
-
-def _order(kept: Whole) -> tuple[int, bool]:
-    return kept.step, kept.durable
 
 
 def _is_safe(ctx: Context, cluster: Cluster, run: RunFolder, record: Run, kept: Whole, pulled: Pulled) -> bool:

@@ -51,8 +51,8 @@ def bring(
     if config.image:
         from nexa_dist.ops.work import image
 
-        ready = image.make_ready(ctx, links, config, kept)
-        made = Brought(dict.fromkeys(ready.hosts, PYTHON), environment=ready.told, hosts=ready.hosts)
+        hosts, told = image.make_ready(ctx, links, config, kept)
+        made = Brought(dict.fromkeys(hosts, PYTHON), environment=told, hosts=hosts)
     elif config.environment != "light":
         from nexa_dist.ops.work import environment  # a run in light is launched sooner without it
 

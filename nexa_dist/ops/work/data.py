@@ -21,7 +21,7 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.work.hand_on import hand_on
 from nexa_dist.run import files
 from nexa_dist.run.code.content import Content, content, found, human
-from nexa_dist.run.ssh.connections import Link, on_all
+from nexa_dist.run.ssh.connections import Link, by_node, on_all
 from nexa_dist.run.ssh.program import Refused, run_program
 from nexa_dist.shape import Check, Strange, record, rows, table, text, whole
 
@@ -80,7 +80,7 @@ def bring_data(
         for name, source in config.data.items()
     ]
     items = [replace(item, keep=tuple(other.id for other in items)) for item in items]
-    there = dict(zip(_names(links), on_all(links, lambda link: _look(ctx, link, items)), strict=True))
+    there = by_node(links, lambda link: _look(ctx, link, items))
     rows = {item.name: _spread(ctx, links, item, there, kept.parent.name) for item in items}
     files.write_json(kept / KEPT, rows)
     return rows
@@ -97,10 +97,6 @@ def folders(shared: str, data: Mapping[str, Any]) -> dict[str, list[str]]:
 
 def _place(shared: str, ident: str) -> str:
     return f"{shared}/data/{ident}"
-
-
-def _names(links: Sequence[Link]) -> list[str]:
-    return [link.node.name for link in links]
 
 
 def _path(ctx: Context, source: str) -> Path:
@@ -176,7 +172,7 @@ def _spread(
     if not lacking:
         return row
     places = {link.node.name: _place(_shared(link), item.id) for link in links}
-    on_all(lacking, lambda link: _make_room(ctx, link, item))
+    on_all(lacking, lambda link: _act(ctx, link, item, {"act": "room", "bytes": row["bytes"]}, record({})))
     said = f"data {item.name} ({human(row['bytes'])})"
     why = hand_on(ctx, having[0], lacking, places, said, row["bytes"])
 
@@ -194,10 +190,6 @@ def _spread(
 def _look(ctx: Context, link: Link, items: Sequence[Item]) -> dict[str, Any]:
     named = ", ".join(item.name for item in items)
     return _program(ctx, link, named, {"act": "look", "ids": [item.id for item in items]}, _LOOK)
-
-
-def _make_room(ctx: Context, link: Link, item: Item) -> None:
-    _act(ctx, link, item, {"act": "room", "bytes": item.row["bytes"]}, record({}))
 
 
 def _fetched(ctx: Context, link: Link, item: Item, run_id: str) -> dict[str, Any]:

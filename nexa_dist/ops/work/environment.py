@@ -24,7 +24,7 @@ from nexa_dist.plan.environment_refusal import refusal
 from nexa_dist.remote import ENVIRONMENTS
 from nexa_dist.run import bundle, files
 from nexa_dist.run.code.archive import Archive
-from nexa_dist.run.ssh.connections import Link, on_all
+from nexa_dist.run.ssh.connections import Link, by_node, on_all
 from nexa_dist.run.ssh.program import run_program
 from nexa_dist.secrets import redact, redact_text
 from nexa_dist.shape import flag, maybe, number, record, rows, text, whole
@@ -133,12 +133,12 @@ def _none(links: Sequence[Link]) -> Ready:
 def looked(links: Sequence[Link], folders: Mapping[str, str], *, use: bool = True) -> dict[str, dict[str, Any]]:
     """What each node says of the environment in its folder; with `use` it is in use from now on."""
 
-    def look(link: Link) -> tuple[str, dict[str, Any]]:
+    def look(link: Link) -> dict[str, Any]:
         shared = link.path(link.ssh.cluster.layout.shared)
         message = {"act": "look", "env": folders.get(link.node.name, ""), "room": shared, "use": use}
-        return link.node.name, run_program(link, ENVIRONMENTS.read_bytes(), message, LOOK, reads=not use)
+        return run_program(link, ENVIRONMENTS.read_bytes(), message, LOOK, reads=not use)
 
-    return dict(on_all(links, look))
+    return by_node(links, look)
 
 
 def _before(kept: Path | None) -> tuple[Asked | None, list[str]]:

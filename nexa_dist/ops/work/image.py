@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from nexa_dist.ops.context import Context
 from nexa_dist.plan.runs.container import Host
 from nexa_dist.remote import IMAGES
 from nexa_dist.run import files
-from nexa_dist.run.ssh.connections import Link, on_all
+from nexa_dist.run.ssh.connections import Link, by_node
 from nexa_dist.run.ssh.program import Refused, run_program
 from nexa_dist.secrets import redact_text
 from nexa_dist.shape import flag, one_of, record, rows, text, whole
@@ -36,22 +35,16 @@ CURES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Ready:
-    """Engine and image by node name; `told` is for the record of the run."""
-
-    hosts: Mapping[str, Host]
-    told: Mapping[str, Any]
-
-
-def make_ready(ctx: Context, links: Sequence[Link], config: TrainConfig, kept: Path | None) -> Ready:
-    """The image on every node, brought where it lacks; a dry run brings nothing. `kept` is the folder of the run, for
-    which the image stays what it was. Raises NexaError where an engine or the image cannot be had, or is not the
-    same everywhere."""
+def make_ready(
+    ctx: Context, links: Sequence[Link], config: TrainConfig, kept: Path | None
+) -> tuple[dict[str, Host], dict[str, Any]]:
+    """The image on every node, brought where it lacks; a dry run brings nothing. Answers engine and image by node name,
+    and what the record of the run says of them. `kept` is the folder of the run, for which the image stays what it was.
+    Raises NexaError where an engine or the image cannot be had, or is not the same everywhere."""
     image = config.image or ""
     began = time.monotonic()
 
-    def look(link: Link) -> tuple[str, dict[str, Any]]:
+    def look(link: Link) -> dict[str, Any]:
         message = {"engine": config.engine, "image": image, "pull": not ctx.dry}
 
         def heard(said: Any) -> None:
@@ -59,13 +52,13 @@ def make_ready(ctx: Context, links: Sequence[Link], config: TrainConfig, kept: P
                 ctx.detail(f"{link.node.name}: {redact_text(line[:300])}")
 
         try:
-            return link.node.name, run_program(link, IMAGES.read_bytes(), message, FOUND, heard, reads=ctx.dry)
+            return run_program(link, IMAGES.read_bytes(), message, FOUND, heard, reads=ctx.dry)
         except Refused as error:
             why = str(error)
             hint = next((cure for sign, cure in CURES if sign in why), "nexa ssh NODE looks at it there")
             raise Refused(why, hint=hint) from None
 
-    found = dict(on_all(links, look))
+    found = by_node(links, look)
     if time.monotonic() - began > 5:
         ctx.say(f"  image ready in {time.monotonic() - began:.1f} s")
     lack = [name for name, row in found.items() if not row["image"]]
@@ -83,7 +76,7 @@ def make_ready(ctx: Context, links: Sequence[Link], config: TrainConfig, kept: P
     }  # fmt: skip
     first = found[links[0].node.name]
     told = {"name": "image", "image": image, "digest": first["digest"], "ids": same}
-    return Ready(hosts, told | {"engines": {name: f"{row['engine']} {row['version']}" for name, row in found.items()}})
+    return hosts, told | {"engines": {name: f"{row['engine']} {row['version']}" for name, row in found.items()}}
 
 
 def _same(image: str, found: Mapping[str, Mapping[str, Any]], kept: Path | None) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -25,6 +24,7 @@ from nexa_dist.run.record import Run
 from nexa_dist.run.runner import CommandFailed
 from nexa_dist.run.ssh.connections import Link, on_all
 from nexa_dist.run.workspace import RunFolder
+from nexa_dist.train.checkpoint import sha256_of
 
 LIST_S, ASK_S = 120.0, 75.0
 KEEP_S = 60.0
@@ -112,10 +112,9 @@ def _put(one: Placed, stage: Path, folder: Path, replacing: results.Replace) -> 
     part, into = stage / one.row.sha256, folder / "outputs" / one.into
     if not part.is_file():
         return "the bucket has it no more"
-    with part.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != one.row.sha256:
-            part.unlink()
-            return "what the bucket has is not what was written"
+    if sha256_of(part) != one.row.sha256:
+        part.unlink()
+        return "what the bucket has is not what was written"
     copy = part.with_suffix(".copy")  # another name may need it too
     copy.unlink(missing_ok=True)
     os.link(part, copy)

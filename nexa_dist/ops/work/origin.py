@@ -109,8 +109,7 @@ def _told(name: str, wanted: str, found: archive.Code | None, commit: str | None
         return Part(name, "same", f"{wanted}, as it was kept")
     if found:
         return Part(name, "same", f"{wanted}, which is what is here now")
-    clean = commit and not commit.endswith("-dirty")
-    cure = f"; git checkout {commit} has it" if clean else ""
+    cure = f"; git checkout {commit[:12]} has it" if commit and not commit.endswith("-dirty") else ""
     return Part(name, "gone", f"the archive {wanted} was removed, and what is here now is another{cure}")
 
 
@@ -127,6 +126,10 @@ def _environment(folder: RunFolder, record: Run, config: TrainConfig, cluster: C
         return Part("environment", "differs", f"light was {was or 'not known'}, and is {now} on {cluster.name}")
     if not (folder.brought / ENVIRONMENT).is_file():
         return Part("environment", "gone", f"what {was} was made from is no longer beside the run")
+    try:
+        files.read_object(folder.brought / ENVIRONMENT)
+    except NexaError as error:
+        return Part("environment", "gone", f"what {was} was made from is damaged: {error}")
     count = len(record.environment.get("freeze", []))
     return Part("environment", "unsure", f"{was}: there, or built anew from its {count} packages as they were")
 

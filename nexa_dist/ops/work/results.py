@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import time
 from collections import defaultdict
@@ -20,9 +19,10 @@ from nexa_dist.plan import told
 from nexa_dist.plan.runs.results import Placed, Wrote, bounded, placed, sized
 from nexa_dist.run import files
 from nexa_dist.run.record import Run
-from nexa_dist.run.ssh.connections import Link, on_all
+from nexa_dist.run.ssh.connections import Link, asked
 from nexa_dist.run.ssh.receive import Asked, Got, Receiver
 from nexa_dist.run.workspace import RunFolder
+from nexa_dist.train.checkpoint import sha256_of
 from nexa_dist.train.shards.cover import Cover, Part, cover
 
 PAGES = 100
@@ -79,15 +79,11 @@ class Fetched:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def outputs_of(record: Run) -> list[str]:
-    """`outputs:` of a run, which may be an older nexa's."""
-    return [word for word in record.config.get("outputs") or () if isinstance(word, str)]
-
-
 def asked_of(link: Link, record: Run) -> dict[str, Any]:
     """Message to the agent's `wrote` about a run."""
     durable = f"{link.path(link.ssh.cluster.layout.durable)}/{record.run_id}/checkpoints"
-    return {"dir": record.run_dir(link.node.name), "durable": durable, "outputs": outputs_of(record)}
+    named = [word for word in record.config.get("outputs") or () if isinstance(word, str)]  # may be an older nexa's
+    return {"dir": record.run_dir(link.node.name), "durable": durable, "outputs": named}
 
 
 def look(link: Link, records: Sequence[Run], timeout_s: float = 120.0) -> list[Left]:
@@ -140,17 +136,7 @@ def wholes(left: Mapping[str, Left]) -> list[Whole]:
 
 def look_all(links: Sequence[Link], record: Run) -> tuple[dict[str, Left], dict[str, str]]:
     """Look on all nodes; what is left by node, in their order, and why others cannot be asked."""
-
-    def one(link: Link) -> Left | str:
-        try:
-            return look(link, [record])[0]
-        except NexaError as error:
-            return str(error)
-
-    names = [link.node.name for link in links]
-    answers = dict(zip(names, on_all(links, one) if links else (), strict=True))
-    good = {name: answer for name, answer in answers.items() if isinstance(answer, Left)}
-    return good, {name: answer for name, answer in answers.items() if isinstance(answer, str)}
+    return asked(links, lambda link: look(link, [record])[0])
 
 
 def choose(left: Mapping[str, Left], everything: bool, place: Place, folder: Path, most: float) -> Fetched:
@@ -179,7 +165,7 @@ def bring(
     What did not come goes from there to `failed`."""
     pulled = Pulled.of(run)
     place = pulled.at(folder)
-    until = time.monotonic() + seconds
+    until, into = time.monotonic() + seconds, folder / "outputs"
     todo = [one for one in fetched.here if not one.row.sha256 and not holds(folder, place, one.row)]
     meter = Meter(ctx, sum(one.row.bytes for one in todo))
     try:
@@ -190,7 +176,10 @@ def bring(
                 replace = replacing(place, folder)
                 receiver = Receiver(link, record.run_dir(name), folder / PARTS, replace, meter.add)
                 known = [known_here(one, place, folder) for one in mine]
-                asked = [_asked(one, folder, here[0]) for one, here in zip(mine, known, strict=True)]
+                asked = [
+                    Asked(one.row.path, one.row.bytes, into / one.into, f"{one.row.bytes} {one.row.mtime_ns}", here[0])
+                    for one, here in zip(mine, known, strict=True)
+                ]
                 came = receiver.take(asked, max(1.0, until - time.monotonic()))
                 for one, got, here in zip(mine, came, known, strict=True):
                     _note(one, got, here, place, fetched)
@@ -205,16 +194,11 @@ def known_here(one: Placed, place: Place, folder: Path) -> tuple[str, str]:
     or an earlier node wrote it too."""
     own, row, first = folder / "outputs" / one.into, one.row, one.first
     if own.is_file() and not own.is_symlink() and own.stat().st_size == row.bytes:
-        return _sha256(own), one.into
+        return sha256_of(own), one.into
     known = place.files.get(first.node, {}).get(first.name) if first else None
     if first and known and known.bytes == row.bytes and holds(folder, place, first):
         return known.sha256, known.into
     return "", ""
-
-
-def _asked(one: Placed, folder: Path, same: str) -> Asked:
-    row = one.row
-    return Asked(row.path, row.bytes, folder / "outputs" / one.into, f"{row.bytes} {row.mtime_ns}", same)
 
 
 def _note(one: Placed, got: Got, known: tuple[str, str], place: Place, fetched: Fetched) -> None:
@@ -235,16 +219,11 @@ def replacing(place: Place, folder: Path) -> Replace:
         if os.path.lexists(into):
             known = ours.get(into.relative_to(folder / "outputs").as_posix())
             plain = into.is_file() and not into.is_symlink()
-            if not plain or known is None or _sha256(into) != known:
+            if not plain or known is None or sha256_of(into) != known:
                 put_aside(into)
         os.replace(part, into)
 
     return replace
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Meter:

@@ -65,7 +65,8 @@ def candidates(config: ClusterConfig, region: RegionMarket) -> tuple[list[Candid
     """Every candidate in order of preference, and a line for each offer that was left out."""
     found: list[Candidate] = []
     dropped: list[str] = []
-    for market in _markets(config):
+    markets: tuple[Market, ...] = ("spot", "on_demand") if config.market == "spot_then_on_demand" else (config.market,)
+    for market in markets:
         tier: list[Candidate] = []
         for place, (kind, wanted_zone) in enumerate(_wanted(config, region)):
             gpus = region.gpus.get(kind, 0)
@@ -93,10 +94,6 @@ def in_zones(
     kept = [candidate for candidate in found if candidate.zone in zones]
     others = [f"{one.title}: none of `subnets` with room is in that zone" for one in found if one not in kept]
     return kept, [*dropped, *others]
-
-
-def _markets(config: ClusterConfig) -> tuple[Market, ...]:
-    return ("spot", "on_demand") if config.market == "spot_then_on_demand" else (config.market,)
 
 
 def _wanted(config: ClusterConfig, region: RegionMarket) -> list[tuple[str, str | None]]:

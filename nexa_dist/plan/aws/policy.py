@@ -80,25 +80,21 @@ def _joins(rule: Resource, group: Resource) -> bool:
 
 
 def imdsv2_required(plan: Plan) -> Found:
+    complaint = 'its metadata may be read without a token: metadata_options { http_tokens = "required" }'
     for resource in _machines(plan):
         options = resource.blocks("metadata_options")
         if any(option.get("http_tokens") != "required" for option in options) or not (
             options or _by_template(resource)
         ):
-            yield (
-                resource.address,
-                'its metadata may be read without a token: metadata_options { http_tokens = "required" }',
-            )
+            yield resource.address, complaint
 
 
 def hop_limit(plan: Plan) -> Found:
+    complaint = "its metadata may be read by containers and proxies: http_put_response_hop_limit = 1"
     for resource in _machines(plan):
         options = resource.blocks("metadata_options")
         if any(option.get("http_put_response_hop_limit") != 1 for option in options):
-            yield (
-                resource.address,
-                "its metadata may be read by containers and proxies: http_put_response_hop_limit = 1",
-            )
+            yield resource.address, complaint
 
 
 def _machines(plan: Plan) -> list[Resource]:
@@ -153,38 +149,30 @@ def _spot_options(plan: Plan) -> Iterator[tuple[Resource, Mapping[str, Any]]]:
 
 
 def one_time_spot(plan: Plan) -> Found:
+    again = "its spot request may start it again: spot_instance_type one-time, interruption terminate"
+    alone = "a request of its own outlives its machines: use aws_instance with instance_market_options"
     for resource, options in _spot_options(plan):
         kept = options.get("instance_interruption_behavior") != "terminate"
         if options.get("spot_instance_type") != "one-time" or kept:
-            yield (
-                resource.address,
-                "its spot request may start it again: spot_instance_type one-time, interruption terminate",
-            )
+            yield resource.address, again
     for resource in plan.of("aws_spot_instance_request", "aws_spot_fleet_request"):
-        yield (
-            resource.address,
-            "a request of its own outlives its machines: use aws_instance with instance_market_options",
-        )
+        yield resource.address, alone
 
 
 def no_max_price(plan: Plan) -> Found:
+    complaint = "a max_price adds interruptions and saves nothing: leave it out, budget_usd is the limit"
     for resource, options in _spot_options(plan):
         if resource.new and options.get("max_price"):  # EC2 fills it in for machines that run
-            yield (
-                resource.address,
-                "a max_price adds interruptions and saves nothing: leave it out, budget_usd is the limit",
-            )
+            yield resource.address, complaint
 
 
 def deadline_first(plan: Plan) -> Found:
+    late = "its user_data does something before its deadline: bootcmd with the deadline comes first"
     nodes = plan.of("aws_instance")
     for resource in _machines(plan):
         text = _visible_user_data(resource)
         if text is not None and not re.match(r"#cloud-config\n(\s*#[^\n]*\n|\s*\n)*bootcmd:\n[^:]*deadline", text):
-            yield (
-                resource.address,
-                "its user_data does something before its deadline: bootcmd with the deadline comes first",
-            )
+            yield resource.address, late
     if not nodes:
         return
     unix, hours = plan.variables.get("expires_unix"), plan.variables.get("max_hours")
@@ -222,10 +210,8 @@ def tagged(plan: Plan) -> Found:
         for where, tags in _tag_sets(resource):
             wrong = [key for key, value in wanted.items() if not tags.get(key) or value not in (None, tags[key])]
             if wrong:
-                yield (
-                    resource.address,
-                    f"{where} lack {', '.join(wrong)}: a sweep would not find it, or not know whose it is",
-                )
+                lack = f"{where} lack {', '.join(wrong)}"
+                yield resource.address, f"{lack}: a sweep would not find it, or not know whose it is"
 
 
 def _tag_sets(resource: Resource) -> Iterator[tuple[str, Mapping[str, str]]]:

@@ -75,26 +75,6 @@ def on_demand(instance_type: str, region: str) -> float | None:
     return known.on_demand_usd_per_hour.get(region) if known else None
 
 
-def disk_usd_per_gb_month(region: str) -> float | None:
-    """Price of a gp3 disk; None where the book does not know it."""
-    return book().disk.usd.get(region)
-
-
-def address_usd_per_hour(region: str) -> float | None:
-    """Price of one public IPv4 address; None where the book does not know it."""
-    return book().address.usd.get(region)
-
-
-def egress_usd_per_gb(region: str) -> float | None:
-    """Price of traffic to the internet; None where the book does not know it."""
-    return book().egress.usd.get(region)
-
-
-def between_regions_usd_per_gb(region: str) -> float | None:
-    """Price of traffic from a region to another one; None where the book does not know it."""
-    return book().between_regions.usd.get(region)
-
-
 def age_days(today: date) -> int:
     """Days since the book's `as_of`."""
     return (today - book().as_of).days

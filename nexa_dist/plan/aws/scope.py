@@ -124,7 +124,7 @@ def tfvars(
     ssh_from: Sequence[str],
 ) -> dict[str, Any]:
     """Variables of terraform/stacks/aws. `zones` are those of every candidate: moving the gang moves no network."""
-    names = [f"n{index}" for index in range(config.nodes or 0)]
+    names = list(config.node_names)
     given = scope.given
     together = config.placement_group is True or (config.placement_group is None and len(names) > 1)
     return {

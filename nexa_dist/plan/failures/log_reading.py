@@ -52,20 +52,21 @@ def read(tail: bytes, end: Exit | None) -> Finding | None:
     trace = log_tail.last_traceback(text)
     region = trace or text[-log_tail.REGION_BYTES :]
     shown = log_tail.last_lines(region, SHOWN_LINES)
-    made = Finding(BY_NAME["unknown"], "", None, math.inf, Tier.OWN, "", "", shown, end)
-    end = _of_a_shell(end)
-    if end is None or end.signal not in ENDED_BY_SIGNAL:
-        said = _said(text, trace, region, end)
+    meant = _of_a_shell(end)
+    if meant is None or meant.signal not in ENDED_BY_SIGNAL:
+        said = _said(text, trace, region, meant)
         if said:
-            return replace(
-                made, signature=said.signature, tier=said.tier, detail=said.detail, place=said.place, remedy=said.remedy
-            )
-    if end is None:
+            return replace(said, lines=shown, exit=end)
+    if meant is None:
         return None
-    if end.code and not trace and (number := log_tail.crash(text)):
-        end = replace(end, code=0, signal=number)
-    known = next(s for s in TABLE if s.exits and s.exits(end))
-    return replace(made, signature=known, tier=known.tier, detail=_of_exit(known, end, text))
+    if meant.code and not trace and (number := log_tail.crash(text)):
+        meant = replace(meant, code=0, signal=number)
+    known = next(s for s in TABLE if s.exits and s.exits(meant))
+    return replace(_found(known, known.tier, _of_exit(known, meant, text), ""), lines=shown, exit=end)
+
+
+def _found(signature: Signature, tier: Tier, detail: str, place: str, remedy: str = "") -> Finding:
+    return Finding(signature, "", None, math.inf, tier, detail, place, remedy=remedy)
 
 
 def _of_a_shell(end: Exit | None) -> Exit | None:
@@ -74,16 +75,7 @@ def _of_a_shell(end: Exit | None) -> Exit | None:
     return replace(end, code=0, signal=number) if end and number in (*CRASHES, 9) else end
 
 
-@dataclass(frozen=True)
-class _Said:
-    signature: Signature
-    tier: Tier
-    detail: str
-    place: str
-    remedy: str = ""
-
-
-def _said(text: bytes, trace: bytes, region: bytes, end: Exit | None) -> _Said | None:
+def _said(text: bytes, trace: bytes, region: bytes, end: Exit | None) -> Finding | None:
     """Find in a log what its process ended of; None when the log does not tell."""
     words, later = log_tail.message(region)
     if trace and log_tail.went_on(later):
@@ -104,18 +96,18 @@ def _said(text: bytes, trace: bytes, region: bytes, end: Exit | None) -> _Said |
         known = _search([s for s in TABLE if s.anywhere], text, end, checked=True) or known
     own = str(frame) if frame and frame.own else ""
     if known and known[0].name != "aborted":
-        return _Said(known[0], known[0].tier, known[1], own)
+        return _found(known[0], known[0].tier, known[1], own)
     mistake = log_tail.mistake(words)
     if words and not mistake and (lost := _search([s for s in TABLE if s.raised], words, end, checked=True)):
-        return _Said(lost[0], lost[0].tier, log_tail.raised(trace) if trace else known[1] if known else "", own)
+        return _found(lost[0], lost[0].tier, log_tail.raised(trace) if trace else known[1] if known else "", own)
     if known:
-        return _Said(known[0], known[0].tier, known[1], own)
+        return _found(known[0], known[0].tier, known[1], own)
     if not trace or not _ended_of_it(later, end):
         return None
     signature = BY_NAME["python_exception"]
     tier = Tier.LATE if not mistake and log_tail.in_collective(trace) else signature.tier
     remedy = "" if mistake else NOT_KNOWN
-    return _Said(signature, tier, log_tail.raised(trace), str(frame) if frame else "", remedy)
+    return _found(signature, tier, log_tail.raised(trace), str(frame) if frame else "", remedy)
 
 
 def _of_the_child(before: bytes, end: Exit | None) -> tuple[bytes, tuple[Signature, str]] | None:
@@ -128,13 +120,13 @@ def _of_the_child(before: bytes, end: Exit | None) -> tuple[bytes, tuple[Signatu
     return (trace, known) if known and known[0].tier == Tier.CAUSE else None
 
 
-def _of_ranks(ranks: str, inner: bytes, end: Exit | None) -> _Said:
+def _of_ranks(ranks: str, inner: bytes, end: Exit | None) -> Finding:
     """Failure of ranks that a rank was told of, itself perhaps among them: evidence.py finds whose it is."""
     said = _said(inner, inner, inner, end)
     signature = BY_NAME["distributed_checkpoint"]
-    remedy = (said.remedy or said.signature.fix) if said else NOT_KNOWN
+    remedy = said.fix if said else NOT_KNOWN
     detail = f"{ranks}: {log_tail.raised(inner)}"
-    return _Said(signature, signature.tier, detail, said.place if said else "", f"{signature.fix}; {remedy}")
+    return _found(signature, signature.tier, detail, said.place if said else "", f"{signature.fix}; {remedy}")
 
 
 def _ended_of_it(later: bytes, end: Exit | None) -> bool:

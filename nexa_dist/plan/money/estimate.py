@@ -52,8 +52,8 @@ def rates_of(
 ) -> tuple[Rates, tuple[str, ...]]:
     """Rates of the cluster in USD an hour, and the parts that have no known price."""
     nodes = config.nodes or 0
-    disk, address = prices.disk_usd_per_gb_month(region), prices.address_usd_per_hour(region)
-    egress = prices.egress_usd_per_gb(region)
+    disk, address = prices.book().disk.usd.get(region), prices.book().address.usd.get(region)
+    egress = prices.book().egress.usd.get(region)
     extras = (("disks", disk), ("public addresses", address), ("traffic", egress))
     unknown = tuple(what for what, price in extras if price is None)
     rates = Rates(

@@ -20,7 +20,7 @@ MINIMUM_S = 60.0
 EARLIEST, LATEST = 1e9, 4.2e9
 """Between 2001 and 2103: no line of a ledger is from outside of it."""
 BYTES_A_GB = 1e9
-OWN = ("local", "static")
+OWN = ("local", "static", "slurm")
 """Offers of one's own machines: no cloud bills a first minute of them."""
 
 

@@ -15,8 +15,7 @@ NO_CONTENT = ("sha256", "at_unix")
 
 def digest(snapshot: Mapping[str, Any]) -> str:
     """SHA-256 of the content."""
-    content = {key: value for key, value in snapshot.items() if key not in NO_CONTENT}
-    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_content(snapshot), sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

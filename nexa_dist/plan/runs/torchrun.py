@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,7 +19,6 @@ DEFAULT_ENVIRONMENT = {
     # Its last collectives are kept, which older versions of torch do only when told, and dumped when one times out; the
     # agent says where to (node/rank.py).
     "TORCH_FR_BUFFER_SIZE": "2000",
-    "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
     "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
     "NCCL_DEBUG": "WARN",
     "PYTHONUNBUFFERED": "1",
@@ -33,6 +33,9 @@ SAME = (
     ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"),
 )
 """Newer and older names of one setting of torch."""
+FR_SINCE = (2, 9)
+"""The torch from which on the recorder is known by its newer name for certain; it warns of the older one."""
+_RELEASE = re.compile(r"(\d{1,4})\.(\d{1,4})")
 
 
 @dataclass(frozen=True)
@@ -132,15 +135,18 @@ def environment(
     resume: tuple[str, int] | None = None,
     bucket: Mapping[str, str] | None = None,
     data: bool = False,
+    torch: str = "",
 ) -> dict[str, str]:
     """Environment that torchrun and every rank of one node inherit. The user's values win over the defaults.
 
     `interface` is the one on the route to the other nodes (empty: left to gloo and NCCL).
     `resume` is (folder of a verified checkpoint on this node, its step). `bucket` is what `bucket_environment` says,
-    `data` whether the run has any.
+    `data` whether the run has any, `torch` the version of the node's torch where it is known.
     """
     threads = max(1, cpus // node.nproc)
     made = {**DEFAULT_ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}
+    if (found := _RELEASE.match(torch)) and (int(found[1]), int(found[2])) < FR_SINCE:
+        made["TORCH_NCCL_TRACE_BUFFER_SIZE"] = made.pop("TORCH_FR_BUFFER_SIZE")
     if interface:
         made |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
     for names in SAME:  # which of two names wins is torch's affair: the user's is to be the only one

@@ -19,6 +19,11 @@ NEVER = re.compile(
     r"|BadConstraints|DependencyNeverSatisfied|JobHeldAdmin|(Assoc|QOS)Max\w+PerJob\w*)\b"
 )
 """Reasons for which a job waits until somebody changes it, or the cluster."""
+UNSETTLED = ("", "None", "PartitionConfig")
+"""Reasons of a job that no scheduler has looked at; the last one may stay where so many nodes are not up."""
+WOULD_NEVER = (
+    "it was cancelled. slurm.account, qos, partition, time, constraint: sinfo, sacctmgr show associations user=$USER"
+)
 
 
 def cause(job: Mapping[str, str], restarts: int, noticed: bool) -> Cause:

@@ -7,6 +7,7 @@ what a signal does. What is decided before and after the step is Python's (ops/s
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nexa_dist.config.parts.slurm import SlurmConfig
@@ -51,7 +52,19 @@ def script(job: Job) -> str:
 
 def options(job: Job) -> list[str]:
     """Options of sbatch, one a line of the script."""
-    slurm = job.slurm
+    return [
+        f"--job-name={job.name}",
+        *resources(job.slurm),
+        *([f"--array={job.array.text}"] if job.array else []),
+        "--requeue",
+        f"--signal=B:TERM@{job.slurm.notice_s}",
+        *told(job.output, job.exported),
+        *job.slurm.options,
+    ]
+
+
+def resources(slurm: SlurmConfig) -> list[str]:
+    """Options for what is asked for, with one task a node."""
     asked: list[tuple[str, object]] = [
         ("partition", slurm.partition),
         ("account", slurm.account),
@@ -62,21 +75,18 @@ def options(job: Job) -> list[str]:
         ("cpus-per-task", slurm.cpus_per_node),
         ("mem", slurm.mem),
         ("time", slurm.time),
-        ("array", job.array.text if job.array else None),
     ]
     return [
-        f"--job-name={job.name}",
         f"--nodes={slurm.nodes}",
         "--ntasks-per-node=1",
         *(f"--{name}={value}" for name, value in asked if value is not None),
         *(["--exclusive"] if slurm.exclusive else []),
-        "--requeue",
-        f"--signal=B:TERM@{slurm.notice_s}",
-        "--open-mode=append",
-        f"--output={job.output}",
-        f"--export={','.join(job.exported) or 'NIL'}",
-        *slurm.options,
     ]
+
+
+def told(output: str, exported: Sequence[str]) -> list[str]:
+    """Options for where the script prints to, and which variables of the submitter it gets."""
+    return ["--open-mode=append", f"--output={output}", f"--export={','.join(exported) or 'NIL'}"]
 
 
 BODY = f"""\

@@ -188,11 +188,14 @@ class Cloud:
         made: EC2Client = client("ec2", self.region)
         return made
 
+    def _rows(self, what: str, operation: str, path: str, **arguments: Any) -> list[dict[str, Any]]:
+        with spoken(what):
+            return rows(self.ec2, operation, path, **arguments)
+
     def gpus(self, types: Sequence[str]) -> dict[str, int]:
         """NVIDIA GPUs by instance type; of every type of the region when `types` is empty."""
         arguments: dict[str, Any] = {"Filters": [{"Name": "instance-type", "Values": list(types)}]} if types else {}
-        with spoken("asking for instance types"):
-            found = rows(self.ec2, "describe_instance_types", "InstanceTypes[]", **arguments)
+        found = self._rows("asking for instance types", "describe_instance_types", "InstanceTypes[]", **arguments)
         return {
             row["InstanceType"]: sum(g["Count"] for g in row["GpuInfo"]["Gpus"] if g["Manufacturer"] == "NVIDIA")
             for row in found
@@ -201,55 +204,36 @@ class Cloud:
 
     def zones(self, types: Sequence[str]) -> dict[str, list[str]]:
         """Zones of the region that offer each type."""
-        with spoken("asking for zones"):
-            found = rows(
-                self.ec2,
-                "describe_instance_type_offerings",
-                "InstanceTypeOfferings[]",
-                LocationType="availability-zone",
-                Filters=[{"Name": "instance-type", "Values": list(types)}],
-            )
+        asked: dict[str, Any] = {"LocationType": "availability-zone"}
+        asked["Filters"] = [{"Name": "instance-type", "Values": list(types)}]
         made: dict[str, list[str]] = {}
-        for row in found:
+        for row in self._rows(
+            "asking for zones", "describe_instance_type_offerings", "InstanceTypeOfferings[]", **asked
+        ):
             made.setdefault(row["InstanceType"], []).append(row["Location"])
         return made
 
+    def _spot_prices(self, types: Sequence[str], **more: Any) -> list[dict[str, Any]]:
+        asked = {"InstanceTypes": list(types), "ProductDescriptions": [LINUX], **more}
+        return self._rows("asking for spot prices", "describe_spot_price_history", "SpotPriceHistory[]", **asked)
+
     def spot_prices(self, types: Sequence[str], at: Any) -> dict[tuple[str, str], float]:
         """Newest USD/h by (type, zone) at the time `at`; what is not known is absent."""
-        with spoken("asking for spot prices"):
-            found = rows(
-                self.ec2,
-                "describe_spot_price_history",
-                "SpotPriceHistory[]",
-                InstanceTypes=list(types),
-                ProductDescriptions=[LINUX],
-                StartTime=at,
-            )
-        newest = sorted(found, key=lambda row: row["Timestamp"])
+        newest = sorted(self._spot_prices(types, StartTime=at), key=lambda row: row["Timestamp"])
         return {(r["InstanceType"], r["AvailabilityZone"]): p for r in newest if (p := float(r["SpotPrice"])) > 0}
 
     def spot_moves(self, kind: str, zone: str, since: Any, until: Any) -> list[tuple[float, float]]:
         """(since unix, USD/h), oldest first, of one type in one zone: the price in force at `since` and all moves."""
-        with spoken("asking for spot prices"):
-            found = rows(
-                self.ec2,
-                "describe_spot_price_history",
-                "SpotPriceHistory[]",
-                InstanceTypes=[kind],
-                AvailabilityZone=zone,
-                ProductDescriptions=[LINUX],
-                StartTime=since,
-                EndTime=until,
-            )
+        found = self._spot_prices([kind], AvailabilityZone=zone, StartTime=since, EndTime=until)
         told = {(row["Timestamp"].timestamp(), float(row["SpotPrice"])) for row in found}
         return sorted((at, usd) for at, usd in told if usd > 0)
 
     def spot_ends(self, requests: Sequence[str]) -> dict[str, float]:
         """Unix times at which the instances of the spot requests ended, by request; those that live or are forgotten
         lack."""
-        wanted: Any = [{"Name": "spot-instance-request-id", "Values": list(requests)}]
-        with spoken("asking for spot requests"):
-            found = rows(self.ec2, "describe_spot_instance_requests", "SpotInstanceRequests[]", Filters=wanted)
+        wanted = [{"Name": "spot-instance-request-id", "Values": list(requests)}]
+        what, operation = "asking for spot requests", "describe_spot_instance_requests"
+        found = self._rows(what, operation, "SpotInstanceRequests[]", Filters=wanted)
         ended = [row for row in found if row.get("State") not in ("open", "active")]
         told = {row["SpotInstanceRequestId"]: row.get("Status") or {} for row in ended}
         return {
@@ -270,8 +254,7 @@ class Cloud:
 
         No filter has these ids, and an unknown one in a list is an error.
         """
-        with spoken(f"looking at {named}"):
-            found = rows(self.ec2, "describe_capacity_reservations", "CapacityReservations[]")
+        found = self._rows(f"looking at {named}", "describe_capacity_reservations", "CapacityReservations[]")
         held = [row for row in found if named in (row["CapacityReservationId"], row.get("CapacityBlockId"))]
         return max(held, key=lambda row: int(row.get("AvailableInstanceCount", 0)), default=None)
 
@@ -312,8 +295,8 @@ class Cloud:
 
     def holder(self, name: str) -> dict[str, str] | None:
         """Tags of the key pair `name`; None when there is none."""
-        with spoken(f"reading the key pair {name}"):
-            found = rows(self.ec2, "describe_key_pairs", "KeyPairs[]", Filters=[{"Name": "key-name", "Values": [name]}])
+        wanted = [{"Name": "key-name", "Values": [name]}]
+        found = self._rows(f"reading the key pair {name}", "describe_key_pairs", "KeyPairs[]", Filters=wanted)
         return tags_of(found[0]) if found else None
 
 

@@ -59,79 +59,33 @@ def _end_routes(ec2: EC2Client, table: str, row: dict[str, Any]) -> None:
 
 
 KINDS = (
-    Kind(
-        "instance",
-        "describe_instances",
-        "Reservations[].Instances[]",
-        "InstanceId",
-        lambda ec2, i, _: ec2.terminate_instances(InstanceIds=[i]),
-        "State.Name",
-        frozenset({"terminated"}),
-    ),
-    Kind(
-        "spot request",
-        "describe_spot_instance_requests",
-        "SpotInstanceRequests[]",
-        "SpotInstanceRequestId",
-        lambda ec2, i, _: ec2.cancel_spot_instance_requests(SpotInstanceRequestIds=[i]),
-        gone=frozenset({"cancelled", "closed", "completed", "failed"}),
-    ),
-    Kind(
-        "address",
-        "describe_addresses",
-        "Addresses[]",
-        "AllocationId",
-        lambda ec2, i, _: ec2.release_address(AllocationId=i),
-    ),
-    Kind(
-        "network interface",
-        "describe_network_interfaces",
-        "NetworkInterfaces[]",
-        "NetworkInterfaceId",
-        lambda ec2, i, _: ec2.delete_network_interface(NetworkInterfaceId=i),
-        "Status",
-    ),
-    Kind(
-        "volume", "describe_volumes", "Volumes[]", "VolumeId", lambda ec2, i, _: ec2.delete_volume(VolumeId=i), "State"
-    ),
-    Kind(
-        "launch template",
-        "describe_launch_templates",
-        "LaunchTemplates[]",
-        "LaunchTemplateId",
-        lambda ec2, i, _: ec2.delete_launch_template(LaunchTemplateId=i),
-    ),
-    Kind(
-        "placement group",
-        "describe_placement_groups",
-        "PlacementGroups[]",
-        "GroupName",
-        lambda ec2, i, _: ec2.delete_placement_group(GroupName=i),
-        gone=frozenset({"deleted"}),
-    ),
+    Kind("instance", "describe_instances", "Reservations[].Instances[]", "InstanceId",
+         lambda ec2, i, _: ec2.terminate_instances(InstanceIds=[i]), "State.Name", frozenset({"terminated"})),
+    Kind("spot request", "describe_spot_instance_requests", "SpotInstanceRequests[]", "SpotInstanceRequestId",
+         lambda ec2, i, _: ec2.cancel_spot_instance_requests(SpotInstanceRequestIds=[i]),
+         gone=frozenset({"cancelled", "closed", "completed", "failed"})),
+    Kind("address", "describe_addresses", "Addresses[]", "AllocationId",
+         lambda ec2, i, _: ec2.release_address(AllocationId=i)),
+    Kind("network interface", "describe_network_interfaces", "NetworkInterfaces[]", "NetworkInterfaceId",
+         lambda ec2, i, _: ec2.delete_network_interface(NetworkInterfaceId=i), "Status"),
+    Kind("volume", "describe_volumes", "Volumes[]", "VolumeId",
+         lambda ec2, i, _: ec2.delete_volume(VolumeId=i)),
+    Kind("launch template", "describe_launch_templates", "LaunchTemplates[]", "LaunchTemplateId",
+         lambda ec2, i, _: ec2.delete_launch_template(LaunchTemplateId=i)),
+    Kind("placement group", "describe_placement_groups", "PlacementGroups[]", "GroupName",
+         lambda ec2, i, _: ec2.delete_placement_group(GroupName=i), gone=frozenset({"deleted"})),
     Kind("security group", "describe_security_groups", "SecurityGroups[]", "GroupId", _end_group),
-    Kind(
-        "vpc endpoint",
-        "describe_vpc_endpoints",
-        "VpcEndpoints[]",
-        "VpcEndpointId",
-        lambda ec2, i, _: ec2.delete_vpc_endpoints(VpcEndpointIds=[i]),
-        gone=frozenset({"deleted"}),
-    ),
-    Kind(
-        "subnet", "describe_subnets", "Subnets[]", "SubnetId", lambda ec2, i, _: ec2.delete_subnet(SubnetId=i), "State"
-    ),
+    Kind("vpc endpoint", "describe_vpc_endpoints", "VpcEndpoints[]", "VpcEndpointId",
+         lambda ec2, i, _: ec2.delete_vpc_endpoints(VpcEndpointIds=[i]), gone=frozenset({"deleted"})),
+    Kind("subnet", "describe_subnets", "Subnets[]", "SubnetId",
+         lambda ec2, i, _: ec2.delete_subnet(SubnetId=i)),
     Kind("route table", "describe_route_tables", "RouteTables[]", "RouteTableId", _end_routes),
     Kind("internet gateway", "describe_internet_gateways", "InternetGateways[]", "InternetGatewayId", _end_gateway),
-    Kind("vpc", "describe_vpcs", "Vpcs[]", "VpcId", lambda ec2, i, _: ec2.delete_vpc(VpcId=i), "State"),
-    Kind(
-        "key pair",  # the claim on the cluster: the last to go
-        "describe_key_pairs",
-        "KeyPairs[]",
-        "KeyPairId",
-        lambda ec2, _, row: ec2.delete_key_pair(KeyName=row["KeyName"]),
-    ),
-)
+    Kind("vpc", "describe_vpcs", "Vpcs[]", "VpcId",
+         lambda ec2, i, _: ec2.delete_vpc(VpcId=i)),
+    Kind("key pair", "describe_key_pairs", "KeyPairs[]", "KeyPairId",  # the claim on the cluster: the last to go
+         lambda ec2, _, row: ec2.delete_key_pair(KeyName=row["KeyName"])),
+)  # fmt: skip
 """Everything that the stack makes, in the order in which it can be ended."""
 
 

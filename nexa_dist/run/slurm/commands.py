@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from nexa_dist.errors import NexaError
 from nexa_dist.run.runner import Result, Runner
@@ -13,6 +16,7 @@ TIMEOUT_S = 60.0
 NO_PROGRAM = 127
 HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 NUMBER = re.compile(r"[0-9]{1,10}")
+PREFIX = re.compile(r"^(sbatch|scontrol|scancel|squeue): (error: )?", re.MULTILINE)
 
 
 class Unreachable(NexaError):
@@ -46,12 +50,35 @@ class Slurm:
             raise NexaError(f"sbatch answers {number[:100]!r}, which is no job", hint="squeue --me shows what there is")
         return number
 
+    def begins(self, script: str, environment: Mapping[str, str] | None = None) -> str:
+        """Words of Slurm for when the job would begin; where there is no Slurm, that."""
+        if shutil.which("sbatch") is None:
+            return "there is no sbatch here, so nobody was asked when it would begin"
+        try:
+            return self.submit(script, environment, test=True)
+        except Unreachable as error:
+            return f"{error}, so nobody was asked when it would begin"
+
+    def named(self, name: str, fields: str) -> str:
+        """Lines of squeue for our own jobs of this name that are not over, by its --format. Raises NexaError when Slurm
+        does not answer: that a job is gone is only said by an answer."""
+        argv = ("squeue", "--noheader", f"--user={os.geteuid()}", f"--name={name}", f"--format={fields}")
+        return self._call(argv, "squeue").out.decode(errors="replace")
+
+    def accounts(self, number: str, fields: str) -> Result:
+        """Answer of sacct for a job, by its --format; its code is not 0 where no accounting is kept."""
+        argv = ("sacct", f"--jobs={number}", "--noheader", "--parsable2", "--allocations", f"--format={fields}")
+        return self.runner.run(argv, timeout_s=TIMEOUT_S)
+
     def waiting(self, number: str) -> Waiting | None:
-        """The job (of an array, its first element) as it stands in the queue; None when it is in none."""
+        """The job (of an array, its first element) as it stands in the queue; None when it is in none. Raises NexaError
+        when squeue cannot say: a job that nobody can see may go on."""
         argv = ("squeue", "--noheader", f"--jobs={number}", "--format=%T|%r|%S")
         result = self.runner.run(argv, timeout_s=TIMEOUT_S)
+        if result.code and b"Invalid job id" not in result.err:  # its word for a job that is long gone
+            self._refused(result, argv, "squeue")
         rows = [line.split("|") for line in result.out.decode(errors="replace").splitlines() if line.count("|") >= 2]
-        if result.code or not rows:
+        if not rows:
             return None
         state, reason, start = rows[0][0], "|".join(rows[0][1:-1]), rows[0][-1]
         return Waiting(state, reason, "" if start == "N/A" else start)
@@ -86,15 +113,18 @@ class Slurm:
         self, argv: Sequence[str], what: str, *, stdin: bytes = b"", env: Mapping[str, str] | None = None
     ) -> Result:
         result = self.runner.run(argv, stdin=stdin, timeout_s=TIMEOUT_S, env=env)
+        if result.code:
+            self._refused(result, argv, what)
+        return result
+
+    def _refused(self, result: Result, argv: Sequence[str], what: str) -> NoReturn:
         if result.code == NO_PROGRAM:
             raise NexaError(f"there is no {argv[0]} here", hint="call nexa on a login node of the Slurm cluster")
         if b"configuration source" in result.err:
             hint = "call nexa on a login node of the Slurm cluster; SLURM_CONF names another slurm.conf"
             raise Unreachable(f"{argv[0]} finds no slurm.conf here", hint=hint)
-        if result.code:
-            said = re.sub(r"^(sbatch|scontrol|scancel): (error: )?", "", result.tail(3), flags=re.MULTILINE)
-            raise NexaError(f"{what}: {said}", hint=_hint(said))
-        return result
+        said = PREFIX.sub("", result.tail(3))
+        raise NexaError(f"{what}: {said}", hint=_hint(said))
 
 
 def _hint(said: str) -> str:

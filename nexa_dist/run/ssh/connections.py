@@ -9,53 +9,37 @@ import os
 import re
 import shlex
 import shutil
-import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
 from nexa_dist import wire
-from nexa_dist.errors import NexaError, UsageError
+from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster, Node, absolute
 from nexa_dist.run import agent_file, files
 from nexa_dist.run.runner import TOO_MUCH, CommandFailed, Result, Runner, abandoning, forget
 from nexa_dist.run.ssh import consent
-from nexa_dist.traits import Traits
+from nexa_dist.run.ssh.options import SSH_OPTIONS, USER_FILES, own_folder, refusal, ssh_config_of
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
+
+class Named(Protocol):
+    """A node, or a link to one."""
+
+    @property
+    def name(self) -> str: ...
+
+
 T = TypeVar("T")
 R = TypeVar("R")
+N = TypeVar("N", bound=Named)
 
-SSH_OPTIONS = (
-    "BatchMode=yes",
-    "StrictHostKeyChecking=yes",
-    "ConnectTimeout=10",
-    "ServerAliveInterval=5",
-    "ServerAliveCountMax=3",
-    "ControlMaster=auto",
-    "ControlPersist=60",
-    # What OpenSSH 9.0 to 9.8 would take first costs 0.1 s of CPU for every connection. The rest stays on offer.
-    "KexAlgorithms=^curve25519-sha256",
-    # The user's own settings count for how a host is reached (jump hosts, keys, the agent for the login). These would
-    # change what a command does or answers there, take a port here, or lend a node what is ours.
-    "RequestTTY=no",
-    "RemoteCommand=none",
-    "PermitLocalCommand=no",
-    "ClearAllForwardings=yes",
-    "ForwardAgent=no",
-    "ForwardX11=no",
-    "Tunnel=no",
-    "LogLevel=ERROR",
-)
-USER_FILES = (f"{consent.home()}/.ssh/config", "/etc/ssh/ssh_config")
-"""Files that ssh reads by itself, but not when it is given a file."""
 _KEEPING = threading.Lock()
-_UNQUOTED = re.compile(r"[\"\\%$\x00-\x1f]")
 UNREACHABLE = 255
 """ssh's own exit code when there is no connection."""
 
@@ -127,50 +111,6 @@ class Ssh:
         return result
 
 
-def own_folder(path: str) -> None:
-    """Makes a folder in /tmp, or finds it. Raises NexaError when it is not ours alone: its sockets are open logins."""
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(path, 0o700)
-    told = os.lstat(path)
-    if not stat.S_ISDIR(told.st_mode) or told.st_uid != os.geteuid() or told.st_mode & 0o077:
-        raise NexaError(f"{path} was taken by somebody else meanwhile", hint="start the command again")
-
-
-def ssh_config_of(user_files: Sequence[str]) -> str:
-    """Config that says what these files say, but lets no variable of ours go along: `SendEnv` can only be taken back
-    after it was given, so not on the command line."""
-    if bad := next((path for path in user_files if _UNQUOTED.search(path)), ""):
-        raise UsageError(f"{bad!r} is no path that ssh can be given", hint="name another ssh_config")
-    include = [f'    Include "{glob.escape(path)}"' for path in user_files]
-    return "\n".join(["Host *", *include, "    SendEnv -*"]) + "\n"
-
-
-def refusal(result: Result, traits: Traits) -> tuple[str, str]:
-    """Why there is no connection, and what to do. ssh's own words about a changed key begin with a command that would
-    forget the pinned one: they are left out."""
-    text = result.err.decode(errors="replace")
-    if re.search(r"No \S+ host key is known for", text):
-        return f"no host key of it is known here. ssh says: {result.tail(2)}", (
-            "nexa provision adopts it; or log in once with ssh, and compare the key that it shows"
-        )
-    if "REMOTE HOST IDENTIFICATION HAS CHANGED" in text or "verification failed" in text:
-        shown = re.search(r"SHA256:[A-Za-z0-9+/]{43}", text)
-        return (
-            "the host key is not the pinned one, so it may be another machine; nothing was sent to it"
-            + (f" (it shows {shown[0]})" if shown else "")
-            + f". ssh says: {result.tail(1)}",
-            f"do not connect until you know why; then: {traits.anew}",
-        )
-    return result.tail(3), ssh_hint(result)
-
-
-def ssh_hint(result: Result) -> str:
-    text = result.err.decode(errors="replace")
-    if "Permission denied" in text:
-        return "check the user and the key in ssh_config, or load the key with ssh-add"
-    return "is the host up, and reachable from here?"
-
-
 def talkative(node: Node, result: Result) -> NexaError:
     """Refuses an answer before which the login shell printed something: its reply is not JSON then."""
     line = result.out.decode(errors="replace").strip().partition("\n")[0][:100]
@@ -187,6 +127,10 @@ class Link:
     ssh: Ssh
     node: Node
     home: str
+
+    @property
+    def name(self) -> str:
+        return self.node.name
 
     def path(self, path: str) -> str:
         """`~/x` as an absolute path on the node."""
@@ -378,14 +322,27 @@ def on_all(items: Sequence[T], act: Callable[[T], R]) -> list[R]:
     return results
 
 
+def by_node(items: Sequence[N], act: Callable[[N], R]) -> dict[str, R]:
+    """`on_all`, with the answers by the name of the node."""
+    return dict(zip((item.name for item in items), on_all(items, act), strict=True))
+
+
+def asked(items: Sequence[N], act: Callable[[N], R]) -> tuple[dict[str, R], dict[str, str]]:
+    """`by_node` where a failure keeps nobody from the rest: the answers, and why the other nodes gave none."""
+    silent: dict[str, str] = {}
+
+    def one(item: N) -> list[R]:
+        try:
+            return [act(item)]
+        except NexaError as error:
+            silent[item.name] = str(error)
+            return []
+
+    answers = by_node(items, one)
+    return {name: found[0] for name, found in answers.items() if found}, {n: silent[n] for n in answers if n in silent}
+
+
 def reach(ssh: Ssh, nodes: Sequence[Node]) -> tuple[list[Link], dict[str, str]]:
     """Links to the nodes that answer, and why the others do not, by name."""
-
-    def one(node: Node) -> Link | tuple[str, str]:
-        try:
-            return connect(ssh, [node])[0]
-        except NexaError as error:
-            return node.name, str(error)
-
-    answers = on_all(nodes, one)
-    return [a for a in answers if isinstance(a, Link)], dict(a for a in answers if not isinstance(a, Link))
+    links, silent = asked(nodes, lambda node: connect(ssh, [node])[0])
+    return list(links.values()), silent

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from nexa_dist.model import Cluster, Node
 from nexa_dist.run.runner import CommandFailed, Result, Runner
-from nexa_dist.run.ssh.connections import Ssh, Unreachable, refusal
+from nexa_dist.run.ssh.connections import Ssh, Unreachable
+from nexa_dist.run.ssh.options import refusal
 from nexa_dist.traits import TRAITS
 
 NO_LOGIN = (
@@ -49,9 +50,9 @@ def shown(runner: Runner, cluster: Cluster, node: Node, algorithms: str) -> str:
     return line
 
 
-def settings(runner: Runner, cluster: Cluster, node: Node) -> dict[str, str]:
+def settings(ssh: Ssh, node: Node) -> dict[str, str]:
     """Settings of the user's ssh for a host: `hostname` (the address behind his name for it), `proxyjump`, …"""
-    told = runner.run(Ssh(runner, cluster, "/nonexistent").argv(node, "-G"), timeout_s=10)
+    told = ssh.runner.run(ssh.argv(node, "-G"), timeout_s=10)
     if told.code:
         raise CommandFailed(f"{node.name}: ssh -G", told)
     return dict(line.partition(" ")[::2] for line in told.out.decode(errors="replace").splitlines())

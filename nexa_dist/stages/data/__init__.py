@@ -5,7 +5,7 @@ from __future__ import annotations
 from nexa_dist.stages.contract import StageEnv
 from nexa_dist.stages.data.config import DataConfig as Config
 
-FORMAT = 1
+FORMAT = 2
 __all__ = ["FORMAT", "Config", "prepare", "run"]
 
 

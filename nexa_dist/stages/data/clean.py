@@ -32,7 +32,7 @@ def checked(batch: Batch, columns: Mapping[str, ColumnConfig]) -> tuple[pl.DataF
         if name not in frame.columns:
             frame = frame.with_columns(pl.lit(None).cast(DTYPES.get(want.type, pl.Null)).alias(name))
         column, reason = pl.col(name), pl.lit(None, pl.String)
-        cast = column.cast(DTYPES[want.type], strict=False) if want.type in DTYPES else column
+        cast = _cast(column, frame.schema[name], want.type)
         size = cast.str.len_chars() if want.type == "string" else cast
         reason = (
             pl.when(column.is_null())
@@ -51,6 +51,17 @@ def checked(batch: Batch, columns: Mapping[str, ColumnConfig]) -> tuple[pl.DataF
             bad.append(Bad(batch.file, row[0], name, row[2], repr(row[1])[:SHOWN]))
         frame = frame.filter(pl.col("_why").is_null()).with_columns(cast.alias(name))
     return frame.select("_row", *columns), sorted(bad, key=lambda one: one.row)
+
+
+def _cast(column: pl.Expr, kind: pl.DataType, wanted: str) -> pl.Expr:
+    """The column in the wanted kind; null where a value would be another one there, or is none of it."""
+    if wanted not in DTYPES or kind == DTYPES[wanted]:
+        return column
+    known = kind.is_numeric() or kind in (pl.String, pl.Boolean, pl.Null)
+    if not known and (wanted != "string" or kind.is_nested() or kind == pl.Binary):
+        return pl.lit(None, DTYPES[wanted])
+    cast = column.cast(DTYPES[wanted], strict=False)
+    return pl.when(cast.cast(kind) == column).then(cast) if kind.is_numeric() and wanted != "string" else cast
 
 
 def filtered(frame: pl.DataFrame, config: DataConfig, known: np.ndarray | None) -> tuple[pl.DataFrame, dict[str, int]]:

@@ -6,18 +6,22 @@ datasketch's formula (scheme "legacy"): (a·h + b) mod (2^61 - 1), its low 32 bi
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from nexa_dist.stages.whole import remove
+
+EXPONENT = np.uint64(61)
 PRIME = np.uint64((1 << 61) - 1)
 LOW = np.uint64((1 << 32) - 1)
 MIX = np.uint64(0x9E3779B97F4A7C15)
-BLOCK = 1 << 16
+BLOCK = 1 << 13
 """Rows of signatures that are compared at once: a bound on memory."""
+TEXTS = 2000
+"""Texts whose signatures are computed at once, so that their hashes stay in the processor's cache."""
 
 
 def shingles(texts: pl.Series, words: int) -> tuple[np.ndarray, np.ndarray]:
@@ -46,20 +50,27 @@ def signatures(hashes: np.ndarray, starts: np.ndarray, permutations: int, seed: 
     """MinHash signatures, uint32 (texts, permutations), as datasketch's MinHash has them of the low 32 bits."""
     from datasketch import MinHash  # which takes a second to import, and is of use here alone
 
-    a, b = MinHash(permutations, seed, scheme="legacy").permutations
-    low = hashes & LOW
+    factors = MinHash(permutations, seed, scheme="legacy").permutations
     out = np.empty((len(starts), permutations), np.uint32)
-    with np.errstate(over="ignore"):
-        for at in range(permutations):
-            out[:, at] = np.minimum.reduceat((low * a[at] + b[at]) % PRIME & LOW, starts)
+    for at in range(0, len(starts), TEXTS):
+        begins = starts[at : at + TEXTS]
+        low = hashes[begins[0] : starts[at + TEXTS] if at + TEXTS < len(starts) else len(hashes)] & LOW
+        for column, (a, b) in enumerate(zip(*factors, strict=True)):
+            with np.errstate(over="ignore"):
+                made = low * a + b
+            # x mod (2^61 - 1) without a division: 2^61 is 1 there, so the upper three bits are added to the lower 61.
+            made = (made & PRIME) + (made >> EXPONENT)
+            made -= np.where(made >= PRIME, PRIME, np.uint64(0))
+            out[at : at + TEXTS, column] = np.minimum.reduceat(made & LOW, begins - begins[0])
     return out
 
 
 def bands(permutations: int, threshold: float) -> tuple[int, int]:
-    """Number of bands and rows of each that datasketch's LSH finds best for a threshold."""
+    """Number of bands and rows of each that datasketch's LSH finds best for a threshold, where a pair that is missed
+    weighs nine times one that is looked at in vain: `_compare` looks, and drops nothing that is not like."""
     from datasketch import MinHashLSH
 
-    lsh = MinHashLSH(threshold=threshold, num_perm=permutations)
+    lsh = MinHashLSH(threshold=threshold, num_perm=permutations, weights=(0.1, 0.9))
     return int(lsh.b), int(lsh.r)
 
 
@@ -67,47 +78,52 @@ def near_duplicates(
     parts: Iterator[np.ndarray], rows: int, threshold: float, scratch: Path, beat: Callable[[], object]
 ) -> np.ndarray:
     """Whether each row's signature is as like an earlier one's as `threshold`: compared are the first row and the one
-    before in each band's bucket. Memory: 16 bytes a row; the signatures are in `scratch`, a file."""
-    dropped = np.zeros(rows, bool)
-    first = next(parts, None)
-    if first is None:
-        return dropped
-    width = first.shape[1]
-    table = np.memmap(scratch, np.uint32, "w+", shape=(rows, width))
-    at = 0
-    for part in itertools.chain((first,), parts):
-        table[at : at + len(part)] = part
-        at += len(part)
+    before in each band's bucket. Memory: some 50 bytes a row, however long a signature is; the signatures and the keys
+    of each band are files in the folder `scratch`."""
+    dropped, shape, count, depth = np.zeros(rows, bool), (rows, 0), 0, 0
+    remove(scratch)
+    scratch.mkdir()
+    for part in parts:
+        if not count:
+            shape, (count, depth) = (rows, part.shape[1]), bands(part.shape[1], threshold)
+        _append(scratch / "signatures", part)
+        for band in range(count):
+            _append(scratch / f"{band}", _keys(part[:, band * depth : (band + 1) * depth]))
         beat()
-    count, depth = bands(width, threshold)
     for band in range(count):
-        keys = _band(table, band * depth, depth)
+        keys = np.fromfile(scratch / f"{band}", np.uint64)
         order = np.argsort(keys, kind="stable")
-        new = np.append(True, keys[order][1:] != keys[order][:-1])
-        head = order[np.maximum.accumulate(np.where(new, np.arange(rows), 0))]
+        keys = keys[order]
+        new = np.append(True, keys[1:] != keys[:-1])
         later = np.flatnonzero(~new)
-        for others in (head[later], order[later - 1]):
-            _compare(table, order[later], others, threshold, dropped)
+        starts = np.flatnonzero(new)
+        heads = starts[np.searchsorted(starts, later, side="right") - 1]
+        for others in (heads, later - 1):
+            _compare(scratch / "signatures", shape, order[later], order[others], threshold, dropped)
         beat()
-    del table
-    scratch.unlink(missing_ok=True)
+    remove(scratch)
     return dropped
 
 
-def _band(table: np.ndarray, begin: int, depth: int) -> np.ndarray:
-    keys = np.zeros(len(table), np.uint64)
+def _append(path: Path, values: np.ndarray) -> None:
+    with path.open("ab") as file:
+        values.tofile(file)
+
+
+def _keys(band: np.ndarray) -> np.ndarray:
+    keys = np.zeros(len(band), np.uint64)
     with np.errstate(over="ignore"):
-        for at in range(0, len(table), BLOCK):
-            for column in table[at : at + BLOCK, begin : begin + depth].T:
-                block = keys[at : at + BLOCK]
-                block *= MIX
-                block += column
-                block ^= block >> np.uint64(29)
+        for column in band.T:
+            keys = keys * MIX + column
+            keys ^= keys >> np.uint64(29)
     return keys
 
 
-def _compare(table: np.ndarray, one: np.ndarray, other: np.ndarray, threshold: float, dropped: np.ndarray) -> None:
+def _compare(
+    path: Path, shape: tuple[int, int], one: np.ndarray, other: np.ndarray, threshold: float, dropped: np.ndarray
+) -> None:
     for at in range(0, len(one), BLOCK):
+        table = np.memmap(path, np.uint32, "r", shape=shape)  # anew: what was read of it is not ours any more
         mine, its = one[at : at + BLOCK], other[at : at + BLOCK]
         open_ = ~dropped[mine]
         mine, its = mine[open_], its[open_]

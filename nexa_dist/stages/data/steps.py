@@ -19,21 +19,16 @@ import polars as pl
 
 from nexa_dist.errors import EXIT_USAGE, NexaError
 from nexa_dist.stages.contract import EXIT_STOPPED, StageEnv
-from nexa_dist.stages.data.choose import parts_of, refuse_empty, sampled
+from nexa_dist.stages.data.choose import refuse_empty, sampled
 from nexa_dist.stages.data.clean import checked, evaluation_runs, filtered
-from nexa_dist.stages.data.config import ColumnConfig, DataConfig, Split
-from nexa_dist.stages.data.pack import tokenizer, windows
+from nexa_dist.stages.data.config import ColumnConfig, DataConfig
 from nexa_dist.stages.data.read import Batch, batches, files_of, names_of
 from nexa_dist.stages.data.shingles import near_duplicates, shingles, signatures
 from nexa_dist.stages.data.statistics import drift, frames, measured
+from nexa_dist.stages.data.write import Stopped, batches_of, heard, pack, write
 from nexa_dist.stages.whole import whole
 
 WORK = ".work"
-ALL = Split(parts={"train": 1.0})
-
-
-class Stopped(Exception):
-    """SIGTERM came; what is done stays."""
 
 
 def prepare(config: DataConfig, env: StageEnv) -> None:
@@ -43,6 +38,8 @@ def prepare(config: DataConfig, env: StageEnv) -> None:
     there: set[str] = set()
     for path, _ in _sources(config, env):
         there.update(names_of(path))
+    if not there:
+        raise NexaError(f"no row is in {', '.join(name for _, name in _sources(config, env))}")
     wanted = {config.text, *config.columns}
     wanted |= {one.by for one in (config.sample, config.split) if one and one.by}
     if lacking := sorted(wanted - there):
@@ -60,13 +57,17 @@ def run(config: DataConfig, env: StageEnv) -> int:
         keep, short = sampled(
             keep, config.sample, _column(work, config.sample.by if config.sample else None), config.seed
         )
-        refuse_empty(int(keep.sum()), told["read"], told["dropped"])
-        told["rows"] = _write(config, env, work, keep)
+        refuse_empty(
+            int(keep.sum()), told["read"], {**({"bad": told["bad"]} if told["bad"] else {}), **told["dropped"]}
+        )
+        told["rows"] = write(config, env, work, keep)
         if config.pack:
-            told["windows"] = _pack(config, env)
+            told["windows"] = pack(config, env)
         _measure(config, env, told, short)
     except Stopped:
         return EXIT_STOPPED
+    except pl.exceptions.PolarsError as error:
+        raise NexaError(f"polars cannot do this with these rows: {str(error).splitlines()[0][:300]}") from error
     return 0
 
 
@@ -98,30 +99,37 @@ def _clean(config: DataConfig, env: StageEnv, work: Path) -> dict[str, Any]:
     columns, known = _columns(config, env), None
     if config.contamination:
         known = evaluation_runs(config, env.inputs[config.contamination.input])
-    read, bad, dropped = 0, list[dict[str, Any]](), Counter[str]()
-    for number, batch in enumerate(_batches(config, env, columns)):
-        if env.stop():
-            raise Stopped
-        note = work / f"{number:06}.json"
-        if not note.exists():
-            rows, faults = checked(batch, columns)
-            kept, why = filtered(rows, config, known)
-            with whole(work / f"{number:06}.parquet") as path:
-                kept.write_parquet(path)
-            _json(note, {"read": batch.read, "bad": [asdict(one) for one in faults], "dropped": why})
-        said = json.loads(note.read_text())
-        read, bad, dropped = read + said["read"], bad + said["bad"], dropped + Counter(said["dropped"])
-        env.report(read, None, bad=len(bad), dropped=dropped.total())
-    with whole(env.output / "bad.jsonl") as path:
-        path.write_text("".join(json.dumps(one) + "\n" for one in bad))
-    if len(bad) > config.bad.most and len(bad) > config.bad.most_share * read:
-        shown = "\n".join(_fault(one) for one in bad[:5])
+    read, bad, first = 0, 0, list[dict[str, Any]]()
+    dropped, others = Counter[str](), Counter[str]()
+    with whole(env.output / "bad.jsonl") as path, path.open("w") as file:
+        for number, batch in enumerate(_batches(config, env, columns)):
+            if env.stop():
+                raise Stopped
+            note = work / f"{number:06}.json"
+            if not note.exists():
+                rows, faults = checked(batch, columns)
+                kept, why = filtered(rows, config, known)
+                with whole(work / f"{number:06}.parquet") as part:
+                    kept.write_parquet(part)
+                there = {"read": batch.read, "dropped": why, "others": batch.others}
+                _json(note, {**there, "bad": [asdict(one) for one in faults]})
+            said = json.loads(note.read_text())
+            read, bad, first = read + said["read"], bad + len(said["bad"]), [*first, *said["bad"]][:5]
+            dropped, others = dropped + Counter(said["dropped"]), others + Counter(said["others"])
+            file.writelines(json.dumps(one) + "\n" for one in said["bad"])
+            env.report(read, None, bad=bad, dropped=dropped.total())
+    if bad > config.bad.most and bad > config.bad.most_share * read:
+        shown = "\n".join(map(_fault, first))
         raise NexaError(
-            f"{len(bad)} of {read} rows are bad:\n{shown}",
-            hint=f"{env.output}/bad.jsonl has them all; bad: {{most: {len(bad)}}} bears them",
+            f"{bad} of {read} rows are bad:\n{shown}",
+            hint=f"{env.output}/bad.jsonl has them all; bad: {{most: {bad}}} bears them",
             code=EXIT_USAGE,
         )
-    return {"read": read, "bad": len(bad), "dropped": dropped}
+    # Who names columns wants no others; those that nobody named begin too late in a file to have been seen.
+    late = {} if config.columns else dict(others)
+    for name, count in late.items():
+        print(f"warning: column {name} is left out, {count} rows have it: columns: names it", flush=True)
+    return {"read": read, "bad": bad, "dropped": dropped, "left_out": late}
 
 
 def _fault(row: dict[str, Any]) -> str:
@@ -141,10 +149,10 @@ def _unlike(config: DataConfig, env: StageEnv, work: Path, dropped: Counter[str]
     if near and keep.any():
         done = work / "near.npy"
         if not done.exists():
-            heard = partial(_heard, env)
+            beat = partial(heard, env)
             there = np.flatnonzero(keep)
             found = near_duplicates(
-                _signed(config, env, work, keep), len(there), near.threshold, work / "signatures", heard
+                _signed(config, env, work, keep), len(there), near.threshold, work / "signatures", beat
             )
             with whole(done) as path, path.open("wb") as file:
                 np.save(file, there[found])
@@ -154,89 +162,23 @@ def _unlike(config: DataConfig, env: StageEnv, work: Path, dropped: Counter[str]
     return keep, dict(sorted((name, count) for name, count in dropped.items() if count))
 
 
-def _heard(env: StageEnv) -> None:
-    if env.stop():
-        raise Stopped
-
-
 def _signed(config: DataConfig, env: StageEnv, work: Path, keep: np.ndarray) -> Iterator[np.ndarray]:
     near, at = config.duplicates.near, 0
     assert near is not None
-    for path in _parts(work):
+    for path in batches_of(work):
         texts = pl.read_parquet(path, columns=[config.text])[config.text]
         texts, at = texts.filter(pl.Series(keep[at : at + len(texts)])), at + len(texts)
-        _heard(env)
+        heard(env)
         if len(texts):
             yield signatures(*shingles(texts, near.shingle), near.permutations, config.seed)
             env.report(at, len(keep), signed=at)
 
 
-def _parts(work: Path) -> list[Path]:
-    return sorted(work.glob("[0-9]*.parquet"))
-
-
 def _column(work: Path, name: str | None) -> pl.Series | None:
     """One column of all clean rows."""
-    return None if name is None else pl.concat([pl.read_parquet(path, columns=[name]) for path in _parts(work)])[name]
-
-
-def _write(config: DataConfig, env: StageEnv, work: Path, keep: np.ndarray) -> dict[str, int]:
-    """Write the rows of each part to files of so many rows. Returns how many each has."""
-    split = config.split or ALL
-    names = list(split.parts)
-    waiting: dict[str, list[pl.DataFrame]] = {name: [] for name in names}
-    count, files, at = Counter[str](), Counter[str](), 0
-
-    def out(name: str, *, rest: bool = False) -> None:
-        while (size := sum(map(len, waiting[name]))) >= config.rows_per_file or (rest and size):
-            rows = pl.concat(waiting[name], how="vertical_relaxed")
-            waiting[name] = [rows[config.rows_per_file :]]
-            path = env.output / name / f"{files[name]:05}.parquet"
-            if not path.exists():
-                with whole(path) as scratch:
-                    rows[: config.rows_per_file].rechunk().write_parquet(scratch)
-            files[name] += 1
-
-    for path in _parts(work):
-        rows = pl.read_parquet(path)
-        rows, at = rows.filter(pl.Series(keep[at : at + len(rows)])), at + len(rows)
-        _heard(env)
-        if not len(rows):
-            continue
-        part = np.zeros(len(rows), np.int8) if len(names) == 1 else parts_of(_groups(rows, config), split, config.seed)
-        for number, name in enumerate(names):
-            mine = rows.filter(pl.Series(part == number)).drop("_row", "_hash")
-            count[name] += len(mine)
-            waiting[name].append(mine)
-            out(name)
-        env.report(at, len(keep), written=count.total())
-    for name in names:
-        out(name, rest=True)
-    return {name: count[name] for name in names}
-
-
-def _groups(rows: pl.DataFrame, config: DataConfig) -> pl.Series:
-    """What keeps rows in one part: the group's column, or the text itself but for case and spaces."""
-    if config.split and config.split.by:
-        return rows[config.split.by].cast(pl.String).fill_null("")
-    return rows[config.text].str.to_lowercase().str.replace_all(r"\s+", "")
-
-
-def _pack(config: DataConfig, env: StageEnv) -> dict[str, int]:
-    """Windows of tokens of each part, in packed/<part>/."""
-    assert config.pack is not None
-    tokens, length, counts = tokenizer(env.inputs[config.pack.tokenizer]), config.pack.length, dict[str, int]()
-    for folder in (env.output / name for name in (config.split or ALL).parts):
-        for file in sorted(folder.glob("*.parquet")):
-            texts = pl.read_parquet(file, columns=[config.text])[config.text].to_list()
-            made = list(windows((one.ids for one in tokens.encode_batch(texts)), length))
-            counts[folder.name] = counts.get(folder.name, 0) + len(made)
-            with whole(env.output / "packed" / folder.name / file.name) as path:
-                names = ("input_ids", "document", "position")
-                pl.DataFrame({name: [one[at] for one in made] for at, name in enumerate(names)},
-                             schema=dict.fromkeys(names, pl.List(pl.Int32))).write_parquet(path)  # fmt: skip
-            _heard(env)
-    return counts
+    return (
+        None if name is None else pl.concat([pl.read_parquet(path, columns=[name]) for path in batches_of(work)])[name]
+    )
 
 
 def _measure(config: DataConfig, env: StageEnv, told: dict[str, Any], short: list[str]) -> None:
@@ -251,11 +193,19 @@ def _measure(config: DataConfig, env: StageEnv, told: dict[str, Any], short: lis
         print(f"warning: {words}", flush=True)
     if config.drift is None:
         return
-    found = drift(frames(env.inputs[config.drift.against]), rows)
+    try:
+        found = drift(frames(env.inputs[config.drift.against]), rows)
+    except pl.exceptions.PolarsError as error:
+        raise NexaError(f"drift: {env.inputs[config.drift.against]}: {str(error).splitlines()[0][:200]}") from None
+    for name, one in found.items():
+        if one["psi"] is None:
+            print(f"warning: drift of {name} has no figure: {one['of']}", flush=True)
     _json(env.output / "drift.json", found)
     worst = {name: one["psi"] for name, one in found.items() if one["psi"] is not None}
     env.note(drift=worst)
     limit = config.drift.max_psi
+    if limit and not worst:
+        raise NexaError("drift: no column could be compared, so max_psi says nothing", code=EXIT_USAGE)
     if limit and (over := {name: psi for name, psi in worst.items() if psi > limit}):
         said = ", ".join(f"{name} {psi:.3f}" for name, psi in sorted(over.items(), key=lambda one: -one[1]))
         hint = f"{env.output}/drift.json has the shares"

@@ -11,18 +11,8 @@ from nexa_dist.errors import EXIT_OK, UsageError
 from nexa_dist.stages.contract import EXIT_STOPPED, StageEnv
 from nexa_dist.stages.eval.config import EvalConfig
 from nexa_dist.stages.eval.record import Record
+from nexa_dist.stages.references import model_in
 from nexa_dist.stages.row_files import Id, Row
-
-
-def model_in(place: Path) -> Path:
-    """The folder with config.json of a checkpoint: itself, or `model/` of one in shards. Raises UsageError."""
-    found = next((one for one in (place / "model", place) if (one / "config.json").is_file()), None)
-    if found is None:
-        raise UsageError(
-            f"inputs.model: {place} has no config.json, so transformers cannot load it",
-            hint="run:RUN names a run's checkpoint; a path is a folder that save_pretrained made",
-        )
-    return found
 
 
 class Checkpoint:
@@ -110,7 +100,7 @@ def measure(config: EvalConfig, env: StageEnv, record: Record, rows: Sequence[tu
             if not all(row in known for row, _ in batch)]  # fmt: skip
     if not todo:
         return EXIT_OK
-    checkpoint = Checkpoint(model_in(env.inputs["model"]))
+    checkpoint = Checkpoint(model_in(env.inputs["model"], "inputs.model"))
     for at, (what, batch) in enumerate(todo):
         if env.stop():
             return EXIT_STOPPED

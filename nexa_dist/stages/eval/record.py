@@ -10,6 +10,7 @@ from typing import Any
 from nexa_dist.stages.endpoint_reply import NOTHING, PASSING, Failed, Reply, Usage
 from nexa_dist.stages.row_files import Id
 from nexa_dist.stages.teach.journal import Journal
+from nexa_dist.stages.teach.keeping import Keeping
 
 NAME = ".journal.jsonl"
 OK = "ok"
@@ -21,6 +22,8 @@ class Record:
 
     def __init__(self, folder: Path) -> None:
         self._journal = Journal(folder / NAME)
+        self._kept = Keeping(self._journal)
+        self._kept.restore()
         self.answers: dict[Id, dict[str, Any]] = {}
         self.nll: dict[Id, dict[str, Any]] = {}
         self.replies: dict[tuple[Id, str], tuple[str, Any]] = {}
@@ -33,7 +36,10 @@ class Record:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._journal.__exit__(*error)
+        try:
+            self._kept.finish(self._done)
+        finally:
+            self._journal.__exit__(*error)
 
     def local(self, what: str, row: Id, **told: Any) -> None:
         """Keep what the checkpoint came to: `what` is answer or nll."""
@@ -57,6 +63,11 @@ class Record:
     def _put(self, row: Id, told: Mapping[str, Any]) -> None:
         self._journal.append(row, told)
         self._take({"id": row, **told})
+        self._kept.offer(self._done)
+
+    @property
+    def _done(self) -> int:
+        return len(self.answers) + len(self.nll) + len(self.replies)
 
     def _take(self, line: Mapping[str, Any]) -> None:
         what, row = str(line["what"]), line["id"]

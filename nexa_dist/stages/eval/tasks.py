@@ -11,11 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.stages.eval.config import Tasks
 
 MOST_BYTES = 64 << 20
 LINES = 15
+SCHEMA = pa.schema([("task", pa.string()), ("metric", pa.string()), ("value", pa.float64()), ("stderr", pa.float64())])
 
 
 def refuse_without() -> None:
@@ -25,16 +28,25 @@ def refuse_without() -> None:
         )
 
 
-def measure(config: Tasks, model: Path, scratch: Path, seed: int) -> dict[str, dict[str, Any]]:
-    """Figures of each task by metric: value and standard error. Raises NexaError with lm-eval's last words."""
-    argv = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={model}"]
-    argv += ["--tasks", ",".join(config.names), "--batch_size", str(config.batch), "--output_path", str(scratch)]
+def measure(config: Tasks, model: Path, scratch: Path, seed: int, own: Path | None = None) -> dict[str, dict[str, Any]]:
+    """Figures of each task by metric: value and standard error. `own` is a folder with tasks of the user's: their YAML
+    and, by paths from there, their rows. Raises NexaError with lm-eval's last words."""
+    argv = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={model.absolute()}"]
+    argv += [
+        "--tasks",
+        ",".join(config.names),
+        "--batch_size",
+        str(config.batch),
+        "--output_path",
+        str(scratch.absolute()),
+    ]
     argv += ["--seed", str(seed)]
     argv += ["--limit", str(config.limit)] if config.limit is not None else []
     argv += ["--num_fewshot", str(config.shots)] if config.shots is not None else []
+    argv += ["--include_path", str(own)] if own else []
     try:
         done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+            argv, cwd=own, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
             timeout=config.max_minutes * 60,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
@@ -61,6 +73,11 @@ def read(told: Any, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     if missing := [name for name in names if name not in found]:
         raise NexaError(f"tasks: lm-eval has no figure of {', '.join(missing)}")
     return found
+
+
+def rows(told: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each figure."""
+    return [{"task": task, "metric": metric, **one} for task, all_ in told.items() for metric, one in all_.items()]
 
 
 def _metrics(figures: Mapping[str, Any]) -> dict[str, Any]:

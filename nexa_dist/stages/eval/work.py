@@ -19,11 +19,12 @@ from nexa_dist.stages.eval.judge import Asked, Verdicts, judge_sha256
 from nexa_dist.stages.eval.record import OK, Record
 from nexa_dist.stages.eval.rubric import DSS
 from nexa_dist.stages.filter.judge import drawn
+from nexa_dist.stages.references import model_in
 from nexa_dist.stages.row_files import Id, Row, as_column, in_order, kind_of_values, plain, rows_of, write_rows
 from nexa_dist.stages.serve.at_hand import at_hand, refuse
 from nexa_dist.stages.whole import whole
 
-ROWS, MODEL, JUDGE = "rows", "model", "judge"
+ROWS, MODEL, JUDGE, TASKS = "rows", "model", "judge", "tasks"
 FOLDER, SAMPLE = "evals", "sample.json"
 RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 OURS = ("id", "prompt", "answer", DSS, "winner", "nats", "tokens", "failed")
@@ -34,7 +35,7 @@ def prepare(config: EvalConfig, env: StageEnv) -> None:
     if MODEL not in env.inputs and (config.generate or config.perplexity or config.tasks):
         raise UsageError(f"inputs: {MODEL} is missing", hint=f"inputs: {{{MODEL}: run:RUN}}")
     if MODEL in env.inputs:
-        local.model_in(env.inputs[MODEL])
+        model_in(env.inputs[MODEL], f"inputs.{MODEL}")
     if config.judge or config.generate or config.perplexity:
         _check_rows(config, env)
     if config.judge:
@@ -44,6 +45,8 @@ def prepare(config: EvalConfig, env: StageEnv) -> None:
             pass
     if config.tasks:
         tasks.refuse_without()
+        if TASKS in env.inputs and not env.inputs[TASKS].is_dir():
+            raise UsageError(f"inputs.{TASKS}: {env.inputs[TASKS]} is no folder", hint="of lm-eval's YAML, a task each")
 
 
 def _check_rows(config: EvalConfig, env: StageEnv) -> None:
@@ -140,6 +143,8 @@ def _write(config: EvalConfig, env: StageEnv, record: Record, rows: list[tuple[I
     name = run_of(config, env)
     if table:
         write_rows(env.output / FOLDER / f"{config.name}_{name}.parquet", _schema(table), table)
+    if figures := tasks.rows(told.get("tasks", {})):
+        write_rows(env.output / FOLDER / f"{config.name}_{name}.tasks.parquet", tasks.SCHEMA, figures)
     with whole(env.output / FOLDER / f"{config.name}_{name}.json") as scratch:
         scratch.write_text(json.dumps({"run": name, "name": config.name, **told}, indent=2) + "\n")
     if config.next_sample and table:
@@ -158,7 +163,8 @@ def _tasks(config: EvalConfig, env: StageEnv) -> Any:
     assert config.tasks
     kept = env.output / ".tasks.json"
     if not kept.exists():
-        told = tasks.measure(config.tasks, local.model_in(env.inputs[MODEL]), env.output / ".tasks", config.seed)
+        model, own = model_in(env.inputs[MODEL], f"inputs.{MODEL}"), env.inputs.get(TASKS)
+        told = tasks.measure(config.tasks, model, env.output / ".tasks", config.seed, own)
         with whole(kept) as scratch:
             scratch.write_text(json.dumps(told))
     return json.loads(kept.read_bytes())

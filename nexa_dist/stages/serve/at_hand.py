@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from nexa_dist.errors import UsageError
 from nexa_dist.stages.endpoint_config import INPUT, EndpointConfig
-from nexa_dist.stages.serve.answering import model_in
+from nexa_dist.stages.references import model_in
 from nexa_dist.stages.serve.engines import choose
 from nexa_dist.stages.serve.server import api_of, serving
 
@@ -19,7 +20,7 @@ def refuse(config: EndpointConfig, inputs: Mapping[str, Path], name: str) -> Non
         return
     if name not in inputs:
         raise UsageError(f"endpoint.url is input, and there is no input {name}", hint=f"inputs: {{{name}: run:RUN}}")
-    if api_of(model_in(inputs[name])) != "chat":
+    if api_of(model_in(inputs[name], f"inputs.{name}")) != "chat":
         raise UsageError(f"inputs.{name}: the model has no chat template", hint="put chat_template.jinja beside it")
     choose("auto")
 
@@ -32,7 +33,14 @@ def at_hand(
     if config.url != INPUT:
         yield config
         return
-    engine = choose("auto")
+    engine, model = choose("auto"), model_in(inputs[name], f"inputs.{name}")
     print(f"{name}: {engine.why}", flush=True)
-    with serving(engine, model_in(inputs[name]), name=config.model, stop=stop, told=lambda _: None) as server:
-        yield config.model_copy(update={"url": server.url, "model": server.name}) if server else None
+    last: deque[str] = deque(maxlen=60)  # a line for every request would bury the stage's own
+    begun = False
+    try:
+        with serving(engine, model, name=config.model, stop=stop, told=last.append) as server:
+            begun = True
+            yield config.model_copy(update={"url": server.url, "model": server.name}) if server else None
+    finally:
+        if not begun:
+            print(*last, sep="\n", flush=True)

@@ -74,7 +74,7 @@ def _watched(server: Server, state: State, stopped: list[int]) -> int:
             raise NexaError(f"the server ended with {code}", hint="its last lines say why")
         silent = 0 if server.is_healthy() else silent + 1
         if silent >= SILENT:
-            raise NexaError(f"the server has not answered for {SILENT * EVERY_S:.0f} s")
+            raise NexaError(f"the server hangs: {SILENT} looks in a row had no answer")
         now, seconds = server.figures(), time.monotonic() - at
         tokens = now.get("completion_tokens", 0) - before.get("completion_tokens", 0)
         rate = tokens / seconds if "completion_tokens" in now and seconds > 0 else None

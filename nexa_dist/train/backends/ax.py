@@ -6,6 +6,7 @@ every rank saves its part: see ax_parted.py.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from typing import Any
 
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError
@@ -22,9 +23,14 @@ from nexa_dist.train.backends import ax_setup
 from nexa_dist.train.backends.ax_parted import Parted
 from nexa_dist.train.backends.ax_setup import axolotl
 from nexa_dist.train.backends.hf import Replicated
-from nexa_dist.train.backends.parallel import Parallel
+from nexa_dist.train.backends.parallel import Parallel, settle
 from nexa_dist.train.env import RankEnv
 from nexa_dist.train.tracking import Tracker
+
+OWN_SEED = 42
+"""Axolotl's, where its file has none."""
+NOT_OF_TEXT = ("rl", "reward_model", "process_reward_model", "is_multimodal")
+"""Keys of Axolotl's under which a model may not learn from tokens alone."""
 
 
 def prepare(config: TrainConfig, env: RankEnv) -> None:
@@ -68,6 +74,8 @@ class Run:
         self.cfg, self.env, self.stop, self.tracker, self.parallel, self.data = cfg, env, stop, tracker, parallel, data
         sets, training = axolotl("common.datasets"), axolotl("train")
         meta = (sets.load_preference_datasets if cfg.rl else sets.load_datasets)(cfg=cfg)
+        # Axolotl seeds nothing before it makes adapters and new tokens: each process would begin with its own.
+        set_seed(OWN_SEED if cfg.seed is None else cfg.seed)
         self.trainer, self.model, self.tokenizer, *_ = training.setup_model_and_trainer(cfg, meta)
         training.handle_untrained_tokens_fix(cfg, self.model, self.tokenizer, meta.train_dataset)
         # What hf's saving reads of a trainer.
@@ -89,11 +97,14 @@ class Run:
         if point and self.env.rank == 0:
             print(f"resuming from step {first} of {self.resumed_from}", flush=True)
         self.saved = first if point else -1
+        if point:  # Axolotl evaluates before the first step, to show what is untrained
+            self.trainer.args.eval_on_start = False
         source = self.resumed_from
         if source and (own := source / f"checkpoint-{first}").is_dir():  # of Parted
             source = own
         started = time.monotonic()
-        axolotl("train").execute_training(self.cfg, self.trainer, str(source) if source else None)
+        with contextlib.suppress(NothingLeft):
+            axolotl("train").execute_training(self.cfg, self.trainer, str(source) if source else None)
         step = self.trainer.state.global_step
         if self.stop.agreed and not self.ended:
             self.parallel.stopped(step, self.stop.at or started)
@@ -114,6 +125,8 @@ class Run:
     def begin(self) -> None:
         """Before the first step, with the model as the Trainer wrapped it."""
         self.became = spread(self.cfg, self.trainer, self.env)
+        if self.became["parallel"] == "DDP" and tokens_reach_all(self.cfg, self.trainer.model):
+            settle(self.trainer)
         if self.resumed_from is not None:
             self.parallel.resume(self.trainer, self.resumed_from)
         if self.env.rank == 0:
@@ -180,9 +193,20 @@ def spread(cfg: Any, trainer: Any, env: RankEnv) -> dict[str, Any]:
     }
 
 
+def tokens_reach_all(cfg: Any, model: Any) -> bool:
+    """Whether a few tokens with their labels, as `settle` gives them, are a batch that each trained weight has a part
+    in: DDP fails in the next one where not."""
+    experts = any("experts" in name for name in vars(model.config))
+    return not (experts or any(cfg.get(name) for name in NOT_OF_TEXT) or (cfg.context_parallel_size or 1) > 1)
+
+
 def _counted(parameters: list[Any]) -> tuple[int, int]:
     sizes = [(getattr(one, "ds_numel", one.numel()), one.requires_grad) for one in parameters]
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
+
+
+class NothingLeft(Exception):
+    """A training that is taken up at its last step: the Trainer itself would make one more."""
 
 
 class _Steps(TrainerCallback):
@@ -193,6 +217,10 @@ class _Steps(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._run.begin()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._run.ended:
+            raise NothingLeft
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         progress.report(state.global_step, state.max_steps)

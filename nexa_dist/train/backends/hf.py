@@ -16,7 +16,7 @@ from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError
 from nexa_dist.train import control
 from nexa_dist.train.backends import hf_state, trainer
-from nexa_dist.train.backends.parallel import Parallel, no_tokens
+from nexa_dist.train.backends.parallel import Parallel, settle
 from nexa_dist.train.env import RankEnv
 from nexa_dist.train.fence import Superseded
 from nexa_dist.train.keeper import Keeper
@@ -43,9 +43,7 @@ class Replicated(Parallel):
             if self._env.world_size > 1:  # the ranks would train apart, and nothing would say so
                 raise NexaError(f"{self._env.world_size} ranks, but the model is a bare {type(wrapped).__name__}")
             return {"parallel": "none"}
-        tokens, model = no_tokens(made), made.model_wrapped
-        model.train()
-        control.settle_buckets(model, lambda: model(input_ids=tokens, labels=tokens).loss)
+        settle(made)
         return {"parallel": "DDP"}
 
     def begin(self, step: int) -> None:

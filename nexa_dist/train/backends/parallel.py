@@ -122,6 +122,9 @@ class InShards(Parallel):
         self._keeper.write_result(result)
 
 
-def no_tokens(made: Any) -> torch.Tensor:
-    """A batch for a pass that counts for nothing, shape (1, 8)."""
-    return torch.zeros(1, 8, dtype=torch.long, device=made.args.device)
+def settle(made: Any) -> None:
+    """Lay DDP's gradient buckets out by a batch that counts for nothing: before the first step, as control.py says."""
+    model = made.model_wrapped
+    tokens = torch.zeros(1, 8, dtype=torch.long, device=made.args.device)
+    model.train()
+    control.settle_buckets(model, lambda: model(input_ids=tokens, labels=tokens).loss)

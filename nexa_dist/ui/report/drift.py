@@ -29,12 +29,15 @@ def drawn(drift: Mapping[str, Mapping[str, Any]], old: str, new: str) -> str:
             axes.bar([x - 0.2 for x in places], one["old"], 0.4, label=old, color="#8fa3b5")
             axes.bar([x + 0.2 for x in places], one["new"], 0.4, label=new, color="#c4622d")
             ks = "" if one["ks"] is None else f", KS {one['ks']:.3f}"
-            axes.set_title(f"{name} ({one['of']}): PSI {one['psi']:.3f}{ks}")
-            bins = one["bins"]
-            texts = [str(b)[:12] for b in bins] if one["of"] == "values" else [*(f"<{b:g}" for b in bins), "above"]
-            axes.set_xticks(list(places), texts[: len(places)], rotation=60)
+            axes.set_title(f"{_shown(name, 40)} ({one['of']}): PSI {one['psi']:.3f}{ks}")
+            axes.set_xticks(list(places), [_shown(label) for label in one["labels"]], rotation=60)
             if at == 0:
                 axes.legend(frameon=False)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None})
     return out.getvalue()
+
+
+def _shown(text: str, most: int = 12) -> str:
+    """The beginning of a value that somebody's data has: a control character is none of XML's."""
+    return "".join(char if char.isprintable() else "·" for char in text[:most])

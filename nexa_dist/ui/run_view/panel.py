@@ -52,14 +52,11 @@ class Drawn(Silent):
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        self._shut()
+        self.close()
         try:
             yield
         finally:
             self._open()
-
-    def close(self) -> None:
-        self._shut()
 
     def _line(self, node: str, source: str, rank: int | None, text: bytes) -> None:
         self.bars.pop((node, source), None)
@@ -78,7 +75,7 @@ class Drawn(Silent):
         self.live.start()
         self.console.show_cursor(True)  # a kill -9 would leave the terminal without one
 
-    def _shut(self) -> None:
+    def close(self) -> None:
         if self.live:
             self._draw()
             self.live.stop()
@@ -119,10 +116,7 @@ def panel(state: State, now: float, rows: int) -> RenderableType:
     nodes = Table.grid(padding=(0, 2))
     for row in _rows(state, now, rows):
         nodes.add_row(*row)
-    return Panel(
-        Group(*_head(state, figures, now), nodes),
-        title=Text(terminal.plain(title)),
-    )
+    return Panel(Group(*_head(state, figures, now), nodes), title=Text(terminal.plain(title)))
 
 
 def _head(state: State, figures: dict[str, Any], now: float) -> list[RenderableType]:

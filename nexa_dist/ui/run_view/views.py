@@ -106,26 +106,23 @@ class Plain(Silent):
         if number > 1:
             since = "from the beginning" if resume_step is None else f"from step {resume_step}"
             anew = f", made anew: {', '.join(replaced)}" if replaced else ""
-            self.say(f"attempt {number}: {world_size} ranks on {', '.join(nodes)}, {since}{anew}")
-
-    def say(self, text: str) -> None:
-        terminal.say(terminal.plain(text))
+            self.note(f"attempt {number}: {world_size} ranks on {', '.join(nodes)}, {since}{anew}")
 
     def note(self, text: str) -> None:
-        self.say(text)
+        terminal.say(text)
 
     def quiet(self, node: str, seconds: float) -> None:
         super().quiet(node, seconds)
         if seconds >= max(QUIET_S, 2 * self.told_quiet.get(node, 0.0)):
             self.told_quiet[node] = seconds
-            self.say(f"warning: no word from {node} for {span(seconds)}; the run goes on there")
+            self.note(f"warning: no word from {node} for {span(seconds)}; the run goes on there")
 
     def tick(self) -> None:
         self._back()
         now, step = self.now(), self.state.step
         if self.state.unreported(now) and not self.told_how:
             self.told_how = True
-            self.say(UNREPORTED)
+            self.note(UNREPORTED)
         if step is None and "step" in self.state.read and now - self.told_at >= PLAIN_EVERY_S:
             self._tell(now)
         if step is None or now - self.told_at < 1:
@@ -141,18 +138,18 @@ class Plain(Silent):
 
     def _back(self) -> None:
         for node in [name for name in self.told_quiet if self.state.rows[name].quiet_since is None]:
-            self.say(f"{node} answers again after {span(self.told_quiet.pop(node))}")
+            self.note(f"{node} answers again after {span(self.told_quiet.pop(node))}")
 
     def _tell(self, now: float) -> None:
         """The line of progress, unless it would say what was said."""
         figures = self.state.figures(now)
         key = f"{figures['attempt']} {figures['step']} {figures['saved']} {figures['durable']} {figures['read']}"
         if key != self.told:
-            self.say(sentence(figures))
+            self.note(sentence(figures))
             self.told_at, self.told, self.told_step = now, key, self.state.step or 0
 
     def _line(self, node: str, source: str, rank: int | None, text: bytes) -> None:
-        self.say(labelled(node, source, rank, text))
+        self.note(labelled(node, source, rank, text))
 
 
 class Json(Silent):

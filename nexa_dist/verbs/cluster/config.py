@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace as Arguments
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,18 @@ from nexa_dist.config.yaml.tree import PathKey
 from nexa_dist.errors import EXIT_OK, UsageError
 from nexa_dist.stages.load import read_stage, stage_of
 from nexa_dist.ui import terminal
-from nexa_dist.verbs._shared import plan_file
+from nexa_dist.verbs._training import plan_file
 
-Arguments = argparse.Namespace
 MARGIN = 60
 """Column of the comments, at most."""
 
 
 def config(args: Arguments) -> int:
     if args.schema:
-        from nexa_dist.config.json_schema import json_schema
+        from nexa_dist.config import json_schema
+        from nexa_dist.stages import table
 
-        terminal.emit(json_schema(args.schema))
+        terminal.emit(table.json_schema() if args.schema == "stage" else json_schema.json_schema(args.schema))
         return EXIT_OK
     if not args.file:
         raise UsageError("nexa config needs a FILE, or --schema")

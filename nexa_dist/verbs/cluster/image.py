@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace as Arguments
 from pathlib import Path
 
 from nexa_dist.errors import EXIT_OK, UsageError
@@ -11,10 +11,10 @@ from nexa_dist.ops.cluster import image as baking
 from nexa_dist.ops.cluster import plan as planning
 from nexa_dist.ops.runs.stop import stop
 from nexa_dist.ui import terminal
-from nexa_dist.verbs._shared import agreed, context, load_said
+from nexa_dist.verbs._consent import agreed
+from nexa_dist.verbs._shared import context, load_said
 from nexa_dist.verbs.cluster.plan import show
 
-Arguments = argparse.Namespace
 COLUMNS = ("id", "state", "age_hours", "gb", "usd_per_month", "env", "base")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace as Arguments
 from pathlib import Path
 
 from nexa_dist.errors import EXIT_OK
@@ -10,8 +10,6 @@ from nexa_dist.ops.cluster.init import init as initialise
 from nexa_dist.run import trust
 from nexa_dist.run.workspace import Workspace
 from nexa_dist.ui import terminal
-
-Arguments = argparse.Namespace
 
 
 def init(args: Arguments) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import datetime
+from argparse import Namespace as Arguments
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,8 @@ from nexa_dist.ops.context import Context
 from nexa_dist.plan.aws import prices
 from nexa_dist.plan.money.estimate import useful_hours
 from nexa_dist.ui import terminal
-from nexa_dist.verbs._shared import consent_to_stack, context, load_said
-
-Arguments = argparse.Namespace
+from nexa_dist.verbs._consent import consent_to_stack
+from nexa_dist.verbs._shared import context, load_said
 
 SHOWN = 8
 

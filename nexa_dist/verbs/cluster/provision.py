@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
+from argparse import Namespace as Arguments
 from pathlib import Path
 
 from nexa_dist.config.cluster import ClusterConfig
@@ -22,10 +22,9 @@ from nexa_dist.ops.work.environment import make_ready, wished
 from nexa_dist.plan.static.known_hosts import Adopted
 from nexa_dist.run.ssh.connections import connect, session
 from nexa_dist.ui import terminal
-from nexa_dist.verbs._shared import agreed, answered_yes, consent_to_commands, consent_to_stack, context, load_said
+from nexa_dist.verbs._consent import agreed, answered_yes, consent_to_commands, consent_to_stack
+from nexa_dist.verbs._shared import context, load_said
 from nexa_dist.verbs.cluster.plan import show, show_changes
-
-Arguments = argparse.Namespace
 
 
 def provision(args: Arguments) -> int:

@@ -21,6 +21,8 @@ def snapshot(args: Arguments) -> int:
         return _diff(ctx, args)
     if args.snapshots:
         raise UsageError("nexa snapshot takes no file but after diff", hint="-o FILE says where it goes")
+    if args.out and Path(args.out).is_dir():
+        raise UsageError(f"{args.out} is a folder", hint="-o FILE says where it goes")
     cluster = find_cluster(ctx, args.cluster)
     names = ", ".join(node.name for node in cluster.nodes)
     if args.dry_run:

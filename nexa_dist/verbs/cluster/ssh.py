@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import sys
+from argparse import Namespace as Arguments
 
 from nexa_dist.ops.cluster import provision as provisioning
 from nexa_dist.run.ssh.connections import Ssh
 from nexa_dist.verbs._shared import context, find_cluster
-
-Arguments = argparse.Namespace
 
 
 def ssh(args: Arguments) -> int:

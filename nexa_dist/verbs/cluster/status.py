@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace as Arguments
 from typing import Any
 
 from nexa_dist.errors import EXIT_FAILED, EXIT_OK, NexaError
@@ -11,8 +11,6 @@ from nexa_dist.ops.runs import status as running
 from nexa_dist.ops.runs.summary import summary
 from nexa_dist.ui import terminal
 from nexa_dist.verbs._shared import context, find_folder
-
-Arguments = argparse.Namespace
 
 NOT_UP = {
     "planned": "planned: nothing was made; nexa provision makes it",
@@ -61,6 +59,8 @@ def status(args: Arguments) -> int:
             {"cluster": entry["cluster"], "state": NOT_UP.get(entry["state"], entry["state"])}
         ]
         terminal.table(rows, ("cluster", "node", "address", "ranks", "state"))
+        for words in dict.fromkeys(node["machine"] for node in entry["nodes"] if "machine" in node):
+            terminal.say(f"{entry['cluster']}: {words}")
         if entry.get("usd") is not None:
             terminal.say(f"{entry['cluster']}: {entry['usd']:.2f} USD so far, {entry['usd_per_hour']:.2f} USD/h")
     for row in report["runs"]:

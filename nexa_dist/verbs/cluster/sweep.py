@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace as Arguments
 
 from nexa_dist.errors import EXIT_OK, StillRunning
 from nexa_dist.ops.cluster import sweep as sweeping
 from nexa_dist.ops.context import Context
 from nexa_dist.ui import terminal
-from nexa_dist.verbs._shared import agreed, context
-
-Arguments = argparse.Namespace
+from nexa_dist.verbs._consent import agreed
+from nexa_dist.verbs._shared import context
 
 
 def sweep(args: Arguments) -> int:

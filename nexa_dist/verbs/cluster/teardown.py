@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace as Arguments
 from pathlib import Path
 
 from nexa_dist.config.load import load_cluster
@@ -18,9 +18,8 @@ from nexa_dist.ops.work.at_stake import at_stake
 from nexa_dist.run.workspace import ClusterFolder
 from nexa_dist.traits import TRAITS
 from nexa_dist.ui import terminal
-from nexa_dist.verbs._shared import agreed, answered_yes, context, find_folder, is_file
-
-Arguments = argparse.Namespace
+from nexa_dist.verbs._consent import agreed, answered_yes
+from nexa_dist.verbs._shared import context, find_folder, is_file
 
 
 def teardown(args: Arguments) -> int:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import math
+from argparse import Namespace as Arguments
 
 from nexa_dist.errors import EXIT_OK, UsageError
 from nexa_dist.ops.money.budget import of_cluster
 from nexa_dist.ops.money.meter import extend
 from nexa_dist.ui import terminal
 from nexa_dist.verbs._shared import context, find_folder
-
-Arguments = argparse.Namespace
 
 
 def budget(args: Arguments) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import datetime
+from argparse import Namespace as Arguments
 from typing import Any
 
 from nexa_dist.errors import EXIT_OK
@@ -11,8 +11,6 @@ from nexa_dist.ops.money import cost as costing
 from nexa_dist.ops.money.cost import Ledger
 from nexa_dist.ui import terminal
 from nexa_dist.verbs._shared import context, name_of
-
-Arguments = argparse.Namespace
 
 
 def cost(args: Arguments) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace as Arguments
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,6 @@ from nexa_dist.plan.timeline import timeline as steps_of
 from nexa_dist.run import files
 from nexa_dist.ui import terminal
 from nexa_dist.verbs._shared import context, name_of
-
-Arguments = argparse.Namespace
 
 
 def timeline(args: Arguments) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace as Arguments
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from nexa_dist.stages.whole import MANIFEST
 from nexa_dist.ui import terminal
 from nexa_dist.verbs._shared import context
 
-Arguments = argparse.Namespace
 COLUMNS = ("version", "stage", "rows", "mb", "made", "sha256", "parents")
 MOST = {"list": 1, "show": 1, "verify": 100, "diff": 2}
 
@@ -83,6 +82,8 @@ def _verify(registry: Registry, args: Arguments) -> int:
     for label, faults in found.items():
         for fault in faults:
             terminal.error(f"{label}: {fault}")
+        if faults:
+            terminal.say(f"hint: {registry.cure(unique[label])}")
     bad = sum(1 for faults in found.values() if faults)
     terminal.say(f"{len(found)} versions read: {f'{bad} are damaged' if bad else 'every byte is as it was registered'}")
     return EXIT_FAILED if bad else EXIT_OK

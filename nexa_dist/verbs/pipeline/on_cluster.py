@@ -23,7 +23,8 @@ from nexa_dist.stages.load import load_stage
 from nexa_dist.stages.output import Output
 from nexa_dist.stages.references import resolve
 from nexa_dist.stages.registry import Registry
-from nexa_dist.verbs._shared import at_home, borrowed, find_cluster
+from nexa_dist.verbs._shared import borrowed, find_cluster
+from nexa_dist.verbs._training import at_home
 from nexa_dist.verbs.run.begin.fresh import fresh
 from nexa_dist.verbs.run.begin.resume import resumed
 

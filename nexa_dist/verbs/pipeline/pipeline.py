@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace as Arguments
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from nexa_dist.ops.pipeline.chain import Step
 from nexa_dist.ui import terminal
 from nexa_dist.verbs._shared import context
 
-Arguments = argparse.Namespace
 COLUMNS = ("stage", "kind", "state", "version", "seconds", "usd")
 
 
@@ -29,10 +28,12 @@ def pipeline(args: Arguments) -> int:
             if not step.version:
                 place = "after " + ", ".join(step.waits) if step.waits else step.where
                 ctx.say(f"would run: {step.name} {place}: {step.stage} of {step.config}")
+        if args.dry_run and config.promote:
+            ctx.say(f"would give the name {config.promote.to} to what {config.promote.evaluation} is of, if it has not")
         return EXIT_OK
-    needs_cluster = any(step.where == "cluster" for step in config.stages.values())
-    if needs_cluster and not (args.cluster or config.cluster):
-        ctx.workspace.only_cluster()  # said before anything is done
+    if any(step.where == "cluster" for step in config.stages.values()) and not (args.cluster or config.cluster):
+        if any(step.where == "cluster" and not step.version for step in chain.look(ctx.workspace.root, config)):
+            ctx.workspace.only_cluster()  # said before anything is done
 
     def on_cluster(step: Step, folder: Path) -> int:
         from nexa_dist.verbs.pipeline.on_cluster import done  # what starts runs is of no use to stages here

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace as Arguments
 
 from nexa_dist.errors import EXIT_INTERRUPTED, EXIT_OK, UsageError
 from nexa_dist.ops.context import Context
@@ -11,8 +11,6 @@ from nexa_dist.run.ssh.connections import session
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.verbs._shared import context, ranks, refuse_job
 from nexa_dist.verbs.run.presenter import RunPresenter, links_to
-
-Arguments = argparse.Namespace
 
 
 def attach(args: Arguments) -> int:

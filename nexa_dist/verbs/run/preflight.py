@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace as Arguments
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ from nexa_dist.ops.fit.preflight import preflight as seen_of
 from nexa_dist.plan.fit.judge import Fit
 from nexa_dist.plan.fit.memory import memory
 from nexa_dist.ui import terminal
-from nexa_dist.verbs._shared import context, find_cluster, is_file, load_planned, load_said
+from nexa_dist.verbs._shared import context, find_cluster, is_file, load_said
+from nexa_dist.verbs._training import load_planned
 
-Arguments = argparse.Namespace
 GIB = 2**30
 SHOWN = 8
 MARKS = {True: "fits", False: "does not fit", None: "not known"}

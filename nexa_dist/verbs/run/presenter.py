@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
 
@@ -17,8 +16,6 @@ from nexa_dist.run.record import Run
 from nexa_dist.run.ssh.connections import Link, Ssh, reach
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.ui import run_view, terminal
-
-Arguments = argparse.Namespace
 
 
 class RunPresenter:

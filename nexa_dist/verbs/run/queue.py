@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace as Arguments
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,10 @@ from nexa_dist.ops.runs.launch import commit
 from nexa_dist.plan.ranks import assign_ranks, subset
 from nexa_dist.plan.runs import grid
 from nexa_dist.run.code.archive import Archive
-from nexa_dist.verbs._shared import (
-    at_home,
-    borrowed,
-    context,
-    find_cluster,
-    find_folder,
-    load_stage,
-    plan_file,
-    ranks,
-    refuse_detach,
-)
+from nexa_dist.verbs._shared import borrowed, context, find_cluster, find_folder, ranks
+from nexa_dist.verbs._training import at_home, load_stage, plan_file, refuse_detach, refuse_no_script, words_of
 from nexa_dist.verbs.run import queue_table
 from nexa_dist.verbs.run.queue_worker import Worker
-
-Arguments = argparse.Namespace
 
 
 def queue(args: Arguments) -> int:
@@ -161,18 +150,15 @@ def _asked(ctx: Context, args: Arguments) -> tuple[Queue, list[Row], Cluster]:
 
 
 def _row(ctx: Context, cluster: Cluster, name: str, point: dict[str, str], args: Arguments) -> Row:
-    words = [f"{key}={value}" for key, value in point.items()]
-    tags = [f"tags+={grid.tag(key, value)}" for key, value in point.items()]
+    words, tags = words_of(point)
     if stage := load_stage(Path(name), args, [*args.set, *words, *(f"launch.{tag}" for tag in tags)]):
         config = at_home(stage, cluster)
     else:
         config = load_train(Path(name), [*args.set, *words, *tags], args.program, plan_file(args.plan))
     refuse_detach(config, False)
     assign_ranks(subset(cluster, config.nodes), 0, config.nproc_per_node)
-    root = ctx.workspace.root
-    if config.script and not (root / config.script).exists():
-        raise ConfigError([Problem(name, 0, "script", f"{config.script} does not exist in {root}")])
-    return Row("", str(root), config.model_dump(mode="json"), name, point)
+    refuse_no_script(config, name, ctx.workspace.root)
+    return Row("", str(ctx.workspace.root), config.model_dump(mode="json"), name, point)
 
 
 def _frozen(ctx: Context, rows: list[Row]) -> tuple[list[Row], list[Archive]]:

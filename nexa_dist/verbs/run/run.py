@@ -5,7 +5,7 @@ The first that a launch needs is a connection to every node, so they are made wh
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace as Arguments
 from typing import TYPE_CHECKING
 
 from nexa_dist.config.train import TrainConfig
@@ -17,15 +17,14 @@ from nexa_dist.ops.queue import Queue
 from nexa_dist.ops.runs.wandb import settled
 from nexa_dist.plan.ranks import subset
 from nexa_dist.run.ssh.connections import connecting, session
-from nexa_dist.verbs._shared import at_home, borrowed, context, find_cluster, load_planned, ranks, refuse_detach
+from nexa_dist.verbs._shared import borrowed, context, find_cluster, ranks
+from nexa_dist.verbs._training import at_home, load_planned, refuse_detach
 
 if TYPE_CHECKING:
     from nexa_dist.ops.work.origin import Origin
 
-Arguments = argparse.Namespace
 
-
-def run(args: argparse.Namespace) -> int:
+def run(args: Arguments) -> int:
     if args.origin and (args.more or args.grid):
         raise UsageError("--from is for one run", hint=f"nexa run --from {args.origin} --set a.b=c")
     if args.more or args.grid:
@@ -81,9 +80,9 @@ def launched(
     config: TrainConfig,
     config_file: str,
     *,
-    detach: bool = False,
-    shown: set[int] | None = None,
-    as_json: bool = False,
+    detach: bool,
+    shown: set[int] | None,
+    as_json: bool,
     cluster_file: str | None = None,
     origin: Origin | None = None,
 ) -> int:
@@ -91,10 +90,13 @@ def launched(
     refuse_detach(config, detach)
     config = settled(ctx, config)
     with session(ctx.runner, cluster) as ssh, connecting(ssh) as links:
+        from nexa_dist.ops.runs import launch
         from nexa_dist.verbs.run.begin import fresh
 
         if ctx.dry:
-            return fresh.dry(ctx, ssh, links, config, as_json, origin)
+            codes = origin.codes if origin else None
+            prepared = launch.prepare(ctx, ssh, config, "train_dry_run", 1, None, codes=codes, links=links)
+            return fresh.printed(prepared, as_json)
         return fresh.fresh(
             ctx, ssh, links, config, config_file,
             detach=detach, shown=shown, as_json=as_json, cluster_file=cluster_file, origin=origin,

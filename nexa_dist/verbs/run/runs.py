@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace as Arguments
 from typing import Any
 
-from nexa_dist.errors import (
-    EXIT_FAILED,
-    EXIT_OK,
-    NexaError,
-)
+from nexa_dist.errors import EXIT_FAILED, EXIT_OK, NexaError
 from nexa_dist.ops.runs import summary as listing
 from nexa_dist.ops.runs.summary import summary
 from nexa_dist.ui import terminal
 from nexa_dist.verbs._shared import context
-
-Arguments = argparse.Namespace
 
 
 def runs(args: Arguments) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+from argparse import Namespace as Arguments
 from pathlib import Path
 
 from nexa_dist.config.load import load_train
@@ -14,9 +14,8 @@ from nexa_dist.ops.slurm.submit import Submitted, submit
 from nexa_dist.plan.runs import grid
 from nexa_dist.plan.slurm.array import array, elements
 from nexa_dist.ui import terminal
-from nexa_dist.verbs._shared import context, plan_file
-
-Arguments = argparse.Namespace
+from nexa_dist.verbs._shared import context
+from nexa_dist.verbs._training import plan_file, refuse_no_script, words_of
 
 
 def slurm(args: Arguments) -> int:
@@ -36,17 +35,14 @@ def slurm(args: Arguments) -> int:
 
 
 def _config(ctx: Context, args: Arguments, point: dict[str, str]) -> TrainConfig:
-    words = [f"{key}={value}" for key, value in point.items()]
-    tags = [f"tags+={grid.tag(key, value)}" for key, value in point.items()]
+    words, tags = words_of(point)
     config = load_train(Path(args.train), [*args.set, *words, *tags], args.program, plan_file(args.plan))
     if config.slurm is None:
         raise UsageError(
             f"{args.train} has no section slurm",
             hint="slurm: {partition: gpu, nodes: 2, gres: 'gpu:4', time: '12:00:00'}",
         )
-    if config.script and not (ctx.workspace.root / config.script).exists():
-        problem = Problem(args.train, 0, "script", f"{config.script} does not exist in {ctx.workspace.root}")
-        raise ConfigError([problem])
+    refuse_no_script(config, args.train, ctx.workspace.root)
     return config
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace as Arguments
 
 from nexa_dist.errors import EXIT_OK, UsageError
 from nexa_dist.ops.active_runs import active_runs
@@ -11,8 +11,6 @@ from nexa_dist.ops.runs import stop as stopping
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.ui import terminal
 from nexa_dist.verbs._shared import context
-
-Arguments = argparse.Namespace
 
 
 def stop(args: Arguments) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import time
+from argparse import Namespace as Arguments
 from typing import Any
 
 from nexa_dist.errors import EXIT_OK, UsageError
@@ -13,7 +13,6 @@ from nexa_dist.run.ssh.connections import Link, connect, on_all, session
 from nexa_dist.ui import terminal
 from nexa_dist.verbs._shared import borrowed, context, find_cluster
 
-Arguments = argparse.Namespace
 COLUMNS = ("node", "environment", "what", "torch", "gib", "used_hours", "state")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace as Arguments
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,11 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.serving import aliases, served
 from nexa_dist.ops.serving.aliases import NAMES, Aliases, Promotion
 from nexa_dist.ops.serving.served import Wish
+from nexa_dist.ops.serving.tunnel import Tunnel, ask
 from nexa_dist.ops.work.steps import wanted
 from nexa_dist.run import files
 from nexa_dist.ui import terminal
 from nexa_dist.verbs._shared import context
-
-Arguments = argparse.Namespace
 
 
 def promote(args: Arguments) -> int:
@@ -50,11 +49,15 @@ def _judged(ctx: Context, args: Arguments) -> Promotion:
     if not least and not most:
         hint = "--min NAME=NUMBER or --max NAME=NUMBER, of its evaluation's scores"
         raise UsageError("nothing is asked of the model", hint=hint)
+    step = wanted(args.checkpoint)
+    if step is not None and not args.eval:
+        hint = "--eval FILE names those of this step; without --checkpoint the newest is promoted"
+        raise UsageError(f"nobody says that the scores of {args.run} are of step {step}", hint=hint)
     run = ctx.workspace.run(args.run)
     path = aliases.evaluation_of(ctx.workspace.root, run.run_id, args.eval)
     scores = aliases.scores_in(files.read_json(path))
     faults = aliases.missed(least, scores, most)
-    model = served.find_model(ctx, Wish(run.run_id, wanted(args.checkpoint)))
+    model = served.find_model(ctx, Wish(run.run_id, step))
     smoke = _smoke(ctx, run.run_id, model.step)
     if smoke is None:
         faults.append("smoke: no server of this checkpoint is there to be asked")
@@ -77,13 +80,13 @@ def _smoke(ctx: Context, run: str, step: int | None) -> dict[str, Any] | None:
         record = folder.load()
         if served.what_is_served(record) != (run, step):
             continue
-        tunnel = served.Tunnel(ctx, 0)
+        tunnel = Tunnel(ctx, 0)
         with served.linked(ctx, record) as link:
             state = served.state_of(link, record.run_dir(link.node.name)) or {}
             if state.get("state") == "ready" and not state.get("has_key"):
                 try:
                     tunnel.lead_to(link, state)
-                    return {"run": folder.run_id, **served.ask(tunnel.url, state["model"], state["api"], "")}
+                    return {"run": folder.run_id, **ask(tunnel.url, state["model"], state["api"], "")}
                 finally:
                     tunnel.close()
             if state.get("state") == "ready":  # without its key, its own request has to do

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import threading
+from argparse import Namespace as Arguments
 from typing import Any
 
 from nexa_dist.errors import EXIT_FAILED, EXIT_OK, NexaError, UsageError
@@ -13,7 +13,8 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.health.gate import refuse_unfit
 from nexa_dist.ops.runs.wandb import settled
 from nexa_dist.ops.serving import served
-from nexa_dist.ops.serving.served import Door, Tunnel, Wish
+from nexa_dist.ops.serving.served import Wish
+from nexa_dist.ops.serving.tunnel import Door, Tunnel
 from nexa_dist.ops.work.steps import wanted
 from nexa_dist.plan.ranks import subset
 from nexa_dist.run import dotenv, git
@@ -21,8 +22,6 @@ from nexa_dist.run.ssh.connections import connecting, session
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.ui import terminal
 from nexa_dist.verbs._shared import borrowed, context, find_cluster
-
-Arguments = argparse.Namespace
 
 
 def serve(args: Arguments) -> int:
@@ -36,6 +35,9 @@ def serve(args: Arguments) -> int:
     wish = Wish(args.what, wanted(args.checkpoint), args.node, args.engine, args.host, args.key_env,
                 args.max_model_len, args.startup_s, args.max_hours, args.budget_usd)  # fmt: skip
     refuse_open(wish)
+    if wish.key_env and not key_of(ctx, wish):  # before a checkpoint is brought, and in a dry run
+        where = f"neither in the environment nor in {ctx.workspace.root / dotenv.NAME}"
+        raise UsageError(f"--key-env: the variable {wish.key_env} is {where}", hint="set it, or name another")
     cluster = find_cluster(borrowed(ctx, args.cluster), args.cluster)
     cluster = subset(cluster, (wish.node,) if wish.node else (cluster.nodes[0].name,))
     tunnel = Tunnel(ctx, args.port)
@@ -162,7 +164,7 @@ def _connect(args: Arguments) -> int:
     ):
         door.open(link, run.load().run_dir(link.node.name))
         try:
-            door.wait()
+            door.wait(lambda: run.load().going_on)
         except KeyboardInterrupt:
             ctx.say(f"the way is closed; {run.run_id} goes on")
             return EXIT_OK

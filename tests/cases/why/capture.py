@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nexa_dist.node.protocol import VERSION
 from nexa_dist.run import agentfile
 
 HERE = Path(__file__).resolve().parent
@@ -170,7 +171,7 @@ def spec_of(case: Case, node: str) -> dict[str, Any]:
         **case.node_env.get(node, {}),
     }
     made = {
-        "version": 2,
+        "version": VERSION,
         "run_id": RUN.rsplit("/", 1)[1],
         "attempt": 1,
         "node": node,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nexa_dist.node import control, record
+from nexa_dist.node.protocol import VERSION
 from nexa_dist.node.watch.stack_dump import state_of
 
 # Starts the ranks as torchrun does: in sessions of their own, through the agent's `rank`; ends them when one fails.
@@ -97,7 +98,7 @@ class Rig:
             **more.pop("env", {}),
         }
         return {
-            "version": 2, "run_id": "r", "attempt": attempt, "node": "n0", "env": env, "grace_s": 2,
+            "version": VERSION, "run_id": "r", "attempt": attempt, "node": "n0", "env": env, "grace_s": 2,
             "cwd": str(self.folder / "work"), "launcher": "torchrun",
             "argv": [sys.executable, "-c", torchrun(signals), str(self.agent), rank_code], **more,
         }  # fmt: skip

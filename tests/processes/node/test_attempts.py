@@ -139,9 +139,9 @@ time.sleep(600)
 
 
 def test_without_control_groups_nothing_is_made(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(cgroup, "_own", lambda: None)
+    monkeypatch.setattr(cgroup, "own", lambda: None)
     assert cgroup.make(str(tmp_path)) is None
-    monkeypatch.setattr(cgroup, "_own", lambda: "/proc")  # a place where no folder can be made
+    monkeypatch.setattr(cgroup, "own", lambda: ("/proc", ""))  # a place where no folder can be made
     assert cgroup.make(str(tmp_path)) is None
     assert cgroup.members(str(tmp_path)) == []
     assert list(tmp_path.iterdir()) == []

@@ -16,6 +16,7 @@ from nexa_dist.node.watch import flight
 from nexa_dist.ops.providers.local import free_port
 from nexa_dist.plan.failures.diagnose import judge
 from nexa_dist.plan.failures.evidence import Evidence, NodeEvidence, RankEvidence
+from nexa_dist.plan.runs.torchrun import DEFAULT_ENVIRONMENT
 from tests.processes.node.rig import PASS_ON, REPORT, Rig
 
 REPO = Path(__file__).resolve().parents[3]
@@ -41,10 +42,11 @@ def test_ranks_that_hang_tell_in_which_collective(rig: Rig) -> None:
     pytest.importorskip("torch")
     env = {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port("")), "LOCAL_RANK": "0", "GLOO_SOCKET_IFNAME": "lo",
-        "PYTHONPATH": str(REPO),
+        "PYTHONPATH": str(REPO), **DEFAULT_ENVIRONMENT,
     }  # fmt: skip
     rig.start(STUCK, hang_timeout_s=1.0, signals=PASS_ON, env=env)
     assert rig.ended()["reason"] == "hang"
+    assert "deprecated" not in (rig.folder / "rank_0" / "attempt_1.log").read_text()  # a name of the recorder
     names = [event["event"] for event in rig.events()]
     assert names.index("hang") < names.index("flight") < names.index("ended")
     events = [wire.event(json.dumps(event).encode()) for event in rig.events("flight")]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from nexa_dist.node.protocol import VERSION
 from tests.processes.node.rig import REPORT, Rig, until
 
 SAVING = """
@@ -58,7 +59,7 @@ def test_a_rank_that_failed_on_another_node_ends_ours(rig: Rig, tmp_path: Path) 
     with held(rig, "print('ready', flush=True)\nimport time; time.sleep(600)", tmp_path) as agent:
         rig.ready(0, 1)
         rows = [
-            {"event": "started", "at": 1.0, "attempt": 1, "version": 2},
+            {"event": "started", "at": 1.0, "attempt": 1, "version": VERSION},
             {"event": "rank_exit", "at": 2.0, "rank": 5, "code": 1, "signal": 0},
         ]
         (peer / "agent.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -105,6 +105,22 @@ def test_what_cannot_be_kept_is_said_and_fails_no_run(rig: Rig) -> None:
     assert kept.told() == [(0, 1, why)]
 
 
+def test_one_file_that_cannot_be_read_keeps_no_other_one_on_the_node(tmp_path: Path) -> None:
+    sync = tmp_path / "sync.sh"
+    sync.write_text(SYNC)
+    env = {"NEXA_SYNC": str(sync), "NEXA_BUCKET": str(tmp_path / "bucket")}
+    spec = {"run_id": "r", "node": "n0", "attempt": 1, "env": env, "outputs": {"named": ["out"], "python": "python3"}}
+    (tmp_path / "run" / "work" / "out").mkdir(parents=True)
+    for name in ("a", "b"):
+        (tmp_path / "run" / "work" / "out" / name).write_text(name)
+    rows, _ = outputs.files_of(str(tmp_path / "run"), outputs.matcher(["out"]), float("inf"))
+    gone = {**rows[0], "name": "out/gone", "path": "work/out/gone"}  # as one of another user would be
+    kept = keep.Kept(str(tmp_path / "run"), spec)
+    assert kept.bring([gone, *rows], boot_clock() + 1e6) == "out/gone: No such file or directory"
+    assert set(kept.there) == {"out/a", "out/b"} == set(outputs.noted(str(tmp_path / "run")))
+    assert (tmp_path / "bucket" / "n0" / "g1.json").is_file()
+
+
 def test_a_stop_waits_for_the_bucket_no_longer_than_its_grace(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Kept(rig, HANGS)
     kept.start(f"{WRITE}; import time; time.sleep(600)")

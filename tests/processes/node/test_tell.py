@@ -17,7 +17,7 @@ from nexa_dist.node.oslib import start_time
 from nexa_dist.node.watch import tell
 from nexa_dist.node.watch.controller_lease import take_seat
 from tests.processes.node.rig import Rig, events_of, until
-from tests.webhooks import Server, serving
+from tests.webhooks import Server, certificates, proxying, serving
 
 FAILS = "import sys; print('ready', flush=True); sys.exit(3)"
 
@@ -65,6 +65,29 @@ def test_no_rank_sees_the_address_and_a_stop_does_not_wait_for_a_server(rig: Rig
     rig.stop()
     assert time.monotonic() - began < 10 and start_time(pid) is None
     assert rig.status()["state"] == "failed"
+
+
+def test_a_node_obeys_the_proxy_and_the_certificates_of_the_runs_env(tmp_path: Path) -> None:
+    authority, context = certificates(tmp_path, "hooks.example.test")
+    with serving(context) as secure, proxying(secure) as proxy:
+        told = how(secure)
+        told["targets"][0]["url"] = "https://hooks.example.test/ok/verysecret"
+        env = {"HTTPS_PROXY": proxy.url(), "SSL_CERT_FILE": str(authority)}
+        clock = Clock(tmp_path, told, node_rank=0, env=env)
+        clock.pass_s(1, notice=NOTICE)
+        clock.pass_s(12)
+        assert [message["event"] for message in secure.wait("ok/verysecret")] == ["notice"]
+        assert [method for method, *_ in proxy.asked] == ["CONNECT"]
+        assert [(event["sent"], event["why"]) for event in clock.told()] == [(True, "")]
+
+
+def test_a_test_says_of_each_webhook_what_became_of_it(rig: Rig, server: Server) -> None:
+    targets = [
+        {"url": server.url(path), "format": "json", "events": ""} for path in ("ok/verysecret", "echo/verysecret")
+    ]
+    said = rig.call("tell", "-", message={"targets": targets, "message": {"id": "x", "text": "a test"}})
+    assert said == {"told": [{"sent": True, "why": ""}, {"sent": False, "why": "HTTP 404: no such hook: ***, ***"}]}
+    assert wire.answer("n0", "tell", json.dumps(said).encode(), failed=False) == said
 
 
 class Clock:

@@ -16,17 +16,22 @@ from nexa_dist.ops.providers.local import free_port
 from tests import heavy
 
 REPO = Path(__file__).resolve().parents[3]
-STEPS, STOP_AT, NEVER = 24, 13, -1
+STEPS, STOP_AT, SAVED, NEVER = 24, 13, 8, -1
+ON_TWO_NODES = [[0] * 4, [-9] * 4, [0] * 4]
 LORA, TRAIN = "configs/axolotl/science_lora.yaml", "configs/train/axolotl.yaml"
 WHY = "builds the environment heavy (4.2 GB, minutes), then trains; cached after the first time"
 STAGE = """
-import glob, json, os, signal, sys, time
+import glob, json, os, shutil, signal, sys, time
+import torch
 for name in ("cli.preprocess", "cli.train", "train", "core.builders", "core.builders.causal", "loaders"):
     __import__("axolotl." + name)
 from nexa_dist.train import launcher, progress
 
 def rank(number, settings, stop_at, words):
-    os.environ.update(settings, RANK=str(number), LOCAL_RANK=str(number))
+    os.environ.update(settings, RANK=str(number), LOCAL_RANK=str(number % 2))
+    torch.default_generator.seed()  # as an interpreter of its own, and one that the agent forked, begins
+    if number >= 2:
+        os.environ["NEXA_RUN_DIR"] += ".n1"
     told = progress.report
     def report(step, *more, **named):
         told(step, *more, **named)
@@ -44,6 +49,12 @@ for line in sys.stdin:
     settings, stop_at, ranks, words = json.loads(line)
     os.makedirs(settings["NEXA_RUN_DIR"], exist_ok=True)
     settings["WORLD_SIZE"] = str(ranks)
+    if ranks > 2:  # two nodes; of the second nothing is left, and the one in its place was sent what the first has
+        second = settings["NEXA_RUN_DIR"] + ".n1"
+        shutil.rmtree(second, ignore_errors=True)
+        os.makedirs(second)
+        if os.path.isdir(settings["NEXA_RUN_DIR"] + "/checkpoints"):
+            shutil.copytree(settings["NEXA_RUN_DIR"] + "/checkpoints", second + "/checkpoints")
     pids = []
     for number in range(ranks):
         pid = os.fork()
@@ -61,7 +72,7 @@ for line in sys.stdin:
         while len(glob.glob(settings["NEXA_RUN_DIR"] + "/at_*")) < ranks and time.monotonic() < until:
             time.sleep(0.01)
         for pid in pids:
-            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, signal.SIGKILL if ranks > 2 else signal.SIGTERM)
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
     print("CODES", json.dumps(codes), flush=True)
 """
@@ -94,6 +105,10 @@ def stage(folder: Path, jobs: list[tuple[str, int, int, list[str]]]) -> tuple[li
     return [json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("CODES ")], said
 
 
+def apart(whole: dict[str, Any], resumed: dict[str, Any]) -> float:
+    return max(float((whole[key] - resumed[key]).abs().max()) for key in whole)
+
+
 @pytest.mark.long(WHY)
 def test_lora_and_qlora_learn_and_a_stopped_one_ends_as_an_unbroken_one(tmp_path: Path) -> None:
     from safetensors.torch import load_file  # the short tier collects this file without torch
@@ -109,18 +124,22 @@ def test_lora_and_qlora_learn_and_a_stopped_one_ends_as_an_unbroken_one(tmp_path
         [
             ("prepared", NEVER, 1, [*train, "--prepare"]),
             ("unbroken", NEVER, 2, train),
+            ("unbroken", NEVER, 2, train),  # nothing is left to train
             ("broken", STOP_AT, 2, train),
             ("broken", NEVER, 2, train),
             ("parted", STOP_AT, 2, train),
             ("parted", NEVER, 2, train),
             ("four", NEVER, 2, [*train, "--set", "config=four.yaml"]),
+            ("two_nodes", NEVER, 4, train),
+            ("lost", STOP_AT, 4, train),
+            ("lost", NEVER, 4, train),
             ("wrong", NEVER, 1, [*train, "--set", "config=wrong.yaml", "--prepare"]),
         ],
     )
-    assert codes == [[0], [0, 0], [143, 143], [0, 0], [143, 143], [0, 0], [0, 0], [2]], said
+    assert codes == [[0], [0, 0], [0, 0], [143, 143], [0, 0], [143, 143], [0, 0], [0, 0], *ON_TWO_NODES, [2]], said
     assert said.count("Loading raw datasets") == 1, said  # by the node, and by no rank
     assert f"stopped by SIGTERM at step {STOP_AT}" in said and "Require cfg.load_in_4bit" in said
-    names = ("unbroken", "broken", "four")
+    names = ("unbroken", "broken", "four", "two_nodes", "lost")
     results = {name: json.loads((tmp_path / name / "result.json").read_text()) for name in names}
     report = results["unbroken"]["eval_report"]
     assert report["train_loss_last"] < report["train_loss_first"] - 0.05
@@ -130,9 +149,13 @@ def test_lora_and_qlora_learn_and_a_stopped_one_ends_as_an_unbroken_one(tmp_path
     assert results["four"]["eval_report"]["train_loss_last"] < results["four"]["eval_report"]["train_loss_first"]
     whole = load_file(tmp_path / "unbroken" / "checkpoints" / f"step_{STEPS:08d}" / "adapter_model.safetensors")
     for inside in (f"broken/checkpoints/step_{STEPS:08d}", f"parted/checkpoints/step_{STEPS:08d}/checkpoint-{STEPS}"):
-        resumed = load_file(tmp_path / inside / "adapter_model.safetensors")
-        assert max(float((whole[key] - resumed[key]).abs().max()) for key in whole) <= 1e-5, inside
+        assert apart(whole, load_file(tmp_path / inside / "adapter_model.safetensors")) <= 1e-5, inside
     assert abs(report["train_loss_last"] - results["broken"]["eval_report"]["train_loss_last"]) <= 1e-5
+    inside = f"checkpoints/step_{STEPS:08d}/adapter_model.safetensors"
+    assert f"resuming from step {SAVED} of" in said
+    assert apart(*(load_file(tmp_path / name / inside) for name in ("two_nodes", "lost"))) <= 1e-5
+    for name in ("train_loss_last", "eval_loss_nats"):
+        assert abs(results["lost"]["eval_report"][name] - results["two_nodes"]["eval_report"][name]) <= 1e-5
     assert (tmp_path / "broken" / "model" / "adapter_model.safetensors").exists()
 
 

@@ -149,6 +149,8 @@ class Stage:
         """Exit codes of the ranks, which with `in_parts` build the model as they build a large one."""
         run_dir = self.folder / name
         run_dir.mkdir(exist_ok=True)
+        for mark in run_dir.glob("at_*"):
+            mark.unlink()
         if not (run_dir / "dataset.json").exists():
             argv = [self.python, "-m", "nexa_dist.train.launcher", *self.argv(kind, *sets), "--prepare"]
             env = {**self.env, "NEXA_RUN_DIR": str(run_dir)}
@@ -305,6 +307,28 @@ def test_adapters_alone_are_trained_and_kept(kind: str, stage: Stage, ddp: dict[
     assert kept and all("lora_" in name or name.endswith("lm_head.weight") for name in kept)
     assert stage.run(names[1], kind, *words) == [0, 0], stage.log()  # nothing is left to train
     assert abs(stage.result(names[1])["eval_report"]["eval_loss_nats"] - unbroken["eval_loss_nats"]) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["zero2", "zero3"])
+def test_adapters_go_on_where_another_number_of_ranks_left_them(kind: str, stage: Stage, ddp: dict[str, Any]) -> None:
+    steady = stage.folder / "steady"  # what `ddp` made, without its dropout: random numbers are a rank's own
+    if not steady.exists():
+        shutil.copytree(stage.folder / "ddp" / "checkpoints" / f"step_{STEPS:08d}", steady)
+        told = json.loads((steady / "config.json").read_text())
+        (steady / "config.json").write_text(json.dumps({**told, "attention_dropout": 0.0}))
+    words = ("model={path: steady, lora: {rank: 4, dropout: 0.0}}", "trainer.learning_rate=0.02")
+    two, one = f"steady-{kind}", f"steady-{kind}-1"
+    assert stage.run(two, kind, *words) == [0, 0], stage.log()
+    assert stage.run(one, kind, *words, end_at=4) == [143, 143], stage.log()
+    before = len(stage.log())
+    assert stage.run(one, kind, *words, "trainer.batch_size=4", ranks=1, end_at=8) == [143], stage.log()[before:]
+    assert "checkpoint of 2 ranks" in stage.log()[before:]
+    assert stage.run(one, kind, *words) == [0, 0], stage.log()[before:]
+    assert "checkpoint of 1 ranks" in stage.log()[before:]
+    unbroken, resumed = (stage.result(name)["eval_report"] for name in (two, one))
+    assert unbroken["eval_loss_nats"] < ddp["eval_loss_nats"]
+    for name in ("eval_loss_nats", "train_loss_last"):
+        assert abs(unbroken[name] - resumed[name]) < 1e-5
 
 
 def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(stage: Stage) -> None:

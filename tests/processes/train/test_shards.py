@@ -20,7 +20,9 @@ from typing import Any
 import pytest
 
 from nexa_dist.ops.providers.local import free_port
+from nexa_dist.ops.work import cleanup
 from nexa_dist.train import checkpoint
+from nexa_dist.train.shards.steps import held
 
 ADDRESS = f"127.0.{1 + os.getpid() % 200}.8"
 REPO = Path(__file__).resolve().parents[3]
@@ -217,6 +219,57 @@ def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
+
+
+RUN = "train_20260101_000000_old"
+
+
+def test_a_cleanup_takes_all_shards_of_a_step_or_none(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each node has its own shards alone; only both together are a checkpoint."""
+    nodes.run(["begin", 0], ["save", 10], ["save", 20], ["finish", 20], NEXA_REPLICAS="0")
+    disks = [nodes.folder / name for name in ("a", "b")]
+    for number, disk in enumerate(disks):
+        shutil.copytree(nodes.node(number) / "checkpoints", disk / RUN / "checkpoints")
+    before = {disk: checkpoint.names(disk) for disk in disks}
+
+    def clean(kind: str, *which: Path, code: int = 0) -> str:
+        said: list[str] = []
+        for path in (path for disk in disks for path in (disk / RUN, *(disk / RUN).rglob("*"))):
+            os.utime(path, (1e9, 1e9))
+        words = [word for disk in which for word in (f"--{kind}", str(disk))]
+        assert cleanup.main([*words, "--keep", "1", "--days", "1", "--delete"], said.append) == code
+        return "\n".join(said)
+
+    step = f"{RUN}/checkpoints/step_00000010"
+    for kind in ("scratch", "durable"):  # of one node: what the other one has is not known
+        said = clean(kind, disks[0])
+        assert "3 of its 6 files are on no node here: name the folders of its other nodes" in said
+        assert "0 folders" in said and {disk: checkpoint.names(disk) for disk in disks} == before
+
+    rename = Path.rename
+
+    def stuck(self: Path, to: Path) -> Path:
+        if self == disks[1] / step:
+            raise OSError(16, "Device or resource busy")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", stuck)
+    assert "Device or resource busy" in clean("durable", *disks, code=1)
+    assert {disk: checkpoint.names(disk) for disk in disks} == before
+    monkeypatch.setattr(Path, "rename", rename)
+
+    flip(disks[1] / RUN / "checkpoints" / "step_00000020" / "rank_3.bin")
+    assert "0 folders" in clean("durable", *disks)  # the newest that is whole is then the older one
+    flip(disks[1] / RUN / "checkpoints" / "step_00000020" / "rank_3.bin")
+    assert "2 folders" in clean("durable", *disks)
+    assert [checkpoint.steps(disk / RUN / "checkpoints") for disk in disks] == [[20], [20]]
+
+    for disk in disks:  # as scratch: the newest whole one, which is nowhere else, stays with both
+        (disk / RUN / "spec.json").write_text("{}")
+    assert "step_00000020, which is nowhere else, stays" in clean("scratch", *disks)
+    assert [path.name for disk in disks for path in (disk / RUN).iterdir()] == ["checkpoints"] * 2
+    assert held([disk / RUN / "checkpoints" for disk in disks])[0].is_whole()
+    assert len(list((disks[0] / "archive").iterdir())) == 2
 
 
 def test_what_no_node_holds_is_walked_back_over_and_said(nodes: Nodes) -> None:

@@ -10,40 +10,53 @@ import jsonschema
 import pytest
 import yaml
 
-from nexa_dist.config.json_schema import MODELS, Kind, json_schema, main, schema_text
+from nexa_dist.config import json_schema as schemas
+from nexa_dist.config.json_schema import MODELS, as_text
 from nexa_dist.config.load import kind_of, load_cluster, load_train
+from nexa_dist.stages import table
 
 ROOT = Path(__file__).parents[3]
+KINDS = (*MODELS, "stage")
 EXAMPLES = sorted(p.relative_to(ROOT) for p in [*ROOT.glob("configs/[dt]*/*.yaml"), ROOT / "tests/cloud/cluster.yaml"])
 
 
 AWS = {"name": "x", "provider": "aws", "nodes": 1, "gpus_per_node": 1, "max_hours": 6}
 
 
-def valid(kind: Kind, data: Any) -> bool:
+STAGES = sorted([*ROOT.glob("configs/stages/*.yaml"), *ROOT.glob("configs/pipelines/*.yaml")])
+
+
+def json_schema(kind: str) -> dict[str, Any]:
+    return table.json_schema() if kind == "stage" else schemas.json_schema(kind)  # type: ignore[arg-type]
+
+
+def valid(kind: str, data: Any) -> bool:
     return bool(jsonschema.Draft202012Validator(json_schema(kind)).is_valid(data))
 
 
 def test_files_are_up_to_date(tmp_path: Path) -> None:
-    main([str(tmp_path)])
-    for kind in MODELS:
+    schemas.main([str(tmp_path)])
+    table.main([str(tmp_path)])
+    for kind in KINDS:
         name = f"{kind}.schema.json"
         text = (ROOT / "docs" / name).read_text(encoding="utf-8")
-        assert text == (tmp_path / name).read_text(encoding="utf-8") == schema_text(kind), (
-            "write it anew: python -m nexa_dist.config.json_schema"
+        assert text == (tmp_path / name).read_text(encoding="utf-8") == as_text(json_schema(kind)), (
+            "write it anew: python -m nexa_dist.config.json_schema; python -m nexa_dist.stages.table"
         )
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_every_key_is_described(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_key_is_described(kind: str) -> None:
     schema = json_schema(kind)
     jsonschema.Draft202012Validator.check_schema(schema)
     assert schema["$schema"].endswith("2020-12/schema") and "$id" not in schema
     assert schema["title"] and schema["description"]
-    for part in (schema, *schema["$defs"].values()):
+    parts = [*schema["$defs"].values(), *([schema] if kind != "stage" else [])]  # which is one of those, by its key
+    for part in (part for part in parts if part.get("type") == "object" or "properties" in part):
         assert part["additionalProperties"] is False
         for key, value in part["properties"].items():
-            assert value.get("description"), key
+            section = schema["$defs"][value["$ref"].rpartition("/")[2]] if "$ref" in value else {}
+            assert value.get("description") or section.get("description"), key
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=str)
@@ -59,6 +72,22 @@ def test_every_example_loads_and_fits_its_schema(example: Path) -> None:
         assert first[1] == f".nexa/schema/{kind}.schema.json"
     else:
         assert (path.parent / first[1]).resolve() == ROOT / "docs" / f"{kind}.schema.json"
+
+
+@pytest.mark.parametrize("example", STAGES, ids=lambda path: path.stem)
+def test_a_stage_or_pipeline_of_ours_fits_its_schema(example: Path) -> None:
+    kind, text = example.parent.name.removesuffix("s"), example.read_text(encoding="utf-8")
+    assert text.startswith(f"# yaml-language-server: $schema=../../docs/{kind}.schema.json\n")
+    data = yaml.safe_load(text)
+    assert valid(kind, data) and not valid(kind, {**data, "stagse": 1})
+
+
+def test_the_stage_schema_has_the_keys_of_that_stage_alone() -> None:
+    assert valid("stage", {"stage": "filter", "rules": []}) and not valid("stage", {"stage": "data", "rules": []})
+    assert not valid("stage", {"stage": "train"}) and not valid("stage", {})
+    step = {"config": "a.yaml", "min": {"DSS": 0.6}}
+    assert valid("pipeline", {"pipeline": "p", "stages": {"a": step}})
+    assert not valid("pipeline", {"pipeline": "p", "stages": {"a": {**step, "min": {"DSS": "high"}}}})
 
 
 def test_the_examples_of_configs_are_among_those_checked() -> None:

@@ -13,12 +13,13 @@ pytest.importorskip("httpx")
 pq: Any = pytest.importorskip("pyarrow.parquet")
 torch: Any = pytest.importorskip("torch")
 transformers: Any = pytest.importorskip("transformers")
-tokenizers: Any = pytest.importorskip("tokenizers")
+pytest.importorskip("tokenizers")
 
 from nexa_dist.errors import UsageError  # noqa: E402
 from nexa_dist.stages import eval as stage  # noqa: E402
 from nexa_dist.stages.contract import EXIT_STOPPED, StageEnv  # noqa: E402
 from nexa_dist.stages.load import load_stage  # noqa: E402
+from tests.bytes_model import byte_llama  # noqa: E402
 
 TEXTS = ["a cat", "the dog sat on a mat", "", "x" * 90, "rain", "it was late and the rain fell"]
 ROWS = [{"id": n, "prompt": f"say {text[:3]}", "completion": text} for n, text in enumerate(TEXTS)]
@@ -28,20 +29,7 @@ ROWS = [{"id": n, "prompt": f"say {text[:3]}", "completion": text} for n, text i
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of some thousand weights, with a tokenizer of bytes."""
     folder: Path = tmp_path_factory.mktemp("model")
-    made = tokenizers.Tokenizer(tokenizers.models.BPE())
-    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = tokenizers.decoders.ByteLevel()
-    made.train_from_iterator(["x"], tokenizers.trainers.BpeTrainer(
-        vocab_size=300, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
-        special_tokens=["<s>", "</s>"]))  # fmt: skip
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>")
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    settings = transformers.LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=64, bos_token_id=0, eos_token_id=1,
-    )  # fmt: skip
-    transformers.LlamaForCausalLM(settings).save_pretrained(folder)
+    byte_llama(folder)
     return folder
 
 

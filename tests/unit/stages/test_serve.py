@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,7 +17,8 @@ pytest.importorskip("httpx")
 
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.ops.serving import served
-from nexa_dist.stages.serve import engines, hold, server
+from nexa_dist.stages.endpoint_config import EndpointConfig
+from nexa_dist.stages.serve import at_hand, engines, hold, server
 from nexa_dist.stages.serve.engines import Engine, choose, figures
 from nexa_dist.stages.serve.server import api_of, serving
 
@@ -106,6 +108,25 @@ def test_a_server_that_ends_or_never_answers_is_an_error_with_its_lines(model: P
         assert one is None
 
 
+def test_the_last_lines_of_a_teacher_that_does_not_start_are_told(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = EndpointConfig(url="input", model="m")
+    monkeypatch.setattr(at_hand, "choose", lambda _: Program("vllm", "a test", mode="dies"))
+    with (
+        pytest.raises(NexaError, match="ended with 3") as raised,
+        at_hand.at_hand(config, {"teacher": model}, "teacher", bool),
+    ):
+        pass
+    assert raised.value.hint == "its last lines say why"
+    assert "no weights found" in capsys.readouterr().out
+    monkeypatch.setattr(at_hand, "choose", lambda _: Program("vllm", "a test"))
+    with at_hand.at_hand(config, {"teacher": model}, "teacher", bool) as endpoint:
+        assert endpoint
+        assert server.ask(endpoint.url, "m", "chat", "", "hello", 4)["text"]
+    assert "POST" not in capsys.readouterr().out, "its requests are not the stage's lines"
+
+
 def test_an_address_that_others_reach_needs_a_key(model: Path) -> None:
     for engine, says in (
         (Program("transformers", "T"), "stays on 127.0.0.1"),
@@ -192,3 +213,13 @@ def test_figures_of_vllm_are_summed_over_its_labels() -> None:
         "vllm:generation_tokens_total 40.0\nvllm:num_requests_running 1.0\n"
     )
     assert figures(text) == {"requests": 5, "prompt_tokens": 1200, "completion_tokens": 40}
+
+
+def test_a_server_that_hangs_is_given_up_after_so_many_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    process = SimpleNamespace(poll=lambda: None)
+    hanging = SimpleNamespace(process=process, figures=dict, is_healthy=lambda: bool(looks.append(1)))
+    monkeypatch.setattr(hold, "EVERY_S", 0.0)
+    with pytest.raises(NexaError, match=f"{hold.SILENT} looks in a row had no answer"):
+        hold._watched(hanging, hold.State(tmp_path / "serve.json"), [])  # type: ignore[arg-type]
+    assert len(looks) == hold.SILENT

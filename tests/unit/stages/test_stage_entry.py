@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -10,11 +12,15 @@ from typing import Any
 
 import pytest
 
+from nexa_dist.config.load import resolved
 from nexa_dist.errors import ConfigError, NexaError, UsageError
 from nexa_dist.stages import contract, entry, table
 from nexa_dist.stages.contract import StageConfig, StageEnv
 from nexa_dist.stages.launch import load_as_training, registered
+from nexa_dist.stages.load import load_stage
+from nexa_dist.stages.references import model_in
 from nexa_dist.stages.registry import Registry
+from nexa_dist.stages.whole import hashes
 
 
 class Upper(StageConfig):
@@ -131,6 +137,10 @@ def test_a_stage_becomes_a_run_with_its_inputs_as_data(toy: Path) -> None:
     )
     assert dict(made.data) == {"rows": str(toy / "rows.txt")}
     assert (made.outputs, made.budget_usd, made.secrets) == (("stage_output",), 2.0, ("API_KEY",))
+    assert resolved(load_stage(Path("up.yaml")))["launch"]["secrets"] == ["API_KEY"], "which is a name"
+    with pytest.raises(ConfigError, match=r"launch\.secrets: item 0 is no name") as caught:
+        load_stage(Path("up.yaml"), ["launch.secrets=[hunter2-value]"])
+    assert "hunter2" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"launch\.nproc_per_nod: unknown key"):
         load_as_training(Path("up.yaml"), ["launch.nproc_per_nod=4"])
 
@@ -151,8 +161,11 @@ def test_versions_follow_content_and_a_flipped_byte_is_named(toy: Path) -> None:
     file = registry.path(second) / "row-0"
     file.write_bytes(b"Y")
     assert list(registry.faults(second)) == ["row-0 has other bytes than were registered"]
-    with pytest.raises(NexaError, match="upper@v2 is damaged: row-0 has other bytes"):
+    with pytest.raises(NexaError, match="upper@v2 is damaged: row-0 has other bytes") as refused:
         registry.verified("upper")
+    assert (refused.value.hint or "").startswith(f"rm -r {registry.path(second)}, then nexa pipeline run")
+    shutil.rmtree(registry.path(second))
+    assert registry.by_key("upper", second.key) is None, "so it is made again"
     assert by_hand("--input", "data:upper@v9") == 2
 
 
@@ -165,6 +178,54 @@ def test_what_a_run_brought_becomes_a_version_with_what_its_nodes_cost(toy: Path
     assert (version.label, version.provenance["usd"], list(Registry(toy).faults(version))) == ("upper@v1", 0.75, [])
     assert registered(toy, outputs, 0.25) == version
     assert len(Registry(toy).versions()) == 1
+    manifest = outputs / "stage_output" / "manifest.json"
+    told = json.loads(manifest.read_text())
+    (outputs / "evil").write_text("of the node's")
+    row = {"bytes": 13, "sha256": "0" * 64}
+    for bad in (
+        {"key": "../../" + told["key"]},
+        {"outputs": {**told["outputs"], "files": {**told["outputs"]["files"], "../evil": row}}},
+        {"outputs": 3},
+        {"usd": "much"},
+        {"counts": ["x"]},
+    ):  # no node names a place of this machine, and no odd word of its is a traceback
+        manifest.write_text(json.dumps({**told, **bad}))
+        with pytest.raises(NexaError, match="is damaged"):
+            registered(toy, outputs, 0.25)
+    manifest.write_text(
+        json.dumps({**told, "outputs": {**told["outputs"], "files": {**told["outputs"]["files"], "evil": row}}})
+    )
+    with pytest.raises(NexaError, match="has other bytes than its manifest says"):
+        registered(toy, outputs, 0.25)
+    manifest.write_text(json.dumps(told))
     (outputs / "stage_output" / "row-0").write_text("X")
     with pytest.raises(NexaError, match="has other bytes than its manifest says"):
         registered(toy, outputs, 0.25)
+
+
+def test_a_folder_is_hashed_in_bounded_time_whatever_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    (tmp_path / "in" / "a" / "x").write_text("x")
+    (tmp_path / "in" / "again").symlink_to("a")
+    assert list(hashes(tmp_path / "in")) == ["a/x", "again/x"], "a link to another folder is followed"
+    (tmp_path / "in" / "a" / "loop").symlink_to(tmp_path / "in")
+    with pytest.raises(NexaError, match="loop leads to a folder that it lies in"):
+        hashes(tmp_path / "in")
+    (tmp_path / "in" / "a" / "loop").unlink()
+    for make in (os.mkfifo, lambda path: path.symlink_to("nowhere")):
+        make(tmp_path / "in" / "odd")
+        with pytest.raises(NexaError, match="odd is no plain file"):
+            hashes(tmp_path / "in")
+        (tmp_path / "in" / "odd").unlink()
+
+
+def test_a_model_is_found_in_a_checkpoint_of_shards_and_in_a_trainings_output(tmp_path: Path) -> None:
+    for name in ("plain", "shards/model", "trained/checkpoint", "both/checkpoint/model"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text("{}")
+        assert model_in(tmp_path / name.split("/")[0], "inputs.model") == tmp_path / name
+    (tmp_path / "adapter/checkpoint").mkdir(parents=True)
+    (tmp_path / "adapter/checkpoint/adapter_config.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"inputs\.judge: .*adapter has no config\.json") as caught:
+        model_in(tmp_path / "adapter", "inputs.judge")
+    assert "merge the adapter" in str(caught.value.hint)

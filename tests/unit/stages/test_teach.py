@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,10 @@ from nexa_dist.errors import NexaError, UsageError  # noqa: E402
 from nexa_dist.stages import teach  # noqa: E402
 from nexa_dist.stages.contract import StageEnv  # noqa: E402
 from nexa_dist.stages.load import load_stage  # noqa: E402
+from nexa_dist.stages.teach import keeping  # noqa: E402
 from nexa_dist.stages.teach.journal import Journal  # noqa: E402
+from nexa_dist.train import checkpoint  # noqa: E402
+from nexa_dist.train.fence import Superseded  # noqa: E402
 from nexa_dist.train.text import examples  # noqa: E402
 from tests.teacher import Answer, Server, completion, serving  # noqa: E402
 
@@ -265,6 +270,84 @@ def test_killed_at_any_row_it_comes_to_the_same_bytes_and_asks_nothing_twice(tmp
     assert answered
     assert not answered & again
     assert (stage.output / "rows.parquet").read_bytes() == (straight.output / "rows.parquet").read_bytes()
+
+
+class Node:
+    """A node of a run: its folder, and what outlives it. What it finds is what the supervisor brings a new node."""
+
+    def __init__(self, root: Path, attempt: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.store = root / "durable/r1/checkpoints"
+        found = checkpoint.newest_whole(self.store)
+        env = {
+            "NEXA_RUN_ID": "r1", "NEXA_RUN_DIR": str(root / f"node{attempt}"), "NEXA_ATTEMPT": str(attempt),
+            "NEXA_DURABLE": str(root / "durable"), **({"NEXA_RESUME_FROM": str(found[1])} if found else {}),
+        }  # fmt: skip
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+
+    def kept(self) -> set[str]:
+        found = checkpoint.newest_whole(self.store)
+        assert found
+        return {json.loads(line)["id"] for line in (found[1] / keeping.FILE).read_text().splitlines()}
+
+
+@pytest.mark.parametrize("warned", [True, False], ids=["stopped", "lost without a word"])
+def test_with_its_node_lost_nothing_that_was_kept_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warned: bool
+) -> None:
+    with serving(echo) as server:
+        straight = Stage(tmp_path / "a", server)
+        assert straight.run() == 0
+
+    def answer(body: dict[str, Any], number: int) -> Answer:
+        stage.stopped = stage.stopped or number == 8
+        return echo(body)
+
+    node = Node(tmp_path, 1, monkeypatch)
+    if not warned:
+        monkeypatch.setattr(keeping, "EVERY_S", 0.0)
+        monkeypatch.setattr(keeping.Keeping, "finish", lambda *_: None)
+    with serving(answer) as server:
+        stage = Stage(tmp_path / "b", server, endpoint={"concurrency": 1})
+        of_key(stage, "of this prompt")
+        assert stage.run() == 143
+        join_copies()
+        kept = node.kept()
+        assert len(kept) >= (8 if warned else 5)
+        shutil.rmtree(tmp_path / "node1", ignore_errors=True)
+        of_key(stage, "of this prompt")
+        Node(tmp_path, 2, monkeypatch)
+        stage.stopped, before = False, len(server.asked)
+        assert stage.run() == 0
+        again = {prompt[len("Define ") : -1] for prompt in server.prompts()[before:]}
+        table = (stage.output / "rows.parquet").read_bytes()
+        of_key(stage, "of another prompt")
+        join_copies()
+        Node(tmp_path, 3, monkeypatch)
+        before = len(server.asked)
+        assert stage.run() == 0 and len(server.asked) == before + 20, "answers to other questions are no answers"
+        join_copies()
+        newest = checkpoint.newest_whole(node.store)
+        assert newest and "of another prompt" in (newest[1] / keeping.OF).read_text()
+    assert kept and not kept & again
+    assert table == (straight.output / "rows.parquet").read_bytes()
+    monkeypatch.setenv("NEXA_ATTEMPT", "1")
+    with serving(echo) as server, pytest.raises(Superseded):
+        Stage(tmp_path / "c", server).run()
+
+
+def of_key(stage: Stage, key: str) -> None:
+    """An empty folder of a new node, which entry.py has begun."""
+    shutil.rmtree(stage.output, ignore_errors=True)
+    stage.output.mkdir()
+    (stage.output / ".state.json").write_text(json.dumps({"key": key}))
+
+
+def join_copies() -> None:
+    """Wait for the copies that were under way: what is lost with a node is what they had not brought."""
+    for thread in threading.enumerate():
+        if thread.name in ("save", "durable"):
+            thread.join(60)
 
 
 @pytest.mark.long("21 processes of the stage")

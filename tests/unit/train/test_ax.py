@@ -20,6 +20,7 @@ from nexa_dist.train.env import RankEnv
 pytest.importorskip("transformers")
 import torch
 
+from nexa_dist.train import control
 from nexa_dist.train.backends import ax, ax_setup
 
 FILE = "base_model: model\ndatasets:\n  - path: rows.jsonl\n    ds_type: json\n    type: alpaca\noutput_dir: mine\n"
@@ -141,3 +142,40 @@ def test_what_the_model_became_is_held_against_what_was_asked_for() -> None:
     for asked in ({"deepspeed": "z.json"}, {"fsdp_config": {"offload_params": True}}):
         with pytest.raises(NexaError, match="was asked for, and the model is a Linear"):
             ax.spread(SimpleNamespace(**{**vars(plain), **asked}), trainer, rank_env())
+
+
+def test_adapters_begin_with_what_the_seed_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Axolotl makes them before its Trainer seeds anything, and each process begins with a seed of its own."""
+    drawn = []
+
+    def model_and_trainer(cfg: Any, meta: Any) -> tuple[Any, ...]:
+        drawn.append(float(torch.rand(())))
+        return SimpleNamespace(remove_callback=print, add_callback=print), None, None
+
+    fake = SimpleNamespace(
+        load_datasets=lambda cfg: SimpleNamespace(train_dataset=None),
+        setup_model_and_trainer=model_and_trainer,
+        handle_untrained_tokens_fix=lambda *args: None,
+    )
+    monkeypatch.setattr(ax, "axolotl", lambda name: fake)
+    state = torch.get_rng_state()
+    nothing: Any = None
+    for seed in (None, 42, 7, 7):
+        torch.default_generator.seed()
+        ax.Run(SimpleNamespace(rl=None, seed=seed), rank_env(), nothing, nothing, nothing, nothing)
+    torch.set_rng_state(state)
+    assert drawn[0] == drawn[1] != drawn[2] == drawn[3]
+
+
+def test_buckets_are_settled_at_the_cost_of_no_random_number_and_where_tokens_reach_all_weights() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.5))
+    before = torch.get_rng_state()
+    control.settle_buckets(model, lambda: model(torch.ones(2, 4)).sum())
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(weight.grad is None for weight in model.parameters())
+
+    dense, mixed = (SimpleNamespace(config=SimpleNamespace(**more)) for more in ({}, {"num_local_experts": 8}))
+    file = SimpleNamespace(context_parallel_size=1, get={"is_multimodal": False}.get)
+    assert ax.tokens_reach_all(file, dense) and not ax.tokens_reach_all(file, mixed)
+    for more in ({"get": {"rl": "dpo"}.get}, {"context_parallel_size": 2}):
+        assert not ax.tokens_reach_all(SimpleNamespace(**{**vars(file), **more}), dense)

@@ -122,11 +122,11 @@ def _settled(gang: Gang, made: Cluster) -> tuple[dict[str, str], str]:
         return checked.path(node.name, "home folder", home), checked.python(node.name, version)
 
     with connections.session(gang.ctx.runner, made) as ssh:
-        answers = connections.on_all(made.nodes, ask)
-    versions = sorted({version for _, version in answers})
+        answers = connections.by_node(made.nodes, ask)
+    versions = sorted({version for _, version in answers.values()})
     if len(versions) > 1:
         raise NexaError(f"the nodes have different Pythons: {', '.join(versions)}", hint="use one image for all")
-    return {node.name: home for node, (home, _) in zip(made.nodes, answers, strict=True)}, versions[0]
+    return {name: home for name, (home, _) in answers.items()}, versions[0]
 
 
 def _cluster(gang: Gang, chosen: Candidate, python: str = "") -> Cluster:

@@ -99,7 +99,7 @@ def notes(scope: AwsScope) -> tuple[str, ...]:
     seen = usable(scope) if scope.bucket else Seen("nobody's")
     if seen.region in ("", scope.region):
         return ()
-    usd = prices.between_regions_usd_per_gb(scope.region)
+    usd = prices.book().between_regions.usd.get(scope.region)
     price = (
         "at an unknown price" if usd is None else f"{usd:.2f} USD/GB, {100 * usd:.2f} USD for a checkpoint of 100 GB"
     )

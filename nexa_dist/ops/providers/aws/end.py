@@ -79,19 +79,12 @@ def _journalled_scope(ctx: Context, folder: ClusterFolder) -> AwsScope | None:
     if told := claims(folder.path):
         region, account, owner = (str(told[-1][key]) for key in ("region", "account", "owner"))
         return AwsScope(folder.name, region, account, owner, our_tag(ctx), created_unix=0, expires_unix=0)
-    if "aws" in (_provider(folder.path / "config.json"), _provider(folder.json)):
+    if "aws" in [files.object_or_empty(path).get("provider") for path in (folder.path / "config.json", folder.json)]:
         raise StillRunning(
             f"cluster {folder.name} is of provider aws, and where it was made is written nowhere here",
             hint="nexa teardown --cluster FILE, with the cluster's file, finds everything by its tags",
         )
     return None
-
-
-def _provider(path: Path) -> str:
-    try:
-        return str(files.read_object(path).get("provider") or "")
-    except NexaError:
-        return ""
 
 
 def holder_elsewhere(ctx: Context, scope: AwsScope) -> str:

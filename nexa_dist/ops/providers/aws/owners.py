@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nexa_dist.config.fields import check_owner
 from nexa_dist.config.yaml.file import parse_yaml, read_bytes
@@ -101,23 +100,17 @@ def _recorded(ctx: Context, who: Identity, unlooked: list[str]) -> tuple[set[str
         *(folder.path for folder in ctx.workspace.clusters()),
         *_folders(ctx.workspace.root / ".nexa/history"),
     ]:
-        for claim in _told(path):
+        for claim in claims(path):
             if claim["account"] == who.account:
                 owners.setdefault(claim["owner"], f" of cluster {path.name}")
     return live, elsewhere, owners
 
 
-def _told(path: Path) -> list[dict[str, Any]]:
-    try:
-        return claims(path)
-    except NexaError:
-        return []
-
-
 def _of_files(root: Path, unlooked: list[str]) -> dict[str, str]:
     """Owners that cluster files name, with the file of each."""
     found: dict[str, str] = {}
-    for count, path in enumerate(_files(root)):
+    files = (path for pattern in FILES for path in sorted(root.glob(pattern)) if path.is_file())
+    for count, path in enumerate(files):
         if count == MOST_FILES:
             unlooked.append(f"owners of files after the first {MOST_FILES} below {root}")
             break
@@ -130,7 +123,3 @@ def _of_files(root: Path, unlooked: list[str]) -> dict[str, str]:
         except (NexaError, ValueError):
             unlooked.append(f"the owner that {name} names: it is no valid file")
     return found
-
-
-def _files(root: Path) -> Iterator[Path]:
-    return (path for pattern in FILES for path in sorted(root.glob(pattern)) if path.is_file())

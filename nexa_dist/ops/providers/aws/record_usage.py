@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from nexa_dist.config.cluster import ClusterConfig
-from nexa_dist.errors import NexaError
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.ledger_file import open_periods, read, stop
 from nexa_dist.plan.aws import prices
@@ -81,7 +80,7 @@ def _time(unix: float) -> datetime.datetime:
 
 
 def _record_start(folder: ClusterFolder, machine: InstanceUsage, events: Sequence[dict[str, Any]]) -> None:
-    config = _raw(folder.path / "config.json")
+    config = files.object_or_empty(folder.path / "config.json")
     folder.ledger(
         "node_start",
         at=machine.start_unix,
@@ -90,9 +89,9 @@ def _record_start(folder: ClusterFolder, machine: InstanceUsage, events: Sequenc
         offer=machine.offer,
         usd_per_hour=_price(folder, machine, config, events),
         disk_gb=config.get("volume_gb") or ClusterConfig.model_fields["volume_gb"].default,
-        disk_usd_per_gb_month=prices.disk_usd_per_gb_month(machine.region),
+        disk_usd_per_gb_month=prices.book().disk.usd.get(machine.region),
         public_ip=True,  # every node of ours has one
-        address_usd_per_hour=prices.address_usd_per_hour(machine.region),
+        address_usd_per_hour=prices.book().address.usd.get(machine.region),
         request=machine.spot_request,
         source="cloud",
     )
@@ -107,19 +106,11 @@ def _price(
         before = [usd for at, usd in ledger.moves(events).get(machine.offer, ()) if at <= machine.start_unix]
         if before:
             return before[-1]
-    chosen = _raw(folder.path / "offer.json")
+    chosen = files.object_or_empty(folder.path / "offer.json")
     if (chosen.get("type"), chosen.get("zone"), chosen.get("market")) == (kind, zone, market):
         return ledger.price(chosen.get("usd_per_hour"))
     listed = prices.on_demand(kind, machine.region)
     return listed if listed is not None else ledger.price(config.get("price_usd_per_hour"))
-
-
-def _raw(path: Path) -> dict[str, Any]:
-    try:
-        found = files.read_json(path)
-    except NexaError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _record_stops(

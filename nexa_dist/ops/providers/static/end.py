@@ -47,7 +47,7 @@ def destroy(ctx: Context, folder: ClusterFolder, scope: Any = None) -> dict[str,
 
     with ctx.phase(f"give back {len(todo)} hosts"), folder.journalled("release", hosts=[n.name for n in todo]):
         with connections.session(ctx.runner, cluster) as ssh:
-            answers = dict(zip((node.name for node in todo), connections.on_all(todo, release), strict=True))
+            answers = connections.by_node(todo, release)
         told = {name: answer for name, answer in answers.items() if not isinstance(answer, NexaError)}
         done = [name for name, answer in told.items() if not answer["processes"]]
         hosts = {n: replace(host, released=host.released or n in done) for n, host in record.hosts.items()}
@@ -57,7 +57,11 @@ def destroy(ctx: Context, folder: ClusterFolder, scope: Any = None) -> dict[str,
             ctx.say(f"warning: what was given back is not written down: {error}")
     for name, answer in told.items():
         ctx.detail(f"{name}: {len(answer['removed'])} things removed")
-    kept = [f"{name}: {_kept(row)}" for name, answer in told.items() for row in answer["stays"]]
+    kept = [
+        f"{name}: {row['path']}, {row['files']} files, {row['bytes'] / 1e6:.1f} MB: {row['why']}"
+        for name, answer in told.items()
+        for row in answer["stays"]
+    ]
     kept += [f"{name}: what was added there, since it was given up" for name in record.given_up]
     if record.system_changes:
         kept.append("on every host: packages and settings of the system that provision brought (system_changes)")
@@ -74,10 +78,6 @@ def destroy(ctx: Context, folder: ClusterFolder, scope: Any = None) -> dict[str,
             "processes": [f"{n}: processes {a['processes']}" for n, a in told.items() if a["processes"]],
         },
     }
-
-
-def _kept(row: dict[str, Any]) -> str:
-    return f"{row['path']}, {row['files']} files, {row['bytes'] / 1e6:.1f} MB: {row['why']}"
 
 
 def _names(ctx: Context, record: Record, cluster: str) -> dict[str, list[str]]:

@@ -18,7 +18,8 @@ from nexa_dist.plan.static.cluster import static_cluster
 from nexa_dist.plan.static.known_hosts import ALGORITHMS, Adopted, HostKey
 from nexa_dist.run import files
 from nexa_dist.run.ssh import known_hosts as run
-from nexa_dist.run.ssh.connections import USER_FILES, on_all
+from nexa_dist.run.ssh.connections import Ssh, on_all
+from nexa_dist.run.ssh.options import USER_FILES
 from nexa_dist.run.workspace import ClusterFolder
 
 NO = "do not log in there until you know why; if the host was made anew, give its key as host_key in the cluster's file"
@@ -55,7 +56,7 @@ def _refuse_what_ssh_does_not_quote(ctx: Context, users: Cluster, folder: Cluste
     paths = (users.ssh_config, str(folder.path))
     if all(shlex.quote(path) == path for path in paths if path):
         return
-    if run.settings(ctx.runner, users, node).get("proxyjump", "none") != "none":
+    if run.settings(Ssh(ctx.runner, users, "/nonexistent"), node).get("proxyjump", "none") != "none":
         raise UsageError(
             f"{node.name} ({node.address}) is behind a jump host, and ssh then takes no path with spaces or quotes: "
             + " or ".join(path for path in paths if path),

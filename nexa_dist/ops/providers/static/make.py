@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
@@ -57,7 +57,7 @@ def make(ctx: Context, folder: ClusterFolder, config: ClusterConfig, wish: Wish)
     with connections.session(ctx.runner, reached) as ssh:
         with ctx.phase(f"look at {len(reached.nodes)} hosts"):
             ask = {"act": "look", "folders": _folders(users), "find_links": wheels}
-            looks = _on_all(reached.nodes, lambda node: call(ssh, node, config.python, ask))
+            looks = connections.by_node(reached.nodes, lambda node: call(ssh, node, config.python, ask))
         if faults := judge(looks, install=config.system_changes):
             raise NexaError(
                 "the hosts are not ready:\n" + "\n".join(faults), hint="nothing was changed on them; mend this first"
@@ -67,9 +67,9 @@ def make(ctx: Context, folder: ClusterFolder, config: ClusterConfig, wish: Wish)
             told.path(name, "interpreter", look["python"])
             told.python(name, ".".join(map(str, look["version"][:2])))
         record = _seen(record, looks, _folders(users))
-        addresses = {node.name: settings(ctx.runner, reached, node)["hostname"] for node in reached.nodes}
+        addresses = {node.name: settings(ssh, node)["hostname"] for node in reached.nodes}
         made = settled(users, config, addresses, reached.ssh_config, env_hash(_python_of(looks)))
-        made = replace(made, created_unix=_created(ctx, folder))
+        made = replace(made, created_unix=folder.load().created_unix if folder.json.exists() else ctx.now())
         stale = record.tmp
         record = replace(
             record,
@@ -81,7 +81,9 @@ def make(ctx: Context, folder: ClusterFolder, config: ClusterConfig, wish: Wish)
         record.save(folder)
         with folder.journalled("claim", hosts=list(looks)):
             claims = {name: claim(record.id, name, host) for name, host in record.hosts.items()}
-            _on_all(made.nodes, lambda node: call(ssh, node, config.python, {**claims[node.name], "tidy": stale}))
+            connections.on_all(
+                made.nodes, lambda node: call(ssh, node, config.python, {**claims[node.name], "tidy": stale})
+            )
     return Made(
         cluster=made,
         homes={name: look["home"] for name, look in looks.items()},
@@ -154,10 +156,6 @@ def call(ssh: Ssh, node: Node, python: str, message: dict[str, Any], timeout_s: 
     return answer
 
 
-def _on_all(wanted: Sequence[Node], act: Callable[[Node], dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return dict(zip((node.name for node in wanted), connections.on_all(wanted, act), strict=True))
-
-
 def _folders(cluster: Cluster) -> dict[str, str]:
     layout = cluster.layout
     return {"scratch": layout.scratch, "shared": layout.shared, "durable": layout.durable}
@@ -196,10 +194,6 @@ def _python_of(looks: dict[str, dict[str, Any]]) -> str:
     """major.minor, which `judge` found to be the same everywhere."""
     major, minor, _ = next(iter(looks.values()))["version"]
     return f"{major}.{minor}"
-
-
-def _created(ctx: Context, folder: ClusterFolder) -> float:
-    return folder.load().created_unix if folder.json.exists() else ctx.now()
 
 
 def _variables(

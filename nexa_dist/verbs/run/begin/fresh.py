@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import shlex
 import shutil
@@ -26,13 +25,11 @@ from nexa_dist.run.ssh.connections import Connecting, Ssh
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.secrets import redact
 from nexa_dist.ui import terminal
-from nexa_dist.verbs._shared import whom_to_tell
+from nexa_dist.verbs._consent import whom_to_tell
 from nexa_dist.verbs.run.presenter import RunPresenter
 
 if TYPE_CHECKING:
     from nexa_dist.ops.work.origin import Origin
-
-Arguments = argparse.Namespace
 
 
 @dataclass(frozen=True)
@@ -41,14 +38,6 @@ class Frozen:
 
     project: Archive
     git_commit: str | None
-
-
-def dry(
-    ctx: Context, ssh: Ssh, links: Connecting, config: TrainConfig, as_json: bool, origin: Origin | None = None
-) -> int:
-    """Say what a new run would be."""
-    codes = origin.codes if origin else None
-    return printed(launch.prepare(ctx, ssh, config, "train_dry_run", 1, None, codes=codes, links=links), as_json)
 
 
 def fresh(

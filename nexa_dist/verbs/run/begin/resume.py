@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import re
 import shlex
+from argparse import Namespace as Arguments
 from typing import Any
 
 from nexa_dist.config.load import changed_train, recorded_train, resolved
@@ -24,12 +24,12 @@ from nexa_dist.plan.ranks import subset
 from nexa_dist.run.record import Run
 from nexa_dist.run.ssh.connections import connect, session
 from nexa_dist.run.workspace import RunFolder
-from nexa_dist.verbs._shared import find_cluster, load_planned, refuse_detach, refuse_job, whom_to_tell
+from nexa_dist.verbs._consent import whom_to_tell
+from nexa_dist.verbs._shared import find_cluster, refuse_job
+from nexa_dist.verbs._training import load_planned, refuse_detach
 from nexa_dist.verbs.run.attach import taken_over
 from nexa_dist.verbs.run.begin.fresh import printed, refuse_without_money, started
 from nexa_dist.verbs.run.presenter import RunPresenter
-
-Arguments = argparse.Namespace
 
 
 def resumed(ctx: Context, folder: RunFolder, args: Arguments, shown: set[int] | None) -> int:

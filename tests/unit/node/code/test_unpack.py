@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 import tarfile
 from pathlib import Path
@@ -84,7 +85,9 @@ def test_what_is_not_what_it_is_called_is_refused_in_a_line_and_leaves_nothing(
 ) -> None:
     target = tmp_path / "node" / "code" / "0123456789abcdef"
     assert "what arrived is not 0123456789abcdef" in refused(monkeypatch, capsys, project.pack(), target)
-    assert "cannot be unpacked" in refused(monkeypatch, capsys, project.pack()[:200], target)
+    for cut in (20, 160, 200, 300):  # between two files it looks like an archive that is over: the name tells
+        assert re.search("cannot be unpacked|is not 0123456789abcdef",
+                         refused(monkeypatch, capsys, project.pack()[:cut], target))  # fmt: skip
     assert "cannot be unpacked" in refused(monkeypatch, capsys, b"nonsense", target)
     assert not target.exists()
 

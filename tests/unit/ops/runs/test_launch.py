@@ -288,6 +288,9 @@ def test_a_secret_that_is_nowhere_refuses_the_launch(tmp_path: Path) -> None:
         trial.prepare()
 
 
+EXAMPLE_TRAIN = (Path(__file__).parents[4] / "configs" / "templates" / "train.yaml").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("files", "key", "config", "mode", "said"),
     [
@@ -297,6 +300,8 @@ def test_a_secret_that_is_nowhere_refuses_the_launch(tmp_path: Path) -> None:
         ({"train.py": "import wandb\n"}, "", {}, "off", "wandb: off, since there is no WANDB_API_KEY"),
         ({"train.py": "pass\n"}, "k", {}, "off", "wandb: off, since nothing asks for it"),
         ({"train.py": "pass\n"}, "", {}, "off", ""),
+        ({"train.py": "pass\n", "train.yaml": EXAMPLE_TRAIN}, "k", {}, "off", "wandb: off, since nothing asks for it"),
+        ({"train.py": "pass\n", "a.yaml": "# none\nwandb: x\n"}, "k", {}, "online", "a.yaml may use it"),
         ({"train.py": "import wandb\n"}, "k", {"wandb": "off"}, "off", ""),
         ({"train.py": "import wandb\n"}, "k", {"env": {"WANDB_MODE": "offline"}}, None, ""),
         ({}, "k", {"script": None, "backend": "hf", **PREPARED}, "off", "wandb: online in train.yaml uses it"),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nexa_dist.model import End
-from nexa_dist.node.protocol import Reason
+from nexa_dist.node.protocol import VERSION, Reason
 from nexa_dist.ops.runs.attempt_state import AttemptState
 from nexa_dist.run.logs.items import AgentEvent, Ended, Quiet
 
@@ -27,17 +27,21 @@ def ended(watch: AttemptState, *lost: str) -> End:
 def begun(*nodes: str, attempt: int = 1) -> AttemptState:
     watch = AttemptState(nodes, attempt)
     for node in nodes:
-        assert watch.step(event(node, "started", attempt=attempt)) == ""
+        assert watch.step(event(node, "started", attempt=attempt, version=VERSION)) == ""
     return watch
 
 
 def test_what_an_earlier_attempt_left_is_not_of_this_one() -> None:
     watch = AttemptState(("n0",), attempt=2)
-    old = [("started", {"attempt": 1}), ("prepared", {}), ("rank_exit", {"rank": 0, "code": 1, "signal": 0})]
+    old = [
+        ("started", {"attempt": 1, "version": VERSION}),
+        ("prepared", {}),
+        ("rank_exit", {"rank": 0, "code": 1, "signal": 0}),
+    ]
     for name, fields in old:
         assert watch.step(event("n0", name, **fields)) == ""
     assert watch.failures == []
-    watch.step(event("n0", "started", attempt=2))
+    watch.step(event("n0", "started", attempt=2, version=VERSION))
     assert watch.step(event("n0", "prepared")) == "go"
 
 
@@ -200,7 +204,7 @@ def test_an_agents_last_status_gives_the_kind_of_end(status: dict[str, Any], kin
 def test_a_node_tells_of_its_own_ranks_alone() -> None:
     watch = AttemptState(("n0", "n1"), 1, {"n0": (0, 1), "n1": (2, 3)})
     for node in watch.nodes:
-        watch.step(AgentEvent(node, {"event": "started", "at": 1.0, "attempt": 1}))
+        watch.step(AgentEvent(node, {"event": "started", "at": 1.0, "attempt": 1, "version": VERSION}))
     watch.step(AgentEvent("n1", {"event": "progress", "at": 2.0, "steps": {"0": 99, "2": 5}, "saved": 7}))
     assert watch.steps == {2: 5} and watch.saved is None
     assert watch.step(AgentEvent("n1", {"event": "rank_exit", "at": 2.0, "rank": 0, "code": 1, "signal": 0})) == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,24 @@ def test_a_name_is_given_and_given_back(tmp_path: Path) -> None:
     assert {alias: told[alias]["run"] for alias in told} == {"production": "a", "staging": "d"}
     assert "@" in told["production"]["by"]
     assert names.journal.stat().st_mode & 0o077 == 0
+
+
+def test_two_rollbacks_at_once_go_back_once(tmp_path: Path) -> None:
+    names = Aliases(tmp_path)
+    for run in ("a", "b", "c"):
+        names.give(made("production", run, 1, "0" * 64, why="promote"))
+    both = [made("production", names.before("production").run, 1, "0" * 64, why="rollback") for _ in range(2)]
+    names.give(both[0])
+    with pytest.raises(UsageError, match="production was given to another meanwhile"):
+        names.give(both[1])
+    assert names.before("production").run == "a"
+
+
+def test_a_user_without_a_name_can_promote(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_001)
+    assert made("staging", "a", 1, "0" * 64).by.startswith("4000001@")
 
 
 def test_a_torn_journal_keeps_the_names(tmp_path: Path) -> None:

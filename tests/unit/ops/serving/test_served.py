@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,21 @@ from typing import Any
 
 import pytest
 
-from nexa_dist.errors import UsageError
+from nexa_dist.cli import main
+from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.ops.serving import served
+from nexa_dist.ops.serving import served, tunnel
+from nexa_dist.ops.serving.aliases import Aliases, made
 from nexa_dist.ops.serving.served import STATE, Model, Wish, as_run
+from nexa_dist.run.fake import FakeRunner
+from nexa_dist.run.runner import Result
+from nexa_dist.run.ssh.connections import Link, Ssh
+from nexa_dist.run.workspace import RunFolder, Workspace
 from nexa_dist.shape import Strange
+from nexa_dist.train.checkpoint import digest, manifest_bytes
 from nexa_dist.verbs.work.serve import refuse_open
+from nexa_dist.wire import Faulty
+from tests.unit.cloud_server import Desk
 
 NODES = (Node("n0", "10.0.0.1", 4), Node("n1", "10.0.0.2", 4))
 LAB = Cluster("lab", "aws", NODES, Layout("python3", "~/s", "~/h", "~/d"))
@@ -75,4 +85,63 @@ def test_a_port_that_is_taken_is_said_before_anything_is_started() -> None:
         taken.listen()
         for port in (taken.getsockname()[1], 99_999):
             with pytest.raises(UsageError, match="cannot be had"):
-                served._free(port)
+                tunnel._free(port)
+
+
+@pytest.mark.parametrize("missing", ["host", "port", "model", "api", "smoke"])
+def test_a_server_that_is_ready_says_where(missing: str) -> None:
+    told = {"state": "ready", "at": 1.0, "host": "127.0.0.1", "port": 8000, "model": "m", "api": "chat",
+            "smoke": {"text": "hi", "seconds": 1.0}}  # fmt: skip
+    for rest in (told, {name: value for name, value in told.items() if name != missing}):
+        link = Link(Ssh(FakeRunner(Result((), 0, json.dumps(rest).encode(), b"")), LAB, ""), NODES[0], "/home/x")
+        if rest is told:
+            assert served.state_of(link, "/run") == told
+        else:
+            with pytest.raises(Faulty, match=f"ready without {missing}"):
+                served.state_of(link, "/run")
+
+
+def test_the_way_to_a_server_ends_with_its_run_also_where_nobody_answers_any_more(desk: Desk) -> None:
+    gone = FakeRunner(otherwise=Result((), 255, b"", b"no route to host"))
+    link, looks = Link(Ssh(gone, LAB, ""), NODES[0], "/home/x"), [True, True, False]
+    with tunnel.Door(desk.ctx, tunnel.Tunnel(desk.ctx, 0), "", lambda _: None) as door:
+        door.open(link, "/run")
+        door.wait(lambda: looks.pop(0))
+    assert looks == []
+
+
+def test_a_name_is_of_the_very_checkpoint_that_was_promoted(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = desk.ctx.workspace.root / "step_00000004"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "manifest.json").write_bytes(manifest_bytes({"version": 1, "step": 4, "files": {}}))
+    run = RunFolder(desk.ctx.workspace.root / "runs" / "train_1_a_tiny")
+    monkeypatch.setattr(Workspace, "run", lambda self, named: run)
+    monkeypatch.setattr(served, "_checkpoint", lambda ctx, run, step: (folder, 4))
+    names = Aliases(desk.ctx.workspace.root)
+    names.give(made("production", run.run_id, 4, digest(folder), why="promote"))
+    assert served.find_model(desk.ctx, Wish("production")).sha256 == digest(folder)
+    (folder / "manifest.json").write_bytes(manifest_bytes({"version": 1, "step": 4, "files": {"a": {}}}))
+    with pytest.raises(NexaError, match="production is step 4 of train_1_a_tiny as"):
+        served.find_model(desk.ctx, Wish("production"))
+    assert served.find_model(desk.ctx, Wish(run.run_id)).step == 4, "by its own name it can be served"
+
+
+def test_scores_of_the_newest_checkpoint_promote_no_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    assert main(["promote", "r1", "--to", "staging", "--min", "dss=0.5", "--checkpoint", "2"]) == 2
+    told = capsys.readouterr().err
+    assert "nobody says that the scores of r1 are of step 2" in told and "--eval FILE" in told
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_key_that_is_not_there_is_missed_before_anything_is_brought(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    assert main(["serve", "r1", "--key-env", "NOSUCH_KEY", *more]) == 2
+    assert "error: --key-env: the variable NOSUCH_KEY is neither in the environment nor in " in capsys.readouterr().err

@@ -17,7 +17,10 @@ from nexa_dist.ops.work import cleanup
 from nexa_dist.train import checkpoint
 
 RECORD = ("agent.jsonl", "spec.json", "rank_0/attempt_1.log")
-OLD, LIVES, YOUNG = (f"train_2026010{n}_000000_{name}" for n, name in ((1, "old"), (2, "lives"), (3, "young")))
+# The pid: a process of this name anywhere on the machine makes a run live, and another suite may have one.
+OLD, LIVES, YOUNG = (
+    f"train_2026010{n}_000000_{name}-{os.getpid()}" for n, name in ((1, "old"), (2, "lives"), (3, "young"))
+)
 
 
 def save(root: Path, step: int) -> Path:
@@ -131,7 +134,7 @@ def test_a_run_that_lives_is_not_touched(disks: tuple[Path, Path]) -> None:
     assert folder.exists() and checkpoint.steps(durable / LIVES / "checkpoints") == [3, 2, 1]
 
 
-def test_shards_and_what_is_no_run_are_left_alone(disks: tuple[Path, Path], tmp_path: Path) -> None:
+def test_unreadable_shards_and_what_is_no_run_are_left_alone(disks: tuple[Path, Path], tmp_path: Path) -> None:
     scratch, _ = disks
     folder = run(scratch, OLD)
     checkpoint.write(folder / "checkpoints", 1, lambda path: (path / "w").write_bytes(b"1") and None, {"shards": {}})
@@ -141,7 +144,7 @@ def test_shards_and_what_is_no_run_are_left_alone(disks: tuple[Path, Path], tmp_
     age(folder)
     age(scratch / "my-own")
     said = told(disks, "--delete", "--days", "0")
-    assert any("shards" in line for line in said) and folder.exists()
+    assert any(line.startswith(f"stays: {folder}: of step_00000001 ") for line in said) and folder.exists()
     assert (scratch / "my-own").exists() and (tmp_path / "elsewhere").exists()
 
 
@@ -155,9 +158,25 @@ def test_without_room_for_the_record_nothing_goes(disks: tuple[Path, Path], tmp_
     assert folder.exists() and any("cannot be archived" in line for line in said)
 
 
+def test_folders_of_two_nodes_go_together_and_a_killed_cleanup_is_gone_on_with(disks: tuple[Path, Path]) -> None:
+    (disks[1] / "second").mkdir()
+    own, other = disks[1] / OLD, disks[1] / "second" / OLD
+    for step in (1, 2):
+        save(own, step)
+    save(other, 1)
+    killed = own / "checkpoints" / ".tmp-cleanup-step_00000000"
+    killed.mkdir()
+    for folder in (own, other):
+        age(folder)
+    words = ("--durable", str(disks[1] / "second"), "--keep", "1")
+    assert told(disks, *words)[-1].startswith("2 folders") and killed.exists()
+    assert told(disks, *words, "--delete")[-1].startswith("2 folders") and not killed.exists()
+    assert (checkpoint.steps(own / "checkpoints"), checkpoint.steps(other / "checkpoints")) == ([2], [])
+
+
 def test_bad_words_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("NEXA_SCRATCH", raising=False)
     monkeypatch.delenv("NEXA_DURABLE", raising=False)
-    for words in ([], ["--scratch", str(tmp_path), "--keep", "0"]):
+    for words in ([], ["--scratch", str(tmp_path), "--keep", "0"], ["--durable", str(tmp_path / "none")]):
         with pytest.raises(UsageError):
             cleanup.main(words)

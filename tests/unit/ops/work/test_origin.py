@@ -102,6 +102,9 @@ def test_a_new_run_gets_what_was_brought_and_what_was_changed_as_it_is_now(desk:
 def test_an_environment_of_ones_own_needs_what_it_was_made_from(desk: Desk) -> None:
     past = Past(desk, environment={"packages": ["einops"]})
     assert past.states()["environment"] == "unsure"
+    (past.run.brought / "environment.json").write_text("{")
+    with pytest.raises(UsageError, match=r"what .* was made from is damaged: cannot read"):
+        past.found()
     (past.run.brought / "environment.json").unlink()
     with pytest.raises(UsageError, match="no longer beside the run"):
         past.found()

@@ -14,11 +14,8 @@ import pytest
 from nexa_dist.plan.aws.prices import (
     Book,
     GpuType,
-    address_usd_per_hour,
     age_days,
     book,
-    disk_usd_per_gb_month,
-    egress_usd_per_gb,
     on_demand,
 )
 
@@ -105,9 +102,9 @@ def test_disks_addresses_and_traffic_have_a_price_where_types_have_one() -> None
         assert set(extra.usd) == regions
         assert all(low <= usd <= high for usd in extra.usd.values())
         assert extra.source and extra.as_of.year > 2020
-    assert (disk_usd_per_gb_month("us-east-1"), address_usd_per_hour("us-east-1")) == (0.08, 0.005)
-    assert egress_usd_per_gb("ap-northeast-1") == 0.114
-    assert {look("mars-1") for look in (disk_usd_per_gb_month, address_usd_per_hour, egress_usd_per_gb)} == {None}
+    assert (book().disk.usd["us-east-1"], book().address.usd["us-east-1"]) == (0.08, 0.005)
+    assert book().egress.usd["ap-northeast-1"] == 0.114
+    assert not any("mars-1" in extra.usd for extra in (book().disk, book().address, book().egress))
 
 
 def test_the_book_is_dated_and_names_its_source() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from nexa_dist.config.train import TrainConfig
@@ -49,10 +51,9 @@ def test_a_backend_prepares_its_data_once_per_node_before_the_ranks() -> None:
     assert made.argv[-2:] == ("--config", "/s/run1/train.json")
 
 
-def environ(**user: str) -> dict[str, str]:
-    return environment(
-        plan(), plan().nodes[1], PLACE, run_id="r", attempt=2, interface="eth1", cpus=8, user=user, resume=("/c", 40)
-    )
+def environ(torch: str = "2.13.0+cpu", **user: str) -> dict[str, str]:
+    known: dict[str, Any] = {"run_id": "r", "attempt": 2, "interface": "eth1", "cpus": 8, "resume": ("/c", 40)}
+    return environment(plan(), plan().nodes[1], PLACE, user=user, torch=torch, **known)
 
 
 def test_environment_names_the_world_and_the_interface() -> None:
@@ -76,5 +77,23 @@ def test_the_users_values_win_over_defaults_but_not_over_the_plan(name: str, val
 @pytest.mark.parametrize("name", ["TORCH_NCCL_TRACE_BUFFER_SIZE", "TORCH_FR_BUFFER_SIZE"])
 def test_the_flight_recorder_is_on_and_either_name_turns_it_off(name: str) -> None:
     assert environ()["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1"
-    made = environ(**{name: "0"})
-    assert {key: value for key, value in made.items() if key.endswith("BUFFER_SIZE")} == {name: "0"}
+    for torch in ("2.13.0+cpu", "2.5.1"):
+        assert recorder(environ(torch, **{name: "0"})) == {name: "0"}
+
+
+def recorder(made: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in made.items() if key.endswith("BUFFER_SIZE")}
+
+
+@pytest.mark.parametrize(
+    ("torch", "name"),
+    [
+        ("2.13.0+cpu", "TORCH_FR_BUFFER_SIZE"),
+        ("2.9.0a0+git0fabc3b", "TORCH_FR_BUFFER_SIZE"),
+        ("2.8.0+cu128", "TORCH_NCCL_TRACE_BUFFER_SIZE"),
+        ("2.2", "TORCH_NCCL_TRACE_BUFFER_SIZE"),
+        ("", "TORCH_FR_BUFFER_SIZE"),
+    ],
+)
+def test_the_flight_recorder_has_the_one_name_that_the_nodes_torch_knows(torch: str, name: str) -> None:
+    assert recorder(environ(torch)) == {name: "2000"}

@@ -70,6 +70,15 @@ def test_how_a_job_stands(out: str, wanted: Waiting | None) -> None:
     assert Slurm(FakeRunner(said(out))).waiting("17") == wanted
 
 
+def test_a_job_is_gone_only_by_slurms_word() -> None:
+    unknown = said(err="slurm_load_jobs error: Invalid job id specified", code=1)
+    assert Slurm(FakeRunner(unknown)).waiting("17") is None
+    down = said(err="slurm_load_jobs error: Unable to contact slurm controller (connect failure)", code=1)
+    with pytest.raises(NexaError, match=r"squeue: .*Unable to contact") as refused:
+        Slurm(FakeRunner(down)).waiting("17")
+    assert refused.value.hint == "is slurmctld up? scontrol ping"
+
+
 def test_a_job_that_slurm_does_not_know_has_no_fields() -> None:
     assert Slurm(FakeRunner(said(err="Invalid job id specified", code=1))).job("17", fields) == {}
     assert Slurm(FakeRunner(said("JobId=17 JobState=RUNNING\nmore=1\n"))).job("17", fields)["JobState"] == "RUNNING"

@@ -143,6 +143,16 @@ def test_signatures_are_those_of_datasketch_and_near_rows_go(tmp_path: Path) -> 
     assert kept == [number for number in range(100) if number % 10 != 9]
 
 
+def test_near_rows_go_by_their_similarity_wherever_they_are() -> None:
+    from tests.bench.near_rows import arrays_of, families
+
+    rows, best = families(1200)
+    found = list(zip(arrays_of(rows, 64), best, strict=True))
+    alike, unlike = ([drop for drop, like in found if low <= like < high] for low, high in ((0.9, 1.1), (0.0, 0.65)))
+    assert len(alike) > 50 < len(unlike)
+    assert (sum(alike), sum(unlike)) == (len(alike), 0), "a signature of 64 has a standard error of 0.05"
+
+
 def test_a_sample_follows_its_policy_and_the_seed(tmp_path: Path) -> None:
     rows = [{"text": f"row {n}", "topic": "a" if n % 4 else "b"} for n in range(200)]
     source = {"rows": written(tmp_path / "rows.jsonl", rows)}

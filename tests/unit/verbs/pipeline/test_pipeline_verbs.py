@@ -55,7 +55,9 @@ def test_a_flipped_byte_is_found_and_named(lab: Path, capsys: pytest.CaptureFixt
     registry = Registry(lab)
     file = registry.path(registry.find("toy@v1")) / "report.json"
     file.write_bytes(b" " + file.read_bytes()[1:])
-    assert "toy@v1: report.json has other bytes than were registered" in said(capsys, "data", "verify", code=1)[1]
+    told = said(capsys, "data", "verify", code=1)[1]
+    assert "toy@v1: report.json has other bytes than were registered" in told
+    assert f"hint: rm -r {file.parent}, then nexa pipeline run FILE makes it again" in told
     assert "✗ report.json has other bytes" in said(capsys, "lineage", "toy@v1", code=1)[0]
     said(capsys, "data", "verify", "toy@v2")
     said(capsys, "lineage", "toy@v2", "--picture", "l.svg")

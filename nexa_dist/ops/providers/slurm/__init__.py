@@ -1,0 +1,1 @@
+"""Provider slurm: the nodes of a cluster are the allocation of one job."""
