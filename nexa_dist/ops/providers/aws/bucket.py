@@ -77,7 +77,11 @@ def usable(scope: AwsScope) -> Seen:
     """`look`. Raises NexaError for a bucket that is another account's, or that may be."""
     seen = look(scope)
     if seen.whose == "another account's":
-        raise _taken(scope)
+        raise NexaError(
+            f"bucket {scope.bucket} is not of account {scope.account}: the name is taken, or it is free and "
+            "s3:ListBucket on it is denied, which looks the same",
+            hint="allow s3:ListBucket on it; bucket names are global: if this one is taken, choose another",
+        )
     if seen.whose == "unknown":
         raise NexaError(
             f"bucket {scope.bucket} cannot be looked at: it is another account's, or ours and s3:ListBucket is denied",
