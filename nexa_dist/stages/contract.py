@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -116,3 +117,16 @@ class Stage(Protocol):
 
     @staticmethod
     def run(config: Any, env: StageEnv) -> int: ...
+
+
+def late(module: str) -> tuple[Callable[[Any, StageEnv], None], Callable[[Any, StageEnv], int]]:
+    """`prepare` and `run` of a module that the first call opens: what it imports is on the nodes, and not where the
+    config is read."""
+
+    def prepare(config: Any, env: StageEnv) -> None:
+        import_module(module).prepare(config, env)
+
+    def run(config: Any, env: StageEnv) -> int:
+        return int(import_module(module).run(config, env))
+
+    return prepare, run

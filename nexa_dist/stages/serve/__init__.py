@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from nexa_dist.stages.contract import StageEnv
+from nexa_dist.stages.contract import late
 from nexa_dist.stages.serve.config import ServeConfig as Config
 
 FORMAT = 1
+prepare, run = late("nexa_dist.stages.serve.answering")
 
 __all__ = ["FORMAT", "Config", "prepare", "run"]
-
-
-def prepare(config: Config, env: StageEnv) -> None:
-    from nexa_dist.stages.serve import answering  # what it needs is on the nodes, not where the config is read
-
-    answering.prepare(config, env)
-
-
-def run(config: Config, env: StageEnv) -> int:
-    from nexa_dist.stages.serve import answering
-
-    return answering.run(config, env)

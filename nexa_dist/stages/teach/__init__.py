@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from nexa_dist.stages.contract import StageEnv
+from nexa_dist.stages.contract import late
 from nexa_dist.stages.teach.config import TeachConfig as Config
 
 FORMAT = 1
+prepare, run = late("nexa_dist.stages.teach.asking")
 
 __all__ = ["FORMAT", "Config", "prepare", "run"]
-
-
-def prepare(config: Config, env: StageEnv) -> None:
-    from nexa_dist.stages.teach import asking  # what it needs is on the nodes, not where the config is read
-
-    asking.prepare(config, env)
-
-
-def run(config: Config, env: StageEnv) -> int:
-    from nexa_dist.stages.teach import asking
-
-    return asking.run(config, env)
