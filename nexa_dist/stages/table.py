@@ -12,13 +12,7 @@ from pydantic.json_schema import models_json_schema
 from nexa_dist.config.json_schema import as_text, headed
 from nexa_dist.stages.contract import Stage
 
-STAGES: dict[str, str] = {
-    "data": "nexa_dist.stages.data",
-    "teach": "nexa_dist.stages.teach",
-    "filter": "nexa_dist.stages.filter",
-    "eval": "nexa_dist.stages.eval",
-    "serve": "nexa_dist.stages.serve",
-}
+STAGES = {name: f"nexa_dist.stages.{name}" for name in ("data", "teach", "filter", "eval", "serve")}
 """Modules, opened lazily; each is a contract.Stage. `stage: train` is a train.yaml, and the work of train/."""
 
 

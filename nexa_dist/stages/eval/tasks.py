@@ -32,18 +32,11 @@ def measure(config: Tasks, model: Path, scratch: Path, seed: int, own: Path | No
     """Figures of each task by metric: value and standard error. `own` is a folder with tasks of the user's: their YAML
     and, by paths from there, their rows. Raises NexaError with lm-eval's last words."""
     argv = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={model.absolute()}"]
-    argv += [
-        "--tasks",
-        ",".join(config.names),
-        "--batch_size",
-        str(config.batch),
-        "--output_path",
-        str(scratch.absolute()),
-    ]
-    argv += ["--seed", str(seed)]
-    argv += ["--limit", str(config.limit)] if config.limit is not None else []
-    argv += ["--num_fewshot", str(config.shots)] if config.shots is not None else []
-    argv += ["--include_path", str(own)] if own else []
+    options = {
+        "tasks": ",".join(config.names), "batch_size": config.batch, "output_path": scratch.absolute(), "seed": seed,
+        "limit": config.limit, "num_fewshot": config.shots, "include_path": own,
+    }  # fmt: skip
+    argv += [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
     try:
         done = subprocess.run(
             argv, cwd=own, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
