@@ -20,6 +20,8 @@ from nexa_dist.config.trainer import FilePath, Section
 from nexa_dist.config.work import Environment
 
 EXIT_STOPPED = 143
+Column = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+"""Name of a column of rows."""
 StageName = Literal["data", "teach", "filter", "train", "eval", "serve"]
 
 

@@ -24,12 +24,11 @@ import httpx
 from nexa_dist.errors import UsageError
 from nexa_dist.secrets import remember
 from nexa_dist.stages.endpoint_config import EndpointConfig, is_near
-from nexa_dist.stages.endpoint_reply import NOTHING, PASSING, Failed, Reply, Usage, answered, refused, words
+from nexa_dist.stages.endpoint_reply import ENDING, NOTHING, PASSING, Failed, Reply, Usage, answered, refused, words
 from nexa_dist.stages.spending import Prices, Spending
 
 __all__ = ["Endpoint", "EndpointConfig", "Failed", "Question", "Reply"]
 K = TypeVar("K")
-Messages = Sequence[Mapping[str, str]]
 NAP_S = 0.2
 """Seconds after which a thread that waits looks whether it is to stop."""
 
@@ -38,10 +37,9 @@ NAP_S = 0.2
 class Question:
     """A question to an endpoint; `json_schema` is the JSON Schema of the completion, `logprobs` so many a token."""
 
-    messages: Messages
+    messages: Sequence[Mapping[str, str]]
     json_schema: Mapping[str, Any] | None = None
     logprobs: int | None = None
-    max_tokens: int | None = None
 
 
 class Endpoint:
@@ -90,21 +88,13 @@ class Endpoint:
     def spent(self) -> Usage:
         return self._spending.spent
 
-    def ask(
-        self,
-        messages: Messages,
-        *,
-        json_schema: Mapping[str, Any] | None = None,
-        logprobs: int | None = None,
-        max_tokens: int | None = None,
-    ) -> Reply | Failed:
+    def ask(self, question: Question) -> Reply | Failed:
         """Ask once, with as many attempts as the config allows. Never raises for what a server does."""
-        question = Question(messages, json_schema, logprobs, max_tokens)
         outcome: Reply | Failed = Failed("stopped", tries=0)
         took, begun = Usage(), self._clock()
         for number in range(1, self._config.tries + 1):
             if not self._wait(outcome.retry_after_s or 0.0 if isinstance(outcome, Failed) else 0.0):
-                outcome = Failed("stopped", getattr(outcome, "detail", ""), tries=number - 1)
+                outcome = Failed("stopped", outcome.detail, tries=number - 1)
                 break
             with self._seats:
                 outcome = replace(self._attempt(question), tries=number)
@@ -131,21 +121,20 @@ class Endpoint:
                     if pair is None:
                         ended = True
                         break
-                    key, one = pair
-                    kinds = {"json_schema": one.json_schema, "logprobs": one.logprobs, "max_tokens": one.max_tokens}
-                    asked[pool.submit(self.ask, one.messages, **kinds)] = key  # type: ignore[arg-type]
+                    key, question = pair
+                    asked[pool.submit(self.ask, question)] = key
                 if not asked:
                     return
                 done, _ = concurrent.futures.wait(asked, return_when=concurrent.futures.FIRST_COMPLETED)
                 for future in done:
                     outcome = future.result()
-                    ended = ended or (isinstance(outcome, Failed) and outcome.ends)
+                    ended = ended or outcome.kind in ENDING
                     yield asked.pop(future), outcome
 
     def _attempt(self, question: Question) -> Reply | Failed:
         body = json.dumps(self._body(question)).encode()
         # A token has a byte or more, so this is the most of a prompt, but for the marks of the chat template.
-        most = self._prices.of(len(body), question.max_tokens or self._config.max_tokens, estimated=True)
+        most = self._prices.of(len(body), self._config.max_tokens, estimated=True)
         if not self._spending.reserve(most, self._stop):
             return Failed("stopped") if self._stop() else Failed("budget", self._budget())
         took = Usage()
@@ -153,7 +142,7 @@ class Endpoint:
             outcome, told = self._bounded(body, question.json_schema)
             if told is not None:
                 took = self._prices.of(told["prompt_tokens"], told.get("completion_tokens") or 0)
-            elif isinstance(outcome, Reply) or outcome.reply or outcome.kind in ("timeout", "too_large", "no_json"):
+            elif outcome.reply or outcome.kind in ("timeout", "too_large", "no_json"):
                 took = most  # it may have been billed, and nobody says how much
             return replace(outcome, usage=took)
         finally:
@@ -203,7 +192,7 @@ class Endpoint:
     def _body(self, question: Question) -> dict[str, Any]:
         config = self._config
         body: dict[str, Any] = {"model": config.model, "messages": [dict(one) for one in question.messages]}
-        body["max_tokens"] = question.max_tokens or config.max_tokens
+        body["max_tokens"] = config.max_tokens
         given = {"temperature": config.temperature, "top_p": config.top_p, "seed": config.seed}
         body |= {name: value for name, value in given.items() if value is not None}
         if question.logprobs is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
@@ -12,6 +12,11 @@ from nexa_dist.config.trainer import Section
 
 INPUT = "input"
 """In place of an address: a model that the stage has as an input."""
+HOW = {
+    "url", "key_env", "concurrency", "timeout_s", "tries", "backoff_s", "backoff_most_s", "retry_after_most_s",
+    "budget_tokens", "budget_usd",
+}  # fmt: skip
+"""Keys that change where and how fast answers come, and not what they are."""
 
 
 class EndpointConfig(Section):
@@ -72,6 +77,11 @@ class EndpointConfig(Section):
         if self.key_env and self.url.startswith("http://") and not is_near(urlsplit(self.url).hostname or ""):
             raise ValueError("a key would go in the clear over http://; use https://, or a tunnel to 127.0.0.1")
         return self
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The part that the answers follow from."""
+        return self.model_dump(mode="json", exclude=HOW)
 
 
 def is_near(host: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from nexa_dist.secrets import redact_text
 from nexa_dist.shape import BEYOND, Strange, lenient, maybe, number, parsed, record, rows, text, whole
@@ -32,6 +32,8 @@ KINDS = {
     "budget": "what may be spent is spent",
     "stopped": "stopped before there was an answer",
 }
+OK = "ok"
+"""Kind of a reply."""
 PASSING = {"unreachable", "timeout", "limited", "server", "no_json"}
 """Kinds that the next try may not meet."""
 ENDING = {"denied", "absent", "budget", "stopped"}
@@ -82,6 +84,12 @@ class Reply:
     tokens: tuple[Token, ...] = ()
     seconds: float = 0.0
     tries: int = 1
+    kind: ClassVar[str] = OK
+    detail: ClassVar[str] = ""
+
+    @property
+    def reply(self) -> Reply:
+        return self
 
 
 @dataclass(frozen=True)
@@ -94,11 +102,6 @@ class Failed:
     reply: Reply | None = None
     tries: int = 1
     retry_after_s: float | None = field(default=None, compare=False)
-
-    @property
-    def ends(self) -> bool:
-        """Tell whether every other question would fail so too."""
-        return self.kind in ENDING
 
 
 _count = maybe(whole(0, BEYOND))
@@ -200,11 +203,5 @@ def _as_json(reply: Reply, schema: Mapping[str, Any]) -> Reply | Failed:
 
 def _tokens(choice: dict[str, Any]) -> tuple[Token, ...]:
     told = (choice.get("logprobs") or {}).get("content") or ()
-    return tuple(
-        Token(
-            one["token"],
-            one["logprob"],
-            tuple((top["token"], top["logprob"]) for top in one.get("top_logprobs") or ()),
-        )
-        for one in told
-    )
+    tops = (tuple((top["token"], top["logprob"]) for top in one.get("top_logprobs") or ()) for one in told)
+    return tuple(Token(one["token"], one["logprob"], top) for one, top in zip(told, tops, strict=True))

@@ -17,13 +17,11 @@ from types import FrameType
 
 from nexa_dist.config.load import load_train
 from nexa_dist.errors import EXIT_BUDGET, EXIT_FAILED, EXIT_OK, EXIT_USAGE, NexaError, UsageError
-from nexa_dist.run import files
 from nexa_dist.stages.contract import Stage, StageConfig, StageEnv
 from nexa_dist.stages.load import load_stage
-from nexa_dist.stages.output import Output, Told
+from nexa_dist.stages.output import Output, Told, made
 from nexa_dist.stages.references import find_root, resolve
 from nexa_dist.stages.table import open_stage
-from nexa_dist.stages.whole import hashes, tree_sha256
 from nexa_dist.train import progress
 
 SAID_EVERY_S = 5.0
@@ -60,23 +58,13 @@ def main(stage: str, argv: Sequence[str] | None = None) -> int:
 
 def work(module: Stage, config: StageConfig, inputs: Mapping[str, Path], folder: Path, world_size: int = 1) -> int:
     """Do a stage, or what is left of it, in `folder`. Returns its exit code."""
-    told = Told.of(config, module.FORMAT)
-    sums = {name: tree_sha256(hashes(path)) for name, path in inputs.items()}
-    output = Output(folder.absolute(), told.key(sums))
-    if output.is_done():
-        print(f"{config.name}: done before, {folder} has it", flush=True)
-        return EXIT_OK
-    with files.locked(output.folder / ".lock", config.stage):
-        output.begin()
+
+    def do(output: Output) -> int:
         env = StageEnv(inputs, output.folder, 0, world_size, _stop_wish(), _Reporter(), output.note)
-        began = time.monotonic()
-        try:
-            _prepare(module, config, env)
-            code = module.run(config, env)
-        finally:
-            output.spent(time.monotonic() - began)
-        if code == EXIT_OK:
-            output.seal(told, inputs)
+        _prepare(module, config, env)
+        return module.run(config, env)
+
+    code = made(Told.of(config, module.FORMAT), inputs, folder, do)
     # A run would begin another attempt after 3, which its budget would end at once.
     return EXIT_USAGE if code == EXIT_BUDGET and "NEXA_RUN_ID" in os.environ else code
 

@@ -6,14 +6,14 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nexa_dist import __version__
 from nexa_dist.config.load import without_secrets
-from nexa_dist.errors import UsageError
+from nexa_dist.errors import EXIT_OK, UsageError
 from nexa_dist.run import files
 from nexa_dist.stages.contract import StageConfig
 from nexa_dist.stages.whole import MANIFEST, hashes, remove, tree_sha256
@@ -119,6 +119,25 @@ class Output:
 
     def _write(self, state: Mapping[str, Any]) -> None:
         files.write_json(self.folder / STATE, state)
+
+
+def made(told: Told, inputs: Mapping[str, Path], folder: Path, do: Callable[[Output], int]) -> int:
+    """The exit code of `do`, which makes the output in `folder` or goes on with it; 0 at once where it is whole."""
+    sums = {name: tree_sha256(hashes(path)) for name, path in inputs.items()}
+    output = Output(folder.absolute(), told.key(sums))
+    if output.is_done():
+        print(f"{told.name}: done before, {folder} has it", flush=True)
+        return EXIT_OK
+    with files.locked(output.folder / ".lock", told.stage):
+        output.begin()
+        began = time.monotonic()
+        try:
+            code = do(output)
+        finally:
+            output.spent(time.monotonic() - began)
+        if code == EXIT_OK:
+            output.seal(told, inputs)
+    return code
 
 
 def _read(reference: str, place: Path) -> dict[str, Any]:

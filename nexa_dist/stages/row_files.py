@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -59,6 +60,22 @@ def rows_of(place: Path, id_column: str | None) -> Iterator[tuple[Id, Row]]:
         yield found, row
 
 
+def first_of(inputs: Mapping[str, Path], name: str, id_column: str | None, example: str) -> Row:
+    """The first row of the input `name`. Raises UsageError where there is no such input (`example` is one), or no row
+    in it."""
+    if name not in inputs:
+        raise UsageError(f"inputs: {name} is missing", hint=f"inputs: {{{name}: {example}}}")
+    for _, row in rows_of(inputs[name], id_column):
+        return row
+    raise UsageError(f"inputs.{name}: {inputs[name]} has no rows")
+
+
+def refuse_lacking(key: str, names: Iterable[str], row: Row) -> None:
+    """Raises UsageError, naming the config's key, for columns that the row has not."""
+    if missing := [name for name in names if name not in row]:
+        raise UsageError(f"{key}: {', '.join(missing)} is no column", hint=f"the columns: {', '.join(row)}")
+
+
 def plain(value: Any) -> str:
     """JSON of a row, the same for equal rows."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
@@ -67,6 +84,14 @@ def plain(value: Any) -> str:
 def in_order(ids: Iterable[Id]) -> list[Id]:
     """Numbers by value, then texts."""
     return sorted(ids, key=lambda one: (isinstance(one, str), one))
+
+
+def rounded(exact: Mapping[str, float], total: int) -> dict[str, int]:
+    """Whole numbers that sum to `total` as the exact ones do, by the largest remainder (Hamilton's method)."""
+    made = {name: int(value) for name, value in exact.items()}
+    for name in sorted(exact, key=lambda name: (made[name] - exact[name], name))[: total - sum(made.values())]:
+        made[name] += 1
+    return made
 
 
 def kind_of_values(kinds: set[type]) -> pa.DataType:
@@ -110,12 +135,7 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     if first is None:
         return 0
     with whole(path) as scratch, scratch.open("w", encoding="utf-8", errors="replace") as file:
-        for row in _after(first, left):
+        for row in itertools.chain((first,), left):
             file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
             count += 1
     return count
-
-
-def _after(first: Mapping[str, Any], rest: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    yield first
-    yield from rest

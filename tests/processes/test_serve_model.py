@@ -18,7 +18,7 @@ for name in ("torch", "fastapi", "uvicorn", "openai", "httpx", "pyarrow"):
     pytest.importorskip(name)
 transformers: Any = pytest.importorskip("transformers")
 
-from nexa_dist.stages.endpoint import Endpoint, EndpointConfig, Failed  # noqa: E402
+from nexa_dist.stages.endpoint import Endpoint, EndpointConfig, Failed, Question  # noqa: E402
 from nexa_dist.stages.serve.server import ask  # noqa: E402
 
 pytestmark = pytest.mark.long("servers of transformers are loaded: 20 s of CPU each")
@@ -181,7 +181,7 @@ def test_vllm_for_cpu_serves_with_a_key_and_says_its_figures(
             ask(url, "tiny", "chat", "wrong", "What is tin?", 8)
         config = EndpointConfig(url=url, model="tiny", key_env="SERVE_KEY", token_ids=True, max_tokens=4, timeout_s=300)
         with Endpoint(config) as endpoint:
-            reply = endpoint.ask([{"role": "user", "content": "What is tin?"}], logprobs=3)
+            reply = endpoint.ask(Question([{"role": "user", "content": "What is tin?"}], logprobs=3))
         reply = reply.reply if isinstance(reply, Failed) else reply  # a random model ends at max_tokens: truncated
         assert reply
         assert len(reply.tokens) == 4

@@ -10,6 +10,7 @@ import polars as pl
 
 from nexa_dist.errors import EXIT_USAGE, NexaError
 from nexa_dist.stages.data.config import Sample, Split
+from nexa_dist.stages.row_files import rounded
 
 
 def sampled(keep: np.ndarray, sample: Sample | None, by: pl.Series | None, seed: int) -> tuple[np.ndarray, list[str]]:
@@ -38,15 +39,10 @@ def sampled(keep: np.ndarray, sample: Sample | None, by: pl.Series | None, seed:
 
 
 def shares(counts: Mapping[str, int], rows: int) -> dict[str, int]:
-    """`rows` divided as the counts are, whole numbers by the largest remainder (Hamilton's method)."""
+    """`rows` divided as the counts are, whole numbers."""
     total = sum(counts.values())
     rows = min(rows, total)
-    exact = {name: rows * count / total for name, count in counts.items()} if total else {}
-    made = {name: int(value) for name, value in exact.items()}
-    rest = sorted(exact, key=lambda name: (made[name] - exact[name], name))
-    for name in rest[: rows - sum(made.values())]:
-        made[name] += 1
-    return made
+    return rounded({name: rows * count / total for name, count in counts.items()} if total else {}, rows)
 
 
 def parts_of(groups: pl.Series, split: Split, seed: int) -> np.ndarray:

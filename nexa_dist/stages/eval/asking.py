@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from nexa_dist.errors import EXIT_BUDGET, EXIT_OK, NexaError
-from nexa_dist.stages.contract import EXIT_STOPPED, StageEnv
-from nexa_dist.stages.endpoint import Endpoint, Question
-from nexa_dist.stages.endpoint_reply import KINDS, PASSING, Failed
+from nexa_dist.errors import EXIT_OK, NexaError
+from nexa_dist.stages.contract import StageEnv
+from nexa_dist.stages.endpoint import Question
+from nexa_dist.stages.endpoint_reply import KINDS, OK, Failed, Reply
 from nexa_dist.stages.eval.config import Judge
 from nexa_dist.stages.eval.judge import Asked
-from nexa_dist.stages.eval.record import OK, Record
+from nexa_dist.stages.eval.record import Record
 from nexa_dist.stages.row_files import Id, Row
+from nexa_dist.stages.teach.one_pass import ask_and_keep
 
 PASSES = 3
-DEAD_AFTER = 20
-"""So many failures of the server in a row, or twice the concurrency, mean that it is not there."""
 NO_ANSWER, BAD_ROW = "no_answer", "row"
 """Kinds of rows about which nothing is asked."""
 Rows = Sequence[tuple[Id, Row, str, str]]
@@ -54,32 +53,16 @@ def _pass(
     config: Judge, env: StageEnv, record: Record, asked: Asked, left: Sequence[tuple[tuple[Id, Row, str, str], str]],
     total: int,
 ) -> int:  # fmt: skip
-    end: list[Failed] = []
-    in_a_row = 0
-    most = max(DEAD_AFTER, 2 * config.endpoint.concurrency)
-    with Endpoint(config.endpoint, spent=record.spent, stop=lambda: env.stop() or bool(end)) as server:
-        for (row, kind), outcome in server.ask_all(_questions(asked, record, left)):
-            if isinstance(outcome, Failed) and outcome.ends:
-                end += [outcome] if outcome.kind != "stopped" else []
-                continue
-            record.reply(row, kind, outcome)
-            in_a_row = in_a_row + 1 if isinstance(outcome, Failed) and outcome.kind in PASSING else 0
-            if isinstance(outcome, Failed) and in_a_row >= most:
-                end.append(Failed(outcome.kind, f"{in_a_row} questions in a row: {outcome.detail}"))
-            done = sum(kind == OK for kind, _ in record.replies.values())
-            env.report(done, total, usd=record.spent.usd)
-    record.sync()
-    if env.stop():
-        return EXIT_STOPPED
-    if end and end[0].kind == "budget":
-        print(f"the budget ended it: {end[0].detail}", flush=True)
-        return EXIT_BUDGET
-    if end:
-        raise NexaError(
-            f"the judge answers nobody ({KINDS[end[0].kind]}): {end[0].detail}",
-            hint="what was answered is kept, and the same command goes on",
+    def keep(key: tuple[Id, str], outcome: Reply | Failed) -> None:
+        record.reply(*key, outcome)
+        env.report(sum(kind == OK for kind, _ in record.replies.values()), total, usd=record.spent.usd)
+
+    try:
+        return ask_and_keep(
+            config.endpoint, _questions(asked, record, left), keep, who="judge", spent=record.spent, stop=env.stop
         )
-    return EXIT_OK
+    finally:
+        record.sync()
 
 
 def _questions(

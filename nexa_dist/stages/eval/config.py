@@ -8,11 +8,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from nexa_dist.config.trainer import Section
-from nexa_dist.stages.contract import StageConfig
+from nexa_dist.stages.contract import Column, StageConfig
 from nexa_dist.stages.endpoint_config import EndpointConfig
 from nexa_dist.stages.eval.rubric import CRITERIA, DSS
 
-Column = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 Criterion = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 Task = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
 SYSTEM = "You grade answers. You are strict, and you give no number that you cannot give a reason for."
@@ -39,11 +38,6 @@ Answer B:
 
 Which answer is better? Reply with JSON alone: a short "reason", then "winner": "A", "B" or "tie".
 """
-HOW = {
-    "url", "key_env", "concurrency", "timeout_s", "tries", "backoff_s", "backoff_most_s", "retry_after_most_s",
-    "budget_tokens", "budget_usd",
-}  # fmt: skip
-"""Keys of the endpoint that change where and how fast answers come, and not what they are."""
 
 
 class Judge(Section):
@@ -155,7 +149,7 @@ class EvalConfig(StageConfig):
     @property
     def identity(self) -> dict[str, Any]:
         told = super().identity
-        if judge := told["judge"]:
-            judge["endpoint"] = {name: value for name, value in judge["endpoint"].items() if name not in HOW}
-            judge.pop("failed_most")
+        if self.judge:
+            told["judge"]["endpoint"] = self.judge.endpoint.identity
+            told["judge"].pop("failed_most")
         return told

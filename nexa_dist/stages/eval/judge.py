@@ -11,6 +11,7 @@ from typing import Any
 
 from nexa_dist.errors import NexaError
 from nexa_dist.stages.endpoint import Question
+from nexa_dist.stages.endpoint_reply import OK
 from nexa_dist.stages.eval import rubric
 from nexa_dist.stages.eval.config import Judge
 from nexa_dist.stages.row_files import Id, Row
@@ -75,7 +76,7 @@ class Verdicts:
     failures: Counter[str] = field(default_factory=Counter)
 
     def add(self, row: Id, question: str, kind: str, data: Any) -> None:
-        if kind == "ok":
+        if kind == OK:
             self.replies.setdefault(row, {})[question] = data
         else:
             self.failures[kind] += 1

@@ -13,7 +13,6 @@ from nexa_dist.stages.teach.journal import Journal
 from nexa_dist.stages.teach.keeping import Keeping
 
 NAME = ".journal.jsonl"
-OK = "ok"
 
 
 class Record:
@@ -46,11 +45,9 @@ class Record:
         self._put(row, {"what": what, **told})
 
     def reply(self, row: Id, question: str, outcome: Reply | Failed) -> None:
-        kind = OK if isinstance(outcome, Reply) else outcome.kind
-        told = {"kind": kind, "usage": asdict(outcome.usage), "detail": getattr(outcome, "detail", "")}
-        said = outcome if isinstance(outcome, Reply) else outcome.reply
+        told = {"kind": outcome.kind, "usage": asdict(outcome.usage), "detail": outcome.detail}
         data = outcome.data if isinstance(outcome, Reply) else None
-        self._put(row, {"what": question, **told, "data": data, "text": said.text if said else None})
+        self._put(row, {"what": question, **told, "data": data, "text": outcome.reply.text if outcome.reply else None})
 
     def is_asked(self, row: Id, question: str) -> bool:
         """Tell whether there is a reply, or one that the next try would not change."""

@@ -12,7 +12,7 @@ from nexa_dist.stages.eval.config import EvalConfig
 from nexa_dist.stages.eval.judge import Verdicts
 from nexa_dist.stages.eval.rubric import DSS
 from nexa_dist.stages.filter.judge import number
-from nexa_dist.stages.row_files import Row, plain
+from nexa_dist.stages.row_files import Row, plain, rounded
 
 Table = Sequence[Mapping[str, Any]]
 MOST_GROUPS = 50
@@ -102,11 +102,7 @@ def next_sample(told: Mapping[str, Any], by: str, rows: int) -> dict[str, Any]:
         shares[value] = figures["rows"] * (weak if weak is not None else 1.0 if overall is None else overall)
     total = math.fsum(shares.values())
     exact = {value: rows * (share / total if total else 1 / len(shares)) for value, share in shares.items()}
-    quotas = {value: int(share) for value, share in exact.items()}
-    order = sorted(exact, key=lambda value: (quotas[value] - exact[value], value))
-    for value in order[: rows - sum(quotas.values())]:  # the largest remainders
-        quotas[value] += 1
-    return {"policy": "quota", "by": by, "quotas": quotas}
+    return {"policy": "quota", "by": by, "quotas": rounded(exact, rows)}
 
 
 def _weakness(figures: Mapping[str, Any]) -> float | None:

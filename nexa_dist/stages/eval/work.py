@@ -11,12 +11,14 @@ from typing import Any
 import pyarrow as pa
 
 from nexa_dist.errors import EXIT_OK, NexaError, UsageError
+from nexa_dist.stages import row_files
 from nexa_dist.stages.contract import EXIT_STOPPED, StageEnv
 from nexa_dist.stages.endpoint import Endpoint
+from nexa_dist.stages.endpoint_reply import OK
 from nexa_dist.stages.eval import asking, local, summary, tasks
 from nexa_dist.stages.eval.config import EvalConfig, Judge
 from nexa_dist.stages.eval.judge import Asked, Verdicts, judge_sha256
-from nexa_dist.stages.eval.record import OK, Record
+from nexa_dist.stages.eval.record import Record
 from nexa_dist.stages.eval.rubric import DSS
 from nexa_dist.stages.filter.judge import drawn
 from nexa_dist.stages.references import model_in
@@ -50,11 +52,7 @@ def prepare(config: EvalConfig, env: StageEnv) -> None:
 
 
 def _check_rows(config: EvalConfig, env: StageEnv) -> None:
-    if ROWS not in env.inputs:
-        raise UsageError(f"inputs: {ROWS} is missing", hint=f"inputs: {{{ROWS}: data:NAME}}")
-    first = next(rows_of(env.inputs[ROWS], config.id), None)
-    if first is None:
-        raise UsageError(f"inputs.{ROWS}: {env.inputs[ROWS]} has no rows")
+    first = row_files.first_of(env.inputs, ROWS, config.id, "data:NAME")
     judge, perplexity = config.judge, config.perplexity
     wanted = {"prompt": config.prompt, **{f"groups[{at}]": name for at, name in enumerate(config.groups)}}
     wanted |= {"answer": config.answer} if judge and not config.generate else {}
@@ -63,8 +61,7 @@ def _check_rows(config: EvalConfig, env: StageEnv) -> None:
     wanted |= {"judge.against": judge.against} if judge and judge.against else {}
     wanted |= {f"judge.labels.{name}": column for name, column in judge.labels.items()} if judge else {}
     for key, name in wanted.items():
-        if name not in first[1]:
-            raise UsageError(f"{key}: {name} is no column", hint=f"the columns: {', '.join(first[1])}")
+        row_files.refuse_lacking(key, (name,), first)
 
 
 def run(config: EvalConfig, env: StageEnv) -> int:

@@ -8,9 +8,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from nexa_dist.config.trainer import Section
-from nexa_dist.stages.contract import StageConfig
+from nexa_dist.stages.contract import Column, StageConfig
 
-Column = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,47}$")]
 Fate = Literal["drop", "review"]
 OURS = ("rubric", "duplicate", "form", "too_long", "nothing_learned", "rejected")

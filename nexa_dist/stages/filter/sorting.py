@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from nexa_dist.errors import EXIT_OK, UsageError
+from nexa_dist.errors import EXIT_OK
 from nexa_dist.stages.contract import EXIT_STOPPED, StageEnv
 from nexa_dist.stages.filter import report, review
 from nexa_dist.stages.filter.config import FilterConfig
 from nexa_dist.stages.filter.judge import Fate, judge, value_at
 from nexa_dist.stages.filter.learned import Learned, output_schema
 from nexa_dist.stages.filter.review import Decision
-from nexa_dist.stages.row_files import ROWS, Id, Row, plain, rows_of, write_lines, write_rows
+from nexa_dist.stages.row_files import ROWS, Id, Row, first_of, plain, refuse_lacking, rows_of, write_lines, write_rows
 
 INPUT = "rows"
 GONE = "gone/rows.jsonl"
@@ -25,15 +25,10 @@ SEEN = ("prompt", "completion")
 
 def prepare(config: FilterConfig, env: StageEnv) -> None:
     """Refuse an input without rows, and columns that the first row has not."""
-    if INPUT not in env.inputs:
-        raise UsageError(f"inputs: {INPUT} is missing", hint=f"inputs: {{{INPUT}: stage:teach}}")
-    first = next(rows_of(env.inputs[INPUT], config.id), None)
-    if first is None:
-        raise UsageError(f"inputs.{INPUT}: {env.inputs[INPUT]} has no rows")
+    first = first_of(env.inputs, INPUT, config.id, "stage:teach")
     wanted = {"keep": config.keep, "review.columns": config.review.columns, "unique": config.unique}
     for key, names in wanted.items():
-        if missing := [name for name in names if name not in first[1]]:
-            raise UsageError(f"{key}: {', '.join(missing)} is no column", hint=f"the columns: {', '.join(first[1])}")
+        refuse_lacking(key, names, first)
 
 
 def run(config: FilterConfig, env: StageEnv) -> int:

@@ -6,44 +6,38 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 
-from nexa_dist.errors import EXIT_BUDGET, EXIT_OK, NexaError, UsageError
+from nexa_dist.errors import EXIT_OK, NexaError, UsageError
+from nexa_dist.stages import row_files
 from nexa_dist.stages.contract import EXIT_STOPPED, StageEnv
 from nexa_dist.stages.endpoint import Endpoint, Question
 from nexa_dist.stages.endpoint_config import EndpointConfig
-from nexa_dist.stages.endpoint_reply import KINDS, NOTHING, PASSING, Failed, Reply, Usage
+from nexa_dist.stages.endpoint_reply import NOTHING, OK, PASSING, Failed, Reply, Usage
 from nexa_dist.stages.row_files import ROWS, Id, Row, in_order, rows_of, write_lines, write_rows
 from nexa_dist.stages.serve.at_hand import at_hand, refuse
 from nexa_dist.stages.teach import table
 from nexa_dist.stages.teach.config import TeachConfig
 from nexa_dist.stages.teach.journal import Journal
 from nexa_dist.stages.teach.keeping import Keeping
+from nexa_dist.stages.teach.one_pass import ask_and_keep
 from nexa_dist.stages.teach.prompt import Prompts, prompt_sha256
 
 INPUT, TEACHER = "rows", "teacher"
 JOURNAL = ".journal.jsonl"
-OK = "ok"
 KEPT = ("text", "model", "finish", "data", "tokens")
 """Of a reply: what does not depend on when it came."""
 BAD_ROW = "row"
 """Kind of a row that the template cannot take."""
-DEAD_AFTER = 20
-"""So many failures of the server in a row, or twice the concurrency, mean that it is not there."""
 
 
 def prepare(config: TeachConfig, env: StageEnv) -> None:
     """Refuse an input without rows, ids that are not unique, a column that is not there, and a missing key."""
     prompts = Prompts(config.prompt, config.system)
-    if INPUT not in env.inputs:
-        raise UsageError(f"inputs: {INPUT} is missing", hint=f"inputs: {{{INPUT}: data:NAME}}")
-    first = next(rows_of(env.inputs[INPUT], config.id), None)
-    if first is None:
-        raise UsageError(f"inputs.{INPUT}: {env.inputs[INPUT]} has no rows")
+    first = row_files.first_of(env.inputs, INPUT, config.id, "data:NAME")
     try:
-        prompts.of(first[1])
+        prompts.of(first)
     except NexaError as error:
-        raise UsageError(f"the first row does not fit: {error}", hint=f"its columns: {', '.join(first[1])}") from None
-    if missing := [name for name in config.keep if name not in first[1]]:
-        raise UsageError(f"keep: {', '.join(missing)} is no column", hint=f"the columns: {', '.join(first[1])}")
+        raise UsageError(f"the first row does not fit: {error}", hint=f"its columns: {', '.join(first)}") from None
+    row_files.refuse_lacking("keep", config.keep, first)
     table.check_names(config.keep)
     refuse(config.endpoint, env.inputs, TEACHER)
     with Endpoint(config.endpoint):
@@ -74,7 +68,6 @@ class Work:
         self._prompts = Prompts(config.prompt, config.system)
         self._answers: dict[Id, tuple[str, int]] = {}
         self._counts: Counter[str] = Counter()
-        self._end: Failed | None = None
         self._spent = NOTHING
         for offset, line in journal.lines():
             self._set(line["id"], line["kind"], offset)
@@ -128,32 +121,15 @@ class Work:
               f"{spent.prompt_tokens} + {spent.completion_tokens} tokens", flush=True)  # fmt: skip
 
     def _pass(self, endpoint: EndpointConfig) -> int:
-        in_a_row = 0
         if self._config.top_logprobs:
             endpoint = endpoint.model_copy(update={"token_ids": True})
-        with Endpoint(endpoint, spent=self._spent, stop=lambda: self._env.stop() or self._end is not None) as server:
-            for (row, record), outcome in server.ask_all(self._questions()):
-                if isinstance(outcome, Failed) and outcome.ends:
-                    self._end = self._end or (outcome if outcome.kind != "stopped" else None)
-                    if outcome.usage != NOTHING:  # what was stopped while it was asked may be billed all the same
-                        self._keep(row, record, replace(outcome, kind="timeout"))
-                    continue
-                self._keep(row, record, outcome)
-                in_a_row = in_a_row + 1 if isinstance(outcome, Failed) and outcome.kind in PASSING else 0
-                if isinstance(outcome, Failed) and in_a_row >= max(DEAD_AFTER, 2 * endpoint.concurrency):
-                    self._end = Failed(outcome.kind, f"{in_a_row} rows in a row: {outcome.detail}")
-        self._journal.sync()
-        if self._env.stop():
-            return EXIT_STOPPED
-        if self._end and self._end.kind == "budget":
-            print(f"the budget ended it: {self._end.detail}", flush=True)
-            return EXIT_BUDGET
-        if self._end:
-            raise NexaError(
-                f"the server answers nobody ({KINDS[self._end.kind]}): {self._end.detail}",
-                hint="what was answered is kept, and the same command goes on",
-            )
-        return EXIT_OK
+        try:
+            return ask_and_keep(
+                endpoint, self._questions(), lambda asked, outcome: self._keep(*asked, outcome),
+                who="server", spent=self._spent, stop=self._env.stop,
+            )  # fmt: skip
+        finally:
+            self._journal.sync()
 
     def _questions(self) -> Iterator[tuple[tuple[Id, Row], Question]]:
         """A question for each row that has no answer, with what the journal keeps of the row."""
@@ -171,23 +147,17 @@ class Work:
             yield (row, kept), Question(messages, config.json_schema, config.top_logprobs)
 
     def _keep(self, row: Id, record: Row, outcome: Reply | Failed) -> None:
-        if (
-            isinstance(outcome, Failed)
-            and outcome.kind == "truncated"
-            and self._config.keep_truncated
-            and outcome.reply
-        ):
-            outcome = replace(outcome.reply, usage=outcome.usage)
-        kind = OK if isinstance(outcome, Reply) else outcome.kind
-        reply = outcome if isinstance(outcome, Reply) else outcome.reply
+        reply = outcome.reply
+        if outcome.kind == "truncated" and self._config.keep_truncated and reply:
+            outcome = replace(reply, usage=outcome.usage)
         told = {
-            "kind": kind,
+            "kind": outcome.kind,
             "usage": asdict(outcome.usage),
-            "detail": getattr(outcome, "detail", ""),
+            "detail": outcome.detail,
             "reply": reply and {name: value for name, value in asdict(reply).items() if name in KEPT},
             **record,
         }
-        self._set(row, kind, self._journal.append(row, told))
+        self._set(row, outcome.kind, self._journal.append(row, told))
         self._spent += outcome.usage
         done = self.done
         self._kept.offer(done)

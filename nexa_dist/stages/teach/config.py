@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
-from nexa_dist.stages.contract import StageConfig
+from nexa_dist.stages.contract import Column, StageConfig
 from nexa_dist.stages.endpoint_config import EndpointConfig
-
-Column = Annotated[str, StringConstraints(min_length=1, max_length=128)]
-HOW = {
-    "url", "key_env", "concurrency", "timeout_s", "tries", "backoff_s", "backoff_most_s", "retry_after_most_s",
-    "budget_tokens", "budget_usd",
-}  # fmt: skip
-"""Keys of the endpoint that change where and how fast answers come, and not what they are."""
 
 
 class TeachConfig(StageConfig):
@@ -52,6 +45,5 @@ class TeachConfig(StageConfig):
 
     @property
     def identity(self) -> dict[str, Any]:
-        told = super().identity
-        told["endpoint"] = {name: value for name, value in told["endpoint"].items() if name not in HOW}
+        told = {**super().identity, "endpoint": self.endpoint.identity}
         return {name: value for name, value in told.items() if name not in ("passes", "failed_most")}

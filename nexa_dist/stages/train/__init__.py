@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -16,8 +15,8 @@ from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import EXIT_OK, NexaError, UsageError
 from nexa_dist.run import files
 from nexa_dist.stages.contract import EXIT_STOPPED
-from nexa_dist.stages.output import Output, Told
-from nexa_dist.stages.whole import hashes, remove, tree_sha256, whole
+from nexa_dist.stages.output import Output, Told, made
+from nexa_dist.stages.whole import remove, whole
 from nexa_dist.train import checkpoint
 
 FORMAT = 1
@@ -43,21 +42,13 @@ def told_of(config: TrainConfig, references: Mapping[str, str]) -> Told:
 
 def work(path: Path, overrides: Sequence[str], inputs: Mapping[str, Path], folder: Path, told: Told) -> int:
     """Train, or go on from the newest checkpoint. Returns the exit code."""
-    sums = {name: tree_sha256(hashes(place)) for name, place in inputs.items()}
-    output = Output(folder.absolute(), told.key(sums))
-    if output.is_done():
-        return EXIT_OK
-    with files.locked(output.folder / ".lock", "train"):
-        output.begin()
-        began = time.monotonic()
-        try:
-            code = _trained(path, overrides, inputs, output.folder)
-        finally:
-            output.spent(time.monotonic() - began)
-        if code == EXIT_OK:
+
+    def do(output: Output) -> int:
+        if (code := _trained(path, overrides, inputs, output.folder)) == EXIT_OK:
             _taken(output)
-            output.seal(told, inputs)
-    return code
+        return code
+
+    return made(told, inputs, folder, do)
 
 
 def overrides_of(inputs: Mapping[str, Path]) -> list[str]:

@@ -14,7 +14,7 @@ pytest.importorskip("httpx")
 from nexa_dist.errors import UsageError
 from nexa_dist.secrets import redact_text
 from nexa_dist.stages.endpoint import Endpoint, EndpointConfig, Question
-from nexa_dist.stages.endpoint_reply import Failed, Reply, Usage
+from nexa_dist.stages.endpoint_reply import ENDING, Failed, Reply, Usage
 from tests.teacher import Answer, Server, completion, serving
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -49,7 +49,7 @@ def ask(answers: list[Answer], clock: Clock | None = None, schema: Any = None, *
         serving(lambda _, number: answers[min(number, len(answers) - 1)]) as server,
         endpoint(server, clock, **config) as one,
     ):
-        return one.ask(HELLO, json_schema=schema), server
+        return one.ask(Question(HELLO, json_schema=schema)), server
 
 
 def test_a_reply_comes_with_its_tokens_and_price() -> None:
@@ -127,7 +127,7 @@ def test_a_429_holds_every_thread_back() -> None:
     ):
         one._wait(0)
         one._attempt(Question(HELLO))
-        assert isinstance(one.ask(HELLO), Reply)
+        assert isinstance(one.ask(Question(HELLO)), Reply)
     assert clock.slept == pytest.approx(50.0)
 
 
@@ -142,7 +142,7 @@ def test_nobody_listens() -> None:
     with serving(lambda *_: completion("x")) as server:
         pass
     with endpoint(server, tries=2) as one:
-        failed = one.ask(HELLO)
+        failed = one.ask(Question(HELLO))
     assert isinstance(failed, Failed)
     assert (failed.kind, failed.tries) == ("unreachable", 2)
 
@@ -168,7 +168,7 @@ def test_logprobs_are_read() -> None:
     top = [{"token": "token_id:5", "logprob": -0.1}, {"token": "token_id:6", "logprob": -2.5}]
     told = {"content": [{"token": "token_id:5", "logprob": -0.1, "bytes": [1], "top_logprobs": top}]}
     with serving(lambda *_: completion("a", logprobs=told)) as server, endpoint(server, token_ids=True) as one:
-        reply = one.ask(HELLO, logprobs=2)
+        reply = one.ask(Question(HELLO, logprobs=2))
     assert isinstance(reply, Reply)
     assert reply.tokens[0].top == (("token_id:5", -0.1), ("token_id:6", -2.5))
     assert (server.asked[0]["top_logprobs"], server.asked[0]["return_tokens_as_token_ids"]) == (2, True)
@@ -199,7 +199,7 @@ def test_a_budget_of_tokens_ends_it_and_is_kept() -> None:
 def test_a_budget_in_dollars_counts_what_was_spent_before() -> None:
     prices = {"usd_per_million_prompt": 1.0, "usd_per_million_completion": 1.0, "budget_usd": 1.0}
     failed, server = ask([completion("x")], spent=Usage(usd=0.9999), **prices)
-    assert (failed.kind, failed.ends, server.asked) == ("budget", True, [])
+    assert (failed.kind, failed.kind in ENDING, server.asked) == ("budget", True, [])
     with pytest.raises(ValueError, match="budget_usd needs"):
         EndpointConfig(url="http://127.0.0.1/v1", model="m", budget_usd=1.0)
 
@@ -251,7 +251,7 @@ def test_a_key_does_not_go_in_the_clear() -> None:
 
 def test_nothing_is_left_of_an_endpoint() -> None:
     with serving(lambda *_: Answer(200, b"{", hang=True)) as server, endpoint(server, timeout_s=0.1, tries=1) as one:
-        one.ask(HELLO)
+        one.ask(Question(HELLO))
         assert one._thread.is_alive()
     assert not one._thread.is_alive()
     assert one._loop.is_closed()
