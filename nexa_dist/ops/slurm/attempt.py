@@ -22,14 +22,13 @@ from nexa_dist.ops.slurm.outcome import CANCELLED, outcome_of, wait_for_agents
 from nexa_dist.ops.slurm.place import folder, kept
 from nexa_dist.plan.runs.manifest import build_manifest
 from nexa_dist.plan.runs.recovery import Nodes, Policy, decide
-from nexa_dist.plan.slurm.ending import Cause, cause, fields
+from nexa_dist.plan.slurm.ending import Cause, cause
 from nexa_dist.plan.slurm.script import AGAIN
 from nexa_dist.run import files
 from nexa_dist.run.code import archive
 from nexa_dist.run.record import Attempt, Run
 from nexa_dist.run.slurm.commands import Slurm
-from nexa_dist.run.slurm.layout import layout
-from nexa_dist.run.slurm.links import Steps
+from nexa_dist.run.slurm.nodes import Steps, layout
 from nexa_dist.run.ssh.connections import Link, Ssh, connect
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.secrets import redact
@@ -82,7 +81,7 @@ class Leader:
         price = config.slurm.usd_per_gpu_hour * config.nproc_per_node
         names = self.slurm.nodes(self.environ["SLURM_JOB_NODELIST"])
         nodes = tuple(
-            Node(f"n{place}", self.slurm.address(name, fields), config.nproc_per_node, price_usd_per_hour=price,
+            Node(f"n{place}", self.slurm.address(name), config.nproc_per_node, price_usd_per_hour=price,
                  instance_id=name, offer=config.slurm.partition or "")
             for place, name in enumerate(names)
         )  # fmt: skip
@@ -175,7 +174,7 @@ class Leader:
         record = self.run.load()
         config = recorded_train(record.config, self.run.run_id)
         assert config.slurm
-        job = self.slurm.job(self.number, fields)
+        job = self.slurm.job(self.number)
         why = cause(job, int(self.environ.get("SLURM_RESTART_COUNT") or 0), noticed)
         if why == "cancelled":
             self._cancelled(record)

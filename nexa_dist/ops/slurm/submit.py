@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,16 +22,15 @@ from nexa_dist.ops.slurm.place import folder
 from nexa_dist.plan.slurm.array import Array
 from nexa_dist.plan.slurm.bill import Bill, bill
 from nexa_dist.plan.slurm.ending import UNSETTLED, WOULD_NEVER, never
-from nexa_dist.plan.slurm.script import Job, script
+from nexa_dist.plan.slurm.script import EXPORTED, Job, script
 from nexa_dist.run import files
 from nexa_dist.run.code import archive
-from nexa_dist.run.slurm.commands import Slurm, Waiting
-from nexa_dist.run.slurm.layout import layout
+from nexa_dist.run.slurm import commands
+from nexa_dist.run.slurm.commands import Slurm
+from nexa_dist.run.slurm.nodes import interpreter, layout
 from nexa_dist.run.ssh.connections import Link, Ssh, connect
 from nexa_dist.run.workspace import RunFolder
 
-KEPT = ("HOME", "USER", "LOGNAME", "PATH", "LANG")
-"""Variables of the submitter that the job gets beside the secrets; Slurm adds its own."""
 LOOKS, LOOK_S = 6, 0.5
 """Looks at a job that was just submitted, for a reason why it would wait for ever, and seconds between two."""
 
@@ -45,7 +43,7 @@ class Submitted:
     runs: tuple[str, ...]
     script: str
     bill: Bill
-    waiting: Waiting | None = None
+    waiting: commands.Job | None = None
     begins: str = ""
     """Words of `sbatch --test-only`, of a job that was not submitted."""
 
@@ -63,7 +61,7 @@ def submit(
     configs = [settled(ctx, ready(config, nproc)) for config in configs]
     link = _here(ctx, slurm, nproc)
     hidden = secrets(ctx, configs[0])
-    names = tuple(dict.fromkeys([*(name for name in KEPT if name in os.environ), *hidden]))
+    names = tuple(dict.fromkeys([*(name for name in EXPORTED if name in os.environ), *hidden]))
     codes = of_now(ctx, configs[0])
     cost = bill(slurm, nproc, len(configs))
     if not ctx.dry and shutil.which("sbatch") is None:
@@ -150,11 +148,8 @@ def ready(config: TrainConfig, nproc: int) -> TrainConfig:
 
 def _here(ctx: Context, slurm: SlurmConfig, nproc: int) -> Link:
     """The file system of the workspace, as a node would see it."""
-    python = slurm.python or sys.executable
-    if not os.access(python, os.X_OK):
-        raise UsageError(f"slurm.python: {python} cannot be started here", hint="login host and nodes have it alike")
-    host = socket.gethostname()
-    cluster = Cluster("slurm", "slurm_job", (Node("n0", host, nproc),), layout(ctx.workspace, python))
+    here = layout(ctx.workspace, interpreter(slurm.python))
+    cluster = Cluster("slurm", "slurm_job", (Node("n0", socket.gethostname(), nproc),), here)
     return Link(Ssh(ctx.runner, cluster, ""), cluster.nodes[0], os.path.expanduser("~"))
 
 
@@ -195,7 +190,7 @@ class Never(NexaError):
     """A job that Slurm would never start, and that was cancelled."""
 
 
-def _looked_at(ctx: Context, number: str) -> Waiting | None:
+def _looked_at(ctx: Context, number: str) -> commands.Job | None:
     """The job as it waits or runs now; None where squeue does not say. One that would wait for ever is cancelled.
     Raises Never then."""
     slurm, found = Slurm(ctx.runner), None
@@ -211,10 +206,7 @@ def _looked_at(ctx: Context, number: str) -> Waiting | None:
             return found
         if never(found.state, found.reason):
             slurm.cancel(number)
-            raise Never(
-                f"Slurm would never start job {number}: {found.reason}",
-                hint=WOULD_NEVER,
-            )
+            raise Never(f"Slurm would never start job {number}: {found.reason}", hint=WOULD_NEVER)
         if found.reason not in UNSETTLED:
             return found
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +12,9 @@ from nexa_dist.config.parts.slurm import SlurmConfig
 from nexa_dist.errors import EXIT_BUDGET, NexaError
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.plan.ranks import endpoint
-from nexa_dist.plan.slurm.script import resources, told
+from nexa_dist.plan.slurm.script import EXPORTED, batch, resources, set_variables
+from nexa_dist.plan.slurm.script import asked as asked_of
 
-EXPORTED = ("HOME", "USER", "LOGNAME", "PATH", "LANG")
-"""Variables of the submitter that the job gets. No secret: those of a run travel by ssh, as elsewhere."""
-QUEUE = "%i|%T|%S|%N|%k|%r"
-"""Columns of squeue: number, state, start (expected, or real), nodes, comment, reason."""
 BEGUN = ("RUNNING", "COMPLETING", "SUSPENDED", "SIGNALING", "STAGE_OUT", "STOPPED")
 ACCOUNTS = ("JobIDRaw", "State", "ElapsedRaw", "Start", "End", "AllocTRES")
 TOKEN_S = 60
@@ -42,24 +38,16 @@ class Asked:
     @property
     def options(self) -> list[str]:
         """Options of sbatch. It is not put into the queue again by itself: whoever uses the nodes decides that."""
-        mine = told(f"{self.folder}/job.out", self.exported)
-        return [
-            f"--job-name={self.name}",
-            *resources(self.slurm),
-            "--no-requeue",
-            f"--signal=B:TERM@{self.slurm.notice_s}",
-            *mine,
-            *self.slurm.options,
-            f"--comment={self.token}",
-        ]
+        made = asked_of(self.name, self.slurm, ["--no-requeue"], f"{self.folder}/job.out", self.exported)
+        return [*made, f"--comment={self.token}"]
 
     @property
     def script(self) -> str:
         """Text of the batch script."""
-        words = {"python": self.python, "holder": self.holder, "folder": self.folder, "current": self.current}
-        lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in self.options), "set -u", *self.slurm.shell]
-        lines += [f"{key}={shlex.quote(value)}" for key, value in {**words, "submission": self.token}.items()]
-        return "\n".join([*lines, *BODY.splitlines()]) + "\n"
+        lines = set_variables(
+            python=self.python, holder=self.holder, folder=self.folder, current=self.current, submission=self.token
+        )
+        return batch(self.options, self.slurm, lines, BODY)
 
 
 BODY = """\
@@ -86,30 +74,6 @@ while kill -0 "$step" 2>/dev/null; do
 done
 exit "$code"
 """
-
-
-@dataclass(frozen=True)
-class Job:
-    """One of our jobs as squeue tells it; `start` is empty where Slurm does not say when."""
-
-    number: str
-    state: str
-    start: str
-    nodes: str
-    comment: str
-    reason: str
-
-    @property
-    def waits(self) -> str:
-        """Why it waits, and until when, in words."""
-        when = f", Slurm expects it to begin at {self.start}" if self.start else ""
-        return f"job {self.number} waits ({self.reason or 'not looked at yet'}){when}"
-
-
-def jobs(text: str) -> list[Job]:
-    """Jobs of squeue's answer in the columns of QUEUE."""
-    rows = [line.split("|", 5) for line in text.splitlines() if line.count("|") >= 5]
-    return [Job(number, state, start.replace("N/A", ""), *rest) for number, state, start, *rest in rows]
 
 
 def name_of(cluster: str, workspace: str) -> str:

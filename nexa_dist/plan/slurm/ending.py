@@ -46,8 +46,3 @@ def cause(job: Mapping[str, str], restarts: int, noticed: bool) -> Cause:
 def never(state: str, reason: str) -> bool:
     """Tell whether a job that waits for this reason would wait for ever."""
     return state == "PENDING" and bool(NEVER.search(reason))
-
-
-def fields(text: str) -> dict[str, str]:
-    """Fields of one record of `scontrol --oneliner show`; a value with blanks in it is cut at the first."""
-    return {name: value for word in text.split() for name, eq, value in [word.partition("=")] if eq}

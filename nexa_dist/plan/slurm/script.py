@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from nexa_dist.config.parts.slurm import SlurmConfig
 from nexa_dist.plan.slurm.array import Array
 
+EXPORTED = ("HOME", "USER", "LOGNAME", "PATH", "LANG")
+"""Variables of the submitter that every job of ours gets; Slurm adds its own."""
 AGAIN, OVER = 75, 66
 """Exit codes of `job end`, after which the same nodes begin another attempt, and of `job begin` where the run had ended
 before Slurm started its job again."""
@@ -38,29 +40,39 @@ class Job:
 
 def script(job: Job) -> str:
     """Text of the batch script."""
-    lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in options(job)), "set -u", *job.slurm.shell]
+    lines = []
     if job.array:
         runs = " ".join(f"[{index}]={shlex.quote(run)}" for index, run in zip(job.array.indices, job.runs, strict=True))
         lines += [f"runs=({runs})", "run=${runs[$SLURM_ARRAY_TASK_ID]}"]
     else:
         lines += [f"run={shlex.quote(job.runs[0])}"]
-    words = {"python": job.python, "agent": job.agent}
-    lines += [f"{name}={shlex.quote(value)}" for name, value in words.items()]
-    lines += [f"export PYTHONPATH={shlex.quote(job.package)}", *BODY.splitlines()]
-    return "\n".join(lines) + "\n"
+    lines += [*set_variables(python=job.python, agent=job.agent), f"export PYTHONPATH={shlex.quote(job.package)}"]
+    return batch(options(job), job.slurm, lines, BODY)
+
+
+def batch(options: Sequence[str], slurm: SlurmConfig, lines: Sequence[str], body: str) -> str:
+    """Text of a batch script: what sbatch and the user want, then ours."""
+    head = ["#!/bin/bash", *(f"#SBATCH {option}" for option in options), "set -u", *slurm.shell]
+    return "\n".join([*head, *lines, body])
+
+
+def set_variables(**values: str) -> list[str]:
+    """Lines of a shell that set variables."""
+    return [f"{name}={shlex.quote(value)}" for name, value in values.items()]
 
 
 def options(job: Job) -> list[str]:
     """Options of sbatch, one a line of the script."""
-    return [
-        f"--job-name={job.name}",
-        *resources(job.slurm),
-        *([f"--array={job.array.text}"] if job.array else []),
-        "--requeue",
-        f"--signal=B:TERM@{job.slurm.notice_s}",
-        *told(job.output, job.exported),
-        *job.slurm.options,
-    ]
+    mine = [*([f"--array={job.array.text}"] if job.array else []), "--requeue"]
+    return asked(job.name, job.slurm, mine, job.output, job.exported)
+
+
+def asked(name: str, slurm: SlurmConfig, mine: Sequence[str], output: str, exported: Sequence[str]) -> list[str]:
+    """Options of any job of ours: where its script prints to, and which variables of the submitter it gets; `mine` are
+    those that not every job has."""
+    printed = ["--open-mode=append", f"--output={output}", f"--export={','.join(exported) or 'NIL'}"]
+    signal = f"--signal=B:TERM@{slurm.notice_s}"
+    return [f"--job-name={name}", *resources(slurm), *mine, signal, *printed, *slurm.options]
 
 
 def resources(slurm: SlurmConfig) -> list[str]:
@@ -82,11 +94,6 @@ def resources(slurm: SlurmConfig) -> list[str]:
         *(f"--{name}={value}" for name, value in asked if value is not None),
         *(["--exclusive"] if slurm.exclusive else []),
     ]
-
-
-def told(output: str, exported: Sequence[str]) -> list[str]:
-    """Options for where the script prints to, and which variables of the submitter it gets."""
-    return ["--open-mode=append", f"--output={output}", f"--export={','.join(exported) or 'NIL'}"]
 
 
 BODY = f"""\

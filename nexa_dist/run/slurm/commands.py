@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -24,12 +24,36 @@ class Unreachable(NexaError):
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """A job as squeue tells it; `start` is when Slurm expects it to begin, empty when it does not say."""
+class Job:
+    """One of our jobs as squeue tells it; `start` is expected, or real, and empty where Slurm does not say when."""
 
+    number: str
     state: str
-    reason: str
     start: str
+    nodes: str
+    comment: str
+    reason: str
+
+    @property
+    def waits(self) -> str:
+        """Why it waits, and until when, in words."""
+        when = f", Slurm expects it to begin at {self.start}" if self.start else ""
+        return f"job {self.number} waits ({self.reason or 'not looked at yet'}){when}"
+
+
+QUEUE = ("squeue", "--noheader", "--format=%i|%T|%S|%N|%k|%r")
+"""squeue with the fields of a Job as columns."""
+
+
+def jobs(result: Result) -> list[Job]:
+    """Jobs of what QUEUE answers."""
+    rows = [line.split("|", 5) for line in result.out.decode(errors="replace").splitlines() if line.count("|") >= 5]
+    return [Job(number, state, start.replace("N/A", ""), *rest) for number, state, start, *rest in rows]
+
+
+def fields(text: str) -> dict[str, str]:
+    """Fields of one record of `scontrol --oneliner show`; a value with blanks in it is cut at the first."""
+    return {name: value for word in text.split() for name, eq, value in [word.partition("=")] if eq}
 
 
 @dataclass(frozen=True)
@@ -59,34 +83,29 @@ class Slurm:
         except Unreachable as error:
             return f"{error}, so nobody was asked when it would begin"
 
-    def named(self, name: str, fields: str) -> str:
-        """Lines of squeue for our own jobs of this name that are not over, by its --format. Raises NexaError when Slurm
-        does not answer: that a job is gone is only said by an answer."""
-        argv = ("squeue", "--noheader", f"--user={os.geteuid()}", f"--name={name}", f"--format={fields}")
-        return self._call(argv, "squeue").out.decode(errors="replace")
+    def named(self, name: str) -> list[Job]:
+        """Our own jobs of this name that are not over. Raises NexaError when Slurm does not answer: that a job is gone
+        is only said by an answer."""
+        return jobs(self._call((*QUEUE, f"--user={os.geteuid()}", f"--name={name}"), "squeue"))
 
     def accounts(self, number: str, fields: str) -> Result:
         """Answer of sacct for a job, by its --format; its code is not 0 where no accounting is kept."""
         argv = ("sacct", f"--jobs={number}", "--noheader", "--parsable2", "--allocations", f"--format={fields}")
         return self.runner.run(argv, timeout_s=TIMEOUT_S)
 
-    def waiting(self, number: str) -> Waiting | None:
+    def waiting(self, number: str) -> Job | None:
         """The job (of an array, its first element) as it stands in the queue; None when it is in none. Raises NexaError
         when squeue cannot say: a job that nobody can see may go on."""
-        argv = ("squeue", "--noheader", f"--jobs={number}", "--format=%T|%r|%S")
+        argv = (*QUEUE, f"--jobs={number}")
         result = self.runner.run(argv, timeout_s=TIMEOUT_S)
         if result.code and b"Invalid job id" not in result.err:  # its word for a job that is long gone
             self._refused(result, argv, "squeue")
-        rows = [line.split("|") for line in result.out.decode(errors="replace").splitlines() if line.count("|") >= 2]
-        if not rows:
-            return None
-        state, reason, start = rows[0][0], "|".join(rows[0][1:-1]), rows[0][-1]
-        return Waiting(state, reason, "" if start == "N/A" else start)
+        return next(iter(jobs(result)), None)
 
-    def job(self, number: str, read: Callable[[str], dict[str, str]]) -> dict[str, str]:
+    def job(self, number: str) -> dict[str, str]:
         """Fields of a job; empty when Slurm does not know it, or does not answer."""
         result = self.runner.run(("scontrol", "--oneliner", "show", "job", number), timeout_s=TIMEOUT_S)
-        return {} if result.code else read(result.out.decode(errors="replace").partition("\n")[0])
+        return {} if result.code else fields(result.out.decode(errors="replace").partition("\n")[0])
 
     def nodes(self, listed: str) -> list[str]:
         """Names of the nodes that Slurm writes as n[0-3,7]."""
@@ -96,10 +115,10 @@ class Slurm:
             raise NexaError(f"scontrol makes no names of {listed[:100]!r}")
         return names
 
-    def address(self, node: str, read: Callable[[str], dict[str, str]]) -> str:
+    def address(self, node: str) -> str:
         """Address at which other nodes reach this one."""
         result = self._call(("scontrol", "--oneliner", "show", "node", node), "scontrol show node")
-        return read(result.out.decode(errors="replace")).get("NodeAddr") or node
+        return fields(result.out.decode(errors="replace")).get("NodeAddr") or node
 
     def requeue(self, number: str) -> None:
         """Put a job of one's own back into the queue, which ends what it runs. Raises NexaError."""

@@ -18,10 +18,9 @@ from nexa_dist.errors import NexaError, StillRunning
 from nexa_dist.ops import ledger_file
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.workspace_tag import our_tag
-from nexa_dist.plan.slurm.allocation import QUEUE, Job, ended_unix, jobs, name_of
-from nexa_dist.plan.slurm.ending import fields
+from nexa_dist.plan.slurm.allocation import ended_unix, name_of
 from nexa_dist.run import files
-from nexa_dist.run.slurm.commands import Slurm
+from nexa_dist.run.slurm.commands import Job, Slurm
 from nexa_dist.run.workspace import ClusterFolder
 
 RECORD = "slurm.json"
@@ -78,7 +77,11 @@ class Allocation:
 
     def jobs(self) -> list[Job]:
         """Every job of the cluster's that is not over. Raises NexaError when Slurm does not answer."""
-        return jobs(self.slurm.named(self.name, QUEUE))
+        return self.slurm.named(self.name)
+
+    def job(self, number: str) -> Job | None:
+        """The job of this number; None when it is over."""
+        return next((one for one in self.jobs() if one.number == number), None)
 
     def found(self) -> Job | None:
         """The job of the record, with its number written down now; those of other submissions are cancelled."""
@@ -125,13 +128,13 @@ class Allocation:
 
     def told(self, number: str) -> dict[str, str]:
         """Fields of a job that may be over; empty once Slurm has forgotten it (MinJobAge)."""
-        return self.slurm.job(number, fields) if number else {}
+        return self.slurm.job(number) if number else {}
 
     def close_periods(self) -> None:
         """End in the ledger what is on no more: the nodes of a job that has left the queue, at its end."""
         periods = ledger_file.open_periods(self.folder)
         record = Record.of(self.folder)
-        if not periods or not record.job or any(job.number == record.job for job in self.jobs()):
+        if not periods or not record.job or self.job(record.job):
             return
         now, job = self.ctx.now(), self.told(record.job)
         why = f"job {record.job} is {job.get('JobState', 'gone')}"
@@ -140,10 +143,7 @@ class Allocation:
             ledger_file.stop(self.folder, period, min(max(at, period.start_unix), now), why, "clock")
 
 
-def tail_of(path: Path, lines: int = 5) -> str:
+def tail_of(path: Path) -> str:
     """The last lines that a batch script printed, for an error."""
     text = files.tail(path, 4096).decode(errors="replace") if path.exists() else ""
-    return " | ".join(text.strip().splitlines()[-lines:])
-
-
-__all__ = ["GONE_S", "LOOK_S", "RECORD", "Allocation", "Record", "tail_of"]
+    return " | ".join(text.strip().splitlines()[-5:])

@@ -6,7 +6,6 @@ import getpass
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,13 @@ from nexa_dist.errors import NexaError, NoNodes, UsageError
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.providers.contract import Made, Wish
 from nexa_dist.ops.providers.slurm.allocation import GONE_S, LOOK_S, Allocation, Record, tail_of
-from nexa_dist.plan.slurm.allocation import BEGUN, EXPORTED, Asked, Job, asking, cluster, digest
+from nexa_dist.plan.slurm.allocation import BEGUN, Asked, asking, cluster, digest
 from nexa_dist.plan.slurm.ending import UNSETTLED, WOULD_NEVER, never
+from nexa_dist.plan.slurm.script import EXPORTED
 from nexa_dist.run import files
 from nexa_dist.run.runner import CommandFailed
-from nexa_dist.run.slurm.layout import layout
+from nexa_dist.run.slurm.commands import Job
+from nexa_dist.run.slurm.nodes import interpreter, layout
 from nexa_dist.run.ssh import connections, keys
 from nexa_dist.run.ssh.connections import Link
 from nexa_dist.run.workspace import ClusterFolder
@@ -33,17 +34,10 @@ NEVER_LOOKS = 3
 DOOR = record({"host": text(253, r"[A-Za-z0-9._-]+"), "address": text(60, r"[0-9.]+"), "port": whole(1, 65535)})
 
 
-def python_of(config: ClusterConfig) -> str:
-    """Interpreter on every node. Raises UsageError when it is not here, where it has to be by the same path."""
-    python = (config.slurm and config.slurm.python) or sys.executable
-    if not os.access(python, os.X_OK):
-        raise UsageError(f"slurm.python: {python} cannot be started here", hint="login host and nodes have it alike")
-    return python
-
-
 def asked(ctx: Context, folder: ClusterFolder, config: ClusterConfig, wish: Wish, token: str) -> Asked:
     """What is submitted, with the time that the budget leaves. Raises NexaError when that is too little."""
-    mine, python = Allocation(ctx, folder), python_of(config)
+    assert config.slurm
+    mine, python = Allocation(ctx, folder), interpreter(config.slurm.python)
     layout(ctx.workspace, python)  # a path that no shell reads otherwise
     hours = wish.hours((config.node_usd_per_hour or 0.0) * (config.nodes or 0))
     place = mine.place(token)
@@ -55,6 +49,7 @@ def asked(ctx: Context, folder: ClusterFolder, config: ClusterConfig, wish: Wish
 def make(ctx: Context, folder: ClusterFolder, config: ClusterConfig, wish: Wish) -> Made:
     """The nodes of the one job of this cluster. Slurm gives and takes them together, so with lost nodes all are others:
     the job is ended, and another one submitted."""
+    assert config.slurm
     mine = Allocation(ctx, folder)
     keys.ensure_cluster_keys(ctx.runner, folder.ssh, folder.name, config.node_names)
     if wish.lost:
@@ -72,8 +67,9 @@ def make(ctx: Context, folder: ClusterFolder, config: ClusterConfig, wish: Wish)
         wish.begin()
         with ctx.phase(f"slurm: {config.nodes} nodes answer"):
             doors = [_door(mine, config, job, token, place) for place in range(config.nodes or 0)]
+    here = layout(ctx.workspace, interpreter(config.slurm.python))
     made = cluster(
-        config, job.number, doors, layout(ctx.workspace, python_of(config)), ssh_config=str(folder.ssh_config),
+        config, job.number, doors, here, ssh_config=str(folder.ssh_config),
         user=getpass.getuser(), created_unix=Record.of(folder).created_unix,
     )  # fmt: skip
     keys.write_ssh_config(folder.ssh, made.nodes)
@@ -97,7 +93,7 @@ def _refuse_ended(mine: Allocation) -> None:
     if known.ours:
         return
     while mine.ctx.now() < until:
-        job = next((one for one in mine.jobs() if one.number == known.job), None)
+        job = mine.job(known.job)
         if job is None or job.state in ("RUNNING", "PENDING"):
             break
         mine.ctx.sleep(LOOK_S)
@@ -162,7 +158,7 @@ def _begun(mine: Allocation, config: ClusterConfig, job: Job) -> Job:
 
 def _looked_at(mine: Allocation, job: Job) -> Job:
     """The job as the queue has it now. Raises NexaError when it has left it."""
-    now = next((one for one in mine.jobs() if one.number == job.number), None)
+    now = mine.job(job.number)
     if now is None:
         state = mine.told(job.number).get("JobState", "gone")
         printed = tail_of(mine.place(Record.of(mine.folder).token) / "job.out")

@@ -57,7 +57,7 @@ def says(ctx: Context, cluster: Cluster, node: Node) -> tuple[CloudWord, str]:
     """State of a node by the job that has it."""
     number = node.instance_id.rpartition("@")[2]
     mine = Allocation(ctx, ctx.workspace.cluster(cluster.name))
-    job = next((one for one in mine.jobs() if one.number == number), None)
+    job = mine.job(number)
     if job is None:
         told = mine.told(number)
         why = told.get("Reason", "None")

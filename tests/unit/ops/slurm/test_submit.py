@@ -18,7 +18,7 @@ from nexa_dist.run.workspace import RunFolder, Workspace
 
 CONFIG = TrainConfig.model_validate({"script": "a.py", "name": "a", "slurm": {"gres": "gpu:1"}})
 DOWN = "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1"
-NEVER = "echo 'PENDING|PartitionNodeLimit|N/A'"
+NEVER = "echo '17|PENDING|N/A|||PartitionNodeLimit'"
 
 
 class Site:
@@ -63,7 +63,7 @@ def test_a_squeue_that_does_not_answer_takes_no_run_from_its_job(site: Site) -> 
 
 
 def test_ctrl_c_while_it_is_looked_at_names_the_job_and_keeps_its_run(site: Site) -> None:
-    site.program("squeue", "echo 'PENDING|None|N/A'")
+    site.program("squeue", "echo '17|PENDING|N/A|||None'")
 
     def interrupted(seconds: float) -> None:
         raise KeyboardInterrupt
@@ -84,7 +84,7 @@ def test_what_would_never_start_is_cancelled_and_leaves_no_run(site: Site) -> No
 
 
 def test_a_run_whose_job_nobody_wrote_down_says_how_to_find_it(site: Site) -> None:
-    site.program("squeue", "echo 'RUNNING|None|N/A'")
+    site.program("squeue", "echo '17|RUNNING|N/A|||None'")
     site.submit()
     (run,) = site.runs()
     told = files.read_object(run / "slurm" / "job.json")

@@ -14,7 +14,7 @@ from nexa_dist.config.parts.slurm import SlurmConfig
 from nexa_dist.errors import EXIT_BUDGET, NexaError
 from nexa_dist.model import Layout
 from nexa_dist.plan.slurm import allocation
-from nexa_dist.plan.slurm.allocation import Asked, Job, accounted, asking, digest, ended_unix, jobs, name_of
+from nexa_dist.plan.slurm.allocation import Asked, accounted, asking, digest, ended_unix, name_of
 
 ASKED = Asked("nexa-lab-0f", "a1b2", SlurmConfig(nodes=2, gres="gpu:2", time="12:00:00", options=("--mail-type=END",)),
               "/w/slurm/a1b2", "/w/slurm/current", "/opt/py", "/w/slurm/a1b2/slurm_node.py")  # fmt: skip
@@ -34,16 +34,6 @@ def test_the_script_asks_holds_the_nodes_by_one_step_and_is_found_by_its_comment
     assert lines.index("submission=a1b2") < lines.index('[ "$(cat "$current" 2>/dev/null)" = "$submission" ] || exit 0')
     assert sum(line.startswith("srun ") for line in lines) == 1
     assert "module load x" in replace(ASKED, slurm=SlurmConfig(shell=("module load x",))).script
-
-
-def test_what_squeue_says_is_read_with_bars_in_the_reason() -> None:
-    told = "7|PENDING|N/A||a1b2|(Resources|x)\n8|RUNNING|2026-01-01T00:00:00|n[0-1]|(null)|None\nwhatever\n"
-    assert jobs(told) == [
-        Job("7", "PENDING", "", "", "a1b2", "(Resources|x)"),
-        Job("8", "RUNNING", "2026-01-01T00:00:00", "n[0-1]", "(null)", "None"),
-    ]
-    assert jobs(told)[0].waits == "job 7 waits ((Resources|x))"
-    assert "to begin at 2026" in jobs(told)[1].waits
 
 
 def test_two_workspaces_name_their_jobs_differently_and_each_always_alike() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from nexa_dist.plan.slurm.ending import cause, fields, never
+from nexa_dist.plan.slurm.ending import cause, never
+from nexa_dist.run.slurm.commands import fields
 
 RUNNING = {"JobState": "RUNNING", "Restarts": "0", "PreemptTime": "None"}
 

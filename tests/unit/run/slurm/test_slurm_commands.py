@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from nexa_dist.errors import NexaError
-from nexa_dist.plan.slurm.ending import fields
 from nexa_dist.run.fake import FakeRunner
 from nexa_dist.run.runner import Result
-from nexa_dist.run.slurm.commands import Slurm, Unreachable, Waiting
+from nexa_dist.run.slurm.commands import Job, Slurm, Unreachable
 
 
 def said(out: str = "", err: str = "", code: int = 0) -> Result:
@@ -61,13 +60,25 @@ def test_an_answer_that_is_no_job_is_refused() -> None:
 @pytest.mark.parametrize(
     ("out", "wanted"),
     [
-        ("PENDING|Resources|2026-11-29T10:00:00\n", Waiting("PENDING", "Resources", "2026-11-29T10:00:00")),
-        ("PENDING|a|b|N/A\nRUNNING|None|x\n", Waiting("PENDING", "a|b", "")),
+        (
+            "8|RUNNING|2026-01-01T00:00:00|n[0-1]|(null)|None\n",
+            Job("8", "RUNNING", "2026-01-01T00:00:00", "n[0-1]", "(null)", "None"),
+        ),
+        (
+            "7|PENDING|N/A||a1b2|(Resources|x)\n8|RUNNING|x|n0||None\n",
+            Job("7", "PENDING", "", "", "a1b2", "(Resources|x)"),
+        ),
+        ("whatever\n", None),
         ("", None),
     ],
 )
-def test_how_a_job_stands(out: str, wanted: Waiting | None) -> None:
+def test_how_a_job_stands(out: str, wanted: Job | None) -> None:
     assert Slurm(FakeRunner(said(out))).waiting("17") == wanted
+
+
+def test_why_a_job_waits_and_until_when_in_words() -> None:
+    assert Job("7", "PENDING", "", "", "a1b2", "(Resources|x)").waits == "job 7 waits ((Resources|x))"
+    assert "to begin at 2026" in Job("8", "PENDING", "2026-01-01T00:00:00", "", "", "None").waits
 
 
 def test_a_job_is_gone_only_by_slurms_word() -> None:
@@ -80,13 +91,13 @@ def test_a_job_is_gone_only_by_slurms_word() -> None:
 
 
 def test_a_job_that_slurm_does_not_know_has_no_fields() -> None:
-    assert Slurm(FakeRunner(said(err="Invalid job id specified", code=1))).job("17", fields) == {}
-    assert Slurm(FakeRunner(said("JobId=17 JobState=RUNNING\nmore=1\n"))).job("17", fields)["JobState"] == "RUNNING"
+    assert Slurm(FakeRunner(said(err="Invalid job id specified", code=1))).job("17") == {}
+    assert Slurm(FakeRunner(said("JobId=17 JobState=RUNNING\nmore=1\n"))).job("17")["JobState"] == "RUNNING"
 
 
 def test_the_nodes_and_their_addresses() -> None:
     assert Slurm(FakeRunner(said("n0\nn1\n"))).nodes("n[0-1]") == ["n0", "n1"]
-    assert Slurm(FakeRunner(said("NodeName=n0 NodeAddr=10.0.0.1"))).address("n0", fields) == "10.0.0.1"
-    assert Slurm(FakeRunner(said("NodeName=n0"))).address("n0", fields) == "n0"
+    assert Slurm(FakeRunner(said("NodeName=n0 NodeAddr=10.0.0.1"))).address("n0") == "10.0.0.1"
+    assert Slurm(FakeRunner(said("NodeName=n0"))).address("n0") == "n0"
     with pytest.raises(NexaError, match="makes no names"):
         Slurm(FakeRunner(said("-x\n"))).nodes("-x")
