@@ -82,7 +82,8 @@ def run_playbook(
     if done.status == "canceled":  # ansible-runner takes SIGINT and SIGTERM for itself
         raise KeyboardInterrupt
     if done.status != "successful":
-        why = "\n".join(failures) or f"ansible ended with status {done.status} (exit {done.rc}): {_stdout(done)}"
+        last = "\n".join(done.stdout.read().strip().splitlines()[-8:])
+        why = "\n".join(failures) or f"ansible ended with status {done.status} (exit {done.rc}): {last}"
         raise NexaError(f"bootstrap failed: {why}", hint="mend the cause and run nexa provision again")
     return Play(dict(stats.get("changed", {})), dict(stats.get("ok", {})))
 
@@ -108,10 +109,6 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes() + b"\0"
     except OSError:  # gone, or somebody else's
         return b""
-
-
-def _stdout(done: Any) -> str:
-    return "\n".join(done.stdout.read().strip().splitlines()[-8:])
 
 
 @dataclass

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 from nexa_dist.config.cluster import ClusterConfig
+from nexa_dist.ops.light import environment_hash
 from nexa_dist.plan import local
 from nexa_dist.plan.inventory import inventory
-from nexa_dist.plan.light import environment_hash
 
 CONFIG = ClusterConfig(name="lab", provider="local", nodes=11, gpus_per_node=2, price_usd_per_hour=1.5, rdzv_port=29500)
 PORTS = {f"n{i}": 4000 + i for i in range(11)}
