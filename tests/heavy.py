@@ -1,28 +1,34 @@
-"""The environment heavy for tests that train with Axolotl: made as a node makes it, and kept in the shared cache."""
+"""Environments beside light, for tests: made as a node makes them, and kept where local nodes look for theirs."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
 
+from nexa_dist.config.backends import BACKENDS
+from nexa_dist.config.work import OwnEnvironment
 from nexa_dist.ops import light
 from nexa_dist.ops.providers.local import shared_folder
-from nexa_dist.plan.environment import ours
+from nexa_dist.plan.environment import asked, ours
 
 ROOT = Path(__file__).parents[1]
 UV_ENV = ROOT / "ansible" / "roles" / "uv_env" / "files"
 
 
-def interpreter() -> Path:
-    """Python of heavy, under the name that a local cluster gives it. 4.2 GB and minutes where it is not there yet."""
-    lock, torch = (ROOT / "docker" / "lock" / "heavy.txt").read_text(), (ROOT / light.TORCH).read_text()
-    asked, shared = ours("heavy", lock, ""), Path(shared_folder())
+def interpreter(name: str = "heavy") -> Path:
+    """Python of heavy (4.2 GB and minutes where it is not there yet), or of what `backend: ds` takes where train.yaml
+    names no environment, under the name that a local cluster gives it."""
+    lock, base, torch = ((ROOT / of).read_text() for of in ("docker/lock/heavy.txt", light.LOCK, light.TORCH))
+    ask, below = ours("heavy", lock, ""), [torch]
+    if name != "heavy":
+        ask, below = asked(OwnEnvironment(packages=BACKENDS[name].packages), str), [base, torch]
+    shared = Path(shared_folder())
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    env = shared / "envs" / asked.key(light.BACKEND, light.env_hash(python), torch)
+    env = shared / "envs" / ask.key(light.BACKEND, light.env_hash(python), *below)
     message: dict[str, Any] = {
         "env": str(env),
         "tools": str(shared),
@@ -31,23 +37,25 @@ def interpreter() -> Path:
         "backend": light.BACKEND,
         "uv": (UV_ENV / "uv.txt").read_text(),
         "torch": torch,
-        "base": "",
-        "kind": asked.kind,
-        "what": asked.what,
-        "files": asked.files,
+        "base": base if ask.kind == "packages" else "",
+        "kind": ask.kind,
+        "what": ask.what,
+        "files": ask.files,
+        "top": next(iter(ask.files)),
         "extras": [],
         "freeze": [],
-        "needs": [],
-        "proof": asked.names,
+        "needs": BACKENDS[name].needs if name != "heavy" else [],
+        "proof": ask.names,
         "index": {},
     }
-    found = importlib.util.spec_from_file_location("make_env", UV_ENV / "make_env.py")
-    assert found and found.loader
-    make_env = importlib.util.module_from_spec(found)
-    found.loader.exec_module(make_env)
-    answer = make_env.main(message, lambda **_: None)
+    answer = runpy.run_path(str(UV_ENV / "make_env.py"))["main"](message, lambda **_: None)
     assert "refused" not in answer, answer
     return env / "bin" / "python"
+
+
+def extensions(python: Path) -> Path:
+    """Where ranks of a local cluster keep what DeepSpeed compiles for this environment."""
+    return Path(shared_folder()) / "torch_extensions" / python.parents[1].name
 
 
 def project(folder: Path) -> None:

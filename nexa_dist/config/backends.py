@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -25,6 +26,9 @@ class Backend:
     Its `files`, where it has them, are paths that the file names itself."""
     preload: tuple[str, ...] = ("torch",)
     """Modules that a warm interpreter has imported before the ranks are forked."""
+    without: tuple[str, ...] = ()
+    """Packages that are as if not installed while `preload` and `train` are imported: transformers would import them
+    for what no backend of ours uses, and pyarrow below `datasets` leaves a thread, beside which no rank is forked."""
     needs: tuple[str, ...] = ()
     """Packages that it cannot do without, beside torch."""
     environment: str = "light"
@@ -44,6 +48,7 @@ _OURS = ("model", "dataset", "trainer")
 _TRANSFORMERS = ("accelerate", "numpy", "pydantic", "pyyaml", "safetensors", "tokenizers", "transformers")
 _PREPARE = "nexa_dist.train.data:prepare"
 _WARM = ("torch", "transformers.trainer")
+_WITHOUT = ("datasets", "scipy")
 
 BACKENDS = {
     "hf": Backend(
@@ -51,6 +56,7 @@ BACKENDS = {
         "nexa_dist.train.backends.hf:train",
         _OURS,
         preload=_WARM,
+        without=_WITHOUT,
         needs=_TRANSFORMERS,
         # DDP keeps the whole model, its gradients and AdamW's moments on every rank.
         most_parameters=15_000_000_000,
@@ -64,6 +70,7 @@ BACKENDS = {
         config="the YAML of `accelerate config`",
         reads="nexa_dist.config.backend_files.accelerate:read",
         preload=_WARM,
+        without=_WITHOUT,
         needs=_TRANSFORMERS,
         adapters=True,
         distils=True,
@@ -75,6 +82,7 @@ BACKENDS = {
         config="a DeepSpeed JSON",
         reads="nexa_dist.config.backend_files.deepspeed:read",
         preload=_WARM,
+        without=_WITHOUT,
         needs=(*_TRANSFORMERS, "deepspeed"),
         adapters=True,
         packages=("deepspeed==0.19.8",),
@@ -91,8 +99,14 @@ BACKENDS = {
 }
 
 
-def resolve(name: str) -> Callable[..., Any]:
-    """The function that a `module:function` of a row names."""
+def resolve(name: str, without: Sequence[str] = ()) -> Callable[..., Any]:
+    """The function that a `module:function` of a row names. What it is `without` is there again afterwards."""
     module, _, function = name.partition(":")
-    found: Callable[..., Any] = getattr(import_module(module), function)
+    loaded: dict[str, Any] = sys.modules
+    hidden = [package for package in without if loaded.setdefault(package, None) is None]
+    try:
+        found: Callable[..., Any] = getattr(import_module(module), function)
+    finally:
+        for package in hidden:
+            del loaded[package]
     return found

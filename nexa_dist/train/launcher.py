@@ -44,7 +44,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.prepare:
         resolve(backend.prepare)(config, env)
         return 0
-    return int(resolve(backend.train)(config, env))
+    return int(resolve(backend.train, backend.without)(config, env))
 
 
 def _on_this_node(config: TrainConfig) -> TrainConfig:

@@ -48,7 +48,7 @@ class Kind:
     rank_0: str = ""
     """A file of the last checkpoint that rank 0 wrote, beside which those of the others are."""
     typo: str = ""
-    launcher: str = "direct"  # which imports torch once a node
+    launcher: str = "direct"
 
 
 KINDS = {
@@ -117,6 +117,8 @@ def test_a_lost_node_costs_the_steps_since_the_last_shards(clean: Lab, kind: Kin
     if kind.spread:
         held = unbroken["sharding"][kind.spread]
         assert len(held) == 4 and sum(held) >= unbroken["eval_report"]["parameters"] > 3 * max(held)
+    if kind.backend == "ds":
+        assert any(line.startswith("deepspeed==") for line in unbroken["environment"]["freeze"])
 
     loses_a_node(clean, words, wait_at=30, saved=20, everywhere=bool(kind.rank_0))
     assert files(clean, 60, kind.rank_0) == whole

@@ -1,5 +1,5 @@
-"""Trainings of a few ranks, forked from one interpreter that has torch and transformers imported: that import is most
-of the time of a training as short as the tests' are."""
+"""Trainings of a few ranks, forked from one interpreter that has imported what the launcher of hf does: that is most of
+the time of a training as short as the tests' are."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ MODEL = {"vocab_size": 512, "hidden_size": 32, "layers": 2, "heads": 2, "interme
 DATASET = {"source": "path", "path": "text", "sequence_length": 32, "min_mb": 0}
 _STAGE = """
 import glob, json, os, signal, sys, time
-import torch, transformers.trainer
+from nexa_dist.config.backends import BACKENDS, resolve
 from nexa_dist.train import launcher, progress
+
+resolve(BACKENDS["hf"].train, BACKENDS["hf"].without)
 
 def rank(number, asked):
     os.environ.update(asked["env"], RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(asked["ranks"]))
@@ -56,6 +58,7 @@ for line in sys.stdin:
                 sys.stderr.flush()
                 os._exit(code)
         pids.append(pid)
+    assert len(os.listdir("/proc/self/task")) == 1, "a warm interpreter would fork no rank"
     if asked["stop_at"]:
         until = time.monotonic() + 300
         while len(glob.glob(asked["env"]["NEXA_RUN_DIR"] + "/at_*")) < len(pids) and time.monotonic() < until:

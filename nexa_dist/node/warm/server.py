@@ -85,11 +85,17 @@ class Server:
         if self.after:
             self._stand_back()
         gc.disable()  # looking for garbage takes a sixth of the time of `import torch`, and finds next to none
+        loaded: dict[str, Any] = sys.modules
+        without = [name[1:] for name in preload if name[0] == "-"]  # as if they were not installed
+        preload = [name for name in preload if name[0] != "-"]
+        hidden = [name for name in without if loaded.setdefault(name, None) is None]
         for name in preload:
             try:
                 importlib.import_module(name)
             except Exception as error:  # whatever a package raises; each rank will show it in full
                 return "import %s: %s: %s" % (name, type(error).__name__, error)
+        for name in hidden:
+            del loaded[name]
         signal.setitimer(signal.ITIMER_PROF, 0)
         before, after = (self.environment, os.environ)
         self.changed = {n: after.get(n) for n in {*before, *after} if before.get(n) != after.get(n)}

@@ -69,8 +69,12 @@ class Job:
 
     @property
     def preload(self) -> tuple[str, ...]:
-        """Modules of the warm interpreter; for the user's own scripts torch alone."""
-        return BACKENDS[self.config.backend].preload if self.config.backend else ("torch",)
+        """Modules of the warm interpreter, and with a minus what it does without; for the user's own scripts torch
+        alone."""
+        if self.config.backend is None:
+            return ("torch",)
+        row = BACKENDS[self.config.backend]
+        return (*(f"-{package}" for package in row.without), *row.preload)
 
     def place(self, link: Link) -> Place:
         layout = link.ssh.cluster.layout

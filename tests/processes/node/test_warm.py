@@ -145,6 +145,14 @@ def test_what_an_import_puts_into_the_environment_is_there(node: Node) -> None:
     assert node.log(0) == "x None\n"
 
 
+def test_what_was_imported_without_a_module_finds_it_later(node: Node) -> None:
+    node.preload = ("-_statistics", "statistics")
+    script = node.script("import statistics, _statistics; print(statistics._normal_dist_inv_cdf.__module__)")
+    node.warm(script)
+    assert node.finish(script, keep_warm=True) == 0
+    assert node.log(0) == "statistics\n"
+
+
 def test_a_module_that_hides_a_loaded_one_asks_for_a_fresh_interpreter(node: Node) -> None:
     node.preload = ("colorsys",)
     script = node.script("import colorsys; print(colorsys.__file__)")

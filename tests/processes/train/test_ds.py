@@ -1,11 +1,10 @@
-"""Backend ds for real: DeepSpeed in an environment that our own program built, ranks forked from one interpreter."""
+"""Backend ds for real: DeepSpeed in the environment of a local cluster, ranks forked from one interpreter."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import runpy
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -17,13 +16,12 @@ import pytest
 import torch
 
 from nexa_dist.config.backend_files import deepspeed as ours
-from nexa_dist.config.backends import BACKENDS
 from nexa_dist.ops.providers.local import free_port
+from tests import heavy
 
 pytestmark = pytest.mark.long("needs an environment with DeepSpeed, which is built first; trainings of four kinds")
 
 REPO = Path(__file__).resolve().parents[3]
-ROLE = REPO / "ansible" / "roles" / "uv_env" / "files"
 STEPS, STOP_AT = 12, 7
 KINDS = ("zero2", "zero3", "zero3_cpu_offload", "zero3_nvme_offload")
 TINY = {
@@ -85,23 +83,9 @@ os._exit(0)
 
 
 @pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Interpreter of the environment that train.yaml with backend: ds asks for, built as a node builds it."""
-    room = tmp_path_factory.getbasetemp().parent / "ds"
-    room.mkdir(exist_ok=True)
-    lines = "".join(f"{line}\n" for line in BACKENDS["ds"].packages)
-    message = {
-        "env": str(room / "env"), "tools": str(room), "kind": "packages", "what": "ds", "backend": "cpu",
-        "cache": os.environ.get("UV_CACHE_DIR") or str(Path.home() / ".cache" / "uv"),
-        "find_links": os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS") or "",
-        "uv": (ROLE / "uv.txt").read_text(), "torch": (REPO / "docker" / "cuda_torch.txt").read_text(),
-        "base": (REPO / "docker" / "lock" / "train.txt").read_text(), "files": {"packages.txt": lines},
-        "top": "packages.txt", "extras": [], "freeze": [], "needs": BACKENDS["ds"].needs, "proof": ["deepspeed"],
-        "index": {},
-    }  # fmt: skip
-    built = runpy.run_path(str(ROLE / "make_env.py"))["main"](message, lambda **_: None)
-    assert "refused" not in built, built
-    return str(room / "env" / "bin" / "python")
+def python() -> Path:
+    """Interpreter of the environment that train.yaml with backend: ds asks for."""
+    return heavy.interpreter("ds")
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +109,7 @@ def libaio(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str] | None:
 class Stage:
     """Starts the ranks of one training after the other."""
 
-    python: str
+    python: Path
     folder: Path
     env: dict[str, str]
     process: subprocess.Popen[str]
@@ -181,7 +165,7 @@ class Stage:
 
 
 @pytest.fixture(scope="module")
-def stage(python: str, libaio: dict[str, str] | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def stage(python: Path, libaio: dict[str, str] | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     folder = tmp_path_factory.mktemp("stage")
     (folder / "text").mkdir()
     for source in Path(json.__file__).parent.glob("*.py"):
@@ -196,8 +180,8 @@ def stage(python: str, libaio: dict[str, str] | None, tmp_path_factory: pytest.T
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("NEXA_", "RANK", "WORLD_SIZE"))}
     env = {**kept, "PYTHONPATH": str(REPO), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     env |= {"MASTER_ADDR": f"127.0.{1 + os.getpid() % 200}.8", "NEXA_SHARED": str(folder / "shared")}
-    env |= {"STAGE_LOG": str(folder / "log"), "PATH": f"{Path(python).parent}:{os.environ['PATH']}"}
-    env |= {"TORCH_EXTENSIONS_DIR": str(Path(python).parents[2] / "extensions"), "DS_ACCELERATOR": "cpu"}
+    env |= {"STAGE_LOG": str(folder / "log"), "PATH": f"{python.parent}:{os.environ['PATH']}"}
+    env |= {"TORCH_EXTENSIONS_DIR": str(heavy.extensions(python)), "DS_ACCELERATOR": "cpu"}
     env |= libaio or {}
     (folder / "log").touch()
     process = subprocess.Popen([python, "-c", STAGE], cwd=folder, env=env, text=True, stdin=-1, stdout=-1)
@@ -368,7 +352,7 @@ def test_four_ranks_go_on_where_two_were_and_two_where_four_were(kind: str, stag
     assert not (stage.folder / f"{kind}-4" / "universal").exists()
 
 
-def test_the_written_list_of_keys_is_deepspeeds(python: str) -> None:
+def test_the_written_list_of_keys_is_deepspeeds(python: Path) -> None:
     program = """
 import json, pathlib, re, deepspeed
 from deepspeed.runtime.zero import config, offload_config

@@ -1,11 +1,7 @@
-"""What lies in the memory of each of two ranks, by every kind of sharding, against what a preflight says: to the byte.
-
-DeepSpeed's are run where the interpreter has it, or NEXA_TEST_DEEPSPEED names one that has.
-"""
+"""What lies in the memory of each of two ranks, by every kind of sharding, is what a preflight says: to the byte."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -19,6 +15,7 @@ import pytest
 from nexa_dist.plan.fit.method import Adapter, Method, Work
 from nexa_dist.plan.fit.model_shape import read
 from nexa_dist.plan.fit.resident import resident
+from tests import heavy
 
 PROGRAM = Path(__file__).with_name("resident_rank.py")
 SHAPE: dict[str, Any] = {"vocab_size": 323, "hidden_size": 60, "num_hidden_layers": 3, "num_attention_heads": 6,
@@ -51,10 +48,7 @@ def test_torch_allocates_what_was_foretold(name: str) -> None:
 @pytest.mark.long("DeepSpeed is in no light environment")
 @pytest.mark.parametrize("name", BY_DEEPSPEED)
 def test_deepspeed_allocates_what_was_foretold(name: str) -> None:
-    python = os.environ.get("NEXA_TEST_DEEPSPEED", "")
-    if not python and importlib.util.find_spec("deepspeed") is None:
-        pytest.skip("no DeepSpeed here: NEXA_TEST_DEEPSPEED=PYTHON names an interpreter that has it")
-    held_to(python or sys.executable, name, BY_DEEPSPEED[name])
+    held_to(str(heavy.interpreter("ds")), name, BY_DEEPSPEED[name])
 
 
 def held_to(python: str, name: str, method: Method) -> None:

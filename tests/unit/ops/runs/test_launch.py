@@ -117,7 +117,9 @@ def test_ranks_wait_for_all_nodes_when_something_has_to_be_prepared(tmp_path: Pa
     specs = {name: message["spec"] for name, message in trial.nodes.told("start").items()}
     assert all(spec["prepare"] for spec in specs.values())
     assert {message["go"] for message in trial.nodes.told("start").values()} == {False}
-    assert {tuple(spec["preload"]) for spec in specs.values()} == {("torch", "transformers.trainer")}
+    assert {tuple(spec["preload"]) for spec in specs.values()} == {
+        ("-datasets", "-scipy", "torch", "transformers.trainer")
+    }
 
 
 def test_a_node_that_cannot_start_stops_those_that_run_and_their_lines_are_kept(
