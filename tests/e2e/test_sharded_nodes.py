@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests import heavy
+from tests import heavy, libaio
 from tests.e2e.conftest import REPO, Lab, until
 from tests.e2e.test_lifecycle import tiny
 from tests.e2e.test_recovery import machine
@@ -49,6 +49,8 @@ class Kind:
     """A file of the last checkpoint that rank 0 wrote, beside which those of the others are."""
     typo: str = ""
     launcher: str = "direct"
+    on_disk: bool = False
+    """Whether the optimizer lies on a disk, too, of a model large enough to leave the memory."""
 
 
 KINDS = {
@@ -63,6 +65,9 @@ KINDS = {
     "zero3 on cpu": Kind(
         "ds", "ZeRO-3", "deepspeed/zero3_cpu_offload.json", "local_parameters", "rng_state_0.pth"
     ),
+    "zero3 on nvme": Kind(
+        "ds", "ZeRO-3", "deepspeed/zero3_nvme_offload.json", "local_parameters", "rng_state_0.pth", on_disk=True
+    ),
 }  # fmt: skip
 
 
@@ -75,6 +80,15 @@ def files(lab: Lab, step: int, rank_0: str = "") -> dict[str, str]:
     ranks = {rank_0.replace("0", str(rank), 1) for rank in range(4)} | {"model/model.safetensors"} if rank_0 else set()
     assert ranks <= set(listed)
     return {name: entry["sha256"] for name, entry in listed.items() if "state" not in name or "rng" in name}
+
+
+def on_a_disk(plain: str) -> str:
+    """A DeepSpeed file, with the optimizer on the disk as well, and with buffers for a model of a test."""
+    asked = json.loads(plain)
+    zero = asked["zero_optimization"] | {"sub_group_size": 300_000}
+    zero["offload_param"]["buffer_size"] = 1_000_000
+    zero["offload_optimizer"] = {"device": "nvme", "nvme_path": "auto", "pin_memory": True, "buffer_count": 8}
+    return json.dumps(asked | {"zero_optimization": zero})
 
 
 def loses_a_node(lab: Lab, words: list[str], *, wait_at: int, saved: int, everywhere: bool) -> None:
@@ -99,19 +113,26 @@ def loses_a_node(lab: Lab, words: list[str], *, wait_at: int, saved: int, everyw
 
 @pytest.mark.long("two trainings of four ranks; tests/processes/train holds the bits")
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_a_lost_node_costs_the_steps_since_the_last_shards(clean: Lab, kind: Kind) -> None:
+def test_a_lost_node_costs_the_steps_since_the_last_shards(clean: Lab, kind: Kind, tmp_path: Path) -> None:
     clean.write("sitecustomize.py", WAIT)
     words = ["run", tiny(clean, async_save=kind.backend in ("hf", "acc")), "--set", f"backend={kind.backend}"]
     words += ["--set", "restarts_per_hour=10", "--set", f"launcher={kind.launcher}"]
     if kind.config:
         plain, name = (REPO / "configs" / kind.config).read_text(), Path(kind.config).name
+        if kind.on_disk:
+            plain, compiled_with = on_a_disk(plain), libaio.variables(tmp_path)
+            if compiled_with is None:
+                pytest.skip(libaio.NONE)
+            given = {"model.hidden_size": 256, "model.intermediate_size": 512, "model.layers": 2}
+            given |= {f"env.{variable}": value for variable, value in compiled_with.items()}
+            words += [word for key, value in given.items() for word in ("--set", f"{key}={json.dumps(value)}")]
         words += ["--set", f"config={clean.write(name, plain)}", "--set", "replicas=1"]
     if kind.typo:
         clean.write(name, plain.replace(kind.typo, f"{kind.typo}s"))
         refused = clean.nexa(*words, code=2).stderr
         assert f"{kind.typo}s: unknown key (hint: did you mean {kind.typo}?)" in refused
         clean.write(name, plain)
-    clean.nexa(*words)
+    clean.nexa(*words, timeout_s=2400)  # with what DeepSpeed compiles for a disk, once
     unbroken, whole = clean.manifest(), files(clean, 60, kind.rank_0)
     assert (unbroken["parallel"], f"backend:{kind.backend}" in unbroken["tags"]) == (kind.parallel, True)
     if kind.spread:
@@ -119,6 +140,10 @@ def test_a_lost_node_costs_the_steps_since_the_last_shards(clean: Lab, kind: Kin
         assert len(held) == 4 and sum(held) >= unbroken["eval_report"]["parameters"] > 3 * max(held)
     if kind.backend == "ds":
         assert any(line.startswith("deepspeed==") for line in unbroken["environment"]["freeze"])
+    if kind.on_disk:
+        places = ("offload_param", "offload_optimizer")
+        assert [unbroken["sharding"][place] for place in places] == ["nvme", "nvme"]
+        assert {name.split("/")[-2] for name in whole if name.endswith(".swp")} == {f"rank0{rank}" for rank in range(4)}
 
     loses_a_node(clean, words, wait_at=30, saved=20, everywhere=bool(kind.rank_0))
     assert files(clean, 60, kind.rank_0) == whole

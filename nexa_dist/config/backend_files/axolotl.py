@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from nexa_dist.config.load import of_project
-from nexa_dist.config.problems import nearest
+from nexa_dist.config.problems import nearest, value_at
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.config.yaml.file import display_name, parse_yaml, read_bytes
+from nexa_dist.config.yaml.json_text import read_json
 from nexa_dist.config.yaml.tree import Document, PathKey, dotted
 from nexa_dist.errors import ConfigError, Problem
 
@@ -45,7 +46,11 @@ def read(config: TrainConfig) -> AxolotlFile:
     """The file that `config` of train.yaml names, from the folder of the project. Raises ConfigError with every fault
     of it."""
     path = of_project(str(config.config))
-    return check(display_name(path), read_bytes(path))
+    found = check(display_name(path), read_bytes(path))
+    for deepspeed in map(of_project, found.files):
+        if deepspeed.is_file() and (problem := _on_a_disk(read_json(deepspeed))):
+            raise ConfigError([problem])
+    return found
 
 
 def check(file: str, content: bytes) -> AxolotlFile:
@@ -56,6 +61,15 @@ def check(file: str, content: bytes) -> AxolotlFile:
         raise ConfigError(sorted(problems, key=lambda problem: problem.line))
     deepspeed = document.data.get("deepspeed")
     return AxolotlFile((deepspeed,) if isinstance(deepspeed, str) else ())
+
+
+def _on_a_disk(deepspeed: Document) -> Problem | None:
+    """DeepSpeed takes such an optimizer up in part, and says nothing. Backend ds adds the rest (ds_engine.py)."""
+    path = ("zero_optimization", "offload_optimizer", "device")
+    if value_at(deepspeed.data, path) != "nvme":
+        return None
+    words = "an optimizer on a disk cannot be resumed under Axolotl"
+    return _at(deepspeed, path, words, "write cpu, or train with backend: ds")
 
 
 def _unknown(document: Document) -> Iterator[Problem]:

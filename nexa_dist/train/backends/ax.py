@@ -7,11 +7,14 @@ every rank saves its part: see ax_parted.py.
 from __future__ import annotations
 
 import contextlib
+import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
@@ -19,7 +22,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError
 from nexa_dist.train import agree, control, progress
-from nexa_dist.train.backends import ax_setup
+from nexa_dist.train.backends import ax_setup, ds_engine, ds_ops
 from nexa_dist.train.backends.ax_parted import Parted
 from nexa_dist.train.backends.ax_setup import axolotl
 from nexa_dist.train.backends.hf import Replicated
@@ -46,9 +49,12 @@ def train(config: TrainConfig, env: RankEnv) -> int:
     data = ax_setup.data(config)
     hint = "the files of the data sets or of the tokenizer are not the same on every node"
     agree.check_same("the dataset", control.gather(data.sha256), hint)
-    cfg = ax_setup.load(config, env)
-    parallel: Parallel = Parted(env) if cfg.deepspeed or cfg.fsdp_config or cfg.fsdp else Replicated(env)
+    kind = ax_setup.parts(config)
+    if kind == "ZeRO":
+        ds_ops.choose_accelerator(env)
+    parallel: Parallel = Parted(env, kind) if kind else Replicated(env)
     point = parallel.start(env)
+    cfg = ax_setup.load(config, env)
     parallel.begin(point[0] if point else 0)
     tracker = Tracker(config, env)
     try:
@@ -81,6 +87,7 @@ class Run:
         # What hf's saving reads of a trainer.
         self.trainer.env, self.trainer.cfg = env, SimpleNamespace(async_save=False)
         self.trainer._save_checkpoint = self.save
+        self.trainer.evaluate = _apart(self.trainer.evaluate)
         for kind in (PrinterCallback, ProgressCallback):
             self.trainer.remove_callback(kind)
         self.trainer.add_callback(_Steps(self))
@@ -102,6 +109,9 @@ class Run:
         source = self.resumed_from
         if source and (own := source / f"checkpoint-{first}").is_dir():  # of Parted
             source = own
+            for callback in self.trainer.callback_handler.callbacks:
+                if hasattr(callback, "resume_from_checkpoint"):  # Axolotl's count of tokens
+                    callback.resume_from_checkpoint = str(own)
         started = time.monotonic()
         with contextlib.suppress(NothingLeft):
             axolotl("train").execute_training(self.cfg, self.trainer, str(source) if source else None)
@@ -125,6 +135,11 @@ class Run:
     def begin(self) -> None:
         """Before the first step, with the model as the Trainer wrapped it."""
         self.became = spread(self.cfg, self.trainer, self.env)
+        if "sharding" in self.became:
+            engine = self.trainer.model_wrapped
+            ds_engine.keep_errors(engine)
+            # ZeRO-2 gathers into a tensor that has a gradient, which gloo does not in autograd's sight.
+            engine.optimizer.step = torch.no_grad()(engine.optimizer.step)
         if self.became["parallel"] == "DDP" and tokens_reach_all(self.cfg, self.trainer.model):
             settle(self.trainer)
         if self.resumed_from is not None:
@@ -141,6 +156,8 @@ class Run:
         state = self.trainer.state
         nothing = self.resumed_from if state.global_step == first else None
         saved = self.parallel.finish(self.trainer, nothing)
+        if self.cfg.fsdp_config:  # else each rank would leave its part
+            self.cfg.fsdp_config.final_state_dict_type = "FULL_STATE_DICT"
         axolotl("train").save_trained_model(self.cfg, self.trainer, self.model)
         if self.env.rank != 0:
             return
@@ -148,6 +165,7 @@ class Run:
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
         held_out = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
         report = {"steps": state.global_step, "train_s": round(train_s, 3), **self.became}
+        kinds: dict[str, Any] = {name: self.became[name] for name in ("parallel", "sharding") if name in self.became}
         report |= {"train_loss_first": losses[0], "train_loss_last": losses[-1]} if losses else {}
         report |= {"eval_loss_nats": held_out[-1]} if held_out else {}
         self.parallel.write_result(
@@ -155,8 +173,8 @@ class Run:
                 "model": self.cfg.base_model,
                 "dataset": {"path": self.data.path, "sha256": self.data.sha256, "bytes": self.data.bytes},
                 "checkpoint": saved,
-                "eval_report": {name: value for name, value in report.items() if name != "parallel"},
-                "parallel": self.became["parallel"],
+                "eval_report": {name: value for name, value in report.items() if name not in kinds},
+                **kinds,
                 "wandb_run_id": self.tracker.run_id,
             }
         )
@@ -164,8 +182,8 @@ class Run:
 
 
 def spread(cfg: Any, trainer: Any, env: RankEnv) -> dict[str, Any]:
-    """What the model really became: `parallel`, and parameters of all, those that are trained, those on each rank.
-    Raises NexaError where it is not what the file asks for."""
+    """What the model really became: `parallel`, and parameters of all, those that are trained, those on each rank; of
+    DeepSpeed `sharding`. Raises NexaError where it is not what the file asks for."""
     wrapped, model = trainer.model_wrapped, trainer.model
     parameters = list(model.parameters())
     if isinstance(wrapped, DistributedDataParallel):
@@ -178,19 +196,34 @@ def spread(cfg: Any, trainer: Any, env: RankEnv) -> dict[str, Any]:
         kind = {"FullyShardedDataParallel": "FSDP1"}.get(type(wrapped).__name__, "none")
     asked = "ZeRO" if cfg.deepspeed else "FSDP" if cfg.fsdp_config or cfg.fsdp else ""
     if (asked and not kind.startswith(asked)) or (kind == "none" and env.world_size > 1):
-        raise NexaError(
-            f"{asked or 'DDP'} over {env.world_size} ranks was asked for, and the model is a {type(wrapped).__name__}",
-            hint="without a GPU Axolotl trains by DDP alone: remove deepspeed and fsdp_config" if asked else "",
-        )
+        words = f"{asked or 'DDP'} over {env.world_size} ranks was asked for"
+        raise NexaError(f"{words}, and the model is a {type(wrapped).__name__}")
     trained, count = model.get_nb_trainable_parameters() if hasattr(model, "peft_config") else _counted(parameters)
-    here = sum(one.to_local().numel() if isinstance(one, DTensor) else one.numel() for one in parameters)
-    return {
-        "parallel": kind,
-        "adapter": cfg.adapter or "none",
-        "parameters": count,
-        "trainable_parameters": trained,
-        "local_parameters": control.gather(here),
-    }
+    held = control.gather(sum(_here(one) for one in parameters))
+    if kind in ("FSDP2", "ZeRO-3") and env.world_size > 1 and max(held) >= count:
+        raise NexaError(f"{kind} was asked for, and a rank holds all {count} parameters: {held}")
+    became = {"parallel": kind, "adapter": cfg.adapter or "none", "parameters": count, "trainable_parameters": trained}
+    if asked == "ZeRO":
+        file = cfg.deepspeed if isinstance(cfg.deepspeed, dict) else json.loads(Path(cfg.deepspeed).read_text())
+        whole = count if kind == "ZeRO-3" else trained
+        became["sharding"] = ds_engine.describe(wrapped, file["zero_optimization"], whole)
+    return {**became, "local_parameters": held}
+
+
+def _apart(evaluate: Callable[..., Any]) -> Callable[..., Any]:
+    """An evaluation that costs training no random number: a stop in its place leaves it out."""
+
+    def evaluated(*args: Any, **named: Any) -> Any:
+        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+            return evaluate(*args, **named)
+
+    return evaluated
+
+
+def _here(one: Any) -> int:
+    """How many elements of a parameter this rank holds."""
+    mine = one.to_local() if isinstance(one, DTensor) else getattr(one, "ds_tensor", one)
+    return int(mine.numel())
 
 
 def tokens_reach_all(cfg: Any, model: Any) -> bool:

@@ -79,10 +79,14 @@ def load(config: TrainConfig, env: RankEnv, *, prepares: bool = False) -> Any:
     if cpu:
         # Without the second torch saves for cpu:0 and cannot load it again.
         os.environ |= {"ACCELERATE_USE_CPU": "true", "ACCELERATE_TORCH_DEVICE": "cpu"}
+        _spread_on_cpu()
     if prepares:
         os.environ["AXOLOTL_IS_PREPROCESS"] = "1"
+    given = _settings(config)
+    if cpu and parts(config) == "FSDP" and given.get("fsdp_version") != 2:
+        raise UsageError(f"{config.config}: without a GPU there is no FSDP1", hint="write fsdp_version: 2")
     owned = {
-        **{name: value for name, value in _settings(config).items() if name in _WITH_PATHS},
+        **{name: value for name, value in given.items() if name in _WITH_PATHS},
         "strict": False,  # or it would not take the rest
         "output_dir": str(env.run_dir / "model"),
         "dataset_prepared_path": str(env.shared / "data" / data(config).sha256[:16]),
@@ -102,6 +106,40 @@ def load(config: TrainConfig, env: RankEnv, *, prepares: bool = False) -> Any:
     if cpu:
         cfg.device_map = None  # else it names the CPU by the number of the rank, as if it were a GPU
     return cfg
+
+
+def parts(config: TrainConfig) -> str:
+    """By what the user's file spreads a model: ZeRO or FSDP; empty: by nothing, each rank has all of it."""
+    given = _settings(config)
+    return "ZeRO" if given.get("deepspeed") else "FSDP" if given.get("fsdp_config") or given.get("fsdp") else ""
+
+
+def _spread_on_cpu() -> None:
+    """Let Accelerate spread a model over ranks on CPUs as over those on GPUs. It makes DDP of FSDP2 and of DeepSpeed
+    there, and says nothing, though either library does it."""
+    states: Any = import_module("accelerate.state")
+    begin, shared = states.AcceleratorState.__init__, states.PartialState._shared_state
+    if begin.__module__ == __name__:
+        return
+
+    def as_on_gpus(self: Any, *args: Any, **named: Any) -> None:
+        spreads = named.get("deepspeed_plugin") or named.get("fsdp_plugin")
+        if spreads and not shared:
+            states.PartialState(cpu=True)
+        if not spreads or shared["distributed_type"] != states.DistributedType.MULTI_CPU:
+            begin(self, *args, **named)
+            return
+        shared["distributed_type"] = states.DistributedType.MULTI_GPU  # from which it goes on to FSDP or DEEPSPEED
+        told = os.environ.pop("ACCELERATE_USE_CPU")
+        try:
+            begin(self, *args, **named)
+        finally:
+            os.environ["ACCELERATE_USE_CPU"] = told
+
+    states.AcceleratorState.__init__ = as_on_gpus
+    meshes = import_module("accelerate.parallelism_config").ParallelismConfig
+    build = meshes.build_device_mesh
+    meshes.build_device_mesh = lambda self, _cuda: build(self, "cpu")  # Axolotl names CUDA whatever is there
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import copy
 import json
 import os
 import shutil
-import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,6 @@ def train(config: TrainConfig, env: RankEnv) -> int:
     for name, value in (("RANK", env.rank), ("LOCAL_RANK", env.local_rank), ("WORLD_SIZE", env.world_size)):
         os.environ.setdefault(name, str(value))  # DeepSpeed wants them of one rank alone too
     ds_ops.choose_accelerator(env)
-    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # of DeepSpeed's own calls, every step
     zero = Zero(config, env)
     try:
         return trainer.train(config, env, zero)

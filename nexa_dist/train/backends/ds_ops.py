@@ -7,6 +7,7 @@ import ctypes
 import fcntl
 import os
 import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def choose_accelerator(env: RankEnv) -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
     made_for = Path(sys.prefix).name  # of a node's environment the hash of all that is in it
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(env.shared / "torch_extensions" / made_for))
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # of DeepSpeed's own calls, every step
     deepspeed = import_module("deepspeed")
     if not cuda:
         # It would be compiled for minutes when the ranks meet, and speeds up inference alone.

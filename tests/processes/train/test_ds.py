@@ -18,6 +18,7 @@ import torch
 from nexa_dist.config.backend_files import deepspeed as ours
 from nexa_dist.ops.providers.local import free_port
 from tests import heavy
+from tests import libaio as found_libaio
 
 pytestmark = pytest.mark.long("needs an environment with DeepSpeed, which is built first; trainings of four kinds")
 
@@ -90,19 +91,7 @@ def python() -> Path:
 
 @pytest.fixture(scope="module")
 def libaio(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str] | None:
-    """Variables with which libaio and its headers are found, which on a node come by `apt: [libaio-dev]`; None where
-    they cannot be had."""
-    if Path("/usr/include/libaio.h").exists():
-        return {}
-    room = tmp_path_factory.mktemp("libaio")
-    got = subprocess.run(["apt-get", "download", "libaio-dev", "libaio1"], cwd=room, capture_output=True, text=True)
-    if got.returncode:
-        return None
-    for package in room.glob("*.deb"):
-        subprocess.run(["dpkg", "-x", package.name, "root"], cwd=room, check=True)
-    (library,) = (room / "root").rglob("libaio.so")
-    found = {"CPATH": str(room / "root" / "usr" / "include"), "LIBRARY_PATH": str(library.parent)}
-    return {**found, "LD_LIBRARY_PATH": f"{library.parent}:{os.environ.get('LD_LIBRARY_PATH', '')}".rstrip(":")}
+    return found_libaio.variables(tmp_path_factory.mktemp("libaio"))
 
 
 @dataclass
@@ -203,7 +192,7 @@ def test_it_learns_as_ddp_does_and_stopped_and_resumed_is_unbroken(
     kind: str, stage: Stage, ddp: dict[str, Any], libaio: dict[str, str] | None
 ) -> None:
     if "nvme" in kind and libaio is None:
-        pytest.skip("libaio-dev is not installed, and apt-get download does not bring it")
+        pytest.skip(found_libaio.NONE)
     assert stage.run(kind, kind) == [0, 0], stage.log()
     assert stage.run(f"{kind}-broken", kind, end_at=STOP_AT) == [143, 143], stage.log()
     assert f"stopped by SIGTERM at step {STOP_AT}" in stage.log()
@@ -239,7 +228,7 @@ def test_it_learns_as_ddp_does_and_stopped_and_resumed_is_unbroken(
 @pytest.mark.parametrize("pipelined", [False, True])
 def test_an_optimizer_on_a_disk_is_taken_up_whole(pipelined: bool, stage: Stage, libaio: dict[str, str] | None) -> None:
     if libaio is None:
-        pytest.skip("libaio-dev is not installed, and apt-get download does not bring it")
+        pytest.skip(found_libaio.NONE)
     asked = json.loads((stage.folder / "zero3_nvme_offload.json").read_text())
     asked["zero_optimization"]["sub_group_size"] = 300_000  # two groups that go to the disk, and two that stay
     asked["zero_optimization"]["offload_optimizer"] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nexa_dist.config.backend_files.axolotl import check, known
+from nexa_dist.config.backend_files.axolotl import check, known, read
 from nexa_dist.config.load import load_train
 from nexa_dist.errors import ConfigError
 
@@ -63,6 +63,21 @@ def test_what_axolotl_would_take_in_silence_is_refused_with_its_line(text: str, 
 )
 def test_what_axolotl_knows_is_let_through(text: str) -> None:
     assert said(text) == ""
+
+
+def test_an_optimizer_on_a_disk_which_could_not_be_resumed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ax.yaml").write_text(GOOD + "deepspeed: zero.json\n")
+    (tmp_path / "t.yaml").write_text("backend: ax\nconfig: ax.yaml\n")
+    zero = '{"zero_optimization": {"stage": 3,\n "offload_optimizer": {"device": "%s"}}}'
+    (tmp_path / "zero.json").write_text(zero % "cpu")
+    assert read(load_train(tmp_path / "t.yaml")).files == ("zero.json",)
+    (tmp_path / "zero.json").write_text(zero % "nvme")
+    words = r"zero\.json:2: zero_optimization\.offload_optimizer\.device: an optimizer on a disk cannot be resumed"
+    with pytest.raises(ConfigError, match=words):
+        load_train(tmp_path / "t.yaml")
 
 
 def test_every_fault_is_told_at_once_and_a_model_is_needed() -> None:

@@ -83,17 +83,25 @@ def test_what_the_run_owns_and_what_a_cpu_cannot_do(lab: TrainConfig, monkeypatc
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, "axolotl.cli.config", module)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    mended: list[str] = []
+    monkeypatch.setattr(ax_setup, "_spread_on_cpu", lambda: mended.append("accelerate"))  # of all that runs here
     env = rank_env()
     cfg = ax_setup.load(lab, env)
+    assert mended == ["accelerate"]
     assert asked["output_dir"] == str(env.run_dir / "model") and asked["file"] == "ax.yaml"
     assert asked["dataset_prepared_path"].startswith(str(env.shared / "data"))
     assert (asked["resume_from_checkpoint"], asked["auto_resume_from_checkpoints"]) == (None, False)
     assert asked["use_wandb"] is False and "seed" not in asked
     assert asked["lora_mlp_kernel"] is False and asked["bf16"] is False and cfg.device_map is None
     assert os.environ["ACCELERATE_USE_CPU"] == "true" and os.environ["AXOLOTL_DO_NOT_TRACK"] == "1"
+    Path("ax.yaml").write_text(FILE + "fsdp_version: 1\nfsdp_config: {offload_params: true}\n")
+    with pytest.raises(UsageError, match=r"ax\.yaml: without a GPU there is no FSDP1"):
+        ax_setup.load(lab, env)
+    assert ax_setup.parts(lab) == "FSDP"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     asked.clear()
-    assert ax_setup.load(lab, env, prepares=True).device_map == {"": 0}
+    mended.clear()
+    assert ax_setup.load(lab, env, prepares=True).device_map == {"": 0} and not mended
     assert "bf16" not in asked and asked["is_preprocess"] and os.environ["AXOLOTL_IS_PREPROCESS"] == "1"
 
     class Strict(BaseModel):
@@ -144,13 +152,22 @@ def test_what_the_model_became_is_held_against_what_was_asked_for() -> None:
             ax.spread(SimpleNamespace(**{**vars(plain), **asked}), trainer, rank_env())
 
 
+def test_a_rank_that_holds_all_is_no_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = type("DeepSpeedEngine", (), {"zero_optimization_stage": lambda self: 3})()
+    trainer = SimpleNamespace(model=torch.nn.Linear(4, 2), model_wrapped=engine)
+    monkeypatch.setattr(control, "gather", lambda mine: [mine, 0])
+    asked = SimpleNamespace(deepspeed="z.json", fsdp=None, fsdp_config=None, adapter=None)
+    with pytest.raises(NexaError, match=r"ZeRO-3 was asked for, and a rank holds all 10 parameters: \[10, 0\]"):
+        ax.spread(asked, trainer, rank_env(WORLD_SIZE="2"))
+
+
 def test_adapters_begin_with_what_the_seed_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     """Axolotl makes them before its Trainer seeds anything, and each process begins with a seed of its own."""
     drawn = []
 
     def model_and_trainer(cfg: Any, meta: Any) -> tuple[Any, ...]:
         drawn.append(float(torch.rand(())))
-        return SimpleNamespace(remove_callback=print, add_callback=print), None, None
+        return SimpleNamespace(remove_callback=print, add_callback=print, evaluate=torch.rand), None, None
 
     fake = SimpleNamespace(
         load_datasets=lambda cfg: SimpleNamespace(train_dataset=None),
@@ -162,7 +179,10 @@ def test_adapters_begin_with_what_the_seed_gives(monkeypatch: pytest.MonkeyPatch
     nothing: Any = None
     for seed in (None, 42, 7, 7):
         torch.default_generator.seed()
-        ax.Run(SimpleNamespace(rl=None, seed=seed), rank_env(), nothing, nothing, nothing, nothing)
+        made = ax.Run(SimpleNamespace(rl=None, seed=seed), rank_env(), nothing, nothing, nothing, nothing)
+    before = torch.get_rng_state()
+    made.trainer.evaluate(())  # which draws one
+    assert torch.equal(torch.get_rng_state(), before)
     torch.set_rng_state(state)
     assert drawn[0] == drawn[1] != drawn[2] == drawn[3]
 
