@@ -63,8 +63,10 @@ _USERINFO = re.compile(
     r"(?<=://)(?:[^\s/?#@\"']*@)+(?=[^\s@])"
     r"|(?<=://)[^\s:/?#@\"']*:(?!\d{1,5}[/?])[^\s@\"']+@(?=[\w.-]+(?::\d+)?(?:[/?\s]|$))"  # with / ? or # in a password
 )
-_BARE_USERINFO = re.compile(r"(?<![\w./:@-])([\w.-]+):[^\s:@/\"']+@(?=(?!sha256:)(?:tcp\(|[\w.-]+(?::\d+|/)))")
-"""`user:password@host:port` without a scheme."""
+_BARE_USERINFO = re.compile(
+    r"(?<![\w./:@-])(?!data:[a-z0-9-]{1,32}@v\d{1,9}/)([\w.-]+):[^\s:@/\"']+@(?=(?!sha256:)(?:tcp\(|[\w.-]+(?::\d+|/)))"
+)
+"""`user:password@host:port` without a scheme; `data:NAME@v1/FOLDER` is a version of a dataset."""
 _SCHEME = re.compile(
     r"\b(bearer)\s+(?!auth|token)[\w+/=.~-]{8,}|\b(basic)\s+(?=[a-zA-Z+/]*[0-9=])[\w+/=]{8,}", re.IGNORECASE
 )

@@ -2,10 +2,10 @@
 # shellcheck shell=bash
 
 say() { printf '%s\n' "$*" >&2; }
-die() {
+die() { # MESSAGE [HINT [CODE]]; 2 is for words that cannot be
     printf 'error: %s\n' "$1" >&2
     [ $# -lt 2 ] || printf 'hint: %s\n' "$2" >&2
-    exit 1
+    exit "${3:-1}"
 }
 have() { command -v "$1" >/dev/null 2>&1; }
 

@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/_common.sh
 help_if_asked "$@"
-case "$#${1:-}" in [01]- | [01]-* | [2-9]*) die "one folder, or none" "scripts/bootstrap_env.sh --help" ;; esac
+case "$#${1:-}" in [01]- | [01]-* | [2-9]*) die "one folder, or none" "scripts/bootstrap_env.sh --help" 2 ;; esac
 root=$PWD
 cd "$OLDPWD" # where a path begins
 env=$(realpath -m "${1:-$root/.venv}")

@@ -12,7 +12,7 @@ config=configs/train/axolotl.yaml
 case "${1:-}" in *.yaml | *.yml) cd "$OLDPWD" && config="$1" && shift ;; esac
 train=(-m nexa_dist.train.launcher --backend ax --config "$config" "$@")
 python="${NEXA_PYTHON:-python3}"
-[ -f "$config" ] || die "there is no $config" "name a TRAIN.yaml, from the folder that you are in"
+[ -f "$config" ] || die "there is no $config" "name a TRAIN.yaml, from the folder that you are in" 2
 "$python" -c 'import sys, importlib.util as i; sys.exit(not (i.find_spec("torch") and i.find_spec("pydantic")))' 2>/dev/null ||
     die "$python has no torch, or not what nexa needs" "scripts/bootstrap_env.sh makes an environment; NEXA_PYTHON names it"
 "$python" "${train[@]}" --prepare

@@ -4,5 +4,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/_common.sh
 help_if_asked "$@"
-[ $# -gt 0 ] || die "no TRAIN.yaml is named" "scripts/run_train.sh --help"
+[ $# -gt 0 ] || die "no TRAIN.yaml is named" "scripts/run_train.sh --help" 2
 run_nexa pipeline run "$@"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -49,6 +50,11 @@ class PromoteConfig(Section):
     to: Literal["staging", "production"] = Field(description="The name.")
     evaluation: StepName = Field(description="Stage eval with min or max; its input model is what gets the name.")
     smoke: StepName = Field(description="Stage serve of that same model: proof that it answers.")
+
+
+def is_pipeline(data: Mapping[str, Any]) -> bool:
+    """Whether a file with these keys is a pipeline."""
+    return "pipeline" in data or ("stage" not in data and "stages" in data)
 
 
 class PipelineConfig(Section):

@@ -29,6 +29,7 @@ SAID_EVERY_S = 5.0
 
 def main(stage: str, argv: Sequence[str] | None = None) -> int:
     options = _parser(stage).parse_args(argv)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a spinning thread takes the core that the other one waits for
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     try:
         if stage == "train":

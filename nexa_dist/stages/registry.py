@@ -112,37 +112,18 @@ class Registry:
 
     def faults(self, version: Version) -> Iterator[str]:
         """What is not as it was registered, by file."""
-        folder = self.path(version)
-        if not (folder / MANIFEST).exists():
-            yield f"{folder}/{MANIFEST} is missing"
-            return
-        try:
-            outputs = files.read_object(folder / MANIFEST).get("outputs", {})
-            told: dict[str, Any] = dict(outputs.get("files", {}))
-            same = tree_sha256(told) == version.sha256
-        except (NexaError, KeyError, TypeError, ValueError) as error:
-            yield f"{folder}/{MANIFEST} cannot be read: {error}"
-            return
-        if not same:
-            yield f"{folder}/{MANIFEST} names other files than were registered"
-        for name, row in told.items():
-            path = folder / name
-            if not path.is_file():
-                yield f"{name} is missing"
-            elif path.stat().st_size != row["bytes"]:
-                yield f"{name} has {path.stat().st_size} bytes, not {row['bytes']}"
-            elif file_sha256(path) != row["sha256"]:
-                yield f"{name} has other bytes than were registered"
+        return _faults(self.path(version), version.sha256)
 
     def add(self, folder: Path, more: Mapping[str, Any] | None = None) -> Version:
         """Register a whole output, and move it to its place among the objects. What is registered already gets no
         second line. `more` is what the provenance has beside what the manifest says."""
         manifest = files.read_object(folder / MANIFEST)
+        sha256 = str(manifest["outputs"]["sha256"])
+        place = self.root / FOLDER / "objects" / sha256[:DIGITS]
+        is_whole = next(_faults(place, sha256), None) is None  # reads every byte, so not under the lock
         with self._locked():
             before = self.versions(manifest["name"])
-            sha256 = str(manifest["outputs"]["sha256"])
-            place = self.root / FOLDER / "objects" / sha256[:DIGITS]
-            self._placed(folder, place)
+            self._placed(folder, place, is_whole)
             same = next((one for one in reversed(before) if one.sha256 == sha256), None)
             if same and same.key == manifest["key"]:
                 return same
@@ -151,12 +132,12 @@ class Registry:
             files.append_json(self.file, version.to_json())
             return version
 
-    def _placed(self, folder: Path, place: Path) -> None:
+    def _placed(self, folder: Path, place: Path, is_whole: bool) -> None:
         if folder.absolute() == place.absolute():
             return
         files.make_folder(place.parent)
         files.hide_from_git(place.parents[1])
-        if (place / MANIFEST).exists():
+        if is_whole:
             remove(folder)
         else:
             remove(place)
@@ -176,6 +157,29 @@ class Registry:
                         raise
                     time.sleep(0.02)
             yield
+
+
+def _faults(folder: Path, sha256: str) -> Iterator[str]:
+    if not (folder / MANIFEST).exists():
+        yield f"{folder}/{MANIFEST} is missing"
+        return
+    try:
+        outputs = files.read_object(folder / MANIFEST).get("outputs", {})
+        told: dict[str, Any] = dict(outputs.get("files", {}))
+        same = tree_sha256(told) == sha256
+    except (NexaError, KeyError, TypeError, ValueError) as error:
+        yield f"{folder}/{MANIFEST} cannot be read: {error}"
+        return
+    if not same:
+        yield f"{folder}/{MANIFEST} names other files than were registered"
+    for name, row in told.items():
+        path = folder / name
+        if not path.is_file():
+            yield f"{name} is missing"
+        elif path.stat().st_size != row["bytes"]:
+            yield f"{name} has {path.stat().st_size} bytes, not {row['bytes']}"
+        elif file_sha256(path) != row["sha256"]:
+            yield f"{name} has other bytes than were registered"
 
 
 def _version(manifest: dict[str, Any], number: int, more: Mapping[str, Any]) -> Version:

@@ -48,7 +48,8 @@ CANARIES = (
     f'{{"api_key": "{X}"}}', f'{{"db": {{"password": "{X}"}}, "n": 1}}', f"--config={{'token': '{X}'}}",
     f'--json={{\\"secret\\": \\"{X}\\"}}', f"host=db user=me password={X} sslmode=require", f"X-Api-Key: {X}",
     f"+trainer.api_key={X}", f"DB_PASSWORD={X};DB_USER=me", f"Cookie: session={X}; other={X}", f"me:{X}@tcp(db:3306)/x",
-    f"me:{X}@db:27017", f"postgres://me:{X}/{X}@db/x", f"--set=env.HF_TOKEN={X}", f"curl -H 'X-Auth-Token: {X}'",
+    f"me:{X}@db:27017", f"data:{X}@v1/x", f"me:{X}@v1/x",
+    f"postgres://me:{X}/{X}@db/x", f"--set=env.HF_TOKEN={X}", f"curl -H 'X-Auth-Token: {X}'",
     f"https://x.example/?access_token={X}", f"PGPASSWORD={X}", f"sshpass={X}", f"accessToken={X}", f"api_tokens={X}",
     f"-----BEGIN OPENSSH PRIVATE KEY-----\n{X}\n-----END OPENSSH PRIVATE KEY-----", f"Authorization: Basic {X}=",
     f"POST https://hooks.slack.com/services/T0000/B0000/{X}", f"https://discord.com/api/webhooks/123456789/{X}",
@@ -84,7 +85,8 @@ PLAIN = (
     "eos_token_id=2",
     "num_key_value_heads=8", "sort_key=loss", "--key-dim 64", "monkey: yes", "host_key: SHA256:abc",
     "KeyError: 'weight'",
-    "https://host:8080/a@v2", f"revision: {HEX40}", f"HEAD is now at {HEX40}", f"git+https://h/r.git@{HEX40}",
+    "https://host:8080/a@v2", "data:science@v1/train", "inputs.rows=data:my-rows@v12/a.parquet",
+    f"revision: {HEX40}", f"HEAD is now at {HEX40}", f"git+https://h/r.git@{HEX40}",
     "nvidia/cuda:12.4.1@sha256:0123456789abcdef", "--lr=1e-4", "data/train.json", "git@github.com:me/repo.git",
     "step 5/10 loss 3.2 tok/s 123", "Missing key(s) in state_dict: \"a.b\"", "Unexpected key: model.weight",
     "invalid token: '<'", "wrong password for user me", "the basic configuration of a bearer of news", "author: me",
@@ -135,6 +137,11 @@ def test_a_name_of_a_secret_is_known_for_one(name: str) -> None:
 )
 def test_a_name_like_a_secrets_is_not_taken_for_one(name: str) -> None:
     assert not is_secret_name(name)
+
+
+@pytest.mark.parametrize("host", ["db/x", "v1:5432/x", "v1.example.net/x", "v1x/y", "vm1/x"])
+def test_a_password_that_looks_like_a_datasets_name_is_one(host: str) -> None:
+    assert redact_text(f"data:canary-value@{host}") == f"data:***@{host}"
 
 
 def test_json_in_a_word_stays_json() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nexa_dist.config.load import load_other, load_train
-from nexa_dist.config.pipeline import PipelineConfig, StepConfig
+from nexa_dist.config.pipeline import PipelineConfig, StepConfig, is_pipeline
 from nexa_dist.errors import (
     EXIT_BUDGET,
     EXIT_FAILED,
@@ -92,7 +92,7 @@ def load(path: Path) -> PipelineConfig:
     from nexa_dist.config.yaml.file import display_name, parse_yaml, read_bytes
 
     document = parse_yaml(read_bytes(path), display_name(path))
-    if "pipeline" in document.data or ("stage" not in document.data and "stages" in document.data):
+    if is_pipeline(document.data):
         return load_other(path, PipelineConfig)
     config = load_stage(path) if stage_of(path) != "train" else load_train(path)
     return PipelineConfig.model_validate({"pipeline": config.name, "stages": {config.name: {"config": str(path)}}})

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nexa_dist.config.load import Reading, kind_of, read_cluster, read_train, resolved
+from nexa_dist.config.load import Reading, kind_of, read_cluster, read_other, read_train, resolved
+from nexa_dist.config.pipeline import PipelineConfig, is_pipeline
+from nexa_dist.config.yaml.file import display_name, parse_yaml, read_bytes
 from nexa_dist.config.yaml.tree import PathKey
 from nexa_dist.errors import EXIT_OK, UsageError
 from nexa_dist.stages.load import read_stage, stage_of
@@ -29,16 +31,17 @@ def config(args: Arguments) -> int:
         raise UsageError("nexa config needs a FILE, or --schema")
     path = Path(args.file)
     reading: Reading[Any]
-    if (stage := stage_of(path)) != "train":
-        reading = read_stage(path, args.set)
-        if args.plan:
-            raise UsageError("--plan goes over a train file", hint=f"{path} is of the stage {stage}")
+    what = ""
+    if is_pipeline(parse_yaml(read_bytes(path), display_name(path)).data):
+        reading, what = read_other(path, PipelineConfig, overrides=args.set), "a pipeline"
+    elif (stage := stage_of(path)) != "train":
+        reading, what = read_stage(path, args.set), f"of the stage {stage}"
     elif kind_of(path) == "cluster":
-        if args.plan:
-            raise UsageError("--plan goes over a train file", hint=f"{path} is a cluster's")
-        reading = read_cluster(path, args.set)
+        reading, what = read_cluster(path, args.set), "a cluster's"
     else:
         reading = read_train(path, args.set, plan=plan_file(args.plan))
+    if what and args.plan:
+        raise UsageError("--plan goes over a train file", hint=f"{path} is {what}")
     found = resolved(reading.config)
     if args.json:
         terminal.emit(found)

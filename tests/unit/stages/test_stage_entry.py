@@ -164,6 +164,9 @@ def test_versions_follow_content_and_a_flipped_byte_is_named(toy: Path) -> None:
     with pytest.raises(NexaError, match="upper@v2 is damaged: row-0 has other bytes") as refused:
         registry.verified("upper")
     assert (refused.value.hint or "").startswith(f"rm -r {registry.path(second)}, then nexa pipeline run")
+    assert by_hand("--set", "seed=2") == 0
+    assert registry.add(toy / "out").sha256 == second.sha256 and not (toy / "out").exists()
+    assert registry.verified("upper@v2") == registry.path(second), "the same bytes, made again, take the place"
     shutil.rmtree(registry.path(second))
     assert registry.by_key("upper", second.key) is None, "so it is made again"
     assert by_hand("--input", "data:upper@v9") == 2

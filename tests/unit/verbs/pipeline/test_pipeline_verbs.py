@@ -72,4 +72,10 @@ def test_what_is_wrong_is_one_sentence(lab: Path, capsys: pytest.CaptureFixture[
     (lab / "p.yaml").write_text("pipeline: p\nstages:\n  a: {config: toy.yaml, input: {}}\n")
     err = said(capsys, "pipeline", "run", "p.yaml", code=2)[1]
     assert "p.yaml:3: stages.a.input: unknown key (hint: did you mean inputs?)" in err
+    assert said(capsys, "config", "p.yaml", code=2)[1] == err
+    (lab / "p.yaml").write_text("pipeline: p\nstages:\n  a: {config: toy.yaml, inputs: {rows: data:toy@v1/train}}\n")
+    assert json.loads(said(capsys, "config", "p.yaml", "--json")[0])["stages"]["a"]["inputs"] == {
+        "rows": "data:toy@v1/train"
+    }
+    assert "p.yaml is a pipeline" in said(capsys, "config", "p.yaml", "--plan", "v1", code=2)[1]
     assert said(capsys, "config", "toy.yaml")[0].startswith("stage: data")
