@@ -195,6 +195,7 @@ def test_buckets_are_settled_at_the_cost_of_no_random_number_and_where_tokens_re
     assert all(weight.grad is None for weight in model.parameters())
 
     dense, mixed = (SimpleNamespace(config=SimpleNamespace(**more)) for more in ({}, {"num_local_experts": 8}))
+    dense.config._experts_implementation_internal = "grouped_mm"
     file = SimpleNamespace(context_parallel_size=1, get={"is_multimodal": False}.get)
     assert ax.tokens_reach_all(file, dense) and not ax.tokens_reach_all(file, mixed)
     for more in ({"get": {"rl": "dpo"}.get}, {"context_parallel_size": 2}):
