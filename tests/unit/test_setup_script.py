@@ -158,7 +158,7 @@ def test_an_old_python_is_a_clear_error(checkout: Path) -> None:
 
 def test_an_unknown_kind_is_refused(checkout: Path) -> None:
     done = setup(checkout, "everything")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "one of controller, dev, terraform" in done.stderr
 
 
