@@ -23,6 +23,7 @@ from nexa_dist.config.backends import BACKENDS, resolve
 from nexa_dist.train import launcher, progress
 
 resolve(BACKENDS["hf"].train, BACKENDS["hf"].without)
+import torch, transformers
 
 def rank(number, asked):
     os.environ.update(asked["env"], RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(asked["ranks"]))
@@ -96,7 +97,7 @@ class Start:
 def train(folder: Path, starts: Sequence[Start | str], then: str = "") -> tuple[list[list[int]], str]:
     """The exit codes of every rank of each start, one start after the other, and all that they printed. A training of
     the same name goes on from its own checkpoints, below `folder`/NAME. A string among them, and `then` in the end, is
-    Python to run where torch and transformers are imported already."""
+    Python to run where `torch` and `transformers` are imported already."""
     text = folder / "text"
     text.mkdir(exist_ok=True)
     for source in Path(json.__file__).parent.glob("*.py"):

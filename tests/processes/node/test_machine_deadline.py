@@ -42,7 +42,7 @@ def test_says_once_that_a_run_has_to_end(tmp_path: Path) -> None:
     assert due.look(1.0) is None  # it was just there
     found = due.look(2.0)
     assert found and found["why"] == "lease"
-    assert 60 < found["acts_unix"] - found["seen_unix"] <= 119
+    assert 60 < found["acts_unix"] - found["seen_unix"] < 119.1  # one of them is rounded to a tenth
     assert due.look(4.0) is None
 
 
