@@ -82,7 +82,7 @@ def test_a_backend_trains_in_them_and_a_stopped_run_goes_on(lab: Lab, engine: Pa
     }  # fmt: skip
     before = runs(lab)
     running = lab.begin("run", lab.write("small.yaml", json.dumps(config)))
-    until(lambda: (runs(lab) > before and "step 40/" in lab.log(0, "n0")) or running.poll() is not None, "steps", 300)
+    until(lambda: (runs(lab) > before and "step 40/" in lab.log(0, "n0")) or running.poll() is not None, "steps")
     assert running.poll() is None, running.communicate()[1]
     assert len(engines.containers(engine)) == 2
     lab.nexa("stop", lab.newest().name)
