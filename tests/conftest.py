@@ -23,8 +23,8 @@ TOGETHER = {
     "tests/e2e/test_notify.py": "lab 1",
     "tests/e2e/test_own_hosts.py": "lab 1",
     "tests/e2e/test_other_users.py": "lab 1",
-    "tests/e2e/test_axolotl.py": "lab 1",
-    "tests/e2e/test_sharded_nodes.py": "lab 1",
+    "tests/e2e/test_axolotl.py": "lab 3",
+    "tests/e2e/test_sharded_nodes.py": "lab 4",
     "tests/e2e/test_slow_rank.py": "lab 1",
     "tests/e2e/test_hostile_cli.py::test_a_command_for_a_node": "lab 1",
     "tests/e2e/test_lifecycle.py::test_killed_anywhere": "killed anywhere",  # on a cluster of its own
