@@ -19,6 +19,7 @@ from nexa_dist.config.load import load_train
 from nexa_dist.run import files
 from nexa_dist.train import data
 from nexa_dist.train.text import corpus
+from tests import held
 from tests.e2e.conftest import NEXA, REPO, Lab, contents, environment, everything_of, kill, runs, until
 
 pytestmark = pytest.mark.e2e
@@ -69,27 +70,10 @@ def unprepared(lab: Lab, train: str) -> Iterator[None]:
         yield
 
 
-# Python reads it in every process of a run, since the project is on PYTHONPATH.
-WAIT = """
-import os
-if os.environ.get("WAIT_AT_30") == os.environ.get("NEXA_ATTEMPT", "") != "":
-    import signal, time
-    from nexa_dist.train import progress
-    told = progress.report
-    def report(step, *more, **named):
-        told(step, *more, **named)
-        while step == 30 and signal.getsignal(signal.SIGTERM).__self__.at is None:  # control.StopSignal
-            time.sleep(0.05)
-    progress.report = report
-"""
-
-
 @pytest.fixture
-def waits(clean: Lab) -> Iterator[tuple[str, str]]:
-    """Words for `nexa run`: in its first attempt no rank does a step after the 30th before it is asked to stop."""
-    clean.write("sitecustomize.py", WAIT)
-    yield "--set", 'env.WAIT_AT_30="1"'
-    (clean.root / "sitecustomize.py").unlink()
+def held_ranks(clean: Lab) -> Iterator[None]:
+    with held.at_a_step(clean.root):
+        yield
 
 
 def final_files(lab: Lab) -> dict[str, str]:
@@ -102,12 +86,12 @@ def final_files(lab: Lab) -> dict[str, str]:
 
 
 @pytest.mark.long("three trainings of four ranks; tests/processes/train/test_hf_resume.py holds the bits")
-def test_a_stopped_training_resumes_on_every_node_bit_for_bit(clean: Lab, waits: tuple[str, str]) -> None:
-    words = ("run", tiny(clean), "--set", "launcher=torchrun")  # `waits` is a sitecustomize.py: no rank is forked
+def test_a_stopped_training_resumes_on_every_node_bit_for_bit(clean: Lab, held_ranks: None) -> None:
+    words = ("run", tiny(clean))
     clean.nexa(*words)
     first, unbroken, losses = clean.newest(), final_files(clean), clean.manifest()["eval_report"]
 
-    child = clean.begin(*words, *waits)
+    child = clean.begin(*words, "--set", 'env.WAIT_AT="30"')
     until(lambda: clean.newest() != first and "step 25/60" in clean.log(0, "n0"), "the training is under way")
     child.send_signal(signal.SIGINT)
     _, said = child.communicate(timeout=600)

@@ -6,34 +6,29 @@ import contextlib
 import json
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests import heavy, libaio
+from tests import heavy, held, libaio
 from tests.e2e.conftest import REPO, Lab, until
 from tests.e2e.test_lifecycle import tiny
 from tests.e2e.test_recovery import machine
 
 pytestmark = pytest.mark.e2e
 
-# Python reads it in every process of a run, since the project is on PYTHONPATH. No durable folder, as on hosts of one's
-# own; and in the first attempt of a run that asks for it no rank does a step after that one.
-WAIT = """
-import os
-os.environ.pop("NEXA_DURABLE", None)
-if os.environ.get("WAIT_AT") and os.environ.get("NEXA_ATTEMPT") == "1":
-    import signal, time
-    from nexa_dist.train import progress
-    told, last = progress.report, int(os.environ["WAIT_AT"])
-    def report(step, *more, **named):
-        told(step, *more, **named)
-        while step == last and signal.getsignal(signal.SIGTERM).__self__.at is None:  # control.StopSignal
-            time.sleep(0.05)
-    progress.report = report
-"""
+# As on hosts of one's own.
+NOT_DURABLE = 'os.environ.pop("NEXA_DURABLE", None)'
+
+
+@pytest.fixture
+def clean(clean: Lab) -> Iterator[Lab]:
+    """Without a durable folder, and with ranks that can be held at a step."""
+    with held.at_a_step(clean.root, NOT_DURABLE):
+        yield clean
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,6 @@ class Kind:
     rank_0: str = ""
     """A file of the last checkpoint that rank 0 wrote, beside which those of the others are."""
     typo: str = ""
-    launcher: str = "direct"
     on_disk: bool = False
     """Whether the optimizer lies on a disk, too, of a model large enough to leave the memory."""
 
@@ -56,11 +50,11 @@ class Kind:
 KINDS = {
     "hf": Kind("hf", "DDP"),
     "acc": Kind(
-        "acc", "FSDP2", "acc/fsdp_cpu.yaml", "local_parameters", "__0_0.distcp", "fsdp_offload_params", "torchrun"
+        "acc", "FSDP2", "acc/fsdp_cpu.yaml", "local_parameters", "__0_0.distcp", "fsdp_offload_params"
     ),
     "zero2": Kind("ds", "ZeRO-2", "deepspeed/zero2.json", "local_optimizer", "rng_state_0.pth"),
     "zero3": Kind(
-        "ds", "ZeRO-3", "deepspeed/zero3.json", "local_parameters", "rng_state_0.pth", "overlap_comm", "torchrun"
+        "ds", "ZeRO-3", "deepspeed/zero3.json", "local_parameters", "rng_state_0.pth", "overlap_comm"
     ),
     "zero3 on cpu": Kind(
         "ds", "ZeRO-3", "deepspeed/zero3_cpu_offload.json", "local_parameters", "rng_state_0.pth"
@@ -113,14 +107,13 @@ def loses_a_node(lab: Lab, words: list[str], *, wait_at: int, saved: int, everyw
 
 @pytest.mark.long("two trainings of four ranks; tests/processes/train holds the bits")
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_a_lost_node_costs_the_steps_since_the_last_shards(clean: Lab, kind: Kind, tmp_path: Path) -> None:
-    clean.write("sitecustomize.py", WAIT)
+def test_a_lost_node_costs_the_steps_since_the_last_shards(clean: Lab, kind: Kind) -> None:
     words = ["run", tiny(clean, async_save=kind.backend in ("hf", "acc")), "--set", f"backend={kind.backend}"]
-    words += ["--set", "restarts_per_hour=10", "--set", f"launcher={kind.launcher}"]
+    words += ["--set", "restarts_per_hour=10"]
     if kind.config:
         plain, name = (REPO / "configs" / kind.config).read_text(), Path(kind.config).name
         if kind.on_disk:
-            plain, compiled_with = on_a_disk(plain), libaio.variables(tmp_path)
+            plain, compiled_with = on_a_disk(plain), libaio.variables()
             if compiled_with is None:
                 pytest.skip(libaio.NONE)
             given = {"model.hidden_size": 256, "model.intermediate_size": 512, "model.layers": 2}
@@ -136,8 +129,8 @@ def test_a_lost_node_costs_the_steps_since_the_last_shards(clean: Lab, kind: Kin
     unbroken, whole = clean.manifest(), files(clean, 60, kind.rank_0)
     assert (unbroken["parallel"], f"backend:{kind.backend}" in unbroken["tags"]) == (kind.parallel, True)
     if kind.spread:
-        held = unbroken["sharding"][kind.spread]
-        assert len(held) == 4 and sum(held) >= unbroken["eval_report"]["parameters"] > 3 * max(held)
+        parts = unbroken["sharding"][kind.spread]
+        assert len(parts) == 4 and sum(parts) >= unbroken["eval_report"]["parameters"] > 3 * max(parts)
     if kind.backend == "ds":
         assert any(line.startswith("deepspeed==") for line in unbroken["environment"]["freeze"])
     if kind.on_disk:
@@ -148,13 +141,11 @@ def test_a_lost_node_costs_the_steps_since_the_last_shards(clean: Lab, kind: Kin
     loses_a_node(clean, words, wait_at=30, saved=20, everywhere=bool(kind.rank_0))
     assert files(clean, 60, kind.rank_0) == whole
     assert clean.manifest()["eval_report"]["eval_loss_nats"] == unbroken["eval_report"]["eval_loss_nats"]
-    (clean.root / "sitecustomize.py").unlink()
 
 
 @pytest.mark.long("two trainings by Axolotl of four ranks, in the environment heavy (4.2 GB, minutes; then cached)")
 def test_a_lost_node_costs_axolotl_the_steps_since_the_last_checkpoint(clean: Lab) -> None:
     heavy.project(clean.root)
-    clean.write("sitecustomize.py", WAIT)
     words = ["run", "configs/train/axolotl.yaml", "--set", 'env.HF_HUB_OFFLINE="1"', "--set", "launcher=direct"]
     clean.nexa(*words, timeout_s=2400)
     unbroken = clean.manifest()
@@ -164,6 +155,5 @@ def test_a_lost_node_costs_axolotl_the_steps_since_the_last_checkpoint(clean: La
     loses_a_node(clean, words, wait_at=13, saved=8, everywhere=False)
     resumed = clean.manifest()["eval_report"]
     assert clean.manifest()["checkpoint"]["step"] == unbroken["checkpoint"]["step"] == report["steps"]
-    (clean.root / "sitecustomize.py").unlink()
     for name in ("train_loss_first", "train_loss_last", "eval_loss_nats"):
         assert abs(resumed[name] - report[name]) <= 1e-5, name
