@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from nexa_dist.config.backend_files import deepspeed as ours
 from nexa_dist.ops.providers.local import free_port
 from tests import heavy
 from tests import libaio as found_libaio
+from tests.late import Late
 
 pytestmark = pytest.mark.long("needs an environment with DeepSpeed, which is built first; trainings of four kinds")
 
+torch: Any = Late("torch")
 REPO = Path(__file__).resolve().parents[3]
 STEPS, STOP_AT = 12, 7
 KINDS = ("zero2", "zero3", "zero3_cpu_offload", "zero3_nvme_offload")
@@ -90,8 +91,8 @@ def python() -> Path:
 
 
 @pytest.fixture(scope="module")
-def libaio(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str] | None:
-    return found_libaio.variables(tmp_path_factory.mktemp("libaio"))
+def libaio() -> dict[str, str] | None:
+    return found_libaio.variables()
 
 
 @dataclass
