@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
-pq: Any = pytest.importorskip("pyarrow.parquet")
-torch: Any = pytest.importorskip("torch")
-transformers: Any = pytest.importorskip("transformers")
+from tests.bytes_model import byte_llama
+from tests.late import Late, needs
 
-from tests.bytes_model import byte_llama  # noqa: E402
+pq: Any = pytest.importorskip("pyarrow.parquet")
+needs("torch", "transformers")
+torch: Any = Late("torch")
+transformers: Any = Late("transformers")
 
 PYTHON = os.environ.get("NEXA_LM_EVAL_PYTHON", sys.executable)
 """An interpreter of an environment with lm-eval beside ours."""

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-for name in ("torch", "fastapi", "uvicorn", "openai", "httpx", "pyarrow"):
-    pytest.importorskip(name)
-transformers: Any = pytest.importorskip("transformers")
+from tests.late import Late, needs
+
+needs("torch", "fastapi", "uvicorn", "openai", "httpx", "pyarrow", "transformers")
+transformers: Any = Late("transformers")
 
 from nexa_dist.stages.endpoint import Endpoint, EndpointConfig, Failed, Question  # noqa: E402
 from nexa_dist.stages.serve.server import ask  # noqa: E402

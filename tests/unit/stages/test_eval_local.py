@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from tests.late import Late, needs
+
 pytest.importorskip("httpx")
 pq: Any = pytest.importorskip("pyarrow.parquet")
-torch: Any = pytest.importorskip("torch")
-transformers: Any = pytest.importorskip("transformers")
-pytest.importorskip("tokenizers")
+needs("torch", "transformers", "tokenizers")
+torch: Any = Late("torch")
+transformers: Any = Late("transformers")
 
 from nexa_dist.errors import UsageError  # noqa: E402
 from nexa_dist.stages import eval as stage  # noqa: E402

@@ -16,12 +16,13 @@ from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import ConfigError, NexaError, UsageError
 from nexa_dist.plan.runs.torchrun import Place, program
 from nexa_dist.train.env import RankEnv
+from tests.late import Late, needs
 
-pytest.importorskip("transformers")
-import torch
-
-from nexa_dist.train import control
-from nexa_dist.train.backends import ax, ax_setup
+needs("transformers")
+torch: Any = Late("torch")
+control: Any = Late("nexa_dist.train.control")
+ax: Any = Late("nexa_dist.train.backends.ax")
+ax_setup: Any = Late("nexa_dist.train.backends.ax_setup")
 
 FILE = "base_model: model\ndatasets:\n  - path: rows.jsonl\n    ds_type: json\n    type: alpaca\noutput_dir: mine\n"
 
@@ -84,7 +85,9 @@ def test_what_the_run_owns_and_what_a_cpu_cannot_do(lab: TrainConfig, monkeypatc
     monkeypatch.setitem(sys.modules, "axolotl.cli.config", module)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     mended: list[str] = []
-    monkeypatch.setattr(ax_setup, "_spread_on_cpu", lambda: mended.append("accelerate"))  # of all that runs here
+    monkeypatch.setattr(
+        "nexa_dist.train.backends.ax_setup._spread_on_cpu", lambda: mended.append("accelerate")
+    )  # of all that runs here
     env = rank_env()
     cfg = ax_setup.load(lab, env)
     assert mended == ["accelerate"]
@@ -155,7 +158,7 @@ def test_what_the_model_became_is_held_against_what_was_asked_for() -> None:
 def test_a_rank_that_holds_all_is_no_shard(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = type("DeepSpeedEngine", (), {"zero_optimization_stage": lambda self: 3})()
     trainer = SimpleNamespace(model=torch.nn.Linear(4, 2), model_wrapped=engine)
-    monkeypatch.setattr(control, "gather", lambda mine: [mine, 0])
+    monkeypatch.setattr("nexa_dist.train.control.gather", lambda mine: [mine, 0])
     asked = SimpleNamespace(deepspeed="z.json", fsdp=None, fsdp_config=None, adapter=None)
     with pytest.raises(NexaError, match=r"ZeRO-3 was asked for, and a rank holds all 10 parameters: \[10, 0\]"):
         ax.spread(asked, trainer, rank_env(WORLD_SIZE="2"))
@@ -174,7 +177,7 @@ def test_adapters_begin_with_what_the_seed_gives(monkeypatch: pytest.MonkeyPatch
         setup_model_and_trainer=model_and_trainer,
         handle_untrained_tokens_fix=lambda *args: None,
     )
-    monkeypatch.setattr(ax, "axolotl", lambda name: fake)
+    monkeypatch.setattr("nexa_dist.train.backends.ax.axolotl", lambda name: fake)
     state = torch.get_rng_state()
     nothing: Any = None
     for seed in (None, 42, 7, 7):

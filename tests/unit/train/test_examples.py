@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from tests.late import Late, needs
+
 np = pytest.importorskip("numpy")
-transformers: Any = pytest.importorskip("transformers")
+needs("transformers")
+transformers: Any = Late("transformers")
 
 from nexa_dist.errors import UsageError  # noqa: E402
 from nexa_dist.train.text import examples  # noqa: E402

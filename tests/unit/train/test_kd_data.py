@@ -9,16 +9,19 @@ from typing import Any
 
 import pytest
 
+from tests.late import Late, needs
+
 np = pytest.importorskip("numpy")
-torch = pytest.importorskip("torch")
-transformers: Any = pytest.importorskip("transformers")
+needs("torch", "transformers")
+torch: Any = Late("torch")
+transformers: Any = Late("transformers")
+trainer_setup: Any = Late("nexa_dist.train.backends.trainer_setup")
+teacher: Any = Late("nexa_dist.train.kd.teacher")
 
 from nexa_dist.config.train import TrainConfig  # noqa: E402
 from nexa_dist.errors import UsageError  # noqa: E402
 from nexa_dist.train import data  # noqa: E402
-from nexa_dist.train.backends import trainer_setup  # noqa: E402
 from nexa_dist.train.env import RankEnv  # noqa: E402
-from nexa_dist.train.kd.teacher import IDS, LOGPROBS  # noqa: E402
 
 WORDS = [f"w{number}" for number in range(20)]
 END = 20
@@ -71,16 +74,16 @@ def test_every_token_of_a_completion_has_what_was_said_in_its_place(folder: Path
         assert one["input_ids"].tolist() == [number, 1, 2, number, END]
         assert one["labels"].tolist() == [-100, -100, 2, number, END]
         known = [[2, 3, 4], [2, 3], [], []][number % 4]
-        assert [at for at in range(5) if one[LOGPROBS][at, 0] > -math.inf] == known
+        assert [at for at in range(5) if one[teacher.LOGPROBS][at, 0] > -math.inf] == known
         for at in known:
-            assert one[IDS][at].tolist() == [one["input_ids"][at], END]
-            torch.testing.assert_close(one[LOGPROBS][at], torch.tensor([-0.1 * number, -3.0]))
+            assert one[teacher.IDS][at].tolist() == [one["input_ids"][at], END]
+            torch.testing.assert_close(one[teacher.LOGPROBS][at], torch.tensor([-0.1 * number, -3.0]))
     short = {name: part[:3] for name, part in found[0].items()}
     batch = trainer_setup.collate([short, found[1]])
     assert {name: tuple(part.shape) for name, part in batch.items()} == {
-        "input_ids": (2, 5), "labels": (2, 5), IDS: (2, 5, 2), LOGPROBS: (2, 5, 2),
+        "input_ids": (2, 5), "labels": (2, 5), teacher.IDS: (2, 5, 2), teacher.LOGPROBS: (2, 5, 2),
     }  # fmt: skip
-    assert (batch[LOGPROBS][0, 3:] == -math.inf).all() and (batch["labels"][0, 3:] == -100).all()
+    assert (batch[teacher.LOGPROBS][0, 3:] == -math.inf).all() and (batch["labels"][0, 3:] == -100).all()
     assert set(trainer_setup.collate([trainer_setup.rows(done, "held_out", 32)[0]])) == {"input_ids", "labels"}
 
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-import torch
 
-from nexa_dist.train.profile import OwnTime
+from tests.late import Late
+
+torch: Any = Late("torch")
+profile: Any = Late("nexa_dist.train.profile")
 
 
-class Slow(torch.nn.Module):
-    def __init__(self, clock: list[float]) -> None:
-        super().__init__()
-        self.clock = clock
+def slow(clock: list[float]) -> Any:
+    """A module whose forward takes the seconds that it is given."""
 
-    def forward(self, seconds: float) -> float:
-        self.clock[0] += seconds
-        return seconds
+    class Slow(torch.nn.Module):  # type: ignore[misc]
+        def forward(self, seconds: float) -> float:
+            clock[0] += seconds
+            return seconds
+
+    return Slow()
 
 
 def batches(clock: list[float], waits: list[float]) -> Iterator[float]:
@@ -29,8 +33,8 @@ def batches(clock: list[float], waits: list[float]) -> Iterator[float]:
 @pytest.mark.parametrize(("forward", "told"), [(True, [0.75, 0.75, 0.75, 1.0]), (False, [0.25, 0.25, 0.25, 0.5])])
 def test_data_and_forward_count_and_neither_backward_nor_evaluation_does(forward: bool, told: list[float]) -> None:
     clock = [0.0]
-    model = Slow(clock)
-    own = OwnTime(model, forward=forward, cuda=False, clock=lambda: clock[0])
+    model = slow(clock)
+    own = profile.OwnTime(model, forward=forward, cuda=False, clock=lambda: clock[0])
     said = []
     for batch in own.reading(
         batches(

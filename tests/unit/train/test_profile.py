@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-pytest.importorskip("torch")
-
 from nexa_dist.config.trainer import ProfileConfig
-from nexa_dist.train import profile
+from tests.late import Late, needs
+
+needs("torch")
+profile: Any = Late("nexa_dist.train.profile")
 
 EVEN = {"wall": 0.1, "data": 0.01, "forward": 0.03, "backward": 0.05, "optimizer": 0.01, "save": 0.0}
 

@@ -13,25 +13,26 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("polars")
-pytest.importorskip("datasketch")
+from tests.late import needs
 
-from nexa_dist.config.pipeline import PipelineConfig
-from nexa_dist.errors import ConfigError, NexaError
-from nexa_dist.ops.context import Context
-from nexa_dist.ops.pipeline import chain
-from nexa_dist.ops.pipeline.chain import Step
-from nexa_dist.ops.pipeline.lineage import lineage
-from nexa_dist.run.fake import FakeRunner
-from nexa_dist.run.workspace import Workspace
-from nexa_dist.stages import entry
-from nexa_dist.stages.contract import EXIT_STOPPED
-from nexa_dist.stages.data import steps
-from nexa_dist.stages.output import Output, Told
-from nexa_dist.stages.query import DataQuery
-from nexa_dist.stages.registry import Registry
-from nexa_dist.stages.whole import hashes, tree_sha256
-from nexa_dist.ui.lineage import svg
+needs("polars", "datasketch")
+
+from nexa_dist.config.pipeline import PipelineConfig  # noqa: E402
+from nexa_dist.errors import ConfigError, NexaError  # noqa: E402
+from nexa_dist.ops.context import Context  # noqa: E402
+from nexa_dist.ops.pipeline import chain  # noqa: E402
+from nexa_dist.ops.pipeline.chain import Step  # noqa: E402
+from nexa_dist.ops.pipeline.lineage import lineage  # noqa: E402
+from nexa_dist.run.fake import FakeRunner  # noqa: E402
+from nexa_dist.run.workspace import Workspace  # noqa: E402
+from nexa_dist.stages import entry  # noqa: E402
+from nexa_dist.stages.contract import EXIT_STOPPED  # noqa: E402
+from nexa_dist.stages.data import steps  # noqa: E402
+from nexa_dist.stages.output import Output, Told  # noqa: E402
+from nexa_dist.stages.query import DataQuery  # noqa: E402
+from nexa_dist.stages.registry import Registry  # noqa: E402
+from nexa_dist.stages.whole import hashes, tree_sha256  # noqa: E402
+from nexa_dist.ui.lineage import svg  # noqa: E402
 
 FILES = {
     "clean.yaml": "stage: data\ninputs: {rows: rows.jsonl}\nlength: {min_words: 3}\n",

@@ -21,11 +21,12 @@ from typing import Any
 import pytest
 import yaml
 
-for package in ("polars", "datasketch", "httpx", "pyarrow"):
-    pytest.importorskip(package)
-torch: Any = pytest.importorskip("torch")
-transformers: Any = pytest.importorskip("transformers")
-tokenizers: Any = pytest.importorskip("tokenizers")
+from tests.late import Late, needs
+
+needs("polars", "datasketch", "httpx", "pyarrow", "torch", "transformers")
+torch: Any = Late("torch")
+transformers: Any = Late("transformers")
+tokenizers: Any = Late("tokenizers")
 
 from nexa_dist.cli import main as nexa  # noqa: E402
 from nexa_dist.config.pipeline import PipelineConfig  # noqa: E402

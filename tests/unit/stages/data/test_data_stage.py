@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from tests.late import needs
+
 pl = pytest.importorskip("polars")
-pytest.importorskip("datasketch")
+needs("datasketch")
 
 from nexa_dist.errors import NexaError  # noqa: E402
 from nexa_dist.stages import entry  # noqa: E402

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("polars")
-pytest.importorskip("datasketch")
+from tests.late import needs
 
-from nexa_dist.cli import main
-from nexa_dist.stages import entry
-from nexa_dist.stages.registry import Registry
+needs("polars", "datasketch")
+
+from nexa_dist.cli import main  # noqa: E402
+from nexa_dist.stages import entry  # noqa: E402
+from nexa_dist.stages.registry import Registry  # noqa: E402
 
 
 @pytest.fixture
