@@ -15,6 +15,7 @@ import pytest
 from tests.state import own_places
 
 own_places()  # before any test: workers of xdist inherit it
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are all workers' together, and torch's threads spin
 gc.disable()  # until all are collected: a quarter of that would be looking at thousands of tests that stay
 
 TOGETHER = {
@@ -49,6 +50,15 @@ TOGETHER = {
     "tests/emulated/test_rights.py::test_a_provision_without_one_right_names_it[all-1": "the last that lack",
     "tests/emulated/test_rights.py": "rights",
     "tests/emulated/": "emulated",
+    "tests/e2e/test_bootstrap.py": "bootstrap",
+    "tests/e2e/test_containers.py": "containers",  # an image each, unpacked
+    "tests/processes/node/test_agent_container.py": "agent in containers",
+    "tests/e2e/test_durable.py": "durable",
+    "tests/e2e/test_slurm_cluster.py": "slurm cluster",
+    "tests/e2e/test_wheel.py": "wheel",
+    "tests/processes/infra/test_dockerfile_build.py": "dockerfile",  # minutes of installing
+    "tests/processes/test_serve_model.py": "served models",
+    "tests/processes/train/test_ds.py": "deepspeed",
     "tests/processes/train/test_hf_state.py": "transformers",
 }
 """What shares something that takes long to make: a group by what the name of a test begins with. Any other test goes to

@@ -188,6 +188,7 @@ def test_the_quickstart_trains(cloud: Lab) -> None:
     shutil.copy(REPO / "configs/train/quickstart.yaml", cloud.root)
     shutil.copytree(REPO / "nexa_dist/plan", cloud.root / "text")  # less text than the standard library
     few = ("trainer.steps=30", "nproc_per_node=1", "dataset.source=path", "dataset.path=text", "dataset.min_mb=0.1")
+    few += ('env.OMP_NUM_THREADS="1"',)  # the cores are all hosts' together
     cloud.nexa("run", "quickstart.yaml", *(word for each in few for word in ("--set", each)), timeout_s=400)
     manifest = cloud.manifest()
     assert manifest["status"] == "completed"

@@ -45,7 +45,7 @@ def loss(lab: Lab) -> float:
 def test_an_edited_project_runs_as_it_was_bit_for_bit(clean: Lab) -> None:
     lab = clean
     lab.write("corpus.txt", "the quick brown fox jumps over the lazy dog. " * 20)
-    train = lab.script("again", TRAIN.replace("RATE", "0.5"), data={"corpus": "corpus.txt"})
+    train = lab.script("again", TRAIN.replace("RATE", "0.5"), data={"corpus": "corpus.txt"}, launcher="direct")
     snapshot = lab.json("snapshot", "-o", "before.json")
     assert "torch" in snapshot["nodes"]["n0"]["freeze"] and snapshot["nodes"]["n1"]["packages"]
     lab.nexa("run", train)

@@ -261,7 +261,7 @@ def test_a_node_that_goes_down_takes_the_job_into_the_queue_again(site: Site) ->
     site.slurm.call("scontrol", "update", "nodename=n1", "state=down", "reason=test")
     until(lambda: int(site.slurm.job(number)["Restarts"]) > 0, "Slurm has put it into the queue again")
     site.go.touch()
-    site.slurm.call("scontrol", "update", "nodename=n1", "state=resume")
+    site.slurm.call("scontrol", "update", "nodename=n1", "state=resume", check=False)  # its slurmd may have been faster
     site.ended(number, "COMPLETED")
     first, second = site.manifest(run)["attempts"]
     assert (first["kind"], second["kind"]) == ("notice", "completed")
@@ -345,7 +345,7 @@ def test_the_quickstart_is_preempted_once_and_ends_with_the_loss_of_an_unbroken_
     slurm_keys = ("--set", 'slurm={nodes: 2, gres: "gpu:1", time: 40}', "--set", "nproc_per_node=1")
     words = "trainer.steps=40 trainer.save_every=15 trainer.log_every=5 trainer.batch_size=2 model.layers=1 "
     words += "model.hidden_size=32 model.intermediate_size=64 dataset.sequence_length=32 model.vocab_size=512 "
-    words += "dataset.source=path dataset.path=text dataset.min_mb=0.1"
+    words += 'dataset.source=path dataset.path=text dataset.min_mb=0.1 env.OMP_NUM_THREADS="1"'
     shutil.copytree(REPO / "nexa_dist" / "plan", site.root / "text")  # less text than the standard library
     small = [word for one in words.split() for word in ("--set", one)]
     losses = []
