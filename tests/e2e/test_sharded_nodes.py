@@ -47,17 +47,14 @@ class Kind:
     """Whether the optimizer lies on a disk, too, of a model large enough to leave the memory."""
 
 
+# Nodes do not see which stage it is, or what is offloaded: tests/processes/train/test_ds.py has the others.
 KINDS = {
     "hf": Kind("hf", "DDP"),
     "acc": Kind(
         "acc", "FSDP2", "acc/fsdp_cpu.yaml", "local_parameters", "__0_0.distcp", "fsdp_offload_params"
     ),
-    "zero2": Kind("ds", "ZeRO-2", "deepspeed/zero2.json", "local_optimizer", "rng_state_0.pth"),
     "zero3": Kind(
         "ds", "ZeRO-3", "deepspeed/zero3.json", "local_parameters", "rng_state_0.pth", "overlap_comm"
-    ),
-    "zero3 on cpu": Kind(
-        "ds", "ZeRO-3", "deepspeed/zero3_cpu_offload.json", "local_parameters", "rng_state_0.pth"
     ),
     "zero3 on nvme": Kind(
         "ds", "ZeRO-3", "deepspeed/zero3_nvme_offload.json", "local_parameters", "rng_state_0.pth", on_disk=True
@@ -93,7 +90,11 @@ def loses_a_node(lab: Lab, words: list[str], *, wait_at: int, saved: int, everyw
     homes = [lab.root / ".nexa" / "clusters" / "lab" / "nodes" / node for node in ("n0", "n1")[: 1 + everywhere]]
     until(lambda: lab.newest() != before, "it began", 300)
     name = f"{lab.newest().name}/checkpoints/step_{saved:08d}/manifest.json"
-    until(lambda: all(list(home.rglob(name)) for home in homes), f"step {saved} is on {len(homes)} nodes", 300)
+    until(
+        lambda: all((home / "home/scratch" / name).exists() for home in homes),
+        f"step {saved} is on {len(homes)} nodes",
+        300,
+    )
     while left := machine(lab, "n1"):
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for pid in left:
@@ -143,14 +144,15 @@ def test_a_lost_node_costs_the_steps_since_the_last_shards(clean: Lab, kind: Kin
     assert clean.manifest()["eval_report"]["eval_loss_nats"] == unbroken["eval_report"]["eval_loss_nats"]
 
 
-@pytest.mark.long("two trainings by Axolotl of four ranks, in the environment heavy (4.2 GB, minutes; then cached)")
+@pytest.mark.long("two trainings by Axolotl of two ranks, in the environment heavy (4.2 GB, minutes; then cached)")
 def test_a_lost_node_costs_axolotl_the_steps_since_the_last_checkpoint(clean: Lab) -> None:
     heavy.project(clean.root)
     words = ["run", "configs/train/axolotl.yaml", "--set", 'env.HF_HUB_OFFLINE="1"', "--set", "launcher=direct"]
+    words += ["--set", "nproc_per_node=1"]
     clean.nexa(*words, timeout_s=2400)
     unbroken = clean.manifest()
     report = unbroken["eval_report"]
-    assert (unbroken["parallel"], report["adapter"], len(report["local_parameters"])) == ("DDP", "lora", 4)
+    assert (unbroken["parallel"], report["adapter"], len(report["local_parameters"])) == ("DDP", "lora", 2)
     assert report["train_loss_last"] < report["train_loss_first"] - 0.05
     loses_a_node(clean, words, wait_at=13, saved=8, everywhere=False)
     resumed = clean.manifest()["eval_report"]
