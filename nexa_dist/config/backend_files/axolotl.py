@@ -1,6 +1,6 @@
 """The user's Axolotl YAML: keys that Axolotl would take in silence without knowing them, and what cannot be.
 
-axolotl_keys.json is what `python -m nexa_dist.train.backends.ax_keys` printed, of the Axolotl in docker/lock/heavy.txt.
+axolotl_keys.json is what `python -m tests.axolotl_keys` printed, of the Axolotl in docker/lock/heavy.txt.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ REFUSED = {
 
 @cache
 def known() -> Mapping[str, Any]:
-    """axolotl_keys.json, as ax_keys.py says it."""
+    """axolotl_keys.json, as tests/axolotl_keys.py says it."""
     found: dict[str, Any] = json.loads(Path(__file__).with_name("axolotl_keys.json").read_text(encoding="utf-8"))
     return found
 
