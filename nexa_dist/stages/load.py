@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nexa_dist.config.load import Reading, read_other
-from nexa_dist.config.problems import nearest
+from nexa_dist.config.problems import nearest, problem_at
 from nexa_dist.config.train import name_of
 from nexa_dist.config.yaml.file import display_name, parse_yaml, read_bytes
 from nexa_dist.config.yaml.tree import Document
@@ -23,9 +23,8 @@ def stage_of(path: Path) -> str:
     document = parse_yaml(data, display_name(path))
     found = document.data.get("stage", "train")
     if found != "train" and found not in STAGES:
-        line = document.lines.get(("stage",), (0,))[0]
-        hint = nearest(str(found), [*STAGES, "train"])
-        raise ConfigError([Problem(document.file, line, "stage", f"there is no stage {str(found)[:64]!r}", hint)])
+        words, hint = f"there is no stage {str(found)[:64]!r}", nearest(str(found), [*STAGES, "train"])
+        raise ConfigError([problem_at(("stage",), words, hint, document)])
     return str(found)
 
 
