@@ -12,7 +12,7 @@ from nexa_dist.config.yaml.file import display_name, parse_yaml, read_bytes
 from nexa_dist.config.yaml.tree import Document
 from nexa_dist.errors import ConfigError, Problem
 from nexa_dist.stages.contract import StageConfig
-from nexa_dist.stages.table import STAGES, open_stage
+from nexa_dist.stages.table import STAGES
 
 
 def stage_of(path: Path) -> str:
@@ -43,4 +43,4 @@ def read_stage(path: Path, overrides: Sequence[str] = ()) -> Reading[StageConfig
         document.data.setdefault("name", name_of(path.stem))
         return []
 
-    return read_other(path, open_stage(name).Config, prepare, overrides)
+    return read_other(path, STAGES[name].model, prepare, overrides)

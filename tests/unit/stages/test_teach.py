@@ -17,9 +17,9 @@ pytest.importorskip("httpx")
 pq: Any = pytest.importorskip("pyarrow.parquet")
 
 from nexa_dist.errors import NexaError, UsageError  # noqa: E402
-from nexa_dist.stages import teach  # noqa: E402
 from nexa_dist.stages.contract import StageEnv  # noqa: E402
 from nexa_dist.stages.load import load_stage  # noqa: E402
+from nexa_dist.stages.teach import asking as teach  # noqa: E402
 from nexa_dist.stages.teach import keeping  # noqa: E402
 from nexa_dist.stages.teach.journal import Journal  # noqa: E402
 from nexa_dist.train import checkpoint  # noqa: E402
