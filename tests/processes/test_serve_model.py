@@ -19,7 +19,7 @@ for name in ("torch", "fastapi", "uvicorn", "openai", "httpx", "pyarrow"):
 transformers: Any = pytest.importorskip("transformers")
 
 from nexa_dist.stages.endpoint import Endpoint, EndpointConfig, Failed, Question  # noqa: E402
-from nexa_dist.stages.serve.server import ask  # noqa: E402
+from nexa_dist.stages.serve.engines import ask  # noqa: E402
 
 pytestmark = pytest.mark.long("servers of transformers are loaded: 20 s of CPU each")
 VLLM = os.environ.get("NEXA_VLLM_PYTHON", "")
