@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _launch(args: argparse.Namespace) -> int:
     from nexa_dist.config.load import valid_train
-    from nexa_dist.verbs._shared import context, find_cluster, ranks
+    from nexa_dist.verbs._shared import Shown, context, find_cluster
     from nexa_dist.verbs.run.run import launched
 
     words = args.program[1:] if args.program[:1] == ["--"] else list(args.program)
@@ -38,8 +38,8 @@ def _launch(args: argparse.Namespace) -> int:
     ctx = context(dry=args.dry_run)
     values = {target: words[0], "args": words[1:], "nproc_per_node": args.nproc_per_node}
     config = valid_train(values, "command line")
-    cluster, shown = find_cluster(ctx, args.config), ranks(args.rank)
-    return launched(ctx, cluster, config, "", detach=args.detach, shown=shown, as_json=args.json)
+    cluster, shown = find_cluster(ctx, args.config), Shown.asked(args)
+    return launched(ctx, cluster, config, "", shown)
 
 
 if __name__ == "__main__":

@@ -221,7 +221,7 @@ def _unknown(plan: Document, model: type[BaseModel], sections: Sequence[str]) ->
     for path in plan.lines:
         keys = [key for m in models_at(model, path[:-1]) for key in m.model_fields] if path[:1] else []
         if path and path[0] in sections and keys and path[-1] not in keys:
-            problems.append(problem_at(path, "unknown key", nearest(str(path[-1]), keys), plan, {}))
+            problems.append(problem_at(path, "unknown key", nearest(str(path[-1]), keys), plan))
     return problems
 
 
@@ -244,7 +244,7 @@ def _refuse_other_kind(document: Document, model: type[BaseModel]) -> None:
         found = [key for key in marks if key in document.data and key not in model.model_fields]
         if found and not any(key in document.data for key in _MARKS[_KIND_OF[model]]):
             message = f"this is a {kind}.yaml (`{found[0]}`), and a {_KIND_OF[model]}.yaml is needed here"
-            raise ConfigError([Problem(document.file, document.lines[(found[0],)][0], "", message)])
+            raise ConfigError([Problem(document.file, document.lines[(found[0],)], "", message)])
 
 
 def _name_from_file(document: Document, path: Path) -> list[Problem]:
@@ -255,7 +255,7 @@ def _name_from_file(document: Document, path: Path) -> list[Problem]:
     except ValueError as error:
         document.data["name"] = "unnamed"  # the fault is told here, and not once more as a missing key
         message = f"this key is missing, and the file name {shown(path.stem)} cannot stand for it: {error}"
-        return [problem_at(("name",), message, "give the cluster a name", document, {})]
+        return [problem_at(("name",), message, "give the cluster a name", document)]
     return []
 
 

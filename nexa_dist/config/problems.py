@@ -162,13 +162,15 @@ def _only_bad_items(details: ErrorDetails, value: Any) -> bool:
     return details["type"] == "too_short" and isinstance(value, list) and len(value) >= least
 
 
-def problem_at(path: PathKey, message: str, hint: str, document: Document, origins: Mapping[PathKey, str]) -> Problem:
+def problem_at(
+    path: PathKey, message: str, hint: str, document: Document, origins: Mapping[PathKey, str] = {}
+) -> Problem:
     """A problem at the `--set` or at the line that gave `path`, or else its nearest parent."""
     for end in range(len(path), -1, -1):
         if path[:end] in origins:
             return Problem(origins[path[:end]], 0, dotted(path), message, hint)
         if path[:end] in document.lines:
-            return Problem(document.file, document.lines[path[:end]][0], dotted(path), message, hint)
+            return Problem(document.file, document.lines[path[:end]], dotted(path), message, hint)
     return Problem(document.file, 0, dotted(path), message, hint)
 
 

@@ -1,4 +1,4 @@
-"""What a stage is: a config, `prepare(config, env) -> None` and `run(config, env) -> int` in a module of its own.
+"""What a stage is: a config, and a module with `prepare(config, env) -> None` and `run(config, env) -> int`.
 
 A stage reads verified inputs and writes one folder, `env.output`. Started again after a kill it goes on with what is
 there, and comes to the same bytes. Whatever changes the output is in the config or is an input: nothing else is hashed.
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, cast
 
 from pydantic import AfterValidator, Field, StringConstraints, field_validator
 
+from nexa_dist.config.backends import resolve
 from nexa_dist.config.train import DataName, Line, NodeName, Tag, Word, secret_names
 from nexa_dist.config.trainer import FilePath, Section
 from nexa_dist.config.work import Environment
@@ -105,30 +105,26 @@ class StageEnv:
     say (`prompt_sha256=…`). Notes of an earlier attempt are kept; a key that is noted again is replaced."""
 
 
-class Stage(Protocol):
-    """A stage's module. Rank 0 alone is called."""
+@dataclass(frozen=True)
+class Stage:
+    """A stage by the names of its parts, each opened when it is asked for: what the work imports is on the nodes, and
+    not where a config is read. Rank 0 alone is called."""
 
-    FORMAT: int
+    config: str
+    """`module:Class` of its YAML, a StageConfig."""
+    work: str
+    """Module with `prepare` and `run`."""
+    format: int = 1
     """Raised when the same config and inputs give other bytes than before: outputs of older formats are stale then."""
-    Config: type[StageConfig]
 
-    @staticmethod
-    def prepare(config: Any, env: StageEnv) -> None:
+    @property
+    def model(self) -> type[StageConfig]:
+        return cast("type[StageConfig]", resolve(self.config))
+
+    def prepare(self, config: StageConfig, env: StageEnv) -> None:
         """Refuse what cannot work (NexaError), before anything is done or paid for. Called before run, each time; what
         it raises is exit code 2, and no other attempt is begun. So is what run raises with `code=EXIT_USAGE`."""
+        resolve(f"{self.work}:prepare")(config, env)
 
-    @staticmethod
-    def run(config: Any, env: StageEnv) -> int: ...
-
-
-def late(module: str) -> tuple[Callable[[Any, StageEnv], None], Callable[[Any, StageEnv], int]]:
-    """`prepare` and `run` of a module that the first call opens: what it imports is on the nodes, and not where the
-    config is read."""
-
-    def prepare(config: Any, env: StageEnv) -> None:
-        import_module(module).prepare(config, env)
-
-    def run(config: Any, env: StageEnv) -> int:
-        return int(import_module(module).run(config, env))
-
-    return prepare, run
+    def run(self, config: StageConfig, env: StageEnv) -> int:
+        return int(resolve(f"{self.work}:run")(config, env))

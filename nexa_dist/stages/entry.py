@@ -21,7 +21,7 @@ from nexa_dist.stages.contract import Stage, StageConfig, StageEnv
 from nexa_dist.stages.load import load_stage
 from nexa_dist.stages.output import Output, Told, made
 from nexa_dist.stages.references import find_root, resolve
-from nexa_dist.stages.table import open_stage
+from nexa_dist.stages.table import STAGES
 from nexa_dist.train import progress
 
 SAID_EVERY_S = 5.0
@@ -42,7 +42,7 @@ def main(stage: str, argv: Sequence[str] | None = None) -> int:
             return EXIT_OK
         config = config.model_copy(update={"inputs": {**config.inputs, **said(config.inputs, options.inputs)}})
         inputs = given(config.inputs, said(config.inputs, options.inputs))
-        return work(open_stage(stage), config, inputs, options.output, world_size)
+        return work(STAGES[stage], config, inputs, options.output, world_size)
     except NexaError as err:
         print(f"error: {err}", file=sys.stderr)
         if err.hint:
@@ -57,23 +57,23 @@ def main(stage: str, argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
 
 
-def work(module: Stage, config: StageConfig, inputs: Mapping[str, Path], folder: Path, world_size: int = 1) -> int:
+def work(stage: Stage, config: StageConfig, inputs: Mapping[str, Path], folder: Path, world_size: int = 1) -> int:
     """Do a stage, or what is left of it, in `folder`. Returns its exit code."""
 
     def do(output: Output) -> int:
         env = StageEnv(inputs, output.folder, 0, world_size, _stop_wish(), _Reporter(), output.note)
-        _prepare(module, config, env)
-        return module.run(config, env)
+        _prepare(stage, config, env)
+        return stage.run(config, env)
 
-    code = made(Told.of(config, module.FORMAT), inputs, folder, do)
+    code = made(Told.of(config, stage.format), inputs, folder, do)
     # A run would begin another attempt after 3, which its budget would end at once.
     return EXIT_USAGE if code == EXIT_BUDGET and "NEXA_RUN_ID" in os.environ else code
 
 
-def _prepare(module: Stage, config: StageConfig, env: StageEnv) -> None:
+def _prepare(stage: Stage, config: StageConfig, env: StageEnv) -> None:
     """What is refused before the work is refused at each try: exit code 2, with which no run begins another attempt."""
     try:
-        module.prepare(config, env)
+        stage.prepare(config, env)
     except NexaError as error:
         error.code = EXIT_USAGE if error.code == EXIT_FAILED else error.code
         raise

@@ -16,7 +16,6 @@ from nexa_dist.stages.contract import StageConfig
 from nexa_dist.stages.load import load_stage
 from nexa_dist.stages.references import find_root, resolve
 from nexa_dist.stages.registry import DIGITS, FOLDER, Registry, Version
-from nexa_dist.stages.table import STAGES
 from nexa_dist.stages.whole import MANIFEST, hashes, tree_sha256
 
 OUTPUT = "stage_output"
@@ -65,7 +64,7 @@ def as_training(
             **launch.model_dump(exclude={"files"}),
             "name": config.name,
             "stage": config.stage,
-            "module": STAGES[config.stage],
+            "module": f"nexa_dist.stages.{config.stage}",
             "args": tuple(words),
             "files": (*launch.files, file),
             "data": {name: os.fspath(place) for name, place in inputs.items()},

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nexa_dist.config.load import Reading, read_other
-from nexa_dist.config.problems import nearest
+from nexa_dist.config.problems import nearest, problem_at
 from nexa_dist.config.train import name_of
 from nexa_dist.config.yaml.file import display_name, parse_yaml, read_bytes
 from nexa_dist.config.yaml.tree import Document
 from nexa_dist.errors import ConfigError, Problem
 from nexa_dist.stages.contract import StageConfig
-from nexa_dist.stages.table import STAGES, open_stage
+from nexa_dist.stages.table import STAGES
 
 
 def stage_of(path: Path) -> str:
@@ -23,9 +23,8 @@ def stage_of(path: Path) -> str:
     document = parse_yaml(data, display_name(path))
     found = document.data.get("stage", "train")
     if found != "train" and found not in STAGES:
-        line = document.lines.get(("stage",), (0,))[0]
-        hint = nearest(str(found), [*STAGES, "train"])
-        raise ConfigError([Problem(document.file, line, "stage", f"there is no stage {str(found)[:64]!r}", hint)])
+        words, hint = f"there is no stage {str(found)[:64]!r}", nearest(str(found), [*STAGES, "train"])
+        raise ConfigError([problem_at(("stage",), words, hint, document)])
     return str(found)
 
 
@@ -44,4 +43,4 @@ def read_stage(path: Path, overrides: Sequence[str] = ()) -> Reading[StageConfig
         document.data.setdefault("name", name_of(path.stem))
         return []
 
-    return read_other(path, open_stage(name).Config, prepare, overrides)
+    return read_other(path, STAGES[name].model, prepare, overrides)

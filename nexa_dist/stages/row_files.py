@@ -107,35 +107,20 @@ def as_column(value: Any, kind: pa.DataType) -> Any:
     return plain(value) if pa.types.is_string(kind) and not isinstance(value, str | None) else value
 
 
-def write_rows(path: Path, schema: pa.Schema, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write a Parquet file whole, a row group at a time. Returns how many rows it has."""
-    count = 0
+def write_rows(path: Path, schema: pa.Schema, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a Parquet file whole, a row group at a time."""
+    left = iter(rows)
     with whole(path) as scratch, pq.ParquetWriter(scratch, schema, compression="zstd") as writer:
-        batch: list[Mapping[str, Any]] = []
-        for row in rows:
-            batch.append(row)
-            if len(batch) == _GROUP:
-                count += _write(writer, schema, batch)
-        count += _write(writer, schema, batch)
-    return count
+        while group := list(itertools.islice(left, _GROUP)):
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+            del group  # before the next is read
 
 
-def _write(writer: pq.ParquetWriter, schema: pa.Schema, batch: list[Mapping[str, Any]]) -> int:
-    size = len(batch)
-    if batch:
-        writer.write_table(pa.Table.from_pylist(batch, schema=schema))
-        batch.clear()
-    return size
-
-
-def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write a JSONL file whole; none where there are no rows. Returns how many there are."""
-    count, left = 0, iter(rows)
-    first = next(left, None)
-    if first is None:
-        return 0
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSONL file whole; none where there are no rows."""
+    left = iter(rows)
+    if (first := next(left, None)) is None:
+        return
     with whole(path) as scratch, scratch.open("w", encoding="utf-8", errors="replace") as file:
         for row in itertools.chain((first,), left):
             file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
-            count += 1
-    return count

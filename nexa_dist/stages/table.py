@@ -1,30 +1,30 @@
-"""The stages by name, and their modules. `python -m nexa_dist.stages.table [DIR]` writes the schema of their files."""
+"""The stages by name. `python -m nexa_dist.stages.table [DIR]` writes the schema of their files."""
 
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
 from nexa_dist.config.json_schema import as_text, headed
 from nexa_dist.stages.contract import Stage
 
-STAGES = {name: f"nexa_dist.stages.{name}" for name in ("data", "teach", "filter", "eval", "serve")}
-"""Modules, opened lazily; each is a contract.Stage. `stage: train` is a train.yaml, and the work of train/."""
-
-
-def open_stage(name: str) -> Stage:
-    """The module of a stage."""
-    return cast(Stage, import_module(STAGES[name]))
+STAGES = {
+    "data": Stage("nexa_dist.stages.data.config:DataConfig", "nexa_dist.stages.data.steps", format=2),
+    "teach": Stage("nexa_dist.stages.teach.config:TeachConfig", "nexa_dist.stages.teach.asking"),
+    "filter": Stage("nexa_dist.stages.filter.config:FilterConfig", "nexa_dist.stages.filter.sorting"),
+    "eval": Stage("nexa_dist.stages.eval.config:EvalConfig", "nexa_dist.stages.eval.work"),
+    "serve": Stage("nexa_dist.stages.serve.config:ServeConfig", "nexa_dist.stages.serve.answering"),
+}
+"""`stage: train` is a train.yaml, and the work of train/."""
 
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of stage.yaml: its key `stage` says which other keys there are, so an editor names
     what is wrong with that one stage."""
-    configs = {name: open_stage(name).Config for name in STAGES}
+    configs = {name: stage.model for name, stage in STAGES.items()}
     found, rest = models_json_schema([(config, "validation") for config in configs.values()])
     stage = {"enum": list(STAGES), "description": "Which stage it is; train is a train.yaml."}
     schema = {

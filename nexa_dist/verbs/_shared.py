@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from argparse import Namespace as Arguments
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -148,6 +149,20 @@ def _refuse_edited(ctx: Context, config: ClusterConfig, named: str) -> None:
             f"{named} was edited since cluster {config.name} was provisioned",
             hint=f"nexa provision --cluster {named} brings it in line; --cluster {config.name} takes it as it is",
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """How a run is shown while it goes on: the lines of these ranks (None: all), as JSON or for people, and whether the
+    command leaves once every node runs."""
+
+    ranks: set[int] | None
+    as_json: bool = False
+    detach: bool = False
+
+    @classmethod
+    def asked(cls, args: Arguments) -> Shown:
+        return cls(ranks(args.rank), args.json, getattr(args, "detach", False))
 
 
 def ranks(text: str) -> set[int] | None:

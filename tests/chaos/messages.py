@@ -37,6 +37,7 @@ from nexa_dist.run.record import Run
 from nexa_dist.run.runner import Result, Runner, Stream
 from nexa_dist.run.ssh.connections import Link, Ssh
 from nexa_dist.ui import run_view
+from nexa_dist.ui.run_view.state import State
 from tests.chaos.damage import ODD, WHOLE, Tally, replaced
 
 NODE = Node("n0", "10.0.0.1", 2)
@@ -199,7 +200,7 @@ class Bench:
         self.tally.rounds += said
         folder = self.root / f"mirror{self.tally.rounds}"
         out, state = Items(), AttemptState(("n0",), 1, {"n0": (0, 1)})
-        view = run_view.view("none", run_id="r", usd_per_hour=1.0, started_unix=AT["at"], shown=None)
+        view = run_view.view("none", State("r", 1.0, AT["at"]), None)
         view.attempt(1, ["n0"], 2, None)
         follower = Follower(self.link, "/run", folder, out)
         raised: list[str] = []

@@ -20,7 +20,7 @@ needs("torch", "fastapi", "uvicorn", "openai", "httpx", "pyarrow", "transformers
 transformers: Any = Late("transformers")
 
 from nexa_dist.stages.endpoint import Endpoint, EndpointConfig, Failed, Question  # noqa: E402
-from nexa_dist.stages.serve.server import ask  # noqa: E402
+from nexa_dist.stages.serve.engines import ask  # noqa: E402
 
 pytestmark = pytest.mark.long("servers of transformers are loaded: 20 s of CPU each")
 VLLM = os.environ.get("NEXA_VLLM_PYTHON", "")

@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from nexa_dist.config.load import load_other, of_project
+from nexa_dist.config.problems import problem_at
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.config.trainer import Section
-from nexa_dist.config.yaml.tree import Document, dotted
+from nexa_dist.config.yaml.tree import Document
 from nexa_dist.errors import ConfigError, Problem
 
 _NOTHING: tuple[Any, ...] = (None, False, "", "no", "NO", [], {})
@@ -157,7 +158,7 @@ def _with_prefix(document: Document) -> list[Problem]:
         whole, at = f"fsdp_{key}", ("fsdp_config", key)
         if whole in section:
             words = f"{key} and {whole} are one key to accelerate"
-            problems.append(Problem(document.file, document.lines[at][0], dotted(at), words, "keep one of them"))
+            problems.append(problem_at(at, words, "keep one of them", document))
         else:
             section[whole], document.lines["fsdp_config", whole] = section[key], document.lines[at]
         del section[key]

@@ -1,6 +1,6 @@
 """The user's Axolotl YAML: keys that Axolotl would take in silence without knowing them, and what cannot be.
 
-axolotl_keys.json is what `python -m nexa_dist.train.backends.ax_keys` printed, of the Axolotl in docker/lock/heavy.txt.
+axolotl_keys.json is what `python -m tests.axolotl_keys` printed, of the Axolotl in docker/lock/heavy.txt.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from nexa_dist.config.load import of_project
-from nexa_dist.config.problems import nearest, value_at
+from nexa_dist.config.problems import nearest, problem_at, value_at
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.config.yaml.file import display_name, parse_yaml, read_bytes
 from nexa_dist.config.yaml.json_text import read_json
-from nexa_dist.config.yaml.tree import Document, PathKey, dotted
+from nexa_dist.config.yaml.tree import Document
 from nexa_dist.errors import ConfigError, Problem
 
 REFUSED = {
@@ -30,7 +30,7 @@ REFUSED = {
 
 @cache
 def known() -> Mapping[str, Any]:
-    """axolotl_keys.json, as ax_keys.py says it."""
+    """axolotl_keys.json, as tests/axolotl_keys.py says it."""
     found: dict[str, Any] = json.loads(Path(__file__).with_name("axolotl_keys.json").read_text(encoding="utf-8"))
     return found
 
@@ -69,7 +69,7 @@ def _on_a_disk(deepspeed: Document) -> Problem | None:
     if value_at(deepspeed.data, path) != "nvme":
         return None
     words = "an optimizer on a disk cannot be resumed under Axolotl"
-    return _at(deepspeed, path, words, "write cpu, or train with backend: ds")
+    return problem_at(path, words, "write cpu, or train with backend: ds", deepspeed)
 
 
 def _unknown(document: Document) -> Iterator[Problem]:
@@ -83,25 +83,20 @@ def _unknown(document: Document) -> Iterator[Problem]:
             continue
         keys = places.get(".".join(names[:-1]), ()) if len(names) > 1 else top
         if keys and names[-1] not in keys:
-            yield _at(document, path, "unknown key of Axolotl", nearest(names[-1], sorted(keys)))
+            yield problem_at(path, "unknown key of Axolotl", nearest(names[-1], sorted(keys)), document)
     for name in document.data:
         if name not in top and not strange:
-            yield _at(document, (name,), "unknown key of Axolotl", nearest(name, sorted(top)))
+            yield problem_at((name,), "unknown key of Axolotl", nearest(name, sorted(top)), document)
 
 
 def _impossible(document: Document) -> Iterator[Problem]:
     data = document.data
     if data.get("deepspeed") and (data.get("fsdp_config") or data.get("fsdp")):
         both = "fsdp_config" if data.get("fsdp_config") else "fsdp"
-        yield _at(document, (both,), "deepspeed is there too: each spreads the model its own way", "remove one")
+        yield problem_at((both,), "deepspeed is there too: each spreads the model its own way", "remove one", document)
     for key in ("base_model", "datasets"):
         if not data.get(key) and not (key == "datasets" and data.get("pretraining_dataset")):
-            yield _at(document, (key,), "this key is missing", "")
+            yield problem_at((key,), "this key is missing", "", document)
     for key, why in REFUSED.items():
         if data.get(key):
-            yield _at(document, (key,), f"has no place in a run: {why}", "remove it")
-
-
-def _at(document: Document, path: PathKey, message: str, hint: str) -> Problem:
-    line = document.lines.get(path, (1, 1))[0]
-    return Problem(document.file, line, dotted(path), message, hint)
+            yield problem_at((key,), f"has no place in a run: {why}", "remove it", document)

@@ -16,10 +16,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from nexa_dist.config.load import load_other, of_project
-from nexa_dist.config.problems import value_at
+from nexa_dist.config.problems import problem_at, value_at
 from nexa_dist.config.train import TrainConfig
 from nexa_dist.config.trainer import Section
-from nexa_dist.config.yaml.tree import Document, PathKey, dotted
+from nexa_dist.config.yaml.tree import Document, PathKey
 from nexa_dist.errors import ConfigError, Problem
 
 Auto = Literal["auto"]
@@ -196,7 +196,7 @@ def read(config: TrainConfig) -> DeepSpeedConfig:
 def _refused(document: Document) -> Iterator[Problem]:
     for name in [name for name in REFUSED if name in document.data]:
         del document.data[name]
-        yield _problem(document, (name,), f"not for this file: {REFUSED[name]}", "leave it out")
+        yield problem_at((name,), f"not for this file: {REFUSED[name]}", "leave it out", document)
 
 
 def _against(document: Document, config: TrainConfig) -> Iterator[Problem]:
@@ -215,16 +215,16 @@ def _against(document: Document, config: TrainConfig) -> Iterator[Problem]:
         found = value_at(document.data, path, "auto")
         if found not in ("auto", None) and not _equal(found, want):
             words = f"{json.dumps(found)}, and {whose} makes it {json.dumps(want)}"
-            yield _problem(document, path, words, _OUT)
+            yield problem_at(path, words, _OUT, document)
     whole = value_at(document.data, ("train_batch_size",))
     if isinstance(whole, int) and whole % cfg.batch_size:
         words = f"{whole} is no multiple of trainer.batch_size {cfg.batch_size}"
-        yield _problem(document, ("train_batch_size",), words, _OUT)
+        yield problem_at(("train_batch_size",), words, _OUT, document)
     offload = value_at(document.data, ("zero_optimization", "offload_optimizer", "device"), "none")
     if document.data.get("zero_force_ds_cpu_optimizer") and offload != "none" and "optimizer" not in document.data:
         words = "true, and without optimizer the one of train.yaml is torch's AdamW"
         cure = 'give "optimizer": {"type": "AdamW", "params": {"lr": "auto"}}, or write false'
-        yield _problem(document, ("zero_force_ds_cpu_optimizer",), words, cure)
+        yield problem_at(("zero_force_ds_cpu_optimizer",), words, cure, document)
     if cfg.async_save:
         words = "trainer.async_save is true, and DeepSpeed's checkpoints are written while training waits"
         yield Problem(document.file, 0, "", words, "leave trainer.async_save out")
@@ -234,11 +234,6 @@ def _equal(found: Any, want: Any) -> bool:
     if isinstance(found, bool) or isinstance(want, bool) or not isinstance(found, Number):
         return found is want or (found == want and type(found) is type(want))
     return math.isclose(found, want, rel_tol=1e-12)
-
-
-def _problem(document: Document, path: PathKey, words: str, cure: str) -> Problem:
-    line = next((document.lines[path[:end]][0] for end in range(len(path), -1, -1) if path[:end] in document.lines), 0)
-    return Problem(document.file, line, dotted(path), words, cure)
 
 
 def settings(config: TrainConfig, world_size: int, run_dir: Path) -> dict[str, Any]:

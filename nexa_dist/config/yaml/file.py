@@ -1,7 +1,7 @@
 """Strict YAML: bounded in size, depth and time, no tags, no duplicate keys, and the line of every key.
 
-The parser is read event by event and the tree is built here, without recursion: depth and size are
-known before anything grows, and what a word means does not depend on a YAML library's resolver.
+The parser is read event by event and the tree is built here: depth and size are known before
+anything grows, and what a word means does not depend on a YAML library's resolver.
 """
 
 from __future__ import annotations

@@ -43,9 +43,9 @@ def _no_number(word: str) -> None:
     raise ValueError(f"{word} is no number")
 
 
-def _lines(text: str) -> dict[PathKey, tuple[int, int]]:
-    """Of valid JSON: path to the line of its key, twice. Items of lists stand at the line of their list."""
-    lines: dict[PathKey, tuple[int, int]] = {(): (1, 1)}
+def _lines(text: str) -> dict[PathKey, int]:
+    """Of valid JSON: path to the line of its key. Items of lists stand at the line of their list."""
+    lines: dict[PathKey, int] = {(): 1}
     number, path, word = 1, list[str | int](), ""
     open_lists = list[bool]()
     for part in _PART.findall(text):
@@ -61,7 +61,7 @@ def _lines(text: str) -> dict[PathKey, tuple[int, int]]:
             path[-1] = int(path[-1]) + 1
         elif part == ":":
             path[-1] = json.loads(word)
-            lines[tuple(path)] = (number, number)
+            lines[tuple(path)] = number
         else:
             word = part
     return lines

@@ -24,16 +24,14 @@ def _merge(into: dict[str, Any], more: dict[str, Any], at: PathKey, above: Docum
             _merge(there, value, path, above, found)
             continue
         into[key] = value
-        found[path] = f"{above.file}:{above.lines[path][0]}"
-        found |= {
-            p: f"{above.file}:{lines[0]}" for p, lines in above.lines.items() if p[: len(path)] == path and p != path
-        }
+        found[path] = f"{above.file}:{above.lines[path]}"
+        found |= {p: f"{above.file}:{line}" for p, line in above.lines.items() if p[: len(path)] == path and p != path}
 
 
 def places(document: Document, *given: dict[PathKey, str]) -> dict[PathKey, str]:
     """Where each path of the data came from: its line in the file, or what was laid over it later. What a later one
     replaced whole is forgotten."""
-    found = {path: f"{document.file}:{lines[0]}" for path, lines in document.lines.items() if path}
+    found = {path: f"{document.file}:{line}" for path, line in document.lines.items() if path}
     for over in given:
         for path, label in over.items():
             gone = [p for p in found if p[: len(path)] == path and not _stays(p, path, over, document)]

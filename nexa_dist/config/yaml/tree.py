@@ -1,8 +1,8 @@
-"""Plain data, and the line of every key, from YAML events: without recursion, and bounded before it grows."""
+"""Plain data, and the line of every key, from YAML events: bounded in depth and size before it grows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,24 +25,14 @@ class Document:
 
     file: str
     data: dict[str, Any]
-    lines: dict[PathKey, tuple[int, int]]
-    """Path to (line of the key, line of the value), 1-based. The root is the empty path."""
+    lines: dict[PathKey, int]
+    """Path to the line of its key, or of the item of a list, 1-based. The root is the empty path."""
     problems: tuple[Problem, ...] = ()
     """Faults that did not stop the reading (duplicate keys, tags …). Whoever uses `data` must report them."""
     suspect: frozenset[PathKey] = frozenset()
     """Paths whose value is already reported in `problems`."""
     yes_no: Mapping[PathKey, Problem] = field(default_factory=dict)
     """Unquoted yes, no, on, off: a fault wherever the word is not one that the schema lists."""
-
-
-@dataclass
-class _Frame:
-    node: dict[str, Any] | list[Any]
-    path: PathKey
-    key_lines: dict[str, int] = field(default_factory=dict)
-    key: str | None = None
-    key_line: int = 0
-    keep: bool = True
 
 
 def dotted(path: PathKey) -> str:
@@ -116,35 +106,20 @@ class Expander:
 
 
 class Builder:
-    """Plain data from events, with an explicit stack."""
+    """Plain data from events; it calls itself for what is inside, at most MAX_DEPTH deep."""
 
     def __init__(self, file: str) -> None:
         self.file = file
-        self.lines: dict[PathKey, tuple[int, int]] = {}
+        self.lines: dict[PathKey, int] = {}
         self.problems: list[Problem] = []
         self.suspect: set[PathKey] = set()
         self.yes_no: dict[PathKey, Problem] = {}
 
     def build(self, events: list[Any]) -> Document:
-        root: dict[str, Any] = {}
-        line = line_of(events[0].start_mark)
-        self._check_tag(events[0], ())
-        self.lines[()] = (line, line)
-        stack = [_Frame(root, ())]
-        for event in events[1:]:
-            frame = stack[-1]
-            if isinstance(event, yaml.CollectionEndEvent):
-                stack.pop()
-            elif isinstance(frame.node, dict) and frame.key is None:
-                self._take_key(frame, event)
-            else:
-                child = self._take_value(frame, event)
-                if child is not None:
-                    stack.append(child)
-                    if len(stack) > MAX_DEPTH:
-                        self._report(event, child.path, f"nested more than {MAX_DEPTH} levels deep")
-                        raise ConfigError(self.problems)
-        return Document(self.file, root, self.lines, tuple(self.problems), frozenset(self.suspect), self.yes_no)
+        left = iter(events)
+        root = next(left)
+        data = self._value(root, left, (), line_of(root.start_mark))
+        return Document(self.file, data, self.lines, tuple(self.problems), frozenset(self.suspect), self.yes_no)
 
     def _report(self, event: Any, path: PathKey, message: str, hint: str = "") -> None:
         self.problems.append(Problem(self.file, line_of(event.start_mark), dotted(path), message, hint))
@@ -155,53 +130,54 @@ class Builder:
                 event, path, f"tag {shown(event.tag)} is not allowed", "remove it; quote the value if it is text"
             )
 
-    def _take_key(self, frame: _Frame, event: Any) -> None:
-        if not isinstance(event, yaml.ScalarEvent):
-            self._report(event, frame.path, "a key must be a word, not a list or a mapping")
+    def _value(self, event: Any, left: Iterator[Any], path: PathKey, line: int, keep: bool = True) -> Any:
+        """The value that begins with `event`, and takes all events inside from `left`. `line` is that of its key."""
+        if keep:
+            self.lines[path] = line
+        self._check_tag(event, path)
+        if isinstance(event, yaml.ScalarEvent):
+            return self._scalar(event, path)
+        if len(path) >= MAX_DEPTH:
+            self._report(event, path, f"nested more than {MAX_DEPTH} levels deep")
             raise ConfigError(self.problems)
-        line, key = line_of(event.start_mark), event.value
-        path = (*frame.path, key)
-        frame.key, frame.key_line, frame.keep = key, line, False
+        if isinstance(event, yaml.MappingStartEvent):
+            return self._mapping(left, path)
+        items: list[Any] = []
+        while not isinstance(item := next(left), yaml.CollectionEndEvent):
+            items.append(self._value(item, left, (*path, len(items)), line_of(item.start_mark)))
+        return items
+
+    def _mapping(self, left: Iterator[Any], path: PathKey) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        while not isinstance(event := next(left), yaml.CollectionEndEvent):
+            if not isinstance(event, yaml.ScalarEvent):
+                self._report(event, path, "a key must be a word, not a list or a mapping")
+                raise ConfigError(self.problems)
+            keep = self._is_key(event, path, found)
+            value = self._value(next(left), left, (*path, event.value), line_of(event.start_mark), keep)
+            if keep:
+                found[event.value] = value
+        return found
+
+    def _is_key(self, event: Any, above: PathKey, found: Mapping[str, Any]) -> bool:
+        """Tell whether this is a key of its own; what is wrong with it is reported."""
+        key, path = event.value, (*above, event.value)
         if event.tag is not None:
             self._check_tag(event, path)
         elif not event.style and key == "<<":
             self._report(event, path, "merge keys are not supported", "write the keys out")
         elif not _is_word(event):
-            self._report(event, frame.path, f"key {shown(key)} is not a word", "quote it")
+            self._report(event, above, f"key {shown(key)} is not a word", "quote it")
         elif "\0" in key:
-            self._report(event, frame.path, "NUL character in a key")
-        elif key in frame.key_lines:
-            first = frame.key_lines[key]
-            self._report(event, path, f"key is given twice: line {first} and line {line}", "keep one of them")
+            self._report(event, above, "NUL character in a key")
+        elif key in found:
+            lines = f"line {self.lines[path]} and line {line_of(event.start_mark)}"
+            self._report(event, path, f"key is given twice: {lines}", "keep one of them")
         else:
-            frame.key_lines[key] = line
-            frame.keep = True
+            return True
+        return False
 
-    def _take_value(self, frame: _Frame, event: Any) -> _Frame | None:
-        """Stores one value; returns the new frame when the value is a collection."""
-        line = line_of(event.start_mark)
-        container: dict[str, Any] | list[Any] = frame.node
-        if isinstance(container, list):
-            path: PathKey = (*frame.path, len(container))
-            self.lines[path] = (line, line)
-        else:
-            path = (*frame.path, frame.key or "")
-            if frame.keep:
-                self.lines[path] = (frame.key_line, line)
-        self._check_tag(event, path)
-        value: Any
-        if isinstance(event, yaml.ScalarEvent):
-            value = self._value(event, path)
-        else:
-            value = {} if isinstance(event, yaml.MappingStartEvent) else []
-        if isinstance(container, list):
-            container.append(value)
-        elif frame.keep:
-            container[frame.key or ""] = value
-        frame.key = None
-        return None if isinstance(event, yaml.ScalarEvent) else _Frame(value, path)
-
-    def _value(self, event: Any, path: PathKey) -> Scalar:
+    def _scalar(self, event: Any, path: PathKey) -> Scalar:
         if "\0" in event.value:
             self.suspect.add(path)
             self._report(event, path, "NUL character in a value")

@@ -37,7 +37,7 @@ from nexa_dist.stages.load import load_stage, stage_of
 from nexa_dist.stages.output import Told
 from nexa_dist.stages.references import resolve
 from nexa_dist.stages.registry import FOLDER, Registry, Version
-from nexa_dist.stages.table import open_stage
+from nexa_dist.stages.table import STAGES
 from nexa_dist.stages.whole import MANIFEST, hashes, remove, tree_sha256
 
 STOP_S = 60.0
@@ -126,7 +126,7 @@ def _step(root: Path, name: str, step: StepConfig, before: Mapping[str, Step], r
     else:
         config = load_stage(path, overrides)
         inputs = {**config.inputs, **step.inputs}
-        told = Told.of(config, open_stage(stage).FORMAT)
+        told = Told.of(config, STAGES[stage].format)
     references, waits = dict[str, str](), []
     for key, of in inputs.items():
         other, _, within = of.removeprefix("stage:").partition("/")

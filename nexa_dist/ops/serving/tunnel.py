@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import socket
 import threading
 import time
-import urllib.request
 from collections.abc import Callable
 from typing import Any
 
@@ -17,12 +15,11 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.serving.served import LOOPBACK, state_of
 from nexa_dist.run.runner import Stream
 from nexa_dist.run.ssh.connections import Link
+from nexa_dist.stages.serve import engines
 
 EVERYWHERE = ("0.0.0.0", "::", "localhost")  # noqa: S104
 POLL_S = 1.0
-TUNNEL_S, SMOKE_S = 30.0, 120.0
-MOST_BYTES = 1 << 20
-PROMPT = "Say hello."
+TUNNEL_S = 30.0
 
 
 class Tunnel:
@@ -114,25 +111,9 @@ class Door:
 
 
 def ask(url: str, model: str, api: str, key: str) -> dict[str, Any]:
-    """One short request: its text and seconds. Raises NexaError."""
-    body: dict[str, Any] = {"model": model, "max_tokens": 16}
-    body |= {"messages": [{"role": "user", "content": PROMPT}]} if api == "chat" else {"prompt": PROMPT}
-    path = "/chat/completions" if api == "chat" else "/completions"
-    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-    request = urllib.request.Request(url + path, json.dumps(body).encode(), headers)  # noqa: S310
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    begun = time.monotonic()
-    try:
-        with opener.open(request, timeout=SMOKE_S) as response:
-            told = json.loads(response.read(MOST_BYTES))
-        choice = told["choices"][0]
-        said = choice["message"]["content"] if api == "chat" else choice["text"]
-        if not isinstance(said, str):
-            raise ValueError("no text")
-    except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
-        raise NexaError(f"a request was not answered: {str(error)[:200]}") from None
-    plain = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", said)[:200]
-    return {"text": plain, "seconds": round(time.monotonic() - begun, 3)}
+    """One short request: its text, as it may be shown, and seconds. Raises NexaError."""
+    answer = engines.ask(url, model, api, key)
+    return {**answer, "text": re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", answer["text"])[:200]}
 
 
 def _free(port: int) -> int:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 from nexa_dist.errors import NexaError
@@ -40,6 +38,11 @@ def meanings(config: Judge) -> dict[str, str]:
     return {name: config.meanings.get(name) or rubric.CRITERIA[name][1] for name in config.criteria}
 
 
+def orders(config: Judge, what: str) -> list[str]:
+    """Names of a question in each order that it is asked in."""
+    return [f"{what}{order}" for order in range(2 if config.swap else 1)]
+
+
 class Asked:
     """The questions of one judge."""
 
@@ -47,8 +50,7 @@ class Asked:
         self._config = config
         self._grade, self._pair = Prompts(config.prompt, config.system), Prompts(config.pair, config.system)
         self._meanings = meanings(config)
-        self.kinds = [f"{what}{order}" for what in ("grade", *(["pair"] if config.against else []))
-                      for order in range(2 if config.swap else 1)]  # fmt: skip
+        self.kinds = [*orders(config, "grade"), *(orders(config, "pair") if config.against else [])]
         """Names of the questions about each row."""
 
     def question(self, kind: str, row: Row, prompt: str, answer: str) -> Question:
@@ -67,25 +69,25 @@ class Asked:
         return Question(self._grade.of(values), rubric.schema(names))
 
 
-@dataclass
 class Verdicts:
-    """Replies by row and question, as the journal has them: the JSON, or the kind of failure."""
+    """What the replies come to, which are (kind, JSON) by row and question, as the record has them."""
 
-    config: Judge
-    replies: dict[Id, dict[str, Any]] = field(default_factory=dict)
-    failures: Counter[str] = field(default_factory=Counter)
-
-    def add(self, row: Id, question: str, kind: str, data: Any) -> None:
-        if kind == OK:
-            self.replies.setdefault(row, {})[question] = data
-        else:
-            self.failures[kind] += 1
+    def __init__(self, config: Judge, replies: Mapping[tuple[Id, str], tuple[str, Any]]) -> None:
+        self.config = config
+        self.replies: dict[Id, dict[str, Any]] = {}
+        self.failures: dict[Id, list[str]] = {}
+        """Kinds of the failed questions of a row."""
+        for (row, question), (kind, data) in replies.items():
+            if kind == OK:
+                self.replies.setdefault(row, {})[question] = data
+            else:
+                self.failures.setdefault(row, []).append(kind)
 
     def of(self, row: Id) -> dict[str, Any]:
         """Columns of a row: criteria and score; `winner` (answer, other, tie, or None where an order changed it)."""
         names = list(self.config.criteria)
         asked = self.replies.get(row, {})
-        grades = [rubric.read(asked.get(kind), names) for kind in self._kinds("grade")]
+        grades = [rubric.read(asked.get(kind), names) for kind in orders(self.config, "grade")]
         scores = rubric.merged(grades, names)
         made: dict[str, Any] = {**scores, rubric.DSS: rubric.dss(scores, self.config.criteria)}
         if self.config.against:
@@ -95,7 +97,7 @@ class Verdicts:
     def winner(self, asked: Mapping[str, Any]) -> str | None:
         """What both orders say; `tie` where they contradict each other, since the place then decided."""
         said = []
-        for kind in self._kinds("pair"):
+        for kind in orders(self.config, "pair"):
             found = asked.get(kind)
             word = str(found.get("winner")) if isinstance(found, dict) else ""
             word = {"a": "A", "b": "B", "tie": "tie"}.get(word.strip().lower(), "")
@@ -110,7 +112,7 @@ class Verdicts:
         count. And how often the two orders said the same."""
         first = won = same = both = 0
         for asked in self.replies.values():
-            words = [str(asked[kind].get("winner", "")).strip().lower() for kind in self._kinds("pair")
+            words = [str(asked[kind].get("winner", "")).strip().lower() for kind in orders(self.config, "pair")
                      if isinstance(asked.get(kind), dict)]  # fmt: skip
             won += sum(word in ("a", "b") for word in words)
             first += sum(word == "a" for word in words)
@@ -118,8 +120,3 @@ class Verdicts:
                 both += 1
                 same += words in (["a", "b"], ["b", "a"], ["tie", "tie"])
         return {"first_wins": first / won if won else None, "orders_agree": same / both if both else None}
-
-    def _kinds(self, what: str) -> Iterator[str]:
-        yield f"{what}0"
-        if self.config.swap:
-            yield f"{what}1"

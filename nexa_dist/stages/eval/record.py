@@ -9,36 +9,29 @@ from typing import Any
 
 from nexa_dist.stages.endpoint_reply import NOTHING, PASSING, Failed, Reply, Usage
 from nexa_dist.stages.row_files import Id
-from nexa_dist.stages.teach.journal import Journal
-from nexa_dist.stages.teach.keeping import Keeping
+from nexa_dist.stages.teach.keeping import KeptJournal
 
 NAME = ".journal.jsonl"
 
 
-class Record:
-    """A context manager. `answers` and `nll` are what the checkpoint came to; `replies` what a judge said, by question
-    and row, as (kind, data)."""
+class Record(KeptJournal):
+    """The journal of one evaluation. `answers` and `nll` are what the checkpoint came to; `replies` what a judge said,
+    by question and row, as (kind, data)."""
 
     def __init__(self, folder: Path) -> None:
-        self._journal = Journal(folder / NAME)
-        self._kept = Keeping(self._journal)
-        self._kept.restore()
+        super().__init__(folder / NAME)
         self.answers: dict[Id, dict[str, Any]] = {}
         self.nll: dict[Id, dict[str, Any]] = {}
         self.replies: dict[tuple[Id, str], tuple[str, Any]] = {}
         self.spent = NOTHING
-        for _, line in self._journal.lines():
-            self._take(line)
-
-    def __enter__(self) -> Record:
-        self._journal.__enter__()
-        return self
+        for _, line in self.lines():
+            self._learn(line)
 
     def __exit__(self, *error: object) -> None:
         try:
-            self._kept.finish(self._done)
+            self.finish(self._done)
         finally:
-            self._journal.__exit__(*error)
+            super().__exit__(*error)
 
     def local(self, what: str, row: Id, **told: Any) -> None:
         """Keep what the checkpoint came to: `what` is answer or nll."""
@@ -54,19 +47,16 @@ class Record:
         found = self.replies.get((row, question))
         return found is not None and found[0] not in PASSING
 
-    def sync(self) -> None:
-        self._journal.sync()
-
     def _put(self, row: Id, told: Mapping[str, Any]) -> None:
-        self._journal.append(row, told)
-        self._take({"id": row, **told})
-        self._kept.offer(self._done)
+        self.append(row, told)
+        self._learn({"id": row, **told})
+        self.offer(self._done)
 
     @property
     def _done(self) -> int:
         return len(self.answers) + len(self.nll) + len(self.replies)
 
-    def _take(self, line: Mapping[str, Any]) -> None:
+    def _learn(self, line: Mapping[str, Any]) -> None:
         what, row = str(line["what"]), line["id"]
         if what == "answer":
             self.answers[row] = dict(line)

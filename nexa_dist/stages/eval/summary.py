@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from nexa_dist.stages.eval import statistics
@@ -63,7 +64,7 @@ def _exp(value: float | None) -> float | None:
 
 def _of_judge(config: EvalConfig, table: Table, verdicts: Verdicts) -> dict[str, Any]:
     assert config.judge
-    told: dict[str, Any] = {"failures": dict(sorted(verdicts.failures.items()))}
+    told: dict[str, Any] = {"failures": dict(sorted(Counter(chain(*verdicts.failures.values())).items()))}
     if config.judge.against:
         told |= verdicts.first_place()
     told["agreement"] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from nexa_dist.errors import EXIT_OK, NexaError, UsageError
 from nexa_dist.stages import row_files
 from nexa_dist.stages.contract import EXIT_STOPPED, StageEnv
 from nexa_dist.stages.endpoint import Endpoint
-from nexa_dist.stages.endpoint_reply import OK
 from nexa_dist.stages.eval import asking, local, summary, tasks
 from nexa_dist.stages.eval.config import EvalConfig, Judge
 from nexa_dist.stages.eval.judge import Asked, Verdicts, judge_sha256
@@ -126,14 +124,8 @@ def _note(config: EvalConfig, env: StageEnv, record: Record) -> None:
 
 
 def _write(config: EvalConfig, env: StageEnv, record: Record, rows: list[tuple[Id, Row]]) -> None:
-    verdicts = Verdicts(config.judge) if config.judge else None
-    failed: dict[Id, set[str]] = {}
-    for (row, question), (kind, data) in record.replies.items():
-        if verdicts:
-            verdicts.add(row, question, kind, data)
-        if kind != OK:
-            failed.setdefault(row, set()).add(kind)
-    table = [_row(config, record, verdicts, row, columns, failed) for row, columns in rows]
+    verdicts = Verdicts(config.judge, record.replies) if config.judge else None
+    table = [_row(config, record, verdicts, row, columns) for row, columns in rows]
     told = summary.of_table(config, table, verdicts)
     if config.tasks:
         told["tasks"] = _tasks(config, env)
@@ -167,17 +159,14 @@ def _tasks(config: EvalConfig, env: StageEnv) -> Any:
     return json.loads(kept.read_bytes())
 
 
-def _row(
-    config: EvalConfig, record: Record, verdicts: Verdicts | None, row: Id, columns: Row,
-    failed: Mapping[Id, set[str]],
-) -> dict[str, Any]:  # fmt: skip
+def _row(config: EvalConfig, record: Record, verdicts: Verdicts | None, row: Id, columns: Row) -> dict[str, Any]:
     made: dict[str, Any] = {"id": row, "prompt": _text(columns.get(config.prompt))}
     if config.generate or config.judge:
         made["answer"] = _answer(config, record, row, columns)
     if verdicts and config.judge:
         made |= verdicts.of(row)
         made |= {f"label_{name}": summary.label(columns, column) for name, column in config.judge.labels.items()}
-        made["failed"] = ", ".join(sorted(failed.get(row, ()))) or None
+        made["failed"] = ", ".join(sorted(set(verdicts.failures.get(row, ())))) or None
     if config.perplexity:
         made |= {"nats": record.nll[row]["nats"], "tokens": record.nll[row]["tokens"]}
     return made | {name: columns.get(name) for name in config.groups if name not in made}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -35,12 +34,6 @@ def at_hand(
         return
     engine, model = choose("auto"), model_in(inputs[name], f"inputs.{name}")
     print(f"{name}: {engine.why}", flush=True)
-    last: deque[str] = deque(maxlen=60)  # a line for every request would bury the stage's own
-    begun = False
-    try:
-        with serving(engine, model, name=config.model, stop=stop, told=last.append) as server:
-            begun = True
-            yield config.model_copy(update={"url": server.url, "model": server.name}) if server else None
-    finally:
-        if not begun:
-            print(*last, sep="\n", flush=True)
+    # A line for every request would bury the stage's own.
+    with serving(engine, model, name=config.model, stop=stop, quiet=True) as server:
+        yield config.model_copy(update={"url": server.url, "model": server.name}) if server else None

@@ -1,4 +1,5 @@
-"""The programs that serve a model by OpenAI's API: which one a machine can run, its command line, its figures."""
+"""The programs that serve a model by OpenAI's API: which one a machine can run, its command line, its figures, and a
+first request to it."""
 
 from __future__ import annotations
 
@@ -8,13 +9,20 @@ import json
 import os
 import re
 import sys
+import time
+import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
 
-from nexa_dist.errors import UsageError
+from nexa_dist.errors import NexaError, UsageError
 
 ENGINES = ("auto", "vllm", "transformers")
+PROMPT = "Say hello."
+SMOKE_S, MOST_BYTES = 120.0, 1 << 20
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -97,6 +105,30 @@ def figures(metrics: str) -> dict[str, int]:
     for name, value in _FIGURE.findall(metrics):
         totals[names[name]] = totals.get(names[name], 0) + int(float(value))
     return totals
+
+
+def ask(url: str, model: str, api: str, key: str, prompt: str = PROMPT, max_tokens: int = 16) -> dict[str, Any]:
+    """A request to a served model, by either API: prompt, text and seconds. Raises NexaError. The controller asks too,
+    which may lack what serves, so it takes the standard library alone."""
+    body: dict[str, Any] = {"model": model, "max_tokens": max_tokens, "temperature": 0.0}
+    body |= {"messages": [{"role": "user", "content": prompt}]} if api == "chat" else {"prompt": prompt}
+    path = "/chat/completions" if api == "chat" else "/completions"
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+    request = urllib.request.Request(url + path, json.dumps(body).encode(), headers)  # noqa: S310
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    begun = time.monotonic()
+    try:
+        with opener.open(request, timeout=SMOKE_S) as response:
+            choice = json.loads(response.read(MOST_BYTES))["choices"][0]
+        text = choice["message"]["content"] if api == "chat" else choice["text"]
+    except HTTPError as error:
+        said = error.read(300).decode(errors="replace")
+        raise NexaError(f"the smoke request was answered {error.code}: {said}") from None
+    except (OSError, HTTPException, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise NexaError(f"the smoke request failed: {type(error).__name__}: {str(error)[:200]}") from None
+    if not isinstance(text, str) or not text:
+        raise NexaError("the smoke request was answered without a text")
+    return {"prompt": prompt, "text": text, "seconds": round(time.monotonic() - begun, 3)}
 
 
 def _gpus() -> int:

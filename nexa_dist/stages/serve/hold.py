@@ -7,7 +7,6 @@ the server ended or no longer answers (the next attempt starts it again), 2 bad 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nexa_dist.errors import NexaError
+from nexa_dist.run import files
 from nexa_dist.stages.serve.engines import ENGINES, choose
 from nexa_dist.stages.serve.server import LOOPBACK, Server, serving
 from nexa_dist.train import progress
@@ -93,9 +93,7 @@ class State:
 
     def write(self, **facts: Any) -> None:
         self._known |= {**facts, "at": round(time.time(), 3)}
-        scratch = self._path.with_name(f".{self._path.name}.part")
-        scratch.write_text(json.dumps(self._known), encoding="utf-8")
-        scratch.replace(self._path)
+        files.write_json(self._path, self._known)
 
 
 def _parser() -> argparse.ArgumentParser:

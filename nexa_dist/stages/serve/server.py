@@ -20,12 +20,10 @@ from typing import Any
 import httpx
 
 from nexa_dist.errors import NexaError, UsageError
-from nexa_dist.stages.serve.engines import Engine, figures
+from nexa_dist.stages.serve.engines import PROMPT, Engine, ask, figures
 
 LOOPBACK = "127.0.0.1"
 POLL_S = 0.3
-SMOKE_S = 120.0
-PROMPT = "Say hello."
 _SIGNED, _LOOK = "POST /v1/", '"GET /health '
 _libc = ctypes.CDLL(None)
 
@@ -69,27 +67,6 @@ class Server:
         return ask(self.url, self.name, self.api, self.key, prompt, max_tokens)
 
 
-def ask(url: str, model: str, api: str, key: str, prompt: str, max_tokens: int) -> dict[str, Any]:
-    """A request to a served model, by either API: prompt, text and seconds. Raises NexaError."""
-    body: dict[str, Any] = {"model": model, "max_tokens": max_tokens, "temperature": 0.0}
-    body |= {"messages": [{"role": "user", "content": prompt}]} if api == "chat" else {"prompt": prompt}
-    path = "/chat/completions" if api == "chat" else "/completions"
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    begun = time.monotonic()
-    try:
-        with httpx.Client(timeout=SMOKE_S, trust_env=False) as client:
-            answer = client.post(url + path, json=body, headers=headers)
-        if answer.status_code != 200:
-            raise NexaError(f"the smoke request was answered {answer.status_code}: {answer.text[:300]}")
-        choice = answer.json()["choices"][0]
-        text = choice["message"]["content"] if api == "chat" else choice["text"]
-    except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise NexaError(f"the smoke request failed: {type(error).__name__}: {error}") from None
-    if not isinstance(text, str) or not text:
-        raise NexaError("the smoke request was answered without a text")
-    return {"prompt": prompt, "text": text, "seconds": round(time.monotonic() - begun, 3)}
-
-
 @contextlib.contextmanager
 def serving(
     engine: Engine,
@@ -104,10 +81,12 @@ def serving(
     grace_s: float = 15.0,
     stop: Callable[[], bool] = bool,
     told: Callable[[str], object] = print,
+    quiet: bool = False,
 ) -> Iterator[Server | None]:
     """Start the server and wait until it answers; None when it was stopped before. At the end it gets SIGTERM and,
-    after `grace_s`, SIGKILL; it dies with us however we die. Raises NexaError when it ends or is not ready in time,
-    UsageError for what cannot be served, and for an address that others reach without a key."""
+    after `grace_s`, SIGKILL; it dies with us however we die. Of a `quiet` one nothing is told unless it never answers.
+    Raises NexaError when it ends or is not ready in time, UsageError for what cannot be served, and for an address that
+    others reach without a key."""
     api = api_of(model)
     if host not in (LOOPBACK, "localhost", "::1"):
         if not engine.has_keys:
@@ -121,7 +100,7 @@ def serving(
         text=True, errors="replace", start_new_session=True, preexec_fn=_die_with_parent,
     )  # fmt: skip
     server = Server(engine, model, engine.called(model, name), host, port, api, process, key)
-    reader = threading.Thread(target=_relay, args=(server, told), daemon=True)
+    reader = threading.Thread(target=_relay, args=(server, told, quiet), daemon=True)
     reader.start()
     try:
         yield server if _is_ready(server, startup_s, stop) else None
@@ -144,17 +123,17 @@ def _is_ready(server: Server, startup_s: float, stop: Callable[[], bool]) -> boo
     return True
 
 
-def _relay(server: Server, told: Callable[[str], object]) -> None:
-    """Its lines to our log, and its requests counted. Our own looks are left out; and of transformers what it says
-    until it answers, which is hundreds of lines, unless it never does."""
+def _relay(server: Server, told: Callable[[str], object], quiet: bool) -> None:
+    """Its lines to our log, and its requests counted. Our own looks are left out; and of transformers, or a quiet one,
+    what it says until it answers, which is hundreds of lines, unless it never does."""
     assert server.process.stdout
     kept: deque[str] = deque(maxlen=60)
     for text in server.process.stdout:
         line = text.rstrip("\n")
         server.counted += _SIGNED in line and '" 200' in line
-        if server.engine.name == "transformers" and not server.answers:
+        if not server.answers and (quiet or server.engine.name == "transformers"):
             kept.append(line)
-        elif _LOOK not in line:
+        elif not quiet and _LOOK not in line:
             told(line)
     for line in () if server.answers else kept:
         told(line)

@@ -16,8 +16,7 @@ from nexa_dist.stages.row_files import ROWS, Id, Row, in_order, rows_of, write_l
 from nexa_dist.stages.serve.at_hand import at_hand, refuse
 from nexa_dist.stages.teach import table
 from nexa_dist.stages.teach.config import TeachConfig
-from nexa_dist.stages.teach.journal import Journal
-from nexa_dist.stages.teach.keeping import Keeping
+from nexa_dist.stages.teach.keeping import KeptJournal
 from nexa_dist.stages.teach.one_pass import ask_and_keep
 from nexa_dist.stages.teach.prompt import Prompts, prompt_sha256
 
@@ -46,14 +45,12 @@ def prepare(config: TeachConfig, env: StageEnv) -> None:
 
 def run(config: TeachConfig, env: StageEnv) -> int:
     """Returns 0, 3 when the budget ended it, 143 after SIGTERM. Raises NexaError when the server failed too often."""
-    with Journal(env.output / JOURNAL) as journal:
-        kept = Keeping(journal)
-        kept.restore()
-        work = Work(config, env, journal, kept)
+    with KeptJournal(env.output / JOURNAL) as journal:
+        work = Work(config, env, journal)
         try:
             code = work.ask() if work.left() else EXIT_OK
         finally:
-            kept.finish(work.done)
+            journal.finish(work.done)
         work.note()
         if code == EXIT_OK:
             work.write()
@@ -63,8 +60,8 @@ def run(config: TeachConfig, env: StageEnv) -> int:
 class Work:
     """The rows of one teach stage: where the answer of each stands in the journal, and its kind."""
 
-    def __init__(self, config: TeachConfig, env: StageEnv, journal: Journal, kept: Keeping) -> None:
-        self._config, self._env, self._journal, self._kept = config, env, journal, kept
+    def __init__(self, config: TeachConfig, env: StageEnv, journal: KeptJournal) -> None:
+        self._config, self._env, self._journal = config, env, journal
         self._prompts = Prompts(config.prompt, config.system)
         self._answers: dict[Id, tuple[str, int]] = {}
         self._counts: Counter[str] = Counter()
@@ -160,7 +157,7 @@ class Work:
         self._set(row, outcome.kind, self._journal.append(row, told))
         self._spent += outcome.usage
         done = self.done
-        self._kept.offer(done)
+        self._journal.offer(done)
         self._env.report(done, self._total, failed=done - self._counts[OK], usd=self._spent.usd)
 
     def _is_done(self, row: Id) -> bool:

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from nexa_dist.stages.row_files import Id
 
@@ -26,7 +26,7 @@ class Journal:
         os.ftruncate(self._fd, self._whole())
         self._end = os.lseek(self._fd, 0, os.SEEK_END)
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -25,25 +25,27 @@ EVERY_S, BYTES_A_S = 30.0, 1 << 20
 """Seconds between two checkpoints, and more where the journal is so large that this would be more bytes a second."""
 
 
-class Keeping:
-    """The checkpoints of one journal, of a teach stage or of an evaluation. The step of one tells `done`: how many rows
+class KeptJournal(Journal):
+    """A journal with its checkpoints, of a teach stage or of an evaluation. The step of one tells `done`: how many rows
     (or questions) need no answer any more, which never falls."""
 
     def __init__(
-        self, journal: Journal, environ: Mapping[str, str] = os.environ, clock: Callable[[], float] = time.monotonic
+        self, path: Path, environ: Mapping[str, str] = os.environ, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._journal, self._clock = journal, clock
-        state = journal.path.parent / STATE
+        """Takes over what an attempt kept. Raises Superseded when there is a newer attempt."""
+        super().__init__(path)
+        self._clock = clock
+        state = path.parent / STATE
         self._key = str(files.read_object(state)["key"]) if state.exists() else ""
         in_run = "NEXA_RUN_ID" in environ and "NEXA_RUN_DIR" in environ
         self._env = RankEnv.read("stage", environ) if in_run else None
         self._keeper = Keeper(self._env) if self._env else None
         self._base, self._saved, self._began = 0, 0, clock()
         self._last: float | None = None
+        self._restore()
 
-    def restore(self) -> None:
-        """Take over what an attempt kept that is not in the journal here, and lock older attempts out of the stores.
-        Raises Superseded when there is a newer attempt."""
+    def _restore(self) -> None:
+        """Take over what an attempt kept that is not in the journal here, and lock older attempts out of the stores."""
         if self._env is None or self._keeper is None:
             return
         found = self._env.resume_from
@@ -59,14 +61,14 @@ class Keeping:
                 self._base = self._saved  # so that ours are the newer ones
             else:
                 self._base = int(of["base"])
-                if lines := self._journal.take(found / FILE):
+                if lines := self.take(found / FILE):
                     print(f"{lines} answers of before come from the checkpoint {found.name}", flush=True)
         self._keeper.begin(self._saved)
 
     def offer(self, done: int) -> None:
         """Begin a checkpoint now and then. Raises what the disk raises, and Superseded."""
         done += self._base
-        wait_s = max(EVERY_S, self._journal.size / BYTES_A_S)
+        wait_s = max(EVERY_S, self.size / BYTES_A_S)
         if self._keeper is None or done <= self._saved or self._clock() - (self._last or self._began) < wait_s:
             return
         self._saved, self._last = done, self._clock()
@@ -85,11 +87,11 @@ class Keeping:
 
     def _fill(self) -> Callable[[Path], None]:
         """Writes the lines of now, of which none is changed any more."""
-        self._journal.sync()
-        size = self._journal.size
+        self.sync()
+        size = self.size
 
         def fill(folder: Path) -> None:
-            with self._journal.path.open("rb") as source, (folder / FILE).open("wb") as out:
+            with self.path.open("rb") as source, (folder / FILE).open("wb") as out:
                 shutil.copyfileobj(source, out)
                 out.truncate(size)
             files.write_json(folder / OF, {"key": self._key, "base": self._base})

@@ -14,18 +14,9 @@ from nexa_dist.ui.run_view.views import Json, Plain, Silent
 Kind = Literal["auto", "plain", "json", "none"]
 
 
-def view(
-    kind: Kind,
-    *,
-    run_id: str,
-    usd_per_hour: float,
-    started_unix: float,
-    shown: set[int] | None,
-    now: Callable[[], float] = time.time,
-) -> Silent:
-    """A view of one run. `usd_per_hour` is that of all nodes; `shown` are the ranks whose lines are shown (None: all).
-    "auto" is the panel on a terminal and plain lines elsewhere; both go to stderr, JSON goes to stdout."""
-    state = State(run_id, usd_per_hour, started_unix)
+def view(kind: Kind, state: State, shown: set[int] | None, now: Callable[[], float] = time.time) -> Silent:
+    """A view of one run; `shown` are the ranks whose lines are shown (None: all). "auto" is the panel on a terminal and
+    plain lines elsewhere; both go to stderr, JSON goes to stdout."""
     if kind == "json":
         return Json(state, shown, now)
     if kind == "none":

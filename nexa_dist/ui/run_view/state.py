@@ -48,6 +48,7 @@ class State:
 
     run_id: str
     usd_per_hour: float
+    """Of all nodes."""
     started_unix: float
     number: int = 1
     world_size: int = 0

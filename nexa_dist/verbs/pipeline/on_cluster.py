@@ -23,14 +23,14 @@ from nexa_dist.stages.load import load_stage
 from nexa_dist.stages.output import Output
 from nexa_dist.stages.references import resolve
 from nexa_dist.stages.registry import Registry
-from nexa_dist.verbs._shared import borrowed, find_cluster
+from nexa_dist.verbs._shared import Shown, borrowed, find_cluster
 from nexa_dist.verbs._training import at_home
 from nexa_dist.verbs.run.begin.fresh import fresh
 from nexa_dist.verbs.run.begin.resume import resumed
 
 NOTE = ".run.json"
 """File in a stage's folder that names its run."""
-RANK_0 = {0}
+RANK_0 = Shown({0})
 
 
 def done(ctx: Context, named: str | None, step: Step, folder: Path) -> int:
@@ -74,7 +74,7 @@ def _begun(ctx: Context, named: str | None, step: Step, folder: Path, config: Tr
     config = settled(ctx, at_home(config, cluster))
     with session(ctx.runner, subset(cluster, config.nodes)) as ssh, connecting(ssh) as links:
         return fresh(
-            ctx, ssh, links, config, str(step.config), detach=False, shown=RANK_0, as_json=False,
+            ctx, ssh, links, config, str(step.config), RANK_0,
             named=lambda run_id: files.write_json(folder / NOTE, {"run": run_id}),
         )  # fmt: skip
 

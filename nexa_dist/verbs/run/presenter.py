@@ -16,38 +16,27 @@ from nexa_dist.run.record import Run
 from nexa_dist.run.ssh.connections import Link, Ssh, reach
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.ui import run_view, terminal
+from nexa_dist.ui.run_view.state import State
+from nexa_dist.verbs._shared import Shown
 
 
 class RunPresenter:
     """Shows a run, and says how it ended; the exit code says it too."""
 
-    def __init__(
-        self,
-        ctx: Context,
-        folder: RunFolder,
-        record: Run,
-        shown: set[int] | None,
-        detach: bool,
-        as_json: bool,
-        *,
-        began: bool = False,
-    ) -> None:
+    def __init__(self, ctx: Context, folder: RunFolder, record: Run, shown: Shown, *, began: bool = False) -> None:
         """`began`: this command started the attempt, it has not only come to see it."""
-        self.folder, self.record, self.detach, self.as_json, self.began = folder, record, detach, as_json, began
+        self.folder, self.record, self.shown, self.began = folder, record, shown, began
         self.looks_on = False
-        self.view = run_view.view(
-            # A program that only starts a run wants one answer, not what happens until then.
-            "none" if as_json and detach else "json" if as_json else "auto",
-            run_id=folder.run_id,
-            usd_per_hour=record.cluster.usd_per_hour,
-            started_unix=record.attempts[0].started_unix if record.attempts else ctx.now(),
-            shown=shown,
-        )
+        started_unix = record.attempts[0].started_unix if record.attempts else ctx.now()
+        # A program that only starts a run wants one answer, not what happens until then.
+        kind: run_view.Kind = "auto" if not shown.as_json else "none" if shown.detach else "json"
+        state = State(folder.run_id, record.cluster.usd_per_hour, started_unix)
+        self.view = run_view.view(kind, state, shown.ranks)
         self.ctx = dataclasses.replace(ctx, say=self.view.note)
         self.supervisor = Supervisor(self.ctx, folder, record, record.cluster, self.view, self._interrupted)
 
     def follow(self, ssh: Ssh, links: list[Link]) -> int:
-        return self._told(lambda: self.supervisor.follow(ssh, links, self.detach))
+        return self._told(lambda: self.supervisor.follow(ssh, links, self.shown.detach))
 
     def recover(self, ssh: Ssh) -> int:
         return self._told(lambda: self.supervisor.resume(ssh))
@@ -79,7 +68,7 @@ class RunPresenter:
         if outcome is None:
             return self.left(EXIT_OK)
         ctx = dataclasses.replace(self.ctx, say=terminal.say)
-        code = told(ctx, self.folder, outcome, self.as_json)
+        code = told(ctx, self.folder, outcome, self.shown.as_json)
         from nexa_dist.ops.runs.end_policy import carry_out  # a run is launched sooner without it
 
         carry_out(ctx, self.supervisor.cluster, outcome)
@@ -98,7 +87,7 @@ class RunPresenter:
             terminal.say(f"{self._goes_on}. Follow it: nexa attach {run}; end it: nexa stop {run}")
         else:
             terminal.say(f"{run} has ended: {state}")
-        if self.as_json:
+        if self.shown.as_json:
             terminal.emit_line({"run": run, "state": "running" if state in ACTIVE else state})
         return code
 

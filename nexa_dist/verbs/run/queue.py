@@ -19,7 +19,7 @@ from nexa_dist.ops.runs.launch import commit
 from nexa_dist.plan.ranks import assign_ranks, subset
 from nexa_dist.plan.runs import grid
 from nexa_dist.run.code.archive import Archive
-from nexa_dist.verbs._shared import borrowed, context, find_cluster, find_folder, ranks
+from nexa_dist.verbs._shared import Shown, borrowed, context, find_cluster, find_folder
 from nexa_dist.verbs._training import at_home, load_stage, plan_file, refuse_detach, refuse_no_script, words_of
 from nexa_dist.verbs.run import queue_table
 from nexa_dist.verbs.run.queue_worker import Worker
@@ -120,7 +120,7 @@ def worked(ctx: Context, args: Arguments) -> int:
 def _work(ctx: Context, found: Queue, cluster: Cluster, args: Arguments) -> int:
     if not args.ignore_diag:
         refuse_unfit(found.folder, cluster)
-    return Worker(ctx, found, cluster, ranks(args.rank), args.json, args.picture).work()
+    return Worker(ctx, found, cluster, Shown.asked(args), args.picture).work()
 
 
 def _told(rows: list[Row], args: Arguments) -> int:

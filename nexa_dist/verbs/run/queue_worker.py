@@ -35,6 +35,7 @@ from nexa_dist.run.ssh.connections import Ssh, Unreachable, connect, session
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.secrets import redact_text
 from nexa_dist.ui import terminal
+from nexa_dist.verbs._shared import Shown
 from nexa_dist.verbs.run import queue_table
 from nexa_dist.verbs.run.attach import taken_over
 from nexa_dist.verbs.run.begin import fresh
@@ -46,11 +47,8 @@ MISSES = 2
 class Worker:
     """The one controller that begins the runs of a queue."""
 
-    def __init__(
-        self, ctx: Context, queue: Queue, cluster: Cluster, shown: set[int] | None, as_json: bool, picture: str | None
-    ) -> None:
-        self.ctx, self.queue, self.cluster = ctx, queue, cluster
-        self.shown, self.as_json, self.picture = shown, as_json, picture
+    def __init__(self, ctx: Context, queue: Queue, cluster: Cluster, shown: Shown, picture: str | None) -> None:
+        self.ctx, self.queue, self.cluster, self.shown, self.picture = ctx, queue, cluster, shown, picture
         self.ended_unix: float | None = None
         """Unix time at which the run before had ended on every node."""
         self.rows: list[Row] = []
@@ -114,7 +112,7 @@ class Worker:
                 self._finish_again(ssh, run)
                 return EXIT_OK
             terminal.say(f"▸ {row.id}: going on with {row.run_id}")
-            return taken_over(self.ctx, run, self.shown, self.as_json)
+            return taken_over(self.ctx, run, self.shown)
         ready = self.next.take(row.id)
         name = ready.folder.run_id if ready else row.run_id
         folder = RunFolder(Path(row.root) / "runs" / name) if name else None
@@ -130,8 +128,7 @@ class Worker:
         config = wandb_settled(self.ctx, config)
         try:
             return fresh.fresh(
-                self.ctx, ssh, lambda: connect(ssh), config, row.config_file,
-                detach=False, shown=self.shown, as_json=self.as_json,
+                self.ctx, ssh, lambda: connect(ssh), config, row.config_file, self.shown,
                 named=lambda run_id: self._put(row, run_id=run_id), folder=folder, code=self._code(row),
                 began=lambda prepared: self.next.make_ready(config, prepared),
             )  # fmt: skip
@@ -218,7 +215,7 @@ class Worker:
         """The table, and what is left to do."""
         rows = self.queue.load().rows or self.rows
         shown = [queue_table.of_row(row) for row in rows]
-        if self.as_json:
+        if self.shown.as_json:
             terminal.emit_line({"queue": shown})
         else:
             queue_table.rows_out(shown, False)

@@ -17,7 +17,7 @@ from nexa_dist.ops.queue import Queue
 from nexa_dist.ops.runs.wandb import settled
 from nexa_dist.plan.ranks import subset
 from nexa_dist.run.ssh.connections import connecting, session
-from nexa_dist.verbs._shared import borrowed, context, find_cluster, ranks
+from nexa_dist.verbs._shared import Shown, borrowed, context, find_cluster
 from nexa_dist.verbs._training import at_home, load_planned, refuse_detach
 
 if TYPE_CHECKING:
@@ -34,16 +34,14 @@ def run(args: Arguments) -> int:
     if args.stop_on_failure or args.picture:
         option = "--stop-on-failure" if args.stop_on_failure else "--picture"
         raise UsageError(f"{option} is for several runs", hint="nexa run A.yaml B.yaml, or --grid a.b=x,y")
-    ctx, shown = context(dry=args.dry_run), ranks(args.rank)
+    ctx, shown = context(dry=args.dry_run), Shown.asked(args)
     if args.origin:
         from nexa_dist.verbs.run.begin.reproduce import reproduced
 
         cluster, origin = reproduced(ctx, ctx.workspace.run(args.origin), args)
         refuse_in_use(ctx, cluster, args)
-        return launched(
-            ctx, cluster, origin.config, origin.record.config_file,
-            detach=args.detach, shown=shown, as_json=args.json, cluster_file=args.cluster, origin=origin,
-        )  # fmt: skip
+        file = origin.record.config_file
+        return launched(ctx, cluster, origin.config, file, shown, cluster_file=args.cluster, origin=origin)
     if args.anyway:
         raise UsageError("--anyway is for --from", hint="nexa run --from RUN --anyway")
     if not args.train and not args.resume:
@@ -57,9 +55,7 @@ def run(args: Arguments) -> int:
     config = at_home(config, cluster)
     cluster = subset(cluster, config.nodes)
     refuse_in_use(ctx, cluster, args)
-    return launched(
-        ctx, cluster, config, args.train, detach=args.detach, shown=shown, as_json=args.json, cluster_file=args.cluster
-    )
+    return launched(ctx, cluster, config, args.train, shown, cluster_file=args.cluster)
 
 
 def refuse_in_use(ctx: Context, cluster: Cluster, args: Arguments) -> None:
@@ -79,15 +75,13 @@ def launched(
     cluster: Cluster,
     config: TrainConfig,
     config_file: str,
+    shown: Shown,
     *,
-    detach: bool,
-    shown: set[int] | None,
-    as_json: bool,
     cluster_file: str | None = None,
     origin: Origin | None = None,
 ) -> int:
     """A new run, followed to its end."""
-    refuse_detach(config, detach)
+    refuse_detach(config, shown.detach)
     config = settled(ctx, config)
     with session(ctx.runner, cluster) as ssh, connecting(ssh) as links:
         from nexa_dist.ops.runs import launch
@@ -96,8 +90,5 @@ def launched(
         if ctx.dry:
             codes = origin.codes if origin else None
             prepared = launch.prepare(ctx, ssh, config, "train_dry_run", 1, None, codes=codes, links=links)
-            return fresh.printed(prepared, as_json)
-        return fresh.fresh(
-            ctx, ssh, links, config, config_file,
-            detach=detach, shown=shown, as_json=as_json, cluster_file=cluster_file, origin=origin,
-        )  # fmt: skip
+            return fresh.printed(prepared, shown.as_json)
+        return fresh.fresh(ctx, ssh, links, config, config_file, shown, cluster_file=cluster_file, origin=origin)

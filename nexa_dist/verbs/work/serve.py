@@ -21,7 +21,7 @@ from nexa_dist.run import dotenv, git
 from nexa_dist.run.ssh.connections import connecting, session
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.ui import terminal
-from nexa_dist.verbs._shared import borrowed, context, find_cluster
+from nexa_dist.verbs._shared import Shown, borrowed, context, find_cluster
 
 
 def serve(args: Arguments) -> int:
@@ -78,8 +78,7 @@ def _served(ctx: Context, cluster: Cluster, config: Any, wish: Wish, tunnel: Tun
             door.open(link, link.run_dir(run[0]))
 
         code = fresh.fresh(
-            ctx, ssh, links, config, args.what, detach=args.detach, shown=None, as_json=args.json,
-            named=run.append, began=began,
+            ctx, ssh, links, config, args.what, Shown(None, args.json, args.detach), named=run.append, began=began,
         )  # fmt: skip
         if not args.detach or code:
             return code

@@ -244,7 +244,7 @@ def test_deepspeed_and_fsdp_are_real_learn_as_ddp_does_and_go_on_where_they_were
 
 @pytest.mark.long(WHY)
 def test_the_list_of_keys_is_what_this_axolotl_knows(tmp_path: Path) -> None:
-    argv = [heavy.interpreter(), "-m", "nexa_dist.train.backends.ax_keys"]
+    argv = [heavy.interpreter(), "-m", "tests.axolotl_keys"]
     done = subprocess.run(argv, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)

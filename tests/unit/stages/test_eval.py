@@ -13,9 +13,9 @@ pytest.importorskip("httpx")
 pq: Any = pytest.importorskip("pyarrow.parquet")
 
 from nexa_dist.errors import NexaError, UsageError  # noqa: E402
-from nexa_dist.stages import eval as stage  # noqa: E402
 from nexa_dist.stages.contract import EXIT_STOPPED, StageEnv  # noqa: E402
 from nexa_dist.stages.data.config import Sample  # noqa: E402
+from nexa_dist.stages.eval import work as stage  # noqa: E402
 from nexa_dist.stages.load import load_stage  # noqa: E402
 from tests.teacher import Answer, Server, completion, serving  # noqa: E402
 

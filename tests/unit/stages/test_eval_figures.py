@@ -64,18 +64,17 @@ def test_both_orders_count_alike() -> None:
 
 
 def test_a_winner_is_one_in_both_orders() -> None:
-    verdicts = Verdicts(judge(against="other"))
     said = {
         "better": ("A", "B"), "worse": ("b", " a "), "place": ("A", "A"), "equal": ("tie", "tie"), "odd": ("C", "A"),
     }  # fmt: skip
+    replies: dict[tuple[int | str, str], tuple[str, Any]] = {}
     for row, words in said.items():
-        for order, word in enumerate(words):
-            verdicts.add(row, f"pair{order}", "ok", {"winner": word})
-    verdicts.add("half", "pair0", "ok", {"winner": "A"})
-    verdicts.add("half", "pair1", "bad_json", None)
+        replies |= {(row, f"pair{order}"): ("ok", {"winner": word}) for order, word in enumerate(words)}
+    replies |= {("half", "pair0"): ("ok", {"winner": "A"}), ("half", "pair1"): ("bad_json", None)}
+    verdicts = Verdicts(judge(against="other"), replies)
     found = {row: verdicts.of(row)["winner"] for row in (*said, "half")}
     assert found == {"better": "answer", "worse": "other", "place": "tie", "equal": "tie", "odd": None, "half": None}
-    assert verdicts.failures == {"bad_json": 1}
+    assert verdicts.failures == {"half": ["bad_json"]}
     # better: A, then B; worse: b, a; place: A, A; odd: A in its second order; half: A
     assert verdicts.first_place() == {"first_wins": pytest.approx(6 / 8), "orders_agree": pytest.approx(3 / 5)}
 

@@ -18,8 +18,8 @@ torch: Any = Late("torch")
 transformers: Any = Late("transformers")
 
 from nexa_dist.errors import UsageError  # noqa: E402
-from nexa_dist.stages import eval as stage  # noqa: E402
 from nexa_dist.stages.contract import EXIT_STOPPED, StageEnv  # noqa: E402
+from nexa_dist.stages.eval import work as stage  # noqa: E402
 from nexa_dist.stages.load import load_stage  # noqa: E402
 from tests.bytes_model import byte_llama  # noqa: E402
 

@@ -13,9 +13,9 @@ import pytest
 pq: Any = pytest.importorskip("pyarrow.parquet")
 
 from nexa_dist.errors import ConfigError, UsageError  # noqa: E402
-from nexa_dist.stages import filter as stage  # noqa: E402
 from nexa_dist.stages.contract import StageEnv  # noqa: E402
 from nexa_dist.stages.filter import review  # noqa: E402
+from nexa_dist.stages.filter import sorting as stage  # noqa: E402
 from nexa_dist.stages.load import load_stage  # noqa: E402
 from nexa_dist.train.text import examples  # noqa: E402
 

@@ -18,7 +18,7 @@ pytest.importorskip("httpx")
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.ops.serving import served
 from nexa_dist.stages.endpoint_config import EndpointConfig
-from nexa_dist.stages.serve import at_hand, engines, hold, server
+from nexa_dist.stages.serve import at_hand, engines, hold
 from nexa_dist.stages.serve.engines import Engine, choose, figures
 from nexa_dist.stages.serve.server import api_of, serving
 
@@ -80,7 +80,7 @@ def test_a_server_is_waited_for_asked_and_ended(model: Path, api: str, monkeypat
         assert one
         assert one.smoke()["text"] == "no rank, m"
         with pytest.raises(NexaError, match="401"):
-            server.ask(one.url, "m", api, "wrong", "hello", 4)
+            engines.ask(one.url, "m", api, "wrong", "hello", 4)
         for _ in range(100):
             if one.counted == 1:
                 break
@@ -123,7 +123,7 @@ def test_the_last_lines_of_a_teacher_that_does_not_start_are_told(
     monkeypatch.setattr(at_hand, "choose", lambda _: Program("vllm", "a test"))
     with at_hand.at_hand(config, {"teacher": model}, "teacher", bool) as endpoint:
         assert endpoint
-        assert server.ask(endpoint.url, "m", "chat", "", "hello", 4)["text"]
+        assert engines.ask(endpoint.url, "m", "chat", "", "hello", 4)["text"]
     assert "POST" not in capsys.readouterr().out, "its requests are not the stage's lines"
 
 

@@ -54,9 +54,9 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             raise NexaError("no rows", hint="give some")
 
     module = types.ModuleType("toy_stage")
-    module.__dict__.update(Config=Upper, run=run, prepare=prepare, FORMAT=1, asked=asked)
+    module.__dict__.update(Upper=Upper, run=run, prepare=prepare, asked=asked)
     monkeypatch.setitem(sys.modules, "toy_stage", module)
-    monkeypatch.setitem(table.STAGES, "data", "toy_stage")
+    monkeypatch.setitem(table.STAGES, "data", contract.Stage("toy_stage:Upper", "toy_stage"))
     monkeypatch.setenv("NEXA_WORKSPACE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.txt").write_text("a\nb\nc\n")
@@ -124,7 +124,7 @@ def test_a_stage_becomes_a_run_with_its_inputs_as_data(toy: Path) -> None:
         "stage: data\ninputs: {rows: rows.txt}\nlaunch: {budget_usd: 2.0, secrets: [API_KEY], nproc_per_node: 2}\n"
     )
     made = load_as_training(Path("up.yaml"), ["seed=4"])
-    assert (made.stage, made.name, made.module, made.nproc_per_node) == ("data", "up", "toy_stage", 2)
+    assert (made.stage, made.name, made.module, made.nproc_per_node) == ("data", "up", "nexa_dist.stages.data", 2)
     assert made.args == (
         "--config",
         "up.yaml",

@@ -17,9 +17,9 @@ pytest.importorskip("httpx")
 pq: Any = pytest.importorskip("pyarrow.parquet")
 
 from nexa_dist.errors import NexaError, UsageError  # noqa: E402
-from nexa_dist.stages import teach  # noqa: E402
 from nexa_dist.stages.contract import StageEnv  # noqa: E402
 from nexa_dist.stages.load import load_stage  # noqa: E402
+from nexa_dist.stages.teach import asking as teach  # noqa: E402
 from nexa_dist.stages.teach import keeping  # noqa: E402
 from nexa_dist.stages.teach.journal import Journal  # noqa: E402
 from nexa_dist.train import checkpoint  # noqa: E402
@@ -306,7 +306,7 @@ def test_with_its_node_lost_nothing_that_was_kept_is_asked_again(
     node = Node(tmp_path, 1, monkeypatch)
     if not warned:
         monkeypatch.setattr(keeping, "EVERY_S", 0.0)
-        monkeypatch.setattr(keeping.Keeping, "finish", lambda *_: None)
+        monkeypatch.setattr(keeping.KeptJournal, "finish", lambda *_: None)
     with serving(answer) as server:
         stage = Stage(tmp_path / "b", server, endpoint={"concurrency": 1})
         of_key(stage, "of this prompt")

@@ -26,6 +26,7 @@ from nexa_dist.run.workspace import RunFolder
 from nexa_dist.secrets import redact
 from nexa_dist.ui import terminal
 from nexa_dist.verbs._consent import whom_to_tell
+from nexa_dist.verbs._shared import Shown
 from nexa_dist.verbs.run.presenter import RunPresenter
 
 if TYPE_CHECKING:
@@ -46,10 +47,8 @@ def fresh(
     links: Connecting,
     config: TrainConfig,
     config_file: str,
+    shown: Shown,
     *,
-    detach: bool,
-    shown: set[int] | None,
-    as_json: bool,
     named: Callable[[str], object] = str,
     cluster_file: str | None = None,
     folder: RunFolder | None = None,
@@ -94,7 +93,7 @@ def fresh(
             started(ctx, folder, prepared, record)
             door.close()
             began(prepared)
-            presenter = RunPresenter(ctx, folder, record, shown, detach, as_json, began=True)
+            presenter = RunPresenter(ctx, folder, record, shown, began=True)
             return presenter.follow(ssh, list(prepared.links))
 
 

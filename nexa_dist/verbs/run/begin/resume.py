@@ -25,14 +25,14 @@ from nexa_dist.run.record import Run
 from nexa_dist.run.ssh.connections import connect, session
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.verbs._consent import whom_to_tell
-from nexa_dist.verbs._shared import find_cluster, refuse_job
+from nexa_dist.verbs._shared import Shown, find_cluster, refuse_job
 from nexa_dist.verbs._training import load_planned, refuse_detach
 from nexa_dist.verbs.run.attach import taken_over
 from nexa_dist.verbs.run.begin.fresh import printed, refuse_without_money, started
 from nexa_dist.verbs.run.presenter import RunPresenter
 
 
-def resumed(ctx: Context, folder: RunFolder, args: Arguments, shown: set[int] | None) -> int:
+def resumed(ctx: Context, folder: RunFolder, args: Arguments, shown: Shown) -> int:
     """Takes over a run that nobody supervises, or begins a new attempt of one that is over."""
     record = folder.load()
     refuse_job(folder.run_id, record.cluster)
@@ -44,7 +44,7 @@ def resumed(ctx: Context, folder: RunFolder, args: Arguments, shown: set[int] | 
                 f"{folder.run_id} goes on, so {given} could not be heeded",
                 hint=f"nexa attach {folder.run_id} follows it; nexa stop {folder.run_id} before it is changed",
             )
-        return taken_over(ctx, folder, shown, args.json, args.detach)
+        return taken_over(ctx, folder, shown)
     attempt = len(record.attempts) + 1
     config, changed = _as_asked(ctx, folder, record, args)
     cluster = subset(_where(ctx, record, args.cluster), config.nodes)
@@ -87,7 +87,7 @@ def resumed(ctx: Context, folder: RunFolder, args: Arguments, shown: set[int] | 
         started(ctx, folder, prepared, record, changed=changed)
         door.close()
         tell_kept(ctx, record.last)
-        presenter = RunPresenter(ctx, folder, record, shown, args.detach, args.json, began=True)
+        presenter = RunPresenter(ctx, folder, record, shown, began=True)
         return presenter.follow(ssh, list(prepared.links))
 
 

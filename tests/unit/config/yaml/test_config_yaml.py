@@ -32,18 +32,18 @@ def test_an_unquoted_word_has_one_meaning(word: str, value: object) -> None:
     assert document.data == {"a": value} and type(document.data["a"]) is type(value)
 
 
-def test_lines_of_keys_and_values() -> None:
+def test_lines_of_keys_and_items() -> None:
     document = parse_yaml(b"# c\nname: x\ncluster:\n  - host: a\n    gpus:\n      4\n  - {host: b}\n", "f.yaml")
     assert document.data == {"name": "x", "cluster": [{"host": "a", "gpus": 4}, {"host": "b"}]}
     assert document.lines == {
-        (): (2, 2),
-        ("name",): (2, 2),
-        ("cluster",): (3, 4),
-        ("cluster", 0): (4, 4),
-        ("cluster", 0, "host"): (4, 4),
-        ("cluster", 0, "gpus"): (5, 6),
-        ("cluster", 1): (7, 7),
-        ("cluster", 1, "host"): (7, 7),
+        (): 2,
+        ("name",): 2,
+        ("cluster",): 3,
+        ("cluster", 0): 4,
+        ("cluster", 0, "host"): 4,
+        ("cluster", 0, "gpus"): 5,
+        ("cluster", 1): 7,
+        ("cluster", 1, "host"): 7,
     }
 
 

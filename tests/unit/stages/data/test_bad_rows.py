@@ -16,7 +16,9 @@ pa = pytest.importorskip("pyarrow")
 
 from nexa_dist.errors import NexaError  # noqa: E402
 from nexa_dist.stages.contract import StageEnv  # noqa: E402
-from nexa_dist.stages.data import Config, prepare, read, run  # noqa: E402
+from nexa_dist.stages.data import read  # noqa: E402
+from nexa_dist.stages.data.config import DataConfig as Config  # noqa: E402
+from nexa_dist.stages.data.steps import prepare, run  # noqa: E402
 
 LINES = b"".join(b'{"text": "row %d"}\n' % number for number in range(2000))
 

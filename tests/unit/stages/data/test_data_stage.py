@@ -20,11 +20,13 @@ needs("datasketch")
 from nexa_dist.errors import NexaError  # noqa: E402
 from nexa_dist.stages import entry  # noqa: E402
 from nexa_dist.stages.contract import EXIT_STOPPED, StageEnv  # noqa: E402
-from nexa_dist.stages.data import Config, prepare, run, steps  # noqa: E402
+from nexa_dist.stages.data import steps  # noqa: E402
 from nexa_dist.stages.data.choose import shares  # noqa: E402
+from nexa_dist.stages.data.config import DataConfig as Config  # noqa: E402
 from nexa_dist.stages.data.pack import windows  # noqa: E402
 from nexa_dist.stages.data.shingles import shingles, signatures  # noqa: E402
 from nexa_dist.stages.data.statistics import drift  # noqa: E402
+from nexa_dist.stages.data.steps import prepare, run  # noqa: E402
 from nexa_dist.stages.whole import hashes  # noqa: E402
 
 WORDS = re.findall(

@@ -27,7 +27,7 @@ class Clock:
 
 
 def made(kind: Kind, clock: Clock, shown: set[int] | None = None) -> Silent:
-    return view(kind, run_id="train_x", usd_per_hour=3.6, started_unix=1000.0, shown=shown, now=clock)
+    return view(kind, State("train_x", 3.6, 1000.0), shown, clock)
 
 
 def progress(steps: dict[str, int], at: float, **more: Any) -> dict[str, Any]:
@@ -290,7 +290,7 @@ def test_a_span_of_seconds_is_said_in_two_units(seconds: float | None, said: str
 
 
 def test_a_progress_bar_is_shown_by_its_last_state(capsys: pytest.CaptureFixture[str]) -> None:
-    made = view("plain", run_id="r", usd_per_hour=1.0, started_unix=0.0, shown=None, now=lambda: 1.0)
+    made = view("plain", State("r", 1.0, 0.0), None, lambda: 1.0)
     made.attempt(1, ["n0"], 1, None)
     made.line("n0", "rank_0/attempt_1.log", 0, b" 3%", True)
     made.line("n0", "rank_0/attempt_1.log", 0, b"\r 1%\r 3%\r 4%\r")

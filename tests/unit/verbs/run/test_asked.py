@@ -14,6 +14,7 @@ from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops.context import Context
 from nexa_dist.run.runner import SystemRunner
 from nexa_dist.run.workspace import RunFolder, Workspace
+from nexa_dist.verbs._shared import Shown
 from nexa_dist.verbs.cluster import provision as cluster
 from nexa_dist.verbs.run.begin import resume
 from tests.unit import records
@@ -106,7 +107,7 @@ def test_a_run_stays_on_its_cluster(tmp_path: Path) -> None:
 def test_a_run_that_goes_on_is_not_changed_under_its_ranks(tmp_path: Path, words: tuple[str, ...]) -> None:
     run = Run(tmp_path, "running")
     with pytest.raises(UsageError, match=r"goes on, so .* could not be heeded"):
-        resume.resumed(run.ctx, run.folder, arguments(*words), None)
+        resume.resumed(run.ctx, run.folder, arguments(*words), Shown(None))
 
 
 def test_a_saved_plan_is_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:

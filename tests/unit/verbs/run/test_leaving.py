@@ -22,6 +22,7 @@ from nexa_dist.run.runner import SystemRunner
 from nexa_dist.run.workspace import RunFolder, Workspace
 from nexa_dist.ui import terminal
 from nexa_dist.ui.run_view.views import Silent
+from nexa_dist.verbs._shared import Shown
 from nexa_dist.verbs.run import attach as verb
 from nexa_dist.verbs.run.presenter import RunPresenter
 from tests.unit import records
@@ -38,7 +39,7 @@ def shower(root: Path, *, began: bool, state: str = "running", **row: Any) -> Ru
     data = {"cluster": CLUSTER.to_json(), "config": {}, "nodes": nodes, "attempts": [attempt]}
     record = records.put(folder, data)
     ctx = Context(Workspace(root), SystemRunner(), lambda text: None)
-    return RunPresenter(ctx, folder, record, None, True, True, began=began)
+    return RunPresenter(ctx, folder, record, Shown(None, as_json=True, detach=True), began=began)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,7 @@ def test_who_goes_while_it_still_connects_is_told_the_same(
         raise Leave
 
     monkeypatch.setattr(verb, "session", session)
-    assert verb.taken_over(one.ctx, one.folder, None, True) == EXIT_INTERRUPTED
+    assert verb.taken_over(one.ctx, one.folder, Shown(None, as_json=True)) == EXIT_INTERRUPTED
     assert capsys.readouterr().err.startswith("the run goes on. Follow it: nexa attach train_")
 
 

@@ -47,7 +47,7 @@ class Launches:
         self.link, self.readied = Mock(), list[str]()
         self.prepared = Mock(links=(self.link,))
 
-    def __call__(self, ctx: Any, ssh: Any, links: Any, config: Any, file: str, **more: Any) -> int:
+    def __call__(self, ctx: Any, ssh: Any, links: Any, config: Any, file: str, shown: Any, **more: Any) -> int:
         name = f"train_{len(self.begun):06d}"
         if more["folder"] is not None:
             assert more["folder"].path.is_dir()

@@ -1,4 +1,4 @@
-"""`python -m nexa_dist.train.backends.ax_keys`, in the environment heavy: prints the keys that Axolotl's schema knows.
+"""`python -m tests.axolotl_keys`, in the environment heavy: prints the keys that Axolotl's schema knows.
 
 What it prints is nexa_dist/config/backend_files/axolotl_keys.json, by which a typo is refused where Axolotl is not
 installed.
