@@ -6,6 +6,8 @@ A node's words are data of a stranger: a rank can write agent.jsonl, and who has
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from nexa_dist.errors import NexaError
@@ -325,6 +327,13 @@ def event(line: bytes) -> dict[str, Any]:
     """A line of agent.jsonl. Raises Strange."""
     cut = line[max(line.rfind(b'{"event": '), 0) :]  # behind one that a full disk cut off
     return dict(parsed(cut, _event, EVENT_BYTES))
+
+
+def events(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Events in lines of agent.jsonl. What is none is passed over: a node wrote it."""
+    for line in lines:
+        with contextlib.suppress(Strange):
+            yield event(line)
 
 
 def _event(value: Any) -> dict[str, Any]:
