@@ -99,7 +99,6 @@ GROUPS = rows(record({
     **dict.fromkeys(("enqueued", "started", "completed", "seq"), SEQUENCE),
 }), 64)  # fmt: skip
 """How far a rank is in the collectives of each of its process groups."""
-FLIGHT = record({"rank": RANK, "groups": GROUPS})
 NOTICE_MAY: dict[str, Check] = {"action": text(40), "at_unix": UNIX, "seen_unix": UNIX}
 
 _EVENTS: dict[str, tuple[dict[str, Check], dict[str, Check]]] = {
