@@ -17,14 +17,15 @@ NEWEST_BYTES = 1 << 16
 """Bytes of a node's events that are read, from the end."""
 
 
-def recorded(ctx: Context, cluster: str = "") -> Iterator[tuple[RunFolder, Run]]:
-    """Runs on this cluster, or here on any, with their records. A torn one is said, and passed over."""
+def recorded(ctx: Context, cluster: str = "", *, quiet: bool = False) -> Iterator[tuple[RunFolder, Run]]:
+    """Runs on this cluster, or here on any, with their records. A torn one is passed over, and said unless `quiet`."""
     workspaces = ctx.workspace.users(cluster) if cluster else [ctx.workspace]
     for run in [run for workspace in workspaces for run in workspace.runs()]:
         try:
             record = run.load()
         except NexaError as error:
-            ctx.say(f"warning: passed over: {error}")
+            if not quiet:
+                ctx.say(f"warning: passed over: {error}")
             continue
         if cluster in ("", record.cluster.name):
             yield run, record

@@ -17,9 +17,8 @@ from nexa_dist.plan.failures.diagnose import Diagnosis, judge
 from nexa_dist.plan.failures.evidence import Evidence, NodeEvidence, RankEvidence
 from nexa_dist.plan.failures.known.signature import Exit
 from nexa_dist.plan.failures.log_tail import TAIL_BYTES
-from nexa_dist.run import files
 from nexa_dist.run.code.archive import Kept, look
-from nexa_dist.run.logs.mirror import EVENTS, TAIL
+from nexa_dist.run.logs.mirror import EVENTS, log_tail
 from nexa_dist.run.record import Attempt, Run
 from nexa_dist.run.workspace import RunFolder
 
@@ -127,12 +126,12 @@ def collect(run: RunFolder, row: Attempt) -> Evidence:
         logs = {n: path for n, path in _rank_logs(folder, number) if first <= n <= last}
         for rank in sorted({*exits, *logs}):
             failed = rank not in exits or exits[rank].bad
-            tail = _tail(logs[rank], TAIL_BYTES if failed else 4096) if rank in logs else b""
+            tail = log_tail(logs[rank], TAIL_BYTES if failed else 4096) if rank in logs else b""
             ranks.append(RankEvidence(folder.name, rank, tail, exits.get(rank)))
         phases = [
-            _tail(folder / f"{name}.attempt_{number}.log", TAIL_BYTES) for name in ("prepare", "torchrun", "setup")
+            log_tail(folder / f"{name}.attempt_{number}.log", TAIL_BYTES) for name in ("prepare", "torchrun", "setup")
         ]
-        agent, skew_s = _tail(folder / "agent.err", 4096), row.skew_s.get(folder.name, 0.0)
+        agent, skew_s = log_tail(folder / "agent.err", 4096), row.skew_s.get(folder.name, 0.0)
         nodes.append(NodeEvidence(folder.name, events, phases[0], phases[1], agent, skew_s, phases[2]))
     return Evidence(tuple(nodes), tuple(ranks), row.state, row.cause)
 
@@ -144,18 +143,12 @@ def _rank_logs(folder: Path, attempt: int) -> Iterator[tuple[int, Path]]:
             yield int(name), path
 
 
-def _tail(path: Path, size: int) -> bytes:
-    """The last bytes of a file; nothing when it cannot be read. Of a log that is not all here they lie beside it."""
-    kept = path.with_name(path.name + TAIL)
-    return files.tail(kept if kept.exists() else path, size)
-
-
 def _events(path: Path, attempt: int) -> tuple[dict[str, Any], ...]:
     """The events of one attempt, oldest first, of those that come often only the last."""
     current: int | None = None
     found: dict[int | None, list[dict[str, Any]]] = {}
     often: dict[tuple[int | None, int], bytes] = {}
-    for line in _tail(path, EVENTS_BYTES).split(b"\n"):
+    for line in log_tail(path, EVENTS_BYTES).split(b"\n"):
         kind = next((i for i, name in enumerate(FREQUENT) if name in line), None)
         if kind is not None:
             often[current, kind] = line

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from nexa_dist import wire
@@ -12,6 +11,7 @@ from nexa_dist.node.protocol import Event
 from nexa_dist.ops.active_runs import NEWEST_BYTES, progress
 from nexa_dist.plan.money.cost import cost_usd, gpu_hours
 from nexa_dist.plan.money.phases import SKEW_S
+from nexa_dist.plan.runs.snapshot import flat
 from nexa_dist.run import files
 from nexa_dist.run.logs.mirror import EVENTS
 from nexa_dist.run.record import Attempt
@@ -55,16 +55,8 @@ def figures(run: RunFolder, before: dict[str, dict[str, Any]]) -> dict[str, Any]
 
 def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`trainer.steps=60`, `args=--lr 3e-4`: what `new` has otherwise."""
-    was = dict(_flat(old))
-    return [f"{key}={_word(value)}" for key, value in _flat(new) if key not in was or was[key] != value]
-
-
-def _flat(config: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{above}{key}.")
-        elif above or key not in LABELS:
-            yield f"{above}{key}", value
+    was, now = dict(flat(old, ".")), {key: value for key, value in flat(new, ".") if key not in LABELS}
+    return [f"{key}={_word(value)}" for key, value in now.items() if key not in was or was[key] != value]
 
 
 def _word(value: Any) -> str:

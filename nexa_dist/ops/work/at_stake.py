@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster, Node
-from nexa_dist.ops.active_runs import newest_events
+from nexa_dist.ops.active_runs import newest_events, recorded
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.providers.table import is_off
 from nexa_dist.ops.work import steps
@@ -56,12 +55,7 @@ def at_stake(ctx: Context, folder: ClusterFolder, without: Collection[str] = ())
 
 def _runs(ctx: Context, cluster: Cluster) -> list[tuple[RunFolder, Run]]:
     """Runs of all workspaces that use the cluster. A torn record keeps nobody."""
-    known = []
-    for run in [run for workspace in ctx.workspace.users(cluster.name) for run in workspace.runs()]:
-        with contextlib.suppress(NexaError):
-            record = run.load()
-            if record.cluster.name == cluster.name and record.attempts:
-                known.append((run, record))
+    known = [(run, record) for run, record in recorded(ctx, cluster.name, quiet=True) if record.attempts]
     return sorted(known, key=lambda one: one[0].run_id)[-MOST_RUNS:]
 
 

@@ -158,13 +158,13 @@ def test_a_measured_skew_orders_the_nodes(run: RunFolder) -> None:
 
 def test_reads_are_bounded_and_torn_records_passed_over(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
-    real = asking._tail
+    real = asking.log_tail
 
     def counted(path: Path, size: int) -> bytes:
         taken.append(len(data := real(path, size)))
         return data
 
-    monkeypatch.setattr(asking, "_tail", counted)
+    monkeypatch.setattr(asking, "log_tail", counted)
     monkeypatch.setattr(asking, "EVENTS_BYTES", 4000)
     old = line("started", 1, attempt=2) + line("imds", 2, state="on") * 4000
     junk = '{"event": "rank_exit", "at": 60, "rank": "x"}\n{"event"\n[]\n7\n{"event": "x", "at": 1e999}\n'
