@@ -6,6 +6,8 @@ A node's words are data of a stranger: a rank can write agent.jsonl, and who has
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from nexa_dist.errors import NexaError
@@ -97,7 +99,6 @@ GROUPS = rows(record({
     **dict.fromkeys(("enqueued", "started", "completed", "seq"), SEQUENCE),
 }), 64)  # fmt: skip
 """How far a rank is in the collectives of each of its process groups."""
-FLIGHT = record({"rank": RANK, "groups": GROUPS})
 NOTICE_MAY: dict[str, Check] = {"action": text(40), "at_unix": UNIX, "seen_unix": UNIX}
 
 _EVENTS: dict[str, tuple[dict[str, Check], dict[str, Check]]] = {
@@ -325,6 +326,13 @@ def event(line: bytes) -> dict[str, Any]:
     """A line of agent.jsonl. Raises Strange."""
     cut = line[max(line.rfind(b'{"event": '), 0) :]  # behind one that a full disk cut off
     return dict(parsed(cut, _event, EVENT_BYTES))
+
+
+def events(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Events in lines of agent.jsonl. What is none is passed over: a node wrote it."""
+    for line in lines:
+        with contextlib.suppress(Strange):
+            yield event(line)
 
 
 def _event(value: Any) -> dict[str, Any]:

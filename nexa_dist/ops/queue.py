@@ -7,13 +7,12 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from nexa_dist import shape
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.run import files, trust
 from nexa_dist.run.code import archive
-from nexa_dist.run.workspace import ClusterFolder, RunFolder
+from nexa_dist.run.workspace import ClusterFolder, RunFolder, loaded
 
 State = Literal["waiting", "running", "done", "failed", "stopped", "removed"]
 MOST_ROWS = 1000
@@ -82,7 +81,7 @@ class Queue:
         if not self.path.exists():
             return Kept()
         hint = f"the queue begins anew once {self.path} is moved away; nexa runs lists what has run"
-        return cast(Kept, files.read_shape(self.path, shape.of(Kept), hint))
+        return loaded(self.path, Kept, hint)
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[Kept]:

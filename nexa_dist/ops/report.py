@@ -21,7 +21,6 @@ from nexa_dist.run.logs.reader import Reader
 from nexa_dist.run.record import Attempt, Run
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.secrets import redact, redact_text
-from nexa_dist.shape import Strange
 
 LOG_BYTES = 256 << 20
 """Bytes of one log or of one node's events that are read, from the beginning."""
@@ -116,11 +115,12 @@ def _attempt(
 def _events(ctx: Context, folder: Path) -> Iterator[dict[str, Any]]:
     """Events of one node. A machine that replaced another began them anew, and those of before are beside them."""
     for path in sorted(folder.glob("agent*.jsonl"), key=lambda path: (path.name == "agent.jsonl", path.name)):
-        for line in _lines(ctx, path):
-            others = line.startswith(FREQUENT[1]) and b'"0": ' not in line  # the progress of ranks that are not shown
-            if not others and not line.startswith(FREQUENT[0]):
-                with contextlib.suppress(Strange):  # a node wrote it
-                    yield wire.event(line)
+        yield from wire.events(line for line in _lines(ctx, path) if not _is_of_others(line))
+
+
+def _is_of_others(line: bytes) -> bool:
+    """Tell whether a line is a heartbeat, or the progress of ranks that are not shown."""
+    return line.startswith(FREQUENT[0]) or (line.startswith(FREQUENT[1]) and b'"0": ' not in line)
 
 
 def _lines(ctx: Context, path: Path) -> Iterator[bytes]:

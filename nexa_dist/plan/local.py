@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from nexa_dist.config.cluster import ClusterConfig
-from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.plan.ranks import endpoint
+from nexa_dist.model import Cluster, Node
+from nexa_dist.plan.made import cluster_of, folders, in_environment
 
 FIRST_HOST = 11
 """127.0.0.11 and on: away from 127.0.0.1, which other programs use."""
@@ -50,7 +50,7 @@ def cluster(
     created_unix: float,
 ) -> Cluster:
     """cluster.json from Terraform's outputs."""
-    nodes = tuple(
+    nodes = (
         Node(
             name=row["name"],
             address=row["address"],
@@ -61,20 +61,5 @@ def cluster(
         )
         for row in outputs["nodes"]
     )
-    layout = Layout(
-        python=f"{shared}/envs/{env_hash}/bin/python",
-        scratch=config.scratch or "~/scratch",
-        shared=shared,
-        durable=durable,
-    )
-    return Cluster(
-        name=config.name or "",
-        provider="local",
-        nodes=nodes,
-        layout=layout,
-        ssh_config=ssh_config,
-        rdzv=endpoint(nodes[0], config.rdzv_port),
-        rdzv_backend=config.rdzv_backend,
-        env_hash=env_hash,
-        created_unix=created_unix,
-    )
+    layout = folders(config, "", "~/scratch", shared, durable)
+    return in_environment(cluster_of(config, nodes, layout, ssh_config=ssh_config, created_unix=created_unix), env_hash)

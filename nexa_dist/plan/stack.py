@@ -17,9 +17,9 @@ from typing import Any
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.config.fields import GIVEN_TO_STACK, check_address, check_host_key, check_user
 from nexa_dist.errors import NexaError, UsageError
-from nexa_dist.model import Cluster, Layout, Node
+from nexa_dist.model import Cluster, Node
+from nexa_dist.plan.made import at_home, cluster_of
 from nexa_dist.plan.money.estimate import OVERSHOOT_S
-from nexa_dist.plan.ranks import endpoint
 from nexa_dist.shape import Check, Strange, maybe, number, one_of, record, rows, text, whole
 from nexa_dist.traits import EndsWith
 
@@ -160,7 +160,7 @@ def cluster(
     config: ClusterConfig, rows: Sequence[Mapping[str, Any]], ends_with: EndsWith, ssh_config: str, created: float
 ) -> Cluster:
     """cluster.json from the outputs; what the nodes themselves tell comes later."""
-    made = tuple(
+    made = (
         Node(
             name=row["name"],
             address=row["address"],
@@ -174,22 +174,7 @@ def cluster(
         )
         for row in rows
     )
-    return Cluster(
-        name=config.name,
-        provider="stack",
-        nodes=made,
-        layout=Layout(
-            python=config.python,
-            scratch=config.scratch or "~/.nexa/scratch",
-            shared=config.shared or "~/.nexa/shared",
-            durable=config.durable or "~/.nexa/durable",
-        ),
-        ssh_config=ssh_config,
-        rdzv=endpoint(made[0], config.rdzv_port),
-        rdzv_backend=config.rdzv_backend,
-        created_unix=created,
-        ends_with=ends_with,
-    )
+    return cluster_of(config, made, at_home(config), ssh_config=ssh_config, created_unix=created, ends_with=ends_with)
 
 
 def judged(config: ClusterConfig, told: Mapping[str, Any], known: set[str]) -> EndsWith:

@@ -22,12 +22,9 @@ USERS = "users.jsonl"
 T = TypeVar("T")
 
 
-def _checked(path: Path, kind: type[T], hint: str) -> T:
-    """Read the JSON of `path`. Raises NexaError when it is torn, or is not what it should be."""
-    try:
-        return cast(T, shape.of(cast(Hashable, kind))(files.read_json(path)))
-    except shape.Strange as error:
-        raise NexaError(f"{path} is damaged: {error}", hint=hint) from None
+def loaded(path: Path, kind: type[T], hint: str = "") -> T:
+    """A value of this type, as its JSON has it. Raises NexaError when that is torn, or is not what it should be."""
+    return cast(T, files.read_shape(path, shape.of(cast(Hashable, kind)), hint))
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ class ClusterFolder:
                 f"cluster {self.name} is not provisioned here", hint="nexa provision --cluster FILE makes it"
             )
         hint = "nexa teardown does without this file"
-        cluster = _checked(self.json, Cluster, hint)
+        cluster = loaded(self.json, Cluster, hint)
         if not cluster.nodes:
             raise NexaError(f"{self.json} is damaged: it names no node", hint=hint)
         return cluster
@@ -160,7 +157,7 @@ class RunFolder:
 
     def load(self) -> Run:
         """The record of the run. Raises NexaError when it is torn."""
-        record = _checked(self.json, Run, f"nexa goes on once {self.path} is moved away")
+        record = loaded(self.json, Run, f"nexa goes on once {self.path} is moved away")
         record.path, record.run_id = self.json, record.run_id or self.run_id
         return record
 

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nexa_dist import wire
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import ACTIVE, End, Kind
 from nexa_dist.node.protocol import FREQUENT, Event
 from nexa_dist.plan.failures.diagnose import Diagnosis, judge
-from nexa_dist.plan.failures.evidence import LATEST_UNIX, Evidence, NodeEvidence, RankEvidence
+from nexa_dist.plan.failures.evidence import Evidence, NodeEvidence, RankEvidence
 from nexa_dist.plan.failures.known.signature import Exit
 from nexa_dist.plan.failures.log_tail import TAIL_BYTES
-from nexa_dist.run import files
 from nexa_dist.run.code.archive import Kept, look
-from nexa_dist.run.logs.mirror import EVENTS, TAIL
+from nexa_dist.run.logs.mirror import EVENTS, log_tail
 from nexa_dist.run.record import Attempt, Run
 from nexa_dist.run.workspace import RunFolder
 
@@ -100,8 +99,8 @@ def _story(run: RunFolder, row: Attempt) -> Story:
         step
         for node in evidence.nodes
         for event in node.of(Event.PROGRESS)
-        for step in dict(event.get("steps") or {}).values()
-        if isinstance(step, int)
+        for step in event["steps"].values()
+        if step is not None
     ]
     told += [r.exit.step for r in evidence.ranks if r.exit and r.exit.step is not None]
     verdict = judge(evidence)
@@ -118,25 +117,23 @@ def collect(run: RunFolder, row: Attempt) -> Evidence:
         if spans and folder.name not in spans:
             continue
         events = _events(folder / EVENTS, number)
-        exits = {event["rank"]: _exit(event) for event in events if event["event"] == Event.RANK_EXIT}
+        exits = {
+            event["rank"]: Exit(event["at"], event["code"], event["signal"], event.get("step"), event.get("oom", False))
+            for event in events
+            if event["event"] == Event.RANK_EXIT
+        }
         first, last = spans.get(folder.name, (0, 1 << 30))
         logs = {n: path for n, path in _rank_logs(folder, number) if first <= n <= last}
         for rank in sorted({*exits, *logs}):
             failed = rank not in exits or exits[rank].bad
-            tail = _tail(logs[rank], TAIL_BYTES if failed else 4096) if rank in logs else b""
+            tail = log_tail(logs[rank], TAIL_BYTES if failed else 4096) if rank in logs else b""
             ranks.append(RankEvidence(folder.name, rank, tail, exits.get(rank)))
         phases = [
-            _tail(folder / f"{name}.attempt_{number}.log", TAIL_BYTES) for name in ("prepare", "torchrun", "setup")
+            log_tail(folder / f"{name}.attempt_{number}.log", TAIL_BYTES) for name in ("prepare", "torchrun", "setup")
         ]
-        agent, skew_s = _tail(folder / "agent.err", 4096), row.skew_s.get(folder.name, 0.0)
+        agent, skew_s = log_tail(folder / "agent.err", 4096), row.skew_s.get(folder.name, 0.0)
         nodes.append(NodeEvidence(folder.name, events, phases[0], phases[1], agent, skew_s, phases[2]))
     return Evidence(tuple(nodes), tuple(ranks), row.state, row.cause)
-
-
-def _exit(event: Mapping[str, Any]) -> Exit:
-    step = event.get("step")
-    step = step if isinstance(step, int) else None
-    return Exit(float(event["at"]), event["code"], event["signal"], step, event.get("oom") is True)
 
 
 def _rank_logs(folder: Path, attempt: int) -> Iterator[tuple[int, Path]]:
@@ -146,44 +143,22 @@ def _rank_logs(folder: Path, attempt: int) -> Iterator[tuple[int, Path]]:
             yield int(name), path
 
 
-def _tail(path: Path, size: int) -> bytes:
-    """The last bytes of a file; nothing when it cannot be read. Of a log that is not all here they lie beside it."""
-    kept = path.with_name(path.name + TAIL)
-    return files.tail(kept if kept.exists() else path, size)
-
-
 def _events(path: Path, attempt: int) -> tuple[dict[str, Any], ...]:
-    """The events of one attempt, oldest first, of those that come often only the last.
-
-    Records that are torn or not as they should be are passed over: this file came from a node.
-    """
+    """The events of one attempt, oldest first, of those that come often only the last."""
     current: int | None = None
     found: dict[int | None, list[dict[str, Any]]] = {}
-    often: dict[tuple[int | None, int], dict[str, Any] | bytes] = {}
-    for line in _tail(path, EVENTS_BYTES).split(b"\n"):
+    often: dict[tuple[int | None, int], bytes] = {}
+    for line in log_tail(path, EVENTS_BYTES).split(b"\n"):
         kind = next((i for i, name in enumerate(FREQUENT) if name in line), None)
         if kind is not None:
             often[current, kind] = line
             continue
-        event = _parsed(line)
-        if event is None:
-            continue
-        if event["event"] == Event.STARTED:
-            current = event.get("attempt")
-        found.setdefault(current, []).append(event)
+        for event in wire.events([line]):
+            if event["event"] == Event.STARTED:
+                current = event["attempt"]
+            found.setdefault(current, []).append(event)
     if attempt not in found and None in found:  # its beginning lies before what was read
         found[attempt] = found[None]
         often |= {(attempt, kind): line for (key, kind), line in often.items() if key is None}
-    last = [_parsed(line) for (key, _), line in often.items() if key == attempt and isinstance(line, bytes)]
-    return tuple(sorted([*found.get(attempt, []), *(e for e in last if e)], key=lambda e: float(e["at"])))
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    with contextlib.suppress(ValueError, RecursionError):
-        event = json.loads(line)
-        if not isinstance(event, dict) or not isinstance(event.get("event"), str):
-            return None
-        at, numbers = event.get("at"), ("rank", "code", "signal") if event["event"] == Event.RANK_EXIT else ()
-        if isinstance(at, int | float) and 0 < at < LATEST_UNIX and all(type(event.get(n)) is int for n in numbers):
-            return event
-    return None
+    last = wire.events(line for (key, _), line in often.items() if key == attempt)
+    return tuple(sorted([*found.get(attempt, []), *last], key=lambda event: event["at"]))

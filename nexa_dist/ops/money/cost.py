@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nexa_dist import wire
 from nexa_dist.errors import NexaError, UsageError
-from nexa_dist.ops.active_runs import recorded
+from nexa_dist.ops.active_runs import progress, recorded
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.money import record_usage as usage
 from nexa_dist.ops.money.record_usage import Reading
@@ -23,7 +21,6 @@ from nexa_dist.plan.money.waste import Waste, waste
 from nexa_dist.run import files
 from nexa_dist.run.record import Run
 from nexa_dist.run.workspace import ClusterFolder, RunFolder
-from nexa_dist.shape import Strange
 
 SLACK_S = 600.0
 """A run is of the cluster whose nodes were on at its start, by clocks that may differ by so much."""
@@ -172,7 +169,8 @@ def _run_row(ctx: Context, record: Run, made: Bill) -> dict[str, Any]:
     manifest = files.object_or_empty(ctx.workspace.root / "runs" / "manifests" / f"{run_id}.json")
     report, tags = manifest.get("eval_report"), manifest.get("tags")
     told = report if isinstance(report, dict) else {}
-    steps = money_phases.steps(_rows(record)) or money_ledger.number(told.get("steps")) or _step(ctx, run_id)
+    steps = money_phases.steps(_rows(record)) or money_ledger.number(told.get("steps"))
+    steps = steps or progress(RunFolder(ctx.workspace.root / "runs" / run_id))["step"]
     tokens = money_ledger.number(told.get("tokens"))
     known = not made.unpriced
     return {
@@ -188,21 +186,6 @@ def _run_row(ctx: Context, record: Run, made: Bill) -> dict[str, Any]:
         "usd_per_million_tokens": share.usd / tokens * 1e6 if tokens and known else None,
         "tags": [str(tag) for tag in (tags if isinstance(tags, list) else record.config.get("tags") or ())],
     }
-
-
-NEWEST_BYTES = 1 << 20
-"""Bytes of a node's events that are read, from the end."""
-
-
-def _step(ctx: Context, run_id: str) -> float | None:
-    """The step that every rank of a living run has done, as last mirrored."""
-    found: dict[str, float] = {}
-    for path in (ctx.workspace.root / "runs" / run_id / "logs").glob("*/agent.jsonl"):
-        for line in files.tail(path, NEWEST_BYTES).splitlines():  # a node wrote it
-            with contextlib.suppress(Strange):
-                steps = wire.event(line).get("steps") or {}
-                found |= {rank: step for rank, step in steps.items() if step is not None}
-    return min(found.values(), default=None)
 
 
 def _by_tag(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from nexa_dist.ops.providers.local_nodes import answers, made_nodes
 from nexa_dist.ops.providers.local_nodes import usage as usage  # of the contract
 from nexa_dist.plan import local
 from nexa_dist.plan.health.lost import CloudWord
-from nexa_dist.run import bundle, files
+from nexa_dist.run import bundle
 from nexa_dist.run.ssh import keys
 from nexa_dist.run.terraform.settings import binary
 from nexa_dist.run.terraform.stack import Terraform, TerraformFailed
@@ -94,7 +94,7 @@ def prepare(
 ) -> None:
     """Keys, variables and the stack, on this machine's disk. No node keeps one of the addresses that are `taken`."""
     keys.ensure_cluster_keys(ctx.runner, folder.ssh, folder.name, config.node_names)
-    ports = _ports(terraform, config.node_names, taken)
+    ports = _ports(folder, config.node_names, taken)
     made = local.tfvars(config, ports, str(folder.path / "nodes"), str(folder.ssh), base_python())
     terraform.prepare(bundle.root() / "terraform", made)
 
@@ -116,16 +116,12 @@ def base_python() -> str:
     return str(Path(getattr(sys, "_base_executable", sys.executable)).resolve())
 
 
-def _ports(terraform: Terraform, names: Sequence[str], taken: Collection[str]) -> dict[str, int]:
+def _ports(folder: ClusterFolder, names: Sequence[str], taken: Collection[str]) -> dict[str, int]:
     """A port for each node: the one it has, else a free one (and with a damaged file, new ones: new nodes)."""
     known: dict[str, int] = {}
-    if terraform.variables.exists():
-        with contextlib.suppress(NexaError, KeyError, TypeError, AttributeError, ValueError):
-            known = {
-                name: int(row["port"])
-                for name, row in files.read_json(terraform.variables)["nodes"].items()
-                if f"{row['address']}:{row['port']}" not in taken
-            }
+    with contextlib.suppress(NexaError):
+        rows = made_nodes(folder)
+        known = {row["name"]: row["port"] for row in rows if f"{row['address']}:{row['port']}" not in taken}
     return {name: known.get(name) or free_port(local.address_of(i)) for i, name in enumerate(names)}
 
 

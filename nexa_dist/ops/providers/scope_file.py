@@ -6,9 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nexa_dist.run import files
-from nexa_dist.run.workspace import ClusterFolder
-from nexa_dist.shape import of
+from nexa_dist.run.workspace import ClusterFolder, loaded
 
 if TYPE_CHECKING:
     from nexa_dist.plan.aws.scope import AwsScope
@@ -26,5 +24,4 @@ def known_scope(folder: ClusterFolder) -> AwsScope | None:
     from nexa_dist.plan.aws.scope import AwsScope
 
     hint = "nexa teardown --cluster FILE, with the cluster's file, finds everything by its tags"
-    found: AwsScope = files.read_shape(path, of(AwsScope), hint)
-    return found
+    return loaded(path, AwsScope, hint)

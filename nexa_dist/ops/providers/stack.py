@@ -25,6 +25,7 @@ from nexa_dist.ops.workspace_tag import our_tag
 from nexa_dist.plan import stack as planned
 from nexa_dist.plan import told as checked
 from nexa_dist.plan.health.lost import CloudWord
+from nexa_dist.plan.made import in_environment
 from nexa_dist.plan.static.cluster import OLDEST_PYTHON
 from nexa_dist.plan.static.known_hosts import ALGORITHMS, HostKey, fits, kinds_to_ask
 from nexa_dist.run import files, stack_sources
@@ -145,10 +146,8 @@ def make(ctx: Context, folder: ClusterFolder, config: ClusterConfig, wish: Wish)
         oldest = ".".join(map(str, OLDEST_PYTHON))
         raise NexaError(f"the nodes have Python {', '.join(sorted(versions))}; one, of {oldest} or newer, is needed",
                         hint="another image, or python: in the cluster's file")  # fmt: skip
-    built = env_hash(versions.pop())
-    layout = replace(made.layout, python=f"{made.layout.shared}/envs/{built}/bin/python")
     return Made(
-        replace(made, layout=layout, env_hash=built),
+        in_environment(made, env_hash(versions.pop())),
         {name: home for name, (home, _, _) in about.items()},
         {"nexa_root": config.system_changes, "base_install": config.system_changes},
         {name: {"ansible_python_interpreter": python, "nexa_python": python} for name, (_, python, _) in about.items()},

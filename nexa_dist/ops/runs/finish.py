@@ -17,7 +17,6 @@ from nexa_dist.ops.work import kept, results
 from nexa_dist.ops.work.come import come
 from nexa_dist.plan.runs.manifest import build_manifest
 from nexa_dist.run import files
-from nexa_dist.run.logs.mirror import TAIL
 from nexa_dist.run.record import Run
 from nexa_dist.run.ssh.connections import Link
 from nexa_dist.run.workspace import RunFolder
@@ -115,15 +114,3 @@ def _saved(link: Link, record: Run, step: int) -> dict[str, Any] | None:
         return {"path": path, "step": step, "sha256": told["sha256"]}
     except NexaError:
         return None
-
-
-def tail(run: RunFolder, node: str, source: str, lines: int = 20) -> list[str]:
-    """The last lines of a mirrored log."""
-    path = run.logs / node / source
-    kept = path.with_name(path.name + TAIL)
-    path = kept if kept.exists() else path
-    if not path.exists():
-        return []
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 16384))
-        return file.read().decode(errors="replace").splitlines()[-lines:]

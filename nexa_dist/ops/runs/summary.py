@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from nexa_dist import wire
 from nexa_dist.node.protocol import Event
+from nexa_dist.ops.active_runs import NEWEST_BYTES, progress
 from nexa_dist.plan.money.cost import cost_usd, gpu_hours
 from nexa_dist.plan.money.phases import SKEW_S
+from nexa_dist.plan.runs.snapshot import flat
 from nexa_dist.run import files
+from nexa_dist.run.logs.mirror import EVENTS
 from nexa_dist.run.record import Attempt
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.secrets import redact
-from nexa_dist.shape import Strange
 
-NEWEST_BYTES = 1 << 16
-"""Bytes of a node's events that are read, from the end."""
 SHOWN = 3
 """Changes in a row; the rest is counted."""
 LABELS = ("name", "stage", "experiment", "tags")
@@ -57,16 +55,8 @@ def figures(run: RunFolder, before: dict[str, dict[str, Any]]) -> dict[str, Any]
 
 def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`trainer.steps=60`, `args=--lr 3e-4`: what `new` has otherwise."""
-    was = dict(_flat(old))
-    return [f"{key}={_word(value)}" for key, value in _flat(new) if key not in was or was[key] != value]
-
-
-def _flat(config: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{above}{key}.")
-        elif above or key not in LABELS:
-            yield f"{above}{key}", value
+    was, now = dict(flat(old, ".")), {key: value for key, value in flat(new, ".") if key not in LABELS}
+    return [f"{key}={_word(value)}" for key, value in now.items() if key not in was or was[key] != value]
 
 
 def _word(value: Any) -> str:
@@ -75,30 +65,14 @@ def _word(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def progress(run: RunFolder) -> dict[str, Any]:
-    """The step that every rank has done and rank 0's loss, as last mirrored; None where none was reported."""
-    steps: dict[str, int] = {}
-    loss = None
-    for path in sorted(run.logs.glob("*/agent.jsonl")):
-        for line in files.tail(path, NEWEST_BYTES).splitlines():  # a node wrote it
-            with contextlib.suppress(Strange):
-                event = wire.event(line)
-                told = {rank: step for rank, step in (event.get("steps") or {}).items() if step is not None}
-                steps |= told
-                loss = event.get("loss", loss) if "0" in told else loss
-    return {"step": min(steps.values(), default=None), "loss": loss}
-
-
 def start_times(run: RunFolder) -> tuple[float, float] | None:
     """Start times of a run's launcher (torchrun) and of its first rank, by their events and this machine's clock; None
     when its nodes have not told."""
     found: dict[str, float] = {}
     for node, ahead in run.load().attempts[0].skew_s.items():
-        text = files.read_text(run.logs / node / "agent.jsonl", NEWEST_BYTES)
-        for line in text.encode().splitlines():  # a node wrote it
-            with contextlib.suppress(Strange):
-                told = wire.event(line)
-                at = told["at"] - (ahead if abs(ahead) >= SKEW_S else 0.0)
-                if told["event"] in (Event.TORCHRUN, Event.RANK_START):
-                    found[told["event"]] = min(found.get(told["event"], at), at)
+        text = files.read_text(run.logs / node / EVENTS, NEWEST_BYTES)
+        for told in wire.events(text.encode().splitlines()):
+            at = told["at"] - (ahead if abs(ahead) >= SKEW_S else 0.0)
+            if told["event"] in (Event.TORCHRUN, Event.RANK_START):
+                found[told["event"]] = min(found.get(told["event"], at), at)
     return (found[Event.TORCHRUN], found[Event.RANK_START]) if len(found) == 2 else None

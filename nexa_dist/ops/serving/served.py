@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from nexa_dist.config.train import TrainConfig, name_of
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster
+from nexa_dist.ops.active_runs import recorded
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.serving.aliases import Aliases
 from nexa_dist.ops.work import pull, pulled
@@ -170,13 +171,8 @@ def state_of(link: Link, run_dir: str) -> dict[str, Any] | None:
 
 def served(ctx: Context) -> list[RunFolder]:
     """Runs of this workspace that serve a model and go on."""
-    found = []
-    for run in ctx.workspace.runs():
-        with contextlib.suppress(NexaError):
-            record = run.load()
-            if record.going_on and record.config.get("stage") == STAGE and record.config.get("module") == HOLD:
-                found.append(run)
-    return found
+    known = [(run, record) for run, record in recorded(ctx, quiet=True) if record.going_on]
+    return [run for run, of in known if (of.config.get("stage"), of.config.get("module")) == (STAGE, HOLD)]
 
 
 def what_is_served(run: Run) -> tuple[str, int | None]:

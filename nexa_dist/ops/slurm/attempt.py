@@ -19,7 +19,7 @@ from nexa_dist.ops.runs.finish import close, finish
 from nexa_dist.ops.runs.launch import BEFORE, Prepared, prepare
 from nexa_dist.ops.runs.watch import Outcome
 from nexa_dist.ops.slurm.outcome import CANCELLED, outcome_of, wait_for_agents
-from nexa_dist.ops.slurm.place import folder, kept
+from nexa_dist.ops.slurm.submit import folder, kept
 from nexa_dist.plan.runs.manifest import build_manifest
 from nexa_dist.plan.runs.recovery import Nodes, Policy, decide
 from nexa_dist.plan.slurm.ending import Cause, cause

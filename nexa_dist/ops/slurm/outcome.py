@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nexa_dist import wire
 from nexa_dist.model import End
 from nexa_dist.node.protocol import Event, Reason
+from nexa_dist.ops.active_runs import NEWEST_BYTES
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs.attempt_state import AttemptState
 from nexa_dist.ops.runs.watch import Outcome
 from nexa_dist.plan.slurm.ending import NOTICES, Cause
 from nexa_dist.run import files
 from nexa_dist.run.logs.items import AgentEvent, Ended
+from nexa_dist.run.logs.mirror import EVENTS
 from nexa_dist.run.logs.stream import follow
 from nexa_dist.run.record import Run
 from nexa_dist.run.ssh.connections import Link
@@ -27,8 +29,6 @@ HEARD_S = 30.0
 """Seconds for what the agents have written: nothing more comes, since the step is over."""
 REST_S = 10.0
 LOOK_S = 0.5
-LAST_BYTES = 1 << 16
-"""Bytes of an agent's events in which its last word is, from the end."""
 
 
 def wait_for_agents(ctx: Context, record: Run, seconds: float) -> None:
@@ -39,14 +39,8 @@ def wait_for_agents(ctx: Context, record: Run, seconds: float) -> None:
 
 
 def _ended(record: Run, name: str) -> bool:
-    for line in files.tail(Path(record.run_dir(name)) / "agent.jsonl", LAST_BYTES).splitlines():
-        if line.startswith(b'{"event": "%s"' % Event.ENDED.encode()):
-            try:
-                if json.loads(line).get("attempt") == record.last.attempt:
-                    return True
-            except ValueError:  # a rank can write there too
-                continue
-    return False
+    told = wire.events(files.tail(Path(record.run_dir(name)) / EVENTS, NEWEST_BYTES).splitlines())
+    return any(row["event"] == Event.ENDED and row.get("attempt") == record.last.attempt for row in told)
 
 
 def outcome_of(run: RunFolder, record: Run, links: Sequence[Link], why: Cause) -> Outcome:

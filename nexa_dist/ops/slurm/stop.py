@@ -8,7 +8,7 @@ from typing import Any
 from nexa_dist.errors import NexaError, StillRunning
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.slurm.attempt import Leader
-from nexa_dist.ops.slurm.place import kept
+from nexa_dist.ops.slurm.submit import kept
 from nexa_dist.run.slurm.commands import Slurm
 from nexa_dist.run.workspace import RunFolder
 

@@ -8,6 +8,8 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from nexa_dist.config.parts.slurm import SlurmConfig
 from nexa_dist.config.train import TrainConfig
@@ -18,7 +20,6 @@ from nexa_dist.ops.runs.agent_spec import code_folder, secrets
 from nexa_dist.ops.runs.code import of_now, send
 from nexa_dist.ops.runs.launch import commit
 from nexa_dist.ops.runs.wandb import settled
-from nexa_dist.ops.slurm.place import folder
 from nexa_dist.plan.slurm.array import Array
 from nexa_dist.plan.slurm.bill import Bill, bill
 from nexa_dist.plan.slurm.ending import UNSETTLED, WOULD_NEVER, never
@@ -210,3 +211,16 @@ def _looked_at(ctx: Context, number: str) -> commands.Job | None:
         if found.reason not in UNSETTLED:
             return found
     return found
+
+
+def folder(run: RunFolder) -> Path:
+    """What only the jobs of a run have: job.json, the specs of its newest attempt, what the script printed."""
+    return run.path / "slurm"
+
+
+def kept(run: RunFolder) -> dict[str, Any]:
+    """job.json of a run: what was submitted. Raises NexaError when the run is no job of Slurm's."""
+    path = folder(run) / "job.json"
+    if not path.exists():
+        raise NexaError(f"{run.run_id} is no job of Slurm's: there is no {path}")
+    return files.read_object(path)

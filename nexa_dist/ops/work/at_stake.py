@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from nexa_dist import wire
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster, Node
+from nexa_dist.ops.active_runs import newest_events, recorded
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.providers.table import is_off
 from nexa_dist.ops.work import steps
 from nexa_dist.ops.work.pulled import Pulled
 from nexa_dist.ops.work.results import Left, Whole, look, wholes
 from nexa_dist.plan.runs.results import counted, sized
-from nexa_dist.run import files
 from nexa_dist.run.record import Run
 from nexa_dist.run.ssh.connections import Link, by_node, connect, session
 from nexa_dist.run.workspace import ClusterFolder, RunFolder
-from nexa_dist.shape import Strange
 
 CONNECT_S = 4
 LOOK_S = 20.0
 """Seconds for a node's answer: nobody waits long to end what costs money."""
-EVENTS_BYTES = 1 << 16
 MOST_RUNS = 200
 """Runs that are asked for, the newest."""
 
@@ -59,12 +55,7 @@ def at_stake(ctx: Context, folder: ClusterFolder, without: Collection[str] = ())
 
 def _runs(ctx: Context, cluster: Cluster) -> list[tuple[RunFolder, Run]]:
     """Runs of all workspaces that use the cluster. A torn record keeps nobody."""
-    known = []
-    for run in [run for workspace in ctx.workspace.users(cluster.name) for run in workspace.runs()]:
-        with contextlib.suppress(NexaError):
-            record = run.load()
-            if record.cluster.name == cluster.name and record.attempts:
-                known.append((run, record))
+    known = [(run, record) for run, record in recorded(ctx, cluster.name, quiet=True) if record.attempts]
     return sorted(known, key=lambda one: one[0].run_id)[-MOST_RUNS:]
 
 
@@ -131,9 +122,4 @@ def _is_safe(ctx: Context, cluster: Cluster, run: RunFolder, record: Run, kept: 
 
 def _said_durable(run: RunFolder) -> int:
     """The newest step of which rank 0 told that the bucket has it."""
-    step = 0
-    for path in run.logs.glob("*/agent.jsonl"):
-        for line in files.tail(path, EVENTS_BYTES).splitlines():
-            with contextlib.suppress(Strange):
-                step = max(step, wire.event(line).get("durable") or 0)
-    return step
+    return max((event.get("durable") or 0 for event in newest_events(run)), default=0)

@@ -56,6 +56,5 @@ def bring(
     elif config.environment != "light":
         from nexa_dist.ops.work import environment  # a run in light is launched sooner without it
 
-        env = environment.make_ready(ctx, links, config, hidden, kept, again=again, project=project)
-        made = Brought(env.pythons, env.env, env.told)
+        made = Brought(*environment.make_ready(ctx, links, config, hidden, kept, again=again, project=project))
     return replace(made, data=bring_data(ctx, links, config, kept, again=again))

@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,8 @@ LISTED = record({"rows": rows(ROW, 1000), "free_bytes": whole()})
 PRUNED = record({"removed": rows(ROW, 1000), "free_bytes": whole()})
 
 
-@dataclass(frozen=True)
-class Ready:
-    """Interpreter of the ranks and further variables by node name; `told` is for the record of the run."""
-
-    pythons: Mapping[str, str] = field(default_factory=dict)
-    env: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    told: Mapping[str, Any] = field(default_factory=dict)
+Ready = tuple[dict[str, str], dict[str, dict[str, str]], dict[str, Any]]
+"""Interpreter of the ranks and further variables by node name; and the environment, as the record of the run has it."""
 
 
 def make_ready(
@@ -75,7 +70,7 @@ def make_ready(
     `bring`. Raises UsageError for what cannot be, with uv's words and the lines that asked for it."""
     cluster, wanted = links[0].ssh.cluster, config.environment
     if wanted == "light":
-        return Ready(told=light.told(cluster))
+        return {}, {}, light.told(cluster)
     if wanted == "none":
         return _none(links)
     before, freeze = _before(kept)
@@ -102,11 +97,12 @@ def make_ready(
         told |= {name: made[name] for name in ("python", "torch", "cuda")} | {"freeze": redact(made.get("freeze", []))}
         if kept:
             files.write_json(kept / KEPT, {"asked": ask.to_json(), "freeze": made.get("freeze", [])}, 0o600)
-    return Ready(
-        {name: f"{folder}/bin/python" for name, folder in folders.items()},
-        {link.node.name: {"NEXA_PYTHON": link.python} for link in links},
-        told,
-    )
+    return {name: f"{folder}/bin/python" for name, folder in folders.items()}, _base(links), told
+
+
+def _base(links: Sequence[Link]) -> dict[str, dict[str, str]]:
+    """The interpreter of light, for what of nexa's own runs beside the ranks."""
+    return {link.node.name: {"NEXA_PYTHON": link.python} for link in links}
 
 
 def wished(ctx: Context, wanted: OwnEnvironment | str, project: Archive | None = None) -> Asked:
@@ -127,7 +123,7 @@ def _none(links: Sequence[Link]) -> Ready:
         raise NexaError(
             f"{', '.join(bare)}: no python3 is on the PATH there", hint="environment: light has one of its own"
         )
-    return Ready(found, {link.node.name: {"NEXA_PYTHON": link.python} for link in links}, {"name": "none"})
+    return found, _base(links), {"name": "none"}
 
 
 def looked(links: Sequence[Link], folders: Mapping[str, str], *, use: bool = True) -> dict[str, dict[str, Any]]:

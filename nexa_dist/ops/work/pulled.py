@@ -4,16 +4,15 @@ there."""
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 from nexa_dist.errors import NexaError
 from nexa_dist.plan.runs.results import Wrote
 from nexa_dist.run import files
-from nexa_dist.run.workspace import RunFolder
-from nexa_dist.shape import BEYOND, Check, Strange, of, whole
+from nexa_dist.run.workspace import RunFolder, loaded
+from nexa_dist.shape import BEYOND, whole
 from nexa_dist.train import checkpoint
 
 NAME = "pulled.json"
@@ -48,9 +47,8 @@ class Pulled:
     def of(cls, run: RunFolder) -> Pulled:
         """Empty where nothing was brought, or the file is damaged: what it names can be brought again."""
         try:
-            check: Check = of(cast(Hashable, cls))
-            return cast(Pulled, check(files.read_json(run.path / NAME))) if (run.path / NAME).exists() else cls()
-        except (NexaError, Strange):
+            return loaded(run.path / NAME, cls)
+        except NexaError:
             return cls()
 
     def save(self, run: RunFolder) -> None:

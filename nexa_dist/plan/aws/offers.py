@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.config.fields import region_of
@@ -174,12 +173,3 @@ def verdict(error: str) -> Verdict:
     refused = told.kind in ("credentials", "denied")
     message = f"the cloud refuses these credentials: {told.action or told.code}" if refused else ""
     return Verdict(told.code, told.kind == "capacity" or of_instances, of_instances, passing, message, str(told))
-
-
-def refusal_of(record: Any) -> Refusal | None:
-    """A line of the memory file; None when it is torn."""
-    try:
-        kind, zone, market, code = (str(record[key]) for key in ("type", "zone", "market", "code"))
-        return Refusal(kind, zone, market, code, float(record["at_unix"]))
-    except (KeyError, TypeError, ValueError):
-        return None

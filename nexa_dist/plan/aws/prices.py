@@ -56,12 +56,12 @@ class Book:
 @functools.cache
 def book() -> Book:
     """The book that the package ships."""
-    raw = json.loads(resources.files("nexa_dist.plan.aws").joinpath("prices.json").read_text(encoding="utf-8"))
-    types = {name: _gpu_type(name, facts) for name, facts in raw["types"].items()}
+    text = resources.files("nexa_dist.plan.aws").joinpath("prices.json").read_text(encoding="utf-8")
+    raw = json.loads(text, object_hook=MappingProxyType)  # so that nobody can change it
     return Book(
         as_of=date.fromisoformat(raw["as_of"]),
         source=raw["source"],
-        types=MappingProxyType(types),
+        types=MappingProxyType({name: GpuType(name, **facts) for name, facts in raw["types"].items()}),
         disk=_extra(raw["disk_usd_per_gb_month"]),
         address=_extra(raw["address_usd_per_hour"]),
         egress=_extra(raw["egress_usd_per_gb"]),
@@ -81,20 +81,4 @@ def age_days(today: date) -> int:
 
 
 def _extra(facts: Mapping[str, Any]) -> Extra:
-    usd = {region: float(price) for region, price in facts["usd"].items()}
-    return Extra(date.fromisoformat(facts["as_of"]), facts["source"], MappingProxyType(usd))
-
-
-def _gpu_type(name: str, facts: Mapping[str, Any]) -> GpuType:
-    prices = {region: float(usd) for region, usd in facts["on_demand_usd_per_hour"].items()}
-    return GpuType(
-        name=name,
-        gpus=facts["gpus"],
-        gpu=facts["gpu"],
-        gpu_memory_gib=float(facts["gpu_memory_gib"]),
-        vcpus=facts["vcpus"],
-        memory_gib=float(facts["memory_gib"]),
-        network_gbps=float(facts["network_gbps"]),
-        efa_interfaces=facts["efa_interfaces"],
-        on_demand_usd_per_hour=MappingProxyType(prices),
-    )
+    return Extra(date.fromisoformat(facts["as_of"]), facts["source"], facts["usd"])

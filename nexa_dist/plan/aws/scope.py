@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nexa_dist.model import Cluster, Layout, Node
+from nexa_dist.model import Cluster, Node
 from nexa_dist.plan.aws.given import Given
-from nexa_dist.plan.ranks import endpoint
+from nexa_dist.plan.made import cluster_of, folders
 
 if TYPE_CHECKING:
     from nexa_dist.config.cluster import ClusterConfig
@@ -172,10 +172,10 @@ def cluster(
     *,
     usd_per_hour: float,
     ssh_config: str,
-    env_hash: str,
 ) -> Cluster:
-    """cluster.json from Terraform's outputs. `usd_per_hour` is the price of one node when it was chosen."""
-    nodes = tuple(
+    """cluster.json from Terraform's outputs, before the nodes have told of their Python. `usd_per_hour` is the price of
+    one node when it was chosen."""
+    nodes = (
         Node(
             name=row["name"],
             address=row["address"],
@@ -189,22 +189,8 @@ def cluster(
         )
         for row in outputs["nodes"]
     )
-    shared = config.shared or SHARED
-    return Cluster(
-        name=scope.cluster,
-        provider="aws",
-        nodes=nodes,
-        layout=Layout(
-            python=f"{shared}/envs/{env_hash}/bin/python",
-            scratch=config.scratch or SCRATCH,
-            shared=shared,
-            durable=config.durable or DURABLE,
-        ),
-        ssh_config=ssh_config,
-        rdzv=endpoint(nodes[0], config.rdzv_port),
-        rdzv_backend=config.rdzv_backend,
-        env_hash=env_hash,
-        created_unix=scope.created_unix,
+    return cluster_of(
+        config, nodes, folders(config, NODE_PYTHON, SCRATCH, SHARED, DURABLE),
+        ssh_config=ssh_config, created_unix=scope.created_unix, region=scope.region,
         bucket=f"s3://{scope.bucket}/{scope.place}" if scope.bucket else "",
-        region=scope.region,
-    )
+    )  # fmt: skip

@@ -6,19 +6,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from nexa_dist.shape import lenient
-from nexa_dist.wire import FLIGHT
-
 MOST_LINES = 6
 
 Told = Mapping[str, Any]
 
 
 def by_group(events: Iterable[Told]) -> dict[str, dict[int, Told]]:
-    """What each rank told of each process group. Events come from nodes: those of another shape are passed over."""
+    """What each rank told of each process group."""
     found: dict[str, dict[int, Told]] = defaultdict(dict)
-    for event in map(lenient(FLIGHT), events):
-        for group in event["groups"] if event else ():
+    for event in events:
+        for group in event["groups"]:
             found[group["name"]][event["rank"]] = group
     return found
 

@@ -22,9 +22,9 @@ QUIET = ("killed", "terminated", "aborted", "unknown")
 """Ends that others bring about too."""
 LATE_S = 2.0
 """So much later than it came an end may be written: each rank's by a process of its own, on a node that may be busy."""
-LATEST_UNIX = 1e11
 
 Told = Mapping[str, Any]
+"""An event of a node as wire.py lets it through: what a field may be was looked at there."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class NodeEvidence:
     setup: bytes = b""
 
     def of(self, name: str) -> Iterator[Told]:
-        return (event for event in self.events if event.get("event") == name)
+        return (event for event in self.events if event["event"] == name)
 
 
 @dataclass(frozen=True)
@@ -92,16 +92,13 @@ def _ranks(evidence: Evidence) -> Iterator[Finding]:
             found = replace(found, tier=Tier.FOLLOWS)
         if found.signature.name in QUIET and (stops or _ended_for(found, at, beside)):
             early = found.signature.name == "killed" and not _ended_for(found, at, beside)
-            early = early and all(at - e["at"] < _grace_s(e) - 0.5 for e in stops)  # an agent gives the rank that time
+            early = early and all(
+                at - e["at"] < e.get("grace_s", 0.0) - 0.5 for e in stops
+            )  # an agent gives the rank that time
             found = _before_it_was_ended(rank) or replace(found, tier=Tier.LATE if early else Tier.FOLLOWS)
         if wanted or (stops and found.tier == Tier.OWN):
             found = replace(found, tier=Tier.FOLLOWS)
         yield replace(found, at=at - node.skew_s)
-
-
-def _grace_s(event: Told) -> float:
-    told = event.get("grace_s")
-    return told if isinstance(told, int | float) else 0.0
 
 
 def _ended_for(found: Finding, at: float, beside: Sequence[Finding]) -> bool:
@@ -153,8 +150,7 @@ def _stops(evidence: Evidence) -> Iterator[Finding]:
     for node in evidence.nodes:
         for event in node.of(Event.NOTICE):
             noticed = True
-            due = event.get("at_unix")
-            when = _clock(due) if isinstance(due, int | float) and 0 < due < LATEST_UNIX else "a time not told"
+            when = _clock(event["at_unix"]) if event.get("at_unix") else "a time not told"
             yield finding("spot_notice", node, event["at"], f"{event.get('action', 'stop')} at {when}")
     for node in evidence.nodes:
         ends = [e for e in node.of(Event.ENDED) if e.get("state") == "stopped"]
@@ -174,8 +170,9 @@ def _hang(evidence: Evidence) -> Finding | None:
     events = [(node, event) for node in evidence.nodes for event in node.of(Event.HANG)]
     if not events:
         return None
-    steps = {rank: step for _, e in events for rank, step in _by_rank(e.get("steps")) if isinstance(step, int)}
-    states = {rank: str(state) for _, e in events for rank, state in _by_rank(e.get("states"))}
+    told = [event for _, event in events]
+    steps = {int(rank): at for event in told for rank, at in event.get("steps", {}).items() if at is not None}
+    states = {int(rank): state for event in told for rank, state in event.get("states", {}).items()}
     tails = {r.rank: log_tail.clean(r.tail) for r in evidence.ranks}
     frames = {rank: log_tail.stack(tails.get(rank, b"")) for rank in steps}
 
@@ -187,8 +184,7 @@ def _hang(evidence: Evidence) -> Finding | None:
 
     first = min(events, key=lambda pair: pair[1]["at"] - pair[0].skew_s)
     node, event = first
-    stalled_s = event.get("stalled_s")
-    detail = f"{stalled_s:.0f} s" if isinstance(stalled_s, int | float) else "too long"
+    detail = f"{event['stalled_s']:.0f} s"
     if not steps:
         return finding("hang", node, event["at"], detail)
     rank = min(steps, key=suspicion)
@@ -206,12 +202,7 @@ def flights(evidence: Evidence) -> list[Told]:
     """What ranks told of their collectives; of ranks of another node a node has nothing to tell."""
     at = {rank.rank: rank.node for rank in evidence.ranks}
     told = [(node.node, event) for node in evidence.nodes for event in node.of(Event.FLIGHT)]
-    return [e for node, e in told if isinstance(e.get("rank"), int) and at.get(e["rank"]) == node]
-
-
-def _by_rank(found: Any) -> list[tuple[int, Any]]:
-    """Items of a JSON object whose keys are ranks."""
-    return [(int(key), value) for key, value in found.items() if key.isdecimal()] if isinstance(found, dict) else []
+    return [event for node, event in told if at.get(event["rank"]) == node]
 
 
 def _clock(unix: float) -> str:
@@ -223,8 +214,7 @@ def _phases(evidence: Evidence) -> Iterator[Finding]:
     failed = {rank.node for rank in evidence.ranks if rank.exit and rank.exit.bad}
     for node in evidence.nodes:
         for event in node.of(Event.ENDED):
-            reason, code = str(event.get("reason") or ""), event.get("code")
-            code = code if isinstance(code, int) else 1
+            reason, code = event.get("reason", ""), event.get("code", 1)
             known = (Reason.HANG, Reason.TORCHRUN) if node.node in failed else (Reason.HANG,)
             if event.get("state") != "failed" or reason in known:
                 continue

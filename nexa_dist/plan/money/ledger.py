@@ -174,28 +174,8 @@ def losses(events: Iterable[Event]) -> list[Lost]:
 
 
 @dataclass(frozen=True)
-class Egress:
-    """Traffic that left the cloud for this machine, in all of one run. A price of None is unknown."""
-
-    run: str
-    gb: float
-    usd_per_gb: float | None
-
-
-def egress(events: Iterable[Event]) -> list[Egress]:
-    """One row a run: its lines count from the run's beginning, so the largest of them is all of it."""
-    found: dict[str, Egress] = {}
-    for event in events:
-        size = price(event.get("bytes"))
-        if event["event"] == "egress" and size is not None and isinstance(event.get("run"), str):
-            row = Egress(event["run"], size / BYTES_A_GB, price(event.get("usd_per_gb")))
-            found[row.run] = max(row, found.get(row.run, row), key=lambda known: known.gb)
-    return [found[run] for run in sorted(found)]
-
-
-@dataclass(frozen=True)
 class Traffic:
-    """Traffic that came to the nodes out of another region, once. A price of None is unknown."""
+    """Bytes of one run that a cloud bills, and what they were. A price of None is unknown."""
 
     run: str
     what: str
@@ -203,11 +183,20 @@ class Traffic:
     usd_per_gb: float | None
 
 
-def traffic(events: Iterable[Event]) -> list[Traffic]:
+def egress(events: Iterable[Event]) -> list[Traffic]:
+    """Traffic that left the cloud for this machine, one row a run: its lines count from the run's beginning, so the
+    largest of them is all of it."""
+    rows = sorted(traffic(events, "egress"), key=lambda row: (row.run, row.gb))
+    return list({row.run: row for row in rows}.values())
+
+
+def traffic(events: Iterable[Event], kind: str = "traffic") -> list[Traffic]:
+    """Traffic that came to the nodes out of another region, once each."""
     return [
-        Traffic(str(event.get("run")), str(event.get("what")), size / BYTES_A_GB, price(event.get("usd_per_gb")))
+        Traffic(event["run"], str(event.get("what")), size / BYTES_A_GB, price(event.get("usd_per_gb")))
         for event in events
-        if event["event"] == "traffic" and (size := price(event.get("bytes"))) is not None
+        if event["event"] == kind and isinstance(event.get("run"), str)
+        if (size := price(event.get("bytes"))) is not None
     ]
 
 

@@ -32,7 +32,7 @@ class Difference:
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Difference]:
     """Everything that two snapshots do not have in common, in the order of their keys."""
-    old, new = dict(_flat(_content(before))), dict(_flat(_content(after)))
+    old, new = dict(flat(_content(before))), dict(flat(_content(after)))
     return [
         Difference(what, old.get(what), new.get(what))
         for what in dict.fromkeys([*old, *new])
@@ -44,10 +44,11 @@ def _content(snapshot: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in snapshot.items() if key not in NO_CONTENT}
 
 
-def _flat(value: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+def flat(value: Any, between: str = " ", above: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value within, by the keys that lead to it."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _flat(inner, f"{above} {key}" if above else str(key))
+            yield from flat(inner, between, f"{above}{between}{key}" if above else str(key))
     else:
         yield above, value
 

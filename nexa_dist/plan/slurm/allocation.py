@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.config.parts.slurm import SlurmConfig
 from nexa_dist.errors import EXIT_BUDGET, NexaError
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.plan.ranks import endpoint
+from nexa_dist.plan.made import cluster_of, folders
 from nexa_dist.plan.slurm.script import EXPORTED, batch, resources, set_variables
 from nexa_dist.plan.slurm.script import asked as asked_of
 
@@ -109,7 +109,7 @@ def cluster(
 ) -> Cluster:  # fmt: skip
     """cluster.json from what the holder of each node told, in rank order."""
     assert config.slurm
-    nodes = tuple(
+    nodes = (
         Node(
             name=name,
             address=str(door["address"]),
@@ -122,17 +122,8 @@ def cluster(
         )
         for name, door in zip(config.node_names, doors, strict=True)
     )
-    folders = {key: getattr(config, key) for key in ("scratch", "shared", "durable") if getattr(config, key)}
-    return Cluster(
-        name=config.name,
-        provider="slurm",
-        nodes=nodes,
-        layout=replace(layout, **folders),
-        ssh_config=ssh_config,
-        rdzv=endpoint(nodes[0], config.rdzv_port),
-        rdzv_backend=config.rdzv_backend,
-        created_unix=created_unix,
-    )
+    own = folders(config, layout.python, layout.scratch, layout.shared, layout.durable)
+    return cluster_of(config, nodes, own, ssh_config=ssh_config, created_unix=created_unix)
 
 
 def ended_unix(job: Mapping[str, str]) -> float | None:

@@ -8,13 +8,13 @@ from pathlib import PurePath
 from typing import Any
 
 from nexa_dist.config.cluster import ClusterConfig
-from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.plan.ranks import endpoint
+from nexa_dist.model import Cluster, Node
+from nexa_dist.plan.made import at_home, cluster_of, in_environment
 
 
 def static_cluster(config: ClusterConfig, folder: PurePath) -> Cluster:
     """`folder` is where the file lies: `ssh_config` is relative to it. Defaults lie in the user's home there."""
-    nodes = tuple(
+    nodes = (
         Node(
             name=host.name or f"n{index}",
             address=host.host,
@@ -25,21 +25,8 @@ def static_cluster(config: ClusterConfig, folder: PurePath) -> Cluster:
         )
         for index, host in enumerate(config.cluster or ())
     )
-    layout = Layout(
-        python=config.python or "python3",
-        scratch=config.scratch or "~/.nexa/scratch",
-        shared=config.shared or "~/.nexa/shared",
-        durable=config.durable or "~/.nexa/durable",
-    )
-    return Cluster(
-        name=config.name or "hosts",
-        provider="static",
-        nodes=nodes,
-        layout=layout,
-        ssh_config=str(folder / config.ssh_config) if config.ssh_config else "",
-        rdzv=config.rdzv or endpoint(nodes[0], config.rdzv_port),
-        rdzv_backend=config.rdzv_backend,
-    )
+    ssh_config = str(folder / config.ssh_config) if config.ssh_config else ""
+    return cluster_of(config, nodes, at_home(config), ssh_config=ssh_config)
 
 
 OLDEST_PYTHON = (3, 11)
@@ -53,18 +40,11 @@ def settled(
 
     `addresses` by node name are those behind the user's names for the hosts, which the other hosts do not know.
     """
-    nodes = tuple(
+    nodes = (
         replace(node, private_address=addresses[node.name] if addresses[node.name] != node.address else "")
         for node in users.nodes
     )
-    return replace(
-        users,
-        nodes=nodes,
-        ssh_config=ssh_config,
-        layout=replace(users.layout, python=f"{users.layout.shared}/envs/{env_hash}/bin/python"),
-        rdzv=config.rdzv or endpoint(nodes[0], config.rdzv_port),
-        env_hash=env_hash,
-    )
+    return in_environment(cluster_of(config, nodes, users.layout, ssh_config=ssh_config), env_hash)
 
 
 def judge(looks: Mapping[str, Mapping[str, Any]], install: bool) -> list[str]:

@@ -21,6 +21,13 @@ EVENTS = "agent.jsonl"
 PER_MACHINE = (EVENTS, "agent.err")
 """Files that all attempts write to: a machine that replaces another begins them anew."""
 
+
+def log_tail(path: Path, size: int) -> bytes:
+    """The last bytes of a log, nothing where it cannot be read. Of one that is not all here they lie beside it."""
+    kept = path.with_name(path.name + TAIL)
+    return files.tail(kept if kept.exists() else path, size)
+
+
 Marks = dict[str, int]
 """Byte offset behind the last whole line, by log file."""
 

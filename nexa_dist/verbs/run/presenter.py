@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from nexa_dist.errors import EXIT_BUDGET, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_STILL_RUNNING, NexaError
 from nexa_dist.model import ACTIVE, Node
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.runs import finish, watch
 from nexa_dist.ops.runs import logs as logging
+from nexa_dist.ops.runs import watch
 from nexa_dist.ops.runs.summary import summary
 from nexa_dist.ops.runs.supervise import Supervisor
+from nexa_dist.run.logs.mirror import log_tail
 from nexa_dist.run.record import Run
 from nexa_dist.run.ssh.connections import Link, Ssh, reach
 from nexa_dist.run.workspace import RunFolder
@@ -123,7 +124,8 @@ def told(ctx: Context, folder: RunFolder, outcome: watch.Outcome, as_json: bool)
     row = summary(folder)
     if outcome.failed_source:
         node, source = outcome.failed_source
-        for line in finish.tail(folder, node, source):
+        said = log_tail(folder.logs / node / source, 16384).decode(errors="replace")
+        for line in said.splitlines()[-20:]:
             ctx.say(f"  {terminal.plain(line)}")
     sign = "✓" if outcome.state == "completed" else "✗"
     why = f": {outcome.cause}" if outcome.cause else ""

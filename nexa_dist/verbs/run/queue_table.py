@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nexa_dist.errors import NexaError, UsageError
+from nexa_dist.ops.active_runs import progress
 from nexa_dist.ops.queue import Queue, Row, settled
 from nexa_dist.ops.runs import summary as runs
 from nexa_dist.plan.runs import grid
@@ -72,7 +73,7 @@ def loss_of(run: RunFolder) -> float | None:
     held_out = report.get("eval_loss_nats") if isinstance(report, dict) else None
     if isinstance(held_out, (int, float)):
         return float(held_out)
-    told = runs.progress(run)["loss"]
+    told = progress(run)["loss"]
     if told is not None:
         return float(told)
     found = None

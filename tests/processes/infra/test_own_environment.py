@@ -21,6 +21,7 @@ from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.work import environment
+from nexa_dist.ops.work.bring import Brought
 from nexa_dist.ops.work.environment import KEPT, make_ready
 from nexa_dist.run.runner import Stream, SystemRunner
 from nexa_dist.run.ssh.connections import Link, Ssh
@@ -73,11 +74,12 @@ class Lab:
         ssh = Ssh(Here(self.folder), cluster, str(self.folder))
         return [Link(ssh, node, f"{self.folder}/{node.name}") for node in NODES]
 
-    def ready(self, wanted: Any, *, again: bool = False, dry: bool = False, **config: Any) -> environment.Ready:
+    def ready(self, wanted: Any, *, again: bool = False, dry: bool = False, **config: Any) -> Brought:
         ctx = Context(Workspace(self.folder), SystemRunner(), self.said.append, dry=dry)
         train = TrainConfig.model_validate({"script": "a.py", "environment": wanted, **config})
         kept = None if dry else self.folder / "kept"
-        return make_ready(ctx, self.links, train, {"UV_INDEX_URL": "https://u:canary99@x.org"}, kept, again=again)
+        secret = {"UV_INDEX_URL": "https://u:canary99@x.org"}
+        return Brought(*make_ready(ctx, self.links, train, secret, kept, again=again))
 
     def notes(self, word: str) -> list[str]:
         text = (self.folder / "notes").read_text() if (self.folder / "notes").exists() else ""
@@ -108,7 +110,7 @@ def test_it_is_built_once_and_there_at_once_the_next_time(lab: Lab) -> None:
     [python] = set(made.pythons.values())
     assert set(made.pythons) == {"n0", "n1"} and Path(python).exists()
     assert len(lab.notes("venv")) == 1 and "  n0: Resolved 3 packages" in lab.said
-    assert made.told["freeze"] == ["torch==9", "tomlkit==1.0"] and made.told["name"] == "requirements.txt"
+    assert made.environment["freeze"] == ["torch==9", "tomlkit==1.0"] and made.environment["name"] == "requirements.txt"
     assert made.env["n1"] == {"NEXA_PYTHON": sys.executable}
     before = lab.said.copy()
     assert lab.ready(FILE) == made and lab.said == before and len(lab.notes("venv")) == 1
@@ -137,7 +139,7 @@ def test_a_later_attempt_gets_the_same_one_though_the_file_was_edited(lab: Lab) 
     assert lab.ready(FILE, again=True) == made
     assert "--constraint nexa/freeze.txt" in lab.notes("compile")[-1] and "--constraint" not in lab.notes("compile")[0]
     again = lab.ready(FILE)
-    assert again.told["hash"] != made.told["hash"]
+    assert again.environment["hash"] != made.environment["hash"]
     assert any("requirements.txt is not what it was at the attempt before" in line for line in lab.said)
     (lab.folder / "kept" / KEPT).write_text("{}")
     with pytest.raises(NexaError, match="is damaged"):
@@ -204,7 +206,7 @@ def test_a_backend_of_ours_says_what_it_lacks_before_anything_is_installed(lab: 
 
 def test_a_killed_build_is_made_anew_and_two_at_once_build_one(lab: Lab) -> None:
     hold = lab.mark("hold")
-    key = lab.ready(FILE, dry=True).told["hash"]
+    key = lab.ready(FILE, dry=True).environment["hash"]
     env = lab.folder / "shared" / "envs" / key
     first = threading.Thread(target=_fails, args=(lab,))
     first.start()
@@ -241,7 +243,7 @@ def _runs(process: Path, env: str) -> bool:
 def test_a_dry_run_builds_nothing(lab: Lab) -> None:
     made = lab.ready(FILE, dry=True)
     assert not list((lab.folder / "shared").iterdir()) and not (lab.folder / "notes").exists()
-    said = f"environment {made.told['hash']} of requirements.txt: "
+    said = f"environment {made.environment['hash']} of requirements.txt: "
     assert lab.said == [f"{said}missing on n0, n1, and would be built before the ranks start"]
     lab.ready(FILE)
     assert lab.ready(FILE, dry=True).pythons == made.pythons and lab.said[-1] == f"{said}there"
@@ -249,13 +251,13 @@ def test_a_dry_run_builds_nothing(lab: Lab) -> None:
 
 def test_a_lock_of_ours_is_installed_as_it_is_and_torch_in_the_build_of_the_node(lab: Lab) -> None:
     made = lab.ready("infer")
-    assert made.told["name"] == "infer" and set(made.told["files"]) == {"infer.txt", "pins.txt"}
+    assert made.environment["name"] == "infer" and set(made.environment["files"]) == {"infer.txt", "pins.txt"}
     assert lab.notes("compile") == []
     first, second = lab.notes("pip install")
     assert "--no-deps --require-hashes -r infer.txt" in first and "torch" not in first
     assert "--torch-backend=auto --constraint infer.txt -r nexa/torch.txt -r pins.txt" in second
     assert lab.ready("infer") == made and len(lab.notes("pip install")) == 2
-    assert lab.ready("heavy").told["hash"] != made.told["hash"]
+    assert lab.ready("heavy").environment["hash"] != made.environment["hash"]
     assert "--constraint heavy.txt -r nexa/torch.txt" in lab.notes("pip install")[-1]
     lab.mark("proof", json.dumps({"at": "vllm", "fails": "import vllm: OSError: libcuda"}) + "\n" + PROOF)
     subprocess.run(["rm", "-r", str(lab.folder / "shared")], check=True)
@@ -269,7 +271,8 @@ def test_a_lock_of_ours_is_installed_as_it_is_and_torch_in_the_build_of_the_node
 def test_none_is_the_python3_of_each_node(lab: Lab) -> None:
     (lab.folder / "bin" / "python3").symlink_to(sys.executable)
     made = lab.ready("none")
-    assert made.pythons == dict.fromkeys(("n0", "n1"), f"{lab.folder}/bin/python3") and made.told == {"name": "none"}
+    assert made.pythons == dict.fromkeys(("n0", "n1"), f"{lab.folder}/bin/python3")
+    assert made.environment == {"name": "none"}
 
 
 def test_those_that_nobody_uses_are_removed_and_never_one_in_use(lab: Lab) -> None:

@@ -21,7 +21,8 @@ from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops.context import Context
-from nexa_dist.ops.work.environment import Ready, make_ready
+from nexa_dist.ops.work.bring import Brought
+from nexa_dist.ops.work.environment import make_ready
 from nexa_dist.run.runner import Stream, SystemRunner
 from nexa_dist.run.ssh.connections import Link, Ssh
 from nexa_dist.run.workspace import Workspace
@@ -56,10 +57,10 @@ class Lab:
         env = {"PATH": f"{Path(str(UV)).parent}:{os.defpath}", "HOME": str(root), "NEXA_MARK": str(root), **net}
         self.link = Link(Ssh(Here(env), cluster, str(root)), node, str(root))
 
-    def ready(self, **hidden: str) -> Ready:
+    def ready(self, **hidden: str) -> Brought:
         ctx = Context(Workspace(self.root), SystemRunner(), self.said.append)
         train: Any = {"script": "a.py", "environment": {"requirements": "requirements.txt"}}
-        return make_ready(ctx, [self.link], TrainConfig.model_validate(train), hidden, None)
+        return Brought(*make_ready(ctx, [self.link], TrainConfig.model_validate(train), hidden, None))
 
     def whole(self) -> list[str]:
         return [path.parent.name for path in self.shared.glob("envs/*/.complete")]
@@ -110,7 +111,7 @@ def test_killed_at_any_moment_the_next_build_is_whole(tmp_path: Path) -> None:
         for name in lab.whole():
             works(lab.shared / "envs" / name / "bin" / "python")
     made = lab.ready()
-    assert works(Path(made.pythons["n0"])) == made.told["torch"] and len(lab.left()) == 1
+    assert works(Path(made.pythons["n0"])) == made.environment["torch"] and len(lab.left()) == 1
 
 
 def works(python: Path) -> str:

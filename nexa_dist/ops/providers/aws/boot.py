@@ -14,6 +14,7 @@ from nexa_dist.ops.providers.aws.gang import CREATE_LIMIT_S, Gang
 from nexa_dist.plan import told as checked
 from nexa_dist.plan.aws import scope as planned
 from nexa_dist.plan.aws.offers import Candidate
+from nexa_dist.plan.made import in_environment
 from nexa_dist.run.runner import CommandFailed
 from nexa_dist.run.ssh import connections, keys
 from nexa_dist.run.terraform.stack import TerraformFailed
@@ -59,8 +60,7 @@ def boot(gang: Gang, chosen: Candidate, kept: set[str]) -> tuple[Cluster, dict[s
     with ctx.phase("ssh"), folder.journalled("ssh"):
         homes, python = _settled(gang, made)
         rotate_host_keys.rotate(ctx, folder, made)
-    made = _cluster(gang, chosen, python)
-    return made, homes
+    return in_environment(_cluster(gang, chosen), env_hash(python)), homes
 
 
 def _spare_the_proven(gang: Gang, made: Cluster, silent: Sequence[str]) -> None:
@@ -129,14 +129,13 @@ def _settled(gang: Gang, made: Cluster) -> tuple[dict[str, str], str]:
     return {name: home for name, (home, _) in answers.items()}, versions[0]
 
 
-def _cluster(gang: Gang, chosen: Candidate, python: str = "") -> Cluster:
+def _cluster(gang: Gang, chosen: Candidate) -> Cluster:
     made = planned.cluster(
         gang.config,
         gang.scope,
         gang.terraform.outputs(),
         usd_per_hour=chosen.usd_per_hour,
         ssh_config=str(gang.folder.ssh_config),
-        env_hash=env_hash(python) if python else "",
     )
     keys.write_ssh_config(gang.folder.ssh, made.nodes)
     return made

@@ -91,13 +91,6 @@ def usable(scope: AwsScope) -> Seen:
     return seen
 
 
-def _taken(scope: AwsScope) -> NexaError:
-    return NexaError(
-        f"bucket {scope.bucket} is not of account {scope.account}: the name is taken",
-        hint="bucket names are global: choose another",
-    )
-
-
 def notes(scope: AwsScope) -> tuple[str, ...]:
     """Notes of a plan about the bucket: that its traffic costs, when it is in another region than the nodes."""
     seen = usable(scope) if scope.bucket else Seen("nobody's")
@@ -142,7 +135,10 @@ def ensure(ctx: Context, scope: AwsScope) -> None:
                 raise
             if not terraform.resources():
                 shutil.rmtree(terraform.folder)  # it would say that the bucket was made from here
-            raise _taken(scope) from error
+            raise NexaError(
+                f"bucket {scope.bucket} is not of account {scope.account}: the name is taken",
+                hint="bucket names are global: choose another",
+            ) from error
 
 
 def refuse_state(scope: AwsScope) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from nexa_dist.config.cluster import ClusterConfig
@@ -12,12 +13,13 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.providers.aws import price_cache
 from nexa_dist.plan.aws import given as aws_given
 from nexa_dist.plan.aws import offers, prices
-from nexa_dist.plan.aws.offers import Candidate
+from nexa_dist.plan.aws.offers import Candidate, Refusal
 from nexa_dist.plan.aws.scope import AwsScope
 from nexa_dist.refusal import CURES, OF_INSTANCES_CURE
 from nexa_dist.run import files
 from nexa_dist.run.aws.client import Cloud
 from nexa_dist.run.terraform.stack import TerraformFailed
+from nexa_dist.shape import lenient, of
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 15.0, 120.0
 SHOWN = 8
@@ -31,8 +33,7 @@ def memory_file(ctx: Context) -> Path:
 
 def remember(ctx: Context, title: str, code: str) -> None:
     kind, zone, market = title.split()
-    record = {"type": kind, "zone": zone, "market": market, "code": code, "at_unix": ctx.now()}
-    files.append_json(memory_file(ctx), record)
+    files.append_json(memory_file(ctx), asdict(Refusal(kind, zone, market, code, ctx.now())))
 
 
 def survey(ctx: Context, config: ClusterConfig, scope: AwsScope) -> tuple[list[tuple[Candidate, str]], list[str]]:
@@ -57,7 +58,7 @@ def survey(ctx: Context, config: ClusterConfig, scope: AwsScope) -> tuple[list[t
     found, dropped = offers.candidates(config, market)
     if scope.given.subnets:
         found, dropped = offers.in_zones(found, dropped, scope.given.subnets)
-    past = [r for line in files.read_lines(memory_file(ctx)) if (r := offers.refusal_of(line))]
+    past = [refusal for line in files.read_lines(memory_file(ctx)) if (refusal := lenient(of(Refusal))(line))]
     if not found:
         raise NexaError(
             "no offer is left: " + (_some(dropped) or f"no type with {config.gpus_per_node} GPUs is offered"),

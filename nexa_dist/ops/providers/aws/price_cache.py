@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from nexa_dist.errors import NexaError
 from nexa_dist.ops.context import Context
-from nexa_dist.plan.money.ledger import price
 from nexa_dist.run import files, trust
+from nexa_dist.shape import lenient, number, rows, table, text
 
 Spot = Mapping[tuple[str, str], float]
 """USD/h by (type, zone)."""
+ROWS = lenient(table(text(200, r"\S+ \S+"), rows(number(1e-6), 2, 2), 10_000))
+"""[USD/h, unix time at which it was asked] by type and zone."""
 
 
 def _file(ctx: Context, region: str) -> Path:
@@ -35,12 +36,4 @@ def kept(ctx: Context, region: str) -> tuple[dict[tuple[str, str], float], float
 
 def _read(ctx: Context, region: str) -> dict[str, list[float]]:
     """A damaged file is a file that knows nothing."""
-    try:
-        found = files.read_json(_file(ctx, region))
-        return {
-            name: [usd, at]
-            for name, (usd, at) in found.items()
-            if len(name.split()) == 2 and price(usd) and price(at) is not None
-        }
-    except (NexaError, AttributeError, TypeError, ValueError):
-        return {}
+    return ROWS(files.object_or_empty(_file(ctx, region))) or {}

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Hashable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Self, cast
+from typing import Self
 
-from nexa_dist import shape
 from nexa_dist.errors import NexaError, StillRunning
 from nexa_dist.ops import ledger_file
 from nexa_dist.ops.context import Context
@@ -21,7 +19,7 @@ from nexa_dist.ops.workspace_tag import our_tag
 from nexa_dist.plan.slurm.allocation import ended_unix, name_of
 from nexa_dist.run import files
 from nexa_dist.run.slurm.commands import Job, Slurm
-from nexa_dist.run.workspace import ClusterFolder
+from nexa_dist.run.workspace import ClusterFolder, loaded
 
 RECORD = "slurm.json"
 GONE_S, LOOK_S = 180.0, 1.0
@@ -43,9 +41,7 @@ class Record:
     def of(cls, folder: ClusterFolder) -> Self:
         """The record, empty if there is none. Raises NexaError when it is damaged."""
         path = folder.path / RECORD
-        if not path.exists():
-            return cls()
-        return cast(Self, files.read_shape(path, shape.of(cast(Hashable, cls)), hint="nexa teardown does without it"))
+        return loaded(path, cls, "nexa teardown does without it") if path.exists() else cls()
 
     def save(self, folder: ClusterFolder) -> None:
         files.write_json(folder.path / RECORD, asdict(self))

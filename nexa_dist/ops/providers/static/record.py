@@ -5,17 +5,15 @@ Written before anything is done on a host, so that a provision that was killed c
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
-from nexa_dist import shape
 from nexa_dist.model import Cluster
 from nexa_dist.plan.static.known_hosts import Adopted
 from nexa_dist.run import files
-from nexa_dist.run.workspace import ClusterFolder
-from nexa_dist.shape import record
+from nexa_dist.run.workspace import ClusterFolder, loaded
+from nexa_dist.shape import of, record
 
 
 @dataclass(frozen=True)
@@ -65,9 +63,9 @@ class Record:
         if not cls.exists(folder):
             return cls()
         hint = "without it nobody knows what is ours on the hosts: bring it back, or clean them by hand"
-        found: Self = files.read_shape(cls.path(folder), shape.of(cast(Hashable, cls)), hint)
+        found = loaded(cls.path(folder), cls, hint)
         if found.cluster or found.claimed:
-            files.read_shape(cls.path(folder), record({"cluster": shape.of(Cluster)}), hint)
+            files.read_shape(cls.path(folder), record({"cluster": of(Cluster)}), hint)
         return found
 
     def save(self, folder: ClusterFolder) -> None:

@@ -158,16 +158,20 @@ def test_a_measured_skew_orders_the_nodes(run: RunFolder) -> None:
 
 def test_reads_are_bounded_and_torn_records_passed_over(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
-    real = asking._tail
+    real = asking.log_tail
 
     def counted(path: Path, size: int) -> bytes:
         taken.append(len(data := real(path, size)))
         return data
 
-    monkeypatch.setattr(asking, "_tail", counted)
+    monkeypatch.setattr(asking, "log_tail", counted)
     monkeypatch.setattr(asking, "EVENTS_BYTES", 4000)
     old = line("started", 1, attempt=2) + line("imds", 2, state="on") * 4000
     junk = '{"event": "rank_exit", "at": 60, "rank": "x"}\n{"event"\n[]\n7\n{"event": "x", "at": 1e999}\n'
+    for steps in (None, 3, [1], {"x": 1}, {"0": "far"}):
+        junk += line("hang", 60, ranks=[], stalled_s=9.0, steps=steps)
+    junk += line("hang", 60, ranks=None, stalled_s="long") + line("notice", 60, at_unix=1e300)
+    junk += line("flight", 60, rank="x", groups=3)
     end = line("rank_exit", 61, rank=1, code=1, signal=0) + '{"event": "ended", "at": 6'
     put(run, "n1", old + junk + end, r1_2=b"x" * 2_000_000 + b"\n" + TRACE)
     assert asking.why(run, record(attempt(2, "failed")))[0].verdict.others == ("rank 1: KeyError: 'labels'",)

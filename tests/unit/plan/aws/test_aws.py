@@ -12,6 +12,7 @@ import pytest
 from nexa_dist.plan.aws.given import Given
 from nexa_dist.plan.aws.offers import Candidate
 from nexa_dist.plan.aws.scope import cluster, only_this_run, place_of, tfvars, workspace_tag
+from nexa_dist.plan.made import in_environment
 from tests.unit.cloud_server import config, scope
 
 VARIABLES = Path(__file__).parents[4] / "terraform" / "stacks" / "aws" / "variables.tf"
@@ -97,7 +98,7 @@ def test_every_owner_cluster_and_run_writes_to_a_place_of_its_own() -> None:
     assert tfvars(config(), mine, CHOSEN, [], "/s", [])["bucket_prefix"] == f"{mine.prefix}/"
     outputs = {"nodes": [{"name": "n0", "address": "1.2.3.4", "private_address": "10.0.0.4", "port": 22, "user": "u",
                           "gpus": 1, "id": "i-1", "type": "g5", "zone": "us-east-1a", "market": "spot"}]}  # fmt: skip
-    made = cluster(config(), mine, outputs, usd_per_hour=1.0, ssh_config="/x", env_hash="e")
+    made = cluster(config(), mine, outputs, usd_per_hour=1.0, ssh_config="/x")
     assert made.bucket == f"s3://b0b/{mine.prefix}"
     confined = only_this_run(made, "train_1")
     assert confined is not None
@@ -122,8 +123,8 @@ def test_cluster_of_the_outputs() -> None:
     row = {"id": "i-0", "address": "203.0.113.1", "private_address": "10.77.0.4", "port": 22, "user": "ubuntu"}
     offer = {"type": "g6e.12xlarge", "zone": "us-east-1b", "market": "spot", "gpus": 4}
     outputs = {"nodes": [{"name": name, **row, **offer} for name in ("n0", "n1")]}
-    made = cluster(config(rdzv_port=29500), scope(), outputs, usd_per_hour=4.0, ssh_config="/s/c", env_hash="e")
+    made = cluster(config(rdzv_port=29500), scope(), outputs, usd_per_hour=4.0, ssh_config="/s/c")
     assert made.world_size == 8 and made.usd_per_hour == 8.0
     assert made.rdzv == "10.77.0.4:29500"
     assert made.nodes[0].offer == "g6e.12xlarge us-east-1b spot"
-    assert made.layout.python.endswith("/envs/e/bin/python")
+    assert in_environment(made, "e").layout.python == "/opt/nexa/shared/envs/e/bin/python"

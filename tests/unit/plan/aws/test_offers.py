@@ -14,9 +14,9 @@ from nexa_dist.plan.aws.offers import (
     Verdict,
     candidates,
     ordered,
-    refusal_of,
     verdict,
 )
+from nexa_dist.shape import lenient, of
 from tests.unit.cloud_server import NOW, config
 
 L40S, L4, P5, G5 = "g6e.12xlarge", "g6.12xlarge", "p5.48xlarge", "g5.xlarge"
@@ -183,5 +183,6 @@ def test_refused_credentials_are_said_to_be_that(code: str) -> None:
 
 @pytest.mark.parametrize("torn", [{}, {"type": "x"}, [], "x", None, {**vars(refusal(A, "x", 1)), "at_unix": "soon"}])
 def test_a_torn_line_of_the_memory_is_passed_over(torn: object) -> None:
-    assert refusal_of(torn) is None
-    assert refusal_of(vars(refusal(A, "x", 1))) == refusal(A, "x", 1)
+    read = lenient(of(Refusal))
+    assert read(torn) is None
+    assert read(vars(refusal(A, "x", 1))) == refusal(A, "x", 1)

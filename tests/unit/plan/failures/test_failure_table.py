@@ -224,14 +224,6 @@ def test_hostile_bytes(seed: int) -> None:
         assert all(len(line) <= log_tail.LINE_BYTES for line in verdict.lines)
 
 
-@pytest.mark.parametrize("steps", [None, 3, [1], {"x": 1}, {"0": "far"}, {"0": None}])
-def test_events_that_are_not_as_they_should_be(steps: Any) -> None:
-    told = event("hang", 20.0, ranks=None, stalled_s="long", steps=steps, states=steps)
-    notice = event("notice", 21.0, action=None, at_unix=1e300)
-    ended = RankEvidence("n0", 0, b"", lost(at=20.1))
-    assert judge(of_ranks(ended, n0=(told, notice))).first == ("n0", None) or steps == {}
-
-
 # -- patterns are bounded --------------------------------------------------------------------------------------
 
 
