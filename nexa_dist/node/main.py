@@ -13,6 +13,7 @@ other command is short and answers with JSON. Each imports only what it needs.
     agent.pyz start RUN_DIR    < {"spec", "secrets", "go", "notify"} start the attempt (again: the same one)
     agent.pyz hold FOLDER                                            the attempt of FOLDER/<node's number>.json, as one
                                                                      step of a scheduler's job
+    agent.pyz door FOLDER      (started by a job of Slurm's)         one node of an allocation: an sshd, and the notice
     agent.pyz go RUN_DIR                                             every node is prepared: start the ranks
     agent.pyz status RUN_DIR                                         state of the newest attempt
     agent.pyz allow RUN_DIR    < {"seconds"}                         how long the run's money lasts
@@ -80,6 +81,7 @@ SPOKEN: dict[str, tuple[str, Given]] = {
     "follow": ("follow.follow", _folder),
     "send": ("outputs.send", _folder),
     "hold": ("hold.hold", _folder),
+    "door": ("machine.slurm_node.hold_door", _folder),
     "kept": ("keep.main", lambda words: (words[0], float(words[1]))),
     "setup": ("setup.main", lambda words: (words[0],)),
     "flight": ("watch.flight.main", lambda words: (words[0], int(words[1]))),
