@@ -33,7 +33,9 @@ def trust(args: Arguments) -> int:
         )
     if path.suffix in (".yaml", ".yml"):
         return _commands(path, args.dry_run)
-    named = consent.programs(str(path))[0] if args.dry_run else consent.consent(str(path))
+    named, digest = consent.programs(str(path))
+    if named and not args.dry_run:
+        consent.keep(str(path), digest)
     for line in named:
         terminal.say(f"  {terminal.plain(line)}")
     if args.dry_run:
