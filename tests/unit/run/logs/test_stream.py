@@ -26,7 +26,7 @@ from nexa_dist.run.logs.follower import Follower
 from nexa_dist.run.logs.items import AgentEvent, Ended, Item, Items, Line, Note, Quiet, Through
 from nexa_dist.run.logs.mirror import Mirror, marks, sizes
 from nexa_dist.run.logs.stream import follow
-from nexa_dist.run.runner import Result, Runner, Stream, SystemRunner
+from nexa_dist.run.runner import Result, Runner, Stream
 from nexa_dist.run.ssh.connections import Link, Ssh
 
 ROOT = Path(__file__).parents[4]
@@ -407,7 +407,7 @@ def test_the_end_of_the_reader_ends_a_follower_that_waits_for_room(tmp_path: Pat
 
 
 def test_more_can_be_sent_to_a_running_program_and_its_input_ends_with_it() -> None:
-    stream = SystemRunner().stream(("cat",), stdin=b"first\n")
+    stream = Runner().stream(("cat",), stdin=b"first\n")
     assert stream.out.readline() == b"first\n"
     stream.send(b"second\n")
     assert stream.out.readline() == b"second\n"
@@ -419,8 +419,8 @@ def test_more_can_be_sent_to_a_running_program_and_its_input_ends_with_it() -> N
 
 def test_when_we_are_killed_the_program_learns_of_it(tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom nexa_dist.run.runner import SystemRunner\n"
-        "s = SystemRunner().stream(('sh', '-c', 'cat; touch ' + sys.argv[1]), stdin=b'here\\n')\n"
+        "import sys, time\nfrom nexa_dist.run.runner import Runner\n"
+        "s = Runner().stream(('sh', '-c', 'cat; touch ' + sys.argv[1]), stdin=b'here\\n')\n"
         "print(s.out.readline().decode(), end='', flush=True)\ntime.sleep(600)\n"
     )
     argv = [sys.executable, "-c", code, str(tmp_path / "learnt")]
