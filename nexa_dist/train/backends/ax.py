@@ -84,8 +84,7 @@ class Run:
         set_seed(OWN_SEED if cfg.seed is None else cfg.seed)
         self.trainer, self.model, self.tokenizer, *_ = training.setup_model_and_trainer(cfg, meta)
         training.handle_untrained_tokens_fix(cfg, self.model, self.tokenizer, meta.train_dataset)
-        # What hf's saving reads of a trainer.
-        self.trainer.env, self.trainer.cfg = env, SimpleNamespace(async_save=False)
+        self.trainer.cfg = SimpleNamespace(async_save=False)  # which hf's saving reads of a trainer
         self.trainer._save_checkpoint = self.save
         self.trainer.evaluate = _apart(self.trainer.evaluate)
         for kind in (PrinterCallback, ProgressCallback):

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from nexa_dist.config.backend_files.accelerate import FsdpConfig
 from nexa_dist.errors import NexaError
 from nexa_dist.train import control
+from nexa_dist.train.backends import hf_state
 
 
 def spread(model: Any, asked: FsdpConfig, precision: str) -> None:
@@ -117,12 +118,8 @@ def give_up(model: nn.Module) -> None:
 
 
 def learned(model: nn.Module) -> dict[str, Any]:
-    """This rank's parts of the weights; of a model with adapters of theirs alone."""
-    parts: dict[str, Any] = get_model_state_dict(model)
-    if not hasattr(model, "peft_config"):
-        return parts
-    trained = {name for name, part in model.named_parameters() if part.requires_grad}
-    return {name: part for name, part in parts.items() if name in trained}
+    """This rank's parts of the weights that are learned."""
+    return hf_state.learned(model, get_model_state_dict(model))
 
 
 def whole_model(model: nn.Module) -> dict[str, Any]:

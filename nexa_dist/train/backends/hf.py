@@ -6,6 +6,7 @@ A stopped and resumed training ends with the bits of an unbroken one on CPU, wit
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class Replicated(Parallel):
         return ""
 
     def resume(self, made: Any, folder: Path) -> None:
-        hf_state.resume(made, folder)
+        hf_state.resume(made, json.loads((folder / hf_state.RANKS).read_text()), self._env)
 
     def stopped(self, step: int, signal_at: float) -> None:
         if self._env.rank == 0:
