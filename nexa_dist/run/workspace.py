@@ -24,10 +24,7 @@ T = TypeVar("T")
 
 def _checked(path: Path, kind: type[T], hint: str) -> T:
     """Read the JSON of `path`. Raises NexaError when it is torn, or is not what it should be."""
-    try:
-        return cast(T, shape.of(cast(Hashable, kind))(files.read_json(path)))
-    except shape.Strange as error:
-        raise NexaError(f"{path} is damaged: {error}", hint=hint) from None
+    return cast(T, files.read_shape(path, shape.of(cast(Hashable, kind)), hint))
 
 
 @dataclass(frozen=True)
