@@ -103,12 +103,12 @@ class Sharded(InShards):
         step, later = made.state.global_step, made.cfg.async_save and not last
         fsdp.give_up(made.model)
         with self.saving(last=False):
-            self._keeper.settle()
+            self.keeper.settle()
         whole: Path | None = None
         try:
             with self.saving(last=last):
                 whole = self._whole_model(made) if step >= made.cfg.steps else None
-                self._keeper.save(step, self._fill(made, whole, copy=later), later=later)
+                self.keeper.save(step, self._fill(made, whole, copy=later), later=later)
         finally:
             if whole is not None:  # and did not become a part of the checkpoint
                 shutil.rmtree(whole, ignore_errors=True)

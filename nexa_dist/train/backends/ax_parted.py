@@ -31,7 +31,7 @@ class Parted(InShards):
 
     def save(self, made: Any, *, last: bool) -> None:
         with self.saving(last=last):
-            self._keeper.save(made.state.global_step, lambda folder: self._fill(made, folder))
+            self.keeper.save(made.state.global_step, lambda folder: self._fill(made, folder))
 
     def _fill(self, made: Any, folder: Path) -> None:
         """What fails in DeepSpeed's part, a collective, is raised behind it."""
