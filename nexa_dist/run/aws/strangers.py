@@ -10,15 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nexa_dist.run.aws.client import rows, tags_of
-
-if TYPE_CHECKING:
-    from nexa_dist.run.aws.tagged import TaggedResource
+from nexa_dist.run.aws.tagged import CLUSTER, OWNER, TaggedResource
 
 CARD, GROUP = "network interface", "security group"
-OWNER, CLUSTER = "nexa:owner", "nexa:cluster"
 ASKED = (
     (CARD, "describe_network_interfaces", "NetworkInterfaces[]", "NetworkInterfaceId",
      {"vpc": "vpc-id", "subnet": "subnet-id", GROUP: "group-id"}),

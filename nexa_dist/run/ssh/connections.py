@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from nexa_dist import wire
 from nexa_dist.errors import NexaError
@@ -28,16 +28,9 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
 
-class Named(Protocol):
-    """A node, or a link to one."""
-
-    @property
-    def name(self) -> str: ...
-
-
 T = TypeVar("T")
 R = TypeVar("R")
-N = TypeVar("N", bound=Named)
+N = TypeVar("N", Node, "Link")
 
 _KEEPING = threading.Lock()
 UNREACHABLE = 255

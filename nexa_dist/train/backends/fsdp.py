@@ -49,13 +49,9 @@ def spread(model: Any, asked: FsdpConfig, precision: str) -> None:
             model.to_empty(device="cpu" if asked.fsdp_offload_params else device)
         set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
         for buffer in model.buffers():  # which no state dict need have
-            _from_zero(buffer, device)
-
-
-def _from_zero(buffer: torch.Tensor, device: torch.device) -> None:
-    sent = buffer.to(device)
-    dist.broadcast(sent, 0)
-    buffer.copy_(sent)
+            sent = buffer.to(device)
+            dist.broadcast(sent, 0)
+            buffer.copy_(sent)
 
 
 def _units(model: nn.Module, asked: FsdpConfig) -> list[nn.Module]:
