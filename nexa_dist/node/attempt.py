@@ -135,7 +135,7 @@ class Attempt:
             return
         until, before = boot_clock() + seconds, self.stop_reason
         with contextlib.suppress(OSError), open(self.path("outputs") + ".log", "ab") as log:
-            child = self.popen([sys.executable, "-S", "-E", agent_path(), "keep", self.run_dir, "%.1f" % seconds], log)
+            child = self.popen([sys.executable, "-S", "-E", agent_path(), "kept", self.run_dir, "%.1f" % seconds], log)
             while child.poll() is None and boot_clock() < until + RESERVE_S:
                 if self.stop_reason != before:
                     before, until = self.stop_reason, min(until, boot_clock() + max(0.0, left_s()))

@@ -88,7 +88,7 @@ def follow(run_dir: str, fd: int = 0, out: BinaryIO | None = None) -> None:
             while drain_one(run_dir, EVENTS, offsets, out):
                 continue
             told = end(run_dir, record, out)
-        moved = drain(run_dir, offsets, out)
+        moved = sum(drain_one(run_dir, name, offsets, out) for name in log_files(run_dir))
         if not moved and (told or (once and state)):
             told = told or end(run_dir, record, out)
             say(out, {"through": True})
@@ -128,13 +128,8 @@ def log_files(run_dir: str) -> list[str]:
     return sorted(fit, key=lambda name: (name != EVENTS, name))[:MOST_LOGS]
 
 
-def drain(run_dir: str, offsets: dict[str, int], out: BinaryIO) -> bool:
-    """Send one chunk of every file that has more; True when there was anything."""
-    moved = [drain_one(run_dir, name, offsets, out) for name in log_files(run_dir)]
-    return any(moved)
-
-
 def drain_one(run_dir: str, name: str, offsets: dict[str, int], out: BinaryIO) -> bool:
+    """Send one chunk of a file; True when there was more of it."""
     data, at = read_at(os.path.join(run_dir, name), offsets.get(name, 0), CHUNK_BYTES), offsets.get(name, 0)
     if data:
         say(out, {"src": name, "off": at, "len": len(data)})

@@ -13,6 +13,7 @@ other command is short and answers with JSON. Each imports only what it needs.
     agent.pyz start RUN_DIR    < {"spec", "secrets", "go", "notify"} start the attempt (again: the same one)
     agent.pyz hold FOLDER                                            the attempt of FOLDER/<node's number>.json, as one
                                                                      step of a scheduler's job
+    agent.pyz door FOLDER      (started by a job of Slurm's)         one node of an allocation: an sshd, and the notice
     agent.pyz go RUN_DIR                                             every node is prepared: start the ranks
     agent.pyz status RUN_DIR                                         state of the newest attempt
     agent.pyz allow RUN_DIR    < {"seconds"}                         how long the run's money lasts
@@ -22,7 +23,8 @@ other command is short and answers with JSON. Each imports only what it needs.
     agent.pyz tell -           < {"targets", "message"}              a test to each webhook, and what became of it
     agent.pyz wrote -          < {"runs": [...]}                     what runs have left here: files, checkpoints
     agent.pyz send DIR         < {"files": [...]}                    these files, framed, from byte offsets
-    agent.pyz keep RUN_DIR     < {"seconds"}                         its outputs to the bucket (by the daemon: SECONDS)
+    agent.pyz keep RUN_DIR     < {"seconds"}                         its outputs to the bucket
+    agent.pyz kept RUN_DIR SECONDS (by the daemon)                   the same, as an event
     agent.pyz setup RUN_DIR    (by the daemon)                       packages, layer and lines before the ranks
     agent.pyz flight RUN_DIR ATTEMPT (by the daemon)                 what the ranks dumped of their collectives
     agent.pyz rank -- ARGV     (started by torchrun)                 one rank: its log, its exit code, its end
@@ -42,6 +44,53 @@ from typing import Any
 
 from .protocol import VERSION
 
+Given = Callable[[list[str]], tuple[Any, ...]]
+"""What a function gets of the words behind its command, and of standard input."""
+
+
+def _folder(words: list[str]) -> tuple[str]:
+    return (os.path.abspath(os.path.expanduser(words[0])) if words else "",)
+
+
+def _message(_: list[str]) -> tuple[dict[str, Any]]:
+    return (json.load(sys.stdin),)
+
+
+def _both(words: list[str]) -> tuple[Any, ...]:
+    return (*_folder(words), *_message(words))
+
+
+ANSWERED: dict[str, tuple[str, Given]] = {
+    "probe": ("probe.probe", _message),
+    "diag": ("machine.diag.diag", _message),
+    "forget": ("probe.forget", _folder),
+    "unpack": ("code.unpack.unpack", lambda words: (*_folder(words), *words[1:3])),
+    "whole": ("code.unpack.whole", _folder),
+    "lacks": ("code.unpack.lacks", _both),
+    "start": ("start.start", _both),
+    "go": ("control.go", _folder),
+    "status": ("control.status", _folder),
+    "allow": ("control.allow", _both),
+    "stop": ("control.stop", _both),
+    "tell": ("watch.tell.tell", _message),
+    "wrote": ("outputs.wrote", _message),
+    "keep": ("keep.keep", _both),
+}
+"""Short commands, whose answer is JSON."""
+SPOKEN: dict[str, tuple[str, Given]] = {
+    "follow": ("follow.follow", _folder),
+    "send": ("outputs.send", _folder),
+    "hold": ("hold.hold", _folder),
+    "door": ("machine.slurm_node.hold_door", _folder),
+    "kept": ("keep.main", lambda words: (words[0], float(words[1]))),
+    "setup": ("setup.main", lambda words: (words[0],)),
+    "flight": ("watch.flight.main", lambda words: (words[0], int(words[1]))),
+    "rank": ("rank.main", lambda words: (words[1:],)),
+    "inside": ("machine.container.inside", lambda words: (words[1:],)),
+    "warm": ("warm.server.serve", lambda words: (words[0], words[1], words[2:])),
+}
+"""Commands that say themselves what there is to say; they answer an exit code, or nothing."""
+
 
 def main(argv: list[str]) -> int:
     """Runs one command; its answer is on stdout, `{"error": …}` and exit code 1 where it could not be done."""
@@ -49,102 +98,26 @@ def main(argv: list[str]) -> int:
         print(VERSION)
         return 0
     os.umask(0o077)  # of what this and the ranks write, nothing is for other users of the machine
-    name, rest = (argv[0], argv[1:]) if argv else ("", [])
-    if name == "rank":
-        from . import rank
-
-        return rank.main(rest[1:])
-    if name == "inside":
-        from .machine import container
-
-        return container.inside(rest[1:])
-    if name == "setup":
-        from . import setup
-
-        return setup.main(rest[0])
-    if name == "keep" and len(rest) == 2:
-        from . import keep
-
-        return keep.main(rest[0], float(rest[1]))
-    if name == "flight":
-        from .watch import flight
-
-        return flight.main(rest[0], int(rest[1]))
-    if name == "warm":
-        from .warm import server as warm_server
-
-        return warm_server.serve(rest[0], rest[1], rest[2:])
-    target = os.path.abspath(os.path.expanduser(rest[0])) if rest else ""
-    if name == "hold":
-        from .hold import hold
-
-        return hold(target)
-    if name in ("follow", "send"):
+    name, words = (argv[0], argv[1:]) if argv else ("", [])
+    if name in SPOKEN:
         try:
-            if name == "follow":
-                from .follow import follow
-
-                follow(target)
-            else:
-                from .outputs import send
-
-                send(target)
+            return int(_call(*SPOKEN[name], words) or 0)
         except BrokenPipeError:
+            if name not in ("follow", "send"):
+                raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would flush once more at its end
-        return 0
-    act = command(name, rest[1:])
-    if act is None:
-        print(
-            "usage: agent.pyz "
-            "probe|diag|forget|unpack|whole|lacks|start|hold|go|status|allow|follow|stop|tell|wrote|send|keep|rank …",
-            file=sys.stderr,
-        )
+            return 0
+    if name not in ANSWERED:
+        print("usage: agent.pyz %s …" % "|".join((*ANSWERED, *SPOKEN)), file=sys.stderr)
         return 2
     try:
-        answer = act(target)
+        answer = _call(*ANSWERED[name], words)
     except OSError as error:
         answer = {"error": "%s on this node: %s" % (name, error)}
     print(json.dumps(answer))
     return 1 if set(answer) == {"error"} else 0
 
 
-def command(name: str, more: list[str]) -> Callable[[str], dict[str, Any]] | None:
-    """Find the function of a short command: it gets its folder, the words after it and its standard input."""
-    if name in ("probe", "forget"):
-        from .probe import forget, probe
-
-        return forget if name == "forget" else lambda _: probe(json.load(sys.stdin))
-    if name == "diag":
-        from .machine.diag import diag
-
-        return lambda _: diag(json.load(sys.stdin))
-    if name in ("unpack", "whole", "lacks"):
-        from .code.unpack import lacks, unpack, whole
-
-        if name == "lacks":
-            return lambda folder: lacks(folder, json.load(sys.stdin))
-        return whole if name == "whole" else lambda folder: unpack(folder, *more[:2])
-    if name == "tell":
-        from .watch.tell import tell
-
-        return lambda _: tell(json.load(sys.stdin))
-    if name == "wrote":
-        from .outputs import wrote
-
-        return lambda _: wrote(json.load(sys.stdin))
-    if name == "keep":
-        from .keep import keep as kept
-
-        return lambda folder: kept(folder, json.load(sys.stdin))
-    if name == "start":
-        from .start import start
-
-        return lambda folder: start(folder, json.load(sys.stdin))
-    if name in ("go", "status", "allow", "stop"):
-        from . import control
-
-        if name in ("allow", "stop"):
-            told = control.allow if name == "allow" else control.stop
-            return lambda folder: told(folder, json.load(sys.stdin))
-        return control.go if name == "go" else control.status
-    return None
+def _call(place: str, given: Given, words: list[str]) -> Any:
+    module, _, name = place.rpartition(".")
+    return getattr(__import__(module, globals(), None, [name], 1), name)(*given(words))

@@ -15,7 +15,9 @@ POLL_S = 0.05
 KEPT = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "LD_LIBRARY_PATH", "TMPDIR", "NEXA_HOST", "NEXA_IMDS")
 """Variables of this machine that a run sees."""
 NOTICE = "NEXA_NOTICE"
-"""Variable that names the file in which a scheduler's notice is written down (remote/slurm_node.py)."""
+"""Variable that names the file in which a scheduler's notice is written down (machine/slurm_node.py)."""
+KILL_WAIT_S = 30
+"""Seconds from a notice of Slurm's to SIGKILL, by its default."""
 OF_STEP = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID",
            "SLURM_RESTART_COUNT")  # fmt: skip
 """Variables of a scheduler's step that the ranks get too: their share of the node, and which job they are of. Of others

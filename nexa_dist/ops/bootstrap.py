@@ -48,8 +48,8 @@ def bootstrap(
         if made.traits.one_machine:
             hosts["all"]["vars"]["ansible_remote_tmp"] = f"{ssh.sockets}/ansible"
         args = shlex.join(f"-o{option}" for option in (*SSH_OPTIONS, f"ControlPath={ssh.sockets}/%C"))
-        play = run_playbook(root / PLAYBOOK, folder.path / "ansible", hosts, args, ctx.detail)
-        ctx.detail(f"{sum(play.changed.values())} tasks changed")
+        changed = run_playbook(root / PLAYBOOK, folder.path / "ansible", hosts, args, ctx.detail)
+        ctx.detail(f"{changed} tasks changed")
 
 
 def _agent_file(folder: ClusterFolder) -> Path:

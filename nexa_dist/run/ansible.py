@@ -21,18 +21,11 @@ SHOWN = 4
 """Changed tasks of a role that are named."""
 
 
-@dataclass(frozen=True)
-class Play:
-    """End of a playbook: tasks changed by host."""
-
-    changed: dict[str, int]
-    ok: dict[str, int]
-
-
 def run_playbook(
     playbook: Path, folder: Path, inventory: dict[str, Any], ssh_args: str, on_progress: Callable[[str], None]
-) -> Play:
-    """Runs `playbook` on every host of `inventory`. Raises NexaError naming host, task and its stderr.
+) -> int:
+    """Runs `playbook` on every host of `inventory`; answers how many tasks changed something. Raises NexaError naming
+    host, task and its stderr.
 
     `folder` takes ansible-runner's files; the user's ~/.ansible is left alone.
     """
@@ -85,7 +78,7 @@ def run_playbook(
         last = "\n".join(done.stdout.read().strip().splitlines()[-8:])
         why = "\n".join(failures) or f"ansible ended with status {done.status} (exit {done.rc}): {last}"
         raise NexaError(f"bootstrap failed: {why}", hint="mend the cause and run nexa provision again")
-    return Play(dict(stats.get("changed", {})), dict(stats.get("ok", {})))
+    return sum(stats.get("changed", {}).values())
 
 
 def end_left_over(folder: Path) -> None:

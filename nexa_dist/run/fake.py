@@ -22,7 +22,7 @@ class Call:
     how: Mapping[str, Any]
 
 
-class FakeRunner:
+class FakeRunner(Runner):
     """Answers with the results that were `planned`, in order, then with `otherwise`; raises on anything else."""
 
     def __init__(self, *planned: Result, otherwise: Result | None = None) -> None:

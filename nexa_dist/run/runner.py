@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 from nexa_dist.errors import NexaError
 from nexa_dist.run.files import take
@@ -53,8 +53,9 @@ class CommandFailed(NexaError):
         self.result = result
 
 
-class Runner(Protocol):
-    """Runner by which every other module starts a program. `argv` is never read by a local shell."""
+class Runner:
+    """Runner by which every other module starts a program: for real, each in its own session, so that Ctrl-C reaches
+    only the controller. `argv` is never read by a local shell. run/fake.py has those that start nothing."""
 
     def run(
         self,
@@ -68,46 +69,6 @@ class Runner(Protocol):
     ) -> Result:
         """Runs to the end. `grace_s` lies between SIGTERM and SIGKILL when the time is up or the controller is
         interrupted. Exit 124: time-out. A program that says more than `most_bytes` is ended: exit TOO_MUCH."""
-        ...
-
-    def run_logged(
-        self,
-        argv: Sequence[str],
-        log: Path,
-        *,
-        on_line: Callable[[str], None],
-        hold: Path,
-        timeout_s: float,
-        env: Mapping[str, str] | None = None,
-        grace_s: float = 5.0,
-    ) -> Result:
-        """Runs to the end with all output in the file `log`, each line also to `on_line` as it comes.
-
-        For what must end in its own order even when we are killed: writing to the pipe of a dead reader would kill
-        it half way. The file `hold` stays locked (flock) as long as the program or a child of it lives, and
-        names its pid. Raises NexaError while another holds it.
-        """
-        ...
-
-    def stream(self, argv: Sequence[str], *, stdin: bytes = b"") -> Stream:
-        """Starts a program whose output is read while it runs, with `stdin` as its first input. The caller calls
-        `end`. Raises OSError when it cannot be started."""
-        ...
-
-
-class SystemRunner:
-    """Starts programs for real, each in its own session, so that Ctrl-C reaches only the controller."""
-
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        stdin: bytes | IO[bytes] = b"",
-        timeout_s: float = 60.0,
-        env: Mapping[str, str] | None = None,
-        grace_s: float = 5.0,
-        most_bytes: int | None = None,
-    ) -> Result:
         data = stdin if isinstance(stdin, bytes) else None
         if threading.get_ident() in _ABANDONED:
             return Result(tuple(argv), INTERRUPTED, err=b"interrupted")
@@ -151,6 +112,12 @@ class SystemRunner:
         env: Mapping[str, str] | None = None,
         grace_s: float = 5.0,
     ) -> Result:
+        """Runs to the end with all output in the file `log`, each line also to `on_line` as it comes.
+
+        For what must end in its own order even when we are killed: writing to the pipe of a dead reader would kill
+        it half way. The file `hold` stays locked (flock) as long as the program or a child of it lives, and
+        names its pid. Raises NexaError while another holds it.
+        """
         log.parent.mkdir(parents=True, exist_ok=True)
         until = time.monotonic() + timeout_s
         with contextlib.ExitStack() as opened:
@@ -198,6 +165,8 @@ class SystemRunner:
         return Result(tuple(argv), 124 if late else child.returncode, tail)
 
     def stream(self, argv: Sequence[str], *, stdin: bytes = b"") -> Stream:
+        """Starts a program whose output is read while it runs, with `stdin` as its first input. The caller calls
+        `end`. Raises OSError when it cannot be started."""
         child = subprocess.Popen(
             list(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
         )

@@ -10,6 +10,7 @@ import hashlib
 import os
 import shlex
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from nexa_dist.errors import UsageError
@@ -60,23 +61,16 @@ def top(sources: Mapping[str, bytes]) -> dict[str, str]:
 def refuse_unconsented(stack: Path, sources: Mapping[str, bytes]) -> None:
     """Raises Unconsented when the user was never asked about this content."""
     if not consent.note(str(stack), _digest(sources)).exists():
-        raise Unconsented(stack)
+        raise consent.Unconsented(
+            f"Terraform would run the stack {stack}, and the programs that it names, on this machine",
+            hint=f"read it; nexa trust {shlex.quote(str(stack))} allows it until a file of it changes",
+            allow=partial(allow, stack, sources),
+        )
 
 
 def allow(stack: Path, sources: Mapping[str, bytes]) -> None:
     """Keeps the user's word for the stack as it is now."""
     consent.keep(str(stack), _digest(sources))
-
-
-class Unconsented(UsageError):
-    """Terraform would start what a stack names, and nobody has agreed to that yet."""
-
-    def __init__(self, stack: Path) -> None:
-        super().__init__(
-            f"Terraform would run the stack {stack}, and the programs that it names, on this machine",
-            hint=f"read it; nexa trust {shlex.quote(str(stack))} allows it until a file of it changes",
-        )
-        self.stack = stack
 
 
 def _digest(sources: Mapping[str, bytes]) -> str:

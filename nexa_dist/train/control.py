@@ -80,17 +80,9 @@ def gather_on_zero(value: Any) -> list[Any]:
     return values or []
 
 
-def from_zero(value: Any) -> Any:
-    """Rank 0's value on every rank. Also a barrier: nobody leaves before rank 0 came."""
-    if not dist.is_initialized():
-        return value
-    box = [value]
-    dist.broadcast_object_list(box)
-    return box[0]
-
-
 def on_zero(action: Callable[[], T]) -> T:
-    """What `action` returned on rank 0, on every rank; or the NexaError that it raised, on every rank."""
+    """What `action` returned on rank 0, on every rank; or the NexaError that it raised, on every rank. Also a barrier:
+    nobody leaves before rank 0 came."""
     error: NexaError | None = None
     result: T | None = None
     if not dist.is_initialized() or dist.get_rank() == 0:
@@ -98,7 +90,10 @@ def on_zero(action: Callable[[], T]) -> T:
             result = action()
         except NexaError as raised:
             error = raised
-    result, told = from_zero((result, error and (str(error), error.hint)))
+    box: list[Any] = [(result, error and (str(error), error.hint))]
+    if dist.is_initialized():
+        dist.broadcast_object_list(box)
+    result, told = box[0]
     if error is not None:
         raise error
     if told is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace as Arguments
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,30 +42,28 @@ def agreed(args: Arguments, question: str, refusal: str) -> None:
         raise UsageError(refusal, hint="-y says yes")
 
 
+def _ask(check: Callable[[], object], dry: bool = False) -> None:
+    """The user's word for what `check` refuses without. Raises Unconsented."""
+    try:
+        check()
+    except consent.Unconsented as error:
+        if dry or not answered_yes(f"{error}\n{error.question}"):
+            raise
+        error.allow()
+
+
 def consented(ctx: Context, cluster: Cluster) -> Cluster:
     """The same cluster, once the user agreed to the programs that its ssh_config names. Raises Unconsented."""
-    try:
-        if cluster.ssh_config:
-            consent.refuse_unconsented(cluster.ssh_config)
-    except consent.Unconsented as error:
-        if ctx.dry or not answered_yes(f"{error}\nmay ssh start it?"):
-            raise
-        consent.consent(cluster.ssh_config)
+    if cluster.ssh_config:
+        _ask(lambda: consent.refuse_unconsented(cluster.ssh_config), ctx.dry)
     return cluster
 
 
 def consent_to_stack(config: ClusterConfig) -> None:
     """The user's word for what Terraform starts of a stack of their own. Raises UsageError."""
-    if not config.stack:
-        return
-    stack = Path(config.stack)
-    sources = stack_sources.read(stack)
-    try:
-        stack_sources.refuse_unconsented(stack, sources)
-    except stack_sources.Unconsented as error:
-        if not answered_yes(f"{error}\nmay it?"):
-            raise
-        stack_sources.allow(stack, sources)
+    if config.stack:
+        stack = Path(config.stack)
+        _ask(lambda: stack_sources.refuse_unconsented(stack, stack_sources.read(stack)))
 
 
 def whom_to_tell(ctx: Context, cluster: Cluster, named: str | None) -> Sequence[Notify] | None:
@@ -82,9 +80,4 @@ def consent_to_commands(ctx: Context, rows: Sequence[Notify]) -> None:
     """The user's word for commands that `notify` names. Raises UsageError."""
     from nexa_dist.ops.notify import targets
 
-    try:
-        targets.refuse_unconsented(ctx.workspace.root, rows)
-    except targets.Unconsented as error:
-        if ctx.dry or not answered_yes(f"{error}\nmay it?"):
-            raise
-        targets.allow(ctx.workspace.root, rows)
+    _ask(lambda: targets.refuse_unconsented(ctx.workspace.root, rows), ctx.dry)

@@ -13,7 +13,7 @@ from nexa_dist.errors import UsageError
 from nexa_dist.model import Cluster
 from nexa_dist.ops.context import Context
 from nexa_dist.run import dotenv, files, git, trust
-from nexa_dist.run.runner import Runner, SystemRunner
+from nexa_dist.run.runner import Runner
 from nexa_dist.run.workspace import ClusterFolder, Workspace
 from nexa_dist.secrets import redact_text
 from nexa_dist.ui import terminal
@@ -44,10 +44,10 @@ def context(*, acts: bool = True, cluster: str | None = None, dry: bool = False)
 
 def _runner(dry: bool) -> Runner:
     if not dry:
-        return SystemRunner()
+        return Runner()
     from nexa_dist.run.fake import DryRunner  # only where it is wanted: verbs are called sooner without it
 
-    return DryRunner(SystemRunner())
+    return DryRunner(Runner())
 
 
 def owner_of(here: Workspace, named: str) -> Workspace | None:

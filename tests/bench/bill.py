@@ -26,7 +26,7 @@ from nexa_dist.ops.providers.scope_file import scope_file
 from nexa_dist.plan.money.bill import Bill
 from nexa_dist.run import files
 from nexa_dist.run.aws import tagged
-from nexa_dist.run.runner import SystemRunner
+from nexa_dist.run.runner import Runner
 from nexa_dist.run.workspace import ClusterFolder, Workspace
 from tests.unit.cloud_server import Emulated, emulated, scope
 
@@ -91,7 +91,7 @@ class Play:
     @property
     def ctx(self) -> Context:
         told: list[str] = []
-        return Context(Workspace(self.root), SystemRunner(), told.append, now=self.now)
+        return Context(Workspace(self.root), Runner(), told.append, now=self.now)
 
     def now(self) -> float:
         return self.clock.time() + self.controller_ahead_s

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops.providers.local import free_port
-from nexa_dist.run.runner import SystemRunner
+from nexa_dist.run.runner import Runner
 from nexa_dist.run.ssh.connections import Ssh, on_all, session
 from tests.bench.hosts import SSHD
 from tests.e2e.local_cluster import is_open, make_key
@@ -141,7 +141,7 @@ def clients(where: Field, count: int, python: Path) -> dict[str, Callable[[], li
         return lambda: [(name, timed(act))]
 
     def ours() -> list[tuple[str, float]]:
-        with session(SystemRunner(), where.cluster(count)) as ssh:
+        with session(Runner(), where.cluster(count)) as ssh:
             return [
                 ("nexa, opening the connections", timed(lambda: on_nodes(ssh))),
                 ("nexa, over live connections", timed(lambda: on_nodes(ssh))),

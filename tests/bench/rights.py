@@ -41,7 +41,7 @@ from nexa_dist.run import trust
 from nexa_dist.run.aws import client as aws_client
 from nexa_dist.run.aws import end_tagged, tagged
 from nexa_dist.run.aws import images as aws_images
-from nexa_dist.run.runner import SystemRunner
+from nexa_dist.run.runner import Runner
 from nexa_dist.run.workspace import Workspace
 from tests.unit.cloud_server import HOME, Emulated, config, emulated
 
@@ -147,7 +147,7 @@ class Life:
         if "state" in told:
             aws_client.client("s3", HOME).create_bucket(Bucket=told["state"].split("/")[2])
         made = config(**{"name": region.name(), **told})
-        ctx = Context(Workspace(root), SystemRunner(), lambda _: None, sleep=lambda _: time.sleep(0.05))
+        ctx = Context(Workspace(root), Runner(), lambda _: None, sleep=lambda _: time.sleep(0.05))
         return cls(region, ctx, made)
 
     @property

@@ -299,7 +299,7 @@ def _alone(root: Path) -> Iterator[None]:
     }
     with (
         mock.patch.dict(os.environ, settings),
-        mock.patch("nexa_dist.verbs._shared.SystemRunner", Nobody),
+        mock.patch("nexa_dist.verbs._shared.Runner", Nobody),
         mock.patch("signal.signal"),
         mock.patch("time.sleep"),
     ):

@@ -22,7 +22,7 @@ from nexa_dist.config.load import load_cluster
 from nexa_dist.errors import NexaError
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.providers.static import known_hosts as static_known_hosts
-from nexa_dist.run.runner import SystemRunner
+from nexa_dist.run.runner import Runner
 from nexa_dist.run.workspace import Workspace
 from tests.e2e.conftest import Lab, until
 from tests.e2e.local_cluster import LocalCluster, is_open, make_key
@@ -88,7 +88,7 @@ class Own:
 
     def find(self, file: str) -> list[tuple[str, str, str]]:
         """Whose key each host shows, in this process."""
-        ctx = Context(Workspace(self.lab.root), SystemRunner(), lambda _: None)
+        ctx = Context(Workspace(self.lab.root), Runner(), lambda _: None)
         found = static_known_hosts.find(ctx, load_cluster(self.lab.root / file))
         return [(one.node, one.key.fingerprint, one.by) for one in found]
 
@@ -302,7 +302,7 @@ def test_through_a_jump_host(own: Own, tmp_path: Path) -> None:
     plain.lab.write("their_ssh_config", jump + far + theirs)
     file = plain.file(cluster=[{"host": "behind", "gpus": 1}])
 
-    ctx = Context(Workspace(tmp_path), SystemRunner(), lambda _: None)
+    ctx = Context(Workspace(tmp_path), Runner(), lambda _: None)
     config = load_cluster(tmp_path / file)
     found = static_known_hosts.find(ctx, config)
     assert [(one.key.fingerprint, one.by) for one in found] == [(own.fingerprint("n1"), "")]

@@ -20,7 +20,7 @@ from nexa_dist.node import keep
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.work import come
 from nexa_dist.run.aws import client as aws_client
-from nexa_dist.run.runner import SystemRunner
+from nexa_dist.run.runner import Runner
 from nexa_dist.run.ssh.connections import connect, session
 from nexa_dist.run.workspace import Workspace
 from tests.processes.test_pull import RUN, Lab, Said, lab, nexa, pulled
@@ -114,7 +114,7 @@ def test_what_comes_by_itself_comes_from_the_bucket_too(bucket: Bucket, lab: Lab
     bucket.keep("n1")
     shutil.rmtree(lab.nodes / "n1")
     said: list[str] = []
-    ctx, record = Context(Workspace(lab.root), SystemRunner(), said.append), lab.run.load()
+    ctx, record = Context(Workspace(lab.root), Runner(), said.append), lab.run.load()
     with session(ctx.runner, record.cluster) as ssh:
         links = [connect(ssh, [record.cluster.nodes[0]])[0]]
         told = come.come(ctx, lab.run, links, record, short=False)

@@ -22,7 +22,7 @@ from nexa_dist.ops.runs.checkpoints import rescue, spread_checkpoint
 from nexa_dist.ops.runs.finish import finish_again
 from nexa_dist.ops.work import come, results
 from nexa_dist.run import trust
-from nexa_dist.run.runner import SystemRunner
+from nexa_dist.run.runner import Runner
 from nexa_dist.run.ssh.connections import connect, session
 from nexa_dist.run.workspace import RunFolder, Workspace
 from nexa_dist.train import checkpoint
@@ -218,7 +218,7 @@ def test_shards_that_only_a_leaving_node_has_go_to_one_that_stays(lab: Lab) -> N
     shards.write(roots[0], shards.NAMES[:2], 4)
     shards.write(roots[1], shards.NAMES[2:], 4)
     said: list[str] = []
-    ctx, record = Context(Workspace(lab.root), SystemRunner(), said.append), lab.run.load()
+    ctx, record = Context(Workspace(lab.root), Runner(), said.append), lab.run.load()
     with session(ctx.runner, lab.cluster) as ssh:
         links = connect(ssh)
         rescue(ctx, links, record, ["n1"])
@@ -261,7 +261,7 @@ def test_what_comes_by_itself_is_bounded_and_the_rest_is_said(lab: Lab, monkeypa
     lab.wrote("n0", figures__a="1", figures__large="large", model="m")
     lab.wrote("n1", figures__b="2")
     said: list[str] = []
-    ctx, record = Context(Workspace(lab.root), SystemRunner(), said.append), lab.run.load()
+    ctx, record = Context(Workspace(lab.root), Runner(), said.append), lab.run.load()
     monkeypatch.setattr(come, "BY_ITSELF_BYTES", 4)
     with session(ctx.runner, lab.cluster) as ssh:
         links = connect(ssh)
@@ -286,7 +286,7 @@ def test_what_comes_by_itself_is_bounded_and_the_rest_is_said(lab: Lab, monkeypa
 def test_what_a_killed_controller_had_not_brought_comes_once(lab: Lab) -> None:
     lab.wrote("n0", figures__a="1")
     said: list[str] = []
-    ctx, record = Context(Workspace(lab.root), SystemRunner(), said.append), lab.run.load()
+    ctx, record = Context(Workspace(lab.root), Runner(), said.append), lab.run.load()
     lab.run.manifest.parent.mkdir(parents=True)
     lab.run.manifest.write_text('{"checkpoint": {"path": "p", "step": 3}}')
     with session(ctx.runner, lab.cluster) as ssh:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nexa_dist.run.runner import TOO_MUCH, Result, SystemRunner
+from nexa_dist.run.runner import TOO_MUCH, Result, Runner
 from nexa_dist.run.ssh.connections import CHECKED, NOT_OURS, PUT, on_all
 
 
@@ -32,7 +32,7 @@ def test_the_agent_is_put_whole_or_not_at_all_and_runs_only_as_it_was_sent(tmp_p
 
 
 def test_what_says_too_much_is_ended(tmp_path: Path) -> None:
-    began, runner = time.monotonic(), SystemRunner()
+    began, runner = time.monotonic(), Runner()
     said = runner.run(("sh", "-c", "yes & exec yes >&2"), most_bytes=1 << 20, timeout_s=90)
     assert said.code == TOO_MUCH and not said.out and time.monotonic() - began < 60
     echoed = runner.run(("sh", "-c", "cat; echo done >&2; exit 3"), stdin=b"x" * 300_000, most_bytes=1 << 20)
@@ -42,7 +42,7 @@ def test_what_says_too_much_is_ended(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_ends_what_a_pool_waits_for() -> None:
-    runner, begun = SystemRunner(), threading.Event()
+    runner, begun = Runner(), threading.Event()
 
     def act(number: int) -> Result:
         if number == 1:

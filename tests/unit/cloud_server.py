@@ -15,7 +15,7 @@ from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.ops.context import Context
 from nexa_dist.plan.aws.scope import DEFAULT_IMAGE, AwsScope
 from nexa_dist.run.aws import client as aws_client
-from nexa_dist.run.runner import SystemRunner
+from nexa_dist.run.runner import Runner
 from nexa_dist.run.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Desk:
 
     @property
     def ctx(self) -> Context:
-        return Context(Workspace(self.root), SystemRunner(), self.said.append, now=self.now, sleep=self.slept.append)
+        return Context(Workspace(self.root), Runner(), self.said.append, now=self.now, sleep=self.slept.append)
 
     def now(self) -> float:
         return NOW + sum(self.slept)

@@ -17,7 +17,7 @@ from nexa_dist.cli import GROUPS, main
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.run import fake, trust
 from nexa_dist.run.fake import Call, DryRunner, FakeRunner, only_reads
-from nexa_dist.run.runner import Result, Stream, SystemRunner
+from nexa_dist.run.runner import Result, Runner, Stream
 from nexa_dist.run.ssh.connections import LOOK, PUT, put_agent
 from nexa_dist.run.workspace import Workspace
 from nexa_dist.verbs._arguments import parser
@@ -165,7 +165,7 @@ class Nodes(FakeRunner):
     def answer(self, call: Call) -> Result:
         words = shlex.split(call.argv[-1])
         if call.argv[0] == "env":
-            return SystemRunner().run(call.argv, stdin=call.stdin, **call.how)
+            return Runner().run(call.argv, stdin=call.stdin, **call.how)
         if LOOK in words:
             return Result(call.argv, 0, b"0\n/home/u\n")
         if "nexa_dist.train.checkpoint" in words:
@@ -251,7 +251,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
 
     monkeypatch.setattr(fake, "DryRunner", runner)
     for name in ("run_logged", "stream"):
-        monkeypatch.setattr(SystemRunner, name, lambda *_, **__: pytest.fail("a program was started"))
+        monkeypatch.setattr(Runner, name, lambda *_, **__: pytest.fail("a program was started"))
     monkeypatch.chdir(root)
     before = os.umask(0o022)
     yield made

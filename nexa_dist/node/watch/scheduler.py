@@ -6,9 +6,7 @@ import os
 import time
 from typing import Any
 
-from ..oslib import NOTICE, read_json
-
-KILL_WAIT_S = 30
+from ..oslib import KILL_WAIT_S, NOTICE, read_json
 
 
 class Scheduler:

@@ -8,6 +8,7 @@ import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -142,23 +143,16 @@ def _target(ctx: Context, row: Mapping[str, Any]) -> Target:
         return Target(row, missing=f"{name} holds no address of a webhook: {error}")
 
 
-class Unconsented(UsageError):
-    """A file names a command that nexa would start on this machine, and nobody has agreed to that yet."""
-
-    def __init__(self, commands: Sequence[Sequence[str]]) -> None:
-        shown = [shlex.join(command) for command in commands]
-        super().__init__(
-            "notify names what nexa would start on this machine:\n"
-            + "\n".join(line if line.isprintable() else ascii(line) for line in shown),
-            hint="nexa trust CLUSTER.yaml allows these words, in this workspace",
-        )
-
-
-def refuse_unconsented(root: Path, rows: Iterable[Notify]) -> None:
+def refuse_unconsented(root: Path, rows: Sequence[Notify]) -> None:
     """Raises Unconsented for commands that the user was never asked about."""
     asked = [row.command for row in rows if row.command and not _note(root, row.command).exists()]
     if asked:
-        raise Unconsented(asked)
+        shown = "\n".join(consent.plain(shlex.join(command)) for command in asked)
+        raise consent.Unconsented(
+            f"notify names what nexa would start on this machine:\n{shown}",
+            hint="nexa trust CLUSTER.yaml allows these words, in this workspace",
+            allow=partial(allow, root, rows),
+        )
 
 
 def allow(root: Path, rows: Iterable[Notify]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nexa_dist.errors import UsageError
 from nexa_dist.node.protocol import Event
 from nexa_dist.ops.context import Context
+from nexa_dist.run.logs.follower import How
 from nexa_dist.run.logs.items import Item, Quiet, is_last
 from nexa_dist.run.logs.mirror import TAIL
 from nexa_dist.run.logs.reader import Chunk, Reader, offset_at, tail_offset
@@ -206,7 +207,7 @@ def _said(
     **how: bool,
 ) -> Generator[Item | None]:
     """Items that the nodes send of an attempt (None: nothing for `wait_s`), while one of them may say more of it."""
-    stream = follow(links, run_dirs, run.logs, contact=False, attempt=number, **how)
+    stream = follow(links, run_dirs, run.logs, How(contact=False, attempt=number, **how))
     at_work, look = {link.node.name for link in links}, _Clock()
     try:
         while at_work:

@@ -24,6 +24,7 @@ from nexa_dist.ops.work import kept
 from nexa_dist.plan.failures.log_tail import TAIL_BYTES
 from nexa_dist.plan.health.lost import ASK_AFTER_S
 from nexa_dist.run import files
+from nexa_dist.run.logs.follower import How
 from nexa_dist.run.logs.items import AgentEvent, Item, Line, Note, Quiet
 from nexa_dist.run.logs.mirror import TAIL
 from nexa_dist.run.logs.stream import Stream, follow
@@ -91,7 +92,7 @@ def watch(
     run_dirs = {link.node.name: record.run_dir(link.node.name) for link in links}
     state = AttemptState(tuple(run_dirs), record.last.attempt, record.last.ranks, skew_s=record.last.skew_s)
     # Events also that an earlier reader has seen: an attach decides from all of them.
-    stream = follow(links, run_dirs, run.logs, replay=True)
+    stream = follow(links, run_dirs, run.logs, How(replay=True))
     stopper, awake, asked = _Stopper(links, record), _Awake(), False
     try:
         while not state.done:

@@ -19,7 +19,7 @@ from nexa_dist.errors import EXIT_OK, NexaError
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.slurm.attempt import Leader
 from nexa_dist.plan.slurm.script import OVER
-from nexa_dist.run.runner import SystemRunner
+from nexa_dist.run.runner import Runner
 from nexa_dist.run.workspace import RunFolder, Workspace
 from nexa_dist.secrets import redact_text
 
@@ -32,7 +32,7 @@ def main(words: Sequence[str]) -> int:
     def say(text: str) -> None:
         print(redact_text(text), file=sys.stderr, flush=True)
 
-    leader = Leader(Context(Workspace(root, str(root)), SystemRunner(), say), RunFolder(path), os.environ)
+    leader = Leader(Context(Workspace(root, str(root)), Runner(), say), RunFolder(path), os.environ)
     try:
         if verb == "begin":
             return EXIT_OK if leader.begin() else OVER

@@ -17,6 +17,7 @@ from nexa_dist.ops.runs.attempt_state import AttemptState
 from nexa_dist.ops.runs.watch import Outcome
 from nexa_dist.plan.slurm.ending import NOTICES, Cause
 from nexa_dist.run import files
+from nexa_dist.run.logs.follower import How
 from nexa_dist.run.logs.items import AgentEvent, Ended
 from nexa_dist.run.logs.mirror import EVENTS
 from nexa_dist.run.logs.stream import follow
@@ -48,7 +49,8 @@ def outcome_of(run: RunFolder, record: Run, links: Sequence[Link], why: Cause) -
     run_dirs = {name: record.run_dir(name) for name in record.last.ranks}
     state = AttemptState(tuple(run_dirs), record.last.attempt, record.last.ranks, skew_s=record.last.skew_s)
     taking_part = [link for link in links if link.node.name in run_dirs]
-    stream = follow(taking_part, run_dirs, run.logs, replay=True, contact=False, attempt=record.last.attempt)
+    how = How(replay=True, contact=False, attempt=record.last.attempt)
+    stream = follow(taking_part, run_dirs, run.logs, how)
     until = time.monotonic() + HEARD_S
     try:
         while not state.done and time.monotonic() < until:

@@ -64,7 +64,7 @@ notice() {
 }
 trap notice TERM
 # One task a node: it lets the cluster's key in by ssh, and tells of the notice. All that is started is the job's.
-srun --ntasks-per-node=1 --kill-on-bad-exit=1 --wait=0 "$python" -I -S "$holder" "$folder" &
+srun --ntasks-per-node=1 --kill-on-bad-exit=1 --wait=0 "$python" -I -S "$holder" door "$folder" &
 step=$!
 code=0
 wait "$step" || code=$?

@@ -13,14 +13,11 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.refusal import of_exception, refusal
 from nexa_dist.run.aws import credentials
-
-if TYPE_CHECKING:
-    from mypy_boto3_ec2.client import EC2Client
 
 RETRIES = 8
 LINUX = "Linux/UNIX"
@@ -153,24 +150,26 @@ def identity(region: str) -> Identity:
     return Identity.of(answer["Account"], answer["Arn"])
 
 
-def rows(ec2: Any, operation: str, path: str, **arguments: Any) -> list[dict[str, Any]]:
-    """All pages of a describe call; `path` is the JMESPath of its rows."""
-    return answered(ec2, operation, path, **arguments)[0]
+def rows(what: str, region: str, operation: str, path: str, **asked: Any) -> list[dict[str, Any]]:
+    """All pages of a describe call; `path` is the JMESPath of its rows, `what` is said of an error."""
+    return answered(what, region, operation, path, **asked)[0]
 
 
-def answered(ec2: Any, operation: str, path: str, **arguments: Any) -> tuple[list[dict[str, Any]], float | None]:
+def answered(
+    what: str, region: str, operation: str, path: str, *, service: str = "ec2", brisk: bool = False, **asked: Any
+) -> tuple[list[dict[str, Any]], float | None]:
     """`rows`, and what time it was for the cloud when it answered; None when it does not say."""
     import jmespath
 
-    if ec2.can_paginate(operation):
-        pages = ec2.get_paginator(operation).paginate(**arguments)
-    else:
-        pages = [getattr(ec2, operation)(**arguments)]
+    made = client(service, region, brisk)
     found: list[dict[str, Any]] = []
     told = ""
-    for page in pages:
-        found += jmespath.search(path, page) or []
-        told = page.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
+    with spoken(what):
+        paged = made.can_paginate(operation)
+        pages = made.get_paginator(operation).paginate(**asked) if paged else [getattr(made, operation)(**asked)]
+        for page in pages:
+            found += jmespath.search(path, page) or []
+            told = page.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
     try:
         return found, email.utils.parsedate_to_datetime(told).timestamp()
     except (TypeError, ValueError):
@@ -183,19 +182,11 @@ class Cloud:
 
     region: str
 
-    @property
-    def ec2(self) -> EC2Client:
-        made: EC2Client = client("ec2", self.region)
-        return made
-
-    def _rows(self, what: str, operation: str, path: str, **arguments: Any) -> list[dict[str, Any]]:
-        with spoken(what):
-            return rows(self.ec2, operation, path, **arguments)
-
     def gpus(self, types: Sequence[str]) -> dict[str, int]:
         """NVIDIA GPUs by instance type; of every type of the region when `types` is empty."""
         arguments: dict[str, Any] = {"Filters": [{"Name": "instance-type", "Values": list(types)}]} if types else {}
-        found = self._rows("asking for instance types", "describe_instance_types", "InstanceTypes[]", **arguments)
+        what, operation = "asking for instance types", "describe_instance_types"
+        found = rows(what, self.region, operation, "InstanceTypes[]", **arguments)
         return {
             row["InstanceType"]: sum(g["Count"] for g in row["GpuInfo"]["Gpus"] if g["Manufacturer"] == "NVIDIA")
             for row in found
@@ -207,15 +198,15 @@ class Cloud:
         asked: dict[str, Any] = {"LocationType": "availability-zone"}
         asked["Filters"] = [{"Name": "instance-type", "Values": list(types)}]
         made: dict[str, list[str]] = {}
-        for row in self._rows(
-            "asking for zones", "describe_instance_type_offerings", "InstanceTypeOfferings[]", **asked
-        ):
+        operation, path = "describe_instance_type_offerings", "InstanceTypeOfferings[]"
+        for row in rows("asking for zones", self.region, operation, path, **asked):
             made.setdefault(row["InstanceType"], []).append(row["Location"])
         return made
 
     def _spot_prices(self, types: Sequence[str], **more: Any) -> list[dict[str, Any]]:
         asked = {"InstanceTypes": list(types), "ProductDescriptions": [LINUX], **more}
-        return self._rows("asking for spot prices", "describe_spot_price_history", "SpotPriceHistory[]", **asked)
+        operation, path = "describe_spot_price_history", "SpotPriceHistory[]"
+        return rows("asking for spot prices", self.region, operation, path, **asked)
 
     def spot_prices(self, types: Sequence[str], at: Any) -> dict[tuple[str, str], float]:
         """Newest USD/h by (type, zone) at the time `at`; what is not known is absent."""
@@ -233,7 +224,7 @@ class Cloud:
         lack."""
         wanted = [{"Name": "spot-instance-request-id", "Values": list(requests)}]
         what, operation = "asking for spot requests", "describe_spot_instance_requests"
-        found = self._rows(what, operation, "SpotInstanceRequests[]", Filters=wanted)
+        found = rows(what, self.region, operation, "SpotInstanceRequests[]", Filters=wanted)
         ended = [row for row in found if row.get("State") not in ("open", "active")]
         told = {row["SpotInstanceRequestId"]: row.get("Status") or {} for row in ended}
         return {
@@ -254,7 +245,8 @@ class Cloud:
 
         No filter has these ids, and an unknown one in a list is an error.
         """
-        found = self._rows(f"looking at {named}", "describe_capacity_reservations", "CapacityReservations[]")
+        operation, path = "describe_capacity_reservations", "CapacityReservations[]"
+        found = rows(f"looking at {named}", self.region, operation, path)
         held = [row for row in found if named in (row["CapacityReservationId"], row.get("CapacityBlockId"))]
         return max(held, key=lambda row: int(row.get("AvailableInstanceCount", 0)), default=None)
 
@@ -262,16 +254,14 @@ class Cloud:
         """State of an instance, such as running or terminated; `unknown` for one that the cloud has forgotten. Asked
         once: who wants to know asks again."""
         wanted: Any = [{"Name": "instance-id", "Values": [instance_id]}]  # an unknown id as a filter is no error
-        ec2 = client("ec2", self.region, brisk=True)
-        with spoken(f"asking for {instance_id}"):
-            found = rows(ec2, "describe_instances", "Reservations[].Instances[]", Filters=wanted)
+        operation, path = "describe_instances", "Reservations[].Instances[]"
+        found = rows(f"asking for {instance_id}", self.region, operation, path, brisk=True, Filters=wanted)
         return str(found[0]["State"]["Name"]) if found else "unknown"
 
     def failed_check(self, instance_id: str) -> str:
         """Status check of the cloud that fails for a running instance; empty when none does."""
-        ec2 = client("ec2", self.region, brisk=True)
-        with spoken(f"asking for the checks of {instance_id}"):
-            found = rows(ec2, "describe_instance_status", "InstanceStatuses[]", InstanceIds=[instance_id])
+        what, wanted = f"asking for the checks of {instance_id}", {"InstanceIds": [instance_id]}
+        found = rows(what, self.region, "describe_instance_status", "InstanceStatuses[]", brisk=True, **wanted)
         checks = {"system": "SystemStatus", "instance": "InstanceStatus"}
         failed = [name for row in found for name, key in checks.items() if row[key]["Status"] == "impaired"]
         return f"its {' and '.join(failed)} status check fails" if failed else ""
@@ -284,7 +274,7 @@ class Cloud:
         specification: Any = [{"ResourceType": "key-pair", "Tags": tag_list(tags)}]
         try:
             with spoken(f"claiming {name}"):
-                self.ec2.import_key_pair(
+                client("ec2", self.region).import_key_pair(
                     KeyName=name, PublicKeyMaterial=public_key.encode(), TagSpecifications=specification
                 )
             return tags
@@ -296,7 +286,8 @@ class Cloud:
     def holder(self, name: str) -> dict[str, str] | None:
         """Tags of the key pair `name`; None when there is none."""
         wanted = [{"Name": "key-name", "Values": [name]}]
-        found = self._rows(f"reading the key pair {name}", "describe_key_pairs", "KeyPairs[]", Filters=wanted)
+        what = f"reading the key pair {name}"
+        found = rows(what, self.region, "describe_key_pairs", "KeyPairs[]", Filters=wanted)
         return tags_of(found[0]) if found else None
 
 

@@ -24,9 +24,10 @@ def take_off(things: Iterable[TaggedResource], known: Collection[str]) -> Iterat
 
 def _rules(group: TaggedResource, known: Collection[str]) -> Iterator[str]:
     ec2 = client("ec2", group.region)
-    with spoken(f"rules of security group {group.id}"):
-        here = [{"Name": "group-id", "Values": [group.id]}]
-        for rule in rows(ec2, "describe_security_group_rules", "SecurityGroupRules[]", Filters=here):
+    what, here = f"rules of security group {group.id}", [{"Name": "group-id", "Values": [group.id]}]
+    operation, path = "describe_security_group_rules", "SecurityGroupRules[]"
+    with spoken(what):
+        for rule in rows(what, group.region, operation, path, Filters=here):
             ident = rule["SecurityGroupRuleId"]
             if ident not in known:
                 revoke = ec2.revoke_security_group_egress if rule["IsEgress"] else ec2.revoke_security_group_ingress

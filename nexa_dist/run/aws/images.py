@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from nexa_dist.run.aws.client import Cloud, rows, spoken, tag_list, tags_of
+from nexa_dist.run.aws.client import client, rows, spoken, tag_list, tags_of
 from nexa_dist.run.aws.tagged import OWNER
 
 ENV, BASE = "nexa:env", "nexa:base"
@@ -36,11 +36,8 @@ class Image:
 
 def found(region: str, owner: str) -> list[Image]:
     """The images of one owner, newest first."""
-    with spoken("listing images"):
-        told = rows(
-            Cloud(region).ec2, "describe_images", "Images[]", Owners=["self"],
-            Filters=[{"Name": f"tag:{OWNER}", "Values": [owner]}, {"Name": "tag-key", "Values": [ENV]}],
-        )  # fmt: skip
+    wanted = [{"Name": f"tag:{OWNER}", "Values": [owner]}, {"Name": "tag-key", "Values": [ENV]}]
+    told = rows("listing images", region, "describe_images", "Images[]", Owners=["self"], Filters=wanted)
     return sorted((_image(row) for row in told), key=lambda image: -image.made_unix)
 
 
@@ -62,15 +59,15 @@ def make(region: str, instance_id: str, name: str, tags: Mapping[str, str]) -> s
     """Begins an image of a node as it is, without a reboot; answers its id."""
     told: Any = [{"ResourceType": kind, "Tags": tag_list(dict(tags))} for kind in ("image", "snapshot")]
     with spoken(f"making an image of {instance_id}"):
-        made = Cloud(region).ec2.create_image(
+        made = client("ec2", region).create_image(
             InstanceId=instance_id, Name=name, NoReboot=True, TagSpecifications=told
-        )  # fmt: skip
+        )
     return str(made["ImageId"])
 
 
 def delete(region: str, image: Image) -> None:
     """The image, then its snapshots: the cloud keeps those otherwise, and bills them."""
-    ec2 = Cloud(region).ec2
+    ec2 = client("ec2", region)
     with spoken(f"deleting {image.id}"):
         ec2.deregister_image(ImageId=image.id)
         for snapshot in image.snapshots:

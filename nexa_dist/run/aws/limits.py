@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nexa_dist.run.aws.client import Cloud, Refused, client, rows, spoken, tags_of
+from nexa_dist.run.aws.client import Refused, client, rows, spoken, tags_of
 from nexa_dist.run.aws.tagged import CLUSTER, OWNER
 
 COUNTED = ("pending", "running", "shutting-down", "stopping")
@@ -22,8 +22,7 @@ class Limits:
     region: str
 
     def _rows(self, operation: str, path: str, **asked: Any) -> list[dict[str, Any]]:
-        with spoken(operation.replace("_", " ")):
-            return rows(Cloud(self.region).ec2, operation, path, **asked)
+        return rows(operation.replace("_", " "), self.region, operation, path, **asked)
 
     def value(self, service: str, code: str) -> float:
         """A quota as it is now."""

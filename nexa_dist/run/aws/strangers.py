@@ -10,15 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nexa_dist.run.aws.client import client, rows, spoken, tags_of
-
-if TYPE_CHECKING:
-    from nexa_dist.run.aws.tagged import TaggedResource
+from nexa_dist.run.aws.client import rows, tags_of
+from nexa_dist.run.aws.tagged import CLUSTER, OWNER, TaggedResource
 
 CARD, GROUP = "network interface", "security group"
-OWNER, CLUSTER = "nexa:owner", "nexa:cluster"
 ASKED = (
     (CARD, "describe_network_interfaces", "NetworkInterfaces[]", "NetworkInterfaceId",
      {"vpc": "vpc-id", "subnet": "subnet-id", GROUP: "group-id"}),
@@ -85,8 +82,8 @@ def _rows(region: str, here: list[TaggedResource]) -> list[tuple[str, dict[str, 
 
     def ask(question: tuple[Any, ...]) -> list[tuple[str, dict[str, Any], str]]:
         kind, call, path, ident, wanted = question
-        with spoken(f"looking for {kind}s of others in {region}"):
-            return [(kind, row, row[ident]) for row in rows(client("ec2", region), call, path, Filters=wanted)]
+        what = f"looking for {kind}s of others in {region}"
+        return [(kind, row, row[ident]) for row in rows(what, region, call, path, Filters=wanted)]
 
     with ThreadPoolExecutor(8) as pool:
         return list({row[2]: row for answer in pool.map(ask, asked) for row in answer}.values())

@@ -201,8 +201,7 @@ def _launched(kind: Kind, region: str, found: Sequence[TaggedResource]) -> list[
     if not holders:
         return []
     wanted = [{"Name": LAUNCHED[kind.name], "Values": sorted(holders)}]
-    with spoken(f"listing {kind.name}s in {region}"):
-        listed = list(rows(client("ec2", region), kind.operation, kind.path, Filters=wanted))
+    listed = rows(f"listing {kind.name}s in {region}", region, kind.operation, kind.path, Filters=wanted)
     return [_thing(kind, region, row, holders[row[kind.id]].tags) for row in listed]
 
 
@@ -232,8 +231,7 @@ def _listed(kind: Kind, region: str, owner: str, cluster: str | None) -> tuple[l
     wanted.append(
         {"Name": f"tag:{CLUSTER}", "Values": [cluster]} if cluster else {"Name": "tag-key", "Values": [CLUSTER]}
     )
-    with spoken(f"listing {kind.name}s in {region}"):
-        found, at = answered(client("ec2", region), kind.operation, kind.path, Filters=wanted)
+    found, at = answered(f"listing {kind.name}s in {region}", region, kind.operation, kind.path, Filters=wanted)
     things = []
     for row in found:
         if row.get("GroupName") == "default" and kind.name == "security group":
@@ -249,12 +247,13 @@ def _profiles(kind: str, region: str, owner: str, cluster: str | None) -> list[T
     """Instance profiles or roles below our path. They cost nothing, but are not ours to leave behind."""
     iam = client("iam", region)
     prefix = f"{IAM_PATH}{cluster}/" if cluster else IAM_PATH
-    with spoken(f"listing {kind}s"):
+    below: dict[str, Any] = {"service": "iam", "PathPrefix": prefix}
+    with spoken(what := f"listing {kind}s"):
         if kind == "role":
-            found = [(row["RoleName"], row) for row in rows(iam, "list_roles", "Roles[]", PathPrefix=prefix)]
+            found = [(row["RoleName"], row) for row in rows(what, region, "list_roles", "Roles[]", **below)]
             tagged = [iam.list_role_tags(RoleName=name) for name, _ in found]
         else:
-            profiles = rows(iam, "list_instance_profiles", "InstanceProfiles[]", PathPrefix=prefix)
+            profiles = rows(what, region, "list_instance_profiles", "InstanceProfiles[]", **below)
             found = [(row["InstanceProfileName"], row) for row in profiles]
             tagged = [iam.list_instance_profile_tags(InstanceProfileName=name) for name, _ in found]
     things = [

@@ -17,7 +17,6 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from nexa_dist.errors import NexaError
 from nexa_dist.run import bundle
@@ -32,14 +31,6 @@ QUICK_BYTES = 32 << 20
 DIGITS = 16
 AGAIN_S = 0.2
 """Seconds between the two tries to read a file that somebody writes."""
-
-
-class Code(Protocol):
-    """Files under one hash, which can be sent."""
-
-    @property
-    def hash(self) -> str: ...
-    def pack(self) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -63,13 +54,9 @@ class Kept:
 
 
 def look(code: Code, name: str) -> tuple[tuple[str, ...], bytes | None]:
-    """Names of all files in code, and the bytes of one; None where it is not there."""
-    if isinstance(code, Archive):
-        return code.names, next((file.content for file in code.files if file.name == name), None)
-    with tarfile.open(fileobj=io.BytesIO(code.pack())) as tar:
-        names = tuple(tar.getnames())
-        file = tar.extractfile(name) if name in names else None
-        return names, file.read() if file else None
+    """Names of all files in code, and the bytes of one; None where it is not there. Raises NexaError as `opened`."""
+    whole = code if isinstance(code, Archive) else opened(code)
+    return whole.names, next((file.content for file in whole.files if file.name == name), None)
 
 
 def keep(folder: Path, code: Code) -> None:
@@ -137,6 +124,10 @@ class Archive:
         tar.gz of those that it lacks, by their place in `names`."""
         marks = json.dumps({file.name: file.mark for file in self.files})
         return marks.encode() + b"\n" + _packed([self.files[n] for n in lacking])
+
+
+Code = Archive | Kept
+"""Files under one hash, which can be sent."""
 
 
 def _packed(files: Iterable[File]) -> bytes:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import queue
 import threading
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -39,30 +39,36 @@ STATE_EVERY_S = 1.0
 """A progress bar is shown so often."""
 
 
-class Follower(threading.Thread):
-    """Reads one node: its bytes into the mirror, its events and (with `lines`) its lines into a queue that all
-    followers share. A slow reader of the queue misses lines, never events, and slows nobody."""
+@dataclass(frozen=True)
+class How:
+    """What is wanted of the nodes that are followed."""
 
-    def __init__(
-        self,
-        link: Link,
-        run_dir: str,
-        folder: Path,
-        out: Items,
-        *,
-        once: bool = False,
-        lines: bool = True,
-        replay: bool = False,
-        contact: bool = True,
-        attempt: int | None = None,
-    ) -> None:
+    once: bool = False
+    """Only what is there already."""
+    lines: bool = True
+    """Else only the mirror is written: the stream has no Line and no AgentEvent."""
+    replay: bool = False
+    """Events come from their beginning."""
+    contact: bool = True
+    """Else the nodes do not take us for their controller, which they may be told not to live without."""
+    attempt: int | None = None
+    """A node that has not begun it is asked again for a while."""
+
+
+ALL = How()
+
+
+class Follower(threading.Thread):
+    """Reads one node: its bytes into the mirror, its events and its lines into a queue that all followers share. A slow
+    reader of the queue misses lines, never events, and slows nobody."""
+
+    def __init__(self, link: Link, run_dir: str, folder: Path, out: Items, how: How = ALL) -> None:
         super().__init__(daemon=True, name=f"follow-{link.node.name}")
-        self.link, self.run_dir, self.out = link, run_dir, out
-        self.once, self.lines, self.contact = once, lines, contact
-        self.attempt, self.asked, self.early = attempt, 0, False
-        """The one to wait for; how often this node said that it has not begun it, and whether it said so last."""
+        self.link, self.run_dir, self.out, self.how = link, run_dir, out, how
+        self.asked, self.early = 0, False
+        """How often this node said that it has not begun the attempt, and whether it said so last."""
         folder.mkdir(parents=True, exist_ok=True)
-        seen = {name: mark for name, mark in marks(folder).items() if not (replay and name in PER_MACHINE)}
+        seen = {name: mark for name, mark in marks(folder).items() if not (how.replay and name in PER_MACHINE)}
         self.mirror = Mirror(folder, seen)
         self.leave = threading.Event()
         self.last_word = self.begun = time.monotonic()
@@ -96,7 +102,7 @@ class Follower(threading.Thread):
         stream, silent_s = self.stream, time.monotonic() - self.last_word
         if not stream:
             return
-        if self.contact:
+        if self.how.contact:
             stream.send(b"\n")
         if self.reading and silent_s >= SILENT_S:
             with contextlib.suppress(queue.Full):  # the others' pulse must not wait for this reader
@@ -108,10 +114,9 @@ class Follower(threading.Thread):
         tries = 0
         while not self.leave.is_set():
             before, done, self.begun = self.last_word, False, time.monotonic()
-            message = {"offsets": self.mirror.seen, "once": self.once, "contact": self.contact}
-            argv = self.link.follow_argv(self.run_dir)
+            message = {"offsets": self.mirror.seen, "once": self.how.once, "contact": self.how.contact}
             with contextlib.suppress(OSError):  # no process or file can be had: tried again as a dropped link is
-                self.stream = self.link.ssh.runner.stream(argv, stdin=json.dumps(message).encode() + b"\n")
+                self.stream = self.link.stream("follow", self.run_dir, message=message)
                 try:
                     done = not self.leave.is_set() and self._read(self.stream.out)
                 except Strange as error:
@@ -175,9 +180,10 @@ class Follower(threading.Thread):
 
     def _is_early(self, status: dict[str, Any]) -> bool:
         """Tell whether a node is through with what came before the attempt, which it has yet to begin."""
-        if self.attempt is None or self.asked >= BEGIN_S / ASK_S:
+        wanted = self.how.attempt
+        if wanted is None or self.asked >= BEGIN_S / ASK_S:
             return False
-        return bool(status["state"] == "absent" or status.get("attempt", self.attempt) < self.attempt)
+        return bool(status["state"] == "absent" or status.get("attempt", wanted) < wanted)
 
     def _frame(self, stream: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:
         """A header and its bytes; None when the link dropped, also in the middle of it. Raises Strange."""
@@ -210,7 +216,7 @@ class Follower(threading.Thread):
     def _take(self, source: str, offset: int, data: bytes) -> None:
         if trouble := self.mirror.store(source, offset, data):
             self._note(f"its logs cannot be kept here: {trouble}. They stay on the node; nexa logs fetches them later")
-        if not self.lines or source.endswith(INDEX):
+        if not self.how.lines or source.endswith(INDEX):
             return
         if source != EVENTS and not self._room():
             self.missed += self.mirror.pass_over(source, data)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from nexa_dist.run.logs.follower import Follower
+from nexa_dist.run.logs.follower import ALL, Follower, How
 from nexa_dist.run.logs.items import Ended, Item, Items, Quiet, Through
 from nexa_dist.run.ssh.connections import Link
 
@@ -20,33 +20,10 @@ FETCH_S = 600.0
 """Seconds for logs that somebody asked for and waits for."""
 
 
-def follow(
-    links: Sequence[Link],
-    run_dirs: dict[str, str],
-    logs: Path,
-    *,
-    once: bool = False,
-    lines: bool = True,
-    replay: bool = False,
-    contact: bool = True,
-    attempt: int | None = None,
-) -> Stream:
-    """Starts a follower for every node, which goes on where the mirror `logs` ends. With `replay` events come from
-    their beginning. Without `lines` only the mirror is written: the stream has no Line and no AgentEvent. Without
-    `contact` the nodes do not take us for their controller, which they may be told not to live without. A node that has
-    not begun `attempt` is asked again for a while."""
+def follow(links: Sequence[Link], run_dirs: dict[str, str], logs: Path, how: How = ALL) -> Stream:
+    """Starts a follower for every node, which goes on where the mirror `logs` ends."""
     out = Items()
-    followers = [
-        Follower(
-            *(link, run_dirs[link.node.name], logs / link.node.name, out),
-            once=once,
-            lines=lines,
-            replay=replay,
-            contact=contact,
-            attempt=attempt,
-        )
-        for link in links
-    ]
+    followers = [Follower(link, run_dirs[link.node.name], logs / link.node.name, out, how) for link in links]
     for follower in followers:
         follower.start()
     return Stream(out, followers)
@@ -54,7 +31,7 @@ def follow(
 
 def fetch(links: Sequence[Link], run_dirs: dict[str, str], logs: Path, limit_s: float = FETCH_S) -> dict[str, str]:
     """Brings the mirror up to date; answers the nodes of which not all came, and why."""
-    stream = follow(links, run_dirs, logs, once=True, lines=False, contact=False)
+    stream = follow(links, run_dirs, logs, How(once=True, lines=False, contact=False))
     waited, missing = {link.node.name for link in links}, dict[str, str]()
     until = time.monotonic() + limit_s
     try:

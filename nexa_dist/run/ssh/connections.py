@@ -14,13 +14,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from nexa_dist import wire
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster, Node, absolute
 from nexa_dist.run import agent_file, files
-from nexa_dist.run.runner import TOO_MUCH, CommandFailed, Result, Runner, abandoning, forget
+from nexa_dist.run.runner import TOO_MUCH, CommandFailed, Result, Runner, Stream, abandoning, forget
 from nexa_dist.run.ssh import consent
 from nexa_dist.run.ssh.options import SSH_OPTIONS, USER_FILES, own_folder, refusal, ssh_config_of
 
@@ -28,16 +28,9 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
 
-class Named(Protocol):
-    """A node, or a link to one."""
-
-    @property
-    def name(self) -> str: ...
-
-
 T = TypeVar("T")
 R = TypeVar("R")
-N = TypeVar("N", bound=Named)
+N = TypeVar("N", Node, "Link")
 
 _KEEPING = threading.Lock()
 UNREACHABLE = 255
@@ -188,12 +181,12 @@ class Link:
             raise NexaError(f"{name}: {answer['error']}")
         return answer
 
-    def follow_argv(self, run_dir: str) -> tuple[str, ...]:
-        """A connection of its own: a stream of hours must not hold up the short commands."""
-        return (
-            *self.ssh.argv(self.node, "-oControlMaster=no", "-oControlPath=none"),
-            shlex.join(self.agent_argv("follow", run_dir)),
-        )
+    def stream(self, *arguments: str, message: Any) -> Stream:
+        """Starts a command of the agent on a connection of its own: a stream of hours must not hold up the short ones.
+        Raises OSError."""
+        argv = self.ssh.argv(self.node, "-oControlMaster=no", "-oControlPath=none")
+        words = (*argv, shlex.join(self.agent_argv(*arguments)))
+        return self.ssh.runner.stream(words, stdin=json.dumps(message).encode() + b"\n")
 
 
 def threads(count: int, **options: Any) -> ThreadPoolExecutor:

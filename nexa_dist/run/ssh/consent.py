@@ -13,7 +13,9 @@ import pwd
 import re
 import shlex
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from nexa_dist.errors import UsageError
@@ -64,15 +66,13 @@ def refuse_unconsented(path: str) -> None:
     trust.refuse_foreign_file(path)
     named, digest = programs(path)
     if named and not note(path, digest).exists():
-        raise Unconsented(path, named)
-
-
-def consent(path: str) -> list[str]:
-    """Keeps the user's word for what the file names now; answers that."""
-    named, digest = programs(path)
-    if named:
-        keep(path, digest)
-    return named
+        more = [f"and {len(named) - 5} more"] if len(named) > 5 else []
+        raise Unconsented(
+            "\n".join([f"{path} names what ssh would start on this machine:", *map(plain, named[:5]), *more]),
+            hint=f"nexa trust {shlex.quote(path)} allows it until the file changes",
+            question="may ssh start it?",
+            allow=partial(keep, path, digest),
+        )
 
 
 def keep(path: str, digest: str) -> None:
@@ -83,16 +83,17 @@ def keep(path: str, digest: str) -> None:
 
 
 class Unconsented(UsageError):
-    """An ssh_config that is not the user's own names programs."""
+    """Something would start programs on this machine, and the user was never asked about it: `question` asks, `allow`
+    keeps the word for what was looked at."""
 
-    def __init__(self, path: str, named: list[str]) -> None:
-        shown = [line if line.isprintable() else ascii(line) for line in named[:5]]
-        more = [f"and {len(named) - 5} more"] if len(named) > 5 else []
-        super().__init__(
-            "\n".join([f"{path} names what ssh would start on this machine:", *shown, *more]),
-            hint=f"nexa trust {shlex.quote(path)} allows it until the file changes",
-        )
-        self.path = path
+    def __init__(self, message: str, *, hint: str, allow: Callable[[], object], question: str = "may it?") -> None:
+        super().__init__(message, hint=hint)
+        self.question, self.allow = question, allow
+
+
+def plain(line: str) -> str:
+    """A line of somebody else's as people may see it: it can rewrite no terminal."""
+    return line if line.isprintable() else ascii(line)
 
 
 def note(path: str, digest: str) -> Path:

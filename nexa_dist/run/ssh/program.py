@@ -55,18 +55,16 @@ def run_program(
     message: dict[str, Any],
     check: Check,
     on_say: Callable[[dict[str, Any]], object] = dict,
-    python: str = "",
     feed: Callable[[dict[str, Any]], Iterable[bytes] | None] | None = None,
     *,
     reads: bool = False,
 ) -> dict[str, Any]:
-    """The program's answer, as `check` shapes it. `on_say` gets what `say(say={…})` tells. `python` is another
-    interpreter than the node's own. With `feed` the program is fed: once, what that answers to something that it says.
-    One that only `reads` is started by a dry run too. Raises Refused with the program's words, NexaError when the node
-    falls silent, and what `feed` raises."""
+    """The program's answer, as `check` shapes it. `on_say` gets what `say(say={…})` tells. With `feed` the program is
+    fed: once, what that answers to something that it says. One that only `reads` is started by a dry run too. Raises
+    Refused with the program's words, NexaError when the node falls silent, and what `feed` raises."""
     name, runner = link.node.name, link.ssh.runner
     words = ["fed"] * bool(feed) + ["reads"] * reads
-    argv = shlex.join((python or link.python, "-I", "-c", START, str(len(source)), *words))
+    argv = shlex.join((link.python, "-I", "-c", START, str(len(source)), *words))
     stream = runner.stream((*link.ssh.argv(link.node), argv), stdin=source + json.dumps(message).encode() + b"\n")
     silent, over, feeding = threading.Event(), threading.Event(), list[threading.Thread]()
     failed: list[NexaError] = []

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
-import shlex
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -95,9 +93,7 @@ class Receiver:
         """Receive what one connection brings. Raises Strange."""
         wanted = [{"name": asked[at].name, "off": _size(self._part(asked[at])), "unless": asked[at].unless}
                   for at in left]  # fmt: skip
-        options = ("-oControlMaster=no", "-oControlPath=none")
-        argv = (*self.link.ssh.argv(self.link.node, *options), shlex.join(self.link.agent_argv("send", self.folder)))
-        stream = self.link.ssh.runner.stream(argv, stdin=json.dumps({"files": wanted}).encode() + b"\n")
+        stream = self.link.stream("send", self.folder, message={"files": wanted})
         timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), stream.end)
         timer.start()
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import pwd
 import signal
@@ -46,14 +45,7 @@ def lock_in(error: str) -> Lock | None:
 
 def busy(hold: Path) -> int | None:
     """Pid of a Terraform that a killed command left at work, with `hold` open; None when none is alive."""
-    if not hold.exists():
-        return None
-    with open(hold, "r+", encoding="ascii") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return int(held.read() or 0)
-        return None
+    return int(files.read_text(hold) or 0) if files.held(hold) else None
 
 
 def settle(hold: Path, chdir: Path, say: Callable[[str], None], *, interrupt: bool) -> None:

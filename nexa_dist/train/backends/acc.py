@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.staging import DefaultStager
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -51,7 +50,7 @@ class Sharded(InShards):
         super().__init__(env)
         self._asked = accelerate.read(config)
         self._precision = {"bf16": "bf16", "no": "fp32"}.get(str(self._asked.mixed_precision), config.trainer.precision)
-        self._stager: DefaultStager | None = None
+        self._copies = hf_state.Copies()
 
     def arguments(self) -> dict[str, Any]:
         return {"bf16": False}  # fully_shard does it: autocast on top would cast each weight once more
@@ -96,24 +95,20 @@ class Sharded(InShards):
         optimizer.param_groups += [group for group in groups if not group["params"]]  # of adapters: what never decays
         made.lr_scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
         ranks = [json.loads(path.read_text()) for path in sorted(folder.glob("rank_*.json"))]
-        if len(ranks) == self._env.world_size:
-            hf_state.take_up(made, ranks[self._env.rank])
-            return
-        if self._env.rank == 0:
-            print(f"note: saved by {len(ranks)} ranks, so this is no bit-exact continuation", flush=True)
-        means = {name: sum(rank[name] for rank in ranks) / len(ranks) for name in ("loss_sum", "loss_total")}
-        hf_state.take_up(made, {**ranks[0], **means})
+        if not hf_state.resume(made, ranks, self._env):
+            means = {name: sum(rank[name] for rank in ranks) / len(ranks) for name in ("loss_sum", "loss_total")}
+            hf_state.take_up(made, {**ranks[0], **means})
 
     def save(self, made: Any, *, last: bool) -> None:
         step, later = made.state.global_step, made.cfg.async_save and not last
         fsdp.give_up(made.model)
         with self.saving(last=False):
-            self._keeper.settle()
+            self.keeper.settle()
         whole: Path | None = None
         try:
             with self.saving(last=last):
                 whole = self._whole_model(made) if step >= made.cfg.steps else None
-                self._keeper.save(step, self._fill(made, whole, copy=later), later=later)
+                self.keeper.save(step, self._fill(made, whole, copy=later), later=later)
         finally:
             if whole is not None:  # and did not become a part of the checkpoint
                 shutil.rmtree(whole, ignore_errors=True)
@@ -125,7 +120,7 @@ class Sharded(InShards):
         state: dict[str, Any] = {f"model.{name}": part for name, part in fsdp.learned(made.model).items()}
         state |= {f"optimizer.{name}": part for name, part in parts.items()}
         if copy:
-            state = self._copied(state)
+            state = self._copies.of(state)
         mine = hf_state.of_rank(made)
         random = "rng_state.pth" if self._env.world_size == 1 else f"rng_state_{rank}.pth"
         schedule = made.lr_scheduler.state_dict()
@@ -142,12 +137,6 @@ class Sharded(InShards):
                     os.rename(whole, folder / MODEL)
 
         return fill
-
-    def _copied(self, state: dict[str, Any]) -> dict[str, Any]:
-        """In CPU memory."""
-        self._stager = self._stager or hf_state.stager()
-        copied: Any = self._stager.stage(state)
-        return dict(copied)
 
     def _whole_model(self, made: Any) -> Path:
         """On rank 0, a folder beside the checkpoints with the model as transformers keeps it, in float32."""

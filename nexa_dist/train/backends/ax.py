@@ -55,7 +55,7 @@ def train(config: TrainConfig, env: RankEnv) -> int:
     parallel: Parallel = Parted(env, kind) if kind else Replicated(env)
     point = parallel.start(env)
     cfg = ax_setup.load(config, env)
-    parallel.begin(point[0] if point else 0)
+    parallel.keeper.begin(point[0] if point else 0)
     tracker = Tracker(config, env)
     try:
         code = Run(cfg, env, stop, tracker, parallel, data).run(point)
@@ -84,8 +84,7 @@ class Run:
         set_seed(OWN_SEED if cfg.seed is None else cfg.seed)
         self.trainer, self.model, self.tokenizer, *_ = training.setup_model_and_trainer(cfg, meta)
         training.handle_untrained_tokens_fix(cfg, self.model, self.tokenizer, meta.train_dataset)
-        # What hf's saving reads of a trainer.
-        self.trainer.env, self.trainer.cfg = env, SimpleNamespace(async_save=False)
+        self.trainer.cfg = SimpleNamespace(async_save=False)  # which hf's saving reads of a trainer
         self.trainer._save_checkpoint = self.save
         self.trainer.evaluate = _apart(self.trainer.evaluate)
         for kind in (PrinterCallback, ProgressCallback):
@@ -117,7 +116,7 @@ class Run:
             axolotl("train").execute_training(self.cfg, self.trainer, str(source) if source else None)
         step = self.trainer.state.global_step
         if self.stop.agreed and not self.ended:
-            self.parallel.stopped(step, self.stop.at or started)
+            self.parallel.keeper.stopped(step, self.stop.at or started)
             return control.EXIT_STOPPED
         train_s = time.monotonic() - started
         self.save(self.model, None, last=True)  # where it ended early by a rule of the file
@@ -155,7 +154,7 @@ class Run:
     def _finish(self, first: int, train_s: float) -> None:
         state = self.trainer.state
         nothing = self.resumed_from if state.global_step == first else None
-        saved = self.parallel.finish(self.trainer, nothing)
+        saved = self.parallel.keeper.finish(state.global_step, nothing)
         if self.cfg.fsdp_config:  # else each rank would leave its part
             self.cfg.fsdp_config.final_state_dict_type = "FULL_STATE_DICT"
         axolotl("train").save_trained_model(self.cfg, self.trainer, self.model)
@@ -168,7 +167,7 @@ class Run:
         kinds: dict[str, Any] = {name: self.became[name] for name in ("parallel", "sharding") if name in self.became}
         report |= {"train_loss_first": losses[0], "train_loss_last": losses[-1]} if losses else {}
         report |= {"eval_loss_nats": held_out[-1]} if held_out else {}
-        self.parallel.write_result(
+        self.parallel.keeper.write_result(
             {
                 "model": self.cfg.base_model,
                 "dataset": {"path": self.data.path, "sha256": self.data.sha256, "bytes": self.data.bytes},

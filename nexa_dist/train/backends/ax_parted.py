@@ -31,7 +31,7 @@ class Parted(InShards):
 
     def save(self, made: Any, *, last: bool) -> None:
         with self.saving(last=last):
-            self._keeper.save(made.state.global_step, lambda folder: self._fill(made, folder))
+            self.keeper.save(made.state.global_step, lambda folder: self._fill(made, folder))
 
     def _fill(self, made: Any, folder: Path) -> None:
         """What fails in DeepSpeed's part, a collective, is raised behind it."""
@@ -50,10 +50,7 @@ class Parted(InShards):
     def resume(self, made: Any, folder: Path) -> None:
         """The running loss: the Trainer has loaded the rest."""
         ranks = sorted(_own(folder, made.state.global_step).glob("nexa_rank_*.json"))
-        if len(ranks) == self._env.world_size:
-            hf_state.take_up(made, json.loads(ranks[self._env.rank].read_text()))
-        elif self._env.rank == 0:
-            print(f"note: saved by {len(ranks)} ranks, so this is no bit-exact continuation", flush=True)
+        hf_state.resume(made, [json.loads(path.read_text()) for path in ranks], self._env)
 
 
 def _own(folder: Path, step: int) -> Path:

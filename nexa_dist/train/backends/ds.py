@@ -148,7 +148,7 @@ class Zero(InShards):
 
     def save(self, made: Any, *, last: bool) -> None:
         with self.saving(last=last):
-            self._keeper.save(made.state.global_step, lambda folder: self._fill(made, folder))
+            self.keeper.save(made.state.global_step, lambda folder: self._fill(made, folder))
 
     def _fill(self, made: Any, folder: Path) -> None:
         """This rank's files, and on rank 0 those of all. DeepSpeed's part is a collective, so that what fails is raised

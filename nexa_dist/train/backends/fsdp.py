@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from nexa_dist.config.backend_files.accelerate import FsdpConfig
 from nexa_dist.errors import NexaError
 from nexa_dist.train import control
+from nexa_dist.train.backends import hf_state
 
 
 def spread(model: Any, asked: FsdpConfig, precision: str) -> None:
@@ -48,13 +49,9 @@ def spread(model: Any, asked: FsdpConfig, precision: str) -> None:
             model.to_empty(device="cpu" if asked.fsdp_offload_params else device)
         set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
         for buffer in model.buffers():  # which no state dict need have
-            _from_zero(buffer, device)
-
-
-def _from_zero(buffer: torch.Tensor, device: torch.device) -> None:
-    sent = buffer.to(device)
-    dist.broadcast(sent, 0)
-    buffer.copy_(sent)
+            sent = buffer.to(device)
+            dist.broadcast(sent, 0)
+            buffer.copy_(sent)
 
 
 def _units(model: nn.Module, asked: FsdpConfig) -> list[nn.Module]:
@@ -117,12 +114,8 @@ def give_up(model: nn.Module) -> None:
 
 
 def learned(model: nn.Module) -> dict[str, Any]:
-    """This rank's parts of the weights; of a model with adapters of theirs alone."""
-    parts: dict[str, Any] = get_model_state_dict(model)
-    if not hasattr(model, "peft_config"):
-        return parts
-    trained = {name for name, part in model.named_parameters() if part.requires_grad}
-    return {name: part for name, part in parts.items() if name in trained}
+    """This rank's parts of the weights that are learned."""
+    return hf_state.learned(model, get_model_state_dict(model))
 
 
 def whole_model(model: nn.Module) -> dict[str, Any]:

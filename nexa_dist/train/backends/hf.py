@@ -6,6 +6,7 @@ A stopped and resumed training ends with the bits of an unbroken one on CPU, wit
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,9 @@ from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError
 from nexa_dist.train import control
 from nexa_dist.train.backends import hf_state, trainer
-from nexa_dist.train.backends.parallel import Parallel, settle
+from nexa_dist.train.backends.parallel import OnZero, Parallel, settle
 from nexa_dist.train.env import RankEnv
 from nexa_dist.train.fence import Superseded
-from nexa_dist.train.keeper import Keeper
 
 _NOT_SAVED = (NexaError, OSError, RuntimeError, SafetensorError)  # torch calls a full disk a RuntimeError
 
@@ -32,9 +32,10 @@ def train(config: TrainConfig, env: RankEnv) -> int:
 class Replicated(Parallel):
     """DDP: the whole model on every rank. Rank 0 saves for all."""
 
+    keeper: OnZero
+
     def __init__(self, env: RankEnv) -> None:
-        self._env = env
-        self._keeper = Keeper(env)
+        self._env, self.keeper = env, OnZero(env)
         self._snapshot: hf_state.Snapshot | None = None
 
     def check(self, made: Any) -> dict[str, Any]:
@@ -46,9 +47,6 @@ class Replicated(Parallel):
         settle(made)
         return {"parallel": "DDP"}
 
-    def begin(self, step: int) -> None:
-        control.on_zero(lambda: self._keeper.begin(step))
-
     def save(self, made: Any, *, last: bool) -> None:
         ranks = control.gather_on_zero(hf_state.of_rank(made))
         problem = control.on_zero(lambda: self._store(made, ranks, last))
@@ -57,9 +55,10 @@ class Replicated(Parallel):
 
     def _store(self, made: Any, ranks: list[dict[str, Any]], last: bool) -> str:
         """Rank 0: what is not saved of this step, in words; empty when all is well, or well under way."""
-        step, earlier = made.state.global_step, self._keeper.pending
+        step, keeper = made.state.global_step, self.keeper.keeper
+        earlier = keeper.pending
         try:
-            self._keeper.settle()
+            keeper.settle()
         except Superseded:
             raise
         except _NOT_SAVED as err:
@@ -68,7 +67,7 @@ class Replicated(Parallel):
         self._snapshot = self._snapshot or hf_state.Snapshot(made)
         try:
             fill = self._snapshot.take(ranks, copy=in_background)
-            (self._keeper.save_later if in_background else self._keeper.save)(step, fill)
+            (keeper.save_later if in_background else keeper.save)(step, fill)
         except Superseded:
             raise
         except _NOT_SAVED as err:
@@ -79,19 +78,4 @@ class Replicated(Parallel):
         return ""
 
     def resume(self, made: Any, folder: Path) -> None:
-        hf_state.resume(made, folder)
-
-    def stopped(self, step: int, signal_at: float) -> None:
-        if self._env.rank == 0:
-            print(self._keeper.stopped(step, signal_at), flush=True)
-
-    def finish(self, made: Any, resumed_from: Path | None) -> dict[str, Any]:
-        if self._env.rank != 0:
-            return {}
-        if resumed_from is not None:
-            self._keeper.adopt(resumed_from)  # nothing was left to train, so nothing was saved here
-        print(self._keeper.finish(), flush=True)
-        return self._keeper.describe(made.state.global_step)
-
-    def write_result(self, result: dict[str, Any]) -> None:
-        self._keeper.write_result(result)
+        hf_state.resume(made, json.loads((folder / hf_state.RANKS).read_text()), self._env)

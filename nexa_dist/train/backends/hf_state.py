@@ -9,22 +9,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-_RANKS = "nexa_ranks.json"
+from nexa_dist.train.env import RankEnv
+
+RANKS = "nexa_ranks.json"
 
 
 class Snapshot:
     """Takes the state of one trainer, on rank 0. At most one copy is held, so only one may be in use at a time."""
 
     def __init__(self, trainer: Any) -> None:
-        self._trainer = trainer
-        self._stager: DefaultStager | None = None
+        self._trainer, self._copies = trainer, Copies()
 
     def take(self, ranks: list[dict[str, Any]], *, copy: bool) -> Callable[[Path], None]:
         """What writes every file that a resume reads. `ranks` is `of_rank` of every rank, in rank order.
@@ -33,14 +34,14 @@ class Snapshot:
         """
         trainer = self._trainer
         state = {
-            "model": _weights(trainer.model),
+            "model": learned(trainer.model, trainer.model.state_dict()),
             "optimizer.pt": trainer.optimizer.state_dict(),
             "scheduler.pt": trainer.lr_scheduler.state_dict(),
         }
         if (scaler := getattr(trainer.accelerator, "scaler", None)) is not None:
             state["scaler.pt"] = scaler.state_dict()
         if copy:
-            state = self._copied(state)
+            state = self._copies.of(state)
         steps = json.dumps(dataclasses.asdict(trainer.state), indent=2, sort_keys=True) + "\n"
 
         def fill(path: Path) -> None:
@@ -52,33 +53,35 @@ class Snapshot:
             for rank, entry in enumerate(ranks):
                 name = "rng_state.pth" if len(ranks) == 1 else f"rng_state_{rank}.pth"
                 (path / name).write_bytes(entry["rng"])
-            (path / _RANKS).write_text(json.dumps([{**entry, "rng": None} for entry in ranks]))
+            (path / RANKS).write_text(json.dumps([{**entry, "rng": None} for entry in ranks]))
 
         return fill
 
-    def _copied(self, state: dict[str, Any]) -> dict[str, Any]:
-        """In CPU memory; tied weights stay tied. The memory of the copy before is used again."""
-        self._stager = self._stager or stager()
+
+class Copies:
+    """Copies of a state in CPU memory; tied weights stay tied. Each uses the memory of the copy before again."""
+
+    def __init__(self) -> None:
+        self._stager: DefaultStager | None = None
+
+    def of(self, state: dict[str, Any]) -> dict[str, Any]:
+        if self._stager is None:
+            cuda = torch.cuda.is_available()
+            self._stager = DefaultStager(
+                StagingOptions(
+                    use_pinned_memory=cuda, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=cuda
+                )
+            )
         copied: Any = self._stager.stage(state)
         return dict(copied)
 
 
-def _weights(model: Any) -> Any:
-    """What is learned: of a model with adapters, those alone."""
+def learned(model: Any, weights: dict[str, Any]) -> dict[str, Any]:
+    """What is learned of the weights: of a model with adapters, those alone."""
     if not hasattr(model, "peft_config"):
-        return model.state_dict()
-    learned = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    return {name: weight for name, weight in model.state_dict().items() if name in learned}
-
-
-def stager() -> DefaultStager:
-    """What copies a state to CPU memory, each time into the memory of the copy before."""
-    cuda = torch.cuda.is_available()
-    return DefaultStager(
-        StagingOptions(
-            use_pinned_memory=cuda, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=cuda
-        )
-    )
+        return weights
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    return {name: weight for name, weight in weights.items() if name in trained}
 
 
 def of_rank(trainer: Any) -> dict[str, Any]:
@@ -95,14 +98,14 @@ def of_rank(trainer: Any) -> dict[str, Any]:
     }
 
 
-def resume(trainer: Any, folder: Path) -> None:
-    """Take up what transformers does not: this rank's running loss. Before the first step of this process."""
-    ranks = json.loads((folder / _RANKS).read_text())
-    if len(ranks) != trainer.env.world_size:
-        if trainer.env.rank == 0:
-            print(f"note: saved by {len(ranks)} ranks, so this is no bit-exact continuation", flush=True)
-        return
-    take_up(trainer, ranks[trainer.env.rank])
+def resume(trainer: Any, ranks: Sequence[dict[str, Any]], env: RankEnv) -> bool:
+    """Take up what transformers does not, this rank's running loss, before the first step of this process. `ranks` is
+    what each rank saved; False where those were more or fewer ranks than now, and nothing was taken up."""
+    if len(ranks) == env.world_size:
+        take_up(trainer, ranks[env.rank])
+    elif env.rank == 0:
+        print(f"note: saved by {len(ranks)} ranks, so this is no bit-exact continuation", flush=True)
+    return len(ranks) == env.world_size
 
 
 def take_up(trainer: Any, mine: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from nexa_dist.errors import NexaError
 from nexa_dist.train import agree, control, data, models
 from nexa_dist.train.env import RankEnv
 from nexa_dist.train.fence import Superseded
+from nexa_dist.train.keeper import Keeper
 from nexa_dist.train.shard_keeper import ShardKeeper
 
 _dist: Any = torch.distributed  # which says nothing of its stores to a type checker
@@ -26,6 +27,8 @@ class Parallel(ABC):
 
     spreads = False
     """Whether `build` has put the model where it belongs, so that the Trainer must neither move nor wrap it."""
+    keeper: ShardKeeper | OnZero
+    """Of the checkpoints; every rank makes the same calls to it. There from `start` on."""
 
     def arguments(self) -> dict[str, Any]:
         """More arguments for transformers.TrainingArguments."""
@@ -52,10 +55,6 @@ class Parallel(ABC):
         asked for. Called before the first step, once the Trainer has wrapped it."""
         return {"parallel": type(made.model_wrapped).__name__}
 
-    @abstractmethod
-    def begin(self, step: int) -> None:
-        """Lock older attempts out of every place of checkpoints; `step` is where this one starts (0: from nothing)."""
-
     def load(self, made: Any, folder: Path) -> None:
         """Put the weights of a checkpoint into the unwrapped model."""
         made.load_weights(folder)
@@ -68,36 +67,47 @@ class Parallel(ABC):
     def save(self, made: Any, *, last: bool) -> None:
         """A checkpoint of this step. A full disk ends the training only when this was the `last` chance to save."""
 
-    @abstractmethod
+
+class OnZero:
+    """The keeper of rank 0, which saves for all, with the calls that a ShardKeeper has."""
+
+    def __init__(self, env: RankEnv) -> None:
+        self._env, self.keeper = env, Keeper(env)
+
+    def begin(self, step: int) -> None:
+        control.on_zero(lambda: self.keeper.begin(step))
+
     def stopped(self, step: int, signal_at: float) -> None:
-        """After a stop: wait for the saves, and say on rank 0 what came of them. `signal_at` is of time.monotonic()."""
+        if self._env.rank == 0:
+            print(self.keeper.stopped(step, signal_at), flush=True)
 
-    @abstractmethod
-    def finish(self, made: Any, resumed_from: Path | None) -> dict[str, Any]:
-        """After the last step: wait for the saves. Returns `checkpoint` of result.json, on rank 0. `resumed_from` is
-        given where nothing was left to train, so that nothing was saved here."""
+    def finish(self, step: int, resumed_from: Path | None) -> dict[str, Any]:
+        if self._env.rank != 0:
+            return {}
+        if resumed_from is not None:
+            self.keeper.adopt(resumed_from)  # nothing was left to train, so nothing was saved here
+        print(self.keeper.finish(), flush=True)
+        return self.keeper.describe(step)
 
-    @abstractmethod
     def write_result(self, result: dict[str, Any]) -> None:
-        """result.json, on rank 0."""
+        if self._env.rank == 0:
+            self.keeper.write_result(result)
 
 
 class InShards(Parallel):
     """Checkpoints that are whole on all nodes together. A subclass says what each rank writes."""
 
+    keeper: ShardKeeper
+
     def __init__(self, env: RankEnv) -> None:
         self._env = env
-        self._keeper: ShardKeeper
 
     def start(self, env: RankEnv) -> tuple[int, Path] | None:
         if not _dist.is_initialized():  # one rank is a group too
             kinds = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             _dist.init_process_group(kinds, store=_dist.HashStore(), rank=0, world_size=1)
-        self._keeper = ShardKeeper(env)
-        return self._keeper.start()
-
-    def begin(self, step: int) -> None:
-        self._keeper.begin(step)
+        self.keeper = ShardKeeper(env)
+        return self.keeper.start()
 
     @contextlib.contextmanager
     def saving(self, *, last: bool) -> Iterator[None]:
@@ -111,15 +121,6 @@ class InShards(Parallel):
                 raise NexaError(str(err), hint="look at the disks of the nodes, then resume") from None
             if self._env.rank == 0:
                 print(f"warning: {err}; training goes on", flush=True)
-
-    def stopped(self, step: int, signal_at: float) -> None:
-        self._keeper.stopped(step, signal_at)
-
-    def finish(self, made: Any, resumed_from: Path | None) -> dict[str, Any]:
-        return self._keeper.finish(made.state.global_step, resumed_from)
-
-    def write_result(self, result: dict[str, Any]) -> None:
-        self._keeper.write_result(result)
 
 
 def settle(made: Any) -> None:

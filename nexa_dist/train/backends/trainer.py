@@ -38,7 +38,7 @@ def train(config: TrainConfig, env: RankEnv, parallel: Parallel) -> int:
         "the nodes prepared different text: check that they run the same Python",
     )
     point = parallel.start(env)
-    parallel.begin(point[0] if point else 0)
+    parallel.keeper.begin(point[0] if point else 0)
     tracker = Tracker(config, env)
     try:
         code = NexaTrainer(config, env, dataset, stop, tracker, parallel).run(point)
@@ -131,18 +131,19 @@ class NexaTrainer(Trainer):
         else:
             self.train(resume_from_checkpoint=str(self.resumed_from) if self.resumed_from else None)
         if self.state.global_step < self.cfg.steps:
-            self.parallel.stopped(self.state.global_step, self.stop.at or started)
+            self.parallel.keeper.stopped(self.state.global_step, self.stop.at or started)
             return control.EXIT_STOPPED
         self._finish(step, time.monotonic() - started)
         return 0
 
     def _finish(self, first_step: int, train_s: float) -> None:
         eval_loss = self.evaluate()["eval_loss"]
-        saved = self.parallel.finish(self, self.resumed_from if first_step >= self.cfg.steps else None)
+        nothing = self.resumed_from if first_step >= self.cfg.steps else None
+        saved = self.parallel.keeper.finish(self.state.global_step, nothing)
         if self.env.rank != 0:
             return
         done, size = self.dataset, self.parameters
-        self.parallel.write_result(
+        self.parallel.keeper.write_result(
             {
                 "model": self.model.config.name_or_path or f"llama-{size}",
                 "dataset": {"path": done.path, "sha256": done.sha256, "bytes": done.bytes, "tokens": done.tokens},

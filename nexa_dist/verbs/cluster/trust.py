@@ -9,7 +9,7 @@ from pathlib import Path
 from nexa_dist.errors import EXIT_OK, UsageError
 from nexa_dist.run import stack_sources
 from nexa_dist.run import trust as marks
-from nexa_dist.run.runner import SystemRunner
+from nexa_dist.run.runner import Runner
 from nexa_dist.run.ssh import consent
 from nexa_dist.run.workspace import Workspace
 from nexa_dist.ui import terminal
@@ -33,7 +33,9 @@ def trust(args: Arguments) -> int:
         )
     if path.suffix in (".yaml", ".yml"):
         return _commands(path, args.dry_run)
-    named = consent.programs(str(path))[0] if args.dry_run else consent.consent(str(path))
+    named, digest = consent.programs(str(path))
+    if named and not args.dry_run:
+        consent.keep(str(path), digest)
     for line in named:
         terminal.say(f"  {terminal.plain(line)}")
     if args.dry_run:
@@ -70,6 +72,6 @@ def _workspace(path: Path, dry: bool) -> int:
         terminal.say(f"would note in {marks.state()} that {path / '.nexa'} and its runs are yours")
         return EXIT_OK
     marks.adopt(path)
-    marks.refuse_foreign(SystemRunner(), path)
+    marks.refuse_foreign(Runner(), path)
     terminal.say(f"✓ {path / '.nexa'} and its runs are yours")
     return EXIT_OK

@@ -23,7 +23,7 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.work import environment
 from nexa_dist.ops.work.bring import Brought
 from nexa_dist.ops.work.environment import KEPT, make_ready
-from nexa_dist.run.runner import Stream, SystemRunner
+from nexa_dist.run.runner import Runner, Stream
 from nexa_dist.run.ssh.connections import Link, Ssh
 from nexa_dist.run.workspace import Workspace
 from tests.begun import begun
@@ -49,7 +49,7 @@ PROOF = json.dumps({"python": "3.11.7", "torch": "9", "cuda": None, "blind": ""}
 NODES = (Node("n0", "10.0.0.1", 1), Node("n1", "10.0.0.2", 1))
 
 
-class Here(SystemRunner):
+class Here(Runner):
     """What goes to a node runs here, with the node's own PATH."""
 
     def __init__(self, folder: Path) -> None:
@@ -75,7 +75,7 @@ class Lab:
         return [Link(ssh, node, f"{self.folder}/{node.name}") for node in NODES]
 
     def ready(self, wanted: Any, *, again: bool = False, dry: bool = False, **config: Any) -> Brought:
-        ctx = Context(Workspace(self.folder), SystemRunner(), self.said.append, dry=dry)
+        ctx = Context(Workspace(self.folder), Runner(), self.said.append, dry=dry)
         train = TrainConfig.model_validate({"script": "a.py", "environment": wanted, **config})
         kept = None if dry else self.folder / "kept"
         secret = {"UV_INDEX_URL": "https://u:canary99@x.org"}

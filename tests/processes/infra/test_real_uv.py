@@ -23,7 +23,7 @@ from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.work.bring import Brought
 from nexa_dist.ops.work.environment import make_ready
-from nexa_dist.run.runner import Stream, SystemRunner
+from nexa_dist.run.runner import Runner, Stream
 from nexa_dist.run.ssh.connections import Link, Ssh
 from nexa_dist.run.workspace import Workspace
 
@@ -36,7 +36,7 @@ pytestmark = [
 PINS = "tomlkit\nfilelock\n"
 
 
-class Here(SystemRunner):
+class Here(Runner):
     """What goes to the node runs here."""
 
     def __init__(self, env: dict[str, str]) -> None:
@@ -58,7 +58,7 @@ class Lab:
         self.link = Link(Ssh(Here(env), cluster, str(root)), node, str(root))
 
     def ready(self, **hidden: str) -> Brought:
-        ctx = Context(Workspace(self.root), SystemRunner(), self.said.append)
+        ctx = Context(Workspace(self.root), Runner(), self.said.append)
         train: Any = {"script": "a.py", "environment": {"requirements": "requirements.txt"}}
         return Brought(*make_ready(ctx, [self.link], TrainConfig.model_validate(train), hidden, None))
 

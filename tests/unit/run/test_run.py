@@ -20,7 +20,7 @@ from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops.providers.table import of_folder
 from nexa_dist.run import agent_file, files
 from nexa_dist.run.fake import FakeRunner
-from nexa_dist.run.runner import Result, SystemRunner
+from nexa_dist.run.runner import Result, Runner
 from nexa_dist.run.ssh import connections
 from nexa_dist.run.ssh.connections import LOOK, Link, Ssh, Unreachable, connect, connecting, on_all
 from nexa_dist.run.ssh.keys import write_ssh_config
@@ -144,7 +144,7 @@ def test_ssh_config_pins_by_name(tmp_path: Path) -> None:
 
 
 def test_runner_says_how_a_program_ended() -> None:
-    run = SystemRunner().run
+    run = Runner().run
     assert run(("/no/such",)).code == 127
     assert run((sys.executable, "-c", "import sys; sys.exit(3)")).code == 3
     assert run(("cat",), stdin=b"\xff\0").out == b"\xff\0"

@@ -14,7 +14,7 @@ import pytest
 
 from nexa_dist.errors import NexaError
 from nexa_dist.run import runner
-from nexa_dist.run.runner import Result, SystemRunner
+from nexa_dist.run.runner import Result, Runner
 from nexa_dist.run.terraform import locks
 from nexa_dist.run.terraform.stack import Terraform
 
@@ -23,9 +23,9 @@ LIMIT_S = 90.0
 CONTROLLER = """
 import sys
 from pathlib import Path
-from nexa_dist.run.runner import SystemRunner
+from nexa_dist.run.runner import Runner
 folder = Path(sys.argv[1])
-SystemRunner().run_logged(sys.argv[2:], folder / "apply.jsonl", on_line=print, hold=folder / "busy", timeout_s=60)
+Runner().run_logged(sys.argv[2:], folder / "apply.jsonl", on_line=print, hold=folder / "busy", timeout_s=60)
 """
 PATIENT = 'echo begun; for _ in $(seq 4000); do [ -e "$1/go" ] && break; sleep 0.02; done; echo last'
 STOPPABLE = "trap 'echo stopped; exit 0' INT; echo begun; for _ in $(seq 4000); do sleep 0.02; done; echo last"
@@ -35,7 +35,7 @@ def logged(folder: Path, script: str) -> tuple[Result, list[str]]:
     lines: list[str] = []
     log, hold = folder / "logs" / "apply.jsonl", folder / "busy"
     argv = ("sh", "-c", script)
-    done = SystemRunner().run_logged(
+    done = Runner().run_logged(
         argv, log, on_line=lines.append, hold=hold, timeout_s=LIMIT_S, env={"ADDED": "yes"}, grace_s=LIMIT_S
     )
     return done, lines
@@ -88,15 +88,13 @@ def test_an_interrupt_lets_it_end_first(tmp_path: Path) -> None:
     log, hold = tmp_path / "apply.jsonl", tmp_path / "busy"
     script = "trap 'echo in order; exit 0' TERM; echo begun; for _ in $(seq 4000); do sleep 0.02; done"
     with pytest.raises(KeyboardInterrupt):
-        SystemRunner().run_logged(
-            ("sh", "-c", script), log, on_line=on_line, hold=hold, timeout_s=LIMIT_S, grace_s=LIMIT_S
-        )
+        Runner().run_logged(("sh", "-c", script), log, on_line=on_line, hold=hold, timeout_s=LIMIT_S, grace_s=LIMIT_S)
     assert log.read_text() == "begun\nin order\n" and free(hold)
 
 
 def test_a_program_that_is_not_there_is_a_result(tmp_path: Path) -> None:
     argv = (str(tmp_path / "missing"),)
-    done = SystemRunner().run_logged(argv, tmp_path / "log", on_line=print, hold=tmp_path / "busy", timeout_s=LIMIT_S)
+    done = Runner().run_logged(argv, tmp_path / "log", on_line=print, hold=tmp_path / "busy", timeout_s=LIMIT_S)
     assert done.code == 127 and "No such file" in done.tail()
 
 
@@ -114,7 +112,7 @@ def test_while_one_is_at_work_no_other_starts_and_its_log_stays(tmp_path: Path) 
 @pytest.fixture
 def killed(tmp_path: Path) -> Terraform:
     """A folder whose controller was started, to be killed."""
-    return Terraform(SystemRunner(), "terraform", tmp_path, "aws")
+    return Terraform(Runner(), "terraform", tmp_path, "aws")
 
 
 def kill_controller(terraform: Terraform, script: str) -> int:
@@ -203,6 +201,6 @@ def test_a_program_with_a_full_pipe_still_ends_in_order() -> None:
         "signal.signal(signal.SIGTERM, last_words)\ntime.sleep(600)\n"
     )
     began = time.monotonic()
-    result = SystemRunner().run((sys.executable, "-c", script), timeout_s=0.5, grace_s=LIMIT_S)
+    result = Runner().run((sys.executable, "-c", script), timeout_s=0.5, grace_s=LIMIT_S)
     assert result.code == 124
     assert time.monotonic() - began < LIMIT_S

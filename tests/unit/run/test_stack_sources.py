@@ -8,16 +8,17 @@ import pytest
 
 from nexa_dist.errors import UsageError
 from nexa_dist.run import stack_sources
+from nexa_dist.run.ssh import consent
 
 
 def test_consent_ends_with_the_content(tmp_path: Path) -> None:
     (tmp_path / "main.tf").write_text("one")
-    with pytest.raises(stack_sources.Unconsented, match="programs that it names"):
+    with pytest.raises(consent.Unconsented, match="programs that it names"):
         stack_sources.refuse_unconsented(tmp_path, stack_sources.read(tmp_path))
     stack_sources.allow(tmp_path, stack_sources.read(tmp_path))
     stack_sources.refuse_unconsented(tmp_path, stack_sources.read(tmp_path))
     (tmp_path / "run.sh").write_text("two")
-    with pytest.raises(stack_sources.Unconsented):
+    with pytest.raises(consent.Unconsented):
         stack_sources.refuse_unconsented(tmp_path, stack_sources.read(tmp_path))
 
 

@@ -227,7 +227,8 @@ def test_no_ssh_without_consent_and_consent_ends_with_the_content(root: Path) ->
     with pytest.raises(consent.Unconsented, match="more:1: ProxyCommand touch pwned") as error:
         ssh(file)
     assert error.value.hint.startswith("nexa trust ") and error.value.code == 2
-    assert consent.consent(str(file)) == [f"{more}:1: ProxyCommand touch pwned"]
+    assert consent.programs(str(file))[0] == [f"{more}:1: ProxyCommand touch pwned"]
+    error.value.allow()
     ssh(file)
     write(more, "ProxyCommand touch pwned2\n")
     with pytest.raises(consent.Unconsented):

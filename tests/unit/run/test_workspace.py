@@ -13,7 +13,7 @@ from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.ops.active_runs import active_runs
 from nexa_dist.ops.context import Context
 from nexa_dist.run import trust
-from nexa_dist.run.runner import SystemRunner
+from nexa_dist.run.runner import Runner
 from nexa_dist.run.workspace import Workspace
 from nexa_dist.verbs import _shared
 from tests import small_workspace
@@ -119,7 +119,7 @@ def test_a_cluster_that_several_borrowed_is_its_owners(tmp_path: Path) -> None:
 def test_a_run_on_a_borrowed_cluster_is_seen_by_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other, here = made(folder(tmp_path / "other")), folder(tmp_path / "here")
     monkeypatch.chdir(here)
-    ctx = Context(Workspace.here(), SystemRunner(), lambda _: None)
+    ctx = Context(Workspace.here(), Runner(), lambda _: None)
     for _ in range(2):
         _shared.borrowed(ctx, "../other/lab.yaml")
     assert ctx.workspace.only_cluster().load().name == "lab"

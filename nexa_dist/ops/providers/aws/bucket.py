@@ -178,9 +178,9 @@ def before_attempt(ctx: Context, cluster: Cluster, run_id: str, attempt: int) ->
     bucket, _, prefix = cluster.bucket.removeprefix("s3://").partition("/")
     marks = f"{prefix}/{run_id}/generation/"
     try:
-        with aws_client.spoken(f"looking at {cluster.bucket}"):
-            s3 = aws_client.client("s3", cluster.region)
-            found = aws_client.rows(s3, "list_objects_v2", "Contents[]", Bucket=bucket, Prefix=marks)
+        with aws_client.spoken(what := f"looking at {cluster.bucket}"):
+            s3, below = aws_client.client("s3", cluster.region), {"service": "s3", "Bucket": bucket, "Prefix": marks}
+            found = aws_client.rows(what, cluster.region, "list_objects_v2", "Contents[]", **below)
             for key in never_begun([row["Key"] for row in found], marks, attempt):
                 s3.delete_object(Bucket=bucket, Key=key)
                 ctx.say(f"warning: s3://{bucket}/{key} names an attempt that nobody began: removed")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import UsageError
@@ -46,28 +45,26 @@ def changed(known: Given, config: ClusterConfig) -> str:
 
 def _vpc(ctx: Context, vpc: str, cidr: str, region: str) -> list[str]:
     """Check the user's VPC; a user who may not look at it may still be allowed to use it."""
-    ec2, here = aws_client.client("ec2", region), [{"Name": "vpc-id", "Values": [vpc]}]
+    what, here = f"looking at {vpc}", [{"Name": "vpc-id", "Values": [vpc]}]
     gate = [{"Name": "attachment.vpc-id", "Values": [vpc]}]
     try:
-        with aws_client.spoken(f"looking at {vpc}"):
-            return plan.vpc_faults(
-                vpc,
-                cidr,
-                aws_client.rows(ec2, "describe_vpcs", "Vpcs[]", Filters=here),
-                aws_client.rows(ec2, "describe_internet_gateways", "InternetGateways[]", Filters=gate),
-                aws_client.rows(ec2, "describe_subnets", "Subnets[]", Filters=here),
-            )
+        return plan.vpc_faults(
+            vpc,
+            cidr,
+            aws_client.rows(what, region, "describe_vpcs", "Vpcs[]", Filters=here),
+            aws_client.rows(what, region, "describe_internet_gateways", "InternetGateways[]", Filters=gate),
+            aws_client.rows(what, region, "describe_subnets", "Subnets[]", Filters=here),
+        )
     except aws_client.Refused as error:
         ctx.say(f"warning: nobody looked whether vpc and vpc_cidr fit: {error}")
         return []
 
 
 def _subnets(wanted: Sequence[str], region: str, nodes: int) -> tuple[Given, list[str], list[str]]:
-    ec2: Any = aws_client.client("ec2", region)
-    with aws_client.spoken("looking at subnets"):
-        # As a filter: an unknown id is no error, and the others are still judged.
-        ids = [{"Name": "subnet-id", "Values": list(wanted)}]
-        subnets = aws_client.rows(ec2, "describe_subnets", "Subnets[]", Filters=ids)
-        vpcs = [{"Name": "vpc-id", "Values": sorted({row["VpcId"] for row in subnets})}]
-        tables = aws_client.rows(ec2, "describe_route_tables", "RouteTables[]", Filters=vpcs) if subnets else []
+    what = "looking at subnets"
+    # As a filter: an unknown id is no error, and the others are still judged.
+    ids = [{"Name": "subnet-id", "Values": list(wanted)}]
+    subnets = aws_client.rows(what, region, "describe_subnets", "Subnets[]", Filters=ids)
+    vpcs = [{"Name": "vpc-id", "Values": sorted({row["VpcId"] for row in subnets})}]
+    tables = aws_client.rows(what, region, "describe_route_tables", "RouteTables[]", Filters=vpcs) if subnets else []
     return plan.into_subnets(wanted, subnets, tables, nodes)

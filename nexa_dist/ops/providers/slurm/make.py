@@ -5,11 +5,9 @@ from __future__ import annotations
 import getpass
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
-from nexa_dist import remote
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.errors import NexaError, NoNodes, UsageError
 from nexa_dist.ops.context import Context
@@ -18,7 +16,7 @@ from nexa_dist.ops.providers.slurm.allocation import GONE_S, LOOK_S, Allocation,
 from nexa_dist.plan.slurm.allocation import BEGUN, Asked, asking, cluster, digest
 from nexa_dist.plan.slurm.ending import UNSETTLED, WOULD_NEVER, never
 from nexa_dist.plan.slurm.script import EXPORTED
-from nexa_dist.run import files
+from nexa_dist.run import agent_file, files
 from nexa_dist.run.runner import CommandFailed
 from nexa_dist.run.slurm.commands import Job
 from nexa_dist.run.slurm.nodes import interpreter, layout
@@ -43,7 +41,7 @@ def asked(ctx: Context, folder: ClusterFolder, config: ClusterConfig, wish: Wish
     place = mine.place(token)
     exported = tuple(name for name in EXPORTED if name in os.environ)
     return Asked(mine.name, token, asking(config, hours), str(place), str(mine.current), python,
-                 f"{place}/{remote.SLURM_NODE.name}", exported)  # fmt: skip
+                 f"{place}/{agent_file.NAME}", exported)  # fmt: skip
 
 
 def make(ctx: Context, folder: ClusterFolder, config: ClusterConfig, wish: Wish) -> Made:
@@ -121,7 +119,7 @@ def _submit(mine: Allocation, config: ClusterConfig, wish: Wish, wanted: str) ->
     job = asked(mine.ctx, mine.folder, config, wish, known.token)
     place = mine.place(known.token)
     place.mkdir(parents=True, mode=0o700, exist_ok=True)
-    shutil.copyfile(remote.SLURM_NODE, job.holder)
+    files.write_bytes(Path(job.holder), agent_file.content())
     told = {"nodes": config.node_names, "ssh": str(mine.folder.ssh), "come_by_s": config.boot_timeout_s}
     files.write_json(place / "told.json", told)
     files.write_text(place / "job.sbatch", job.script)

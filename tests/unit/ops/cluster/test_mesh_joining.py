@@ -19,7 +19,7 @@ from nexa_dist.ops.workspace_tag import our_tag
 from nexa_dist.plan.mesh import hostname
 from nexa_dist.plan.static.cluster import static_cluster
 from nexa_dist.run import files
-from nexa_dist.run.runner import Result, SystemRunner
+from nexa_dist.run.runner import Result, Runner
 from nexa_dist.run.workspace import ClusterFolder
 from tests.unit.cloud_server import Desk
 from tests.unit.cloud_server import config as cloud_config
@@ -30,7 +30,7 @@ RUNNING = json.dumps({"BackendState": "Running"}).encode()
 
 
 @dataclass
-class Nodes(SystemRunner):
+class Nodes(Runner):
     """Hosts that answer by a part of the command; anything unplanned fails the test."""
 
     answers: dict[str, dict[str, tuple[int, bytes]]]

@@ -11,13 +11,13 @@ from nexa_dist.errors import EXIT_STILL_RUNNING, StillRunning
 from nexa_dist.ops.cluster import mesh_end, teardown
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs.stop import stop
-from nexa_dist.run.runner import SystemRunner
+from nexa_dist.run.runner import Runner
 from nexa_dist.run.workspace import Workspace
 
 
 @pytest.mark.parametrize("kind", ["cloud", "errors", "processes"])
 def test_what_is_left_is_told(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ctx = Context(Workspace(tmp_path), SystemRunner(), lambda _: None)
+    ctx = Context(Workspace(tmp_path), Runner(), lambda _: None)
     folder = ctx.workspace.cluster("c")
     folder.path.mkdir(parents=True)
     monkeypatch.setattr(teardown, "_left_mesh", lambda *_: mesh_end.Left())

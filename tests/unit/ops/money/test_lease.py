@@ -16,13 +16,13 @@ import pytest
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops.money import lease
-from nexa_dist.run.runner import Result, SystemRunner
+from nexa_dist.run.runner import Result, Runner
 from nexa_dist.run.ssh.connections import Link, Ssh
 
 DEADLINE = Path(__file__).resolve().parents[4] / "terraform" / "shared" / "deadline.sh"
 
 
-class Shell(SystemRunner):
+class Shell(Runner):
     """Runs on this machine what ssh would run on a node; `silent` nodes do not answer."""
 
     def __init__(self, folder: Path, *silent: str) -> None:

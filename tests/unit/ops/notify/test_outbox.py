@@ -15,7 +15,7 @@ import pytest
 from nexa_dist.ops.notify.outbox import Marks, Outbox
 from nexa_dist.ops.notify.targets import Target
 from nexa_dist.plan.runs.notification import Subject
-from nexa_dist.run.runner import SystemRunner
+from nexa_dist.run.runner import Runner
 from nexa_dist.run.workspace import RunFolder
 from tests.webhooks import Server, serving
 
@@ -39,7 +39,7 @@ def target(server: Server, path: str, **row: Any) -> Target:
 
 
 def outbox(run: RunFolder, *targets: Target, pauses_s: tuple[float, ...] = (0.0, 0.01, 0.01)) -> Outbox:
-    return Outbox(run, targets, SystemRunner(), pauses_s)
+    return Outbox(run, targets, Runner(), pauses_s)
 
 
 def test_a_message_is_sent_once_to_each_and_has_what_a_person_needs(server: Server, run: RunFolder) -> None:

@@ -12,6 +12,7 @@ from nexa_dist.config.load import load_cluster, resolved
 from nexa_dist.config.parts.notify import Notify
 from nexa_dist.errors import ConfigError, NexaError, UsageError
 from nexa_dist.ops.notify import targets
+from nexa_dist.run.ssh import consent
 from nexa_dist.run.workspace import RunFolder
 from nexa_dist.secrets import redact_text
 from tests.unit.cloud_server import Desk
@@ -115,7 +116,7 @@ def test_a_command_is_started_only_when_its_words_were_agreed_to(desk: Desk, tmp
     made = tmp_path / "made"
     told = rows(desk, f"  - {{command: [touch, '{made}']}}\n")
     run = RunFolder(desk.root / "runs" / "train_x")
-    with pytest.raises(targets.Unconsented, match="touch"):
+    with pytest.raises(consent.Unconsented, match="touch"):
         targets.keep(desk.ctx, run, told)
     [target] = targets.resolved(desk.ctx, [told[0].model_dump(exclude_none=True)])
     assert not target.send(desk.ctx.runner, {"id": "x"}).sent and not made.exists()
@@ -123,5 +124,5 @@ def test_a_command_is_started_only_when_its_words_were_agreed_to(desk: Desk, tmp
     targets.keep(desk.ctx, run, told)
     [target] = targets.of_run(desk.ctx, run)
     assert target.send(desk.ctx.runner, {"id": "x"}).sent and made.exists()
-    with pytest.raises(targets.Unconsented):
+    with pytest.raises(consent.Unconsented):
         targets.refuse_unconsented(desk.root, rows(desk, f"  - {{command: [touch, '{made}', more]}}\n"))

@@ -11,7 +11,7 @@ from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs import checkpoints
 from nexa_dist.run.record import Run
-from nexa_dist.run.runner import Result, SystemRunner
+from nexa_dist.run.runner import Result, Runner
 from nexa_dist.run.ssh.connections import Link, Ssh
 from nexa_dist.run.workspace import Workspace
 from nexa_dist.train.shards.cover import Part
@@ -23,12 +23,12 @@ class Rig:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         nodes = tuple(Node(f"n{index}", f"127.0.0.{index + 1}", 1) for index in range(3))
         cluster = Cluster("c", "local", nodes, Layout("python3", "/s", "/h", "/d"), "ssh_config")
-        self.links = [Link(Ssh(SystemRunner(), cluster, folder), node, "/home") for node in nodes]
+        self.links = [Link(Ssh(Runner(), cluster, folder), node, "/home") for node in nodes]
         self.record = Run(cluster, {}, {}, [], "r")
         self.answers: dict[str, Any] = {node.name: {"whole": [], "skipped": []} for node in nodes}
         self.said: list[str] = []
         self.moved: list[tuple[str, str, str]] = []
-        self.ctx = Context(Workspace(folder), SystemRunner(), self.said.append)
+        self.ctx = Context(Workspace(folder), Runner(), self.said.append)
         monkeypatch.setattr(checkpoints, "send", lambda *_: None)
         monkeypatch.setattr(checkpoints, "_root", lambda *_: "/s")
         monkeypatch.setattr(checkpoints, "_durable", lambda *_: "/d")

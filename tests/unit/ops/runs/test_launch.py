@@ -26,7 +26,7 @@ from nexa_dist.run import trust
 from nexa_dist.run.code import archive
 from nexa_dist.run.fake import Call, FakeRunner
 from nexa_dist.run.record import Run
-from nexa_dist.run.runner import Result, SystemRunner
+from nexa_dist.run.runner import Result, Runner
 from nexa_dist.run.ssh.connections import Link, Ssh
 from nexa_dist.run.ssh.program import Refused
 from nexa_dist.run.workspace import RunFolder, Workspace
@@ -205,7 +205,7 @@ def test_what_is_not_sent_is_said_before_anything_is(tmp_path: Path) -> None:
     (tmp_path / "id.pem").touch()
     trial = Trial(tmp_path, Nodes())
     lines: list[str] = []
-    ctx = dataclasses.replace(trial.ctx, say=lines.append, runner=SystemRunner())
+    ctx = dataclasses.replace(trial.ctx, say=lines.append, runner=Runner())
     found, _ = of_now(ctx, trial.config)
     assert found.names == ("train.py",)
     assert lines == [
@@ -221,7 +221,7 @@ def test_what_is_not_sent_is_said_before_anything_is(tmp_path: Path) -> None:
 def test_the_file_of_a_backend_is_looked_at_before_it_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     trial = Trial(tmp_path, Nodes(), script=None, backend="ax", config="./ax.yaml")
-    ctx = dataclasses.replace(trial.ctx, runner=SystemRunner())
+    ctx = dataclasses.replace(trial.ctx, runner=Runner())
     with pytest.raises(NexaError, match=r"config \./ax\.yaml does not exist"):
         of_now(ctx, trial.config)
     (tmp_path / "ax.yaml").write_text("base_model: m\nlerning_rate: 1\ndatasets: [{path: a}]\ndeepspeed: z.json\n")
@@ -318,7 +318,7 @@ def test_wandb_is_on_when_a_key_is_there_and_the_script_uses_it(
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     lines: list[str] = []
-    found = settled(dataclasses.replace(trial.ctx, say=lines.append, runner=SystemRunner()), trial.config)
+    found = settled(dataclasses.replace(trial.ctx, say=lines.append, runner=Runner()), trial.config)
     assert found.wandb == mode
     assert (said in lines[0]) if said else not lines
 
@@ -410,7 +410,7 @@ def test_a_large_file_is_said_before_it_is_sent_and_while_it_is(
         (tmp_path / name).write_bytes(os.urandom(3 << 20))
     trial = Trial(tmp_path, Nodes(), files=["named.bin"])
     lines: list[str] = []
-    ctx = dataclasses.replace(trial.ctx, say=lines.append, runner=SystemRunner())
+    ctx = dataclasses.replace(trial.ctx, say=lines.append, runner=Runner())
     found, _ = of_now(ctx, trial.config)
     assert lines == [
         "big.bin has 3 MB and goes to every node: the line /big.bin in .nexaignore leaves it out",

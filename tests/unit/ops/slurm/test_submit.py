@@ -13,7 +13,7 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.slurm import stop
 from nexa_dist.ops.slurm.submit import Submitted, submit
 from nexa_dist.run import files, trust
-from nexa_dist.run.runner import SystemRunner
+from nexa_dist.run.runner import Runner
 from nexa_dist.run.workspace import RunFolder, Workspace
 
 CONFIG = TrainConfig.model_validate({"script": "a.py", "name": "a", "slurm": {"gres": "gpu:1"}})
@@ -28,7 +28,7 @@ class Site:
         self.said, self.bin = list[str](), bin_
         trust.claim(root)
         (root / "a.py").write_text("")
-        self.ctx = Context(Workspace(root, str(root)), SystemRunner(), self.said.append)
+        self.ctx = Context(Workspace(root, str(root)), Runner(), self.said.append)
         self.program("sbatch", "cat >/dev/null; echo 17")
         self.program("scancel", f"echo $* >{bin_}/cancelled")
 

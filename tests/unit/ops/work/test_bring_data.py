@@ -23,7 +23,7 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.work.data import bring_data, folders
 from nexa_dist.remote import data_store
 from nexa_dist.run.code.content import content
-from nexa_dist.run.runner import Result, Stream, SystemRunner
+from nexa_dist.run.runner import Result, Runner, Stream
 from nexa_dist.run.ssh.connections import Link, Ssh
 from nexa_dist.run.workspace import Workspace
 from tests.begun import begun
@@ -31,7 +31,7 @@ from tests.begun import begun
 CORPUS = {"a.txt": b"one", "deep/b.bin": bytes(range(256)) * 10_000, "deep/\u00fc \udcff\n.txt": b"", "same": b"one"}
 
 
-class Here(SystemRunner):
+class Here(Runner):
     """What goes to a node runs here; the acts of the store, by node, and bytes that were fed."""
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ from nexa_dist.plan.slurm import allocation
 from nexa_dist.plan.slurm.allocation import Asked, accounted, asking, digest, ended_unix, name_of
 
 ASKED = Asked("nexa-lab-0f", "a1b2", SlurmConfig(nodes=2, gres="gpu:2", time="12:00:00", options=("--mail-type=END",)),
-              "/w/slurm/a1b2", "/w/slurm/current", "/opt/py", "/w/slurm/a1b2/slurm_node.py")  # fmt: skip
+              "/w/slurm/a1b2", "/w/slurm/current", "/opt/py", "/w/slurm/a1b2/agent.pyz")  # fmt: skip
 
 
 def config(**more: Any) -> ClusterConfig:

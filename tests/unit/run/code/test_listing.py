@@ -15,7 +15,7 @@ from nexa_dist.run import git
 from nexa_dist.run.code.archive import Archive, project
 from nexa_dist.run.code.ignore import Rules
 from nexa_dist.run.code.listing import NAME_IT
-from nexa_dist.run.runner import Result, SystemRunner
+from nexa_dist.run.runner import Result, Runner
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def run_git(root: Path, *words: str) -> None:
 
 
 def found(root: Path, *also: str) -> Archive:
-    return project(SystemRunner(), root, also)
+    return project(Runner(), root, also)
 
 
 def said(made: Archive) -> dict[str, str]:
@@ -251,7 +251,7 @@ def test_no_program_that_a_repository_names_is_run(tmp_path: Path) -> None:
         (root / ".git" / "hooks" / hook).write_text(evil.read_text())
         (root / ".git" / "hooks" / hook).chmod(0o755)
     assert found(root).names == (".gitattributes", "a.py")
-    git.ask(SystemRunner(), root, "rev-parse", "HEAD")
+    git.ask(Runner(), root, "rev-parse", "HEAD")
     assert not mark.exists()
 
 
@@ -322,7 +322,7 @@ def test_patterns_mean_what_they_mean_to_git() -> None:
 def commit(root: Path) -> str:
     """The commit that is named for what is sent, without its hash."""
     sent = {file.name: file.content for file in found(root).files}
-    name = git.commit(SystemRunner(), root, sent) or "none"
+    name = git.commit(Runner(), root, sent) or "none"
     return name if len(name) < 40 else name[40:] or "clean"
 
 

@@ -22,11 +22,11 @@ import pytest
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.run.logs import follower as module
 from nexa_dist.run.logs import items as waiting
-from nexa_dist.run.logs.follower import Follower
+from nexa_dist.run.logs.follower import Follower, How
 from nexa_dist.run.logs.items import AgentEvent, Ended, Item, Items, Line, Note, Quiet, Through
 from nexa_dist.run.logs.mirror import Mirror, marks, sizes
 from nexa_dist.run.logs.stream import follow
-from nexa_dist.run.runner import Result, Runner, Stream, SystemRunner
+from nexa_dist.run.runner import Result, Runner, Stream
 from nexa_dist.run.ssh.connections import Link, Ssh
 
 ROOT = Path(__file__).parents[4]
@@ -305,7 +305,7 @@ def test_a_machine_that_replaced_another_begins_its_own_files(tmp_path: Path) ->
         (tmp_path / name).write_bytes(text)
     answers = [frame("agent.jsonl", 0, b'{"event": "heartbeat", "at": 1.0}\n') + frame("agent.err", 0, b"new\n") + END]
     runner, out = Streams(lambda _: BytesIO(answers.pop())), Items()
-    Follower(link_over(runner), "/run", tmp_path, out, replay=True).run()
+    Follower(link_over(runner), "/run", tmp_path, out, How(replay=True)).run()
     assert runner.messages[0]["offsets"]["rank_0.log"] == 2
     assert "agent.err" not in runner.messages[0]["offsets"]
     assert [item.record for item in all_of(out) if isinstance(item, AgentEvent)] == [{"event": "heartbeat", "at": 1.0}]
@@ -313,7 +313,7 @@ def test_a_machine_that_replaced_another_begins_its_own_files(tmp_path: Path) ->
     assert kept["agent.err"] == b"new\n" and kept["agent.1.err"] == b"old words\n"
     assert kept["agent.1.jsonl"] == b'{"event": "old"}\n' and kept["rank_0.log"] == b"1\n"
     answers.append(frame("agent.err", 0, b"new\nmore\n") + END)
-    Follower(link_over(runner), "/run", tmp_path, out, replay=True).run()
+    Follower(link_over(runner), "/run", tmp_path, out, How(replay=True)).run()
     assert sorted(p.name for p in tmp_path.glob("agent*err")) == ["agent.1.err", "agent.err"]
 
 
@@ -379,7 +379,7 @@ def test_a_silent_node_is_told_of_and_its_connection_is_made_anew(
             silent.over.set()
 
     runner, out = Ending(lambda _: answers.pop(0)), Items()
-    follower = Follower(link_over(runner), "/run", tmp_path, out, contact=contact)
+    follower = Follower(link_over(runner), "/run", tmp_path, out, How(contact=contact))
     follower.pulse()  # nothing is there yet
     follower.start()
     assert silent.asked.wait(90)
@@ -407,7 +407,7 @@ def test_the_end_of_the_reader_ends_a_follower_that_waits_for_room(tmp_path: Pat
 
 
 def test_more_can_be_sent_to_a_running_program_and_its_input_ends_with_it() -> None:
-    stream = SystemRunner().stream(("cat",), stdin=b"first\n")
+    stream = Runner().stream(("cat",), stdin=b"first\n")
     assert stream.out.readline() == b"first\n"
     stream.send(b"second\n")
     assert stream.out.readline() == b"second\n"
@@ -419,8 +419,8 @@ def test_more_can_be_sent_to_a_running_program_and_its_input_ends_with_it() -> N
 
 def test_when_we_are_killed_the_program_learns_of_it(tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom nexa_dist.run.runner import SystemRunner\n"
-        "s = SystemRunner().stream(('sh', '-c', 'cat; touch ' + sys.argv[1]), stdin=b'here\\n')\n"
+        "import sys, time\nfrom nexa_dist.run.runner import Runner\n"
+        "s = Runner().stream(('sh', '-c', 'cat; touch ' + sys.argv[1]), stdin=b'here\\n')\n"
         "print(s.out.readline().decode(), end='', flush=True)\ntime.sleep(600)\n"
     )
     argv = [sys.executable, "-c", code, str(tmp_path / "learnt")]
@@ -446,7 +446,7 @@ def test_a_node_that_has_not_begun_the_attempt_is_asked_again_until_it_has(
     begun += b'{"end": {"state": "completed", "attempt": 2}}\n{"through": true}\n'
     answers = [absent, absent, older, begun]
     runner, out = Streams(lambda _: BytesIO(answers.pop(0))), Items()
-    follower = Follower(link_over(runner), "/r", tmp_path / "n0", out, attempt=2)
+    follower = Follower(link_over(runner), "/r", tmp_path / "n0", out, How(attempt=2))
     follower.run()
     found = all_of(out)
     assert [item.text for item in found if isinstance(item, Line)] == [b"hello"]
@@ -459,7 +459,7 @@ def test_a_node_that_has_not_begun_the_attempt_is_asked_again_until_it_has(
 def test_who_waits_for_no_attempt_is_told_that_nothing_is_there(tmp_path: Path, attempt: int | None) -> None:
     failed = b'{"end": {"state": "failed", "attempt": 1}}\n{"through": true}\n'
     runner, out = Streams(lambda _: BytesIO(failed)), Items()
-    Follower(link_over(runner), "/r", tmp_path / "n0", out, attempt=attempt).run()
+    Follower(link_over(runner), "/r", tmp_path / "n0", out, How(attempt=attempt)).run()
     assert [item.status["state"] for item in all_of(out) if isinstance(item, Ended)] == ["failed"]
 
 
@@ -468,7 +468,7 @@ def test_the_patience_with_a_node_that_never_begins_has_an_end(tmp_path: Path, m
     monkeypatch.setattr(module, "BEGIN_S", 0.005)
     absent = b'{"end": {"state": "absent", "attempt": 0}}\n{"through": true}\n'
     runner, out = Streams(lambda _: BytesIO(absent)), Items()
-    follower = Follower(link_over(runner), "/r", tmp_path / "n0", out, attempt=1)
+    follower = Follower(link_over(runner), "/r", tmp_path / "n0", out, How(attempt=1))
     follower.run()
     assert [type(item) for item in all_of(out)] == [Ended, Through]
     assert follower.early and 5 <= len(runner.messages) <= 7

@@ -15,7 +15,7 @@ import pytest
 from nexa_dist import wire
 from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster, Layout, Node
-from nexa_dist.run.runner import Stream, SystemRunner
+from nexa_dist.run.runner import Runner, Stream
 from nexa_dist.run.ssh import program
 from nexa_dist.run.ssh.connections import Link, Ssh
 from nexa_dist.shape import record, text, whole
@@ -24,7 +24,7 @@ NODE = Node("n0", "10.0.0.1", 1)
 ANSWER = record({"sum": whole()})
 
 
-class Here(SystemRunner):
+class Here(Runner):
     """What goes to a node runs here. As over ssh it is not signalled at the end: its input ends."""
 
     def stream(self, argv: Sequence[str], *, stdin: bytes = b"") -> Stream:

@@ -12,7 +12,7 @@ from nexa_dist.config.train import TrainConfig
 from nexa_dist.errors import NexaError, UsageError
 from nexa_dist.model import Cluster, Layout, Node
 from nexa_dist.ops.context import Context
-from nexa_dist.run.runner import SystemRunner
+from nexa_dist.run.runner import Runner
 from nexa_dist.run.workspace import RunFolder, Workspace
 from nexa_dist.verbs._shared import Shown
 from nexa_dist.verbs.cluster import provision as cluster
@@ -45,7 +45,7 @@ class Run:
     def __init__(self, root: Path, state: str = "completed") -> None:
         (root / "train.py").write_text("pass\n")
         self.said: list[str] = []
-        self.ctx = Context(Workspace(root), SystemRunner(), self.said.append)
+        self.ctx = Context(Workspace(root), Runner(), self.said.append)
         self.folder = RunFolder(root / "runs" / "train_20261122_200000_mine")
         self.folder.path.mkdir(parents=True)
         config = TrainConfig.model_validate({"name": "mine", "script": "train.py", "args": ["--steps", "30"]})

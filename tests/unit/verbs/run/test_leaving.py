@@ -18,7 +18,7 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs import watch
 from nexa_dist.ops.runs.watch import Choice
 from nexa_dist.run.record import Attempt, Run
-from nexa_dist.run.runner import SystemRunner
+from nexa_dist.run.runner import Runner
 from nexa_dist.run.workspace import RunFolder, Workspace
 from nexa_dist.ui import terminal
 from nexa_dist.ui.run_view.views import Silent
@@ -38,7 +38,7 @@ def shower(root: Path, *, began: bool, state: str = "running", **row: Any) -> Ru
     nodes = {"n0": {"run_dir": "/s/x"}}
     data = {"cluster": CLUSTER.to_json(), "config": {}, "nodes": nodes, "attempts": [attempt]}
     record = records.put(folder, data)
-    ctx = Context(Workspace(root), SystemRunner(), lambda text: None)
+    ctx = Context(Workspace(root), Runner(), lambda text: None)
     return RunPresenter(ctx, folder, record, Shown(None, as_json=True, detach=True), began=began)
 
 

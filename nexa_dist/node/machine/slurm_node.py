@@ -1,21 +1,17 @@
-"""One node of an allocation: the one task that a job of Slurm's has there. Standard library, Python 3.9+, Linux.
+"""The command `door`: one node of an allocation, as the one task that a job of Slurm's has there.
 
-    python -I -S slurm_node.py FOLDER     FOLDER is the allocation's, on the file system that its nodes share
-
-FOLDER/told.json: {"nodes": [names in the order of the tasks], "ssh": folder of client.pub and host_keys/NAME,
-"come_by_s": seconds}. It starts an sshd as the job's user, with the host key that was pinned beforehand and for the
-cluster's key alone, on a port that is free, and writes where that is to FOLDER/node_<task>.json. What sessions start is
-below it, so in the job, and ends with it. Nobody comes (FOLDER/claimed) in time: the node is given back. SIGTERM is
-Slurm's notice: it is written down for the agent, and once nothing runs here any more the task ends.
+FOLDER is the allocation's, on the file system that its nodes share. FOLDER/told.json: {"nodes": [names in the order of
+the tasks], "ssh": folder of client.pub and host_keys/NAME, "come_by_s": seconds}. It starts an sshd as the job's user,
+with the host key that was pinned beforehand and for the cluster's key alone, on a port that is free, and writes where
+that is to FOLDER/node_<task>.json. What sessions start is below it, so in the job, and ends with it. Nobody comes
+(FOLDER/claimed) in time: the node is given back. SIGTERM is Slurm's notice: it is written down for the agent, and once
+nothing runs here any more the task ends.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -26,19 +22,28 @@ import tempfile
 import time
 from typing import Any
 
-PORTS = range(20000, 32768)
-"""Below those that Linux gives to outgoing connections."""
+from ..oslib import (
+    KILL_WAIT_S,
+    NOTICE,
+    children_of,
+    die_with_parent,
+    fail,
+    read_json,
+    set_subreaper,
+    start_time,
+    write_json,
+)
+from ..probe import free_port
+from .devices import read
+from .processes import tree
+
 START_S, TRIES = 20.0, 20
 QUIET_S = 10.0
 """Seconds without any process but ours after the notice, until the node is given back: a controller whose connection
 the signal has ended comes back for the last words."""
-KILL_WAIT_S = 30
-"""Slurm's default."""
 PASSED = ("PATH", "LANG", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "SLURM_JOB_ID")
 """Variables of the job that a session gets. Of others a library would conclude that Slurm starts the ranks."""
 HEARD = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-PRCTL = ctypes.CDLL(None, use_errno=True).prctl
 
 
 class Holder:
@@ -46,8 +51,8 @@ class Holder:
 
     def __init__(self, folder: str, own: str) -> None:
         self.folder, self.own, self.place = folder, own, int(os.environ["SLURM_NODEID"])
-        with open(os.path.join(folder, "told.json")) as file:
-            self.told: dict[str, Any] = json.load(file)
+        path = os.path.join(folder, "told.json")
+        self.told: dict[str, Any] = read_json(path) or fail("%s cannot be read" % path)
         self.name = self.told["nodes"][self.place]
         self.notice = os.path.join(own, "notice.json")
         wait = re.search(r"^KillWait\s*=\s*(\d+)", asked("scontrol", "show", "config"), re.MULTILINE)
@@ -107,7 +112,7 @@ class Holder:
     def config(self) -> str:
         ssh = self.told["ssh"]
         variables = {name: os.environ[name] for name in PASSED if name in os.environ}
-        variables["NEXA_NOTICE"] = self.notice
+        variables[NOTICE] = self.notice
         # A bash that takes itself for the first one below sshd reads ~/.bashrc for each command of ours. What that does
         # is the job's to do (`shell`), and where the home is slow, or a lock in it is held, every word waits.
         variables["SHLVL"] = "1"
@@ -140,10 +145,10 @@ class Holder:
         told = asked("scontrol", "-o", "show", "node", os.environ.get("SLURMD_NODENAME", ""))
         found = re.search(r"\bNodeAddr=(\S+)", told)
         for address in [*([found[1]] if found else []), socket.gethostname()]:
-            for port in random.sample(PORTS, 50):
-                with contextlib.suppress(OSError), socket.socket() as listener:
-                    resolved = socket.gethostbyname(address)
-                    listener.bind((resolved, port))
+            with contextlib.suppress(OSError):
+                resolved = socket.gethostbyname(address)
+                port, _ = free_port(resolved, 0)
+                if port:
                     return resolved, port
         raise SystemExit("no address and port of %s can be listened on" % socket.gethostname())
 
@@ -183,7 +188,7 @@ def asked(*argv: str) -> str:
 def child() -> None:
     """Of a child: nothing blocked, and no door stays open when its parent is killed."""
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    PRCTL(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    die_with_parent(os.getppid())
 
 
 def quoted(text: str) -> str:
@@ -194,50 +199,19 @@ def plain(text: str) -> bool:
     return text.isprintable() and '"' not in text and "\\" not in text
 
 
-def write_json(path: str, data: Any) -> None:
-    """Whole or not at all."""
-    with open(path + ".new", "w") as file:
-        json.dump(data, file)
-    os.replace(path + ".new", path)
-
-
 def descendants(doors: bool = True) -> set[int]:
     """Processes below this one: as their subreaper it is the parent of those whose own has ended. `doors`: sshd's too,
     of which a connection that is only kept open has no other."""
-    parents: dict[int, int] = {}
-    ours: set[int] = set()
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/%s/stat" % entry) as file:
-                name, _, more = file.read().partition("(")[2].rpartition(")")
-                rest = more.split()
-                if rest[0] not in "ZX":
-                    parents[int(entry)] = int(rest[1])
-                    ours |= {int(entry)} if name.startswith("sshd") else set()
-    found: set[int] = set()
-    fresh = {os.getpid()}
-    while fresh:
-        fresh = {pid for pid, parent in parents.items() if parent in fresh} - found
-        found |= fresh
-    return found if doors else found - ours
+    found = set(tree(os.getpid())) - {os.getpid()}
+    return found if doors else {pid for pid in found if not (read("/proc/%d/comm" % pid) or "sshd").startswith("sshd")}
 
 
 def reap(sshd: subprocess.Popen[bytes] | None) -> None:
     """Take the end of every child that is not sshd, whose end is its starter's to see."""
-    for pid in zombies():
-        if sshd is None or pid != sshd.pid:
+    for pid in children_of(os.getpid()):
+        if (sshd is None or pid != sshd.pid) and start_time(pid) is None:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
-
-
-def zombies() -> list[int]:
-    found = []
-    with contextlib.suppress(OSError), open("/proc/self/task/%d/children" % os.getpid()) as file:
-        for pid in file.read().split():
-            with contextlib.suppress(OSError), open("/proc/%s/stat" % pid) as stat:
-                if stat.read().rpartition(")")[2].split()[0] == "Z":
-                    found.append(int(pid))
-    return found
 
 
 def end_descendants() -> None:
@@ -257,17 +231,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def main(folder: str) -> int:
-    os.umask(0o077)
+def hold_door(folder: str) -> int:
+    """Let the cluster in, until the node is given back."""
     signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)  # they are waited for
-    PRCTL(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    set_subreaper()
     own = tempfile.mkdtemp(prefix="nexa-node-")
     try:
         return Holder(folder, own).hold()
     finally:
         end_descendants()
         shutil.rmtree(own, ignore_errors=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
