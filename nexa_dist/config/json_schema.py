@@ -1,10 +1,7 @@
-"""JSON Schema of the config files, for editors. `python -m nexa_dist.config.json_schema [DIR]` writes it."""
+"""JSON Schema of the config files, for editors: what `nexa config --schema KIND` prints."""
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -56,19 +53,3 @@ def _drop_null(node: Any) -> None:
             del node["default"]
         for item in node.values():
             _drop_null(item)
-
-
-def as_text(schema: dict[str, Any]) -> str:
-    """A file of docs/."""
-    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
-
-
-def main(argv: list[str]) -> int:
-    folder = Path(argv[0]) if argv else Path("docs")
-    for kind in MODELS:
-        (folder / f"{kind}.schema.json").write_text(as_text(json_schema(kind)), encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

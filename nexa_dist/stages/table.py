@@ -1,14 +1,12 @@
-"""The stages by name. `python -m nexa_dist.stages.table [DIR]` writes the schema of their files."""
+"""The stages by name, and the schema of their files."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from nexa_dist.config.json_schema import as_text, headed
+from nexa_dist.config.json_schema import headed
 from nexa_dist.stages.contract import Stage
 
 STAGES = {
@@ -39,12 +37,3 @@ def json_schema() -> dict[str, Any]:
         "$defs": rest["$defs"],
     }
     return headed(schema, "stage.yaml")
-
-
-def main(argv: list[str]) -> int:
-    (Path(argv[0] if argv else "docs") / "stage.schema.json").write_text(as_text(json_schema()), encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -58,8 +58,6 @@ def test_a_life_takes_what_is_listed_and_all_of_it(emulated_region: Emulated, tm
 
 PASSED_OVER = "ec2:DescribeNetworkAcls"
 """Terraform's provider does without it, and does not say so."""
-MAY_LACK: set[str] = set()
-"""What no provision here needed."""
 
 
 @pytest.mark.long("an apply for every few rights")
@@ -94,7 +92,7 @@ def test_a_provision_names_the_rights_that_lack(
         lost = set() if named else refused - {PASSED_OVER}
         unnamed |= dict.fromkeys(lost, told)
         lacking -= named or refused
-    assert unnamed == {} and lacking <= MAY_LACK, lacking
+    assert unnamed == {} and not lacking
 
 
 def test_a_right_that_lacks_is_named_before_anything_is_made(emulated_region: Emulated, tmp_path: Path) -> None:
