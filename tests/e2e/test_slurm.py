@@ -59,8 +59,10 @@ class Site:
         return self.root / "go"
 
     def held(self, *words: str, **rank: str) -> tuple[str, list[Path]]:
-        """The same of ranks that do not go beyond step 10 before `go` is there: what is done to them comes in time."""
-        return self.submit(*words, hold=str(self.go), step_seconds="0", **rank)
+        """The same of ranks that do not go beyond step 10 before `go` is there: what is done to them comes in time. No
+        rank is a step ahead of another, and prunes the checkpoint that one still has to begin from."""
+        together = str(self.root / ".nexa" / "together")  # which is no code, and so is not sent
+        return self.submit(*words, hold=str(self.go), step_seconds="0", together=together, **rank)
 
     def ended(self, number: str, *states: str, timeout_s: float = 400.0) -> dict[str, str]:
         return self.slurm.wait(number, *states, timeout_s=timeout_s)
