@@ -263,7 +263,11 @@ def test_a_training_over_the_mesh(own: conftest.Lab) -> None:
     shutil.copy(REPO / "configs/train/quickstart.yaml", own.root)
     for source in Path(json.__file__).parent.glob("*.py"):
         own.write(f"text/{source.name}", source.read_text())
-    changes = (word for change in (*SMALL, "nproc_per_node=1", "dataset.min_mb=0") for word in ("--set", change))
+    changes = (
+        word
+        for change in (*SMALL, "nproc_per_node=1", "dataset.min_mb=0", 'env.OMP_NUM_THREADS="1"')
+        for word in ("--set", change)
+    )
     own.nexa("run", "quickstart.yaml", "--cluster", "own.yaml", *changes)
     assert own.manifest()["status"] == "completed"
 

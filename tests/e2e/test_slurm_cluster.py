@@ -101,7 +101,7 @@ def test_a_training_on_an_allocation_and_after_a_preemption_with_the_same_loss(s
     shutil.copytree(REPO / "nexa_dist" / "plan", lab.root / "text")  # less text than the standard library
     words = "trainer.steps=40 trainer.save_every=15 trainer.log_every=1 trainer.batch_size=2 model.layers=1 "
     words += "model.hidden_size=32 model.intermediate_size=64 dataset.sequence_length=32 model.vocab_size=512 "
-    words += "dataset.source=path dataset.path=text dataset.min_mb=0.1"
+    words += "dataset.source=path dataset.path=text dataset.min_mb=0.1 launcher=direct"
     small = [word for one in words.split() for word in ("--set", one)]
     losses = []
     for broken in (False, True):
