@@ -45,8 +45,9 @@ TOGETHER = {
     "tests/e2e/test_tailnet.py": "tailnet",
     "tests/emulated/test_cloud_api.py": "cloud api",  # one worker loads moto for all of them
     "tests/emulated/test_cloud_faults.py": "cloud api",
-    "tests/emulated/test_rights.py::test_a_provision_names_the_rights_that_lack[usual": "rights that lack",
-    "tests/emulated/test_rights.py::test_a_provision_names_the_rights_that_lack[all": "more that lack",
+    "tests/emulated/test_rights.py::test_a_provision_without_one_right_names_it[usual": "rights that lack",
+    "tests/emulated/test_rights.py::test_a_provision_without_one_right_names_it[all-0": "more that lack",
+    "tests/emulated/test_rights.py::test_a_provision_without_one_right_names_it[all-1": "the last that lack",
     "tests/emulated/test_rights.py": "rights",
     "tests/emulated/": "emulated",
     "tests/e2e/test_bootstrap.py": "bootstrap",
