@@ -107,6 +107,13 @@ def figures(metrics: str) -> dict[str, int]:
     return totals
 
 
+class _Stays(urllib.request.HTTPRedirectHandler):
+    """A redirect is an answer like any other: following it would hand the key on."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
 def ask(url: str, model: str, api: str, key: str, prompt: str = PROMPT, max_tokens: int = 16) -> dict[str, Any]:
     """A request to a served model, by either API: prompt, text and seconds. Raises NexaError. The controller asks too,
     which may lack what serves, so it takes the standard library alone."""
@@ -115,7 +122,7 @@ def ask(url: str, model: str, api: str, key: str, prompt: str = PROMPT, max_toke
     path = "/chat/completions" if api == "chat" else "/completions"
     headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
     request = urllib.request.Request(url + path, json.dumps(body).encode(), headers)  # noqa: S310
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stays())
     begun = time.monotonic()
     try:
         with opener.open(request, timeout=SMOKE_S) as response:

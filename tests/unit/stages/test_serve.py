@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -223,3 +225,24 @@ def test_a_server_that_hangs_is_given_up_after_so_many_looks(tmp_path: Path, mon
     with pytest.raises(NexaError, match=f"{hold.SILENT} looks in a row had no answer"):
         hold._watched(hanging, hold.State(tmp_path / "serve.json"), [])  # type: ignore[arg-type]
     assert len(looks) == hold.SILENT
+
+
+def test_a_redirect_takes_no_key_elsewhere() -> None:
+    asked: list[str] = []
+
+    class Redirects(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            self.send_response(302)
+            self.send_header("Location", "/elsewhere")
+            self.end_headers()
+
+        def do_GET(self) -> None:  # what a redirected POST becomes
+            self.do_POST()
+
+    with HTTPServer(("127.0.0.1", 0), Redirects) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(NexaError, match="the smoke request was answered 302"):
+            engines.ask(f"http://127.0.0.1:{server.server_port}/v1", "m", "chat", "secret")
+        server.shutdown()
+    assert asked == ["/v1/chat/completions"]
