@@ -38,12 +38,23 @@ def rank(number, asked):
         while step == stop_at and signal.getsignal(signal.SIGTERM).__self__.at is None:  # control.StopSignal
             time.sleep(0.01)
     progress.report = report
+    exec(asked["first"])
     return launcher.main(["--backend", asked["backend"], "--config", asked["config"], *asked["words"]])
 
 for line in sys.stdin:
     asked = json.loads(line)
     if isinstance(asked, str):
-        exec(asked)
+        pid = os.fork()  # a model that was loaded leaves threads
+        if pid == 0:
+            code = 70
+            try:
+                exec(asked)
+                code = 0
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        assert os.wait() == (pid, 0)
         continue
     pids = []
     for left in glob.glob(asked["env"]["NEXA_RUN_DIR"] + "/at_*"):
@@ -92,12 +103,14 @@ class Start:
     """More arguments of the launcher."""
     slow_s: float = 0.0
     """Seconds that the last rank sleeps after every step."""
+    first: str = ""
+    """Python that each rank runs before it trains."""
 
 
 def train(folder: Path, starts: Sequence[Start | str], then: str = "") -> tuple[list[list[int]], str]:
     """The exit codes of every rank of each start, one start after the other, and all that they printed. A training of
     the same name goes on from its own checkpoints, below `folder`/NAME. A string among them, and `then` in the end, is
-    Python to run where `torch` and `transformers` are imported already."""
+    Python to run in a process where `torch` and `transformers` are imported already."""
     text = folder / "text"
     text.mkdir(exist_ok=True)
     for source in Path(json.__file__).parent.glob("*.py"):
@@ -118,7 +131,7 @@ def train(folder: Path, starts: Sequence[Start | str], then: str = "") -> tuple[
             "MASTER_PORT": str(free_port("")),
         }  # torch listens on every address
         asked = {"env": more, "ranks": start.ranks, "stop_at": start.stop_at, "kill_at": start.kill_at}
-        asked["slow_s"] = start.slow_s
+        asked |= {"slow_s": start.slow_s, "first": start.first}
         asked |= {"backend": start.config["backend"], "config": f"{number}.json", "words": list(start.words)}
         lines.append(json.dumps(asked) + "\n")
     stage = subprocess.run(

@@ -112,7 +112,6 @@ def test_the_rank_that_the_others_wait_for_is_named(tmp_path: Path) -> None:
 
 
 SLOW_DATA = """
-import time
 from nexa_dist.train.backends import trainer_setup
 def item(windows, index, inner=trainer_setup.Windows.__getitem__):
     os.environ["NEXA_PROGRESS"] = "%s/progress_%s" % (os.environ["NEXA_RUN_DIR"], os.environ["RANK"])
@@ -125,7 +124,8 @@ trainer_setup.Windows.__getitem__ = item
 @pytest.mark.long("it compares times")
 def test_each_rank_tells_its_own_time_though_all_end_a_step_together(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    codes, said = train(tmp_path, [SLOW_DATA, Start("own", {**TINY, "trainer": {**TINY["trainer"], "steps": 6}})])
+    few = {**TINY, "trainer": {**TINY["trainer"], "steps": 6}}
+    codes, said = train(tmp_path, [Start("own", few, first=SLOW_DATA)])
     assert codes == [[0, 0]], said
     told = [json.loads((tmp_path / "own" / f"progress_{rank}").read_text()) for rank in (0, 1)]
     found = straggler({rank: report["own_s"] for rank, report in enumerate(told)})
