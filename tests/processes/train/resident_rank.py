@@ -1,6 +1,7 @@
-"""A rank that does one step of a tiny model by a method and prints what lies in its memory then, in bytes.
+"""A rank that does one step of a tiny model by each method and prints what lies in its memory then, in bytes.
 
-torchrun --nproc-per-node 2 resident_rank.py METHOD SETTINGS, where SETTINGS is JSON: the config of a Llama.
+torchrun --nproc-per-node 2 resident_rank.py SETTINGS METHOD…, where SETTINGS is JSON: the config of a Llama. All of the
+methods are DeepSpeed's (zero…) or none is.
 """
 
 from __future__ import annotations
@@ -90,29 +91,31 @@ def by_deepspeed(stage: int, low: bool, model: Any, tokens: Any) -> dict[str, in
     return {"weights": weights, "gradients": gradients, "optimizer": held([*master, *moments(inner.optimizer)])}
 
 
-def main() -> None:
-    method, settings = sys.argv[1], json.loads(sys.argv[2])
-    low = method.endswith("-bf16")
+def measured(method: str, settings: dict[str, Any]) -> dict[str, int]:
+    torch.manual_seed(0)
+    model = _hf.AutoModelForCausalLM.from_config(_hf.LlamaConfig(**settings), dtype=torch.float32)
+    model.config.use_cache = False
+    tokens = torch.randint(0, settings["vocab_size"], (2, 16))
     if method.startswith("zero"):
+        return by_deepspeed(int(method[4]), method.endswith("-bf16"), model, tokens)
+    if method.startswith("lora"):
+        import peft
+
+        model = peft.get_peft_model(model, peft.LoraConfig(r=3, target_modules=["q_proj", "down_proj"]))
+    return by_torch(method, model, tokens)
+
+
+def main() -> None:
+    settings, methods = json.loads(sys.argv[1]), sys.argv[2:]
+    if methods[0].startswith("zero"):
         import deepspeed  # type: ignore[import-not-found, unused-ignore]
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled first, for minutes
         deepspeed.init_distributed("gloo")
     else:
         dist.init_process_group("gloo")
-    torch.manual_seed(0)
-    model = _hf.AutoModelForCausalLM.from_config(_hf.LlamaConfig(**settings), dtype=torch.float32)
-    model.config.use_cache = False
-    if method.startswith("lora"):
-        import peft
-
-        model = peft.get_peft_model(model, peft.LoraConfig(r=3, target_modules=["q_proj", "down_proj"]))
-    tokens = torch.randint(0, settings["vocab_size"], (2, 16))
-    if method.startswith("zero"):
-        found = by_deepspeed(int(method[4]), low, model, tokens)
-    else:
-        found = by_torch(method, model, tokens)
-    print("HELD " + json.dumps(found), flush=True)
+    for method in methods:
+        print("HELD " + json.dumps({"method": method, **measured(method, settings)}), flush=True)
     dist.destroy_process_group()
 
 

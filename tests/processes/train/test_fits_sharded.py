@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,24 +40,46 @@ BY_DEEPSPEED = {
 }
 
 
-@pytest.mark.long("two ranks import transformers, for each of four ways")
+Held = dict[str, list[dict[str, int]]]
+"""Bytes that each of two ranks held, by method."""
+
+
+def measured(python: str, methods: Iterable[str]) -> Held:
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(PROGRAM), json.dumps(SHAPE)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([python, *words, *methods], env=env, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    found: Held = {}
+    for told in re.findall(r"HELD (\{[^}]*\})", done.stdout):  # lines of two may be one
+        rank = json.loads(told)
+        found.setdefault(rank.pop("method"), []).append(rank)
+    return found
+
+
+@pytest.fixture(scope="module")
+def by_torch() -> Held:
+    return measured(sys.executable, BY_TORCH)
+
+
+@pytest.fixture(scope="module")
+def by_deepspeed() -> Held:
+    return measured(str(heavy.interpreter("ds")), BY_DEEPSPEED)
+
+
+@pytest.mark.long("two ranks import transformers")
 @pytest.mark.parametrize("name", BY_TORCH)
-def test_torch_allocates_what_was_foretold(name: str) -> None:
-    held_to(sys.executable, name, BY_TORCH[name])
+def test_torch_allocates_what_was_foretold(by_torch: Held, name: str) -> None:
+    held_to(by_torch[name], BY_TORCH[name])
 
 
 @pytest.mark.long("DeepSpeed is in no light environment")
 @pytest.mark.parametrize("name", BY_DEEPSPEED)
-def test_deepspeed_allocates_what_was_foretold(name: str) -> None:
-    held_to(str(heavy.interpreter("ds")), name, BY_DEEPSPEED[name])
+def test_deepspeed_allocates_what_was_foretold(by_deepspeed: Held, name: str) -> None:
+    held_to(by_deepspeed[name], BY_DEEPSPEED[name])
 
 
-def held_to(python: str, name: str, method: Method) -> None:
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(PROGRAM), name]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run([python, *words, json.dumps(SHAPE)], env=env, capture_output=True, text=True, timeout=900)
-    ranks = [json.loads(found) for found in re.findall(r"HELD (\{[^}]*\})", done.stdout)]  # lines of two may be one
-    assert len(ranks) == 2, done.stdout[-2000:] + done.stderr[-4000:]
+def held_to(ranks: list[dict[str, int]], method: Method) -> None:
+    assert len(ranks) == 2
     foretold = resident(read({"model_type": "llama", **SHAPE}, ""), Work("fp32", 2, 2, 16, method))
     for part in ("weights", "gradients", "optimizer"):
-        assert max(rank[part] for rank in ranks) == getattr(foretold, part), (name, part, ranks)
+        assert max(rank[part] for rank in ranks) == getattr(foretold, part), (part, ranks)
