@@ -182,9 +182,15 @@ def test_what_a_provision_mends(cloud: Lab, here: Running) -> None:
     assert third["n1"]["id"] != second["n1"]["id"]
 
 
-@pytest.mark.long("a training; the sums of all ranks go the same way")
-def test_the_quickstart_trains(cloud: Lab) -> None:
-    provision(cloud)
+SEEN = """
+import os
+data = os.environ["NEXA_DATA"]
+size = os.path.getsize(data + "/far/deep/b.bin")
+print("seen", sorted(os.listdir(data + "/near")), size, open(data + "/far/a.txt").read())
+"""
+
+
+def quickstart_trains(cloud: Lab) -> None:
     shutil.copy(REPO / "configs/train/quickstart.yaml", cloud.root)
     shutil.copytree(REPO / "nexa_dist/plan", cloud.root / "text")  # less text than the standard library
     few = ("trainer.steps=30", "nproc_per_node=1", "dataset.source=path", "dataset.path=text", "dataset.min_mb=0.1")
@@ -196,20 +202,15 @@ def test_the_quickstart_trains(cloud: Lab) -> None:
     assert report["train_loss_last"] < report["train_loss_first"] - 0.5
 
 
-SEEN = """
-import os
-data = os.environ["NEXA_DATA"]
-size = os.path.getsize(data + "/far/deep/b.bin")
-print("seen", sorted(os.listdir(data + "/near")), size, open(data + "/far/a.txt").read())
-"""
-
-
-@pytest.mark.long("a cluster for what emulated/test_s3_data.py and unit/ops/work/test_bring_data.py hold without one")
-def test_data_comes_by_a_nodes_own_profile_and_goes_on_over_their_network(cloud: Lab, here: Running) -> None:
-    """And after a node was made anew the other one has it for it: the bucket may be gone by then."""
+@pytest.mark.long("two trainings, and data that emulated/test_s3_data.py and unit/ops/work/test_bring_data.py hold too")
+def test_the_quickstart_trains_and_data_comes_by_a_nodes_own_profile_and_goes_on_over_their_network(
+    cloud: Lab, here: Running
+) -> None:
+    """After a node was made anew the other one has the data for it: the bucket may be gone by then."""
     make_bucket(cloud, "nexa-data")
     cloud.write("cloud.yaml", CLUSTER + "bucket: nexa-data\n")
     provision(cloud)
+    quickstart_trains(cloud)
     place = f"{cluster_json(cloud)['bucket']}/data"
     cloud.write("far/a.txt", "far")
     cloud.write("far/deep/b.bin", "x" * 9_000_000)
