@@ -45,9 +45,7 @@ TOGETHER = {
     "tests/e2e/test_tailnet.py": "tailnet",
     "tests/emulated/test_cloud_api.py": "cloud api",  # one worker loads moto for all of them
     "tests/emulated/test_cloud_faults.py": "cloud api",
-    "tests/emulated/test_rights.py::test_a_provision_without_one_right_names_it[usual": "rights that lack",
-    "tests/emulated/test_rights.py::test_a_provision_without_one_right_names_it[all-0": "more that lack",
-    "tests/emulated/test_rights.py::test_a_provision_without_one_right_names_it[all-1": "the last that lack",
+    "tests/emulated/test_rights.py::test_a_provision_without_one_right_names_it": "rights that lack",
     "tests/emulated/test_rights.py": "rights",
     "tests/emulated/": "emulated",
     "tests/e2e/test_bootstrap.py": "bootstrap",
@@ -59,6 +57,7 @@ TOGETHER = {
     "tests/processes/infra/test_dockerfile_build.py": "dockerfile",  # minutes of installing
     "tests/processes/test_serve_model.py": "served models",
     "tests/processes/train/test_ds.py": "deepspeed",
+    "tests/processes/train/test_fits_sharded.py": "fits sharded",  # two starts for all of them
     "tests/processes/train/test_hf_state.py": "transformers",
 }
 """What shares something that takes long to make: a group by what the name of a test begins with. Any other test goes to

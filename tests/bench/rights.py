@@ -1,4 +1,5 @@
-"""The least policy of AWS rights: `python -m tests.bench.rights` records it, `--docs` only writes docs/IAM.md anew.
+"""The least policy of AWS rights: `python -m tests.bench.rights` records it, `--docs` only writes docs/IAM.md anew,
+`--deny` takes each right of a provision away in turn (20 minutes) and tells which of them no message names.
 
 Lives of clusters are led in the emulated region, without hosts: boto3's calls and those of Terraform's provider are
 counted as the rights that they take. What was recorded is docs/iam.json; tests/emulated/test_rights.py proves it.
@@ -14,13 +15,14 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nexa_dist.config.cluster import ClusterConfig
+from nexa_dist.errors import NexaError
 from nexa_dist.model import Cluster
 from nexa_dist.ops.cluster import plan as planning
 from nexa_dist.ops.cluster import provision as provisioning
@@ -85,13 +87,13 @@ CIDR = "10.77.0.0/16"
 ALONE = {"nodes": 1, "market": "on_demand", "offers": [G5], "ami": "an image", "vpc": "a network"}
 USUAL = {"nodes": 2, "market": "spot", "offers": [G5]}
 FULL = {"market": "spot_then_on_demand", "offers": [P4D], "gpus_per_node": 8, "efa": True, "bucket": "nexa-durable"}
-PRIVATE = {key: value for key, value in ALONE.items() if key != "vpc"} | {"subnets": "a private one"}
+PRIVATE = {**ALONE, "subnets": "a private one", "tags": {"CostCenter": "1234"}}
+del PRIVATE["vpc"]
 RESERVED = {key: value for key, value in PRIVATE.items() if key != "offers"} | {"capacity_reservation": "a reservation"}
 PLOTS = {
     "alone": Plot(ALONE, ("base", "making-subnets"), tells={"making-subnets": ""}, beside="private"),
     "private": Plot(PRIVATE, ("base",), "alone"),
     "reserved": Plot(RESERVED, ("base", "reservation"), "private", {"reservation": ""}),
-    "tagged": Plot({**PRIVATE, "tags": {"CostCenter": "1234"}}, ("base",), "private"),
     "state": Plot(
         {**ALONE, "state": "s3://nexa-states/team"},
         ("base", "making-subnets", "state"),
@@ -303,6 +305,32 @@ def used_by(region: Emulated, root: Path, plot: Plot) -> Used:
     return used
 
 
+PASSED_OVER = "ec2:DescribeNetworkAcls"
+"""Terraform's provider does without it, and does not say so."""
+
+
+def unnamed(region: Emulated, root: Path, plot: Plot, denied: Collection[str]) -> dict[str, str]:
+    """What is said by a provision without a right that it does not name: one right after the other is taken away.
+    Each life has a bucket of its own, since one that is there is made by nobody."""
+    found: dict[str, str] = {}
+    for number, right in enumerate(sorted(denied)):
+        own = {"bucket": f"nexa-durable-{number}"} if "bucket" in plot.keys else {}
+        life = Life.of(region, root / str(number), {**plot.keys, **own})
+        said: list[str] = []
+        life.ctx = replace(life.ctx, say=said.append)
+        region.control.rights(deny=[right])
+        try:
+            life.provision()
+            told = "\n".join(said)  # what is not vital is a warning
+        except NexaError as error:
+            told = str(error)
+        refused = region.control.refused()
+        region.control.rights()
+        if refused and right not in told and right != PASSED_OVER:
+            found[right] = told
+    return found
+
+
 SWEEPS_OWN = {"ec2:DescribeRegions", "ec2:DescribeImages", "iam:ListRoles", "iam:ListInstanceProfiles"}
 """What a sweep asks for beside what it ends. All else a teardown takes too, when its state is lost."""
 
@@ -379,7 +407,8 @@ HEAD = """\
 `docs/iam.json` holds them by feature of cluster.yaml and by verb. They are not thought up:
 `python -m tests.bench.rights` leads the lives of clusters in the emulated region and writes down which rights the calls
 of boto3 and of Terraform's provider take. Tests prove it: with every other right denied the lives pass, each right that
-is listed is used, and one that is taken away is named by the error. What the emulation does not judge: `Resource` and
+is listed is used, and one that is taken away is named by the error (tested with one for each first word of an action of
+a service; `--deny` takes away each). What the emulation does not judge: `Resource` and
 `Condition` below, organisations' own policies (SCPs), permission boundaries. Mesh, disks, deadlines, logs and own hosts
 take no right of AWS; nodes have a role of their own, with the bucket alone (terraform/modules/aws_profile).
 
@@ -429,10 +458,17 @@ def page(data: Recorded) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Record the rights that nexa takes in AWS, and write docs/IAM.md.")
-    parser.add_argument("--docs", action="store_true", help="only write docs/IAM.md from docs/iam.json")
-    if not parser.parse_args().docs:
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--docs", action="store_true", help="only write docs/IAM.md from docs/iam.json")
+    only.add_argument("--deny", action="store_true", help="only take each right of a provision away in turn")
+    asked = parser.parse_args()
+    if not asked.docs:
         with tempfile.TemporaryDirectory(prefix="nexa-rights-") as root, without_hosts():
             for region in emulated():
+                if asked.deny:
+                    plot = PLOTS["all"]
+                    print(json.dumps(unnamed(region, Path(root), plot, rights(known(), plot.features, "provision"))))
+                    return
                 used = {name: used_by(region, Path(root, name), plot) for name, plot in PLOTS.items()}
         DATA.write_text(json.dumps(sorted_out(used), indent=1) + "\n")
     PAGE.write_text(page(known()))
