@@ -20,7 +20,7 @@ SEEDS = (2, 3)
 
 def test_a_training_survives_what_is_done_to_it(tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "tests.chaos.nemesis", "--local", "--only", *map(str, SEEDS), "--steps", "60"]
-    argv += ["--step-seconds", "0.15", "--json", str(tmp_path / "rows.json")]
+    argv += ["--launcher", "direct", "--step-seconds", "0.15", "--json", str(tmp_path / "rows.json")]
     done = subprocess.run(argv, cwd=REPO, env=environment(), capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-6000:]}"
     rows = json.loads((tmp_path / "rows.json").read_text())["seeds"]
