@@ -1,5 +1,5 @@
 """The least policy of AWS rights: `python -m tests.bench.rights` records it, `--docs` only writes docs/IAM.md anew,
-`--deny` takes each right of a provision away in turn (20 minutes) and tells which of them no message names.
+`--deny` takes each right of a provision away in turn, and ends with 1 where no message names it.
 
 Lives of clusters are led in the emulated region, without hosts: boto3's calls and those of Terraform's provider are
 counted as the rights that they take. What was recorded is docs/iam.json; tests/emulated/test_rights.py proves it.
@@ -467,8 +467,8 @@ def main() -> None:
             for region in emulated():
                 if asked.deny:
                     plot = PLOTS["all"]
-                    print(json.dumps(unnamed(region, Path(root), plot, rights(known(), plot.features, "provision"))))
-                    return
+                    found = unnamed(region, Path(root), plot, rights(known(), plot.features, "provision"))
+                    raise SystemExit(json.dumps(found, indent=1) if found else 0)
                 used = {name: used_by(region, Path(root, name), plot) for name, plot in PLOTS.items()}
         DATA.write_text(json.dumps(sorted_out(used), indent=1) + "\n")
     PAGE.write_text(page(known()))
