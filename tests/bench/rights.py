@@ -87,8 +87,8 @@ CIDR = "10.77.0.0/16"
 ALONE = {"nodes": 1, "market": "on_demand", "offers": [G5], "ami": "an image", "vpc": "a network"}
 USUAL = {"nodes": 2, "market": "spot", "offers": [G5]}
 FULL = {"market": "spot_then_on_demand", "offers": [P4D], "gpus_per_node": 8, "efa": True, "bucket": "nexa-durable"}
-PRIVATE = {**ALONE, "subnets": "a private one", "tags": {"CostCenter": "1234"}}
-del PRIVATE["vpc"]
+OWN = {"subnets": "a private one", "tags": {"CostCenter": "1234"}}
+PRIVATE = {key: value for key, value in ALONE.items() if key != "vpc"} | OWN
 RESERVED = {key: value for key, value in PRIVATE.items() if key != "offers"} | {"capacity_reservation": "a reservation"}
 PLOTS = {
     "alone": Plot(ALONE, ("base", "making-subnets"), tells={"making-subnets": ""}, beside="private"),

@@ -132,7 +132,7 @@ def test_a_lost_node_costs_the_steps_since_the_last_shards(clean: Lab, kind: Kin
     if kind.spread:
         parts = unbroken["sharding"][kind.spread]
         assert len(parts) == kind.ranks
-        assert sum(parts) >= unbroken["eval_report"]["parameters"] > (kind.ranks - 1) * max(parts)
+        assert sum(parts) >= unbroken["eval_report"]["parameters"] > 0.75 * kind.ranks * max(parts)
     if kind.backend == "ds":
         assert any(line.startswith("deepspeed==") for line in unbroken["environment"]["freeze"])
     if kind.on_disk:

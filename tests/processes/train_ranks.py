@@ -38,38 +38,32 @@ def rank(number, asked):
         while step == stop_at and signal.getsignal(signal.SIGTERM).__self__.at is None:  # control.StopSignal
             time.sleep(0.01)
     progress.report = report
-    exec(asked["first"])
+    exec(asked["first"], globals())
     return launcher.main(["--backend", asked["backend"], "--config", asked["config"], *asked["words"]])
+
+def forked(act):
+    pid = os.fork()
+    if pid == 0:
+        code = 70
+        try:
+            code = act()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return pid
 
 for line in sys.stdin:
     asked = json.loads(line)
-    if isinstance(asked, str):
-        pid = os.fork()  # a model that was loaded leaves threads
-        if pid == 0:
-            code = 70
-            try:
-                exec(asked)
-                code = 0
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
+    if isinstance(asked, str):  # a model that is loaded leaves threads, so not here
+        pid = forked(lambda: exec(asked, globals()) or 0)
         assert os.wait() == (pid, 0)
         continue
     pids = []
     for left in glob.glob(asked["env"]["NEXA_RUN_DIR"] + "/at_*"):
         os.unlink(left)
     for number in range(asked["ranks"]):
-        pid = os.fork()
-        if pid == 0:
-            code = 70
-            try:
-                code = rank(number, asked)
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        pids.append(pid)
+        pids.append(forked(lambda: rank(number, asked)))
     assert len(os.listdir("/proc/self/task")) == 1, "a warm interpreter would fork no rank"
     if asked["stop_at"]:
         until = time.monotonic() + 300
