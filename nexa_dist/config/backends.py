@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -27,8 +28,9 @@ class Backend:
     preload: tuple[str, ...] = ("torch",)
     """Modules that a warm interpreter has imported before the ranks are forked."""
     without: tuple[str, ...] = ()
-    """Packages that are as if not installed while `preload` and `train` are imported: transformers would import them
-    for what no backend of ours uses, and pyarrow below `datasets` leaves a thread, beside which no rank is forked."""
+    """Packages that are as if not installed while `preload` is imported and `train` runs: transformers and accelerate
+    would import them for what no backend of ours uses, and pyarrow below `datasets` leaves a thread, beside which no
+    rank is forked."""
     needs: tuple[str, ...] = ()
     """Packages that it cannot do without, beside torch."""
     environment: str = "light"
@@ -99,14 +101,20 @@ BACKENDS = {
 }
 
 
-def resolve(name: str, without: Sequence[str] = ()) -> Callable[..., Any]:
-    """The function that a `module:function` of a row names. What it is `without` is there again afterwards."""
+def resolve(name: str) -> Callable[..., Any]:
+    """The function that a `module:function` of a row names."""
     module, _, function = name.partition(":")
-    loaded: dict[str, Any] = sys.modules
-    hidden = [package for package in without if loaded.setdefault(package, None) is None]
-    try:
-        found: Callable[..., Any] = getattr(import_module(module), function)
-    finally:
-        for package in hidden:
-            del loaded[package]
+    found: Callable[..., Any] = getattr(import_module(module), function)
     return found
+
+
+@contextlib.contextmanager
+def hidden(packages: Sequence[str]) -> Iterator[None]:
+    """Packages that are as if not installed meanwhile, unless they are imported already."""
+    loaded: dict[str, Any] = sys.modules
+    missing = [package for package in packages if loaded.setdefault(package, None) is None]
+    try:
+        yield
+    finally:
+        for package in missing:
+            loaded.pop(package, None)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,19 @@ def test_every_backend_row_names_an_existing_file() -> None:
             module, _, function = name.partition(":")
             source = Path(launcher.__file__).parents[2] / (module.replace(".", "/") + ".py")
             assert f"\ndef {function}(" in source.read_text()
+
+
+def looks(*_: object) -> int:
+    return 7 if importlib.util.find_spec("wave") is None else 0
+
+
+def test_what_a_backend_does_without_is_not_there_while_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = replace(launcher.BACKENDS["hf"], train=f"{__name__}:looks", without=("wave",))
+    monkeypatch.setitem(launcher.BACKENDS, "hf", row)
+    assert launcher.main(["--backend", "hf", "--config", config(tmp_path)]) == 7
+    assert importlib.util.find_spec("wave")
 
 
 def test_nothing_heavy_is_imported_early() -> None:
