@@ -12,99 +12,49 @@ from typing import Any
 import pytest
 
 from nexa_dist.config.backend_files.axolotl import known
-from nexa_dist.ops.providers.local import free_port
 from tests import heavy
+from tests.processes.train_ranks import ZERO, Ranks, Start
 
 REPO = Path(__file__).resolve().parents[3]
 STEPS, STOP_AT, SAVED, NEVER = 24, 13, 8, -1
 ON_TWO_NODES = [[0] * 4, [-9] * 4, [0] * 4]
 LORA, TRAIN = "configs/axolotl/science_lora.yaml", "configs/train/axolotl.yaml"
 WHY = "builds the environment heavy (4.2 GB, minutes), then trains; cached after the first time"
-STAGE = """
-import glob, json, os, shutil, signal, sys, time, traceback
-import torch
-for name in ("cli.preprocess", "cli.train", "train", "core.builders", "core.builders.causal", "loaders"):
-    __import__("axolotl." + name)
-from nexa_dist.train import launcher, progress
-
-def rank(number, settings, stop_at, words):
-    os.environ.update(settings, RANK=str(number), LOCAL_RANK=str(number % 2))
-    torch.default_generator.seed()  # as an interpreter of its own, and one that the agent forked, begins
-    if number >= 2:
-        os.environ["NEXA_RUN_DIR"] += ".n1"
-    told = progress.report
-    def report(step, *more, **named):
-        told(step, *more, **named)
-        if step == stop_at:
-            open("%s/at_%d" % (settings["NEXA_RUN_DIR"], number), "w").close()
-        while step == stop_at and signal.getsignal(signal.SIGTERM).__self__.at is None:  # control.StopSignal
-            time.sleep(0.01)
-    progress.report = report
-    return launcher.main(["--backend", "ax", *words])
-
-for line in sys.stdin:
-    settings, stop_at, ranks, words = json.loads(line)
-    os.makedirs(settings["NEXA_RUN_DIR"], exist_ok=True)
-    settings["WORLD_SIZE"] = str(ranks)
-    if ranks > 2:  # two nodes; of the second nothing is left, and the one in its place was sent what the first has
-        second = settings["NEXA_RUN_DIR"] + ".n1"
-        shutil.rmtree(second, ignore_errors=True)
-        os.makedirs(second)
-        if os.path.isdir(settings["NEXA_RUN_DIR"] + "/checkpoints"):
-            shutil.copytree(settings["NEXA_RUN_DIR"] + "/checkpoints", second + "/checkpoints")
-    pids = []
-    for number in range(ranks):
-        pid = os.fork()
-        if pid == 0:
-            code = 70
-            try:
-                code = rank(number, settings, stop_at, words)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        pids.append(pid)
-    if stop_at > 0:
-        until = time.monotonic() + 600
-        look = os.WEXITED | os.WNOWAIT | os.WNOHANG
-        while len(glob.glob(settings["NEXA_RUN_DIR"] + "/at_*")) < ranks and time.monotonic() < until:
-            if any(os.waitid(os.P_PID, pid, look) for pid in pids):
-                break
-            time.sleep(0.01)
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL if settings["NEXA_RUN_DIR"].endswith(("lost", "killed")) else signal.SIGTERM)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-    print("CODES", json.dumps(codes), flush=True)
+IMPORTED = ("cli.preprocess", "cli.train", "train", "core.builders", "core.builders.causal", "loaders")
+"""Of Axolotl, what its ranks import."""
+ALONE = """
+torch.default_generator.seed()  # as an interpreter of its own, and one that the agent forked, begins
+os.environ["LOCAL_RANK"] = str(int(os.environ["RANK"]) % 2)
+if int(os.environ["RANK"]) >= 2:
+    os.environ["NEXA_RUN_DIR"] += ".n1"
 """
+SENT = """
+import shutil
+shutil.rmtree("{name}.n1", ignore_errors=True)
+os.makedirs("{name}.n1")
+if os.path.isdir("{name}/checkpoints"):
+    shutil.copytree("{name}/checkpoints", "{name}.n1/checkpoints")
+"""
+"""Of the second of two nodes nothing is left, and the one in its place was sent what the first has."""
 
 
 def environment(folder: Path) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("NEXA_", "RANK", "WORLD_SIZE"))}
-    more = {"PYTHONPATH": str(REPO), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "AXOLOTL_DO_NOT_TRACK": "1"}
-    more |= {"NEXA_SHARED": str(folder / "shared"), "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
-    return {**kept, **more}
+    return {**kept, "PYTHONPATH": str(REPO), "AXOLOTL_DO_NOT_TRACK": "1", "NEXA_SHARED": str(folder / "shared")}
 
 
 def stage(folder: Path, jobs: list[tuple[str, int, int, list[str]]]) -> tuple[list[list[int]], str]:
-    """(run folder, step to stop at, ranks, arguments) of one launch after the other; their exit codes, and what
+    """(run folder, step to stop at, ranks, more arguments) of one launch after the other; their exit codes, and what
     they said."""
-    asked = ""
+    starts: list[Start | str] = []
     for name, stop_at, ranks, words in jobs:
-        settings = {"NEXA_RUN_DIR": str(folder / name), "MASTER_PORT": str(free_port("127.0.0.1"))}
-        asked += json.dumps([settings, stop_at, ranks, words]) + "\n"
-    done = subprocess.run(
-        [heavy.interpreter(), "-c", STAGE],
-        cwd=folder,
-        env=environment(folder),
-        input=asked,
-        capture_output=True,
-        text=True,
-        timeout=2400,
-    )
-    said = done.stdout + done.stderr
-    return [json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("CODES ")], said
+        if ranks > 2:
+            starts.append(SENT.format(name=name))
+        ends = {"stop_at": max(stop_at, 0) or None, "killed": name.endswith(("lost", "killed"))}
+        starts.append(Start(name, TRAIN, ranks, words=words, first=ALONE, backend="ax", **ends))
+    imports = (*(f"axolotl.{name}" for name in IMPORTED), *ZERO, "nexa_dist.train.backends.ax")
+    env = (("AXOLOTL_DO_NOT_TRACK", "1"), ("DS_ACCELERATOR", "cpu"))
+    return Ranks(str(heavy.interpreter()), imports, (), env).train(folder, starts)
 
 
 def apart(whole: dict[str, Any], resumed: dict[str, Any]) -> float:
@@ -120,20 +70,19 @@ def test_lora_and_qlora_learn_and_a_stopped_one_ends_as_an_unbroken_one(tmp_path
     four = lora.replace("adapter: lora ", "adapter: qlora\nload_in_4bit: true ")
     (tmp_path / "four.yaml").write_text(four.replace("max_steps: 24", "max_steps: 6"))
     (tmp_path / "wrong.yaml").write_text(lora.replace("adapter: lora ", "adapter: qlora "))
-    train = ["--config", TRAIN]
     codes, said = stage(
         tmp_path,
         [
-            ("prepared", NEVER, 1, [*train, "--prepare"]),
-            ("unbroken", NEVER, 2, train),
-            ("unbroken", NEVER, 2, train),  # nothing is left to train
-            ("broken", STOP_AT, 2, train),
-            ("broken", NEVER, 2, train),
-            ("four", NEVER, 2, [*train, "--set", "config=four.yaml"]),
-            ("two_nodes", NEVER, 4, train),
-            ("lost", STOP_AT, 4, train),
-            ("lost", NEVER, 4, train),
-            ("wrong", NEVER, 1, [*train, "--set", "config=wrong.yaml", "--prepare"]),
+            ("prepared", NEVER, 1, ["--prepare"]),
+            ("unbroken", NEVER, 2, []),
+            ("unbroken", NEVER, 2, []),  # nothing is left to train
+            ("broken", STOP_AT, 2, []),
+            ("broken", NEVER, 2, []),
+            ("four", NEVER, 2, ["--set", "config=four.yaml"]),
+            ("two_nodes", NEVER, 4, []),
+            ("lost", STOP_AT, 4, []),
+            ("lost", NEVER, 4, []),
+            ("wrong", NEVER, 1, ["--set", "config=wrong.yaml", "--prepare"]),
         ],
     )
     assert codes == [[0], [0, 0], [0, 0], [143, 143], [0, 0], [0, 0], *ON_TWO_NODES, [2]], said
@@ -201,7 +150,7 @@ def test_deepspeed_and_fsdp_are_real_learn_as_ddp_does_and_go_on_where_they_were
     lora = shorter((tmp_path / LORA).read_text())
     whole = lora.replace("adapter: lora ", "").replace("learning_rate: 0.01", "learning_rate: 0.003")
     asked = {"ddp_lora": ("DDP", "lora", ""), "ddp_none": ("DDP", "none", ""), **SPREADS}
-    words = {name: ["--config", TRAIN, "--set", f"config={name}.yaml"] for name in asked}
+    words = {name: ["--set", f"config={name}.yaml"] for name in asked}
     jobs = [("prepared", NEVER, 1, [*words["ddp_lora"], "--prepare"])]
     for name, (_, adapter, more) in asked.items():
         (tmp_path / f"{name}.yaml").write_text(f"{lora if adapter == 'lora' else whole}\n{more}\n")

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ from typing import Any
 import pytest
 
 from nexa_dist.config.backend_files import deepspeed as ours
-from nexa_dist.ops.providers.local import free_port
 from tests import heavy
 from tests import libaio as found_libaio
 from tests.late import Late
+from tests.processes.train_ranks import IMPORTED, ZERO, Ranks, Start
 
 pytestmark = pytest.mark.long("needs an environment with DeepSpeed, which is built first; trainings of four kinds")
 
@@ -34,54 +33,10 @@ TINY = {
     "dataset": {"source": "path", "path": "text", "sequence_length": 32, "min_mb": 0},
     "trainer": {"steps": STEPS, "batch_size": 2, "learning_rate": 3e-3, "log_every": 1, "save_every": 4},
 }  # fmt: skip
-STAGE = """
-import glob, json, os, signal, sys, time, traceback
-import torch, transformers.trainer, deepspeed
-from nexa_dist.train import launcher, progress
-
-def rank(number, wanted):
-    os.environ.update(wanted["env"], RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(wanted["ranks"]))
-    told, end_at = progress.report, wanted["end_at"]
-    def report(step, *more, **named):
-        told(step, *more, **named)
-        if step == end_at:
-            open("%s/at_%d" % (os.environ["NEXA_RUN_DIR"], number), "w").close()
-        while step == end_at and signal.getsignal(signal.SIGTERM).__self__.at is None:  # control.StopSignal
-            time.sleep(0.01)
-    progress.report = report
-    if wanted["in_parts"]:
-        from nexa_dist.train.backends import ds
-        ds.WHOLE_AT_MOST = 0
-    return launcher.main(wanted["argv"])
-
-for line in sys.stdin:
-    wanted, pids = json.loads(line), []
-    for number in range(wanted["ranks"]):
-        pid = os.fork()
-        if pid == 0:
-            code = 70
-            try:
-                with open(os.environ["STAGE_LOG"], "a") as log:
-                    os.dup2(log.fileno(), 1)
-                    os.dup2(log.fileno(), 2)
-                code = rank(number, wanted)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
-        pids.append(pid)
-    if wanted["end_at"]:
-        until = time.monotonic() + 500
-        while len(glob.glob(wanted["env"]["NEXA_RUN_DIR"] + "/at_*")) < len(pids) and time.monotonic() < until:
-            time.sleep(0.01)
-        if wanted["kill"]:  # one rank dies, and torchrun would end the others
-            os.kill(pids[1], signal.SIGKILL)
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL if wanted["kill"] else signal.SIGTERM)
-    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
-os._exit(0)
-"""
+IN_PARTS = "from nexa_dist.train.backends import ds; ds.WHOLE_AT_MOST = 0"
+"""The model is built as a large one is."""
+ONCE = "import cpuinfo, functools; cpuinfo.get_cpu_info = functools.cache(cpuinfo.get_cpu_info); cpuinfo.get_cpu_info()"
+"""It starts processes for two seconds to find out what the CPU is, on each rank that loads an extension."""
 
 
 @pytest.fixture(scope="module")
@@ -99,49 +54,23 @@ def libaio() -> dict[str, str] | None:
 class Stage:
     """Starts the ranks of one training after the other."""
 
-    python: Path
     folder: Path
-    env: dict[str, str]
-    process: subprocess.Popen[str]
+    ranks: Ranks
 
-    def argv(self, kind: str, *sets: str) -> list[str]:
-        more = ["--set", f"config={kind}.json"] if kind != "hf" else []
+    def run(self, name: str, kind: str, *sets: str, **how: Any) -> list[int]:
+        """Exit codes of the ranks; `how` is of `Start`."""
         backend = "hf" if kind == "hf" else "ds"
-        words = [word for value in sets for word in ("--set", value)]
-        return ["--backend", backend, "--config", "tiny.json", "--set", f"backend={backend}", *more, *words]
-
-    def run(
-        self,
-        name: str,
-        kind: str,
-        *sets: str,
-        ranks: int = 2,
-        end_at: int | None = None,
-        kill: bool = False,
-        in_parts: bool = False,
-    ) -> list[int]:
-        """Exit codes of the ranks, which with `in_parts` build the model as they build a large one."""
-        run_dir = self.folder / name
-        run_dir.mkdir(exist_ok=True)
-        for mark in run_dir.glob("at_*"):
-            mark.unlink()
-        if not (run_dir / "dataset.json").exists():
-            argv = [self.python, "-m", "nexa_dist.train.launcher", *self.argv(kind, *sets), "--prepare"]
-            env = {**self.env, "NEXA_RUN_DIR": str(run_dir)}
-            done = subprocess.run(argv, cwd=self.folder, env=env, capture_output=True, text=True, timeout=3000)
-            assert done.returncode == 0, done.stdout + done.stderr
-        port = str(free_port(self.env["MASTER_ADDR"]))
-        wanted = {
-            "argv": self.argv(kind, *sets), "ranks": ranks, "end_at": end_at, "kill": kill, "in_parts": in_parts,
-            "env": {"NEXA_RUN_DIR": str(run_dir), "NEXA_WORLD_SIZE": str(ranks), "MASTER_PORT": port},
-        }  # fmt: skip
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps(wanted) + "\n")
-        self.process.stdin.flush()
-        return list(json.loads(self.process.stdout.readline()))
+        values = [f"backend={backend}", *([f"config={kind}.json"] if backend == "ds" else []), *sets]
+        words = [word for value in values for word in ("--set", value)]
+        starts = [Start(name, "tiny.json", backend=backend, words=words, **how)]
+        if not (self.folder / name / "dataset.json").exists():
+            starts.insert(0, Start(name, "tiny.json", 1, backend=backend, words=[*words, "--prepare"]))
+        codes, said = self.ranks.train(self.folder, starts)
+        assert codes[:-1] in ([], [[0]]), said
+        return codes[-1]
 
     def log(self) -> str:
-        return (self.folder / "log").read_text()
+        return (self.folder / "said").read_text()
 
     def result(self, name: str) -> dict[str, Any]:
         return dict(json.loads((self.folder / name / "result.json").read_text()))
@@ -155,7 +84,7 @@ class Stage:
 
 
 @pytest.fixture(scope="module")
-def stage(python: Path, libaio: dict[str, str] | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def stage(python: Path, libaio: dict[str, str] | None, tmp_path_factory: pytest.TempPathFactory) -> Stage:
     folder = tmp_path_factory.mktemp("stage")
     (folder / "text").mkdir()
     for source in Path(json.__file__).parent.glob("*.py"):
@@ -167,18 +96,11 @@ def stage(python: Path, libaio: dict[str, str] | None, tmp_path_factory: pytest.
             if asked["zero_optimization"].get(part, {}).get("buffer_size"):
                 asked["zero_optimization"][part]["buffer_size"] = 1_000_000  # five of them in memory, on each rank
         (folder / f"{kind}.json").write_text(json.dumps(asked))
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("NEXA_", "RANK", "WORLD_SIZE"))}
-    env = {**kept, "PYTHONPATH": str(REPO), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    env |= {"MASTER_ADDR": f"127.0.{1 + os.getpid() % 200}.8", "NEXA_SHARED": str(folder / "shared")}
-    env |= {"STAGE_LOG": str(folder / "log"), "PATH": f"{python.parent}:{os.environ['PATH']}"}
-    env |= {"TORCH_EXTENSIONS_DIR": str(heavy.extensions(python)), "DS_ACCELERATOR": "cpu"}
-    env |= libaio or {}
-    (folder / "log").touch()
-    process = subprocess.Popen([python, "-c", STAGE], cwd=folder, env=env, text=True, stdin=-1, stdout=-1)
-    yield Stage(python, folder, env, process)
-    assert process.stdin
-    process.stdin.close()
-    assert process.wait(60) == 0
+    env = {"TORCH_EXTENSIONS_DIR": str(heavy.extensions(python)), "DS_ACCELERATOR": "cpu", **(libaio or {})}
+    env["PATH"] = f"{python.parent}:{os.environ['PATH']}"
+    return Stage(
+        folder, Ranks(str(python), (*IMPORTED, *ZERO, "nexa_dist.train.backends.ds"), env=tuple(env.items()), more=ONCE)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +117,7 @@ def test_it_learns_as_ddp_does_and_stopped_and_resumed_is_unbroken(
     if "nvme" in kind and libaio is None:
         pytest.skip(found_libaio.NONE)
     assert stage.run(kind, kind) == [0, 0], stage.log()
-    assert stage.run(f"{kind}-broken", kind, end_at=STOP_AT) == [143, 143], stage.log()
+    assert stage.run(f"{kind}-broken", kind, stop_at=STOP_AT) == [143, 143], stage.log()
     assert f"stopped by SIGTERM at step {STOP_AT}" in stage.log()
     assert stage.run(f"{kind}-broken", kind) == [0, 0], stage.log()
     unbroken, broken = stage.result(kind), stage.result(f"{kind}-broken")
@@ -241,7 +163,7 @@ def test_an_optimizer_on_a_disk_is_taken_up_whole(pipelined: bool, stage: Stage,
     words = ("model.hidden_size=256", "model.intermediate_size=512", "model.layers=2")
     assert stage.run(kind, kind, *words) == [0, 0], stage.log()
     broken = f"{kind}-broken"
-    assert stage.run(broken, kind, *words, end_at=STOP_AT) == [143, 143], stage.log()
+    assert stage.run(broken, kind, *words, stop_at=STOP_AT) == [143, 143], stage.log()
     assert stage.run(broken, kind, *words) == [0, 0], stage.log()
     unbroken, report = stage.result(kind), stage.result(broken)["eval_report"]
     assert unbroken["sharding"]["offload_optimizer"] == unbroken["sharding"]["offload_param"] == "nvme"
@@ -265,7 +187,7 @@ def test_adapters_alone_are_trained_and_kept(kind: str, stage: Stage, ddp: dict[
     names = ("lora-hf", f"lora-{kind}", f"lora-{kind}-broken")
     assert stage.run(names[0], "hf", *words) == [0, 0], stage.log()
     assert stage.run(names[1], kind, *words) == [0, 0], stage.log()
-    assert stage.run(names[2], kind, *words, end_at=STOP_AT) == [143, 143], stage.log()
+    assert stage.run(names[2], kind, *words, stop_at=STOP_AT) == [143, 143], stage.log()
     assert stage.run(names[2], kind, *words) == [0, 0], stage.log()
     by_ddp, unbroken, broken = (stage.result(name)["eval_report"] for name in names)
     assert broken["eval_loss_nats"] == unbroken["eval_loss_nats"] < ddp["eval_loss_nats"]
@@ -293,9 +215,9 @@ def test_adapters_go_on_where_another_number_of_ranks_left_them(kind: str, stage
     words = ("model={path: steady, lora: {rank: 4, dropout: 0.0}}", "trainer.learning_rate=0.02")
     two, one = f"steady-{kind}", f"steady-{kind}-1"
     assert stage.run(two, kind, *words) == [0, 0], stage.log()
-    assert stage.run(one, kind, *words, end_at=4) == [143, 143], stage.log()
+    assert stage.run(one, kind, *words, stop_at=4) == [143, 143], stage.log()
     before = len(stage.log())
-    assert stage.run(one, kind, *words, "trainer.batch_size=4", ranks=1, end_at=8) == [143], stage.log()[before:]
+    assert stage.run(one, kind, *words, "trainer.batch_size=4", ranks=1, stop_at=8) == [143], stage.log()[before:]
     assert "checkpoint of 2 ranks" in stage.log()[before:]
     assert stage.run(one, kind, *words) == [0, 0], stage.log()[before:]
     assert "checkpoint of 1 ranks" in stage.log()[before:]
@@ -307,7 +229,7 @@ def test_adapters_go_on_where_another_number_of_ranks_left_them(kind: str, stage
 
 def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(stage: Stage) -> None:
     assert stage.run("whole", "zero3", "model.dropout=0") == [0, 0], stage.log()
-    assert stage.run("killed", "zero3", "model.dropout=0", end_at=STOP_AT, kill=True) == [-9, -9]
+    assert stage.run("killed", "zero3", "model.dropout=0", stop_at=STOP_AT, killed=True) == [-9, -9]
     before = len(stage.log())
     assert stage.run("killed", "zero3", "model.dropout=0") == [0, 0], stage.log()
     assert "resuming from step 4 of" in stage.log()[before:]
@@ -315,13 +237,13 @@ def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(stage: Stage) -
 
 
 def test_a_large_model_is_built_in_parts(stage: Stage) -> None:
-    assert stage.run("parts", "zero3", in_parts=True) == [0, 0], stage.log()
+    assert stage.run("parts", "zero3", first=IN_PARTS) == [0, 0], stage.log()
     told = stage.result("parts")
     report, held = told["eval_report"], told["sharding"]["local_parameters"]
     assert sum(held) >= report["parameters"] > max(held)
     assert report["train_loss_last"] < report["train_loss_first"] - 0.05
     shutil.rmtree(stage.folder / "parts" / "checkpoints" / f"step_{STEPS:08d}")
-    assert stage.run("parts", "zero3", in_parts=True) == [0, 0], stage.log()
+    assert stage.run("parts", "zero3", first=IN_PARTS) == [0, 0], stage.log()
     assert stage.result("parts")["eval_report"]["eval_loss_nats"] == report["eval_loss_nats"]
 
 
@@ -332,7 +254,7 @@ def test_four_ranks_go_on_where_two_were_and_two_where_four_were(kind: str, stag
     shutil.copytree(stage.folder / unbroken, stage.folder / f"{kind}-4")
     shutil.rmtree(stage.folder / f"{kind}-4" / "checkpoints" / f"step_{STEPS:08d}")
     words = ("model.dropout=0", "trainer.batch_size=1")
-    assert stage.run(f"{kind}-4", kind, *words, ranks=4, end_at=STEPS - 2) == [143] * 4, stage.log()
+    assert stage.run(f"{kind}-4", kind, *words, ranks=4, stop_at=STEPS - 2) == [143] * 4, stage.log()
     assert "checkpoint of 2 ranks" in stage.log()
     assert stage.run(f"{kind}-4", kind, "model.dropout=0") == [0, 0], stage.log()
     assert "checkpoint of 4 ranks" in stage.log()
