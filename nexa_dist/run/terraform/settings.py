@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from nexa_dist.errors import NexaError
@@ -51,3 +53,15 @@ def cli_config(folder: Path) -> Path:
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         files.write_text(path, text)
     return path
+
+
+def init_key(program: str, sources: Path, env: Mapping[str, str]) -> str:
+    """SHA-256 of all that `terraform init` looks at: the program, where providers come from, the sources and their
+    backend. Not of its lock file, which it writes."""
+    told = os.stat(program)
+    digest = hashlib.sha256(json.dumps([program, told.st_size, told.st_mtime_ns]).encode())
+    config = Path(env.get("TF_CLI_CONFIG_FILE") or os.environ.get("TF_CLI_CONFIG_FILE") or Path.home() / ".terraformrc")
+    for path in (config, *sorted(sources.rglob("*"))):
+        if path.is_file() and path.name != ".terraform.lock.hcl" and path.suffix != ".pyc":
+            digest.update(json.dumps([str(path), hashlib.sha256(path.read_bytes()).hexdigest()]).encode())
+    return digest.hexdigest()

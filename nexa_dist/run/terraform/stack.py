@@ -62,6 +62,11 @@ class Terraform:
         return self.folder / "plan.bin"
 
     @property
+    def _initialised(self) -> Path:
+        """What the last init looked at; none after a failure, whose cure an init may be."""
+        return self.folder / "data" / "nexa_init"
+
+    @property
     def _hold(self) -> Path:
         return self.folder / "busy"
 
@@ -80,9 +85,12 @@ class Terraform:
         where = {"s3": dict(self.backend)} if self.backend else {"local": {"path": "../../../terraform.tfstate"}}
         files.write_json(self.chdir / "backend_override.tf.json", {"terraform": {"backend": where}})
         self.give(variables)
-        self._checked(
-            "init", self._run("init", input=False, no_color=IsFlagged, reconfigure=IsFlagged, timeout_s=900.0)
-        )
+        key = settings.init_key(self.program, self.folder / "src", self._environment())
+        # Terraform hashes its providers, 700 MB, before it finds nothing to do.
+        if not (self._initialised.exists() and files.read_text(self._initialised) == key):
+            options = {"input": False, "no_color": IsFlagged, "reconfigure": IsFlagged}
+            self._checked("init", self._run("init", timeout_s=900.0, **options))
+            files.write_text(self._initialised, key)
 
     def give(self, variables: dict[str, Any]) -> None:
         """Writes the variables that the next apply takes."""
@@ -190,6 +198,7 @@ class Terraform:
             self._break_lock(lock)
             self._acted(verb, on_progress, *words, timeout_s=timeout_s, mend=False, renewed=renewed, **options)
             return
+        self._initialised.unlink(missing_ok=True)
         late = f"no end within {timeout_s:.0f} s; " if result.code == 124 else ""
         told = gravest(read(said))
         # They end after an hour, or while the laptop sleeps. What was planned is planned anew, from what is there now.

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pwd
+import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -266,3 +267,33 @@ def test_keys_that_end_during_an_apply_are_renewed_once(
         replace(terraform, keys=keys).apply(lambda _: None)
     assert [env["AWS_ACCESS_KEY_ID"] for env in script.envs] == runs
     assert "log in again" in caught.value.hint or code == "UnauthorizedOperation"
+
+
+def test_nothing_is_initialised_twice_but_after_a_change_or_a_failure(tmp_path: Path) -> None:
+    program, sources = tmp_path / "terraform", tmp_path / "sources"
+    program.write_text("1.11")
+    sources.mkdir()
+    (sources / "main.tf").write_text("")
+    script = Script(*[(0, "")] * 3, (1, "no credentials"), *[(0, "")] * 4)
+    made = Terraform(script, str(program), tmp_path / "cluster", "aws", BACKEND)
+
+    def begun(**variables: int) -> list[str]:
+        before = len(script.calls)
+        made.prepare(sources, variables)
+        return script.verbs()[before:]
+
+    assert begun() == ["init"]
+    assert begun(nodes=3) == []
+    (sources / "main.tf").write_text("# new")
+    assert begun() == ["init"]
+    (made.chdir / ".terraform.lock.hcl").write_text("what an init writes")
+    assert begun() == []
+    made.apply(lambda _: None)
+    assert begun() == []
+    with pytest.raises(NexaError, match="no credentials"):
+        made.apply(lambda _: None)
+    assert begun() == ["init"]
+    program.write_text("1.11.4")
+    assert begun() == ["init"]
+    shutil.rmtree(tmp_path / "cluster" / "data")
+    assert begun() == ["init"]
