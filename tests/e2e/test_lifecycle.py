@@ -19,7 +19,7 @@ from nexa_dist.config.load import load_train
 from nexa_dist.run import files
 from nexa_dist.train import data
 from nexa_dist.train.text import corpus
-from tests import held
+from tests import held, little_text
 from tests.e2e.conftest import NEXA, REPO, Lab, contents, environment, everything_of, kill, runs, until
 
 pytestmark = pytest.mark.e2e
@@ -49,8 +49,7 @@ def own(tmp_path: Path) -> Iterator[Lab]:
 
 
 def tiny(lab: Lab, nproc: int = 2, **trainer: object) -> str:
-    for source in Path(json.__file__).parent.glob("*.py"):  # travels to the nodes with the project
-        lab.write(f"text/{source.name}", source.read_text())
+    little_text.write(lab.root / "text")  # travels to the nodes with the project
     config = {**TINY, "nproc_per_node": nproc, "trainer": {**TINY["trainer"], **trainer}}  # type: ignore[dict-item]
     return lab.write("tiny.yaml", json.dumps(config))
 

@@ -18,6 +18,7 @@ import pytest
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.plan import mesh
 from nexa_dist.plan.mesh import INTERFACE, KEEPALIVE_S, PORT, Seat
+from tests import little_text
 from tests.cloud import image, net, traces
 from tests.e2e import conftest
 from tests.e2e.conftest import REPO
@@ -261,8 +262,7 @@ def test_two_hosts_sum_where_only_the_mesh_gets_through(vendors: Vendors, own: c
 def test_a_training_over_the_mesh(own: conftest.Lab) -> None:
     own.nexa("provision", "--cluster", "own.yaml", "-y", timeout_s=400)
     shutil.copy(REPO / "configs/train/quickstart.yaml", own.root)
-    for source in Path(json.__file__).parent.glob("*.py"):
-        own.write(f"text/{source.name}", source.read_text())
+    little_text.write(own.root / "text")
     changes = (
         word
         for change in (*SMALL, "nproc_per_node=1", "dataset.min_mb=0", 'env.OMP_NUM_THREADS="1"')

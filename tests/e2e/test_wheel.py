@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import little_text
 from tests.e2e.conftest import REPO, copy_checkout, environment, everything_of, until
 
 pytestmark = pytest.mark.e2e
@@ -129,9 +130,7 @@ def test_the_whole_life_cycle_from_the_wheel_in_an_empty_folder(venv: Path, tmp_
     nexa("init", code=2)  # writes over nothing
     assert json.loads(nexa("config", "cluster.yaml", "--json").stdout)["provider"] == "local"
     assert json.loads(nexa("config", "train.yaml", "--json").stdout)["backend"] == "hf"
-    (root / "text").mkdir()
-    for source in Path(json.__file__).parent.glob("*.py"):
-        shutil.copy(source, root / "text")
+    little_text.write(root / "text")
     try:
         nexa("provision", "--cluster", "cluster.yaml")
         assert (root / ".nexa/clusters/first/terraform/src/stacks/local/main.tf").exists()

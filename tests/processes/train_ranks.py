@@ -17,6 +17,7 @@ from typing import Any
 
 from nexa_dist.config.backends import BACKENDS
 from nexa_dist.ops.providers.local import free_port
+from tests import little_text
 
 REPO = Path(__file__).resolve().parents[2]
 MODEL = {"vocab_size": 512, "hidden_size": 32, "layers": 2, "heads": 2, "intermediate_size": 64}
@@ -224,10 +225,7 @@ _begun = functools.cache(_Stage)
 
 def train(folder: Path, starts: Sequence[Start | str], then: str = "") -> tuple[list[list[int]], str]:
     """`Ranks.train` of the backends hf and acc, on a little text, and `then` in the end."""
-    text = folder / "text"
-    text.mkdir(exist_ok=True)
-    for source in Path(json.__file__).parent.glob("*.py"):
-        (text / source.name).write_text(source.read_text())
+    little_text.write(folder / "text")
     return Ranks().train(folder, [*starts, then])
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from nexa_dist.config.backend_files import deepspeed as ours
-from tests import heavy
+from tests import heavy, little_text
 from tests import libaio as found_libaio
 from tests.late import Late
 from tests.processes.train_ranks import IMPORTED, ZERO, Ranks, Start
@@ -86,9 +86,7 @@ class Stage:
 @pytest.fixture(scope="module")
 def stage(python: Path, libaio: dict[str, str] | None, tmp_path_factory: pytest.TempPathFactory) -> Stage:
     folder = tmp_path_factory.mktemp("stage")
-    (folder / "text").mkdir()
-    for source in Path(json.__file__).parent.glob("*.py"):
-        shutil.copy(source, folder / "text" / source.name)
+    little_text.write(folder / "text")
     (folder / "tiny.json").write_text(json.dumps(TINY))
     for kind in KINDS:
         asked = json.loads((REPO / "configs" / "deepspeed" / f"{kind}.json").read_text())
