@@ -59,6 +59,9 @@ TOGETHER = {
     "tests/processes/train/test_ds.py": "deepspeed",
     "tests/processes/train/test_fits_sharded.py": "fits sharded",  # two starts for all of them
     "tests/processes/train/test_hf_state.py": "transformers",
+    "tests/unit/train/": "torch",  # one worker imports it
+    "tests/unit/stages/test_eval_local.py": "torch",
+    "tests/unit/stages/test_filter.py": "torch",
 }
 """What shares something that takes long to make: a group by what the name of a test begins with. Any other test goes to
 any worker."""

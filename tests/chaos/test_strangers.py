@@ -25,6 +25,6 @@ def test_many_messages_of_a_hostile_node(tmp_path: Path) -> None:
     assert messages.rounds(tmp_path, 1, 10_000).faults == []
 
 
-@pytest.mark.long("2,000 damaged files")
+@pytest.mark.long("1,000 damaged files")
 def test_many_damaged_files(tmp_path: Path) -> None:
-    assert damage.rounds(tmp_path, 1, 2000).faults == []
+    assert damage.rounds(tmp_path, 1, 1000).faults == []

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import pytest
 
+from tests.cloud import provider
 from tests.cloud.region import Running, Unable, region
 from tests.state import own_places
 
@@ -203,6 +204,15 @@ def here() -> Iterator[Running]:
             yield running
     except Unable as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def one_provider(here: Running, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every Terraform takes an AWS provider that runs already. Where it is killed or refused, it has its own."""
+    with provider.running(here.prefix, here.environ()) as told:
+        for name, value in told.items():
+            monkeypatch.setenv(name, value)
+        yield
 
 
 def rented(here: Running, root: Path) -> Lab:

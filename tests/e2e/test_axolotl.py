@@ -1,18 +1,31 @@
-"""Axolotl by the file that is shipped, on two local nodes: environment, preprocessing, training, manifest."""
+"""Axolotl by the file that is shipped, on two local nodes: environment, preprocessing, training, manifest; one node is
+lost for good."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
-from tests import heavy
+from tests import heavy, held
 from tests.e2e.conftest import Lab, runs
+from tests.e2e.test_sharded_nodes import NOT_DURABLE, loses_a_node
 
 pytestmark = pytest.mark.e2e
 LORA, TRAIN = "configs/axolotl/science_lora.yaml", "configs/train/axolotl.yaml"
 
 
-@pytest.mark.long("builds the environment heavy (4.2 GB, minutes; then cached), and imports Axolotl four times")
-def test_a_run_of_axolotl_is_prepared_once_a_node_and_its_manifest_says_what_it_was(clean: Lab) -> None:
+@pytest.fixture
+def clean(clean: Lab) -> Iterator[Lab]:
+    """Without a durable folder, and with ranks that can be held at a step."""
+    with held.at_a_step(clean.root, NOT_DURABLE):
+        yield clean
+
+
+@pytest.mark.long("builds the environment heavy (4.2 GB, minutes; then cached); each rank imports Axolotl for seconds")
+def test_a_run_of_axolotl_is_prepared_once_a_node_and_a_lost_one_costs_the_steps_since_the_last_checkpoint(
+    clean: Lab,
+) -> None:
     heavy.project(clean.root)
     lora = (clean.root / LORA).read_text()
     clean.write("typo.yaml", lora.replace("learning_rate:", "lerning_rate:"))
@@ -23,8 +36,8 @@ def test_a_run_of_axolotl_is_prepared_once_a_node_and_its_manifest_says_what_it_
         f"typo.yaml:{line}: lerning_rate: unknown key of Axolotl (hint: did you mean learning_rate?)" in refused.stderr
     )
     assert runs(clean) == before
-    words = ["--set", "nproc_per_node=1", "--set", "restarts_per_hour=0", "--set", "env={HF_HUB_OFFLINE: '1'}"]
-    clean.nexa("run", TRAIN, *words, "--rank", "all", timeout_s=2400)
+    words = ["run", TRAIN, "--set", "nproc_per_node=1", "--set", 'env.HF_HUB_OFFLINE="1"']
+    clean.nexa(*words, "--set", "restarts_per_hour=0", "--rank", "all", timeout_s=2400)
     manifest = clean.manifest()
     assert (manifest["status"], manifest["parallel"], manifest["environment"]["name"]) == ("completed", "DDP", "heavy")
     assert "axolotl==0.19.0" in manifest["environment"]["freeze"] and "backend:ax" in manifest["tags"]
@@ -38,3 +51,9 @@ def test_a_run_of_axolotl_is_prepared_once_a_node_and_its_manifest_says_what_it_
     clean.nexa("pull", "--checkpoint", "newest")
     [pulled] = clean.newest().glob("checkpoints/step_00000024/adapter_model.safetensors")
     assert pulled.stat().st_size > 10_000
+
+    loses_a_node(clean, [*words, "--set", "launcher=direct"], wait_at=13, saved=8, everywhere=False)
+    resumed = clean.manifest()["eval_report"]
+    assert clean.manifest()["checkpoint"]["step"] == manifest["checkpoint"]["step"] == report["steps"]
+    for name in ("train_loss_first", "train_loss_last", "eval_loss_nats"):
+        assert abs(resumed[name] - report[name]) <= 1e-5, name

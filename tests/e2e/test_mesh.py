@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,12 +17,10 @@ import pytest
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.plan import mesh
 from nexa_dist.plan.mesh import INTERFACE, KEEPALIVE_S, PORT, Seat
-from tests import little_text
 from tests.cloud import image, net, traces
 from tests.e2e import conftest
 from tests.e2e.conftest import REPO
 from tests.e2e.test_region_hosts import Lab, make_lab, until
-from tests.e2e.test_wheel import SMALL
 
 WHY_NOT = image.missing_here()
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or "")]
@@ -256,20 +253,6 @@ def test_two_hosts_sum_where_only_the_mesh_gets_through(vendors: Vendors, own: c
 
     own.nexa("teardown", "--cluster", "own.yaml", "-y", "--keep-nothing")
     until(lambda: vendors.left(1) == vendors.left(2) == "", "wireguard-go ends when its interface is gone")
-
-
-@pytest.mark.long("a training; the sums of all ranks go the same way")
-def test_a_training_over_the_mesh(own: conftest.Lab) -> None:
-    own.nexa("provision", "--cluster", "own.yaml", "-y", timeout_s=400)
-    shutil.copy(REPO / "configs/train/quickstart.yaml", own.root)
-    little_text.write(own.root / "text")
-    changes = (
-        word
-        for change in (*SMALL, "nproc_per_node=1", "dataset.min_mb=0", 'env.OMP_NUM_THREADS="1"')
-        for word in ("--set", change)
-    )
-    own.nexa("run", "quickstart.yaml", "--cluster", "own.yaml", *changes)
-    assert own.manifest()["status"] == "completed"
 
 
 def carried(vendors: Vendors) -> int:

@@ -31,6 +31,7 @@ def changed(said: str) -> int:
 
 
 @pytest.mark.long("two clusters and an image; tests/emulated/test_image.py asks the API alone")
+@pytest.mark.usefixtures("one_provider")
 def test_a_baked_image_is_taken_and_holds_nobodys_keys(here: Running, tmp_path: Path) -> None:
     lab = rented(here, tmp_path)
     lab.write("img.yaml", CLUSTER)

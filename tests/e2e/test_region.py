@@ -162,6 +162,7 @@ def test_a_cluster_runs_loses_a_node_is_left_alone_and_is_torn_down(cloud: Lab, 
 
 
 @pytest.mark.long("a bad node and a lost one, each replaced by a provision")
+@pytest.mark.usefixtures("one_provider")
 def test_what_a_provision_mends(cloud: Lab, here: Running) -> None:
     """One of its nodes goes bad and one is taken back; another node hands the environment on. It has a mesh."""
     cloud.write("cloud.yaml", CLUSTER + "mesh: wireguard\n")
@@ -203,6 +204,7 @@ def quickstart_trains(cloud: Lab) -> None:
 
 
 @pytest.mark.long("two trainings, and data that emulated/test_s3_data.py and unit/ops/work/test_bring_data.py hold too")
+@pytest.mark.usefixtures("one_provider")
 def test_the_quickstart_trains_and_data_comes_by_a_nodes_own_profile_and_goes_on_over_their_network(
     cloud: Lab, here: Running
 ) -> None:
@@ -307,6 +309,7 @@ def no_secret_anywhere(cloud: Lab) -> None:
 
 
 @pytest.mark.long("two losses, one of them without a notice; the run above has one")
+@pytest.mark.usefixtures("one_provider")
 def test_rank_0s_node_goes_with_notice_and_then_without(cloud: Lab, here: Running) -> None:
     """The run outlives the machine that holds its checkpoints, twice: nothing is lost after a notice; without one an
     interval, and another one when the newest checkpoint was still on its way to the bucket. The other machine stays."""
@@ -409,6 +412,7 @@ def test_a_full_zone_a_lost_reply_and_a_busy_api(
 
 
 @pytest.mark.long("a cluster in the user's own network; tests/emulated/test_given.py has each judgement of it")
+@pytest.mark.usefixtures("one_provider")
 def test_a_private_network_a_capacity_block_and_tags_of_the_users_own(cloud: Lab, here: Running) -> None:
     """Nothing of a network is made. What a launch makes has the tags, though the template's were overwritten."""
     ec2 = boto3.client(

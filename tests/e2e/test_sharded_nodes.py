@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests import heavy, held, libaio
+from tests import held, libaio
 from tests.e2e.conftest import REPO, Lab, until
 from tests.e2e.test_lifecycle import tiny
 from tests.e2e.test_recovery import machine
@@ -143,20 +143,3 @@ def test_a_lost_node_costs_the_steps_since_the_last_shards(clean: Lab, kind: Kin
     loses_a_node(clean, words, wait_at=30, saved=20, everywhere=bool(kind.rank_0))
     assert files(clean, 40, kind) == whole
     assert clean.manifest()["eval_report"]["eval_loss_nats"] == unbroken["eval_report"]["eval_loss_nats"]
-
-
-@pytest.mark.long("two trainings by Axolotl of two ranks, in the environment heavy (4.2 GB, minutes; then cached)")
-def test_a_lost_node_costs_axolotl_the_steps_since_the_last_checkpoint(clean: Lab) -> None:
-    heavy.project(clean.root)
-    words = ["run", "configs/train/axolotl.yaml", "--set", 'env.HF_HUB_OFFLINE="1"', "--set", "launcher=direct"]
-    words += ["--set", "nproc_per_node=1"]
-    clean.nexa(*words, timeout_s=2400)
-    unbroken = clean.manifest()
-    report = unbroken["eval_report"]
-    assert (unbroken["parallel"], report["adapter"], len(report["local_parameters"])) == ("DDP", "lora", 2)
-    assert report["train_loss_last"] < report["train_loss_first"] - 0.05
-    loses_a_node(clean, words, wait_at=13, saved=8, everywhere=False)
-    resumed = clean.manifest()["eval_report"]
-    assert clean.manifest()["checkpoint"]["step"] == unbroken["checkpoint"]["step"] == report["steps"]
-    for name in ("train_loss_first", "train_loss_last", "eval_loss_nats"):
-        assert abs(resumed[name] - report[name]) <= 1e-5, name

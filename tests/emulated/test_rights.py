@@ -25,12 +25,21 @@ from tests.bench.rights import (
     unnamed,
     without_hosts,
 )
+from tests.cloud import provider
 from tests.unit.cloud_server import Emulated
 
 
 @pytest.fixture(autouse=True)
 def _without_hosts() -> Iterator[None]:
     with without_hosts():
+        yield
+
+
+@pytest.fixture
+def _one_provider(emulated_region: Emulated, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with provider.running() as told:
+        for name, value in told.items():
+            monkeypatch.setenv(name, value)
         yield
 
 
@@ -50,7 +59,8 @@ def test_the_page_is_what_was_recorded() -> None:
 
 
 @pytest.mark.long("leads whole lives by the real Terraform")
-@pytest.mark.parametrize("name", sorted(set(PLOTS) - {"private"}))  # what that takes, "reserved" takes too
+@pytest.mark.usefixtures("_one_provider")
+@pytest.mark.parametrize("name", ["all", "reserved", "usual"])  # `python -m tests.bench.rights` leads every one
 def test_a_life_takes_what_is_listed_and_all_of_it(emulated_region: Emulated, tmp_path: Path, name: str) -> None:
     data, plot = known(), PLOTS[name]
     used: dict[str, set[str]] = {verb: set() for verb in VERBS}
@@ -69,6 +79,7 @@ def test_a_life_takes_what_is_listed_and_all_of_it(emulated_region: Emulated, tm
 
 
 @pytest.mark.long("an apply for each kind of right")
+@pytest.mark.usefixtures("_one_provider")
 @pytest.mark.parametrize(("name", "known_by"), [("usual", ""), ("all", "usual")], ids=["usual", "all"])
 def test_a_provision_without_one_right_names_it(
     emulated_region: Emulated, tmp_path: Path, name: str, known_by: str

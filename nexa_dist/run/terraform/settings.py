@@ -59,7 +59,8 @@ def init_key(program: str, sources: Path, env: Mapping[str, str]) -> str:
     """SHA-256 of all that `terraform init` looks at: the program, where providers come from, the sources and their
     backend. Not of its lock file, which it writes."""
     told = os.stat(program)
-    digest = hashlib.sha256(json.dumps([program, told.st_size, told.st_mtime_ns]).encode())
+    running = os.environ.get("TF_REATTACH_PROVIDERS")  # it installs none of those
+    digest = hashlib.sha256(json.dumps([program, told.st_size, told.st_mtime_ns, running]).encode())
     config = Path(env.get("TF_CLI_CONFIG_FILE") or os.environ.get("TF_CLI_CONFIG_FILE") or Path.home() / ".terraformrc")
     for path in (config, *sorted(sources.rglob("*"))):
         if path.is_file() and path.name != ".terraform.lock.hcl" and path.suffix != ".pyc":

@@ -63,7 +63,7 @@ class Terraform:
 
     @property
     def _initialised(self) -> Path:
-        """What the last init looked at; none after a failure, whose cure an init may be."""
+        """What the last init looked at; none after a failure that is not the cloud's: an init may be its cure."""
         return self.folder / "data" / "nexa_init"
 
     @property
@@ -198,9 +198,10 @@ class Terraform:
             self._break_lock(lock)
             self._acted(verb, on_progress, *words, timeout_s=timeout_s, mend=False, renewed=renewed, **options)
             return
-        self._initialised.unlink(missing_ok=True)
         late = f"no end within {timeout_s:.0f} s; " if result.code == 124 else ""
         told = gravest(read(said))
+        if not told:
+            self._initialised.unlink(missing_ok=True)
         # They end after an hour, or while the laptop sleeps. What was planned is planned anew, from what is there now.
         if told and told.code in EXPIRED_CODES and not (renewed or words) and self._renewed(env):
             self._acted(verb, on_progress, timeout_s=timeout_s, mend=mend, renewed=True, **options)

@@ -274,7 +274,8 @@ def test_nothing_is_initialised_twice_but_after_a_change_or_a_failure(tmp_path: 
     program.write_text("1.11")
     sources.mkdir()
     (sources / "main.tf").write_text("")
-    script = Script(*[(0, "")] * 3, (1, "no credentials"), *[(0, "")] * 4)
+    denied = f"creating EC2 Instance: {REFUSED}api error UnauthorizedOperation: you are not to"
+    script = Script(*[(0, "")] * 3, (1, diagnostic(denied)), (1, "no plugin"), *[(0, "")] * 3)
     made = Terraform(script, str(program), tmp_path / "cluster", "aws", BACKEND)
 
     def begun(**variables: int) -> list[str]:
@@ -290,7 +291,10 @@ def test_nothing_is_initialised_twice_but_after_a_change_or_a_failure(tmp_path: 
     assert begun() == []
     made.apply(lambda _: None)
     assert begun() == []
-    with pytest.raises(NexaError, match="no credentials"):
+    with pytest.raises(NexaError, match="you are not to"):
+        made.apply(lambda _: None)
+    assert begun() == [], "of the cloud, which Terraform reached"
+    with pytest.raises(NexaError, match="no plugin"):
         made.apply(lambda _: None)
     assert begun() == ["init"]
     program.write_text("1.11.4")
