@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,15 @@ def test_submodules_are_sent_and_clones_are_said_or_named(tmp_path: Path) -> Non
     assert "clone/skip.log" not in named.names and "clone" not in said(named)
 
 
-def test_links_go_as_links_when_they_stay_inside(tmp_path: Path) -> None:
-    root, outside = tmp_path / "root", tmp_path / "outside"
+@pytest.fixture
+def outside_of_dev() -> Iterator[Path]:
+    """Where `scripts/test unit` has its files, and keys may lie."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        yield Path(folder)
+
+
+def test_links_go_as_links_when_they_stay_inside(outside_of_dev: Path) -> None:
+    root, outside = outside_of_dev / "root", outside_of_dev / "outside"
     write(root, "sub/a.py")
     write(outside, "x.bin", "deep/y.bin", ".ssh/id", ".env")
     links = {"l": "sub/a.py", "abs": str(root / "sub"), "odd": f"../{root.name}/sub", "sub/up": "../sub/../sub/a.py",
