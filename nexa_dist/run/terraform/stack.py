@@ -21,6 +21,8 @@ from nexa_dist.run.runner import CommandFailed, Result, Runner
 from nexa_dist.run.terraform import locks, settings, state
 from nexa_dist.shape import Check, Strange, parsed
 
+UNINSTALLED = ("Required plugins are not installed", "terraform init")
+"""Words of Terraform where what an earlier init had installed is gone."""
 LOCK_TIMEOUT = "5s"
 """A Terraform of this folder is waited for before; what else holds a state works for longer than anybody waits."""
 
@@ -85,12 +87,18 @@ class Terraform:
         where = {"s3": dict(self.backend)} if self.backend else {"local": {"path": "../../../terraform.tfstate"}}
         files.write_json(self.chdir / "backend_override.tf.json", {"terraform": {"backend": where}})
         self.give(variables)
-        key = settings.init_key(self.program, self.folder / "src", self._environment())
         # Terraform hashes its providers, 700 MB, before it finds nothing to do.
-        if not (self._initialised.exists() and files.read_text(self._initialised) == key):
-            options = {"input": False, "no_color": IsFlagged, "reconfigure": IsFlagged}
-            self._checked("init", self._run("init", timeout_s=900.0, **options))
-            files.write_text(self._initialised, key)
+        if not (self._initialised.exists() and files.read_text(self._initialised) == self._init_key()):
+            self._init()
+
+    def _init_key(self) -> str:
+        return settings.init_key(self.program, self.folder / "src", self._environment())
+
+    def _init(self) -> None:
+        self._initialised.unlink(missing_ok=True)
+        options = {"input": False, "no_color": IsFlagged, "reconfigure": IsFlagged}
+        self._checked("init", self._run("init", timeout_s=900.0, **options))
+        files.write_text(self._initialised, self._init_key())
 
     def give(self, variables: dict[str, Any]) -> None:
         """Writes the variables that the next apply takes."""
@@ -202,6 +210,10 @@ class Terraform:
         told = gravest(read(said))
         if not told:
             self._initialised.unlink(missing_ok=True)
+        if mend and any(word in said for word in UNINSTALLED):
+            self._init()
+            self._acted(verb, on_progress, *words, timeout_s=timeout_s, mend=False, renewed=renewed, **options)
+            return
         # They end after an hour, or while the laptop sleeps. What was planned is planned anew, from what is there now.
         if told and told.code in EXPIRED_CODES and not (renewed or words) and self._renewed(env):
             self._acted(verb, on_progress, timeout_s=timeout_s, mend=mend, renewed=True, **options)

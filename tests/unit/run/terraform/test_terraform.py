@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -301,3 +302,15 @@ def test_nothing_is_initialised_twice_but_after_a_change_or_a_failure(tmp_path: 
     assert begun() == ["init"]
     shutil.rmtree(tmp_path / "cluster" / "data")
     assert begun() == ["init"]
+
+
+def test_what_an_init_had_installed_is_installed_again(tmp_path: Path) -> None:
+    gone = diagnostic("Required plugins are not installed", "there is no package cached in data/providers")
+    program = tmp_path / "terraform"
+    program.write_text("1.11")
+    for again, verbs in (((0, ""), ["apply", "init", "apply"]), ((1, gone), ["apply", "init", "apply"])):
+        script = Script((1, gone), (0, ""), again)
+        made = Terraform(script, str(program), tmp_path / "cluster", "aws", BACKEND)
+        with contextlib.nullcontext() if again[0] == 0 else pytest.raises(TerraformFailed, match="not installed"):
+            made.apply(lambda _: None)
+        assert script.verbs() == verbs
