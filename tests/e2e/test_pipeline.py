@@ -90,8 +90,13 @@ def test_a_teach_stage_that_loses_its_node_asks_nothing_twice_that_was_kept(clea
             lost.wait(300)
         return completion(f"answer to {body['messages'][-1]['content']}")
 
+    def stores() -> set[Path]:
+        return set((clean.root / ".nexa/durable").glob("*/checkpoints"))
+
+    earlier = stores()  # of other runs in this lab
+
     def kept() -> set[str]:
-        found = [checkpoint.newest_whole(place) for place in (clean.root / ".nexa/durable").glob("*/checkpoints")]
+        found = [checkpoint.newest_whole(place) for place in stores() - earlier]
         return {json.loads(line)["id"] for _, path in filter(None, found)
                 for line in (path / FILE).read_text().splitlines()}  # fmt: skip
 

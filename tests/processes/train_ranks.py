@@ -165,7 +165,9 @@ class Ranks:
             answer = stage.answer()
             limit.cancel()
             text = said.read_bytes()[before:].decode(errors="replace") if said.exists() else ""
-            assert answer, f"the interpreter of the ranks has ended\n{text}"
+            if not answer:
+                _begun.cache_clear()
+                raise AssertionError(f"the interpreter of the ranks has ended\n{text}")
             if isinstance(start, str):
                 assert json.loads(answer) == [0], text
             else:
@@ -186,11 +188,7 @@ class Ranks:
             "NEXA_WORLD_SIZE": str(start.ranks),
             "MASTER_PORT": str(free_port("")),  # torch listens on every address
         }
-        return {
-            "env": env, "ranks": start.ranks, "stop_at": start.stop_at, "kill_at": start.kill_at,
-            "killed": start.killed, "slow_s": start.slow_s, "first": start.first, "backend": backend,
-            "config": config, "words": list(start.words),
-        }  # fmt: skip
+        return {**vars(start), "env": env, "backend": backend, "config": config}
 
 
 class _Stage:
