@@ -88,7 +88,7 @@ class Terraform:
         files.write_json(self.chdir / "backend_override.tf.json", {"terraform": {"backend": where}})
         self.give(variables)
         # Terraform hashes its providers, 700 MB, before it finds nothing to do.
-        if not (self._initialised.exists() and files.read_text(self._initialised) == self._init_key()):
+        if files.read_text(self._initialised) != self._init_key():
             self._init()
 
     def _init_key(self) -> str:
