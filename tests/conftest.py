@@ -60,7 +60,7 @@ TOGETHER = {
     "tests/processes/train/test_fits_sharded.py": "fits sharded",  # two starts for all of them
     "tests/processes/train/test_hf_state.py": "transformers",
     "tests/unit/train/": "torch",  # one worker imports it
-    "tests/unit/stages/test_eval_local.py": "torch",
+    "tests/processes/stages/test_eval_local.py": "torch",
     "tests/unit/stages/test_filter.py": "torch",
 }
 """What shares something that takes long to make: a group by what the name of a test begins with. Any other test goes to
@@ -108,6 +108,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     gc.freeze()
+    gc.set_threshold(50_000, 20)  # a test makes little that goes round in circles, and 5,000 of them take a tenth less
     gc.enable()
 
 

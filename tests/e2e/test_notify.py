@@ -60,7 +60,7 @@ def test_each_node_says_whether_it_reaches_a_webhook(told: tuple[Lab, Server, Pa
     assert "from_nodes" in lab.nexa("notify", "--test", "--from-nodes", code=2, **hook).stderr
 
 
-@pytest.mark.long("tests/unit/ops/notify and tests/processes/node/test_tell.py have each part")
+@pytest.mark.long("processes/ops/test_outbox.py and processes/node/test_tell.py have each part")
 def test_across_a_killed_controller_each_is_told_once(told: tuple[Lab, Server, Path]) -> None:
     lab, server, _ = told
     hook, hold = {"HOOK": server.url("ok/verysecret")}, lab.root / "notify-hold"
@@ -84,7 +84,7 @@ def test_across_a_killed_controller_each_is_told_once(told: tuple[Lab, Server, P
     assert events(server) == before
 
 
-@pytest.mark.long("tests/unit/ops/notify and tests/processes/node/test_tell.py have each part")
+@pytest.mark.long("processes/ops/test_outbox.py and processes/node/test_tell.py have each part")
 def test_a_run_that_nobody_follows_is_told_by_its_first_node(told: tuple[Lab, Server, Path]) -> None:
     lab, server, _ = told
     hook = {"HOOK": server.url("ok/verysecret")}
@@ -103,7 +103,7 @@ def test_a_run_that_nobody_follows_is_told_by_its_first_node(told: tuple[Lab, Se
     assert told["from"] == "nexa" and told["next"] == f"nexa run --resume {lab.newest().name}"
 
 
-@pytest.mark.long("tests/unit/ops/notify and tests/processes/node/test_tell.py have each part")
+@pytest.mark.long("processes/ops/test_outbox.py and processes/node/test_tell.py have each part")
 def test_a_node_that_is_lost_and_made_anew_is_told(told: tuple[Lab, Server, Path]) -> None:
     lab, server, _ = told
     hook, hold = {"HOOK": server.url("ok/verysecret")}, lab.root / "notify-lost"

@@ -203,7 +203,7 @@ def quickstart_trains(cloud: Lab) -> None:
     assert report["train_loss_last"] < report["train_loss_first"] - 0.5
 
 
-@pytest.mark.long("two trainings, and data that emulated/test_s3_data.py and unit/ops/work/test_bring_data.py hold too")
+@pytest.mark.long("two trainings, and data that emulated/test_s3_data.py and processes/ops/test_bring_data.py hold too")
 @pytest.mark.usefixtures("one_provider")
 def test_the_quickstart_trains_and_data_comes_by_a_nodes_own_profile_and_goes_on_over_their_network(
     cloud: Lab, here: Running

@@ -13,12 +13,13 @@ from botocore.config import Config
 
 from tests.cloud.client import Region
 from tests.cloud.types import HostSpec, NoHosts, Pace
-from tests.unit.conftest import _emulated, desk, emulated_region
+from tests.unit.cloud_server import Emulated, emulated
+from tests.unit.conftest import desk
 
 if TYPE_CHECKING:
     from tests.cloud.api import Server
 
-__all__ = ["_emulated", "desk", "emulated_region"]
+__all__ = ["desk"]
 
 AMI_PATH = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id"
 FAST = Pace(pending_s=0.03, shutting_down_s=0.05, forget_s=600.0)
@@ -122,3 +123,14 @@ def _served() -> Iterator[Cloud]:
 def cloud(_served: Cloud) -> Iterator[Cloud]:
     yield _served
     _served.region.clear()
+
+
+@pytest.fixture(scope="module")
+def _emulated() -> Iterator[Emulated]:
+    yield from emulated()
+
+
+@pytest.fixture
+def emulated_region(_emulated: Emulated) -> Iterator[Emulated]:
+    yield _emulated
+    _emulated.control.clear()

@@ -18,8 +18,8 @@ from nexa_dist.plan.money.bill import bill
 from nexa_dist.remote import data_store
 from nexa_dist.run.aws import client as aws_client
 from nexa_dist.run.ssh.connections import Link, Ssh
+from tests.processes.ops.test_bring_data import Here, read
 from tests.unit.cloud_server import HOME, NOW, Desk, Emulated
-from tests.unit.ops.work.test_bring_data import Here, read
 
 OBJECTS = {"set/a.txt": b"one", "set/deep/b.bin": b"x" * 3_000_000, "set/made by hand/": b"", "settle": b"not of it"}
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from nexa_dist.run import trust
-from tests.unit.cloud_server import Desk, Emulated, emulated
+from tests.unit.cloud_server import Desk
 
 settings.register_profile(
     "here",
@@ -26,14 +25,3 @@ settings.load_profile("here")  # a busy machine fails nothing, and every run tri
 def desk(tmp_path: Path) -> Desk:
     trust.claim(tmp_path)  # as any command does before it makes something
     return Desk(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def _emulated() -> Iterator[Emulated]:
-    yield from emulated()
-
-
-@pytest.fixture
-def emulated_region(_emulated: Emulated) -> Iterator[Emulated]:
-    yield _emulated
-    _emulated.control.clear()

@@ -21,7 +21,6 @@ from nexa_dist.run.runner import Result, Runner, Stream
 from nexa_dist.run.ssh.connections import LOOK, PUT, put_agent
 from nexa_dist.run.workspace import Workspace
 from nexa_dist.verbs._arguments import parser
-from tests.unit.cloud_server import HOME, Emulated
 
 READING = {"config", "plan", "preflight", "status", "ssh", "attach", "runs", "logs", "why", "cost", "timeline"}
 READING |= {"report", "completion", "data", "lineage", "leaderboard"}
@@ -286,41 +285,6 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(
     for part in said:
         assert part.format(root=desk.root, state=trust.state()) in told
     assert words.split()[0] in ("init", "trust") or desk.runners
-
-
-def test_no_call_of_a_dry_run_changes_the_cloud(
-    desk: Desk, emulated_region: Emulated, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from botocore.client import BaseClient
-
-    monkeypatch.setenv("NEXA_OWNER", "ann")
-    tags = {"nexa:owner": "ann", "nexa:cluster": "gone", "nexa:workspace": "x", "nexa:expires": "2020-01-01T00:00:00Z"}
-
-    def tagged(kind: str, **more: str) -> list[dict[str, Any]]:
-        pairs = [{"Key": key, "Value": value} for key, value in {**tags, **more}.items()]
-        return [{"ResourceType": kind, "Tags": pairs}]
-
-    ec2 = emulated_region.ec2
-    ec2.create_key_pair(KeyName="nexa-gone", TagSpecifications=tagged("key-pair"))
-    machine = ec2.run_instances(ImageId=emulated_region.image, InstanceType="g6e.12xlarge", MinCount=1, MaxCount=1)
-    image = ec2.create_image(
-        InstanceId=machine["Instances"][0]["InstanceId"],
-        Name="image",
-        TagSpecifications=tagged("image", **{"nexa:env": "e"}),
-    )["ImageId"]
-    called, make = list[str](), BaseClient._make_api_call
-
-    def counted(self: BaseClient, name: str, how: Any) -> Any:
-        called.append(name)
-        return make(self, name, how)
-
-    monkeypatch.setattr(BaseClient, "_make_api_call", counted)
-    for words, said in (*CASES["sweep"], *CASES["image"]):
-        told = dry(desk, words.format(image=image), capsys)
-        for part in said:
-            assert part.format(image=image) in told
-    assert called and {name for name in called if not name.startswith(("Describe", "Get", "List"))} == set()
-    assert HOME in told
 
 
 def test_a_run_that_is_begun_again_is_shown_from_its_checkpoint(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:

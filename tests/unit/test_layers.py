@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import ast
 import functools
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-from tests import small_workspace
 
 PACKAGE = Path(__file__).parents[2] / "nexa_dist"
 GROUND = {"wire", "shape", "errors", "secrets", "refusal", "model", "traits", "straggler"}
@@ -118,13 +114,15 @@ def layer_of(name: str) -> str:
     return name.split(".")[1] if "." in name else "__init__"
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_imports_point_down(name: str) -> None:
-    layer = layer_of(name)
-    assert layer in BELOW, f"{layer} has no place in the layers: add it, and docs/DECISIONS.md, first"
-    allowed = BELOW[layer] | {layer} | {layer_of(BY_PATH.get(name, name))}
-    wrong = {one for one in all_imports()[name] if layer_of(one) not in allowed}
-    assert not wrong, f"{name} ({layer}) imports {sorted(wrong)}"
+def test_imports_point_down() -> None:
+    assert {layer_of(name) for name in MODULES} - set(BELOW) == set(), "add its place, and docs/DECISIONS.md, first"
+    wrong = {
+        f"{name} imports {other}"
+        for name, others in all_imports().items()
+        for other in others
+        if layer_of(other) not in BELOW[layer_of(name)] | {layer_of(name), layer_of(BY_PATH.get(name, name))}
+    }
+    assert wrong == set()
 
 
 @pytest.mark.parametrize("layer", ROOMS)
@@ -166,29 +164,13 @@ def test_the_unit_tests_lie_as_the_package_does() -> None:
     assert len({file.name for file in files}) == len(files)
 
 
-SENT = [name for name in MODULES if layer_of(name).startswith(("node", "remote"))]
-
-
-@pytest.mark.parametrize("name", [name for name in SENT if name != "nexa_dist.remote.group_test"])
-def test_what_runs_on_a_node_needs_only_the_standard_library(name: str) -> None:
-    tree = ast.parse(MODULES[name].read_text())
-    names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-    names |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module and not n.level}
-    assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names
-
-
-def test_help_imports_nothing_heavy() -> None:
-    code = (
-        "import sys\nfrom nexa_dist import cli\n"
-        "try: cli.main(['--help'])\nexcept SystemExit: pass\n"
-        "print(*sorted(sys.modules), sep='\\n', file=sys.stderr)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
-    loaded = {name.split(".")[0] for name in done.stderr.split()}
-    heavy = "pydantic yaml rich boto3 ansible ansible_runner fabric paramiko torch transformers python_terraform"
-    heavy += " subprocess asyncio json importlib.metadata concurrent"
-    assert not loaded & set(heavy.split())
-    assert "usage: nexa" in done.stdout
+def test_what_runs_on_a_node_needs_only_the_standard_library() -> None:
+    for name in (name for name in MODULES if layer_of(name).startswith(("node", "remote"))):
+        tree = ast.parse(MODULES[name].read_text())
+        names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        names |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module and not n.level}
+        others = {name.split(".")[0] for name in names} - sys.stdlib_module_names
+        assert others <= ({"torch"} if name == "nexa_dist.remote.group_test" else set()), name
 
 
 def test_few_ask_for_a_provider_by_its_name() -> None:
@@ -200,29 +182,3 @@ def test_few_ask_for_a_provider_by_its_name() -> None:
         and (found := re.findall(r"""provider(?:\.name)? (?:==|!=|in|not in) ["'(]""", path.read_text()))
     }
     assert sum(asked.values()) <= 10, asked
-
-
-HEAVY = "pydantic pydantic_core yaml rich boto3 botocore ansible ansible_runner fabric paramiko torch transformers "
-HEAVY += "python_terraform asyncio importlib.metadata concurrent.futures"
-
-
-@pytest.mark.parametrize("name", small_workspace.READING)
-@pytest.mark.parametrize("json", [False, True])
-def test_a_verb_that_reads_what_we_wrote_imports_nothing_heavy(
-    name: str, json: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    (tmp_path / "w").mkdir()
-    words = [*small_workspace.READING[name], *["--json"] * json]
-    code = (
-        "import sys\nfrom nexa_dist import cli\n"
-        f"code = cli.main({words!r})\n"
-        "print(*sorted(sys.modules), sep='\\n', file=sys.stderr)\nsys.exit(code)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=small_workspace.make(tmp_path / "w"),
-        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert set(done.stderr.split()) & set(HEAVY.split()) == set()
-    assert any(word in done.stdout for word in ("lab", small_workspace.RUN, "create", "ValueError"))

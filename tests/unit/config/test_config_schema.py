@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ AWS = {"name": "x", "provider": "aws", "nodes": 1, "gpus_per_node": 1, "max_hour
 STAGES = sorted([*ROOT.glob("configs/stages/*.yaml"), *ROOT.glob("configs/pipelines/*.yaml")])
 
 
+@functools.cache
 def json_schema(kind: str) -> dict[str, Any]:
     return table.json_schema() if kind == "stage" else schemas.json_schema(kind)  # type: ignore[arg-type]
 

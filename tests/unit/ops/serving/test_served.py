@@ -101,7 +101,10 @@ def test_a_server_that_is_ready_says_where(missing: str) -> None:
                 served.state_of(link, "/run")
 
 
-def test_the_way_to_a_server_ends_with_its_run_also_where_nobody_answers_any_more(desk: Desk) -> None:
+def test_the_way_to_a_server_ends_with_its_run_also_where_nobody_answers_any_more(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tunnel, "POLL_S", 0.001)
     gone = FakeRunner(otherwise=Result((), 255, b"", b"no route to host"))
     link, looks = Link(Ssh(gone, LAB, ""), NODES[0], "/home/x"), [True, True, False]
     with tunnel.Door(desk.ctx, tunnel.Tunnel(desk.ctx, 0), "", lambda _: None) as door:

@@ -142,7 +142,7 @@ def test_a_server_dies_with_its_holder(model: Path, tmp_path: Path) -> None:
     """Also when nobody can pass a signal on."""
     holder = (
         "import sys, time\nfrom pathlib import Path\nsys.path.insert(0, sys.argv[1])\n"
-        "from tests.unit.stages.test_serve import Program\nfrom nexa_dist.stages.serve.server import serving\n"
+        "from tests.processes.stages.test_serve import Program\nfrom nexa_dist.stages.serve.server import serving\n"
         "with serving(Program('vllm', 'x'), Path(sys.argv[2]), name='m') as one:\n"
         "    print(one.process.pid, flush=True)\n    time.sleep(60)\n"
     )
