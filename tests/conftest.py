@@ -42,6 +42,7 @@ TOGETHER = {
     "tests/e2e/test_diag_hosts.py": "diag hosts",
     "tests/e2e/test_mesh.py": "mesh",
     "tests/e2e/test_slurm.py": "slurm",
+    "tests/e2e/test_region_kept.py": "kept region",
     "tests/e2e/test_tailnet.py": "tailnet",
     "tests/emulated/test_cloud_api.py": "cloud api",  # one worker loads moto for all of them
     "tests/emulated/test_cloud_faults.py": "cloud api",

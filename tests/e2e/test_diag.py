@@ -133,7 +133,7 @@ def test_a_taken_port_is_named_and_a_run_is_refused_until_it_is_free(own: Lab) -
     own.nexa("run", train)
 
 
-@pytest.mark.long("test_region.py has a bad node replaced on aws")
+@pytest.mark.long("test_region_kept.py has a bad node replaced on aws")
 def test_a_bad_node_is_replaced_once_and_what_it_cost_is_written_down(own: Lab) -> None:
     home = folder(own) / "nodes" / "n1" / "home"
     with one_gpu_short(home, keep=True):
