@@ -1,4 +1,5 @@
-"""Every backend on two nodes: a node dies for good, and what the other holds is enough."""
+"""Sharded trainings on two nodes: a node dies for good, and what the other holds is enough. What is not sharded,
+test_axolotl.py loses a node of, and test_lifecycle.py stops."""
 
 from __future__ import annotations
 
@@ -37,12 +38,10 @@ class Kind:
 
     backend: str
     parallel: str
-    config: str = ""
-    spread: str = ""
-    """Which of `sharding` in the manifest has an equal part of the model on each rank."""
-    rank_0: str = ""
+    config: str
+    rank_0: str
     """A file of the last checkpoint that rank 0 wrote, beside which those of the others are."""
-    typo: str = ""
+    typo: str
     on_disk: bool = False
     """Whether the optimizer lies on a disk, too, of a model large enough to leave the memory."""
     ranks: int = 4
@@ -50,12 +49,11 @@ class Kind:
 
 # Nodes do not see which stage it is, or what is offloaded: tests/processes/train/test_ds.py has the others.
 KINDS = {
-    "hf": Kind("hf", "DDP"),
     "acc": Kind(
-        "acc", "FSDP2", "acc/fsdp_cpu.yaml", "local_parameters", "__0_0.distcp", "fsdp_offload_params"
+        "acc", "FSDP2", "acc/fsdp_cpu.yaml", "__0_0.distcp", "fsdp_offload_params"
     ),
     "zero3 on nvme": Kind(
-        "ds", "ZeRO-3", "deepspeed/zero3_nvme_offload.json", "local_parameters", "rng_state_0.pth", "overlap_comm",
+        "ds", "ZeRO-3", "deepspeed/zero3_nvme_offload.json", "rng_state_0.pth", "overlap_comm",
         on_disk=True, ranks=2,
     ),
 }  # fmt: skip
@@ -66,10 +64,9 @@ def files(lab: Lab, step: int, kind: Kind) -> dict[str, str]:
     checkpoint = lab.manifest()["checkpoint"]
     assert checkpoint["step"] == step
     told: dict[str, Any] = json.loads((Path(checkpoint["path"]) / "manifest.json").read_text())
-    listed = told["shards"]["of"] if kind.rank_0 else told["files"]
-    if kind.rank_0:
-        ranks = {kind.rank_0.replace("0", str(rank), 1) for rank in range(kind.ranks)}
-        assert ranks | {"model/model.safetensors"} <= set(listed)
+    listed = told["shards"]["of"]
+    ranks = {kind.rank_0.replace("0", str(rank), 1) for rank in range(kind.ranks)}
+    assert ranks | {"model/model.safetensors"} <= set(listed)
     return {name: entry["sha256"] for name, entry in listed.items() if "state" not in name or "rng" in name}
 
 
@@ -109,30 +106,27 @@ def loses_a_node(lab: Lab, words: list[str], *, wait_at: int, saved: int, everyw
 @pytest.mark.long("two trainings of up to four ranks; tests/processes/train holds the bits")
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_a_lost_node_costs_the_steps_since_the_last_shards(clean: Lab, kind: Kind) -> None:
-    train = tiny(clean, kind.ranks // 2, steps=40, async_save=kind.backend in ("hf", "acc"))
+    train = tiny(clean, kind.ranks // 2, steps=40, async_save=kind.backend == "acc")
     words = ["run", train, "--set", f"backend={kind.backend}", "--set", "restarts_per_hour=10"]
-    if kind.config:
-        plain, name = (REPO / "configs" / kind.config).read_text(), Path(kind.config).name
-        if kind.on_disk:
-            plain, compiled_with = on_a_disk(plain), libaio.variables()
-            if compiled_with is None:
-                pytest.skip(libaio.NONE)
-            given = {"model.hidden_size": 256, "model.intermediate_size": 512, "model.layers": 2}
-            given |= {f"env.{variable}": value for variable, value in compiled_with.items()}
-            words += [word for key, value in given.items() for word in ("--set", f"{key}={json.dumps(value)}")]
-        words += ["--set", f"config={clean.write(name, plain)}", "--set", "replicas=1"]
-    if kind.typo:
-        clean.write(name, plain.replace(kind.typo, f"{kind.typo}s"))
-        refused = clean.nexa(*words, code=2).stderr
-        assert f"{kind.typo}s: unknown key (hint: did you mean {kind.typo}?)" in refused
-        clean.write(name, plain)
+    plain, name = (REPO / "configs" / kind.config).read_text(), Path(kind.config).name
+    if kind.on_disk:
+        plain, compiled_with = on_a_disk(plain), libaio.variables()
+        if compiled_with is None:
+            pytest.skip(libaio.NONE)
+        given = {"model.hidden_size": 256, "model.intermediate_size": 512, "model.layers": 2}
+        given |= {f"env.{variable}": value for variable, value in compiled_with.items()}
+        words += [word for key, value in given.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    words += ["--set", f"config={name}", "--set", "replicas=1"]
+    clean.write(name, plain.replace(kind.typo, f"{kind.typo}s"))
+    refused = clean.nexa(*words, code=2).stderr
+    assert f"{kind.typo}s: unknown key (hint: did you mean {kind.typo}?)" in refused
+    clean.write(name, plain)
     clean.nexa(*words, timeout_s=2400)  # with what DeepSpeed compiles for a disk, once
     unbroken, whole = clean.manifest(), files(clean, 40, kind)
     assert (unbroken["parallel"], f"backend:{kind.backend}" in unbroken["tags"]) == (kind.parallel, True)
-    if kind.spread:
-        parts = unbroken["sharding"][kind.spread]
-        assert len(parts) == kind.ranks
-        assert sum(parts) >= unbroken["eval_report"]["parameters"] > 0.75 * kind.ranks * max(parts)
+    parts = unbroken["sharding"]["local_parameters"]
+    assert len(parts) == kind.ranks, "an equal part of the model on each"
+    assert sum(parts) >= unbroken["eval_report"]["parameters"] > 0.75 * kind.ranks * max(parts)
     if kind.backend == "ds":
         assert any(line.startswith("deepspeed==") for line in unbroken["environment"]["freeze"])
     if kind.on_disk:
@@ -140,6 +134,6 @@ def test_a_lost_node_costs_the_steps_since_the_last_shards(clean: Lab, kind: Kin
         assert [unbroken["sharding"][place] for place in places] == ["nvme", "nvme"]
         assert {name.split("/")[-2] for name in whole if name.endswith(".swp")} == {"rank00", "rank01"}
 
-    loses_a_node(clean, words, wait_at=30, saved=20, everywhere=bool(kind.rank_0))
+    loses_a_node(clean, words, wait_at=30, saved=20, everywhere=True)
     assert files(clean, 40, kind) == whole
     assert clean.manifest()["eval_report"]["eval_loss_nats"] == unbroken["eval_report"]["eval_loss_nats"]
