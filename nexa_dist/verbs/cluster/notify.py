@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from argparse import Namespace as Arguments
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from nexa_dist.ops.notify import targets, trial
 from nexa_dist.ops.notify.outbox import Letter, Outbox
 from nexa_dist.ops.notify.targets import Target
 from nexa_dist.plan.runs.notification import Message
+from nexa_dist.run import files
 from nexa_dist.ui import terminal
 from nexa_dist.verbs._consent import consent_to_commands
 from nexa_dist.verbs._shared import context, find_cluster, find_folder, is_file, name_of
@@ -74,12 +76,14 @@ def _unsent(ctx: Context, args: Arguments) -> list[dict[str, Any]]:
     run = ctx.workspace.run(args.run)
     if run.supervised:
         raise UsageError(f"{run.run_id} is in the hands of another nexa, which sends its messages", hint="nexa status")
-    outbox = Outbox(run, targets.of_run(ctx, run), ctx.runner, begin=False)
-    left = outbox.unsent()
-    if not left:
-        told = len(outbox.marks.messages)
-        terminal.say(f"{run.run_id}: nothing waits" + (f"; {told} messages were sent" if told else ""))
-    return [_told(ctx, letter, outbox) for letter in left]
+    alone = contextlib.nullcontext() if ctx.dry else files.locked(run.path / "notify" / "lock", "notify")
+    with alone:  # two at once would send all of it twice
+        outbox = Outbox(run, targets.of_run(ctx, run), ctx.runner, begin=False)
+        left = outbox.unsent()
+        if not left:
+            told = len(outbox.marks.messages)
+            terminal.say(f"{run.run_id}: nothing waits" + (f"; {told} messages were sent" if told else ""))
+        return [_told(ctx, letter, outbox) for letter in left]
 
 
 def _told(ctx: Context, letter: Letter, outbox: Outbox | None = None) -> dict[str, Any]:

@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 
+from nexa_dist.cli import main
 from nexa_dist.ops.notify.outbox import Marks, Outbox
 from nexa_dist.ops.notify.targets import Target
 from nexa_dist.plan.runs.notification import Subject
+from nexa_dist.run import files
 from nexa_dist.run.runner import Runner
 from nexa_dist.run.workspace import RunFolder
+from tests import small_workspace
 from tests.webhooks import Server, serving
 
 ABOUT = Subject("train_x", "lab", 2, 0.5, 1.8e9)
@@ -139,7 +142,7 @@ def test_a_command_gets_the_message_and_one_that_hangs_is_ended(run: RunFolder, 
 CONTROLLER = """
 import sys, time
 from pathlib import Path
-from tests.unit.ops.notify import test_outbox as here
+import test_outbox as here
 from nexa_dist.ops.notify.targets import Target
 from nexa_dist.run.workspace import RunFolder
 urls = sys.argv[2:]
@@ -152,9 +155,8 @@ time.sleep(60)
 def test_a_controller_that_is_killed_leaves_its_marks(server: Server, run: RunFolder) -> None:
     """One target has got the message, the other was still being told."""
     urls = [server.url("ok"), server.url("hang")]
-    code = CONTROLLER.replace("from tests.unit.ops.notify import test_outbox as here", "import test_outbox as here")
     child = subprocess.Popen(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{code}",
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{CONTROLLER}",
          str(run.path), *urls]
     )  # fmt: skip
     try:
@@ -172,3 +174,17 @@ def test_a_controller_that_is_killed_leaves_its_marks(server: Server, run: RunFo
     box.close()
     assert (server.count("ok"), server.count("ok/late")) == (1, 1)
     assert not box.unsent()
+
+
+def test_two_commands_at_once_send_it_once(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NEXA_WORKSPACE", str(tmp_path))
+    run = RunFolder(small_workspace.make(tmp_path) / "runs" / small_workspace.RUN)
+    files.write_json(run.path / "notify" / "targets.json", [{"url": server.url("ok")}])
+    files.append_json(run.path / "notify" / "log.jsonl", {"key": ENDED.key, "message": ENDED.to_json()})
+    with files.locked(run.path / "notify" / "lock", "notify"):
+        assert main(["notify", run.run_id]) == 1
+    assert "notify is in use" in capsys.readouterr().err and server.count("ok") == 0
+    assert main(["notify", run.run_id]) == 0 and server.count("ok") == 1
+    assert main(["notify", run.run_id]) == 0 and server.count("ok") == 1
