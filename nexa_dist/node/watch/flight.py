@@ -28,6 +28,9 @@ from .hang import RANK_FOLDER
 
 WAIT_S = 4.0
 """For the dumps: NCCL's monitor looks at its pipe once a second."""
+OTHERS_S = 5.0
+"""Seconds in which the agents of other nodes notice a hang, too: ranks whose peers were ended meanwhile fail, and dump
+nothing."""
 MOST_BYTES = 64 << 20
 MEMORY_BYTES, CPU_S, READ_S = 2 << 30, 30, 60.0
 MOST_GROUPS = 32
@@ -57,9 +60,10 @@ def forget(run_dir: str) -> None:
                 os.unlink(name)
 
 
-def ask(run_dir: str, frozen: set[int], wait_s: float = WAIT_S) -> None:
-    """Has every rank that listens dump its collectives, and waits for that. The `frozen` ones cannot."""
-    asked = []
+def ask(run_dir: str, frozen: set[int], wait_s: float = WAIT_S, hold_s: float = 0.0) -> None:
+    """Has every rank that listens dump its collectives, and waits for that, `hold_s` at least. The `frozen` ones
+    cannot; where none can, nobody waits."""
+    asked, began = [], time.monotonic()
     for path in [path for rank, path in places(run_dir) if rank not in frozen]:
         with contextlib.suppress(OSError):  # it has no pipe, or nobody listens any more
             pipe = os.open(path + ".pipe", os.O_WRONLY | os.O_NONBLOCK)
@@ -68,8 +72,8 @@ def ask(run_dir: str, frozen: set[int], wait_s: float = WAIT_S) -> None:
             finally:
                 os.close(pipe)
             asked.append(path)
-    until = time.monotonic() + wait_s
-    while not all(_whole(path) for path in asked) and time.monotonic() < until:
+    least = hold_s if asked else 0.0
+    while time.monotonic() < began + (least if all(_whole(path) for path in asked) else max(least, wait_s)):
         time.sleep(0.05)
 
 

@@ -130,7 +130,8 @@ class Watcher:
             event(self.run_dir, Event.PROGRESS, **fields)
 
     def ask_flight(self) -> None:
-        flight.ask(self.run_dir, {r for r, pid in self.record.pids.items() if stack_dump.state_of(pid) in ("T", "t")})
+        frozen = {r for r, pid in self.record.pids.items() if stack_dump.state_of(pid) in ("T", "t")}
+        flight.ask(self.run_dir, frozen, hold_s=flight.OTHERS_S if self.spec.get("nnodes", 1) > 1 else 0.0)
 
     def tell_hang(self) -> None:
         """The event, then the stacks of every rank into its own log; the ranks end by it."""

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -98,3 +99,17 @@ def test_a_rank_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> None:
         flight.ask(str(tmp_path), {0}, wait_s=1e9)  # it is frozen
     flight.forget(str(tmp_path))
     assert not list((tmp_path / "rank_0").iterdir())
+
+
+def test_peers_are_left_alone_until_other_nodes_have_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks whose peers are ended fail, and dump nothing."""
+    slept: list[float] = []
+    monkeypatch.setattr(flight, "time", SimpleNamespace(monotonic=lambda: sum(slept), sleep=slept.append))
+    (tmp_path / "rank_0").mkdir()
+    (tmp_path / "rank_0" / "flight_0").write_bytes(pickle.dumps({}))
+    os.mkfifo(tmp_path / "rank_0" / "flight_0.pipe")
+    flight.ask(str(tmp_path), set(), hold_s=5.0)  # nobody has the pipe open
+    assert slept == []
+    with open(os.open(tmp_path / "rank_0" / "flight_0.pipe", os.O_RDONLY | os.O_NONBLOCK), "rb"):
+        flight.ask(str(tmp_path), set(), hold_s=5.0)
+    assert 5.0 <= sum(slept) < 5.1
