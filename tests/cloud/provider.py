@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from unittest import mock
 
 from nexa_dist.run.terraform import settings
 
@@ -30,11 +31,11 @@ def program() -> Path | None:
 
 
 @contextlib.contextmanager
-def running(prefix: Sequence[str] = (), environ: Mapping[str, str] = os.environ) -> Iterator[dict[str, str]]:
-    """Variables by which every Terraform takes this process; none where the provider is still to be downloaded."""
+def running(prefix: Sequence[str] = (), environ: Mapping[str, str] = os.environ) -> Iterator[None]:
+    """Meanwhile every Terraform that is started takes this process; its own where none was downloaded yet."""
     binary = program()
     if binary is None:
-        yield {}
+        yield
         return
     with tempfile.TemporaryDirectory() as folder, open(Path(folder, "said"), "w") as said:
         env = {**environ, "GOGC": "400"}
@@ -46,7 +47,8 @@ def running(prefix: Sequence[str] = (), environ: Mapping[str, str] = os.environ)
                 assert process.poll() is None and time.monotonic() < until, "the provider does not say where it listens"
                 time.sleep(0.05)
                 told = re.search(r"TF_REATTACH_PROVIDERS='(.*)'", Path(said.name).read_text())
-            yield {"TF_REATTACH_PROVIDERS": told[1]}
+            with mock.patch.dict(os.environ, TF_REATTACH_PROVIDERS=told[1]):
+                yield
         finally:
             process.terminate()
             process.wait(LIMIT_S)

@@ -206,18 +206,10 @@ def here() -> Iterator[Running]:
         pytest.skip(str(error))
 
 
-@contextlib.contextmanager
-def provider_of(here: Running) -> Iterator[None]:
-    """Every Terraform takes an AWS provider that runs already. Where it is killed or refused, it has its own."""
-    with provider.running(here.prefix, here.environ()) as told, pytest.MonkeyPatch.context() as patch:
-        for name, value in told.items():
-            patch.setenv(name, value)
-        yield
-
-
 @pytest.fixture
 def one_provider(here: Running) -> Iterator[None]:
-    with provider_of(here):
+    """One AWS provider for every Terraform. Where it is killed or refused, each has its own."""
+    with provider.running(here.prefix, here.environ()):
         yield
 
 

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from nexa_dist.run import files
+from tests.cloud import provider
 from tests.cloud.region import Running
-from tests.e2e.conftest import REPO, Lab, make_bucket, provider_of, rented, runs, until
+from tests.e2e.conftest import REPO, Lab, make_bucket, rented, runs, until
 from tests.e2e.test_mesh import REDUCE
 from tests.e2e.test_region import (
     CLUSTER,
@@ -43,7 +44,7 @@ def cloud(here: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
     made = rented(here, tmp_path_factory.mktemp("kept"))
     make_bucket(made, "nexa-kept")
     made.write("cloud.yaml", CLUSTER + "mesh: wireguard\nbucket: nexa-kept\n")
-    with provider_of(here):
+    with provider.running(here.prefix, here.environ()):
         yield made
         made.nexa("teardown", "--cluster", "cloud.yaml", "-y", "--keep-nothing", timeout_s=400)
     assert ours(here) == {}
@@ -57,7 +58,7 @@ def _whole(cloud: Lab, here: Running) -> Iterator[None]:
     here.client.clear()
 
 
-@pytest.mark.long("two losses, one of them without a notice; the run above has one")
+@pytest.mark.long("two losses, one of them without a notice; the run of test_region.py has one")
 def test_rank_0s_node_goes_with_notice_and_then_without(cloud: Lab, here: Running) -> None:
     """The run outlives the machine that holds its checkpoints, twice: nothing is lost after a notice; without one an
     interval, and another one when the newest checkpoint was still on its way to the bucket. The other machine stays."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from unittest import mock
 
 import pytest
 
@@ -34,13 +32,6 @@ from tests.unit.cloud_server import Emulated
 @pytest.fixture(autouse=True)
 def _without_hosts() -> Iterator[None]:
     with without_hosts():
-        yield
-
-
-@contextlib.contextmanager
-def one_provider() -> Iterator[None]:
-    """Meanwhile every Terraform takes an AWS provider that runs already."""
-    with provider.running() as told, mock.patch.dict(os.environ, told):
         yield
 
 
@@ -73,7 +64,7 @@ def test_a_life_takes_what_is_listed_and_all_of_it(emulated_region: Emulated, tm
         emulated_region.control.rights()
 
     # One of them counts how often the provider of its instances tries.
-    with one_provider() if name != "all" else contextlib.nullcontext():
+    with provider.running() if name != "all" else contextlib.nullcontext():
         lead(Life.of(emulated_region, tmp_path, plot.keys), during, plot.verbs)
     used["teardown"] |= used["sweep"]  # it takes that where its state is lost
     for verb in plot.verbs:
@@ -95,7 +86,7 @@ def test_a_provision_without_one_right_names_it(
     mine, had = kinds(PLOTS[name].features), kinds(PLOTS[known_by].features) if known_by else {}
     denied = [right for kind, right in mine.items() if kind not in had]
     assert len(denied) >= 10
-    with one_provider():
+    with provider.running():
         assert unnamed(emulated_region, tmp_path, PLOTS[name], denied) == {}
 
 
