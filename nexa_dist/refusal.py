@@ -48,7 +48,7 @@ _CODES: dict[Kind, str] = {
         IDPCommunicationError OperationAborted ConditionalRequestConflict
         ConcurrentModification ConcurrentModificationException
         ConcurrentTagAccess EntityTemporarilyUnmodifiable InsufficientAddressCapacity InvalidPermission.NotFound
-        IncorrectState IncorrectInstanceState 500 502 503 504""",
+        RouteAlreadyExists IncorrectState IncorrectInstanceState 500 502 503 504""",
     "credentials": """
         ExpiredToken ExpiredTokenException RequestExpired TokenRefreshRequired ExpiredTradeInTokenException AuthFailure
         InvalidClientTokenId InvalidAccessKeyId InvalidToken InvalidTokenId InvalidSecurity InvalidSecurityToken

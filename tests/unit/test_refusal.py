@@ -27,7 +27,8 @@ TABLE: dict[Kind, str] = {
     "capacity": "InsufficientInstanceCapacity InsufficientHostCapacity UnfulfillableCapacity SpotMaxPriceTooLow "
     "Unsupported InsufficientReservedInstanceCapacity ReservationCapacityExceeded Server.InsufficientInstanceCapacity",
     "passing": "RequestLimitExceeded Throttling ThrottlingException SlowDown InternalError ServiceUnavailable "
-    "Unavailable TooManyRequestsException RequestTimeout OperationAborted InvalidPermission.NotFound 503",
+    "Unavailable TooManyRequestsException RequestTimeout OperationAborted InvalidPermission.NotFound "
+    "RouteAlreadyExists 503",
     "credentials": "ExpiredToken ExpiredTokenException RequestExpired AuthFailure InvalidClientTokenId "
     "InvalidAccessKeyId UnrecognizedClientException InvalidGrantException IncompleteSignature "
     "MissingAuthenticationToken",

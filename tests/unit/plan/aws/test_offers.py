@@ -153,6 +153,7 @@ DIED = "terraform apply failed: waiting for EC2 Instance (i-1) create: unexpecte
         (made("RequestLimitExceeded", 503), Verdict("RequestLimitExceeded", False, passing=True)),
         (made("SlowDown", 503), Verdict("SlowDown", False, passing=True)),
         (made("InvalidPermission.NotFound", 400), Verdict("InvalidPermission.NotFound", False, passing=True)),
+        (made("RouteAlreadyExists", 400), Verdict("RouteAlreadyExists", False, passing=True)),
         (made("RequestLimitExceeded", 503) + "\n" + made(FULL, 500), Verdict(FULL, True)),
         (made("InvalidParameterValue"), Verdict("InvalidParameterValue", False)),
         (DIED.format("terminated") + " last error: Server.SpotInstanceTermination: x", Verdict(PREEMPTED, True)),
