@@ -24,16 +24,24 @@ REPO = Path(__file__).resolve().parents[3]
 STUCK = (
     REPORT
     + """
-import torch
+import pathlib, pickle, torch
 from nexa_dist.train import control
 from nexa_dist.train.env import RankEnv
 control.join(RankEnv.read("x", os.environ))
-for step in (1, 2):
+for _ in range(2):
     torch.distributed.all_reduce(torch.ones(4, 2))
-    report(step, of=9)
+while int(pickle.loads(torch._C._distributed_c10d._dump_fr_trace())["pg_status"]["0"]["last_completed_collective"]) < 2:
+    time.sleep(0.01)  # the thread that did it tells the recorder after it has told this one
+if rank == 0:
+    waits = torch.distributed.all_reduce(torch.ones(4, 2), async_op=True)
+come = [pathlib.Path(os.environ["NEXA_PROGRESS"]).parents[1] / f"come_{r}" for r in (0, 1)]
+come[rank].touch()
+while not all(path.exists() for path in come):
+    time.sleep(0.01)
+report(2, of=9)  # a hang is counted from here, whoever is late
 print("ready", flush=True)
 if rank == 0:
-    torch.distributed.all_reduce(torch.ones(4, 2))
+    waits.wait()
 time.sleep(600)
 """
 )
