@@ -84,8 +84,8 @@ def watch(
     spent: Callable[[], str] = lambda: "",
     detach: bool = False,
 ) -> Outcome | None:
-    """Follows the newest attempt to its end; None when the user lets it go on alone (or `detach`, once it runs).
-    Raises Leave when we are told to go; it goes on then too.
+    """Follows the newest attempt to its end; None when the user lets it go on alone (or `detach`, once it runs and none
+    of it has failed: nodes that we stop tell nobody why). Raises Leave when we are told to go; it goes on then too.
 
     `witnesses` are asked for silent nodes. `spent` tells which budget is used up; it is asked all the time.
     """
@@ -118,7 +118,7 @@ def watch(
                     state.stopping = action
                     grace_s = {Reason.NOTICE: NOTICE_GRACE_S, Reason.HANG: HANG_GRACE_S}.get(action, FAILED_GRACE_S)
                     stopper.start(action, grace_s, HANG_WAIT_S if action == Reason.HANG else 0)
-                if detach and state.running == set(state.nodes):
+                if detach and not state.stopping and state.running == set(state.nodes):
                     return None
             except Leave:
                 raise

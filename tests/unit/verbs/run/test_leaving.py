@@ -14,9 +14,11 @@ import pytest
 from nexa_dist import cli
 from nexa_dist.errors import EXIT_INTERRUPTED, EXIT_OK, Leave
 from nexa_dist.model import Cluster, Layout, Node
+from nexa_dist.node.protocol import VERSION, Reason
 from nexa_dist.ops.context import Context
 from nexa_dist.ops.runs import watch
 from nexa_dist.ops.runs.watch import Choice
+from nexa_dist.run.logs.items import AgentEvent
 from nexa_dist.run.record import Attempt, Run
 from nexa_dist.run.runner import Runner
 from nexa_dist.run.workspace import RunFolder, Workspace
@@ -94,19 +96,27 @@ def test_who_goes_while_it_still_connects_is_told_the_same(
 
 
 class Interrupted:
-    """A stream of a run at which somebody interrupts us, as often as `errors` says."""
+    """A stream of a run, at which somebody interrupts us wherever `items` has an error."""
 
-    def __init__(self, *errors: BaseException) -> None:
-        self.errors, self.closed = list(errors), False
+    def __init__(self, *items: AgentEvent | BaseException) -> None:
+        self.items, self.closed = list(items), False
 
-    def next(self) -> None:
-        raise self.errors.pop(0)
+    def next(self) -> AgentEvent:
+        item = self.items.pop(0)
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def speaking(self) -> set[str]:
+        return set()
 
     def close(self) -> None:
         self.closed = True
 
 
-def watched(monkeypatch: pytest.MonkeyPatch, stream: Interrupted, *answers: Choice) -> tuple[Any, list[Any]]:
+def watched(
+    monkeypatch: pytest.MonkeyPatch, stream: Interrupted, *answers: Choice, detach: bool = False
+) -> tuple[Any, list[Any]]:
     """What `watch` answers or raises, and what the nodes are told."""
     told: list[Any] = []
     given = iter(answers)
@@ -115,10 +125,18 @@ def watched(monkeypatch: pytest.MonkeyPatch, stream: Interrupted, *answers: Choi
     node = type("L", (), {"node": CLUSTER.nodes[0]})()
     record = Run(CLUSTER, {}, {"n0": {"run_dir": "/x"}}, [Attempt(1, "running", 1.0, 1, "x:1")])
     view = Silent.__new__(Silent)
-    monkeypatch.setattr(Silent, "note", lambda self, text: None)
+    for name in ("note", "event"):
+        monkeypatch.setattr(Silent, name, lambda self, *words: None)
     try:
         answer = watch.watch(
-            None, RunFolder(Path("/x")), [node], record, view=view, on_interrupt=lambda: next(given), witnesses=None
+            None,
+            RunFolder(Path("/x")),
+            [node],
+            record,
+            view=view,
+            on_interrupt=lambda: next(given),
+            witnesses=None,
+            detach=detach,
         )  # type: ignore[arg-type]
     except BaseException as error:
         answer = type(error)
@@ -135,6 +153,22 @@ def test_a_second_interrupt_hurries_only_who_said_stop(monkeypatch: pytest.Monke
     stream = Interrupted(KeyboardInterrupt(), KeyboardInterrupt(), Leave())
     assert watched(monkeypatch, stream, "stop") == (
         Leave, [("stopped by the user", watch.GRACE_S), ("stopped by the user", 0)]
+    )  # fmt: skip
+
+
+def test_who_detaches_stays_with_a_run_that_failed_before_every_node_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nodes that are stopped for it would tell nobody why."""
+    started, runs, failed = (
+        AgentEvent("n0", {"event": name, "at": 2.0, **fields})
+        for name, fields in (
+            ("started", {"attempt": 1, "version": VERSION}),
+            ("torchrun", {"pid": 1}),
+            ("rank_exit", {"rank": 0, "code": 3, "signal": 0}),
+        )
+    )
+    assert watched(monkeypatch, Interrupted(started, runs, failed), detach=True) == (None, [])
+    assert watched(monkeypatch, Interrupted(started, failed, runs, Leave()), detach=True) == (
+        Leave, [(Reason.FAILURE, watch.FAILED_GRACE_S, 0)]
     )  # fmt: skip
 
 
