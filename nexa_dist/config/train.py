@@ -210,6 +210,11 @@ class TrainConfig(Section):
         description="Who starts the ranks of a node: torchrun, or the node agent itself (torch is then imported once, "
         "and a relaunch comes from an interpreter that has it already). The environment of a rank is the same.",
     )
+    preload: bool = Field(
+        True,
+        description="With launcher: direct, whether each node keeps an interpreter with torch ready, from which ranks "
+        "are forked. Without it each rank imports what it needs itself: for scripts without torch, or little memory.",
+    )
     replicas: int | None = Field(
         None,
         ge=0,
@@ -366,6 +371,8 @@ class TrainConfig(Section):
         given = [name for name in SECTIONS if getattr(self, name) is not None]
         if self.min_nodes is not None and self.restarts_per_hour == 0:
             raise ValueError("min_nodes has no effect with restarts_per_hour: 0, which starts nothing again")
+        if not self.preload and self.launcher != "direct":
+            raise ValueError("preload: false needs launcher: direct; torchrun imports torch itself")
         if self.max_tokens is not None and self.backend is None:
             raise ValueError("max_tokens is for a backend, which counts them; budget_usd and max_hours end any program")
         if self.profile is not None and (self.backend is None or "trainer" not in BACKENDS[self.backend].sections):
@@ -392,3 +399,8 @@ class TrainConfig(Section):
                 more = OwnEnvironment(packages=row.packages) if row.packages else None
                 object.__setattr__(self, "environment", more or row.environment)
         return self
+
+    @property
+    def keep_warm(self) -> bool:
+        """Whether the ranks of a node are forked from an interpreter that is kept ready there."""
+        return self.launcher == "direct" and self.preload

@@ -101,7 +101,7 @@ def alike(before: TrainConfig, config: TrainConfig) -> bool:
     """Tell whether what the run before was given holds for this one as well: its nodes, its environment, its secrets.
     The Python of a node that is its user's own may change meanwhile, so it is loaded at the launch."""
     same = all(getattr(before, key) == getattr(config, key) for key in ("nodes", "environment", "secrets"))
-    return same and config.launcher == "direct" and config.environment != "none"
+    return same and config.keep_warm and config.environment != "none"
 
 
 def reserve(workspace: Workspace, queue: Queue, row: Row, config: TrainConfig, links: Sequence[Link]) -> Ready | None:

@@ -23,6 +23,8 @@ from tests.state import own_places
 
 REPO = Path(__file__).parents[2]
 PLAIN_RANK = REPO / "tests" / "plain_rank.py"
+NO_TORCH: dict[str, Any] = {"launcher": "direct", "preload": False}
+"""Of a train.yaml that is not about torch: torchrun imports it on each node for each attempt, 2 CPU s."""
 NEXA = (sys.executable, "-m", "nexa_dist")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -106,9 +108,11 @@ class Lab:
         return self.write(f"{name}.yaml", json.dumps(train))
 
     def plain(self, name: str, *args: object, **more: Any) -> str:
-        """train.yaml of tests/plain_rank.py, which imports no torch, with these arguments."""
+        """train.yaml of tests/plain_rank.py with these arguments. Neither it nor what starts it imports torch, unless
+        `more` names the launcher."""
         shutil.copy(PLAIN_RANK, self.root)
-        train = {"name": name, "script": PLAIN_RANK.name, "args": [str(word) for word in args], **more}
+        started = {} if "launcher" in more else NO_TORCH
+        train = {"name": name, "script": PLAIN_RANK.name, "args": [str(word) for word in args], **started, **more}
         return self.write(f"{name}.yaml", json.dumps(train))
 
     def newest(self) -> Path:

@@ -18,7 +18,7 @@ import pytest
 
 from nexa_dist.ops.providers.local import free_port
 from nexa_dist.run import files
-from tests.e2e.conftest import Lab, everything_of, until
+from tests.e2e.conftest import NO_TORCH, Lab, everything_of, until
 
 pytestmark = pytest.mark.e2e
 
@@ -98,7 +98,7 @@ def test_it_says_what_every_node_has_and_draws_the_pairs(own: Lab) -> None:
 
 
 def test_an_unfit_node_is_named_and_a_run_is_refused_until_it_is_fit(clean: Lab) -> None:
-    train = clean.script("hello", HELLO)
+    train = clean.script("hello", HELLO, **NO_TORCH)
     with one_gpu_short(clean.root / ".nexa" / "clusters" / "lab" / "nodes" / "n1" / "home"):
         said = clean.nexa("diag", code=1).stderr
         assert "error: n1: gpu missing: 1 GPUs (expected: 2 GPUs)" in said
@@ -117,7 +117,7 @@ def test_an_unfit_node_is_named_and_a_run_is_refused_until_it_is_fit(clean: Lab)
 
 @pytest.mark.long("variant of a fault: a port that is taken")
 def test_a_taken_port_is_named_and_a_run_is_refused_until_it_is_free(own: Lab) -> None:
-    train = own.script("hello", HELLO)
+    train = own.script("hello", HELLO, **NO_TORCH)
     first = cluster(own)
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -20,7 +20,7 @@ from nexa_dist.run import files
 from nexa_dist.train import data
 from nexa_dist.train.text import corpus
 from tests import held, little_text
-from tests.e2e.conftest import NEXA, REPO, Lab, contents, environment, everything_of, kill, runs, until
+from tests.e2e.conftest import NEXA, NO_TORCH, REPO, Lab, contents, environment, everything_of, kill, runs, until
 
 pytestmark = pytest.mark.e2e
 
@@ -139,7 +139,7 @@ def test_wandb_offline_and_no_secret_anywhere(clean: Lab) -> None:
     assert manifest["wandb_run_id"]
     assert list((clean.newest() / "outputs").rglob("run-*.wandb")), "unasked"
     seen: set[bytes] = set()
-    words = [*NEXA, "run", clean.script("sees", script)]
+    words = [*NEXA, "run", clean.script("sees", script, **NO_TORCH)]
     with subprocess.Popen(words, cwd=clean.root, env=environment(**canaries), stderr=subprocess.DEVNULL) as child:
         while child.poll() is None:
             for path in Path("/proc").glob("[0-9]*"):
@@ -245,7 +245,7 @@ def test_killed_then_two_at_once_without_git_an_active_run_and_no_state_at_the_e
     assert not (home / ".ssh").exists()
 
     sleeps = "import os, time\nopen('model.pt', 'w').write('x')\ntime.sleep(600)\n"
-    own.nexa("run", own.script("sleep", sleeps), "--detach")
+    own.nexa("run", own.script("sleep", sleeps, **NO_TORCH), "--detach")
     until(lambda: "model.pt" in own.nexa("teardown", "--dry-run").stderr, "a rank has written something")
     assert "only on the nodes of own" in own.nexa("teardown", "-y", code=2).stderr
     assert "-y says yes" in own.nexa("teardown", "--keep-nothing", code=2).stderr

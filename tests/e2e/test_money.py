@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Lab, everything_of, runs, until
+from tests.e2e.conftest import NO_TORCH, Lab, everything_of, runs, until
 
 pytestmark = pytest.mark.e2e
 
@@ -85,6 +85,6 @@ def test_the_budget_of_a_cluster_is_shown_extended_and_kept_and_a_failed_run_tak
     cost = priced.json("cost")
     assert cost["known_usd"] > 0 and cost["usd_per_hour"] == USD_PER_HOUR
 
-    said = priced.nexa("run", priced.script("raising", "raise SystemExit(3)"), code=1).stderr
+    said = priced.nexa("run", priced.script("raising", "raise SystemExit(3)", **NO_TORCH), code=1).stderr
     assert "giving the nodes back (on_failure: teardown)" in said
     assert not is_there(priced)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Lab, contents, kill, runs, until
+from tests.e2e.conftest import NO_TORCH, Lab, contents, kill, runs, until
 from tests.e2e.test_recovery import again, machine
 from tests.webhooks import Server, serving
 
@@ -88,14 +88,17 @@ def test_across_a_killed_controller_each_is_told_once(told: tuple[Lab, Server, P
 def test_a_run_that_nobody_follows_is_told_by_its_first_node(told: tuple[Lab, Server, Path]) -> None:
     lab, server, _ = told
     hook = {"HOOK": server.url("ok/verysecret")}
-    lab.nexa("run", lab.script("ends", "raise SystemExit(3)"), "--detach", **hook)
+    go = lab.root / "alone"
+    ends = f"import os, time\nwhile not os.path.exists({str(go)!r}):\n    time.sleep(0.05)\nraise SystemExit(3)"
+    lab.nexa("run", lab.script("ends", ends, **NO_TORCH), "--detach", **hook)
+    go.touch()
     [message] = server.wait("ok/verysecret", seconds=120)
     assert message["event"] == "attempt_failed" and message["from"] == "n0" and "attach" in message["next"]
     assert [path for path, data in contents(lab.root) if b"verysecret" in data] == []
     lab.nexa("attach", code=1, **hook)
     assert events(server) == ["attempt_failed", "run_ended"]
 
-    waits = lab.script("waits", "import time; time.sleep(600)")
+    waits = lab.script("waits", "import time; time.sleep(600)", **NO_TORCH)
     lab.nexa("run", waits, "--detach", **hook)
     lab.nexa("stop", lab.newest().name, "--grace", "0", **hook)
     told = server.wait("ok/verysecret", 3)[-1]

@@ -24,7 +24,7 @@ from nexa_dist.ops.context import Context
 from nexa_dist.ops.providers.static import known_hosts as static_known_hosts
 from nexa_dist.run.runner import Runner
 from nexa_dist.run.workspace import Workspace
-from tests.e2e.conftest import Lab, until
+from tests.e2e.conftest import NO_TORCH, Lab, until
 from tests.e2e.local_cluster import LocalCluster, is_open, make_key
 from tests.e2e.test_bootstrap import BASE_PYTHON, env_folder
 
@@ -161,7 +161,7 @@ def test_a_life(own: Own) -> None:
         assert {p.name for p in own.home(node).iterdir()} - {"thesis.tex"} == {".nexa"}
     assert "0 tasks changed" in own.lab.nexa("provision", "--cluster", file).stderr
 
-    own.lab.nexa("run", own.lab.script("who", WHO), "--cluster", file)
+    own.lab.nexa("run", own.lab.script("who", WHO, **NO_TORCH), "--cluster", file)
     assert "rank 1 of 2 on n1" in own.lab.log(1, "n1")
     rows = own.lab.json("status", "--cluster", "own")["clusters"][0]["nodes"]
     assert [row["state"] for row in rows] == ["up", "up"]
@@ -191,7 +191,7 @@ def test_two_clusters_on_the_same_hosts_and_what_stays(own: Own) -> None:
     assert "n1" in said and "would be left behind" in said
 
     own.lab.nexa("teardown", "--cluster", "first")
-    own.lab.nexa("run", own.lab.script("who", WHO), "--cluster", second)
+    own.lab.nexa("run", own.lab.script("who", WHO, **NO_TORCH), "--cluster", second)
     checkpoint = own.home("n0") / ".nexa" / "durable" / "step_40" / "model.bin"
     checkpoint.parent.mkdir()
     checkpoint.write_bytes(b"weights")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Lab
+from tests.e2e.conftest import NO_TORCH, Lab
 
 pytestmark = pytest.mark.e2e
 
@@ -51,7 +51,7 @@ def test_a_project_is_installed_and_its_lines_run_once_a_node(project: Lab, tmp_
 
     lines = [f"echo ran >> {tmp_path}/$NEXA_NODE", "mkdir -p made && echo $((6 * 7)) > made/it"]
     said = "lab 1.5 42 ['a b'] src/lab/cli.py\n"
-    more: dict[str, Any] = {"setup": lines, "launcher": "direct"}
+    more: dict[str, Any] = {"setup": lines, **NO_TORCH}
     files = [train("program", program="lab-train", **more), train("module", module="lab.cli", **more)]
     project.nexa("run", files[0])
     assert [project.log(rank, f"n{rank}") for rank in (0, 1)] == [said, said]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cloud.region import Running
-from tests.e2e.conftest import rented
+from tests.e2e.conftest import NO_TORCH, rented
 
 pytestmark = pytest.mark.e2e
 
@@ -54,7 +54,7 @@ def test_a_baked_image_is_taken_and_holds_nobodys_keys(here: Running, tmp_path: 
         keys = node("cat ~/.ssh/authorized_keys").splitlines()
         assert len([key for key in keys if key.strip()]) == 1
         assert node("ls /opt/nexa/scratch") == "" and int(node("cat /var/lib/nexa/acts_unix")) > 0
-        said = lab.script("hello", "print('hello from a baked node')")
+        said = lab.script("hello", "print('hello from a baked node')", **NO_TORCH)
         lab.nexa("run", said, timeout_s=600)
         assert "hello from a baked node" in lab.log(0, "n0")
     finally:

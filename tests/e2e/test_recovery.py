@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from nexa_dist.train import checkpoint
-from tests.e2e.conftest import Lab, kill, runs, until
+from tests.e2e.conftest import NO_TORCH, Lab, kill, runs, until
 
 pytestmark = pytest.mark.e2e
 
@@ -67,11 +67,11 @@ def test_ranks_without_torchrun_start_again_from_a_warm_interpreter(clean: Lab) 
 
 @pytest.mark.long("tests/unit/plan/runs/test_recovery.py has the decision")
 def test_what_falls_over_before_its_first_step_is_given_up_at_the_second_time(clean: Lab) -> None:
-    raising = clean.script("raising", "raise SystemExit(3)", restarts_per_hour=10)
+    raising = clean.script("raising", "raise SystemExit(3)", restarts_per_hour=10, **NO_TORCH)
     said = clean.nexa("run", raising, code=1).stderr
     assert "2 times in a row before its first step" in said
     assert [kind for kind, _ in ends(clean)] == ["rank", "rank"]
-    usage = clean.script("usage", "raise SystemExit(2)", restarts_per_hour=10)
+    usage = clean.script("usage", "raise SystemExit(2)", restarts_per_hour=10, **NO_TORCH)
     clean.nexa("run", usage, code=1)
     assert [kind for kind, _ in ends(clean)] == ["config"]
 
@@ -107,7 +107,7 @@ def test_a_killed_supervisor_between_two_attempts_is_followed_by_another(clean: 
 @pytest.mark.long("variant of two commands at once")
 def test_two_controllers_do_not_both_decide(clean: Lab) -> None:
     hold = clean.root / "go-on"
-    child = begun(clean, again(clean, 0, 0, hold=hold, launcher="direct"))
+    child = begun(clean, again(clean, 0, 0, hold=hold))
     other = clean.begin("attach")
     assert other.stderr
     assert "supervised by another nexa: looking on" in other.stderr.readline()
@@ -208,7 +208,7 @@ def machine(lab: Lab, node: str) -> set[int]:
 
 def test_a_lost_node_is_made_anew_alone(clean: Lab) -> None:
     hold = clean.root / "lost"
-    child = begun(clean, again(clean, 0, 0, hold=hold))
+    child = begun(clean, again(clean, 0, 0, hold=hold, launcher="torchrun"))
     before = machine(clean, "n0")
     while left := machine(clean, "n1"):
         for number in (signal.SIGSTOP, signal.SIGKILL):  # its agent has no time to tell of a rank that went first

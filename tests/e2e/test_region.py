@@ -103,7 +103,8 @@ def test_a_cluster_runs_loses_a_node_is_left_alone_and_is_torn_down(cloud: Lab, 
     spoken = node(cloud, "n0", "read -r line </dev/tcp/10.213.0.102/22; echo $line")
     assert spoken.startswith("SSH-2.0"), "WireGuard carries from node to node"
 
-    child = cloud.begin("run", endless(cloud, save_every=1_000_000), **CANARIES)  # it is saved for the notice alone
+    train = endless(cloud, save_every=1_000_000, launcher="torchrun")  # it is saved for the notice alone
+    child = cloud.begin("run", train, **CANARIES)
     try:
         until(lambda: "step 15/" in cloud.log(0, "n0"), "step 15")
         here.client.notice(first["n0"]["id"], seconds=120, reclaim=False)
@@ -175,10 +176,10 @@ def no_secret_anywhere(cloud: Lab) -> None:
     assert leaked == []
 
 
-def endless(cloud: Lab, save_every: int = 10) -> str:
+def endless(cloud: Lab, save_every: int = 10, **more: Any) -> str:
     """train.yaml of a rank a node that goes on until `let_end`."""
     args = ("--steps", 1_000_000, "--save-every", save_every, "--step-seconds", 0.4, "--until", END)
-    return cloud.plain("own", *args, nproc_per_node=1)
+    return cloud.plain("own", *args, nproc_per_node=1, **more)
 
 
 def let_end(cloud: Lab, attempt: int) -> None:

@@ -18,7 +18,7 @@ import pytest
 from nexa_dist.run import files
 from tests.cloud import provider
 from tests.cloud.region import Running
-from tests.e2e.conftest import REPO, Lab, make_bucket, rented, runs, until
+from tests.e2e.conftest import NO_TORCH, REPO, Lab, make_bucket, rented, runs, until
 from tests.e2e.test_mesh import REDUCE
 from tests.e2e.test_region import (
     CLUSTER,
@@ -128,7 +128,7 @@ def test_the_quickstart_trains_and_data_comes_by_a_nodes_own_profile_and_goes_on
     aws = [*cloud.prefix, str(Path(sys.executable).with_name("aws")), "s3", "cp", "--recursive", "far", place]
     subprocess.run(aws, cwd=cloud.root, env=cloud.environment(), check=True, timeout=120, stdout=subprocess.DEVNULL)
     cloud.write("near/c.txt", "near")
-    train = cloud.script("seen", SEEN, data={"far": place, "near": "near"}, nproc_per_node=1)
+    train = cloud.script("seen", SEEN, data={"far": place, "near": "near"}, nproc_per_node=1, **NO_TORCH)
     said = cloud.nexa("run", train, timeout_s=400).stderr
     for name in ("n0", "n1"):
         assert "seen ['c.txt'] 9000000 far" in cloud.log(int(name[1]), name)

@@ -203,7 +203,7 @@ class Job:
             "hang_timeout_s": config.hang_timeout_s,
             "on_disconnect": config.on_disconnect,
             "spot": node.node.offer.endswith(" spot"),
-            "keep_warm": config.launcher == "direct",
+            "keep_warm": config.keep_warm,
             "preload": self.preload,
             "first_rank": node.first_rank,
             "nproc": node.nproc,

@@ -137,7 +137,7 @@ def prepare(
             more[link.node.name]["python"] = job.base(link)
             if inside := job.interpreter(link):
                 more[link.node.name] |= {"inside": inside, "python": f"python3 in {config.image}"}
-        if config.launcher == "direct" and not ctx.dry:
+        if config.keep_warm and not ctx.dry:
             more[link.node.name]["warm"] = job.preloading(draft, node, link)
     places = {link.node.name: job.place(link) for link in linked}
     with _forgotten_if_refused([link for link in linked if "warm" in more[link.node.name]], places):

@@ -23,9 +23,9 @@ FORMAT = 1
 CHECKPOINT = "checkpoint"
 """Folder of the checkpoint in the output."""
 OPERATION = {
-    "name", "data", "tags", "experiment", "nodes", "max_hours", "budget_usd", "launcher", "replicas", "hang_timeout_s",
-    "on_disconnect", "restarts_per_hour", "min_nodes", "wait_for_nodes_minutes", "lost_after_s", "wandb", "secrets",
-    "outputs", "files", "profile", "install", "apt", "setup", "environment",
+    "name", "data", "tags", "experiment", "nodes", "max_hours", "budget_usd", "launcher", "preload", "replicas",
+    "hang_timeout_s", "on_disconnect", "restarts_per_hour", "min_nodes", "wait_for_nodes_minutes", "lost_after_s",
+    "wandb", "secrets", "outputs", "files", "profile", "install", "apt", "setup", "environment",
 }  # fmt: skip
 """Keys of train.yaml that the weights do not follow from."""
 

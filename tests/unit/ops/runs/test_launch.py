@@ -176,6 +176,17 @@ def test_nodes_on_one_machine_share_its_cpus(tmp_path: Path, provider: str, thre
         assert 8 // message["warm"]["spec"]["nproc"] == threads
 
 
+@pytest.mark.parametrize(
+    ("keys", "warm"), [({"launcher": "direct"}, True), ({"launcher": "direct", "preload": False}, False), ({}, False)]
+)
+def test_an_interpreter_is_kept_ready_only_where_ranks_are_forked(
+    tmp_path: Path, keys: dict[str, Any], warm: bool
+) -> None:
+    trial = Trial(tmp_path, Nodes(), **keys)
+    assert {spec["keep_warm"] for spec in trial.prepare().specs.values()} == {warm}
+    assert {"warm" in message for message in trial.nodes.told("probe").values()} == {warm}
+
+
 @pytest.mark.parametrize("launcher", ["torchrun", "direct"])
 def test_a_dry_run_begins_nothing(tmp_path: Path, launcher: str) -> None:
     trial = Trial(tmp_path, Nodes(), launcher=launcher)
