@@ -322,15 +322,16 @@ class Attempt:
 
     def terminate(self, child: Any) -> None:
         """SIGTERM, once, to the ranks themselves: torchrun would kill them 30 s after its own, in any grace."""
-        ranks = set(self.watcher.living()) - self.asked if isinstance(child, subprocess.Popen) else set()
+        if not isinstance(child, subprocess.Popen):  # Direct, which has no more than the ranks
+            child.terminate()
+            return
+        ranks = set(self.watcher.living()) - self.asked
         for pid in ranks:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
         self.asked |= ranks
-        if not self.asked and self.held:
-            child.send_signal(signal.SIGINT)
-        elif not self.asked:
-            child.terminate()
+        if not self.asked:
+            child.send_signal(signal.SIGINT if self.held else signal.SIGTERM)
 
     def reap(self, child: Any) -> None:
         """Orphans of the run come to us (subreaper); a zombie of theirs must not pile up."""

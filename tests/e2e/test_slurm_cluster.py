@@ -113,6 +113,7 @@ def test_a_training_on_an_allocation_and_after_a_preemption_with_the_same_loss(s
         manifest = lab.manifest()
         assert [row["kind"] for row in manifest["attempts"]] == ["notice"] * broken + ["completed"]
         assert manifest["hardware"]["provider"] == "slurm"
+        assert not broken or manifest["attempts"][1]["resume_step"] >= 18, "it saved because it was told to"
         losses.append([manifest["eval_report"][name] for name in ("eval_loss_nats", "train_loss_last", "steps")])
     assert losses[0] == losses[1], "bit for bit"
     assert "step 40" in lab.nexa("logs", lab.newest().name).stdout

@@ -107,7 +107,7 @@ class Direct:
 
     def terminate(self) -> None:
         """SIGTERM to every rank. What has not been started is not started any more."""
-        self.stopping = True
+        self.stopping, self.kill_at = True, None  # a scheduler may have ended the first rank before it told us
         if self.warm is not None and not self.ranks:
             self._give_up_warm()
             self.returncode = 128 + signal.SIGTERM

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,17 @@ def held(rig: Rig, rank_code: str, tmp_path: Path, **more: Any) -> Iterator[subp
         child.wait()
 
 
-def test_a_signal_to_every_process_lets_the_ranks_save_in_their_time(rig: Rig, tmp_path: Path) -> None:
-    with held(rig, SAVING, tmp_path) as agent:
+DIRECT = {
+    "launcher": "direct", "argv": [sys.executable, "-u", "-c", SAVING], "first_rank": 0, "nproc": 2, "world_size": 2,
+    "node_rank": 0, "nnodes": 1, "master_addr": "127.0.0.1", "master_port": 9,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("more", [{}, DIRECT], ids=["torchrun", "direct"])
+def test_a_signal_to_every_process_lets_the_ranks_save_in_their_time(
+    rig: Rig, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    with held(rig, SAVING, tmp_path, **more) as agent:
         rig.ready(0, 1)
         launcher = next(event["pid"] for event in rig.events("torchrun"))
         for pid in (launcher, agent.pid):  # without a handler of its own a launcher would die, and its ranks with it
