@@ -330,7 +330,7 @@ class TrainConfig(Section):
         if wrong := [key for key in ("apt", "setup", "install") if getattr(self, key)]:
             raise ValueError(f"{', '.join(wrong)} cannot change an image: put into it what the run needs")
         if self.launcher == "direct":
-            raise ValueError("launcher: direct keeps an interpreter of the node's warm, and the ranks have the image's")
+            raise ValueError("launcher: direct starts the ranks with the node's Python, and the ranks have the image's")
         object.__setattr__(self, "environment", "none")
         return self
 

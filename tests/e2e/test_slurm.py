@@ -28,8 +28,12 @@ LONG = "a Slurm of its own, and jobs that wait for it: the submission is in the 
 TRAIN = """\
 name: plain
 script: plain_rank.py
+launcher: direct
+preload: false
 slurm: {nodes: 2, gres: "gpu:1", time: 30, usd_per_gpu_hour: 2.5}
 """
+TORCHRUN = ("--set", "launcher=torchrun", "--set", "preload=true")
+"""Which imports torch, 2 CPU s a node and attempt."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ def test_a_job_of_one_rank_runs_and_the_batch_script_is_clean(site: Site) -> Non
     assert not (site.root / "runs").exists()
     checked = subprocess.run(["shellcheck", "-"], input=shown.stdout, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
-    number, (run,) = site.submit("--set", "slurm.nodes=1", steps="3", step_seconds="0", save_every="3")
+    number, (run,) = site.submit(*TORCHRUN, "--set", "slurm.nodes=1", steps="3", step_seconds="0", save_every="3")
     site.ended(number, "COMPLETED")
     manifest = site.manifest(run)
     assert (manifest["status"], manifest["hardware"]["provider"], manifest["checkpoint"]["step"]) == (
@@ -153,9 +157,11 @@ def test_a_job_of_one_rank_runs_and_the_batch_script_is_clean(site: Site) -> Non
 
 
 @pytest.mark.long(LONG)
-@pytest.mark.parametrize("partition", ["day", "grace"])
-def test_a_preempted_job_saves_waits_and_ends_as_an_unbroken_one(site: Site, partition: str) -> None:
-    number, (run,) = site.held("--set", f"slurm.partition={partition}", steps="40", save_every="100")
+@pytest.mark.parametrize(("partition", "launcher"), [("day", TORCHRUN), ("grace", ())], ids=["day", "grace"])
+def test_a_preempted_job_saves_waits_and_ends_as_an_unbroken_one(
+    site: Site, partition: str, launcher: tuple[str, ...]
+) -> None:
+    number, (run,) = site.held("--set", f"slurm.partition={partition}", *launcher, steps="40", save_every="100")
     until(stepped(run, 3), "step 3")
     site.ended(urgent_job(site.slurm), "COMPLETED")
     assert site.manifest(run)["status"] == "retry"

@@ -136,7 +136,7 @@ def ready(config: TrainConfig, nproc: int) -> TrainConfig:
         ("apt", config.apt, "the nodes are not nexa's to set up"),
         ("environment", own, "slurm.python names the interpreter, which has what the training imports"),
         ("nodes", config.nodes, "slurm.nodes says how many, slurm.constraint and options which"),
-        ("launcher: direct", config.launcher == "direct", "under Slurm torchrun starts the ranks"),
+        ("launcher: direct", config.keep_warm, "add preload: false: the job's own end takes its interpreters along"),
         ("on_disconnect: kill", config.on_disconnect == "kill", "a job has no controller that could be gone"),
         ("budget_usd", config.budget_usd, "slurm.time and max_hours bound a job"),
         ("min_nodes", config.min_nodes, "a job gets all of slurm.nodes, or waits"),

@@ -42,6 +42,7 @@ def test_a_training_as_its_job_runs_it() -> None:
     made = ready(config(), 2)
     assert (made.nproc_per_node, made.environment, made.replicas) == (2, "light", 0)
     assert ready(config(replicas=1), 2).replicas == 1
+    assert ready(config(launcher="direct", preload=False), 2).launcher == "direct"
 
 
 @pytest.mark.parametrize(
