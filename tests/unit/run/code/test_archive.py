@@ -139,7 +139,7 @@ def test_data_is_refused_before_it_is_read(root: Path, monkeypatch: pytest.Monke
 def test_the_package_alone_reads_a_config_of_every_backend(tmp_path: Path) -> None:
     """As the launcher on a node does, where nothing else of the checkout is."""
     with tarfile.open(fileobj=BytesIO(archive.package().pack())) as tar:
-        tar.extractall(tmp_path, filter="data")
+        tar.extractall(tmp_path)
     repo = Path(__file__).parents[4]
     read = (
         "import sys\nfrom pathlib import Path\nfrom nexa_dist.config.load import load_train\n"
