@@ -76,10 +76,14 @@ use_package_settings() {
     export UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS:-1}" UV_PYTHON_DOWNLOADS=never
 }
 
-# First Python that this project can run on.
+# First Python that this project can run on: the distribution's, where it can make an environment, before another one of
+# PATH. What pyenv builds has no profile-guided optimization: everything in it takes a quarter longer.
 find_python() {
-    local candidate
-    for candidate in ${NEXA_PYTHON:+"$NEXA_PYTHON"} python3 python3.13 python3.12 python3.11; do
+    local candidate distribution=/usr/bin/python3
+    if [[ ":$PATH:" != *:/usr/bin:* ]] || ! { have uv || "$distribution" -c 'import ensurepip' 2>/dev/null; }; then
+        distribution=python3
+    fi
+    for candidate in ${NEXA_PYTHON:+"$NEXA_PYTHON"} "$distribution" python3 python3.13 python3.12 python3.11; do
         if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             command -v "$candidate"
             return

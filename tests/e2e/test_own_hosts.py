@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Lab
+from tests.e2e.conftest import NO_TORCH, Lab
 
 pytestmark = pytest.mark.e2e
 
@@ -89,7 +89,7 @@ def test_settings_of_the_users_that_hurt_are_off_and_programs_need_consent(clean
     file = clean.root / "own" / "ssh_config"
     hurt = "RequestTTY force", "RemoteCommand touch pwned", "ForwardAgent yes", "SendEnv *", "LogLevel QUIET"
     clean.write("own/ssh_config", "\n".join([file.read_text(), *hurt, "PermitLocalCommand yes"]) + "\n")
-    clean.nexa("run", clean.script("who", WHO), "--cluster", hosts)
+    clean.nexa("run", clean.script("who", WHO, **NO_TORCH), "--cluster", hosts)
     assert "rank 0 of 3 on n0 lo" in clean.log(0, "n0")
     clean.write("own/ssh_config", f"{file.read_text()}LocalCommand touch pwned\n")
     said = clean.nexa("run", "who.yaml", "--cluster", hosts, "--print", code=2).stderr

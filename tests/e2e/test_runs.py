@@ -15,7 +15,7 @@ import pexpect
 import pytest
 
 from nexa_dist.run.files import held
-from tests.e2e.conftest import REPO, Lab, environment, kill, runs, until
+from tests.e2e.conftest import NO_TORCH, REPO, Lab, environment, kill, runs, until
 
 pytestmark = pytest.mark.e2e
 
@@ -218,7 +218,7 @@ def test_at_a_terminal_an_interrupt_asks_once(clean: Lab) -> None:
 @pytest.mark.long("variant of the interrupt")
 def test_without_a_terminal_an_interrupt_stops_the_run(clean: Lab) -> None:
     before = runs(clean)
-    child = clean.begin("run", clean.script("quiet", QUIET))
+    child = clean.begin("run", clean.script("quiet", QUIET, **NO_TORCH))
     until(lambda: ready(clean, before), "four ranks are ready")
     child.send_signal(signal.SIGINT)
     _, said = child.communicate(timeout=600)
@@ -230,7 +230,7 @@ def test_without_a_terminal_an_interrupt_stops_the_run(clean: Lab) -> None:
 def test_dropped_connections_and_a_killed_controller_lose_and_repeat_nothing(clean: Lab, tmp_path: Path) -> None:
     before, said = runs(clean), tmp_path / "said"
     with said.open("w") as file:
-        child = clean.begin("run", clean.script("count", COUNT), "--rank", "0", stderr=file)
+        child = clean.begin("run", clean.script("count", COUNT, **NO_TORCH), "--rank", "0", stderr=file)
     until(lambda: runs(clean) > before and "line 20\n" in clean.log(0, "n0"), "lines come")
     dropped = 0
     for path in Path("/proc").glob("[0-9]*"):
