@@ -77,7 +77,7 @@ use_package_settings() {
 }
 
 # First Python that this project can run on: the distribution's, where it can make an environment, before another one of
-# PATH. What pyenv builds has no profile-guided optimization: everything in it takes a quarter longer.
+# PATH. What pyenv builds has no profile-guided optimization: Python code takes a quarter longer in it.
 find_python() {
     local candidate distribution=/usr/bin/python3
     if [[ ":$PATH:" != *:/usr/bin:* ]] || ! { have uv || "$distribution" -c 'import ensurepip' 2>/dev/null; }; then

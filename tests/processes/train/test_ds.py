@@ -97,7 +97,14 @@ def stage(python: Path, libaio: dict[str, str] | None, tmp_path_factory: pytest.
     env = {"TORCH_EXTENSIONS_DIR": str(heavy.extensions(python)), "DS_ACCELERATOR": "cpu", **(libaio or {})}
     env["PATH"] = f"{python.parent}:{os.environ['PATH']}"
     return Stage(
-        folder, Ranks(str(python), (*IMPORTED, *ZERO, "nexa_dist.train.backends.ds"), env=tuple(env.items()), more=ONCE)
+        folder,
+        Ranks(
+            str(python),
+            (*IMPORTED, *ZERO, "nexa_dist.train.backends.ds"),
+            env=tuple(env.items()),
+            more=ONCE,
+            limit_s=3600.0,  # one may compile async_io: 340 CPU s, more than 15 minutes beside six others
+        ),
     )
 
 
