@@ -170,7 +170,8 @@ _WORDS: tuple[tuple[re.Pattern[str], str, Kind, str], ...] = (
     (
         re.compile(
             r"[^\n]*(?:no such host|connection refused|connection reset|i/o timeout|TLS handshake timeout|"
-            r"network is unreachable|no route to host|request send failed|server misbehaving)[^\n]*"
+            r"network is unreachable|no route to host|request send failed|server misbehaving|decomposing response|"
+            r"deserialization failed, failed to decode response body)[^\n]*"
         ),
         NETWORK, "passing", f"check the network, then {REPEAT}",
     ),
@@ -263,6 +264,12 @@ def read(text: str) -> list[Refusal]:
         rows = ((pattern.search(text), code, kind, cure) for pattern, code, kind, cure in _WORDS)
         found = [Refusal(code, kind, told[0].strip(), cure) for told, code, kind, cure in rows if told]
     return found
+
+
+def only_read(text: str) -> bool:
+    """True when Terraform's words name the calls that failed, and none of them can have changed anything."""
+    calls = re.findall(r"operation error [\w ]+: (\w+)", text)
+    return bool(calls) and all(re.match("Describe|Get|List|Head", call) for call in calls)
 
 
 def _death(told: re.Match[str]) -> Refusal:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from nexa_dist.config.cluster import ClusterConfig
 from nexa_dist.config.fields import region_of
 from nexa_dist.model import Market
-from nexa_dist.refusal import NETWORK, OF_INSTANCES, PREEMPTED, gravest, read
+from nexa_dist.refusal import NETWORK, OF_INSTANCES, PREEMPTED, gravest, only_read, read
 
 REFUSED_LATELY_S = 30 * 60.0
 PREEMPTED_LATELY_S = 2 * 3600.0
@@ -169,7 +169,8 @@ def verdict(error: str) -> Verdict:
     if told is None:
         return Verdict("", False)
     of_instances = told.kind == "quota" and told.code in OF_INSTANCES
-    passing = told.kind == "passing" and told.code != NETWORK  # what was asked for then may have been made
+    # with no answer, what was asked for may have been made
+    passing = told.kind == "passing" and (told.code != NETWORK or only_read(error))
     refused = told.kind in ("credentials", "denied")
     message = f"the cloud refuses these credentials: {told.action or told.code}" if refused else ""
     return Verdict(told.code, told.kind == "capacity" or of_instances, of_instances, passing, message, str(told))

@@ -93,7 +93,7 @@ def _some(reasons: Sequence[str]) -> str:
 
 
 def patiently(ctx: Context, apply: Callable[[], None]) -> None:
-    """`apply`, again while the cloud only says that it is busy: what was made until then stays, and the rest follows.
+    """`apply`, again while the cloud is busy or its answer to a question was lost: what was made stays, the rest comes.
 
     The provider itself makes two attempts of each call for instances, so that a lack of capacity is told at once.
     """
@@ -105,7 +105,7 @@ def patiently(ctx: Context, apply: Callable[[], None]) -> None:
             verdict = offers.verdict(str(error))
             if not verdict.passing or wait_s is None:
                 raise
-            ctx.detail(f"the cloud is busy ({verdict.code}); again in {wait_s:.0f} s")
+            ctx.detail(f"the cloud is busy or out of reach ({verdict.code}); again in {wait_s:.0f} s")
             ctx.sleep(wait_s)
 
 

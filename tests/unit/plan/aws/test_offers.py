@@ -16,6 +16,7 @@ from nexa_dist.plan.aws.offers import (
     ordered,
     verdict,
 )
+from nexa_dist.refusal import NETWORK
 from nexa_dist.shape import lenient, of
 from tests.unit.cloud_server import NOW, config
 
@@ -137,6 +138,13 @@ def made(code: str, status: int = 400, attempts: str = "exceeded maximum number 
     )
 
 
+def unanswered(call: str, words: str) -> str:
+    """Terraform's words where the network failed: `words` stand where an answer's code does."""
+    return f"operation error EC2: {call}, https response error StatusCode: 200, RequestID: x, {words}"
+
+
+LOST = "request send failed, Post: dial tcp: connect: connection refused"
+TORN = "decomposing response: read tcp 10.0.0.1:2->10.0.0.1:80: use of closed network connection"
 DIED = "terraform apply failed: waiting for EC2 Instance (i-1) create: unexpected state '{}', wanted target 'running'."
 
 
@@ -155,6 +163,10 @@ DIED = "terraform apply failed: waiting for EC2 Instance (i-1) create: unexpecte
         (made("InvalidPermission.NotFound", 400), Verdict("InvalidPermission.NotFound", False, passing=True)),
         (made("RouteAlreadyExists", 400), Verdict("RouteAlreadyExists", False, passing=True)),
         (made("RequestLimitExceeded", 503) + "\n" + made(FULL, 500), Verdict(FULL, True)),
+        (unanswered("DescribeInstances", TORN), Verdict(NETWORK, False, passing=True)),
+        (unanswered("RunInstances", LOST), Verdict(NETWORK, False)),
+        (unanswered("DescribeVpcs", TORN) + "\n" + unanswered("RunInstances", LOST), Verdict(NETWORK, False)),
+        (LOST, Verdict(NETWORK, False)),
         (made("InvalidParameterValue"), Verdict("InvalidParameterValue", False)),
         (DIED.format("terminated") + " last error: Server.SpotInstanceTermination: x", Verdict(PREEMPTED, True)),
         (DIED.format("shutting-down"), Verdict(PREEMPTED, True)),
