@@ -103,6 +103,11 @@ run "efa_on_two_cards" {
     condition     = alltrue([for each in aws_launch_template.node.network_interfaces : each.associate_public_ip_address == null || each.associate_public_ip_address == ""])
     error_message = "EC2 gives a machine with several interfaces no public address"
   }
+
+  assert {
+    condition     = alltrue([for each in aws_launch_template.node.network_interfaces : each.delete_on_termination == "true"])
+    error_message = "an interface goes with its machine"
+  }
 }
 
 # Each of these is refused, all in one go: a run takes a second.
