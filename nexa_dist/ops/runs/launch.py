@@ -252,7 +252,7 @@ def start(run: RunFolder, prepared: Prepared, record: Run, **known: Any) -> None
         if unproven:
             raise StillRunning(f"{cause}\nand not every node is proven clean: {unproven}") from error
         raise
-    record.started(laid=laid, **known)
+    record.started(laid={name: laid[name] for name in run_dirs if name in laid}, **known)  # in the nodes' order
 
 
 def to_agents(record: Run) -> dict[str, Any]:
