@@ -7,7 +7,7 @@ A process of the tests is stopped (SIGSTOP) about three times a second and goes 
 workers, the programs that they start and the daemons of these. The seed fixes the pauses and the draws; which process
 a draw meets is up to the machine. Never stopped: pytest's first process, and sudo and what runs below it, since sudo
 stops itself with its child and nobody tells it to go on. A test that stops processes itself may see one of its own go
-on too early. At the end, or when this is interrupted, everything goes on.
+on too early. At the end, or when this is interrupted, everything goes on. Threads begin late, too (late_threads.py).
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def main() -> int:
     asked, words = parser.parse_known_args()
     token = f"{MARK}={os.getpid()}-{asked.seed}"
     tests = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-n", asked.workers, *words],
+        [sys.executable, "-m", "pytest", "-p", "tests.late_threads", "-n", asked.workers, *words],
         cwd=REPO,
         env={**os.environ, MARK: token.partition("=")[2]},
     )
