@@ -101,11 +101,11 @@ def verify(path: Path) -> list[str]:
 
 def _problems(path: Path, raw: bytes) -> list[str]:
     body = json.loads(raw)
-    claimed = body.pop("sha256")
+    del body["sha256"]
     if body["version"] != VERSION:
         return [f"{MANIFEST}: version {body['version']}, expected {VERSION}"]
-    # Also byte for byte: a flip in the white space or in an escape would read the same.
-    if claimed != digest_of(body) or raw != manifest_bytes(body):
+    # Byte for byte: a flip in the white space or in an escape would read the same.
+    if raw != manifest_bytes(body):
         return [f"{MANIFEST}: damaged (its own SHA-256 does not fit)"]
     problems = []
     if path.name != step_name(body["step"]):
