@@ -124,6 +124,7 @@ if __name__ == "__main__":
             print(method, list(pool.map(square, range(4))))
 """)
     node.preload = ("multiprocessing.pool", "concurrent.futures.process")
+    node.environment["TMPDIR"] = tempfile.gettempdir()  # a forkserver's socket has room for 107 bytes, as in a run
     node.warm(script)
     fresh, _, forked, code = both(node, script)
     assert (forked, code) == (fresh, 0)

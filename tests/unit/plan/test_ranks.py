@@ -44,7 +44,8 @@ def test_a_run_on_a_part_has_the_clusters_order_and_its_rendezvous_only_with_its
 
 
 def test_nproc_per_node_is_bounded_by_the_smallest_node() -> None:
-    assert assign_ranks(cluster(("a", 4), ("b", 2)), 1, nproc_per_node=2).world_size == 4
+    fewer = assign_ranks(cluster(("a", 4), ("b", 2)), 1, nproc_per_node=2)
+    assert (fewer.world_size, [fewer.node_of(rank) for rank in range(4)]) == (4, ["n0", "n0", "n1", "n1"])
     with pytest.raises(NexaError, match="nproc_per_node is 3, but node n1 takes 2 ranks"):
         assign_ranks(cluster(("a", 4), ("b", 2)), 1, nproc_per_node=3)
 
