@@ -220,6 +220,7 @@ def test_an_extension_stays_when_the_file_is_provisioned_again(desk: Desk, folde
     files.write_json(folder.json, cluster(desk).to_json())
     desk.slept.append(HOUR)
     meter.extend(desk.ctx, folder, 12.0)
+    desk.slept.append(1.0)
     budget.open_budget(folder, 24.0, desk.now())
     found = budget.of_cluster(folder, desk.now(), 0.0)
     assert found and found.budget_usd == 36.0

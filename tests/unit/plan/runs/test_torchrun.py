@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -36,6 +37,12 @@ def test_c10d_gives_each_node_its_own_address() -> None:
     assert "--rdzv_id=r-3" in argv
     assert "--local_addr=10.0.0.2" in argv
     assert argv[-3:] == ("-u", "-m", "pkg.mod")
+
+
+def test_an_address_of_ipv6_stands_in_brackets_before_its_port() -> None:
+    six = replace(plan("c10d"), rdzv_host="fd00::1")
+    argv = torchrun(six, six.nodes[0], PLACE, program(TrainConfig(name="x", script="train.py"), PLACE), "r", 1)
+    assert "--rdzv_endpoint=[fd00::1]:29500" in argv
 
 
 def test_a_backend_prepares_its_data_once_per_node_before_the_ranks() -> None:
