@@ -170,8 +170,8 @@ _WORDS: tuple[tuple[re.Pattern[str], str, Kind, str], ...] = (
     (
         re.compile(
             r"[^\n]*(?:no such host|connection refused|connection reset|i/o timeout|TLS handshake timeout|"
-            r"network is unreachable|no route to host|request send failed|server misbehaving|decomposing response|"
-            r"deserialization failed, failed to decode response body)[^\n]*"
+            r"network is unreachable|no route to host|request send failed|server misbehaving|"
+            r"decomposing response)[^\n]*"
         ),
         NETWORK, "passing", f"check the network, then {REPEAT}",
     ),

@@ -24,7 +24,7 @@ def late(chance: random.Random, function: Callable[..., Any]) -> Callable[..., A
 
 
 def pytest_configure() -> None:
-    chance, submit = random.Random(os.environ.get("NEXA_SHAKE")), ThreadPoolExecutor.submit
+    chance, submit = random.Random(os.environ["NEXA_SHAKE"].rpartition("-")[2]), ThreadPoolExecutor.submit
 
     def submit_late(pool: ThreadPoolExecutor, function: Callable[..., Any], /, *args: Any, **more: Any) -> Future[Any]:
         return submit(pool, late(chance, function), *args, **more)
