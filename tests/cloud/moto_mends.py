@@ -57,10 +57,17 @@ def get_tags(self: Any) -> list[dict[str, str]]:
 
 
 def keeps_template_clean(plain: Callable[[EC2Response], ActionResult]) -> Callable[[EC2Response], ActionResult]:
-    """Tags of the template itself do not belong to its data, where they would show as drift."""
+    """Tags of the template itself do not belong to its data, where they would show as drift. A repeat with the token of
+    a call whose answer was lost is answered as that one was."""
+    answers: dict[tuple[str, str, str], ActionResult] = {}
 
     def create_launch_template(self: EC2Response) -> ActionResult:
+        key = (self.ec2_backend.account_id, self.ec2_backend.region_name, self._get_param("ClientToken") or "")
+        if key in answers:
+            return answers[key]
         answer = plain(self)
+        if key[2]:
+            answers[key] = answer
         template = self.ec2_backend.get_launch_template_by_name(self._get_param("LaunchTemplateName"))
         data = template.default_version().data
         specs = [s for s in data.pop("TagSpecifications", []) if s["ResourceType"] != "launch-template"]

@@ -217,6 +217,7 @@ def test_a_full_zone_a_lost_reply_and_a_busy_api(
     here.client.fault("throttle", call="Describe*", rate=0.1)
     here.client.fault("lost_reply", call="RunInstances", times=2)
     here.client.fault("lost_reply", call="CreateRoute", times=1)
+    here.client.fault("lost_reply", call="CreateLaunchTemplate", times=1)
     here.client.fault("hidden", seconds=2)
     said = provision(cloud)
     assert "us-east-1a spot: InsufficientInstanceCapacity, its part of the gang was given back" in said

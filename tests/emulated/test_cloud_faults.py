@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError, ConnectionClosedError
@@ -67,6 +68,19 @@ def test_error_speaks_the_protocol_of_its_service(cloud: Cloud) -> None:
         cloud.ami()
     assert (code(xml), code(json)) == ("Unavailable", "AccessDeniedException")
     assert cloud.region.state()["errors"]["GetParameter: AccessDeniedException"] >= 1
+
+
+def test_a_template_is_made_once_for_its_token(cloud: Cloud) -> None:
+    asked: dict[str, Any] = {"LaunchTemplateName": cloud.name(), "ClientToken": cloud.name()}
+    asked["LaunchTemplateData"] = {"InstanceType": "t3.micro"}
+    cloud.region.fault("lost_reply", call="CreateLaunchTemplate", times=1)
+    with pytest.raises(ConnectionClosedError):
+        cloud.ec2.create_launch_template(**asked)
+    made = cloud.ec2.create_launch_template(**asked)["LaunchTemplate"]
+    assert made["LaunchTemplateName"] == asked["LaunchTemplateName"]
+    with pytest.raises(ClientError) as taken:
+        cloud.ec2.create_launch_template(**{**asked, "ClientToken": cloud.name()})
+    assert code(taken) == "InvalidLaunchTemplateName.AlreadyExistsException"
 
 
 def test_lost_reply_leaves_what_the_call_made(cloud: Cloud) -> None:
