@@ -34,6 +34,8 @@ ERROR_CODE = re.compile(rb"<Code>([\w.]+)</Code>|\"__type\":\s*\"(?:[^\"#]*#)?([
 S3_OBJECT = {"GET": "GetObject", "PUT": "PutObject", "DELETE": "DeleteObject", "HEAD": "HeadObject"}
 S3_BUCKET = {"GET": "ListObjectsV2", "PUT": "CreateBucket", "DELETE": "DeleteBucket", "HEAD": "HeadBucket"}
 TICK_S = 0.1
+PROVIDER_WAITS_S = 0.05
+"""How much later than at once Terraform's provider is answered: see decision 218."""
 
 
 class Dropped(ConnectionError):
@@ -73,6 +75,8 @@ class App:
             status, headers, body = self._control.reply(environ)
         else:
             status, headers, body = self._aws(environ)
+            if "Terraform/" in environ.get("HTTP_USER_AGENT", ""):
+                time.sleep(PROVIDER_WAITS_S)
         headers = {k: v for k, v in headers.items() if k.lower() != "connection"}
         if environ["REQUEST_METHOD"] != "HEAD":  # there it is the length of what a GET would have
             headers = {k: v for k, v in headers.items() if k.lower() != "content-length"}
@@ -127,7 +131,9 @@ def error_code(reply: Reply) -> str:
 
 
 class Handler(MotoRequestHandler):
-    """Quiet, and without a traceback for a reply that was dropped on purpose."""
+    """Quiet, and without a traceback for a reply that was dropped on purpose. An answer is sent in one piece."""
+
+    wbufsize = 1 << 20
 
     def log(self, type: str, message: str, *args: Any) -> None: ...  # noqa: A002
 

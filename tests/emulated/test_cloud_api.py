@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 import ipaddress
 import json
+import socket
 import time
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from botocore.exceptions import ClientError
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from tests.cloud.api import PROVIDER_WAITS_S
 from tests.cloud.types import Pace
 from tests.emulated.conftest import FAST, Cloud
 
@@ -23,6 +26,27 @@ ROOT = {"DeviceName": "/dev/sda1", "Ebs": {"VolumeType": "gp3", "VolumeSize": 50
 def code(error: pytest.ExceptionInfo[ClientError]) -> str:
     found: str = error.value.response["Error"]["Code"]
     return found
+
+
+def test_terraforms_provider_is_answered_late_and_in_one_piece(cloud: Cloud) -> None:
+    """Decision 218. Only that it is late enough can be told, so that a busy machine changes nothing."""
+    asked = "Action=DescribeVpcs&Version=2016-11-15"
+    lines = [
+        "POST / HTTP/1.1",
+        "Host: region",
+        "User-Agent: APN/1.0 HashiCorp/1.0 Terraform/1.11.4 terraform-provider-aws/5.100.0",
+        "Authorization: AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/ec2/aws4_request, Signature=none",
+        "Content-Type: application/x-www-form-urlencoded",
+        f"Content-Length: {len(asked)}",
+    ]
+    address = urlsplit(cloud.server.url)
+    with socket.create_connection((address.hostname, address.port), timeout=60) as caller:
+        begun = time.monotonic()
+        caller.sendall("\r\n".join([*lines, "", asked]).encode())
+        piece = caller.recv(1 << 20)
+    assert time.monotonic() - begun >= PROVIDER_WAITS_S
+    assert piece.startswith(b"HTTP/1.1 200 OK")
+    assert piece.endswith(b"</DescribeVpcsResponse>")
 
 
 def test_placement_group_is_in_use_until_its_instances_are_gone(cloud: Cloud) -> None:
