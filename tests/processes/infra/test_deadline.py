@@ -166,7 +166,10 @@ def test_a_further_boot_renews_no_lease_and_another_instance_begins_anew(machine
     machine.set_clock(1_800_000_000)
     machine.boot(expires_unix=1_900_000_000, max_s=3600, lease_s=600, idle_s=60)
     os.utime(machine.state / "lease", (1, 1))
+    program = machine.state / "deadline"
+    first = program.stat().st_ino
     machine.boot(expires_unix=1_900_000_000, max_s=9999, lease_s=0, idle_s=0)
+    assert program.stat().st_ino != first  # replaced: one that is just starting cannot be written over
     assert (machine.state / "lease").stat().st_mtime == 1
     assert (machine.state / "limits").read_text() == "3600 600 60 1800000000\n"
     machine.off()
