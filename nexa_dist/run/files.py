@@ -10,6 +10,7 @@ import os
 import pwd
 import socket
 import stat
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,9 +66,9 @@ def write_text(path: Path, text: str, mode: int = 0o600) -> None:
 
 
 def write_bytes(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Temporary sibling, fsync, rename. Raises OSError, and leaves nothing beside what was there."""
+    """A sibling of this thread's own, fsync, rename. Raises OSError, and leaves nothing beside what was there."""
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{threading.get_native_id()}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
         with os.fdopen(fd, "wb") as file:
