@@ -208,7 +208,13 @@ def _start(made: Slurm) -> None:
     made.start("slurmctld", "-D", "-i", "-f", f"{root}/slurm.conf")
     for name in made.nodes:
         made.start("slurmd", "-D", "-N", name, "-f", f"{root}/slurm.conf")
-    _until(made, lambda: made.call("sinfo", "-h", "-N", "-o", "%N %T", check=False).count(" idle") >= len(made.nodes))
+    _until(made, lambda: _idle(made) == set(made.nodes))
+
+
+def _idle(made: Slurm) -> set[str]:
+    """Nodes that can take a job; sinfo has a line for each partition of each."""
+    lines = made.call("sinfo", "-h", "-N", "-o", "%N %T", check=False).splitlines()
+    return {name for name, _, state in (line.partition(" ") for line in lines) if state == "idle"}
 
 
 def _until(made: Slurm, true: object, timeout_s: float = START_S) -> None:
