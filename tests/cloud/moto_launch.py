@@ -1,12 +1,11 @@
-"""RunInstances as AWS does it: launch templates in full, tokens, capacity, spot records, tags on all that is made."""
+"""RunInstances as AWS does it: launch templates in full, capacity, spot records, tags on all that is made."""
 
 from __future__ import annotations
 
 import base64
 import copy
-import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from moto.core.responses import ActionResult
@@ -34,17 +33,9 @@ class Launch:
     faults: FaultBook
     prices: Prices
     plain: Callable[[EC2Response], ActionResult]
-    tokens: dict[tuple[str, str, str], tuple[str, ActionResult]] = field(default_factory=dict)
 
     def run(self, response: EC2Response) -> ActionResult:
         ec2, asked = response.ec2_backend, response.params
-        key = (ec2.account_id, ec2.region_name, asked.get("ClientToken") or "")
-        print_ = json.dumps({k: v for k, v in asked.items() if k != "ClientToken"}, sort_keys=True, default=str)
-        if key[2] and key in self.tokens:
-            before, answer = self.tokens[key]
-            if before != print_:
-                raise Refused("IdempotentParameterMismatch", f"Client token {key[2]} was used with other parameters.")
-            return answer
         merged = not self.faults.strike("overwritten")
         params = with_template(ec2, asked, merged)
         params["MinCount"] = params.get("MaxCount", params.get("MinCount", 1))
@@ -65,8 +56,6 @@ class Launch:
                 vars(instance).update(capacity_reservation_id=reservation, capacity_reservation_specification=held)
                 if params.get("InstanceMarketOptions"):
                     instance.lifecycle = "capacity-block"
-        if key[2]:
-            self.tokens[key] = (print_, answer)
         return answer
 
     def _afford(self, type_: str, zone: str, market: str, params: Params) -> None:

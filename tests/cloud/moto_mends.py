@@ -56,18 +56,33 @@ def get_tags(self: Any) -> list[dict[str, str]]:
     return [{"resource_id": self.id, "resource_type": kind, "key": k, "value": v} for k, v in own.items()]
 
 
-def keeps_template_clean(plain: Callable[[EC2Response], ActionResult]) -> Callable[[EC2Response], ActionResult]:
-    """Tags of the template itself do not belong to its data, where they would show as drift. A repeat with the token of
-    a call whose answer was lost is answered as that one was."""
-    answers: dict[tuple[str, str, str], ActionResult] = {}
+def answers_token_once(plain: Callable[[EC2Response], ActionResult]) -> Callable[[EC2Response], ActionResult]:
+    """A repeat with the client token of a call whose answer was lost is answered as that call was, and makes nothing;
+    one with other parameters is refused."""
+    answers: dict[tuple[str, str, str], tuple[str, ActionResult]] = {}
 
-    def create_launch_template(self: EC2Response) -> ActionResult:
-        key = (self.ec2_backend.account_id, self.ec2_backend.region_name, self._get_param("ClientToken") or "")
-        if key in answers:
-            return answers[key]
+    def act(self: EC2Response) -> ActionResult:
+        asked = {**self.params}
+        key = (self.ec2_backend.account_id, self.ec2_backend.region_name, asked.pop("ClientToken", None) or "")
+        print_ = json.dumps(asked, sort_keys=True, default=str)
+        if key[2] and key in answers:
+            before, answer = answers[key]
+            if before != print_:
+                raise Refused("IdempotentParameterMismatch", f"Client token {key[2]} was used with other parameters.")
+            return answer
         answer = plain(self)
         if key[2]:
-            answers[key] = answer
+            answers[key] = (print_, answer)
+        return answer
+
+    return act
+
+
+def keeps_template_clean(plain: Callable[[EC2Response], ActionResult]) -> Callable[[EC2Response], ActionResult]:
+    """Tags of the template itself do not belong to its data, where they would show as drift."""
+
+    def create_launch_template(self: EC2Response) -> ActionResult:
+        answer = plain(self)
         template = self.ec2_backend.get_launch_template_by_name(self._get_param("LaunchTemplateName"))
         data = template.default_version().data
         specs = [s for s in data.pop("TagSpecifications", []) if s["ResourceType"] != "launch-template"]

@@ -72,7 +72,7 @@ def patch_instances(world: World) -> None:
     def dead(instance_id: str) -> bool:
         return instance_id in life.machines and life.machines[instance_id].dead
 
-    put(world, EC2Response, "run_instances", lambda self: launch.run(self))
+    put(world, EC2Response, "run_instances", moto_mends.answers_token_once(launch.run))
     put(world, Instance, "terminate", lambda self: life.terminate(self))
     put(world, Instance, "stop", lambda self: life.stop(self, plain_stop))
     put(world, Instance, "start", lambda self: life.start(self, plain_start))
@@ -93,6 +93,7 @@ def patch_answers(world: World) -> None:
     put(world, EC2Response, "describe_spot_price_history", price_history(world.prices))
     for name, wrap in (
         ("create_launch_template", moto_mends.keeps_template_clean),
+        ("create_launch_template", moto_mends.answers_token_once),
         ("describe_launch_templates", moto_mends.describes_all_templates),
         ("describe_key_pairs", moto_mends.by_key_id),
         ("delete_key_pair", moto_mends.by_key_id),

@@ -78,6 +78,9 @@ def test_a_template_is_made_once_for_its_token(cloud: Cloud) -> None:
         cloud.ec2.create_launch_template(**asked)
     made = cloud.ec2.create_launch_template(**asked)["LaunchTemplate"]
     assert made["LaunchTemplateName"] == asked["LaunchTemplateName"]
+    with pytest.raises(ClientError) as other:
+        cloud.ec2.create_launch_template(**{**asked, "LaunchTemplateData": {"InstanceType": "t3.small"}})
+    assert code(other) == "IdempotentParameterMismatch"
     with pytest.raises(ClientError) as taken:
         cloud.ec2.create_launch_template(**{**asked, "ClientToken": cloud.name()})
     assert code(taken) == "InvalidLaunchTemplateName.AlreadyExistsException"
