@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import threading
@@ -9,6 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import pytest
 
 
 @dataclass
@@ -39,13 +42,26 @@ class Server:
         self.answer = answer
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
-        self.at_once = self.most_at_once = 0
         self.over = threading.Event()
         self.lock = threading.Lock()
         self.url = ""
 
     def prompts(self) -> list[str]:
         return [one["messages"][-1]["content"] for one in self.asked]
+
+
+def passing_hours(patch: pytest.MonkeyPatch, answer: Callable[[dict[str, Any], int], Answer]) -> Any:
+    """The same answers, but an hour passes on the event loops' clock before one that hangs: its time limit is over at
+    once, and no other question's is, however slow this machine; with a concurrency of 1."""
+    plain, ahead = asyncio.BaseEventLoop.time, [0.0]
+    patch.setattr(asyncio.BaseEventLoop, "time", lambda loop: plain(loop) + ahead[0])
+
+    def late(body: dict[str, Any], number: int) -> Answer:
+        found = answer(body, number)
+        ahead[0] += 3600.0 * found.hang
+        return found
+
+    return late
 
 
 @contextlib.contextmanager
@@ -62,15 +78,10 @@ def serving(answer: Callable[[dict[str, Any], int], Answer]) -> Iterator[Server]
                 number = len(server.asked)
                 server.asked.append(body)
                 server.keys.append(self.headers.get("Authorization"))
-                server.at_once += 1
-                server.most_at_once = max(server.most_at_once, server.at_once)
             try:
                 self.send(server.answer(body, number))
             except OSError:
                 self.close_connection = True
-            finally:
-                with server.lock:
-                    server.at_once -= 1
 
         def send(self, answer: Answer) -> None:
             self.send_response(answer.status)

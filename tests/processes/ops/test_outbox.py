@@ -45,6 +45,12 @@ def outbox(run: RunFolder, *targets: Target, pauses_s: tuple[float, ...] = (0.0,
     return Outbox(run, targets, Runner(), pauses_s)
 
 
+def all_but_one_know(box: Outbox) -> None:
+    until = time.monotonic() + 20
+    while len(box.unsent()) > 1 and time.monotonic() < until:
+        time.sleep(0.01)
+
+
 def test_a_message_is_sent_once_to_each_and_has_what_a_person_needs(server: Server, run: RunFolder) -> None:
     targets = target(server, "ok"), target(server, "ok/2")
     for _ in range(2):  # the second one is another controller
@@ -63,8 +69,9 @@ def test_one_that_hangs_delays_no_other_and_no_run_and_is_kept(server: Server, r
     box = outbox(run, target(server, "hang"), target(server, "ok"))
     began = time.monotonic()
     box.put(ENDED)
-    assert time.monotonic() - began < 1
+    assert not box.marks.why  # nobody has waited for the one that hangs
     assert server.wait("ok") and server.wait("hang")
+    all_but_one_know(box)
     box.close(wait_s=0.2)
     assert time.monotonic() - began < 20
     assert [letter.target.row["url"] for letter in box.unsent()] == [server.url("hang")]
@@ -99,9 +106,8 @@ def test_a_busy_server_is_left_alone_as_long_as_it_says(server: Server, run: Run
 
 def test_what_a_node_has_told_is_not_told_again_where_nodes_may_tell(server: Server, run: RunFolder) -> None:
     box = outbox(run, target(server, "ok", from_nodes=True), target(server, "ok/2"))
-    box.put(ENDED, after_s=0.3)
+    box.put(ENDED, after_s=600)
     box.told_by_node(ENDED.key)
-    server.wait("ok/2")
     box.close()
     assert (server.count("ok"), server.count("ok/2")) == (0, 1)
     assert not outbox(run, *box.targets).unsent()
@@ -130,6 +136,7 @@ def test_a_command_gets_the_message_and_one_that_hangs_is_ended(run: RunFolder, 
     files = tmp_path / "pid", tmp_path / "got"
     while not all(file.exists() and file.read_text() for file in files) and time.monotonic() < until:
         time.sleep(0.02)
+    all_but_one_know(box)
     box.close(wait_s=0.5)
     assert json.loads((tmp_path / "got").read_text())["event"] == "run_ended"
     assert [letter.target for letter in box.unsent()] == [waits]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import json
+import threading
 import time
 from typing import Any
 
@@ -175,19 +176,27 @@ def test_logprobs_are_read() -> None:
 
 
 def test_many_are_asked_at_a_time_but_no_more_than_allowed() -> None:
-    with (
-        serving(lambda body, _: time.sleep(0.02) or completion(body["messages"][0]["content"])) as server,
-        endpoint(server, concurrency=3) as one,
-    ):
+    three = threading.Barrier(3, lambda: time.sleep(0.05))  # in which a fourth would come
+    held: list[int] = []
+    most = []
+
+    def answer(body: dict[str, Any], number: int) -> Answer:
+        held.append(number)
+        most.append(len(held))
+        three.wait(20)
+        held.pop()
+        return completion(body["messages"][0]["content"])
+
+    with serving(answer) as server, endpoint(server, concurrency=3) as one:
         found = dict(one.ask_all((n, Question([{"role": "user", "content": str(n)}])) for n in range(12)))
     assert {key: getattr(reply, "text", reply) for key, reply in found.items()} == {n: str(n) for n in range(12)}
-    assert server.most_at_once == 3
+    assert max(most) == 3
 
 
 def test_a_budget_of_tokens_ends_it_and_is_kept() -> None:
     with (
         serving(lambda *_: completion("x", prompt=90, made=10)) as server,
-        endpoint(server, budget_tokens=1000, max_tokens=100, concurrency=4) as one,
+        endpoint(server, budget_tokens=1000, max_tokens=100, concurrency=3) as one,
     ):
         found = [outcome for _, outcome in one.ask_all((n, Question(HELLO)) for n in range(100))]
         spent = one.spent

@@ -17,7 +17,7 @@ from nexa_dist.stages.contract import EXIT_STOPPED, StageEnv  # noqa: E402
 from nexa_dist.stages.data.config import Sample  # noqa: E402
 from nexa_dist.stages.eval import work as stage  # noqa: E402
 from nexa_dist.stages.load import load_stage  # noqa: E402
-from tests.teacher import Answer, Server, completion, serving  # noqa: E402
+from tests.teacher import Answer, Server, completion, passing_hours, serving  # noqa: E402
 
 ROWS = [{"id": n, "prompt": f"q{n}", "completion": f"answer {n}", "other": f"other {n}", "topic": "odd" if n % 2 else
          "even", "human": n / 10} for n in range(6)]  # fmt: skip
@@ -121,15 +121,14 @@ def test_a_judge_that_cannot_rank_is_said_to_be_one(tmp_path: Path) -> None:
         (completion('{"reason": "long', finish="length"), "truncated"),
     ],
 )
-def test_a_reply_that_is_none_is_counted_and_its_score_is_missing(tmp_path: Path, answer: Answer, kind: str) -> None:
+def test_a_reply_that_is_none_is_counted_and_its_score_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Answer, kind: str
+) -> None:
     def judge(body: dict[str, Any], number: int) -> Answer:
         return answer if "answer 2" in body["messages"][-1]["content"] else honest(body)
 
-    with serving(judge) as server:
-        limit_s = 2.0 if answer.hang else 60.0
-        made = Eval(
-            tmp_path, server, endpoint={"reply_bytes": 100_000, "timeout_s": limit_s, "tries": 1, "concurrency": 4}
-        )
+    with serving(passing_hours(monkeypatch, judge)) as server:
+        made = Eval(tmp_path, server, endpoint={"reply_bytes": 100_000, "tries": 1})
         assert made.run() == 0, "2 of 12 questions, which judge.failed_most allows"
     row = made.table()[2]
     assert row["dss"] is None and row["failed"] == kind and all(row[name] is None for name in CRITERIA)

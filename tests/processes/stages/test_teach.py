@@ -25,7 +25,7 @@ from nexa_dist.stages.teach.journal import Journal  # noqa: E402
 from nexa_dist.train import checkpoint  # noqa: E402
 from nexa_dist.train.fence import Superseded  # noqa: E402
 from nexa_dist.train.text import examples  # noqa: E402
-from tests.teacher import Answer, Server, completion, serving  # noqa: E402
+from tests.teacher import Answer, Server, completion, passing_hours, serving  # noqa: E402
 
 
 def echo(body: dict[str, Any], _: int = 0) -> Answer:
@@ -111,14 +111,14 @@ def misbehaves(body: dict[str, Any], _: int) -> Answer:
     return bad.get(term) or completion('{"score": 0.5}')
 
 
-def test_what_is_no_answer_is_counted_and_kept_apart(tmp_path: Path) -> None:
+def test_what_is_no_answer_is_counted_and_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [*({"term": f"t{n}"} for n in range(9)), {"term": "bad", "other": 1}, {"other": 2, "term": "x" * (1 << 21)}]
-    with serving(misbehaves) as server:
+    with serving(passing_hours(monkeypatch, misbehaves)) as server:
         stage = Stage(
             tmp_path, server, rows, failed_most=0.2, passes=2,
             json_schema={"type": "object", "required": ["score"]},
             prompt="Define {{ term if term != 'bad' else nothing }}.",
-            endpoint={"reply_bytes": 20_000, "timeout_s": 0.4, "tries": 2},
+            endpoint={"reply_bytes": 20_000, "concurrency": 1, "tries": 2},
         )  # fmt: skip
         assert stage.run() == 0
     assert [(row["id"], row["json"]) for row in stage.table()] == [(f"t{n}", '{"score": 0.5}') for n in (6, 7, 8)]
@@ -367,13 +367,15 @@ def test_killed_20_times_it_comes_to_the_same_bytes(tmp_path: Path) -> None:
     assert (stage.output / "rows.parquet").read_bytes() == (straight.output / "rows.parquet").read_bytes()
 
 
-def test_what_was_stopped_while_it_was_asked_is_counted_as_spent(tmp_path: Path) -> None:
+def test_what_was_stopped_while_it_was_asked_is_counted_as_spent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def answer(body: dict[str, Any], number: int) -> Answer:
         stage.stopped = True
         return Answer(200, b"{", hang=True)
 
-    with serving(answer) as server:
-        stage = Stage(tmp_path, server, endpoint={"concurrency": 1, "max_tokens": 9, "timeout_s": 0.3})
+    with serving(passing_hours(monkeypatch, answer)) as server:
+        stage = Stage(tmp_path, server, endpoint={"concurrency": 1, "max_tokens": 9})
         assert stage.run() == 143
     assert stage.notes["tokens"]["completion"] == 9
     assert stage.notes["counts"]["unanswered"] == 20
