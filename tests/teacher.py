@@ -50,7 +50,9 @@ class Server:
         return [one["messages"][-1]["content"] for one in self.asked]
 
 
-def passing_hours(patch: pytest.MonkeyPatch, answer: Callable[[dict[str, Any], int], Answer]) -> Any:
+def passing_hours(
+    patch: pytest.MonkeyPatch, answer: Callable[[dict[str, Any], int], Answer]
+) -> Callable[[dict[str, Any], int], Answer]:
     """The same answers, but an hour passes on the event loops' clock before one that hangs: its time limit is over at
     once, and no other question's is, however slow this machine; with a concurrency of 1."""
     plain, ahead = asyncio.BaseEventLoop.time, [0.0]

@@ -196,7 +196,7 @@ def test_many_are_asked_at_a_time_but_no_more_than_allowed() -> None:
 def test_a_budget_of_tokens_ends_it_and_is_kept() -> None:
     with (
         serving(lambda *_: completion("x", prompt=90, made=10)) as server,
-        endpoint(server, budget_tokens=1000, max_tokens=100, concurrency=3) as one,
+        endpoint(server, budget_tokens=1000, max_tokens=100, concurrency=4) as one,
     ):
         found = [outcome for _, outcome in one.ask_all((n, Question(HELLO)) for n in range(100))]
         spent = one.spent

@@ -344,9 +344,10 @@ def of_key(stage: Stage, key: str) -> None:
 
 
 def join_copies() -> None:
-    """Wait for the copies that were under way: what is lost with a node is what they had not brought."""
-    for thread in threading.enumerate():
-        if thread.name in ("save", "durable"):
+    """Wait for the copies that were under way: what is lost with a node is what they had not brought. A save begins the
+    copy of what it has saved as its last act."""
+    for name in ("save", "durable"):
+        for thread in [one for one in threading.enumerate() if one.name == name]:
             thread.join(60)
 
 
