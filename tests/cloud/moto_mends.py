@@ -64,15 +64,15 @@ def answers_token_once(plain: Callable[[EC2Response], ActionResult]) -> Callable
     def act(self: EC2Response) -> ActionResult:
         asked = {**self.params}
         key = (self.ec2_backend.account_id, self.ec2_backend.region_name, asked.pop("ClientToken", None) or "")
-        print_ = json.dumps(asked, sort_keys=True, default=str)
+        fingerprint = json.dumps(asked, sort_keys=True, default=str)
         if key[2] and key in answers:
             before, answer = answers[key]
-            if before != print_:
+            if before != fingerprint:
                 raise Refused("IdempotentParameterMismatch", f"Client token {key[2]} was used with other parameters.")
             return answer
         answer = plain(self)
         if key[2]:
-            answers[key] = (print_, answer)
+            answers[key] = (fingerprint, answer)
         return answer
 
     return act

@@ -127,8 +127,9 @@ def test_a_reply_that_is_none_is_counted_and_its_score_is_missing(
     def judge(body: dict[str, Any], number: int) -> Answer:
         return answer if "answer 2" in body["messages"][-1]["content"] else honest(body)
 
+    asking = {"reply_bytes": 100_000, "tries": 1, "concurrency": 1 if answer.hang else 4}
     with serving(passing_hours(monkeypatch, judge)) as server:
-        made = Eval(tmp_path, server, endpoint={"reply_bytes": 100_000, "tries": 1})
+        made = Eval(tmp_path, server, endpoint=asking)
         assert made.run() == 0, "2 of 12 questions, which judge.failed_most allows"
     row = made.table()[2]
     assert row["dss"] is None and row["failed"] == kind and all(row[name] is None for name in CRITERIA)
